@@ -1,0 +1,229 @@
+"""Claims about files of weights: what is written comes back, and what is wrong is named in one line."""
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from twostage import checkpoint
+from twostage.errors import CheckpointError
+from twostage.features import MelConfig
+from twostage.pipeline import TwoStage, TwoStageConfig
+from twostage.restorer import Restorer, RestorerConfig
+from twostage.vocoder import Vocoder, VocoderConfig
+
+MEL = MelConfig(n_mels=16)
+RESTORER = RestorerConfig(mel=MEL, channels=(4, 8), time_strides=(2,), blocks=1, dilations=(1,))
+VOCODER = VocoderConfig(
+    mel=MEL,
+    upsample_rates=(16, 16),
+    upsample_kernel_sizes=(32, 32),
+    upsample_initial_channel=8,
+    resblock_kernel_sizes=(3,),
+    resblock_dilation_sizes=((1, 3),),
+)
+
+
+def vocoder() -> Vocoder:
+    torch.manual_seed(0)
+    return Vocoder(VOCODER)
+
+
+@pytest.fixture
+def stages(tmp_path: Path) -> tuple[Path, Path]:
+    torch.manual_seed(0)
+    checkpoint.save(tmp_path / "r.safetensors", Restorer(RESTORER), provenance={"steps": 7})
+    checkpoint.save(tmp_path / "v.safetensors", vocoder(), provenance={})
+    return tmp_path / "r.safetensors", tmp_path / "v.safetensors"
+
+
+def test_a_stage_comes_back_with_its_settings_and_its_output(tmp_path: Path) -> None:
+    model, mel = vocoder(), torch.randn(1, 16, 5)
+    checkpoint.save(tmp_path / "v.safetensors", model, provenance={"steps": 3, "data": "none"})
+    again = checkpoint.load_stage(tmp_path / "v.safetensors")
+    assert again.config == VOCODER
+    assert checkpoint.read_header(tmp_path / "v.safetensors").provenance == {"steps": 3, "data": "none"}
+    assert again.state_dict().keys() == model.state_dict().keys()  # with weight normalisation, for training on
+    torch.testing.assert_close(again(mel), model(mel), atol=1e-6, rtol=0)
+
+
+def test_a_file_of_weights_holds_plain_weights_whether_the_model_was_folded_or_not(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "a.safetensors", vocoder(), provenance={})
+    checkpoint.save(tmp_path / "b.safetensors", vocoder().fold(), provenance={})
+    a, b = load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "b.safetensors")
+    assert a.keys() == b.keys() == vocoder().fold().state_dict().keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("folded_file", [True, False])
+@pytest.mark.parametrize("folded_model", [True, False])
+def test_weights_load_into_folded_and_normalised_models(folded_file: bool, folded_model: bool) -> None:
+    source, target, mel = vocoder(), Vocoder(VOCODER), torch.randn(1, 16, 5)
+    wanted = source(mel)
+    tensors = (source.fold() if folded_file else source).state_dict()
+    checkpoint.assign(target.fold() if folded_model else target, tensors, "file")
+    torch.testing.assert_close(target(mel), wanted, atol=1e-6, rtol=0)
+
+
+def test_half_precision_loads_as_single_and_stays_close(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "v.safetensors", vocoder(), provenance={}, dtype=torch.float16)
+    again = checkpoint.load_stage(tmp_path / "v.safetensors")
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
+    assert load_file(tmp_path / "v.safetensors")["conv_pre.weight"].dtype == torch.float16
+    torch.testing.assert_close(again(torch.ones(1, 16, 5)), vocoder()(torch.ones(1, 16, 5)), atol=1e-3, rtol=0)
+
+
+def test_a_weight_too_large_for_half_precision_is_not_written(tmp_path: Path) -> None:
+    model = vocoder().fold()
+    torch.nn.init.constant_(model.conv_pre.weight, 1e5)
+    with pytest.raises(CheckpointError, match="conv_pre.weight is not finite as torch.float16"):
+        checkpoint.save(tmp_path / "v.safetensors", model, provenance={}, dtype=torch.float16)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_two_stages_in_any_order_make_an_enhancer_for_inference(stages: tuple[Path, Path], order: tuple[int, int]) -> None:
+    model = checkpoint.load(*(stages[i] for i in order))
+    assert isinstance(model, TwoStage)
+    assert not model.training
+    assert not any("parametrizations" in key for key in model.state_dict())
+    assert not any(p.requires_grad for p in model.parameters())
+    assert model(torch.zeros(1, 1, 600)).shape == (1, 1, 512)
+
+
+def test_a_folder_of_both_stages_and_a_file_of_both_are_the_same(stages: tuple[Path, Path], tmp_path: Path) -> None:
+    both = checkpoint.load(stages[0].parent)
+    checkpoint.save(tmp_path / "one" / "both.safetensors", both, provenance={})
+    audio = torch.randn(1, 1, 2000)
+    assert torch.equal(checkpoint.load(tmp_path / "one")(audio), both(audio))
+
+
+def test_a_shipped_model_is_found_by_its_name(
+    stages: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(tmp_path / "checkpoints" / "default" / "m.safetensors", checkpoint.load(*stages), provenance={})
+    monkeypatch.setattr(checkpoint, "SHIPPED", (tmp_path / "checkpoints",))
+    assert isinstance(checkpoint.load(), TwoStage)
+    assert isinstance(checkpoint.load("default"), TwoStage)
+    with pytest.raises(CheckpointError, match=r"nosuch: no such file, folder or shipped model \(default\)"):
+        checkpoint.load("nosuch")
+
+
+def test_a_run_directory_gives_its_best_weights(stages: tuple[Path, Path], tmp_path: Path) -> None:
+    for name in ("last", "best"):
+        checkpoint.save(tmp_path / "run" / f"{name}.safetensors", Restorer(RESTORER), provenance={"name": name})
+    torch.testing.assert_close(
+        checkpoint.load_stage(tmp_path / "run").state_dict(),
+        checkpoint.load_stage(tmp_path / "run" / "best.safetensors").state_dict(),
+    )
+
+
+def test_mel_settings_of_two_stages_must_agree(stages: tuple[Path, Path], tmp_path: Path) -> None:
+    other = replace(VOCODER, mel=replace(MEL, fmax=7000.0))
+    checkpoint.save(tmp_path / "o.safetensors", Vocoder(other), provenance={})
+    with pytest.raises(CheckpointError, match=r"r\.safetensors and .*o\.safetensors: .*mel\.fmax is 8000\.0 and 7000\.0"):
+        checkpoint.load(stages[0], tmp_path / "o.safetensors")
+
+
+def test_one_stage_is_no_enhancer(stages: tuple[Path, Path]) -> None:
+    with pytest.raises(CheckpointError, match="holds a vocoder alone; give a restorer's file beside it"):
+        checkpoint.load(stages[1])
+    with pytest.raises(CheckpointError, match="wanted a restorer and a vocoder, found: vocoder, vocoder"):
+        stages[0].write_bytes(stages[1].read_bytes())
+        checkpoint.load(*stages)
+
+
+def _spoil(path: Path, how: str) -> None:
+    whole = path.read_bytes()
+    tensors = {key: tensor.clone() for key, tensor in load_file(path).items()}  # load_file maps the file that is spoilt below
+    metadata = checkpoint.read_header(path)
+    texts = {"format": "twostage", "kind": "vocoder", "config": json.dumps(metadata.config)}
+    match how:
+        case "truncated":
+            path.write_bytes(whole[: len(whole) // 2])
+        case "empty":
+            path.write_bytes(b"")
+        case "text":
+            path.write_text("hello")
+        case "pickle":
+            path.write_bytes(pickle.dumps({"a": 1}))
+        case "torch":
+            torch.save(tensors, path)
+        case "foreign":
+            save_file(tensors, path)
+        case "kind":
+            save_file(tensors, path, texts | {"kind": "diffusion"})
+        case "no config":
+            save_file(tensors, path, {"format": "twostage", "kind": "vocoder"})
+        case "config":
+            save_file(tensors, path, texts | {"config": json.dumps(metadata.config | {"width": 3})})
+        case "missing":
+            save_file({k: t for k, t in tensors.items() if k != "conv_pre.bias"}, path, texts)
+        case "unexpected":
+            save_file(tensors | {"extra": torch.ones(1)}, path, texts)
+        case "shape":
+            save_file(tensors | {"conv_pre.bias": torch.ones(3)}, path, texts)
+        case "nan":
+            save_file(tensors | {"conv_pre.bias": torch.full((8,), torch.nan)}, path, texts)
+
+
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [
+        ("truncated", "damaged"),
+        ("empty", "not a safetensors file"),
+        ("text", "not a safetensors file"),
+        ("pickle", "not a safetensors file"),
+        ("torch", "not a safetensors file"),
+        ("foreign", "not of twostage"),
+        ("kind", "no kind that is known: diffusion"),
+        ("no config", "settings inside cannot be read"),
+        ("config", "vocoder.width: no such setting"),
+        ("missing", "conv_pre.bias missing"),
+        ("unexpected", "extra unexpected"),
+        ("shape", r"conv_pre.bias has shape \(3,\), wanted \(8,\)"),
+        ("nan", "conv_pre.bias is not finite"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_in_one_line(stages: tuple[Path, Path], how: str, what: str) -> None:
+    _spoil(stages[1], how)
+    with pytest.raises(CheckpointError, match=what) as caught:
+        checkpoint.load_stage(stages[1])
+    assert str(caught.value).startswith(str(stages[1]))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_stage_starts_from_its_part_of_a_file_of_both(stages: tuple[Path, Path], tmp_path: Path) -> None:
+    both = TwoStage(TwoStageConfig(RESTORER, VOCODER))
+    checkpoint.save(tmp_path / "both.safetensors", both, provenance={})
+    target, mel = vocoder(), torch.randn(1, 16, 4)
+    checkpoint.initialise(target, tmp_path / "both.safetensors")
+    torch.testing.assert_close(target(mel), both.vocoder(mel), atol=1e-6, rtol=0)
+    with pytest.raises(CheckpointError, match="holds a restorer, wanted a vocoder"):
+        checkpoint.initialise(target, stages[0])
+
+
+def test_a_training_state_comes_back_and_leaves_no_litter(tmp_path: Path) -> None:
+    state = {"step": 3, "model": vocoder().state_dict(), "rng": torch.get_rng_state()}
+    checkpoint.save_state(tmp_path / "state.pt", state)
+    again = checkpoint.load_state(tmp_path / "state.pt")
+    assert again["step"] == 3
+    assert torch.equal(again["rng"], state["rng"])
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (exec, ("raise SystemExit('ran')",))
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish", b"PK\x03\x04", pickle.dumps(Evil()), pickle.dumps({"step": Evil()})])
+def test_a_foreign_training_state_is_one_line_and_never_runs(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "state.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"state\.pt: not a training state") as caught:
+        checkpoint.load_state(tmp_path / "state.pt")
+    assert "\n" not in str(caught.value)

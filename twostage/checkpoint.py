@@ -1,0 +1,266 @@
+"""The only reader and writer of weights: safetensors with the settings and the provenance inside, and training states.
+
+A file of weights holds plain weights, weight normalisation folded in; it loads into models with and without
+normalisation. Nothing is ever unpickled but tensors and plain containers (``torch.load(weights_only=True)``).
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from twostage.enhancers import ENHANCERS, KINDS, STAGES, kind_of
+from twostage.errors import CheckpointError, ConfigError
+from twostage.nn.layers import fold_weight_norm
+from twostage.pipeline import TwoStage, TwoStageConfig
+from twostage.schema import build
+from twostage.vocoder import Vocoder
+
+SUFFIX = ".safetensors"
+DEFAULT = "default"
+SHIPPED = (Path(__file__).parent / "checkpoints", Path(__file__).parent.parent / "checkpoints")
+LENGTH, DIRECTION = ".parametrizations.weight.original0", ".parametrizations.weight.original1"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself: kind of model, its settings as plain values, where it came from."""
+
+    kind: str
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+def save(path: str | Path, model: nn.Module, *, provenance: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> None:
+    """Write one file: plain weights as ``dtype``, settings and ``provenance`` (JSON values) in its metadata. Atomic.
+
+    Raises CheckpointError if a weight is not finite or does not fit ``dtype``; an existing file is replaced.
+    """
+    tensors = {key: tensor.to("cpu", dtype).contiguous() for key, tensor in plain_state(model).items()}
+    for key, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: {key} is not finite as {dtype}, not written")
+    metadata = {
+        "format": "twostage",
+        "version": "1",
+        "kind": kind_of(model),
+        "config": json.dumps(asdict(model.config)),  # type: ignore[call-overload]
+        "provenance": json.dumps(dict(provenance)),
+    }
+    _replace(Path(path), lambda temporary: save_file(tensors, temporary, metadata))
+
+
+def load(*paths: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+    """An enhancer ready for inference: folded, in eval mode, float32, on ``device``.
+
+    No path is the default model. One path is the name of a shipped model, a folder of weights or a file; a restorer's
+    file and a vocoder's, in any order, make a TwoStage. Raises CheckpointError, one line that names the file.
+    """
+    files = [file for path in paths or (DEFAULT,) for file in _files(path)]
+    models = {str(file): load_stage(file) for file in files}
+    model = next(iter(models.values())) if len(models) == 1 else _join(models)
+    if kind_of(model) not in ENHANCERS:
+        other = "restorer" if isinstance(model, Vocoder) else "vocoder"
+        raise CheckpointError(f"{files[0]}: holds a {kind_of(model)} alone; give a {other}'s file beside it")
+    return fold_weight_norm(model).eval().requires_grad_(False).to(device)
+
+
+def load_stage(path: str | Path) -> nn.Module:
+    """Whatever model one file or folder holds, with weight normalisation, ready for further training."""
+    file = _only(path)
+    header, tensors = read_header(file), _tensors(file)
+    config_class, module = KINDS[header.kind]
+    try:
+        model = module(build(config_class, header.config, header.kind))
+    except (ConfigError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{file}: settings inside do not make a {header.kind}: {error}") from None
+    assign(model, tensors, str(file))
+    return model
+
+
+def initialise(model: nn.Module, path: str | Path) -> None:
+    """Set ``model``'s weights from a file of the same kind; of a two-stage file, its part. Raises CheckpointError."""
+    file, kind = _only(path), kind_of(model)
+    header, tensors = read_header(file), _tensors(file)
+    if header.kind == "two-stage" and kind in STAGES:
+        tensors = {key.removeprefix(f"{kind}."): t for key, t in tensors.items() if key.startswith(f"{kind}.")}
+    elif header.kind != kind:
+        raise CheckpointError(f"{file}: holds a {header.kind}, wanted a {kind}")
+    assign(model, tensors, str(file))
+
+
+def read_header(path: str | Path) -> Header:
+    """Kind, settings and provenance of a file, without its weights. Raises CheckpointError."""
+    with _open(Path(path)) as file:
+        metadata = file.metadata() or {}
+    if metadata.get("format") != "twostage" or metadata.get("kind") not in KINDS:
+        raise CheckpointError(f"{path}: safetensors, but not of twostage (no kind that is known: {metadata.get('kind')})")
+    try:
+        config, provenance = json.loads(metadata["config"]), json.loads(metadata.get("provenance", "{}"))
+    except (KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: settings inside cannot be read: {error!r}") from None
+    return Header(metadata["kind"], config, provenance)
+
+
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """``model.state_dict()`` with every parametrized weight as the plain one it stands for."""
+    state = dict(model.state_dict())
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module, "weight"):
+            state = {key: t for key, t in state.items() if not key.startswith(f"{name}.parametrizations.")}
+            state[f"{name}.weight"] = module.weight.detach()  # type: ignore[union-attr, operator]
+    return state
+
+
+def assign(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Set all weights of ``model`` from ``tensors``, both of them folded or not. Strict.
+
+    Raises CheckpointError that names ``source`` and the key that is missing, unexpected, wrongly shaped or not finite.
+    """
+    own = model.state_dict()
+    if tensors.keys() != own.keys():
+        own, tensors = plain_state(model), fold_tensors(tensors)
+    _check(own, tensors, source)
+    modules = dict(model.named_modules())
+    with torch.no_grad():
+        for key, tensor in tensors.items():
+            name, _, leaf = key.rpartition(".")
+            if parametrize.is_parametrized(modules[name], leaf):
+                setattr(modules[name], leaf, tensor.float())  # by way of right_inverse: sets length and direction
+            else:
+                getattr(modules[name], leaf).copy_(tensor)
+
+
+def fold_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Lengths and directions of weight normalisation multiplied to plain weights; other tensors as they are."""
+    plain = {}
+    for key, tensor in tensors.items():
+        if key.endswith(DIRECTION) and key.replace(DIRECTION, LENGTH) in tensors:
+            plain[key.replace(DIRECTION, ".weight")] = torch._weight_norm(tensor, tensors[key.replace(DIRECTION, LENGTH)])
+        elif not key.endswith(LENGTH):
+            plain[key] = tensor
+    return plain
+
+
+def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write a training's state (tensors and plain containers), atomically: at any moment a complete one is on disk."""
+    _replace(Path(path), lambda temporary: torch.save(dict(state), temporary))
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """Read a training's state, weights-only. Raises CheckpointError."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes that are no state can trip the unpickler anywhere
+        raise CheckpointError(f"{path}: not a training state, or damaged ({_first_line(error)})") from None
+    if not isinstance(state, dict) or "step" not in state:
+        raise CheckpointError(f"{path}: not a training state")
+    return state
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write beside ``path``, flush to the disk, then take its place: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)  # the rename itself must outlive a crash
+        os.close(folder)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file, or damaged ({_first_line(error)})") from None
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with _open(path) as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged ({_first_line(error)})") from None
+
+
+def _check(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
+    for problem, keys in (("missing", own.keys() - tensors.keys()), ("unexpected", tensors.keys() - own.keys())):
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise CheckpointError(f"{source}: {min(keys)}{more} {problem}")
+    for key, tensor in tensors.items():
+        if tensor.shape != own[key].shape:
+            raise CheckpointError(f"{source}: {key} has shape {tuple(tensor.shape)}, wanted {tuple(own[key].shape)}")
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{source}: {key} is not finite")
+
+
+def _files(path: str | Path) -> list[Path]:
+    """The files that a name, folder or path stands for: one, or a folder's two stages."""
+    found = _find(path)
+    if found.is_file():
+        return [found]
+    for name in ("best", "last"):  # a training's run directory
+        if (found / f"{name}{SUFFIX}").is_file():
+            return [found / f"{name}{SUFFIX}"]
+    files = sorted(found.glob(f"*{SUFFIX}"))
+    if not 1 <= len(files) <= 2:
+        raise CheckpointError(f"{found}: holds {len(files)} {SUFFIX} files, wanted one or two")
+    return files
+
+
+def _find(path: str | Path) -> Path:
+    if "/" not in str(path) and not Path(path).suffix:  # a bare name is a shipped model before it is a folder
+        for home in SHIPPED:
+            if (home / path).is_dir():
+                return home / path
+    if not Path(path).exists():
+        names = sorted({folder.name for home in SHIPPED if home.is_dir() for folder in home.iterdir() if folder.is_dir()})
+        raise CheckpointError(f"{path}: no such file, folder or shipped model ({', '.join(names) or 'none are shipped'})")
+    return Path(path)
+
+
+def _only(path: str | Path) -> Path:
+    files = _files(path)
+    if len(files) != 1:
+        raise CheckpointError(f"{path}: holds {len(files)} {SUFFIX} files, wanted one")
+    return files[0]
+
+
+def _join(models: Mapping[str, nn.Module]) -> TwoStage:
+    """Both stages as one. Raises CheckpointError that names the mel setting in which they differ."""
+    files = " and ".join(models)
+    stages = {kind_of(model): model for model in models.values()}
+    if len(models) != 2 or stages.keys() != STAGES.keys():
+        kinds = ", ".join(kind_of(model) for model in models.values())
+        raise CheckpointError(f"{files}: wanted a restorer and a vocoder, found: {kinds}")
+    try:
+        model = TwoStage(TwoStageConfig(stages["restorer"].config, stages["vocoder"].config))  # type: ignore[arg-type]
+    except ConfigError as error:
+        raise CheckpointError(f"{files}: {error}") from None
+    model.restorer, model.vocoder = stages["restorer"], stages["vocoder"]  # type: ignore[assignment]
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:120] or type(error).__name__
