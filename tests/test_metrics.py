@@ -1,0 +1,146 @@
+import sys
+
+import librosa
+import numpy as np
+import pytest
+
+from twostage import metrics
+from twostage.errors import DataError, TwoStageError
+from twostage.metrics import MetricWarning, align, estoi, lsd, mcd, mel_l1, pesq_wb, score, si_sdr, stoi
+
+RATE = 16000
+
+
+def babble(seconds=2.0, seed=0):
+    """Noise with speech's slow bursts and falling spectrum: enough for every metric to take it for speech."""
+    rng, frames = np.random.default_rng(seed), round(seconds * RATE)
+    bursts = np.abs(np.interp(np.arange(frames), np.arange(0, frames + 1600, 1600), rng.normal(size=frames // 1600 + 1)))
+    return (0.1 * bursts * np.convolve(rng.normal(size=frames), 0.9 ** np.arange(30), "same")).astype(np.float32)
+
+
+def with_noise(clean, snr, seed=1):
+    noise = np.random.default_rng(seed).normal(size=clean.size)
+    noise -= clean * (noise @ clean) / (clean @ clean)
+    noise *= np.sqrt(np.mean(clean**2) / np.mean(noise**2)) * 10 ** (-snr / 20)
+    return (clean + noise).astype(np.float32)
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.3])
+@pytest.mark.parametrize(
+    ("metric", "value", "tolerance"),
+    [(pesq_wb, 4.644, 0.01), (stoi, 1, 1e-6), (estoi, 1, 1e-6), (lsd, 0, 1e-3), (mel_l1, 0, 1e-3), (mcd, 0, 1e-3)],
+)
+def test_the_clean_signal_scores_best_at_any_gain(metric, value, tolerance, gain):
+    clean = babble()
+    assert metric(clean, gain * clean) == pytest.approx(value, abs=tolerance)
+
+
+@pytest.mark.parametrize("snr", [-10, 0, 20])
+def test_si_sdr_is_the_signal_to_noise_ratio(snr):
+    clean = babble()
+    assert si_sdr(clean - clean.mean(), 3 * with_noise(clean - clean.mean(), snr)) == pytest.approx(snr, abs=0.01)
+
+
+@pytest.mark.parametrize("name", metrics.METRICS)
+def test_more_noise_scores_worse(name):
+    clean = babble()
+    little, much = (metrics.METRICS[name](clean, with_noise(clean, snr)) for snr in (20, 0))
+    assert (little > much) == metrics.HIGHER_IS_BETTER[name]
+
+
+def test_lsd_and_mel_l1_of_a_known_filter():
+    # a first difference with gain: both spectra change by a factor that is known bin by bin
+    clean = babble()
+    other = np.append(0, np.diff(clean)).astype(np.float32)
+    gain = np.sqrt(np.mean(clean**2) / np.mean(other**2))
+    response = 2 * gain * np.sin(np.pi * np.arange(1, 1025) / 2048)
+    assert lsd(clean, other) == pytest.approx(np.sqrt(np.mean((2 * np.log10(response)) ** 2)), abs=0.1)
+    centres = librosa.mel_frequencies(82, fmin=0, fmax=8000)[1:-1]
+    expected = np.abs(np.log(2 * gain * np.sin(np.pi * centres / RATE))).mean()
+    assert mel_l1(clean, other) == pytest.approx(expected, abs=0.1)
+
+
+def test_mcd_is_the_cepstral_distance_of_librosas_log_mels():
+    a = 0.5
+    band = np.arange(80) + 0.5
+    basis = 2 / 80 * np.cos(np.outer(np.arange(1, 14), band) * np.pi / 80)
+    assert (basis @ (a * np.cos(3 * np.pi * band / 80)))[2] == pytest.approx(a)
+    clean = babble()
+    logs = np.log(np.maximum(librosa_mel(clean), 1e-5)), np.log(np.maximum(librosa_mel(with_noise(clean, 5)), 1e-5))
+    power = np.exp(2 * logs[0]).sum(0)
+    coefficients = (basis @ (logs[0] - logs[1]))[:, power > power.max() * 1e-4]
+    expected = 10 / np.log(10) * np.sqrt(2 * (coefficients**2).sum(0)).mean()
+    assert mcd(clean, with_noise(clean, 5)) == pytest.approx(expected, rel=1e-3)
+
+
+def librosa_mel(audio):
+    audio = np.pad(audio * (0.05 / np.sqrt(np.mean(audio**2))), 384, mode="reflect")
+    return librosa.feature.melspectrogram(
+        y=audio, sr=RATE, n_fft=1024, hop_length=256, n_mels=80, fmax=8000, power=1, center=False
+    )
+
+
+@pytest.mark.parametrize("name", metrics.METRICS)
+@pytest.mark.parametrize(
+    ("reference", "estimate", "reason"),
+    [
+        (np.zeros(RATE), babble(1), "the reference is silent"),
+        (babble(1), np.zeros(RATE), "the estimate is silent"),
+        (babble(1), babble(1) * np.nan, "the estimate has NaN or infinite samples"),
+        (np.zeros(0), np.zeros(0), "the reference is silent"),
+    ],
+)
+def test_what_cannot_be_scored_is_nan_and_says_why(name, reference, estimate, reason):
+    with pytest.warns(MetricWarning, match=reason):
+        value = metrics.METRICS[name](reference.astype(np.float32), estimate.astype(np.float32))
+    assert np.isnan(value)
+
+
+def test_too_short_for_one_metric_leaves_the_others():
+    clean = babble(0.2)
+    values, reasons = score(clean, with_noise(clean, 10))
+    assert [name for name, value in values.items() if np.isnan(value)] == ["pesq", "stoi", "estoi"]
+    assert len(reasons) == 3
+    assert "stoi: fewer than 30 frames" in reasons[1]
+    assert score(clean[:1], clean[:1])[0].keys() == metrics.METRICS.keys()
+
+
+def test_unequal_lengths_are_a_bug():
+    with pytest.raises(ValueError, match=r"\(10,\) and \(9,\)"):
+        stoi(np.ones(10, np.float32), np.ones(9, np.float32))
+
+
+def test_a_missing_package_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pesq", None)
+    with pytest.raises(TwoStageError, match=r"pip install 'twostage\[eval\]'"):
+        pesq_wb(babble(1), babble(1))
+
+
+@pytest.mark.parametrize("delay", [-320, -7, 0, 1, 300])
+@pytest.mark.parametrize("polarity", [1, -1])
+def test_align_undoes_a_delay(delay, polarity):
+    long = babble()
+    reference, estimate = long[400:-400], polarity * long[400 - delay : -400 - delay]
+    aligned = align(reference, estimate)
+    assert (aligned.delay, aligned.longer) == (delay, 0)
+    assert np.array_equal(aligned.reference, polarity * aligned.estimate)
+    assert aligned.reference.size == reference.size - abs(delay)
+
+
+@pytest.mark.parametrize("longer", [-300, 300])
+def test_align_undoes_a_difference_of_length(longer):
+    clean = babble()
+    reference, estimate = clean[: clean.size - max(longer, 0)], clean[: clean.size + min(longer, 0)]
+    aligned = align(reference, estimate)
+    assert (aligned.delay, aligned.longer) == (0, longer)
+    assert np.array_equal(aligned.reference, aligned.estimate)
+
+
+def test_align_leaves_what_is_unlike_alone():
+    assert align(babble(seed=0), babble(seed=1)).delay == 0
+    assert align(babble(), np.zeros(32000, np.float32)).delay == 0
+
+
+def test_align_refuses_a_greater_difference_of_length():
+    with pytest.raises(DataError, match=r"\+0.021 s, more than 0.02 s"):
+        align(np.ones(1000, np.float32), np.ones(1330, np.float32))
