@@ -1,0 +1,99 @@
+"""Log-mel and magnitude spectrograms: the contract in which the two stages meet."""
+
+from dataclasses import dataclass, fields
+
+import torch
+import torchaudio
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twostage.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class MelConfig:
+    """Settings of a log-mel spectrogram, spelt as in librosa. Frequencies in Hz, lengths in samples."""
+
+    sample_rate: int = 16000
+    n_fft: int = 1024
+    win_length: int = 1024
+    hop_length: int = 256
+    n_mels: int = 80
+    fmin: float = 0.0
+    fmax: float = 8000.0
+    clamp: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if min(self.sample_rate, self.n_fft, self.win_length, self.hop_length, self.n_mels) < 1:
+            raise ConfigError("mel: sample_rate, n_fft, win_length, hop_length and n_mels must be at least 1")
+        if self.win_length > self.n_fft:
+            raise ConfigError(f"mel.win_length is {self.win_length}, more than mel.n_fft, {self.n_fft}")
+        if self.hop_length > self.n_fft or (self.n_fft - self.hop_length) % 2:
+            raise ConfigError(
+                f"mel.n_fft - mel.hop_length must be even, not negative: {self.n_fft} - {self.hop_length}"
+            )
+        if not 0 <= self.fmin < self.fmax <= self.sample_rate / 2:
+            raise ConfigError(f"mel.fmin, mel.fmax: need 0 <= {self.fmin} < {self.fmax} <= {self.sample_rate / 2}")
+        if self.clamp <= 0:
+            raise ConfigError(f"mel.clamp is {self.clamp}, must be positive")
+
+    def difference(self, other: "MelConfig") -> str:
+        """Name the fields in which two settings differ; empty if they agree."""
+        pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return ", ".join(f"mel.{name} is {mine} and {theirs}" for name, mine, theirs in pairs if mine != theirs)
+
+
+class Stft(nn.Module):
+    """Magnitude spectrogram without centring: (B, 1, T) -> (B, n_fft // 2 + 1, T // hop_length).
+
+    The signal is padded by (n_fft - hop_length) / 2 samples a side, by reflection where it is long enough and by zeros
+    beyond, so that every length gives exactly T // hop_length frames (Kong et al., HiFi-GAN, 2020, reference code).
+    """
+
+    def __init__(self, n_fft: int, hop_length: int, win_length: int | None = None) -> None:
+        super().__init__()
+        self.n_fft, self.hop_length, self.win_length = n_fft, hop_length, win_length or n_fft
+        self.register_buffer("window", torch.hann_window(self.win_length), persistent=False)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        frames = audio.shape[-1] // self.hop_length
+        audio = audio[..., 0, : frames * self.hop_length].float()
+        if frames == 0:
+            return audio.new_zeros(audio.shape[0], self.n_fft // 2 + 1, 0)
+        spectrum = torch.stft(
+            self._pad(audio),
+            self.n_fft,
+            self.hop_length,
+            self.win_length,
+            self.window,
+            center=False,
+            return_complex=True,
+        )
+        # the clamp keeps the square root's slope finite at digital silence
+        return torch.view_as_real(spectrum).square().sum(-1).clamp_min(1e-10).sqrt()
+
+    def _pad(self, audio: Tensor) -> Tensor:
+        side = (self.n_fft - self.hop_length) // 2
+        mirrored = min(side, audio.shape[-1] - 1)
+        audio = F.pad(audio[:, None], (mirrored, mirrored), mode="reflect")[:, 0]
+        return F.pad(audio, (side - mirrored, side - mirrored))
+
+
+class LogMel(nn.Module):
+    """Natural-log mel spectrogram: (B, 1, T) audio -> (B, n_mels, T // hop_length).
+
+    Magnitude, slaney scale and norm as librosa's ``melspectrogram(power=1, htk=False, norm="slaney")``.
+    """
+
+    def __init__(self, config: MelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stft = Stft(config.n_fft, config.hop_length, config.win_length)
+        basis = torchaudio.functional.melscale_fbanks(
+            config.n_fft // 2 + 1, config.fmin, config.fmax, config.n_mels, config.sample_rate, "slaney", "slaney"
+        )
+        self.register_buffer("basis", basis.T.contiguous(), persistent=False)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        with torch.autocast(audio.device.type, enabled=False):  # eight bits of mantissa are too few for a logarithm
+            return (self.basis @ self.stft(audio)).clamp_min(self.config.clamp).log()

@@ -1,0 +1,75 @@
+"""Pure, unweighted loss functions. Weights live in the configuration."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twostage.features import Stft
+
+Maps = Sequence[Sequence[Tensor]]  # one list of feature maps a sub-discriminator, the last map its logits
+
+
+def least_squares_real_fake(real: Maps, fake: Maps) -> Tensor:
+    """Discriminator's least-squares loss, summed over sub-discriminators (Mao et al., 2017; HiFi-GAN, equation 1)."""
+    return torch.stack(
+        [(1 - r[-1]).square().mean() + f[-1].square().mean() for r, f in zip(real, fake, strict=True)]
+    ).sum()
+
+
+def least_squares_fool(fake: Maps) -> Tensor:
+    """Generator's least-squares loss (HiFi-GAN, equation 2)."""
+    return torch.stack([(1 - f[-1]).square().mean() for f in fake]).sum()
+
+
+def hinge_real_fake(real: Maps, fake: Maps) -> Tensor:
+    """Discriminator's hinge loss (Lim and Ye, 2017; used by MelGAN and EBEN)."""
+    return torch.stack(
+        [F.relu(1 - r[-1]).mean() + F.relu(1 + f[-1]).mean() for r, f in zip(real, fake, strict=True)]
+    ).sum()
+
+
+def hinge_fool(fake: Maps) -> Tensor:
+    """Generator's hinge loss: the negated logits."""
+    return torch.stack([-f[-1].mean() for f in fake]).sum()
+
+
+def feature_matching(real: Maps, fake: Maps) -> Tensor:
+    """L1 between hidden maps, mean of each, summed (Kumar et al., MelGAN, 2019; HiFi-GAN, equation 4)."""
+    pairs = [(r, f) for rs, fs in zip(real, fake, strict=True) for r, f in zip(rs[:-1], fs[:-1], strict=True)]
+    return torch.stack([F.l1_loss(f, r.detach()) for r, f in pairs]).sum()
+
+
+def mel_l1(fake: Tensor, real: Tensor) -> Tensor:
+    """Mean absolute difference of two log-mels (HiFi-GAN, equation 3)."""
+    return F.l1_loss(fake, real)
+
+
+class MultiResolutionStft(nn.Module):
+    """Spectral convergence plus log-magnitude L1, mean over resolutions: two (B, 1, T) -> scalar.
+
+    Source: Yamamoto, Song and Kim, "Parallel WaveGAN", ICASSP 2020, equations 4 to 6.
+    """
+
+    def __init__(self, n_ffts: Sequence[int] = (512, 1024, 2048), overlap: int = 4) -> None:
+        super().__init__()
+        self.stfts = nn.ModuleList(Stft(n, n // overlap) for n in n_ffts)
+
+    def forward(self, fake: Tensor, real: Tensor) -> Tensor:
+        return torch.stack([self._one(stft(fake), stft(real)) for stft in self.stfts]).mean()
+
+    @staticmethod
+    def _one(fake: Tensor, real: Tensor) -> Tensor:
+        convergence = (real - fake).norm() / real.norm().clamp_min(1e-5)
+        return convergence + F.l1_loss(fake.clamp_min(1e-5).log(), real.clamp_min(1e-5).log())
+
+
+def adaptive_weight(content: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
+    """Weight that levels the two losses' gradients at ``last_layer``, in [0, 1e4], without gradient.
+
+    Source: Esser, Rombach and Ommer, "Taming Transformers" (VQGAN), CVPR 2021, equation 7.
+    """
+    (of_content,) = torch.autograd.grad(content, last_layer, retain_graph=True)
+    (of_adversarial,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
+    return (of_content.norm() / (of_adversarial.norm() + 1e-4)).clamp(0, 1e4).detach()

@@ -1,0 +1,124 @@
+"""Stage one: a 2D ResUNet that restores the log-mel spectrogram of bone-conducted speech.
+
+Source: Liu et al., "VoiceFixer: A Unified Framework for High-Fidelity Speech Restoration", Interspeech 2022, section
+3.1 (analysis module), made much smaller. Where VoiceFixer normalises batches, weights are normalised here: no statistics of
+the utterance or the batch enter, so a window of a file sees what the whole file sees.
+"""
+
+from dataclasses import dataclass, field
+from math import log, prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twostage.errors import ConfigError
+from twostage.features import MelConfig
+from twostage.nn.layers import fold_weight_norm, weight_norm
+
+SLOPE = 0.1
+MEAN, SCALE = -6.0, 2.5  # of the log-mels of speech, roughly: brings the network's input near zero mean, unit deviation
+
+
+@dataclass(frozen=True)
+class RestorerConfig:
+    """Sizes of the U-Net: ``channels`` of each level, the stride in time of each of the poolings between them.
+
+    Frequency is always halved between levels. ``output`` is "mask" (a gain in the log domain, unbounded, added to the
+    input) or "mapping" (the restored log-mel itself).
+    """
+
+    mel: MelConfig = field(default_factory=MelConfig)
+    channels: tuple[int, ...] = (16, 32, 64, 96, 128)
+    time_strides: tuple[int, ...] = (2, 2, 1, 1)
+    blocks: int = 1
+    dilations: tuple[int, ...] = (1, 2, 4)
+    output: str = "mask"
+
+    def __post_init__(self) -> None:
+        if len(self.channels) != len(self.time_strides) + 1:
+            raise ConfigError(
+                f"restorer.channels has {len(self.channels)} levels, restorer.time_strides {len(self.time_strides)}: "
+                "there must be one stride between two levels"
+            )
+        if min(*self.channels, *self.time_strides, *self.dilations, self.blocks) < 1:
+            raise ConfigError("restorer: channels, time_strides, dilations and blocks must be at least 1")
+        if self.mel.n_mels % 2 ** len(self.time_strides):
+            raise ConfigError(
+                f"mel.n_mels is {self.mel.n_mels}, must divide by {2 ** len(self.time_strides)}: "
+                "restorer.time_strides halves the bands once an entry"
+            )
+        if self.output not in ("mask", "mapping"):
+            raise ConfigError(f"restorer.output is {self.output!r}, must be 'mask' or 'mapping'")
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions around an identity, the first dilated in time: (B, C, F, L) -> (B, C, F, L)."""
+
+    def __init__(self, channels: int, dilation: int = 1) -> None:
+        super().__init__()
+        self.conv1 = weight_norm(nn.Conv2d(channels, channels, 3, padding=(1, dilation), dilation=(1, dilation)))
+        self.conv2 = weight_norm(nn.Conv2d(channels, channels, 3, padding=1), std=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.leaky_relu(self.conv1(F.leaky_relu(x, SLOPE)), SLOPE))
+
+
+def _blocks(channels: int, count: int) -> nn.Sequential:
+    return nn.Sequential(*(ResBlock(channels) for _ in range(count)))
+
+
+class Restorer(nn.Module):
+    """ResUNet: (B, n_mels, L) log-mels of bone-conducted speech -> (B, n_mels, L) log-mels of clean speech."""
+
+    def __init__(self, config: RestorerConfig) -> None:
+        super().__init__()
+        self.config = config
+        top, strides = config.channels[0], [(2, s) for s in config.time_strides]
+        levels = list(zip(config.channels, config.channels[1:], strides, strict=False))
+        self.conv_pre = weight_norm(nn.Conv2d(2, top, 3, padding=1))
+        self.encoder = nn.ModuleList(_blocks(narrow, config.blocks) for narrow, _, _ in levels)
+        self.downs = nn.ModuleList(weight_norm(nn.Conv2d(narrow, wide, s, s)) for narrow, wide, s in levels)
+        self.bottleneck = nn.Sequential(*(ResBlock(config.channels[-1], d) for d in config.dilations))
+        self.ups = nn.ModuleList(
+            weight_norm(nn.ConvTranspose2d(wide, narrow, s, s)) for narrow, wide, s in reversed(levels)
+        )
+        self.merges = nn.ModuleList(weight_norm(nn.Conv2d(2 * narrow, narrow, 1)) for narrow, _, _ in reversed(levels))
+        self.decoder = nn.ModuleList(_blocks(narrow, config.blocks) for narrow, _, _ in reversed(levels))
+        self.conv_post = weight_norm(nn.Conv2d(top, 1, 3, padding=1), std=1e-4)
+        # convolutions cannot tell a low band from a high one: the second input channel says where each band is
+        self.register_buffer("height", torch.linspace(-1, 1, config.mel.n_mels)[:, None], persistent=False)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        x = (F.pad(mel, (0, -mel.shape[-1] % self.stride), mode="replicate") - MEAN) / SCALE
+        x = self._unet(torch.stack([x, self.height.expand_as(x)], 1))[:, 0, :, : mel.shape[-1]].float() * SCALE
+        restored = mel + x if self.config.output == "mask" else x + MEAN
+        return restored.clamp_min(log(self.config.mel.clamp))
+
+    def _unet(self, x: Tensor) -> Tensor:
+        x, skips = self.conv_pre(x), []
+        for blocks, down in zip(self.encoder, self.downs, strict=True):
+            skips.append(blocks(x))
+            x = down(F.leaky_relu(skips[-1], SLOPE))
+        x = self.bottleneck(x)
+        for up, merge, blocks in zip(self.ups, self.merges, self.decoder, strict=True):
+            x = blocks(merge(torch.cat([up(F.leaky_relu(x, SLOPE)), skips.pop()], 1)))
+        return self.conv_post(F.leaky_relu(x, SLOPE))
+
+    def fold(self) -> "Restorer":
+        """Fold weight normalisation away for inference; the output stays the same."""
+        return fold_weight_norm(self)
+
+    @property
+    def stride(self) -> int:
+        """Frames that pool into one at the bottom: windows of a file must begin at multiples of it."""
+        return prod(self.config.time_strides)
+
+    @property
+    def context(self) -> int:
+        """Frames of mel that a restored frame depends on, on each side, at most."""
+        frames, stride = 2, 1
+        for step in self.config.time_strides:
+            frames += 2 * 2 * self.config.blocks * stride + (step - 1) * stride
+            stride *= step
+        return frames + stride * sum(d + 1 for d in self.config.dilations) + stride
