@@ -1,0 +1,248 @@
+"""Manifests: which files there are, who speaks in them, and which belong together.
+
+A manifest is JSONL, one `Entry` a line, or a CSV with the columns `path` or `bone` and `air`, and `speaker`. Its paths
+are relative to the manifest itself, so that a corpus can be moved as a whole.
+"""
+
+import csv
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from twostage import audio
+from twostage.errors import AudioError, DataError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One utterance: a clean file, a body-conducted file, or both. ``delay``: seconds that degraded lags behind clean."""
+
+    clean: str | None
+    degraded: str | None
+    speaker: str
+    seconds: float
+    corpus: str = ""
+    delay: float = 0.0
+
+    @property
+    def paired(self) -> bool:
+        return self.clean is not None and self.degraded is not None
+
+    @property
+    def name(self) -> str:
+        """The path that stands for the entry in messages: the degraded file's, else the clean one's."""
+        return self.degraded or self.clean or ""
+
+
+def read_manifest(*paths: str | os.PathLike[str], exclude_speakers: Iterable[str] = ()) -> list[Entry]:
+    """Read the entries of one or more manifests (.jsonl or .csv), without those of ``exclude_speakers``.
+
+    Raises DataError if a file is missing or malformed, if nothing is left, or if a speaker to exclude is in none of
+    them: a mistyped name must not let a held-out speaker into a training.
+    """
+    entries = [entry for path in paths for entry in _read_one(Path(path))]
+    excluded = set(exclude_speakers)
+    unknown = excluded - {entry.speaker for entry in entries}
+    names = ", ".join(map(str, paths))
+    if unknown:
+        raise DataError(f"{names}: no speaker {', '.join(sorted(unknown))} to exclude")
+    kept = [entry for entry in entries if entry.speaker not in excluded]
+    if not kept:
+        raise DataError(f"{names}: no entries" + (" left after exclude_speakers" if excluded else ""))
+    return kept
+
+
+def write_manifest(path: str | os.PathLike[str], entries: Iterable[Entry], *, overwrite: bool = False) -> None:
+    """Write entries as JSONL with paths relative to the manifest's folder."""
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise DataError(f"{path} exists; choose another name or allow to overwrite")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with part.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(_relative(entry, path.parent), ensure_ascii=False) + "\n" for entry in entries)
+    os.replace(part, path)
+
+
+def split_by_speaker(entries: Sequence[Entry], fraction: float, seed: int = 0) -> tuple[list[Entry], list[Entry]]:
+    """Split into (training, held out) with no speaker in both; the held-out side has about ``fraction`` of the time.
+
+    Speakers are taken in an order that depends on the seed and their name alone, so that a speaker who joins the corpus
+    later moves few others across.
+    """
+    if not 0 < fraction < 1:
+        raise DataError(f"fraction is {fraction}, must be between 0 and 1")
+    seconds: dict[str, float] = {}
+    for entry in entries:
+        seconds[entry.speaker] = seconds.get(entry.speaker, 0.0) + entry.seconds
+    if len(seconds) < 2:
+        raise DataError(f"a split needs two speakers or more, there is {len(seconds)}: {', '.join(seconds) or 'none'}")
+    order = sorted(seconds, key=lambda name: blake2b(f"{seed}/{name}".encode()).digest())
+    held, total = [order[0]], seconds[order[0]]
+    for speaker in order[1:-1]:
+        # taking a speaker must bring the share nearer to the fraction
+        if abs(total + seconds[speaker] - fraction * sum(seconds.values())) < abs(
+            total - fraction * sum(seconds.values())
+        ):
+            held.append(speaker)
+            total += seconds[speaker]
+    return [e for e in entries if e.speaker not in held], [e for e in entries if e.speaker in held]
+
+
+def scan(
+    root: str | os.PathLike[str],
+    *,
+    bone: str = "bone",
+    air: str = "air",
+    speaker: str | None = None,
+    corpus: str = "",
+    problems: list[str] | None = None,
+) -> list[Entry]:
+    """List the speech below a folder, as pairs where files pair up and as clean files otherwise.
+
+    Three layouts are told apart by what is there: folders named ``bone`` and ``air`` anywhere on the path with the same
+    path otherwise, names that end in ``_bone`` and ``_air``, or neither: then every file is clean speech.
+    ``speaker``: a regular expression searched for in the relative path; its first group (or the whole match) is the
+    speaker. Without it the speaker is the name of the file's folder.
+    Files without a partner and unreadable files are left out and named in ``problems``.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder")
+    pattern = _compile(speaker)
+    problems = [] if problems is None else problems
+    files = [relative for _, relative in audio.find([root])]
+    sides: dict[str, dict[str, Path]] = {}
+    for file in files:
+        key, side = _side(file, bone, air)
+        if side in sides.setdefault(key, {}):
+            problems.append(f"{root / file}: a second file for {key}")
+        sides[key].setdefault(side, file)
+    paired = any(found.keys() & {"bone", "air"} for found in sides.values())
+    entries = []
+    for key, found in sides.items():
+        if paired and not found.keys() >= {"bone", "air"}:
+            problems.append(f"{root / next(iter(found.values()))}: no partner")
+            continue
+        try:
+            entries.append(_entry(root, Path(key), found, pattern, corpus))
+        except AudioError as error:
+            problems.append(str(error))
+    if not entries:
+        raise DataError(f"{root}: nothing to use: {problems[0]}" if problems else f"{root}: nothing to use")
+    return entries
+
+
+def _side(file: Path, bone: str, air: str) -> tuple[str, str]:
+    """Tell a file's utterance (its path without the side and the extension) and its side: bone, air or clean."""
+    *folders, stem = file.with_suffix("").parts
+    for side, name in (("bone", bone), ("air", air)):
+        if name in folders:
+            folders.remove(name)
+            return "/".join([*folders, stem]), side
+        if stem.endswith(f"_{name}"):
+            return "/".join([*folders, stem.removesuffix(f"_{name}")]), side
+    return file.as_posix(), "clean"
+
+
+def _entry(root: Path, key: Path, found: dict[str, Path], pattern: re.Pattern[str] | None, corpus: str) -> Entry:
+    files = {side: str((root / path).absolute()) for side, path in found.items()}
+    seconds = min(_seconds(path) for path in files.values())
+    name = key.parent.name or root.absolute().name
+    if pattern:
+        match = pattern.search(key.as_posix())
+        if not match:
+            raise AudioError(f"{root / key}: the speaker's pattern {pattern.pattern!r} does not match")
+        name = match.group(1) if pattern.groups else match.group()
+    return Entry(files.get("air", files.get("clean")), files.get("bone"), name, seconds, corpus)
+
+
+def _compile(speaker: str | None) -> re.Pattern[str] | None:
+    try:
+        return re.compile(speaker) if speaker else None
+    except re.error as error:
+        raise DataError(f"speaker pattern {speaker!r}: {error}") from None
+
+
+def _seconds(path: str) -> float:
+    return round(audio.info(path).seconds, 4)
+
+
+def _read_one(path: Path) -> list[Entry]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise DataError(f"{path}: {reason}") from None
+    if path.suffix.lower() == ".csv":
+        rows: list[tuple[int, Any]] = list(enumerate(csv.DictReader(text.splitlines()), 2))
+        return [_from_csv(row, f"{path}:{line}", path.parent) for line, row in rows]
+    return [
+        _from_json(line, f"{path}:{number}", path.parent)
+        for number, line in enumerate(text.splitlines(), 1)
+        if line.strip()
+    ]
+
+
+def _from_csv(row: dict[str, str | None], where: str, folder: Path) -> Entry:
+    clean = row.get("air") or row.get("clean") or row.get("path")
+    degraded = row.get("bone") or row.get("degraded")
+    if not clean and not degraded:
+        raise DataError(f"{where}: needs a column path, or bone and air")
+    entry = Entry(clean, degraded, row.get("speaker") or "", 0.0, row.get("corpus") or row.get("sensor") or "")
+    entry = _absolute(entry, folder)
+    try:
+        seconds, delay = row.get("seconds"), float(row.get("delay") or 0.0)
+        found = float(seconds) if seconds else min(_seconds(p) for p in (entry.clean, entry.degraded) if p)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from None
+    return _checked(replace(entry, seconds=found, delay=delay), where)
+
+
+def _from_json(line: str, where: str, folder: Path) -> Entry:
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON: {error.msg}") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{where}: not a JSON object")
+    unknown = values.keys() - {field.name for field in fields(Entry)}
+    if unknown:
+        raise DataError(f"{where}: unknown field {', '.join(sorted(unknown))}")
+    try:
+        entry = Entry(**{"clean": None, "degraded": None} | values)
+    except TypeError as error:
+        raise DataError(f"{where}: {str(error).removeprefix('Entry.__init__() ')}") from None
+    return _absolute(_checked(entry, where), folder)
+
+
+def _checked(entry: Entry, where: str) -> Entry:
+    if not (entry.clean or entry.degraded):
+        raise DataError(f"{where}: neither clean nor degraded")
+    for field, kinds in (("clean", (str, type(None))), ("degraded", (str, type(None))), ("speaker", (str,))):
+        if not isinstance(getattr(entry, field), kinds):
+            raise DataError(f"{where}: {field} is {getattr(entry, field)!r}")
+    for field in ("seconds", "delay"):
+        value = getattr(entry, field)
+        if not isinstance(value, int | float) or not math.isfinite(value) or (field == "seconds" and value <= 0):
+            raise DataError(f"{where}: {field} is {value!r}")
+    return entry
+
+
+def _absolute(entry: Entry, folder: Path) -> Entry:
+    clean, degraded = (str((folder / path).absolute()) if path else None for path in (entry.clean, entry.degraded))
+    return replace(entry, clean=clean, degraded=degraded)
+
+
+def _relative(entry: Entry, folder: Path) -> dict[str, Any]:
+    values = asdict(entry)
+    for side in ("clean", "degraded"):
+        if values[side]:
+            values[side] = Path(os.path.relpath(values[side], folder)).as_posix()
+    return values

@@ -1,0 +1,234 @@
+"""Segments of degraded and clean speech for training: a batch is a pure function of (seed, step)."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import fft
+from torch import Tensor
+
+from twostage import audio
+from twostage.data.manifest import Entry
+from twostage.data.simulate import Sensor, load_sensor, seeded, simulate
+from twostage.data.spectra import Floats, octaves, smooth_curve
+from twostage.errors import ConfigError, DataError
+
+
+class Pair(NamedTuple):
+    """Degraded and clean speech, (B, 1, T) each, in step to the sample."""
+
+    degraded: Tensor
+    clean: Tensor
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """How segments are drawn and varied. Levels and equalisation in dB."""
+
+    samples: int = 32768
+    sample_rate: int = 16000
+    sensors: tuple[str, ...] = ("throat",)  # presets or YAML files that clean speech is degraded with
+    sensor_weights: tuple[float, ...] = ()  # how often each; empty: alike
+    real_share: float = 0.0  # of a batch, drawn from entries that have both channels
+    simulate_on_pairs: bool = (
+        False  # simulate also from the clean channel of pairs, where there is clean speech besides
+    )
+    joint_jitter_db: float = 2.0  # uniform, each way, of both channels
+    degraded_jitter_db: float = 1.0  # the same, of the degraded channel alone
+    eq_db: float = 0.0  # deviation of a random equaliser on the degraded channel, an octave wide
+    eq_chance: float = 0.5
+    ambient_chance: float = 0.3  # of a simulated segment, to hear a file of the noise folder instead of pink noise
+    ambient_db: tuple[float, float] = (-40.0, -20.0)  # its level range after leaking in, before the sensor's response
+    cache_gigabytes: float = 2.0  # sound kept in memory, 16 bits a sample
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.sample_rate < 1:
+            raise ConfigError(f"data.samples and data.sample_rate must be positive: {self.samples}, {self.sample_rate}")
+        for name in ("real_share", "eq_chance", "ambient_chance"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"data.{name} is {getattr(self, name)}, must lie between 0 and 1")
+        if not self.sensors and self.real_share < 1:
+            raise ConfigError("data.sensors is empty, and data.real_share below 1 needs simulation")
+        if self.sensor_weights and len(self.sensor_weights) != len(self.sensors):
+            raise ConfigError(
+                f"data.sensor_weights has {len(self.sensor_weights)} values, data.sensors {len(self.sensors)}"
+            )
+        if any(w < 0 for w in self.sensor_weights) or (self.sensor_weights and not any(self.sensor_weights)):
+            raise ConfigError(f"data.sensor_weights is {self.sensor_weights}, must be positive")
+
+
+@dataclass
+class Cache:
+    """Sound files at one sample rate with their active level, kept in memory as 16-bit samples while there is room."""
+
+    sample_rate: int
+    room: float  # bytes
+    _kept: dict[str, NDArray[np.int16]] = field(default_factory=dict)
+    _levels: dict[str, tuple[int, float]] = field(default_factory=dict)
+    _lock: Lock = field(default_factory=Lock)
+
+    def describe(self, path: str) -> tuple[int, float]:
+        """Length in samples and active level in dB of a file's first channel."""
+        with self._lock:
+            if path not in self._levels:
+                self._load(path)
+            return self._levels[path]
+
+    def segment(self, path: str, start: int, samples: int) -> Floats:
+        """Samples (samples,) from ``start``, which may lie before the file; zeros beyond either end."""
+        length, _ = self.describe(path)
+        first, last = max(0, start), min(length, start + samples)
+        out = np.zeros(samples, np.float32)
+        if last > first:
+            kept = self._kept.get(path)
+            part = kept[first:last] * np.float32(2**-15) if kept is not None else self._read(path, first, last)
+            out[first - start : first - start + len(part)] = part
+        return out
+
+    def _load(self, path: str) -> None:
+        sound, rate = audio.read(path)
+        mono = audio.resample(sound[0], rate, self.sample_rate)
+        if not np.isfinite(mono).all():
+            raise DataError(f"{path}: holds samples that are not finite")
+        self._levels[path] = len(mono), audio.active_level(mono, self.sample_rate)
+        if 2 * len(mono) <= self.room:
+            self.room -= 2 * len(mono)
+            self._kept[path] = np.clip(np.rint(mono * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
+
+    def _read(self, path: str, first: int, last: int) -> Floats:
+        rate = audio.info(path).sample_rate
+        start, stop = first * rate // self.sample_rate, -(-last * rate // self.sample_rate)
+        sound, _ = audio.read(path, start=start, frames=stop - start)
+        return audio.match_length(audio.resample(sound[0], rate, self.sample_rate), last - first)
+
+
+class PairDataset:
+    """Draws segments of pairs, real or simulated, from the entries of manifests.
+
+    Entries with both channels are real pairs; entries with clean speech alone are degraded by the sensors. Both channels
+    are brought to audio.LEVEL: a real pair each by its file, a simulated one by the level of what was simulated.
+    ``noise``: files of room sound for the simulator.
+    """
+
+    def __init__(self, entries: Sequence[Entry], config: PairConfig, *, noise: Sequence[str] = ()) -> None:
+        self.config = config
+        self.real = [entry for entry in entries if entry.paired]
+        alone = [entry for entry in entries if entry.clean and not entry.paired]
+        self.clean = alone + self.real if config.simulate_on_pairs or not alone else alone
+        if config.real_share > 0 and not self.real:
+            raise DataError(
+                f"data.real_share is {config.real_share}, but no entry has both a clean and a degraded file"
+            )
+        if config.real_share < 1 and not self.clean:
+            raise DataError("no entry has a clean file")
+        self.noise = sorted(noise)
+        self.sensors: list[Sensor] = [load_sensor(name) for name in config.sensors]
+        weights = np.array(config.sensor_weights or [1.0] * len(self.sensors))
+        self._weights = weights / weights.sum() if len(weights) else weights
+        self._cache = Cache(config.sample_rate, config.cache_gigabytes * 2**30)
+        self._clean_odds, self._real_odds = _odds(self.clean), _odds(self.real)
+
+    def item(self, rng: np.random.Generator, *, real: bool) -> tuple[Floats, Floats]:
+        """One segment: degraded and clean, (T,) float32 each."""
+        degraded, clean = self._recorded(rng) if real else self._simulated(rng)
+        config = self.config
+        if rng.random() < config.eq_chance and config.eq_db > 0:
+            degraded = equalise(degraded, config.sample_rate, config.eq_db, rng)
+        joint = rng.uniform(-config.joint_jitter_db, config.joint_jitter_db)
+        alone = rng.uniform(-config.degraded_jitter_db, config.degraded_jitter_db)
+        return _gained(degraded, joint + alone), _gained(clean, joint)
+
+    def batch(self, size: int, seed: int, step: int, *, rank: int = 0, world: int = 1) -> Pair:
+        """Batch number ``step``; with several ranks, each one's part of a joint batch of ``size * world``."""
+        offset = seeded(seed, "share", step).random()
+        items = []
+        for index in range(rank * size, (rank + 1) * size):
+            # the integer part rises real_share * (size * world) times in a joint batch, give or take one
+            count = [int(np.floor((index + more) * self.config.real_share + offset)) for more in (0, 1)]
+            items.append(self.item(seeded(seed, step, index), real=count[1] > count[0]))
+        degraded, clean = (torch.from_numpy(np.stack(side)[:, None]) for side in zip(*items, strict=True))
+        return Pair(degraded, clean)
+
+    def _recorded(self, rng: np.random.Generator) -> tuple[Floats, Floats]:
+        entry = self.real[_pick(self._real_odds, rng)]
+        assert entry.clean and entry.degraded  # what `real` is made of
+        delay = round(entry.delay * self.config.sample_rate)
+        lengths = self._cache.describe(entry.clean)[0], self._cache.describe(entry.degraded)[0] - delay
+        start = _start(min(lengths), self.config.samples, rng)
+        clean = self._cache.segment(entry.clean, start, self.config.samples)
+        degraded = self._cache.segment(entry.degraded, start + delay, self.config.samples)
+        return self._levelled(degraded, entry.degraded), self._levelled(clean, entry.clean)
+
+    def _simulated(self, rng: np.random.Generator) -> tuple[Floats, Floats]:
+        entry = self.clean[_pick(self._clean_odds, rng)]
+        assert entry.clean  # what `clean` is made of
+        rate, samples = self.config.sample_rate, self.config.samples
+        start = _start(self._cache.describe(entry.clean)[0], samples, rng)
+        clean = self._levelled(self._cache.segment(entry.clean, start, samples), entry.clean)
+        sensor = self.sensors[int(rng.choice(len(self.sensors), p=self._weights))]
+        degraded = simulate(clean, rate, sensor, rng, ambient=self._ambient(rng))
+        # a quiet stretch of a file stays as quiet beside its loud ones as it was
+        change = audio.active_level(clean, rate) - audio.active_level(degraded, rate)
+        return (_gained(degraded, change) if np.isfinite(change) else degraded), clean
+
+    def _ambient(self, rng: np.random.Generator) -> tuple[Floats, float] | None:
+        if not self.noise or rng.random() >= self.config.ambient_chance:
+            return None
+        path = self.noise[int(rng.integers(len(self.noise)))]
+        start = _start(self._cache.describe(path)[0], self.config.samples, rng)
+        return self._cache.segment(path, start, self.config.samples), rng.uniform(*self.config.ambient_db)
+
+    def _levelled(self, segment: Floats, path: str) -> Floats:
+        level = self._cache.describe(path)[1]
+        return _gained(segment, audio.LEVEL - level) if np.isfinite(level) else segment
+
+
+def batches(
+    dataset: PairDataset, batch: int, seed: int, start: int = 0, *, rank: int = 0, world: int = 1, ahead: int = 4
+) -> Iterator[Pair]:
+    """Endless batches from number ``start``, made ``ahead`` of time in a thread; close it to stop the thread."""
+    pool = ThreadPoolExecutor(1, "pairs")
+    waiting: deque[Future[Pair]] = deque()
+    step = start
+    try:
+        while True:
+            while len(waiting) < max(1, ahead):
+                waiting.append(pool.submit(dataset.batch, batch, seed, step, rank=rank, world=world))
+                step += 1
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def equalise(signal: Floats, sample_rate: int, spread_db: float, rng: np.random.Generator) -> Floats:
+    """Filter (T,) by a random smooth response of deviation ``spread_db``, zero phase."""
+    size = fft.next_fast_len(len(signal), real=True)
+    spectrum = fft.rfft(signal, size)
+    coarse = np.linspace(0, sample_rate / 2, 257)
+    response = spread_db * smooth_curve(octaves(coarse), rng)
+    fine = np.interp(np.linspace(0, sample_rate / 2, len(spectrum)), coarse, response).astype(np.float32)
+    return fft.irfft(spectrum * 10 ** (fine / 20), size)[: len(signal)].astype(np.float32)
+
+
+def _odds(entries: Sequence[Entry]) -> Floats:
+    """Cumulative chances of entries, in proportion to their duration: every second is as likely."""
+    return np.cumsum([entry.seconds for entry in entries]) if entries else np.zeros(0)
+
+
+def _pick(odds: Floats, rng: np.random.Generator) -> int:
+    return min(int(np.searchsorted(odds, rng.random() * odds[-1], side="right")), len(odds) - 1)
+
+
+def _start(length: int, samples: int, rng: np.random.Generator) -> int:
+    """Where a segment begins; before the file, if that is shorter."""
+    return int(rng.integers(min(0, length - samples), max(0, length - samples) + 1))
+
+
+def _gained(signal: Floats, decibels: float) -> Floats:
+    return signal * np.float32(10 ** (decibels / 20))
