@@ -1,8 +1,8 @@
 """Stage one: a 2D ResUNet that restores the log-mel spectrogram of bone-conducted speech.
 
 Source: Liu et al., "VoiceFixer: A Unified Framework for High-Fidelity Speech Restoration", Interspeech 2022, section
-3.1 (analysis module), made much smaller. Where VoiceFixer normalises batches, weights are normalised here: no statistics of
-the utterance or the batch enter, so a window of a file sees what the whole file sees.
+3.1 (analysis module), made much smaller. Where VoiceFixer normalises batches, weights are normalised here: no
+statistics of the utterance or the batch enter, so a window of a file sees what the whole file sees.
 """
 
 from dataclasses import dataclass, field

@@ -35,7 +35,8 @@ class VocoderConfig:
     def __post_init__(self) -> None:
         if prod(self.upsample_rates) != self.mel.hop_length:
             raise ConfigError(
-                f"vocoder.upsample_rates multiply to {prod(self.upsample_rates)}, mel.hop_length is {self.mel.hop_length}"
+                f"vocoder.upsample_rates multiply to {prod(self.upsample_rates)}, "
+                f"mel.hop_length is {self.mel.hop_length}"
             )
         if len(self.upsample_kernel_sizes) != len(self.upsample_rates):
             raise ConfigError("vocoder.upsample_kernel_sizes and vocoder.upsample_rates differ in length")

@@ -1,0 +1,22 @@
+# `make test` installs and tests, as README.md says; run it inside a virtual environment.
+PYTHON ?= python
+
+.PHONY: install test lint format sample
+
+install:
+	$(PYTHON) -m pip install --quiet --editable '.[dev]'
+
+test: install
+	$(PYTHON) -m pytest
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+format:
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+sample:
+	$(PYTHON) scripts/make_sample.py --overwrite
