@@ -10,18 +10,22 @@ import math
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from twostage import audio
-from twostage.errors import AudioError, DataError
+from twostage.errors import AudioError, ConfigError, DataError
+from twostage.schema import build
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One utterance: a clean file, a body-conducted file, or both. ``delay``: seconds that degraded lags behind clean."""
+    """One utterance: a clean file, a body-conducted file, or both.
+
+    ``delay``: seconds that the degraded file lags behind the clean one.
+    """
 
     clean: str | None
     degraded: str | None
@@ -84,12 +88,10 @@ def split_by_speaker(entries: Sequence[Entry], fraction: float, seed: int = 0) -
     if len(seconds) < 2:
         raise DataError(f"a split needs two speakers or more, there is {len(seconds)}: {', '.join(seconds) or 'none'}")
     order = sorted(seconds, key=lambda name: blake2b(f"{seed}/{name}".encode()).digest())
+    wanted = fraction * sum(seconds.values())
     held, total = [order[0]], seconds[order[0]]
     for speaker in order[1:-1]:
-        # taking a speaker must bring the share nearer to the fraction
-        if abs(total + seconds[speaker] - fraction * sum(seconds.values())) < abs(
-            total - fraction * sum(seconds.values())
-        ):
+        if abs(total + seconds[speaker] - wanted) < abs(total - wanted):
             held.append(speaker)
             total += seconds[speaker]
     return [e for e in entries if e.speaker not in held], [e for e in entries if e.speaker in held]
@@ -210,27 +212,21 @@ def _from_json(line: str, where: str, folder: Path) -> Entry:
         values = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON: {error.msg}") from None
-    if not isinstance(values, dict):
-        raise DataError(f"{where}: not a JSON object")
-    unknown = values.keys() - {field.name for field in fields(Entry)}
-    if unknown:
-        raise DataError(f"{where}: unknown field {', '.join(sorted(unknown))}")
+    if isinstance(values, dict):
+        values = {"clean": None, "degraded": None} | values
     try:
-        entry = Entry(**{"clean": None, "degraded": None} | values)
-    except TypeError as error:
-        raise DataError(f"{where}: {str(error).removeprefix('Entry.__init__() ')}") from None
+        entry = build(Entry, values, where)
+    except ConfigError as error:
+        raise DataError(str(error)) from None
     return _absolute(_checked(entry, where), folder)
 
 
 def _checked(entry: Entry, where: str) -> Entry:
     if not (entry.clean or entry.degraded):
         raise DataError(f"{where}: neither clean nor degraded")
-    for field, kinds in (("clean", (str, type(None))), ("degraded", (str, type(None))), ("speaker", (str,))):
-        if not isinstance(getattr(entry, field), kinds):
-            raise DataError(f"{where}: {field} is {getattr(entry, field)!r}")
     for field in ("seconds", "delay"):
         value = getattr(entry, field)
-        if not isinstance(value, int | float) or not math.isfinite(value) or (field == "seconds" and value <= 0):
+        if not math.isfinite(value) or (field == "seconds" and value <= 0):
             raise DataError(f"{where}: {field} is {value!r}")
     return entry
 

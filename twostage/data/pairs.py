@@ -36,9 +36,7 @@ class PairConfig:
     sensors: tuple[str, ...] = ("throat",)  # presets or YAML files that clean speech is degraded with
     sensor_weights: tuple[float, ...] = ()  # how often each; empty: alike
     real_share: float = 0.0  # of a batch, drawn from entries that have both channels
-    simulate_on_pairs: bool = (
-        False  # simulate also from the clean channel of pairs, where there is clean speech besides
-    )
+    simulate_on_pairs: bool = False  # simulate also from the clean channel of pairs
     joint_jitter_db: float = 2.0  # uniform, each way, of both channels
     degraded_jitter_db: float = 1.0  # the same, of the degraded channel alone
     eq_db: float = 0.0  # deviation of a random equaliser on the degraded channel, an octave wide
@@ -111,8 +109,8 @@ class Cache:
 class PairDataset:
     """Draws segments of pairs, real or simulated, from the entries of manifests.
 
-    Entries with both channels are real pairs; entries with clean speech alone are degraded by the sensors. Both channels
-    are brought to audio.LEVEL: a real pair each by its file, a simulated one by the level of what was simulated.
+    Entries with both channels are real pairs; entries with clean speech alone are degraded by the sensors. Both
+    channels are brought to audio.LEVEL, by the level of the whole file; what was simulated, to that of its source.
     ``noise``: files of room sound for the simulator.
     """
 
@@ -157,7 +155,8 @@ class PairDataset:
 
     def _recorded(self, rng: np.random.Generator) -> tuple[Floats, Floats]:
         entry = self.real[_pick(self._real_odds, rng)]
-        assert entry.clean and entry.degraded  # what `real` is made of
+        assert entry.clean is not None  # what `real` is made of
+        assert entry.degraded is not None
         delay = round(entry.delay * self.config.sample_rate)
         lengths = self._cache.describe(entry.clean)[0], self._cache.describe(entry.degraded)[0] - delay
         start = _start(min(lengths), self.config.samples, rng)
@@ -167,7 +166,7 @@ class PairDataset:
 
     def _simulated(self, rng: np.random.Generator) -> tuple[Floats, Floats]:
         entry = self.clean[_pick(self._clean_odds, rng)]
-        assert entry.clean  # what `clean` is made of
+        assert entry.clean is not None  # what `clean` is made of
         rate, samples = self.config.sample_rate, self.config.samples
         start = _start(self._cache.describe(entry.clean)[0], samples, rng)
         clean = self._levelled(self._cache.segment(entry.clean, start, samples), entry.clean)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import fft, signal
+from scipy import fft, ndimage, signal
 
 from twostage import audio as sound
-from twostage.data.spectra import Complex, Floats, frame_size, istft, octaves, smooth_curve, smooth_field, stft
+from twostage.data.spectra import OVERLAP, Complex, Floats, frame_size, istft, octaves, smooth_curve, smooth_field, stft
 from twostage.errors import ConfigError, DataError
 from twostage.schema import build
 
@@ -43,7 +43,7 @@ class Sensor:
     # the part that is not a linear filter
     gain_spread_db: Curve = ()  # deviation of slow gains by band
     gain_seconds: float = 0.1  # over which they stay alike
-    fricative_db: Curve = ()  # further gain in frames whose energy lies above 2 kHz (made at the lips, not in the throat)
+    fricative_db: Curve = ()  # further gain in frames of energy above 2 kHz: made at the lips, not in the throat
     coherence: Curve = ()  # magnitude-squared, between clean and simulated speech
     noise_share: float = 0.5  # of the incoherent part: noise with the speech's envelope; the rest is wandering phase
     headroom_db: float | None = None  # soft saturation this far above the active level
@@ -91,7 +91,7 @@ def simulate(
 ) -> Floats:
     """Turn clean speech (T,) into what ``sensor`` would pick up, (T,) float32, without delay.
 
-    ``ambient``: sound of the room (T,) and the level in dB that it leaks in at; without it, pink noise at the sensor's own.
+    ``ambient``: sound of the room (T,) and the dB that it leaks in at; without it, pink noise at ``sensor.ambient_db``.
     """
     clean = np.asarray(audio, np.float32)
     if clean.ndim != 1:
@@ -170,22 +170,26 @@ def _response(sensor: Sensor, sample_rate: int, rng: np.random.Generator) -> Flo
 def _body(
     speech: Floats, clean: Floats, sample_rate: int, sensor: Sensor, response: Floats | None, rng: np.random.Generator
 ) -> Floats:
-    """Filter speech (T,) by the response and by all that moves: gains, fricatives, phase, noise in the speech's envelope."""
+    """Filter speech (T,) by the response and by what moves: gains, fricatives, phase, noise in its envelope."""
     size, frequencies = frame_size(sample_rate), _grid(sample_rate)
+    if sensor.band_limit:  # what the band limit will remove need not be made
+        frequencies = frequencies[frequencies < 1.1 * sensor.band_limit * (1 + sensor.band_limit_jitter)]
+    used = slice(len(frequencies))
     spectra = stft(speech, size)
-    times = np.arange(len(spectra), dtype=np.float32) * (size // 4 / sample_rate / sensor.gain_seconds)
+    voiceless = fricative(spectra if clean is speech else stft(clean, size), _grid(sample_rate))
+    spectra = spectra[:, used]
+    times = np.arange(len(spectra), dtype=np.float32) * (size // OVERLAP / sample_rate / sensor.gain_seconds)
     pitches = octaves(frequencies) * 2  # half an octave moves together
-    gain = np.zeros(len(frequencies), np.float32) if response is None else response
+    gain = np.zeros(len(frequencies), np.float32) if response is None else response[used]
     spread = _curve(sensor, "gain_spread_db", frequencies)
     if sensor.gain_spread_db:
         gain = gain + spread * smooth_field(times, pitches, rng)
     if sensor.fricative_db:
-        gain = gain + fricative(stft(clean, size), frequencies)[:, None] * _curve(sensor, "fricative_db", frequencies)
+        gain = gain + voiceless[:, None] * _curve(sensor, "fricative_db", frequencies)
     if sensor.coherence:
         rest = np.minimum(1, _curve(sensor, "coherence", frequencies) / gain_coherence(spread))
-        spectra = _decohere(spectra, rest, len(speech), sensor.noise_share, times, pitches, rng)
-    spectra = spectra * np.exp(gain * np.float32(np.log(10) / 20))
-    return istft(spectra, size, len(speech))
+        spectra = _decohere(spectra, rest, size, len(speech), sensor.noise_share, times, pitches, rng)
+    return istft(spectra * np.exp(gain * np.float32(np.log(10) / 20)), size, len(speech))
 
 
 def gain_coherence(spread_db: Floats) -> Floats:
@@ -194,7 +198,7 @@ def gain_coherence(spread_db: Floats) -> Floats:
 
 
 def fricative(spectra: Complex, frequencies: Floats) -> Floats:
-    """How much of a fricative each frame (L, F) is: 0 with nine tenths of its power below 2 kHz, 1 with nine tenths above."""
+    """How much of a fricative each frame (L, F) is: 0 if nine tenths of its power lie below 2 kHz, 1 if above."""
     power = spectra.real**2 + spectra.imag**2
     high = power[:, frequencies > 2000].sum(1) / np.maximum(power[:, frequencies > 100].sum(1), 1e-12)
     return np.clip((high - 0.1) / 0.8, 0, 1)
@@ -203,6 +207,7 @@ def fricative(spectra: Complex, frequencies: Floats) -> Floats:
 def _decohere(
     spectra: Complex,
     coherence: Floats,
+    size: int,
     length: int,
     noise_share: float,
     times: Floats,
@@ -214,24 +219,22 @@ def _decohere(
     A share of the lost power returns as noise in the band-wise envelope of the speech; the phase of the rest wanders
     slowly by a normal angle of variance v, which leaves exp(-v) of the coherence (the characteristic function).
     """
-    noisy = noise_share * (1 - coherence)
+    noisy = (noise_share * (1 - coherence)).astype(np.float32)
     variance = -np.log(np.maximum(coherence / np.maximum(1 - noisy, 1e-6), 1e-4))
-    angle = np.sqrt(variance) * smooth_field(times, pitches * 2, rng)
-    turned = spectra * (np.sqrt(1 - noisy) * np.exp(1j * angle.astype(np.float32)))
+    angle = (np.sqrt(variance) * smooth_field(times, pitches * 2, rng)).astype(np.float32)
+    turned = np.empty_like(spectra)
+    turned.real, turned.imag = np.cos(angle), np.sin(angle)
+    turned *= spectra * np.sqrt(1 - noisy)
     if not noisy.any():
         return turned
-    size = 2 * (spectra.shape[1] - 1)
-    noise = stft(rng.standard_normal(length, np.float32), size) * np.float32(2 / size**0.5)  # |noise|^2 = 1
-    power = spectra.real**2 + spectra.imag**2
-    envelope = np.sqrt(_smear(power))
-    return turned + np.sqrt(noisy) * envelope * noise
+    noise = stft(rng.standard_normal(length, np.float32), size)[:, : spectra.shape[1]]
+    envelope = np.sqrt(_smear(spectra.real**2 + spectra.imag**2) * (noisy * np.float32(OVERLAP / size)))
+    return turned + envelope * noise  # the noise has power size / OVERLAP a bin
 
 
 def _smear(power: Floats, width: int = 9) -> Floats:
     """Running mean over ``width`` bins (about 280 Hz) of (L, F): the harmonics go, the envelope stays."""
-    side = width // 2
-    total = np.cumsum(np.pad(power, ((0, 0), (side + 1, side)), mode="edge"), axis=1, dtype=np.float64)
-    return ((total[:, width:] - total[:, :-width]) / width).clip(0).astype(np.float32)
+    return ndimage.uniform_filter1d(power, width, axis=1, mode="nearest")
 
 
 def _body_sounds(length: int, sample_rate: int, sensor: Sensor, rng: np.random.Generator) -> Floats:
@@ -285,7 +288,7 @@ def _surroundings(
     power = np.full(len(frequencies), np.float32(sensor.white_noise**2))
     if sensor.noise_db:
         floor = _curve(sensor, "noise_db", frequencies) + sensor.noise_spread_db * rng.standard_normal()
-        power = power + 10 ** (floor / 10) * (sample_rate / 2)
+        power = power + (10 ** (floor / 10) * (sample_rate / 2)).astype(np.float32)
     if ambient is not None or sensor.ambient_db is not None:
         colour = (
             np.zeros_like(frequencies) if response is None else np.interp(frequencies, _grid(sample_rate), response)
@@ -302,9 +305,7 @@ def _surroundings(
         spectrum = spectrum + scale * np.sqrt(power) * (noise[0] + 1j * noise[1])
     if sensor.band_limit:
         limit = sensor.band_limit * rng.uniform(1 - sensor.band_limit_jitter, 1 + sensor.band_limit_jitter)
-        spectrum = spectrum * np.clip(
-            0.5 + (limit - frequencies) / (0.04 * limit), 0, 1
-        )  # steep: 4 % from pass to stop
+        spectrum = spectrum * np.clip(0.5 + (limit - frequencies) / (0.04 * limit), 0, 1)  # 4 % from pass to stop
     return fft.irfft(spectrum, size)[side : side + length]
 
 
@@ -316,7 +317,7 @@ def load_sensor(name: str | os.PathLike[str]) -> Sensor:
     """A preset by name, or the sensor in a YAML file (as `twostage fit-sensor` writes it)."""
     if str(name) in PRESETS:
         return PRESETS[str(name)]
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     path = Path(name)
     if not path.is_file():

@@ -26,7 +26,10 @@ def frame_size(sample_rate: int) -> int:
 
 
 def stft(signal: Floats, size: int) -> Complex:
-    """Spectra (L, size // 2 + 1) of a signal (T,), one each size / 4 samples; white noise of power 1 has |X|^2 = size / 4."""
+    """Spectra (L, size // 2 + 1) of a signal (T,), one each size / 4 samples.
+
+    White noise of power 1 has spectra of power size / 4.
+    """
     hop = size // OVERLAP
     padded = np.pad(signal, (size, size + -len(signal) % hop))
     frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop]
@@ -34,7 +37,7 @@ def stft(signal: Floats, size: int) -> Complex:
 
 
 def istft(spectra: Complex, size: int, length: int) -> Floats:
-    """Signal (length,) of spectra (L, size // 2 + 1); the inverse of `stft`."""
+    """Signal (length,) of spectra (L, size // 2 + 1), or fewer bins with zeros above; the inverse of `stft`."""
     hop = size // OVERLAP
     frames = (fft.irfft(spectra, size, axis=1) * _window(size)).reshape(len(spectra), OVERLAP, hop)
     blocks = np.zeros((len(spectra) + OVERLAP - 1, hop), frames.dtype)
@@ -43,32 +46,34 @@ def istft(spectra: Complex, size: int, length: int) -> Floats:
     return blocks.reshape(-1)[size : size + length]
 
 
-def weights(positions: Floats) -> Floats:
-    """Matrix (N, K) that turns K white numbers into N smooth ones of the same variance.
+def _interpolate(knots: Floats, positions: Floats) -> Floats:
+    """Straight lines between white knots (K, ...) at positions (N,), of the knots' variance everywhere: (N, ...).
 
-    ``positions`` (N,) are in units of the distance between two independent numbers. Straight lines between the knots
-    would have less variance half way; every row is scaled to length one instead.
+    No matrix product: BLAS would start threads for it, and wait for those of the training.
     """
-    left = np.floor(positions - positions.min()).astype(int)
-    part = positions - positions.min() - left
-    rows = np.arange(len(positions))
-    matrix = np.zeros((len(positions), int(left.max()) + 2), np.float32)
-    matrix[rows, left] = 1 - part
-    matrix[rows, left + 1] += part
-    return matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+    left = np.minimum(positions.astype(int), len(knots) - 2)
+    part = (positions - left).astype(np.float32).reshape(-1, *[1] * (knots.ndim - 1))
+    scale = 1 / np.sqrt(part**2 + (1 - part) ** 2)  # half way between two independent knots the variance is half
+    return knots[left] * ((1 - part) * scale) + knots[left + 1] * (part * scale)
+
+
+def _placed(positions: Floats, rng: np.random.Generator) -> tuple[Floats, int]:
+    """Positions moved to start at a random place between the first two knots, and how many knots they need."""
+    moved = positions - positions.min() + rng.random()
+    return moved, int(moved.max()) + 2
 
 
 def smooth_curve(positions: Floats, rng: np.random.Generator) -> Floats:
-    """Random curve (N,) of mean 0 and deviation 1, correlated over one unit of ``positions``."""
-    matrix = weights(positions + rng.random())
-    return matrix @ rng.standard_normal(matrix.shape[1], np.float32)
+    """Random curve (N,) of mean 0 and deviation 1, correlated over one unit of ``positions`` (N,)."""
+    moved, knots = _placed(positions, rng)
+    return _interpolate(rng.standard_normal(knots, np.float32), moved)
 
 
 def smooth_field(times: Floats, pitches: Floats, rng: np.random.Generator) -> Floats:
-    """Random surface (L, F) of mean 0 and deviation 1, correlated over one unit of ``times`` (L,) and ``pitches`` (F,)."""
-    rows, columns = weights(times + rng.random()), weights(pitches + rng.random())
-    knots = rng.standard_normal((rows.shape[1], columns.shape[1]), np.float32)
-    return rows @ knots @ columns.T
+    """Random surface (L, F) of mean 0 and deviation 1, correlated over a unit of ``times`` (L,) and ``pitches`` (F,)."""
+    rows, columns = _placed(times, rng), _placed(pitches, rng)
+    knots = rng.standard_normal((columns[1], rows[1]), np.float32)
+    return _interpolate(_interpolate(knots, columns[0]).T, rows[0])
 
 
 def octaves(frequencies: Floats) -> Floats:
