@@ -14,7 +14,8 @@ RATE = 16000
 def babble(seconds=2.0, seed=0):
     """Noise with speech's slow bursts and falling spectrum: enough for every metric to take it for speech."""
     rng, frames = np.random.default_rng(seed), round(seconds * RATE)
-    bursts = np.abs(np.interp(np.arange(frames), np.arange(0, frames + 1600, 1600), rng.normal(size=frames // 1600 + 1)))
+    heights = rng.normal(size=frames // 1600 + 2)
+    bursts = np.abs(np.interp(np.arange(frames) / 1600, np.arange(heights.size), heights))
     return (0.1 * bursts * np.convolve(rng.normal(size=frames), 0.9 ** np.arange(30), "same")).astype(np.float32)
 
 

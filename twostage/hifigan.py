@@ -1,8 +1,8 @@
 """Published HiFi-GAN generators as vocoders of ours.
 
-Source: the authors' reference code of Kong, Kim and Bae, "HiFi-GAN", NeurIPS 2020. The network is the same, also in the
-slope of 0.01 before the last convolution. Their mel adds 1e-9 to the power of a bin before the root, where ours keeps it
-at 1e-10 or more: mels differ in near-silence alone, by less than 0.02.
+Source: the authors' reference code of Kong, Kim and Bae, "HiFi-GAN", NeurIPS 2020. The network is the same, also in
+the slope of 0.01 before the last convolution. Their mel adds 1e-9 to the power of a bin before the root, where ours
+keeps it at 1e-10 or more: mels differ in near-silence alone, by less than 0.02.
 """
 
 import json
@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
 from torch import Tensor
@@ -34,7 +36,7 @@ TRAINING = (
     "fmax_for_loss", "num_workers", "dist_config",
 )  # fmt: skip
 CONVOLUTIONS = {"1": 3, "2": 2}  # dilations a block of either type reads; their code ignores further ones
-UNREADABLE = (*checkpoint.UNREADABLE, TypeError)
+UNREADABLE = (UnpicklingError, BadZipFile, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError)
 
 
 def import_hifigan(weights: str | Path, config: str | Path, out: str | Path, *, overwrite: bool = False) -> Vocoder:

@@ -1,11 +1,12 @@
 """Objective scores of an estimate of clean speech against that speech: pure functions of (T,) arrays at 16 kHz.
 
-Every score is a float. What cannot be scored (silence, too short, not finite) is NaN with a ``MetricWarning`` that says why;
-``score`` gives all of them at once, with the reasons. PESQ and STOI come from the packages pesq and pystoi, the ``eval`` extra.
+Every score is a float. What cannot be scored (silence, too short, not finite) is NaN with a ``MetricWarning`` that says
+why; ``score`` gives all of them at once, with the reasons. PESQ and STOI come from the packages pesq and pystoi, the
+``eval`` extra.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache, wraps
 from typing import NamedTuple
 
@@ -113,18 +114,22 @@ def _stoi(reference: Array, estimate: Array, *, extended: bool) -> float:
 def lsd(reference: Array, estimate: Array) -> float:
     """Log-spectral distance, in log10 of power, levels aligned; 0 is equal.
 
-    Root of the mean square over bins, mean over frames; 2048-point frames, hop 512 (Wang and Wang, "Towards Robust Speech
-    Super-Resolution", TASLP 2021, equation 12).
+    Root of the mean square over bins, mean over frames; 2048-point frames, hop 512 (Wang and Wang, "Towards Robust
+    Speech Super-Resolution", TASLP 2021).
     """
     one, other = (_stft()(_levelled(a)).clamp_min(1e-5).log10() * 2 for a in (reference, estimate))
-    return float((one - other).square().mean(-2).sqrt().mean()) if one.shape[-1] else _too_short("one frame of 512 samples")
+    if not one.shape[-1]:
+        raise Unscorable("too short, less than one frame of 512 samples")
+    return float((one - other).square().mean(-2).sqrt().mean())
 
 
 @_nan_if_unscorable
 def mel_l1(reference: Array, estimate: Array) -> float:
     """Mean absolute difference of natural-log mels (80 bands to 8 kHz), levels aligned; 0 is equal."""
     one, other = (_mel()(_levelled(a)) for a in (reference, estimate))
-    return float((one - other).abs().mean()) if one.shape[-1] else _too_short("one frame of 256 samples")
+    if not one.shape[-1]:
+        raise Unscorable("too short, less than one frame of 256 samples")
+    return float((one - other).abs().mean())
 
 
 @_nan_if_unscorable
@@ -132,13 +137,13 @@ def mcd(reference: Array, estimate: Array, order: int = 13, floor_db: float = 40
     """Mel-cepstral distortion in dB: 10 / ln 10 * sqrt(2 * sum of squared differences of coefficients 1 to 13).
 
     Kubichek, "Mel-cepstral distance measure", 1993. The cepstra are cosine transforms of the log-mels, scaled as in
-    log|H| = c0 + sum of c_d cos(d w), so that the value is the RMS difference in dB of two smoothed spectra without their
-    levels. Signals are aligned, so frames meet without time warping; mean over the frames in which the reference's
-    power is at most ``floor_db`` below its loudest.
+    log|H| = c0 + sum of c_d cos(d w), so that the value is the RMS difference in dB of two smoothed spectra without
+    their levels. Signals are aligned, so frames meet without time warping; mean over the frames in which the
+    reference's power is at most ``floor_db`` below its loudest.
     """
     one, other = (_mel()(_levelled(a))[0] for a in (reference, estimate))
     if not one.shape[-1]:
-        return _too_short("one frame of 256 samples")
+        raise Unscorable("too short, less than one frame of 256 samples")
     bands = one.shape[0]
     turns = torch.outer(torch.arange(1.0, order + 1), torch.arange(bands) + 0.5) * torch.pi / bands
     power_db = 10 * one.double().exp().square().sum(0).log10()
@@ -162,11 +167,13 @@ def si_sdr(reference: Array, estimate: Array) -> float:
 METRICS: dict[str, Metric] = {
     "pesq": pesq_wb, "stoi": stoi, "estoi": estoi, "lsd": lsd, "mel_l1": mel_l1, "mcd": mcd, "si_sdr": si_sdr,
 }  # fmt: skip
-HIGHER_IS_BETTER = {"pesq": True, "stoi": True, "estoi": True, "lsd": False, "mel_l1": False, "mcd": False, "si_sdr": True}
+HIGHER_IS_BETTER = {name: name in ("pesq", "stoi", "estoi", "si_sdr") for name in METRICS}
 
 
-def score(reference: Array, estimate: Array, names: tuple[str, ...] = tuple(METRICS)) -> tuple[dict[str, float], list[str]]:
-    """Score two aligned (T,) arrays by every named metric: values (NaN where there is none) and the reasons for NaN."""
+def score(
+    reference: Array, estimate: Array, names: Iterable[str] = tuple(METRICS)
+) -> tuple[dict[str, float], list[str]]:
+    """Score two aligned (T,) arrays by the named metrics: values (NaN where there is none) and the reasons for NaN."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", MetricWarning)
         values = {name: METRICS[name](reference, estimate) for name in names}
@@ -175,10 +182,6 @@ def score(reference: Array, estimate: Array, names: tuple[str, ...] = tuple(METR
 
 def _levelled(audio: Array) -> torch.Tensor:
     return torch.from_numpy((audio * (RMS / _rms(audio))).astype(np.float32))[None, None]
-
-
-def _too_short(least: str) -> float:
-    raise Unscorable(f"too short, less than {least}")
 
 
 @lru_cache(1)
@@ -205,8 +208,8 @@ def align(
 ) -> Alignment:
     """Undo a difference of length or a delay of at most ``max_seconds``; ``DataError`` where lengths differ by more.
 
-    The delay is the peak of the magnitude of the normalised cross-correlation. Below ``sure`` it is taken for none: what
-    keeps no phase, such as a mel vocoder's output, has peaks at multiples of the pitch that mean nothing.
+    The delay is the peak of the magnitude of the normalised cross-correlation. Below ``sure`` it is taken for none:
+    what keeps no phase, such as a mel vocoder's output, has peaks at multiples of the pitch that mean nothing.
     """
     most, longer = round(max_seconds * sample_rate), len(estimate) - len(reference)
     if abs(longer) > most:

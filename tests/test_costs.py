@@ -1,0 +1,57 @@
+"""Claims about costs: counted work is the work that can be counted by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from twostage import costs
+from twostage.pipeline import TwoStage, TwoStageConfig
+from twostage.restorer import RestorerConfig
+from twostage.vocoder import Vocoder, VocoderConfig
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "expected"),
+    [
+        (nn.Conv1d(3, 5, 7, padding=3), (1, 3, 100), 3 * 5 * 7 * 100),
+        (nn.Conv1d(4, 8, 3, stride=2, padding=1, groups=2), (1, 4, 100), 2 * 8 * 3 * 50),
+        (nn.ConvTranspose1d(3, 5, 8, 4, padding=2), (1, 3, 100), 3 * 5 * 8 * 100),
+        (nn.Conv2d(2, 6, 3, padding=1), (1, 2, 10, 20), 2 * 6 * 9 * 200),
+        (nn.Linear(8, 9), (7, 8), 7 * 8 * 9),
+        (nn.GRU(8, 16, batch_first=True), (1, 50, 8), 3 * 16 * (8 + 16) * 50),
+        (nn.LSTM(8, 16, batch_first=True), (1, 50, 8), 4 * 16 * (8 + 16) * 50),
+        (nn.ReLU(), (1, 100), 0),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_macs_are_those_counted_by_hand(layer, shape, expected):
+    assert costs.macs(layer, torch.zeros(shape)) == expected
+
+
+def test_hifigan_v1_takes_what_its_sizes_say():
+    config = VocoderConfig(
+        upsample_initial_channel=512, resblock_kernel_sizes=(3, 7, 11), resblock_dilation_sizes=((1, 3, 5),) * 3
+    )
+    with torch.device("meta"):
+        model, mel = Vocoder(config).fold(), torch.empty(1, 80, 125)  # two seconds
+    blocks = sum(6 * (3 + 7 + 11) * width**2 * rate for width, rate in ((256, 500), (128, 4000), (64, 8000), (32, 16000)))
+    ups = 512 * 256 * 16 * 62.5 + 256 * 128 * 16 * 500 + 128 * 64 * 4 * 4000 + 64 * 32 * 4 * 8000
+    ends = 80 * 512 * 7 * 62.5 + 32 * 7 * 16000
+    assert costs.macs(model, mel) / 2 == blocks + ups + ends
+    assert costs.parameters(model) == pytest.approx(13.93e6, rel=2e-3)
+
+
+def test_a_model_costs_the_sum_of_its_stages():
+    config = TwoStageConfig(
+        RestorerConfig(channels=(4, 8, 8), time_strides=(2, 1), blocks=1, dilations=(1,)),
+        VocoderConfig(upsample_initial_channel=16, resblock_kernel_sizes=(3,), resblock_dilation_sizes=((1,),)),
+    )
+    model = TwoStage(config).fold()
+    mel = torch.zeros(1, 80, 124)
+    stages = costs.macs(model.restorer, mel) + costs.macs(model.vocoder, mel)
+    basis = 80 * 513 * 124
+    found = costs.measure(model, repeats=1)
+    assert found.gmac == pytest.approx((stages + basis) / 1e9 / (124 * 256 / 16000), rel=1e-6)
+    assert found.parameters == costs.parameters(model.restorer) + costs.parameters(model.vocoder)
+    assert 0 < found.real_time_factor < 1
+    assert (found.device, found.threads) == ("cpu", torch.get_num_threads())

@@ -1,0 +1,73 @@
+"""What a model costs: multiply-accumulates for a second of audio, parameters, time."""
+
+import time
+import warnings
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from twostage.windows import Enhancer, device_of
+
+
+@dataclass(frozen=True)
+class Costs:
+    """``gmac`` a second of audio; ``real_time_factor`` is seconds of work for a second of audio on this machine."""
+
+    parameters: int
+    gmac: float
+    real_time_factor: float
+    device: str
+    threads: int
+
+
+def parameters(model: nn.Module) -> int:
+    """Numbers that were learnt; of a folded model, its plain weights."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def macs(module: nn.Module, *inputs: Tensor) -> int:
+    """Multiply-accumulates of one forward: convolutions, matrix products and recurrent layers, biases not counted.
+
+    Fourier transforms, activations and sums are not counted either.
+    """
+    counter = FlopCounterMode(display=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the next line's, of TF32 on other hardware
+        plain = torch.backends.mkldnn.flags(enabled=False)  # its fused recurrent layers are not seen by the counter
+        with plain, torch.no_grad(), counter:
+            module(*inputs)
+    return counter.get_total_flops() // 2
+
+
+def gmac_per_second(model: Enhancer, seconds: float = 2.0) -> float:
+    """Billions of multiply-accumulates for a second of audio in a window of ``seconds``, without its context."""
+    audio = _noise(model, seconds)
+    return macs(model, audio) / 1e9 * model.sample_rate / audio.shape[-1]  # type: ignore[arg-type]
+
+
+def real_time_factor(model: Enhancer, seconds: float = 10.0, repeats: int = 3) -> float:
+    """Seconds of work for a second of audio: median of ``repeats`` forwards of ``seconds``, after one to warm up."""
+    audio, elapsed = _noise(model, seconds), []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        with torch.inference_mode():
+            model(audio).cpu()  # the copy waits for an accelerator
+        elapsed.append(time.perf_counter() - started)
+    return median(elapsed[1:]) * model.sample_rate / audio.shape[-1]
+
+
+def measure(model: Enhancer, *, repeats: int = 3) -> Costs:
+    """All costs of a model where it stands, at torch's present number of threads."""
+    assert isinstance(model, nn.Module)
+    device, threads = str(device_of(model)), torch.get_num_threads()
+    return Costs(parameters(model), gmac_per_second(model), real_time_factor(model, repeats=repeats), device, threads)
+
+
+def _noise(model: Enhancer, seconds: float) -> Tensor:
+    """Audio (1, 1, T) of about ``seconds``, T a multiple of the model's stride."""
+    strides = max(1, round(seconds * model.sample_rate / model.stride))
+    generator = torch.Generator().manual_seed(0)
+    return 0.05 * torch.randn(1, 1, strides * model.stride, generator=generator).to(device_of(model))
