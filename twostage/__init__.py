@@ -1,0 +1,34 @@
+"""Give bone-conducted speech its missing band back.
+
+    import twostage
+    model = twostage.load()
+    restored = twostage.restore(model, audio, sample_rate)  # (T,) or (C, T), numpy or torch; at model.sample_rate
+
+Letters of shapes, everywhere in the package: B batch, C channels, T samples, F bands or bins, L frames.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from twostage.checkpoint import load as load
+    from twostage.pipeline import TwoStage as TwoStage
+    from twostage.restoration import restore as restore
+
+__version__ = "0.1.0"
+__all__ = ["TwoStage", "load", "restore"]
+
+
+def __getattr__(name: str) -> Any:  # `import twostage` and the command line's --help must not wait for torch
+    if name == "TwoStage":
+        from twostage.pipeline import TwoStage as value
+    elif name == "load":
+        from twostage.checkpoint import load as value  # type: ignore[assignment]
+    elif name == "restore":
+        from twostage.restoration import restore as value  # type: ignore[assignment]
+    else:
+        raise AttributeError(f"module 'twostage' has no attribute {name!r}")
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

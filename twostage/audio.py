@@ -1,0 +1,406 @@
+"""Sound files and levels: the only place that touches soundfile and soxr.
+
+Everything streams: a file is read and written in blocks (C, T) of float32, full scale 1.0, and never held whole unless
+asked to (:func:`read`). Written files appear under their name only when they are complete.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import log10
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from twostage.errors import AudioError
+
+Audio = NDArray[np.float32]
+
+LEVEL = -26.0  # dBFS: active level that the models are trained at, and that every channel is brought to before them
+BLOCK = 1 << 16  # samples read at once
+FRAME = 0.02  # seconds: a frame of the level meter
+RANGE = 20.0  # dB below the loudest frame at which speech counts as a pause
+
+# suffix -> libsndfile's container, and the coding that it has unless told otherwise
+FORMATS = {
+    "wav": ("WAV", "PCM_16"),
+    "flac": ("FLAC", "PCM_16"),
+    "ogg": ("OGG", "VORBIS"),
+    "oga": ("OGG", "VORBIS"),
+    "opus": ("OGG", "OPUS"),
+    "mp3": ("MP3", "MPEG_LAYER_III"),
+    "aif": ("AIFF", "PCM_16"),
+    "aiff": ("AIFF", "PCM_16"),
+    "au": ("AU", "PCM_16"),
+    "caf": ("CAF", "PCM_16"),
+    "w64": ("W64", "PCM_16"),
+    "rf64": ("RF64", "PCM_16"),
+}
+LOSSY = ("VORBIS", "OPUS", "MPEG_LAYER_III")
+LINEAR = ("PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
+FOREIGN = ("m4a", "aac", "wma", "amr")  # sound that libsndfile cannot read: named in an error rather than passed over
+OPEN_ENDED = 0x7FFF0000  # lengths from here on are what recorders write when they do not know yet
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a sound file says about itself; ``frames`` are samples a channel."""
+
+    sample_rate: int
+    channels: int
+    frames: int
+    format: str
+    subtype: str
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.sample_rate
+
+
+class Reader:
+    """An open sound file. Raises AudioError, naming the file, for whatever keeps it from being read whole."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+        _check_readable(Path(path))
+        try:
+            self._file = soundfile.SoundFile(str(path))
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"{path}: not a sound file that can be read ({_reason(error)})") from None
+        file = self._file
+        self.info = Info(file.samplerate, file.channels, file.frames, file.format, file.subtype)
+
+    def blocks(self, frames: int = BLOCK) -> Iterator[Audio]:
+        """Yield the file from its start as (C, <= frames); an error if it is empty, cut off or damaged."""
+        self._check_length()
+        self._file.seek(0)
+        total = 0
+        while (block := self._read(frames)).shape[1]:
+            total += block.shape[1]
+            yield block
+        # MP3 and its players disagree by a frame or two about what counts
+        if total < self.info.frames - (4608 + self.info.frames // 50 if self.info.format == "MP3" else 0):
+            raise AudioError(f"{self.path}: truncated, {total} of {self.info.frames} samples can be read")
+
+    def _read(self, frames: int) -> Audio:
+        try:
+            return self._file.read(frames, dtype="float32", always_2d=True).T
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"{self.path}: damaged ({_reason(error)})") from None
+
+    def _check_length(self) -> None:
+        lengths = _announced(self._file.extra_info)
+        if any(there < said < OPEN_ENDED for said, there in lengths) or _lacks_ogg_end(self.path, self.info):
+            raise AudioError(f"{self.path}: truncated, the file ends before its sound does")
+        if self.info.frames == 0:
+            raise AudioError(f"{self.path}: holds no samples")
+
+    def seek(self, frame: int) -> None:
+        self._file.seek(min(frame, self.info.frames))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _check_readable(path: Path) -> None:
+    if path.is_dir():
+        raise AudioError(f"{path}: is a folder, not a sound file")
+    if path.exists() and not path.is_file():
+        raise AudioError(f"{path}: is not a regular file")
+    try:
+        with open(path, "rb") as file:
+            if not file.read(1):
+                raise AudioError(f"{path}: is empty (0 bytes)")
+    except FileNotFoundError:
+        raise AudioError(f"{path}: no such file") from None
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _reason(error: soundfile.LibsndfileError) -> str:
+    return str(error.error_string).removeprefix("Error : ").rstrip(".")
+
+
+def _announced(log: str) -> Iterator[tuple[int, int]]:
+    """Pairs of (length that a header announces, length that is there) from libsndfile's log of an opened file."""
+    for line in log.splitlines():
+        before, found, after = line.partition("(should be ")
+        words = before.split()
+        if found and words[-1].isdigit() and after.rstrip(") ").isdigit():
+            yield int(words[-1]), int(after.rstrip(") "))
+
+
+def _lacks_ogg_end(path: str | Path, info: Info) -> bool:
+    """Whether an Ogg file's last page is not marked as the last: libsndfile takes what is there for the whole."""
+    if info.format != "OGG":
+        return False
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - 131072))  # a page has at most 65307 bytes
+        tail = file.read()
+    page = tail.rfind(b"OggS")
+    return page < 0 or len(tail) < page + 6 or not tail[page + 5] & 4
+
+
+class Writer:
+    """A sound file being written: blocks (C, T) go to a hidden file beside ``path``, which takes its name at the end.
+
+    Used in a ``with`` block; leaving it by an exception, KeyboardInterrupt included, removes what was written.
+    """
+
+    def __init__(
+        self, path: str | Path, sample_rate: int, channels: int, *, subtype: str | None = None, overwrite: bool = False
+    ) -> None:
+        self.path, self.frames = Path(path), 0
+        self._overwrite = overwrite
+        container, coding = coding_for(self.path, subtype)
+        check_writable(self.path, overwrite)
+        make_folder(self.path.parent)
+        self._partial = partial_name(self.path)
+        try:
+            self._file = soundfile.SoundFile(str(self._partial), "w", sample_rate, channels, coding, format=container)
+        except (soundfile.LibsndfileError, OSError, ValueError) as error:
+            message = self._failure(error, f"{channels} channel(s) at {sample_rate} Hz as {container} {coding}")
+            self._partial.unlink(missing_ok=True)
+            raise message from None
+
+    def write(self, block: Audio) -> None:
+        """Append (C, T) samples."""
+        try:
+            self._file.write(np.ascontiguousarray(block.T))
+        except (soundfile.LibsndfileError, OSError) as error:
+            raise self._failure(error, "the sound") from None
+        self.frames += block.shape[1]
+
+    def _failure(self, error: Exception, what: str) -> AudioError:
+        # libsndfile says "System error" where the system said why: ask it again
+        try:
+            with open(self._partial, "ab") as file:
+                file.write(bytes(1 << 16))
+        except OSError as cause:
+            return AudioError(f"{self.path}: cannot be written ({cause.strerror})")
+        reason = _reason(error) if isinstance(error, soundfile.LibsndfileError) else str(error)
+        return AudioError(f"{self.path}: cannot write {what} ({reason})")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._close(quietly=kind is not None)
+            if kind is None:
+                self._publish()
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+    def _close(self, quietly: bool) -> None:
+        try:
+            self._file.close()
+        except (soundfile.LibsndfileError, OSError) as error:
+            if not quietly:  # what went wrong before matters more
+                raise self._failure(error, "the sound") from None
+
+    def _publish(self) -> None:
+        # some encoders flush at the end and tell nobody when that fails
+        if info(self._partial).frames < self.frames and self._file.format != "MP3":
+            raise self._failure(OSError("the disk did not take all of it"), "the sound")
+        check_writable(self.path, self._overwrite)  # it may have come into being meanwhile
+        os.replace(self._partial, self.path)
+
+
+def coding_for(path: str | Path, subtype: str | None = None) -> tuple[str, str]:
+    """libsndfile's container and coding for a file name; ``subtype`` (that of the input, say) is kept where it fits."""
+    suffix = Path(path).suffix.lower().lstrip(".")
+    if suffix not in FORMATS:
+        raise AudioError(f"{path}: cannot write .{suffix} files; the formats are {', '.join(FORMATS)}")
+    container, default = FORMATS[suffix]
+    if default in LOSSY or subtype not in LINEAR:
+        return container, default
+    return container, subtype if soundfile.check_format(container, subtype) else "PCM_24"
+
+
+def check_writable(path: Path, overwrite: bool) -> None:
+    """An error if ``path`` exists already and may not be replaced."""
+    if path.is_dir():
+        raise AudioError(f"{path}: is a folder")
+    if path.exists() and not overwrite:
+        raise AudioError(f"{path}: exists already (--overwrite replaces it)")
+
+
+def make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AudioError(f"{path}: cannot make this folder ({error.strerror})") from None
+
+
+def partial_name(path: Path) -> Path:
+    """A hidden name beside ``path`` for what is not complete yet."""
+    return path.with_name(f".{path.name[-100:]}.{os.getpid()}.part")
+
+
+def info(path: str | Path) -> Info:
+    """What the header of a sound file says."""
+    with Reader(path) as reader:
+        return reader.info
+
+
+def read(path: str | Path, *, start: int = 0, frames: int | None = None) -> tuple[Audio, int]:
+    """Read a sound file, or ``frames`` samples of it from ``start``: (C, T) float32 and its sample rate."""
+    with Reader(path) as reader:
+        if start == 0 and frames is None:
+            return np.concatenate(list(reader.blocks()), axis=1), reader.info.sample_rate
+        reader.seek(start)
+        return reader._read(-1 if frames is None else frames), reader.info.sample_rate
+
+
+def write(
+    path: str | Path, audio: Audio, sample_rate: int, *, subtype: str | None = None, overwrite: bool = False
+) -> None:
+    """Write (C, T) or (T,) samples, format by the suffix; the file appears only when it is complete."""
+    audio = np.atleast_2d(np.asarray(audio, dtype=np.float32))
+    with Writer(path, sample_rate, audio.shape[0], subtype=subtype, overwrite=overwrite) as writer:
+        writer.write(audio)
+
+
+class Resampler:
+    """Resamples a stream of blocks (C, T) to exactly ``resampled_length`` of what went in."""
+
+    def __init__(self, from_rate: int, to_rate: int, channels: int) -> None:
+        self.from_rate, self.to_rate, self.channels = from_rate, to_rate, channels
+
+    def __call__(self, blocks: Iterable[Audio]) -> Iterator[Audio]:
+        """Yield the blocks at the new rate."""
+        if self.from_rate == self.to_rate:
+            yield from blocks
+            return
+        stream = soxr.ResampleStream(self.from_rate, self.to_rate, self.channels)
+        taken = given = 0
+        for block in blocks:
+            out = stream.resample_chunk(np.ascontiguousarray(block.T, dtype=np.float32)).T
+            taken, given = taken + block.shape[1], given + out.shape[1]
+            yield out
+        rest = stream.resample_chunk(np.zeros((0, self.channels), np.float32), last=True).T
+        yield match_length(rest, max(0, resampled_length(taken, self.from_rate, self.to_rate) - given))
+
+
+def resampled_length(frames: int, from_rate: int, to_rate: int) -> int:
+    """Samples at ``to_rate`` that last as long as ``frames`` at ``from_rate``; at least one of at least one."""
+    return max(min(frames, 1), round(frames * to_rate / from_rate))
+
+
+def resample(audio: Audio, from_rate: int, to_rate: int) -> Audio:
+    """Resample (..., T) along its last axis."""
+    rows = np.asarray(audio, np.float32).reshape(-1, audio.shape[-1])
+    out = np.concatenate(list(Resampler(from_rate, to_rate, len(rows))([rows])), axis=1)
+    return out.reshape(*audio.shape[:-1], -1)
+
+
+def match_length(audio: Audio, frames: int) -> Audio:
+    """Cut (..., T) to ``frames``, or add zeros at its end."""
+    missing = max(0, frames - audio.shape[-1])
+    return np.pad(audio[..., :frames], [(0, 0)] * (audio.ndim - 1) + [(0, missing)]) if missing else audio[..., :frames]
+
+
+def rms(audio: Audio) -> float:
+    """Root mean square over everything; 0 for nothing."""
+    return float(np.sqrt(np.mean(np.square(audio, dtype=np.float64)))) if audio.size else 0.0
+
+
+class LevelMeter:
+    """The active level and the peak of a stream of blocks (C, T), in a memory of one number for every 20 ms."""
+
+    def __init__(self, channels: int, sample_rate: int) -> None:
+        self.frame = max(1, round(FRAME * sample_rate))
+        self.peak = np.zeros(channels)
+        self.total = 0
+        self._rest = np.zeros((channels, 0), np.float32)
+        self._powers: list[NDArray[np.float64]] = []
+
+    def add(self, block: Audio) -> None:
+        self.total += block.shape[1]
+        if block.shape[1]:
+            self.peak = np.maximum(self.peak, np.abs(block).max(axis=1))
+        block = np.concatenate([self._rest, block], axis=1)
+        whole = block.shape[1] // self.frame * self.frame
+        self._rest = block[:, whole:].copy()
+        if whole:
+            frames = block[:, :whole].reshape(len(block), -1, self.frame).astype(np.float64)
+            self._powers.append(np.square(frames).mean(axis=2))
+
+    def levels(self) -> NDArray[np.float64]:
+        """Active level of each channel (C,) in dB re full scale; -inf for silence.
+
+        The RMS over the 20 ms frames within 20 dB of the loudest; what is left at the end counts if there is no other.
+        """
+        if not self._powers:
+            powers = np.square(self._rest, dtype=np.float64).mean(axis=1, keepdims=True) if self.total else None
+        else:
+            powers = np.concatenate(self._powers, axis=1)
+        if powers is None:
+            return np.full(len(self.peak), -np.inf)
+        return np.array([_active(channel) for channel in powers])
+
+
+def _active(powers: NDArray[np.float64]) -> float:
+    loudest = powers.max()
+    if loudest <= 0:
+        return -np.inf
+    return 10 * log10(powers[powers >= loudest * 10 ** (-RANGE / 10)].mean())
+
+
+def active_level(audio: Audio, sample_rate: int) -> float:
+    """Active level of (T,) or (C, T) audio in dB re full scale, over all its channels; -inf for silence."""
+    meter = LevelMeter(1, sample_rate)
+    for channel in np.atleast_2d(audio):
+        meter.add(np.asarray(channel, np.float32)[None])
+    return float(meter.levels()[0])
+
+
+def find(paths: Iterable[str | Path], suffixes: Iterable[str] = (*FORMATS, *FOREIGN)) -> list[tuple[Path, Path]]:
+    """Sound files under files, folders (recursively) and glob patterns, as (file, its path below what was named).
+
+    A file that is named stands for itself, whatever its suffix; hidden files in folders are passed over.
+
+    Raises:
+        AudioError: a folder or pattern without a sound file. Whether a named file exists is seen when it is read.
+    """
+    wanted = {"." + suffix.lower().lstrip(".") for suffix in suffixes}
+    return [pair for path in paths for pair in _find_one(str(path), wanted)]
+
+
+def _find_one(name: str, suffixes: set[str]) -> list[tuple[Path, Path]]:
+    path = Path(name)
+    if path.is_dir():
+        found = [(file, file.relative_to(path)) for file in _below(path, suffixes)]
+    elif path.exists() or not any(c in name for c in "*?["):
+        found = [(path, Path(path.name))]
+    else:
+        found = _glob(path, suffixes)
+    if not found:
+        raise AudioError(f"{name}: no sound files there")
+    return found
+
+
+def _below(folder: Path, suffixes: set[str]) -> list[Path]:
+    files = (Path(parent) / name for parent, _, names in os.walk(folder) for name in names)
+    kept = (f for f in files if f.suffix.lower() in suffixes)
+    return sorted(f for f in kept if not any(part.startswith(".") for part in f.relative_to(folder).parts))
+
+
+def _glob(pattern: Path, suffixes: set[str]) -> list[tuple[Path, Path]]:
+    fixed = next(i for i, part in enumerate(pattern.parts) if any(c in part for c in "*?["))
+    base, rest = Path(*pattern.parts[:fixed]), str(Path(*pattern.parts[fixed:]))
+    found = set()
+    for match in base.glob(rest):
+        found.update(_below(match, suffixes) if match.is_dir() else [match])
+    return [(file, file.relative_to(base)) for file in sorted(found)]

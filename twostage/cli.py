@@ -1,0 +1,61 @@
+"""The command line: ``twostage COMMAND ...``. Commands are light to import; what they need is imported as they run."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from twostage import __version__
+from twostage.commands import restore
+from twostage.errors import TwoStageError
+
+COMMANDS: dict[str, ModuleType] = {
+    "restore": restore,
+}
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="twostage",
+        description="Give bone-conducted speech its missing band back.",
+        epilog="example:\n  twostage restore recording.wav -o restored.wav",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"twostage {__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    for name, module in COMMANDS.items():
+        example = "example:\n" + "\n".join(f"  {line.strip()}" for line in module.EXAMPLE.strip().splitlines())
+        sub = commands.add_parser(
+            name,
+            help=module.HELP,
+            description=module.HELP,
+            epilog=example,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; its exit code. 1 is a failure that a line on stderr explains, 2 wrong usage, 130 Ctrl-C."""
+    args = parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except TwoStageError as error:
+        print(f"twostage: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("twostage: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

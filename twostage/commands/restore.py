@@ -1,0 +1,250 @@
+"""``twostage restore``: sound files in, restored sound files out."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from twostage.errors import ConfigError, TwoStageError
+
+if TYPE_CHECKING:
+    from twostage.jobs import Job
+    from twostage.restoration import Options, Progress, Report
+
+HELP = "restore bone-conducted recordings: files, folders or patterns, of any rate, length and number of channels"
+EXAMPLE = """
+twostage restore recording.wav -o restored.wav --plot
+twostage restore recordings/ -o restored/ --format flac --sample-rate input --json report.json
+"""
+FORMATS = ("wav", "flac", "ogg", "opus", "mp3", "aiff", "au", "caf", "w64", "rf64")
+LONG = 600.0  # seconds of sound: enough for a progress bar even in a log file
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="INPUT", help="a sound file, a folder (with all below it), or a quoted pattern")
+    add("-o", "--out", required=True, metavar="OUT", help="a sound file for one input, or a folder (trees are kept)")
+    add(
+        "--model",
+        nargs="+",
+        action="extend",
+        metavar="NAME|PATH",
+        help="a shipped model, a folder, a file, or a restorer's and a vocoder's file (default: default)",
+    )
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto is cuda where there is one")
+    add("--sample-rate", choices=("model", "input"), default="model", help="rate of the output (default: model)")
+    add("--format", choices=FORMATS, help="format of the outputs in a folder (default: that of the input)")
+    add("--level", choices=("input", "model"), default="input", help="loudness of the output (default: input)")
+    add("--keep-low-band", type=float, default=0.0, metavar="HZ", help="keep the input itself below this frequency")
+    add("--seconds", type=float, default=10.0, help="length of a window: bounds the memory (default: 10)")
+    add("--plot", action="store_true", help="draw spectrograms before and after beside each output, as PNG")
+    add("--json", nargs="?", const="-", metavar="FILE.json", help="write a report for machines (default: to stdout)")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+    existing.add_argument("--skip-existing", action="store_true", help="leave out inputs whose output exists")
+
+
+def run(args: argparse.Namespace) -> int:
+    from twostage.jobs import plan
+    from twostage.restoration import Options
+
+    options = Options(args.seconds, args.level, args.keep_low_band, args.sample_rate, args.overwrite)
+    _check_report_name(args)
+    jobs = plan(args.inputs, args.out, suffix=args.format, plot=args.plot)
+    pending = [job for job in jobs if not job.error and not (args.skip_existing and job.target.exists())]
+    device = _device(args.device)
+    model = _load(args.model, device) if pending else None
+    reports: list[Report] = []
+    say = Voice(sys.stderr if args.json == "-" else sys.stdout)
+    with _terminable(), say.bar(pending) as progress:
+        try:
+            for job in jobs:
+                reports.append(_do(model, job, options, progress, skip=job not in pending))
+                say.file(reports[-1])
+        finally:
+            say.summary(reports, len(jobs), device)
+            _write_report(args, reports, device)
+    return int(any(report.status == "failed" for report in reports))
+
+
+def _do(model: Any, job: "Job", options: "Options", progress: "Progress", skip: bool) -> "Report":
+    import torch
+
+    from twostage.audio import check_writable
+    from twostage.restoration import Report, restore_file
+
+    report = Report(str(job.source), str(job.target), status="failed", error=job.error)
+    if job.error:
+        return report
+    if skip:
+        report.status = "skipped"
+        return report
+    try:
+        if job.plot:
+            check_writable(job.plot, options.overwrite)
+        report = restore_file(model, job.source, job.target, options, progress=progress)
+        if job.plot:
+            _plot(job, model.sample_rate / 2, options.overwrite)
+            report.plot = str(job.plot)
+    except TwoStageError as error:
+        report.error = str(error)
+    except OSError as error:
+        report.error = f"{job.source}: {error.strerror or error}"
+    except (MemoryError, torch.OutOfMemoryError):
+        report.error = f"{job.source}: out of memory; shorter windows (--seconds) need less"
+    report.status = "failed" if report.error else report.status
+    return report
+
+
+def _plot(job: "Job", top: float, overwrite: bool) -> None:
+    from twostage.plots import before_after
+
+    assert job.plot is not None
+    before_after(job.plot, job.source, job.target, top=top, overwrite=overwrite)
+
+
+class Voice:
+    """What the user sees: a bar while it runs, a line per file, a summary. Warnings and errors go to stderr."""
+
+    def __init__(self, out: Any) -> None:
+        self._out = out
+
+    @contextmanager
+    def bar(self, jobs: "list[Job]") -> "Iterator[Progress]":
+        from tqdm import tqdm
+
+        total = sum(_seconds(job) for job in jobs)
+        terminal = sys.stderr.isatty()
+        with tqdm(
+            total=round(total, 1),
+            unit="s",
+            desc="restoring",
+            disable=not terminal and total < LONG,
+            mininterval=0.2 if terminal else 60.0,
+            leave=False,
+            bar_format="{desc}: {percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} s of sound, {remaining} left",
+        ) as bar:
+            yield lambda seconds: bar.update(seconds) and None
+
+    def file(self, report: "Report") -> None:
+        for warning in report.warnings:
+            self._line(f"twostage: warning: {report.source}: {warning}", sys.stderr)
+        if report.error:
+            named = report.error if report.source in report.error else f"{report.source}: {report.error}"
+            self._line(f"twostage: error: {named}", sys.stderr)
+        elif report.status == "skipped":
+            self._line(f"{report.source}: skipped, {report.target} exists", self._out)
+        else:
+            pace = f"{report.seconds:.2f} s, {report.realtime_factor:.2f} x real time"
+            self._line(f"{report.source} -> {report.target}  ({pace})", self._out)
+
+    def summary(self, reports: "list[Report]", jobs: int, device: str) -> None:
+        counts = {s: sum(r.status == s for r in reports) for s in ("restored", "skipped", "failed")}
+        words = ", ".join(f"{count} {status}" for status, count in counts.items() if count or status == "restored")
+        total = _summary(reports)
+        missing = f", {jobs - len(reports)} not done" if jobs > len(reports) else ""
+        pace = (
+            f"; {total['seconds']:.1f} s of sound in {total['elapsed']:.1f} s on {device}" if counts["restored"] else ""
+        )
+        self._line(words + missing + pace, self._out)
+
+    def _line(self, text: str, file: Any) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(text, file=file)
+
+
+def _seconds(job: "Job") -> float:
+    from twostage.audio import info
+
+    try:
+        return info(job.source).seconds
+    except TwoStageError:
+        return 0.0  # its turn to complain comes
+
+
+def _summary(reports: "list[Report]") -> dict[str, Any]:
+    restored = [report for report in reports if report.status == "restored"]
+    seconds, elapsed = sum(r.seconds for r in restored), sum(r.elapsed for r in restored)
+    return {
+        **{status: sum(r.status == status for r in reports) for status in ("restored", "skipped", "failed")},
+        "seconds": seconds,
+        "elapsed": elapsed,
+        "realtime_factor": elapsed / seconds if seconds else 0.0,
+    }
+
+
+def _check_report_name(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from twostage.audio import check_writable
+
+    if args.json in (None, "-"):
+        return
+    if not args.json.endswith(".json"):  # "--json a.wav" would else take an input for the report's name
+        raise ConfigError(f"--json {args.json}: the name of the report must end in .json")
+    if not Path(args.json).parent.is_dir():
+        raise ConfigError(f"--json {args.json}: no such folder")
+    check_writable(Path(args.json), args.overwrite or args.skip_existing)
+
+
+def _write_report(args: argparse.Namespace, reports: "list[Report]", device: str) -> None:
+    from pathlib import Path
+
+    from twostage import __version__
+    from twostage.audio import partial_name
+
+    if args.json is None:
+        return
+    report = {
+        "twostage": __version__,
+        "model": args.model or ["default"],
+        "device": device,
+        "files": [asdict(r) for r in reports],
+        "summary": _summary(reports),
+    }
+    text = json.dumps(report, indent=2)
+    if args.json == "-":
+        print(text)
+        return
+    partial = partial_name(Path(args.json))
+    try:
+        partial.write_text(text + "\n", encoding="utf-8")
+        os.replace(partial, args.json)
+    except OSError as error:
+        raise ConfigError(f"--json {args.json}: cannot be written ({error.strerror})") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: there is no CUDA device that torch can use")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _load(names: list[str] | None, device: str) -> Any:
+    from twostage.checkpoint import load
+
+    return load(*names or [], device=device)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the work as Ctrl-C does, with nothing half-written left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

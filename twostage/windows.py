@@ -1,0 +1,124 @@
+"""A stream of sound through an enhancer in windows, equal to the whole at once; and the splice of the low band."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import ceil
+from typing import Protocol
+
+import numpy as np
+import torch
+from scipy.signal import fftconvolve, firwin
+from torch import Tensor
+
+from twostage.audio import Audio, match_length
+
+CROSSOVER = 0.032  # seconds: length of the crossover's filter; its slope is about 100 Hz wide
+
+
+class Enhancer(Protocol):
+    """(B, 1, T) -> (B, 1, T // hop_length * hop_length) at ``sample_rate``.
+
+    An output sample depends on at most ``context`` input samples each side; a window that begins at a multiple of
+    ``stride`` samples gives what the whole gives there. Lengths in samples.
+    """
+
+    @property
+    def sample_rate(self) -> int: ...
+
+    @property
+    def hop_length(self) -> int: ...
+
+    @property
+    def stride(self) -> int: ...
+
+    @property
+    def context(self) -> int: ...
+
+    def __call__(self, audio: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Window:
+    """Audio (C, T) of which ``keep`` samples from ``skip`` on are wanted; the rest is context."""
+
+    audio: Audio
+    skip: int
+    keep: int
+
+
+def windows(blocks: Iterable[Audio], keep: int, context: int) -> Iterator[Window]:
+    """Cut a stream of (C, T) blocks into windows of ``keep`` samples and ``context`` each side.
+
+    At the ends of the stream there is no context; the last window keeps what is left, at most ``keep + context``.
+    """
+    pending: list[Audio] = []
+    have = skip = 0
+    for block in blocks:
+        pending.append(block)
+        have += block.shape[1]
+        while have > skip + keep + context:  # more must follow, or the window would be the last
+            audio = np.concatenate(pending, axis=1)
+            yield Window(audio[:, : skip + keep + context], skip, keep)
+            drop = max(0, skip + keep - context)
+            skip, have, pending = skip + keep - drop, have - drop, [audio[:, drop:]]
+    if have > skip:
+        yield Window(np.concatenate(pending, axis=1), skip, have - skip)
+
+
+def enhance(
+    model: Enhancer, blocks: Iterable[Audio], seconds: float, channels: Iterable[int]
+) -> Iterator[tuple[Audio, Audio]]:
+    """Yield (input, enhanced) blocks (C, T) of a stream at the model's rate, each of ``channels`` by itself.
+
+    Windows keep ``seconds`` each, all of it if infinite; other channels come out as zeros. The stream is lengthened
+    with zeros to a whole number of hops before the model and cut back after it.
+    """
+    strides = max(1, round(min(seconds, 1e9) * model.sample_rate / model.stride))
+    keep = strides * model.stride
+    context = ceil(model.context / model.stride) * model.stride
+    chosen = list(channels)
+    for window in windows(blocks, keep, context):
+        kept = slice(window.skip, window.skip + window.keep)
+        enhanced = np.zeros((len(window.audio), window.keep), np.float32)
+        for channel in chosen:
+            enhanced[channel] = _forward(model, window.audio[channel])[kept]
+        yield window.audio[:, kept], enhanced
+
+
+def _forward(model: Enhancer, audio: Audio) -> Audio:
+    padded = match_length(audio, ceil(len(audio) / model.hop_length) * model.hop_length)
+    with torch.inference_mode():
+        return model(torch.from_numpy(padded.copy()).to(device_of(model))[None, None])[0, 0].float().cpu().numpy()
+
+
+def device_of(model: object) -> torch.device:
+    """Where a module's weights are; the CPU if it has none."""
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
+    return next((p.device for p in parameters), torch.device("cpu"))
+
+
+def keep_low_band(pairs: Iterable[tuple[Audio, Audio]], cutoff: float, sample_rate: int) -> Iterator[Audio]:
+    """Splice the input below ``cutoff`` Hz to the enhanced above it: (input, enhanced) blocks (C, T) -> blocks (C, T).
+
+    The crossover is a linear-phase low-pass and its complement, so equal inputs come out unchanged. 0 Hz keeps nothing.
+    """
+    if not cutoff:
+        yield from (enhanced for _, enhanced in pairs)
+        return
+    side = round(CROSSOVER / 2 * sample_rate)
+    taps = firwin(2 * side + 1, cutoff, fs=sample_rate)[None].astype(np.float32)
+    difference = enhanced = None
+    for original, restored in pairs:
+        if difference is None or enhanced is None:
+            difference, enhanced = np.zeros((len(original), side), np.float32), restored[:, :0]
+        # enhanced + low(original - enhanced) is low(original) + high(enhanced) with one filter
+        difference = np.concatenate([difference, original - restored], axis=1)
+        enhanced = np.concatenate([enhanced, restored], axis=1)
+        ready = difference.shape[1] - 2 * side
+        if ready > 0:
+            yield enhanced[:, :ready] + fftconvolve(difference, taps, mode="valid", axes=1)
+            difference, enhanced = difference[:, ready:], enhanced[:, ready:]
+    if difference is not None and enhanced is not None:
+        difference = match_length(difference, difference.shape[1] + side)
+        difference = np.pad(difference, [(0, 0), (max(0, 2 * side + 1 - difference.shape[1]), 0)])
+        yield enhanced + fftconvolve(difference, taps, mode="valid", axes=1)[:, -enhanced.shape[1] :]
