@@ -33,7 +33,7 @@ class PairConfig:
 
     samples: int = 32768
     sample_rate: int = 16000
-    sensors: tuple[str, ...] = ("throat",)  # presets or YAML files that clean speech is degraded with
+    sensors: tuple[str, ...] = ("throat",)  # presets or YAML files that clean speech is degraded with; none: it is not
     sensor_weights: tuple[float, ...] = ()  # how often each; empty: alike
     real_share: float = 0.0  # of a batch, drawn from entries that have both channels
     simulate_on_pairs: bool = False  # simulate also from the clean channel of pairs
@@ -51,8 +51,6 @@ class PairConfig:
         for name in ("real_share", "eq_chance", "ambient_chance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"data.{name} is {getattr(self, name)}, must lie between 0 and 1")
-        if not self.sensors and self.real_share < 1:
-            raise ConfigError("data.sensors is empty, and data.real_share below 1 needs simulation")
         if self.sensor_weights and len(self.sensor_weights) != len(self.sensors):
             raise ConfigError(
                 f"data.sensor_weights has {len(self.sensor_weights)} values, data.sensors {len(self.sensors)}"
@@ -170,6 +168,8 @@ class PairDataset:
         rate, samples = self.config.sample_rate, self.config.samples
         start = _start(self._cache.describe(entry.clean)[0], samples, rng)
         clean = self._levelled(self._cache.segment(entry.clean, start, samples), entry.clean)
+        if not self.sensors:
+            return clean, clean
         sensor = self.sensors[int(rng.choice(len(self.sensors), p=self._weights))]
         degraded = simulate(clean, rate, sensor, rng, ambient=self._ambient(rng))
         # a quiet stretch of a file stays as quiet beside its loud ones as it was

@@ -15,12 +15,36 @@ import numpy as np
 from scipy import fft, ndimage, signal
 
 from twostage import audio as sound
-from twostage.data.spectra import OVERLAP, Complex, Floats, frame_size, istft, octaves, smooth_curve, smooth_field, stft
+from twostage.data.spectra import (
+    OVERLAP,
+    Complex,
+    Floats,
+    active_frames,
+    decibels,
+    frame_size,
+    istft,
+    octaves,
+    power,
+    smooth_curve,
+    smooth_field,
+    stft,
+    voice_level,
+)
 from twostage.errors import ConfigError, DataError
 from twostage.schema import build
 
 Curve = tuple[float, ...]
-CURVES = ("response_db", "response_spread_db", "gain_spread_db", "fricative_db", "coherence", "noise_db")
+CURVES = (
+    "response_db",
+    "response_spread_db",
+    "slope",
+    "voice_slope",
+    "gain_spread_db",
+    "coherence",
+    "noise_share",
+    "noise_db",
+)
+MOVING = ("slope", "voice_slope", "gain_spread_db", "coherence")
 
 
 @dataclass(frozen=True)
@@ -40,12 +64,15 @@ class Sensor:
     response_spread_db: Curve = ()
     resonances: tuple[Curve, ...] = ()  # (Hz, q, dB) each
     resonance_jitter: float = 0.1
-    # the part that is not a linear filter
-    gain_spread_db: Curve = ()  # deviation of slow gains by band
+    # the part that is not a linear filter. Under the skin a band follows less the sound that the mouth gives to it than
+    # the voice itself: a dB more of clean speech in the band counts `slope` dB (a filter: 1), a dB more of voice (80 to
+    # 500 Hz) counts `voice_slope` dB (a filter: 0)
+    slope: Curve = ()
+    voice_slope: Curve = ()
+    gain_spread_db: Curve = ()  # deviation of slow random gains by band
     gain_seconds: float = 0.1  # over which they stay alike
-    fricative_db: Curve = ()  # further gain in frames of energy above 2 kHz: made at the lips, not in the throat
     coherence: Curve = ()  # magnitude-squared, between clean and simulated speech
-    noise_share: float = 0.5  # of the incoherent part: noise with the speech's envelope; the rest is wandering phase
+    noise_share: Curve = ()  # of the incoherent power: noise in the speech's envelope; the rest is wandering phase
     headroom_db: float | None = None  # soft saturation this far above the active level
     # what is added
     noise_db: Curve = ()  # the sensor's noise, dB a Hz
@@ -70,7 +97,7 @@ class Sensor:
                 raise ConfigError(
                     f"sensor.{name} has {len(getattr(self, name))} values, sensor.frequencies {len(grid)}"
                 )
-        if any(not 0 <= c <= 1 for c in (*self.coherence, self.noise_share)):
+        if any(not 0 <= c <= 1 for c in (*self.coherence, *self.noise_share)):
             raise ConfigError("sensor.coherence and sensor.noise_share must lie between 0 and 1")
         if any(len(resonance) != 3 for resonance in self.resonances):
             raise ConfigError("sensor.resonances must be (Hz, q, dB) each")
@@ -100,7 +127,7 @@ def simulate(
         return np.zeros_like(clean)
     speech = low_pass(clean, sample_rate, sensor, rng) if sensor.cutoff else clean
     response = _response(sensor, sample_rate, rng)
-    if response is not None or sensor.coherence or sensor.gain_spread_db or sensor.fricative_db:
+    if response is not None or any(getattr(sensor, name) for name in MOVING):
         speech = _body(speech, clean, sample_rate, sensor, response, rng)
     level = 10 ** (sound.active_level(speech, sample_rate) / 20)
     if not np.isfinite(level) or level <= 0:
@@ -175,20 +202,20 @@ def _body(
     if sensor.band_limit:  # what the band limit will remove need not be made
         frequencies = frequencies[frequencies < 1.1 * sensor.band_limit * (1 + sensor.band_limit_jitter)]
     used = slice(len(frequencies))
-    spectra = stft(speech, size)
-    voiceless = fricative(spectra if clean is speech else stft(clean, size), _grid(sample_rate))
-    spectra = spectra[:, used]
+    spectra = stft(speech, size)[:, used]
     times = np.arange(len(spectra), dtype=np.float32) * (size // OVERLAP / sample_rate / sensor.gain_seconds)
     pitches = octaves(frequencies) * 2  # half an octave moves together
     gain = np.zeros(len(frequencies), np.float32) if response is None else response[used]
+    if sensor.slope or sensor.voice_slope:
+        heard = spectra if clean is speech else stft(clean, size)[:, used]
+        gain = gain + _dynamics(power(heard), frequencies, sensor)
     spread = _curve(sensor, "gain_spread_db", frequencies)
     if sensor.gain_spread_db:
         gain = gain + spread * smooth_field(times, pitches, rng)
-    if sensor.fricative_db:
-        gain = gain + voiceless[:, None] * _curve(sensor, "fricative_db", frequencies)
     if sensor.coherence:
         rest = np.minimum(1, _curve(sensor, "coherence", frequencies) / gain_coherence(spread))
-        spectra = _decohere(spectra, rest, size, len(speech), sensor.noise_share, times, pitches, rng)
+        share = _curve(sensor, "noise_share", frequencies)
+        spectra = _decohere(spectra, rest, share, size, len(speech), times, pitches, rng)
     return istft(spectra * np.exp(gain * np.float32(np.log(10) / 20)), size, len(speech))
 
 
@@ -197,19 +224,24 @@ def gain_coherence(spread_db: Floats) -> Floats:
     return np.exp(-((spread_db * np.log(10) / 20) ** 2))
 
 
-def fricative(spectra: Complex, frequencies: Floats) -> Floats:
-    """How much of a fricative each frame (L, F) is: 0 if nine tenths of its power lie below 2 kHz, 1 if above."""
-    power = spectra.real**2 + spectra.imag**2
-    high = power[:, frequencies > 2000].sum(1) / np.maximum(power[:, frequencies > 100].sum(1), 1e-12)
-    return np.clip((high - 0.1) / 0.8, 0, 1)
+def _dynamics(powers: Floats, frequencies: Floats, sensor: Sensor) -> Floats:
+    """Gain in dB (L, F) by which bands follow the voice rather than themselves, from powers (L, F) of clean speech.
+
+    It moves with the levels around their means over the speech; pauses keep the gain of 25 dB below.
+    """
+    active = active_frames(powers)
+    own, voice = decibels(_smear(powers) + 1e-12), voice_level(powers, frequencies)
+    own, voice = (np.clip(level - level[active].mean(0), -25, 25) for level in (own, voice))
+    slope = _curve(sensor, "slope", frequencies) - 1 if sensor.slope else np.float32(0)
+    return own * slope + voice[:, None] * _curve(sensor, "voice_slope", frequencies)
 
 
 def _decohere(
     spectra: Complex,
     coherence: Floats,
+    noise_share: Floats,
     size: int,
     length: int,
-    noise_share: float,
     times: Floats,
     pitches: Floats,
     rng: np.random.Generator,
@@ -228,13 +260,13 @@ def _decohere(
     if not noisy.any():
         return turned
     noise = stft(rng.standard_normal(length, np.float32), size)[:, : spectra.shape[1]]
-    envelope = np.sqrt(_smear(spectra.real**2 + spectra.imag**2) * (noisy * np.float32(OVERLAP / size)))
+    envelope = np.sqrt(_smear(power(spectra)) * (noisy * np.float32(OVERLAP / size)))
     return turned + envelope * noise  # the noise has power size / OVERLAP a bin
 
 
-def _smear(power: Floats, width: int = 9) -> Floats:
+def _smear(powers: Floats, width: int = 9) -> Floats:
     """Running mean over ``width`` bins (about 280 Hz) of (L, F): the harmonics go, the envelope stays."""
-    return ndimage.uniform_filter1d(power, width, axis=1, mode="nearest")
+    return ndimage.uniform_filter1d(powers, width, axis=1, mode="nearest")
 
 
 def _body_sounds(length: int, sample_rate: int, sensor: Sensor, rng: np.random.Generator) -> Floats:
@@ -285,10 +317,10 @@ def _surroundings(
     padded = np.pad(speech, (side, side), mode="reflect").astype(np.float32)
     spectrum = fft.rfft(padded, size)
     scale = np.float32(level * np.sqrt(size / 2))  # a white spectrum of unit deviation a part has level 1 in time
-    power = np.full(len(frequencies), np.float32(sensor.white_noise**2))
+    powers = np.full(len(frequencies), np.float32(sensor.white_noise**2))
     if sensor.noise_db:
         floor = _curve(sensor, "noise_db", frequencies) + sensor.noise_spread_db * rng.standard_normal()
-        power = power + (10 ** (floor / 10) * (sample_rate / 2)).astype(np.float32)
+        powers = powers + (10 ** (floor / 10) * (sample_rate / 2)).astype(np.float32)
     if ambient is not None or sensor.ambient_db is not None:
         colour = (
             np.zeros_like(frequencies) if response is None else np.interp(frequencies, _grid(sample_rate), response)
@@ -299,10 +331,10 @@ def _surroundings(
         spectrum = spectrum + fft.rfft(np.pad(gain * ambient[0], side), size) * colour
     elif sensor.ambient_db is not None:
         pink = 1 / np.maximum(frequencies, 50)
-        power = power + 10 ** (sensor.ambient_db / 10) * colour**2 * pink / pink.mean()
-    if power.any():
+        powers = powers + 10 ** (sensor.ambient_db / 10) * colour**2 * pink / pink.mean()
+    if powers.any():
         noise = rng.standard_normal((2, len(frequencies)), np.float32)
-        spectrum = spectrum + scale * np.sqrt(power) * (noise[0] + 1j * noise[1])
+        spectrum = spectrum + scale * np.sqrt(powers) * (noise[0] + 1j * noise[1])
     if sensor.band_limit:
         limit = sensor.band_limit * rng.uniform(1 - sensor.band_limit_jitter, 1 + sensor.band_limit_jitter)
         spectrum = spectrum * np.clip(0.5 + (limit - frequencies) / (0.04 * limit), 0, 1)  # 4 % from pass to stop
@@ -357,11 +389,12 @@ THROAT = Sensor(
     frequencies=(0, 60, 120, 250, 350, 500, 700, 1000, 1400, 2000, 2800, 3500, 3900, 4050, 8000),
     response_db=(-12, -2, 0, 4, 5, 3, -8, -12, -8, -9, -11, -8, -13, -20, -40),
     response_spread_db=(3, 3, 3, 3, 2.5, 2.5, 3.5, 4, 4, 4, 5, 6, 6, 6, 6),
-    gain_spread_db=(3, 3, 2.5, 2.5, 2.5, 3, 4, 5, 6, 6, 6, 6, 7, 7, 7),
+    gain_spread_db=(3, 3, 2.5, 2.5, 2.5, 3, 3.5, 4, 4, 4, 4, 4, 4, 4, 4),
     gain_seconds=0.1,
-    fricative_db=(0, 0, 0, 0, 0, 0, 0, -3, -6, -9, -12, -12, -12, -12, -12),
+    slope=(0.7, 0.7, 0.85, 1.0, 0.9, 0.7, 0.55, 0.3, 0.2, 0.15, 0.1, 0.1, 0.1, 0.1, 0.1),
+    voice_slope=(0.1, 0.1, 0.0, 0.0, 0.0, 0.3, 0.4, 0.5, 0.55, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5),
     coherence=(0.3, 0.5, 0.7, 0.8, 0.7, 0.7, 0.6, 0.35, 0.2, 0.1, 0.06, 0.05, 0.05, 0.05, 0.05),
-    noise_share=0.4,
+    noise_share=(0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5),
     noise_db=(-60, -62, -68, -70, -70, -72, -72, -70, -68, -66, -64, -62, -62, -64, -64),
     noise_spread_db=5.0,
     thump_db=-12.0,

@@ -70,7 +70,7 @@ def smooth_curve(positions: Floats, rng: np.random.Generator) -> Floats:
 
 
 def smooth_field(times: Floats, pitches: Floats, rng: np.random.Generator) -> Floats:
-    """Random surface (L, F) of mean 0 and deviation 1, correlated over a unit of ``times`` (L,) and ``pitches`` (F,)."""
+    """Random surface (L, F), mean 0, deviation 1, correlated over a unit of ``times`` (L,) and of ``pitches`` (F,)."""
     rows, columns = _placed(times, rng), _placed(pitches, rng)
     knots = rng.standard_normal((columns[1], rows[1]), np.float32)
     return _interpolate(_interpolate(knots, columns[0]).T, rows[0])
@@ -83,3 +83,19 @@ def octaves(frequencies: Floats) -> Floats:
 
 def decibels(power: Floats) -> Floats:
     return 10 * np.log10(np.maximum(power, 1e-20))
+
+
+def power(spectra: Complex) -> Floats:
+    """Squared magnitudes."""
+    return spectra.real**2 + spectra.imag**2
+
+
+def voice_level(powers: Floats, frequencies: Floats) -> Floats:
+    """Level in dB (L,) of the voice's fundamental and first harmonics, 80 to 500 Hz, in (L, F)."""
+    return decibels(powers[:, (frequencies > 80) & (frequencies < 500)].mean(1) + 1e-12)
+
+
+def active_frames(powers: Floats, below: float = 20.0) -> Floats:
+    """Which frames (L,) of (L, F) lie within ``below`` dB of the loudest."""
+    level = powers.mean(1)
+    return level >= level.max() * 10 ** (-below / 10)
