@@ -44,13 +44,18 @@ class Entry:
         return self.degraded or self.clean or ""
 
 
-def read_manifest(*paths: str | os.PathLike[str], exclude_speakers: Iterable[str] = ()) -> list[Entry]:
+def read_manifest(
+    *paths: str | os.PathLike[str], exclude_speakers: Iterable[str] = (), problems: list[str] | None = None
+) -> list[Entry]:
     """Read the entries of one or more manifests (.jsonl or .csv), without those of ``exclude_speakers``.
+
+    A CSV without a column ``seconds`` has its sound files looked at. Those that cannot be read are left out and named
+    in ``problems`` where it is given, else they raise AudioError.
 
     Raises DataError if a file is missing or malformed, if nothing is left, or if a speaker to exclude is in none of
     them: a mistyped name must not let a held-out speaker into a training.
     """
-    entries = [entry for path in paths for entry in _read_one(Path(path))]
+    entries = [entry for path in paths for entry in _read_one(Path(path), problems)]
     excluded = set(exclude_speakers)
     unknown = excluded - {entry.speaker for entry in entries}
     names = ", ".join(map(str, paths))
@@ -176,15 +181,22 @@ def _seconds(path: str) -> float:
     return round(audio.info(path).seconds, 4)
 
 
-def _read_one(path: Path) -> list[Entry]:
+def _read_one(path: Path, problems: list[str] | None) -> list[Entry]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise DataError(f"{path}: {reason}") from None
     if path.suffix.lower() == ".csv":
-        rows: list[tuple[int, Any]] = list(enumerate(csv.DictReader(text.splitlines()), 2))
-        return [_from_csv(row, f"{path}:{line}", path.parent) for line, row in rows]
+        entries = []
+        for line, row in enumerate(csv.DictReader(text.splitlines()), 2):
+            try:
+                entries.append(_from_csv(row, f"{path}:{line}", path.parent))
+            except AudioError as error:
+                if problems is None:
+                    raise
+                problems.append(str(error))
+        return entries
     return [
         _from_json(line, f"{path}:{number}", path.parent)
         for number, line in enumerate(text.splitlines(), 1)
