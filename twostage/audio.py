@@ -83,8 +83,8 @@ class Reader:
         while (block := self._read(frames)).shape[1]:
             total += block.shape[1]
             yield block
-        # MP3 and its players disagree by a frame or two about what counts
-        if total < self.info.frames - (4608 + self.info.frames // 50 if self.info.format == "MP3" else 0):
+        # MP3 encoders and decoders disagree by a frame or two about what counts
+        if total < self.info.frames - (2304 if self.info.format == "MP3" else 0):
             raise AudioError(f"{self.path}: truncated, {total} of {self.info.frames} samples can be read")
 
     def _read(self, frames: int) -> Audio:
@@ -139,14 +139,15 @@ def _announced(log: str) -> Iterator[tuple[int, int]]:
 
 
 def _lacks_ogg_end(path: str | Path, info: Info) -> bool:
-    """Whether an Ogg file's last page is not marked as the last: libsndfile takes what is there for the whole."""
+    """Whether an Ogg file's last page is cut or not marked as the last: libsndfile takes what is there for all."""
     if info.format != "OGG":
         return False
     with open(path, "rb") as file:
         file.seek(max(0, os.path.getsize(path) - 131072))  # a page has at most 65307 bytes
         tail = file.read()
-    page = tail.rfind(b"OggS")
-    return page < 0 or len(tail) < page + 6 or not tail[page + 5] & 4
+    page = tail[max(0, tail.rfind(b"OggS")) :]  # RFC 3533, section 6: flags at 5, segments at 26, their sizes after
+    segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
+    return not segments or not page[5] & 4 or len(page) < 27 + page[26] + sum(segments)
 
 
 class Writer:
@@ -402,5 +403,9 @@ def _glob(pattern: Path, suffixes: set[str]) -> list[tuple[Path, Path]]:
     base, rest = Path(*pattern.parts[:fixed]), str(Path(*pattern.parts[fixed:]))
     found = set()
     for match in base.glob(rest):
-        found.update(_below(match, suffixes) if match.is_dir() else [match])
-    return [(file, file.relative_to(base)) for file in sorted(found)]
+        if match.is_dir():
+            found.update(_below(match, suffixes))
+        elif match.suffix.lower() in suffixes or pattern.suffix:
+            found.add(match)  # "*.raw" means what it says, "*" means sound
+    shown = ((file, file.relative_to(base)) for file in sorted(found))
+    return [(file, below) for file, below in shown if not any(part.startswith(".") for part in below.parts)]

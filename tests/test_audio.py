@@ -1,0 +1,195 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from twostage import audio
+from twostage.errors import AudioError
+
+
+def noise(frames: int, channels: int = 1, seed: int = 0) -> np.ndarray:
+    return (0.1 * np.random.default_rng(seed).standard_normal((channels, frames))).astype(np.float32)
+
+
+@pytest.mark.parametrize("suffix", audio.FORMATS)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_every_format_comes_back_with_its_length(tmp_path: Path, suffix: str, channels: int) -> None:
+    given, path = noise(5001, channels), tmp_path / f"a.{suffix}"
+    audio.write(path, given, 16000)
+    read, rate = audio.read(path)
+    assert rate == 16000
+    assert read.shape == given.shape
+    if audio.FORMATS[suffix][1] not in audio.LOSSY:
+        assert np.abs(read - given).max() < 1e-4
+
+
+def test_parts_of_a_file(tmp_path: Path) -> None:
+    given = noise(1000, 2)
+    audio.write(tmp_path / "a.wav", given, 8000, subtype="FLOAT")
+    assert np.array_equal(audio.read(tmp_path / "a.wav", start=100, frames=50)[0], given[:, 100:150])
+    assert np.array_equal(audio.read(tmp_path / "a.wav", start=990)[0], given[:, 990:])
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "wanted"),
+    [
+        ("a.wav", "PCM_24", ("WAV", "PCM_24")),
+        ("a.wav", "FLOAT", ("WAV", "FLOAT")),
+        ("a.wav", "VORBIS", ("WAV", "PCM_16")),
+        ("a.wav", "ULAW", ("WAV", "PCM_16")),
+        ("a.flac", "PCM_16", ("FLAC", "PCM_16")),
+        ("a.FLAC", "FLOAT", ("FLAC", "PCM_24")),
+        ("a.opus", "PCM_24", ("OGG", "OPUS")),
+        ("a.mp3", None, ("MP3", "MPEG_LAYER_III")),
+    ],
+)
+def test_coding_keeps_what_the_format_allows(name: str, given: str | None, wanted: tuple[str, str]) -> None:
+    assert audio.coding_for(name, given) == wanted
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is empty"), (b"not a sound" * 40, "not a sound file"), (b"RIFF\x00\x00", "not a sound file"), (None, "no such")],
+)
+def test_unreadable_files_are_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "bad.wav"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(AudioError, match=message) as error:
+        audio.read(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "opus", "mp3", "aiff", "au", "caf", "w64", "rf64"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_truncated_files_are_noticed(tmp_path: Path, suffix: str, share: float) -> None:
+    audio.write(tmp_path / f"whole.{suffix}", noise(64000), 16000)
+    data = (tmp_path / f"whole.{suffix}").read_bytes()
+    path = tmp_path / f"cut.{suffix}"
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(AudioError, match=r"cut\.\w+: (truncated|damaged|not a sound file)"):
+        audio.read(path)
+
+
+@pytest.mark.parametrize("length", [0x7FFFFFFF, 0xFFFFFFFF])
+def test_recorders_that_do_not_know_the_length_yet(tmp_path: Path, length: int) -> None:
+    audio.write(tmp_path / "a.wav", noise(1000), 16000)
+    data = bytearray((tmp_path / "a.wav").read_bytes())
+    data[4:8] = data[40:44] = length.to_bytes(4, "little")
+    (tmp_path / "b.wav").write_bytes(data)
+    assert audio.read(tmp_path / "b.wav")[0].shape == (1, 1000)
+
+
+def test_no_samples(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros((0, 1)), 16000)
+    with pytest.raises(AudioError, match=r"a\.wav: holds no samples"):
+        audio.read(tmp_path / "a.wav")
+
+
+def test_an_existing_file_stays(tmp_path: Path) -> None:
+    audio.write(tmp_path / "a.wav", noise(10), 16000)
+    with pytest.raises(AudioError, match="exists already"):
+        audio.write(tmp_path / "a.wav", noise(20), 16000)
+    assert audio.info(tmp_path / "a.wav").frames == 10
+    audio.write(tmp_path / "a.wav", noise(20), 16000, overwrite=True)
+    assert audio.info(tmp_path / "a.wav").frames == 20
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, ValueError])
+def test_an_interrupted_writer_leaves_nothing(tmp_path: Path, kind: type[BaseException]) -> None:
+    with pytest.raises(kind), audio.Writer(tmp_path / "a.wav", 16000, 1) as writer:  # noqa: PT012
+        writer.write(noise(100))
+        raise kind
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "rate", "channels"), [("a.mp3", 7000, 1), ("a.mp3", 16000, 3), ("a.flac", 700000, 1)])
+def test_what_a_format_cannot_hold(tmp_path: Path, name: str, rate: int, channels: int) -> None:
+    with pytest.raises(AudioError, match=rf"{name}: cannot write {channels} channel\(s\) at {rate} Hz"):
+        audio.write(tmp_path / name, noise(10, channels), rate)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_no_space_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audio, "partial_name", lambda path: _Full())
+    with pytest.raises(AudioError, match=r"a\.wav: cannot be written \(No space left on device\)"):
+        audio.write(tmp_path / "a.wav", noise(200000), 16000)
+
+
+class _Full(type(Path())):  # type: ignore[misc]
+    """A full disk's file, which cannot be removed."""
+
+    def __new__(cls) -> "_Full":
+        return super().__new__(cls, "/dev/full")
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        pass
+
+
+@pytest.mark.parametrize("rates", [(8000, 16000), (44100, 16000), (48000, 16000), (16000, 44100), (16000, 16000)])
+@pytest.mark.parametrize("frames", [1, 2, 999, 20001])
+def test_resampling_has_the_exact_length(rates: tuple[int, int], frames: int) -> None:
+    wanted = max(1, round(frames * rates[1] / rates[0]))
+    given = noise(frames, 2)
+    whole = audio.resample(given, *rates)
+    assert whole.shape == (2, wanted)
+    blocks = np.array_split(given, 7, axis=1)
+    streamed = np.concatenate(list(audio.Resampler(*rates, 2)(blocks)), axis=1)
+    assert np.allclose(streamed, whole, atol=1e-6)
+
+
+def test_resampling_keeps_a_tone() -> None:
+    time = np.arange(48000) / 48000
+    out = audio.resample(np.sin(2 * np.pi * 440 * time).astype(np.float32), 48000, 16000)
+    wanted = np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
+    assert np.abs(out - wanted)[100:-100].max() < 1e-3
+
+
+def test_active_level_leaves_pauses_out() -> None:
+    loud = 0.1 * np.sqrt(2) * np.sin(np.arange(16000) * 0.3).astype(np.float32)
+    quiet = loud * 0.01
+    assert audio.active_level(loud, 16000) == pytest.approx(-20, abs=0.05)
+    assert audio.active_level(np.concatenate([loud, quiet, quiet]), 16000) == pytest.approx(-20, abs=0.05)
+    assert audio.active_level(np.zeros(100), 16000) == -np.inf
+    assert audio.active_level(np.array([0.1]), 16000) == pytest.approx(-20)
+
+
+def test_the_meter_does_not_mind_blocks() -> None:
+    given = noise(16000, 2) * np.linspace(0, 1, 16000, dtype=np.float32)
+    whole, blocks = audio.LevelMeter(2, 16000), audio.LevelMeter(2, 16000)
+    whole.add(given)
+    for block in np.array_split(given, 37, axis=1):
+        blocks.add(block)
+    assert np.allclose(whole.levels(), blocks.levels())
+    assert np.allclose(blocks.peak, np.abs(given).max(axis=1))
+
+
+def test_match_length() -> None:
+    given = np.arange(6.0).reshape(2, 3)
+    assert audio.match_length(given, 2).tolist() == [[0, 1], [3, 4]]
+    assert audio.match_length(given, 4).tolist() == [[0, 1, 2, 0], [3, 4, 5, 0]]
+
+
+def test_find(tmp_path: Path) -> None:
+    for name in ("a.wav", "b.txt", "s/c.FLAC", "s/t/d.ogg", ".hidden/e.wav", "s/.f.wav.1.part"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    def below(*paths: str) -> list[str]:
+        return [str(relative) for _, relative in audio.find(tmp_path / p for p in paths)]
+
+    assert below(".") == ["a.wav", "s/c.FLAC", "s/t/d.ogg"]
+    assert below("b.txt") == ["b.txt"]
+    assert below("*.wav", "s") == ["a.wav", "c.FLAC", "t/d.ogg"]
+    assert below("**/*.ogg") == ["s/t/d.ogg"]
+    assert below("s/*") == ["c.FLAC", "t/d.ogg"]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(AudioError, match="none: no sound files"):
+        below("none")
