@@ -86,7 +86,9 @@ def test_a_weight_too_large_for_half_precision_is_not_written(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_two_stages_in_any_order_make_an_enhancer_for_inference(stages: tuple[Path, Path], order: tuple[int, int]) -> None:
+def test_two_stages_in_any_order_make_an_enhancer_for_inference(
+    stages: tuple[Path, Path], order: tuple[int, int]
+) -> None:
     model = checkpoint.load(*(stages[i] for i in order))
     assert isinstance(model, TwoStage)
     assert not model.training
@@ -125,7 +127,9 @@ def test_a_run_directory_gives_its_best_weights(stages: tuple[Path, Path], tmp_p
 def test_mel_settings_of_two_stages_must_agree(stages: tuple[Path, Path], tmp_path: Path) -> None:
     other = replace(VOCODER, mel=replace(MEL, fmax=7000.0))
     checkpoint.save(tmp_path / "o.safetensors", Vocoder(other), provenance={})
-    with pytest.raises(CheckpointError, match=r"r\.safetensors and .*o\.safetensors: .*mel\.fmax is 8000\.0 and 7000\.0"):
+    with pytest.raises(
+        CheckpointError, match=r"r\.safetensors and .*o\.safetensors: .*mel\.fmax is 8000\.0 and 7000\.0"
+    ):
         checkpoint.load(stages[0], tmp_path / "o.safetensors")
 
 
@@ -139,7 +143,9 @@ def test_one_stage_is_no_enhancer(stages: tuple[Path, Path]) -> None:
 
 def _spoil(path: Path, how: str) -> None:
     whole = path.read_bytes()
-    tensors = {key: tensor.clone() for key, tensor in load_file(path).items()}  # load_file maps the file that is spoilt below
+    tensors = {
+        key: tensor.clone() for key, tensor in load_file(path).items()
+    }  # load_file maps the file that is spoilt below
     metadata = checkpoint.read_header(path)
     texts = {"format": "twostage", "kind": "vocoder", "config": json.dumps(metadata.config)}
     match how:
@@ -221,7 +227,9 @@ class Evil:
         return (exec, ("raise SystemExit('ran')",))
 
 
-@pytest.mark.parametrize("content", [b"", b"rubbish", b"PK\x03\x04", pickle.dumps(Evil()), pickle.dumps({"step": Evil()})])
+@pytest.mark.parametrize(
+    "content", [b"", b"rubbish", b"PK\x03\x04", pickle.dumps(Evil()), pickle.dumps({"step": Evil()})]
+)
 def test_a_foreign_training_state_is_one_line_and_never_runs(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "state.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"state\.pt: not a training state") as caught:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -39,7 +39,9 @@ class Header:
     provenance: dict[str, Any]
 
 
-def save(path: str | Path, model: nn.Module, *, provenance: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> None:
+def save(
+    path: str | Path, model: nn.Module, *, provenance: Mapping[str, Any], dtype: torch.dtype = torch.float32
+) -> None:
     """Write one file: plain weights as ``dtype``, settings and ``provenance`` (JSON values) in its metadata. Atomic.
 
     Raises CheckpointError if a weight is not finite or does not fit ``dtype``; an existing file is replaced.
@@ -55,7 +57,8 @@ def save(path: str | Path, model: nn.Module, *, provenance: Mapping[str, Any], d
         "config": json.dumps(asdict(model.config)),  # type: ignore[call-overload]
         "provenance": json.dumps(dict(provenance)),
     }
-    _replace(Path(path), lambda temporary: save_file(tensors, temporary, metadata))
+    content = serialise(tensors, metadata)
+    replace_file(Path(path), lambda temporary: temporary.write_bytes(content))
 
 
 def load(*paths: str | Path, device: str | torch.device = "cpu") -> nn.Module:
@@ -64,13 +67,18 @@ def load(*paths: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     No path is the default model. One path is the name of a shipped model, a folder of weights or a file; a restorer's
     file and a vocoder's, in any order, make a TwoStage. Raises CheckpointError, one line that names the file.
     """
+    return fold_weight_norm(load_for_training(*paths)).eval().requires_grad_(False).to(device)
+
+
+def load_for_training(*paths: str | Path) -> nn.Module:
+    """The same enhancer with weight normalisation, on the CPU, all of its weights ready to learn."""
     files = [file for path in paths or (DEFAULT,) for file in _files(path)]
     models = {str(file): load_stage(file) for file in files}
     model = next(iter(models.values())) if len(models) == 1 else _join(models)
     if kind_of(model) not in ENHANCERS:
         other = "restorer" if isinstance(model, Vocoder) else "vocoder"
         raise CheckpointError(f"{files[0]}: holds a {kind_of(model)} alone; give a {other}'s file beside it")
-    return fold_weight_norm(model).eval().requires_grad_(False).to(device)
+    return model
 
 
 def load_stage(path: str | Path) -> nn.Module:
@@ -102,7 +110,9 @@ def read_header(path: str | Path) -> Header:
     with _open(Path(path)) as file:
         metadata = file.metadata() or {}
     if metadata.get("format") != "twostage" or metadata.get("kind") not in KINDS:
-        raise CheckpointError(f"{path}: safetensors, but not of twostage (no kind that is known: {metadata.get('kind')})")
+        raise CheckpointError(
+            f"{path}: safetensors, but not of twostage (no kind that is known: {metadata.get('kind')})"
+        )
     try:
         config, provenance = json.loads(metadata["config"]), json.loads(metadata.get("provenance", "{}"))
     except (KeyError, json.JSONDecodeError) as error:
@@ -116,7 +126,7 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module, "weight"):
             state = {key: t for key, t in state.items() if not key.startswith(f"{name}.parametrizations.")}
-            state[f"{name}.weight"] = module.weight.detach()  # type: ignore[union-attr, operator]
+            state[f"{name}.weight"] = module.weight.detach()
     return state
 
 
@@ -144,7 +154,9 @@ def fold_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     plain = {}
     for key, tensor in tensors.items():
         if key.endswith(DIRECTION) and key.replace(DIRECTION, LENGTH) in tensors:
-            plain[key.replace(DIRECTION, ".weight")] = torch._weight_norm(tensor, tensors[key.replace(DIRECTION, LENGTH)])
+            plain[key.replace(DIRECTION, ".weight")] = torch._weight_norm(
+                tensor, tensors[key.replace(DIRECTION, LENGTH)]
+            )
         elif not key.endswith(LENGTH):
             plain[key] = tensor
     return plain
@@ -152,7 +164,7 @@ def fold_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write a training's state (tensors and plain containers), atomically: at any moment a complete one is on disk."""
-    _replace(Path(path), lambda temporary: torch.save(dict(state), temporary))
+    replace_file(Path(path), lambda temporary: torch.save(dict(state), temporary))
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
@@ -168,7 +180,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Write beside ``path``, flush to the disk, then take its place: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -235,8 +247,12 @@ def _find(path: str | Path) -> Path:
             if (home / path).is_dir():
                 return home / path
     if not Path(path).exists():
-        names = sorted({folder.name for home in SHIPPED if home.is_dir() for folder in home.iterdir() if folder.is_dir()})
-        raise CheckpointError(f"{path}: no such file, folder or shipped model ({', '.join(names) or 'none are shipped'})")
+        names = sorted(
+            {folder.name for home in SHIPPED if home.is_dir() for folder in home.iterdir() if folder.is_dir()}
+        )
+        raise CheckpointError(
+            f"{path}: no such file, folder or shipped model ({', '.join(names) or 'none are shipped'})"
+        )
     return Path(path)
 
 

@@ -73,3 +73,11 @@ def adaptive_weight(content: Tensor, adversarial: Tensor, last_layer: Tensor) ->
     (of_content,) = torch.autograd.grad(content, last_layer, retain_graph=True)
     (of_adversarial,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
     return (of_content.norm() / (of_adversarial.norm() + 1e-4)).clamp(0, 1e4).detach()
+
+
+def delta_l1(fake: Tensor, real: Tensor) -> Tensor:
+    """Mean absolute difference of the slopes of two log-mels (B, n_mels, L) along time and along frequency, summed.
+
+    It sees what an L1 of levels smooths away: onsets and the edges of formants.
+    """
+    return F.l1_loss(fake.diff(dim=-1), real.diff(dim=-1)) + F.l1_loss(fake.diff(dim=-2), real.diff(dim=-2))

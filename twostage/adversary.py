@@ -1,0 +1,115 @@
+"""The adversary of a generator: discriminators with their optimizer.
+
+Source of the procedure: Kong et al., "HiFi-GAN", 2020, section 2.4.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twostage import optim
+from twostage.discriminators import DiscriminatorConfig, Discriminators
+from twostage.errors import ConfigError
+from twostage.losses import (
+    feature_matching,
+    hinge_fool,
+    hinge_real_fake,
+    least_squares_fool,
+    least_squares_real_fake,
+)
+from twostage.optim import OptimizerConfig
+
+LOSSES = {
+    "least_squares": (least_squares_real_fake, least_squares_fool),
+    "hinge": (hinge_real_fake, hinge_fool),
+}
+Precision = Callable[[], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class AdversaryConfig:
+    """``start``: steps of content losses alone before it joins. ``generator_steps``: the generator's, for one of its own.
+
+    ``adaptive`` scales the adversarial loss so that its gradient at the generator's last layer is as long as that of
+    all other losses together, before its weight (Esser et al., VQGAN, 2021). ``init``: another training's state whose
+    discriminators to begin with.
+    """
+
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    loss: str = "least_squares"
+    start: int = 0
+    generator_steps: int = 1
+    adaptive: bool = False
+    init: str = ""
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ConfigError(f"adversary.loss is {self.loss!r}, must be one of {', '.join(LOSSES)}")
+        if self.start < 0 or self.generator_steps < 1:
+            raise ConfigError(
+                f"adversary.start is {self.start}, must not be negative; "
+                f"adversary.generator_steps is {self.generator_steps}, must be at least 1"
+            )
+
+
+class Separation(nn.Module):
+    """The discriminators' loss as one forward, which is what DistributedDataParallel needs."""
+
+    def __init__(self, discriminators: Discriminators, loss: str) -> None:
+        super().__init__()
+        self.discriminators, self.loss = discriminators, LOSSES[loss][0]
+
+    def forward(self, fake: Tensor, real: Tensor) -> Tensor:
+        return self.loss(_float(self.discriminators(real)), _float(self.discriminators(fake)))
+
+
+class Adversary:
+    """Tells real audio from fake, both (B, 1, T), and tells a generator how well it fools."""
+
+    def __init__(
+        self,
+        config: AdversaryConfig,
+        optimizer: OptimizerConfig,
+        *,
+        device: torch.device | str = "cpu",
+        precision: Precision = nullcontext,
+        wrap: Callable[[nn.Module], nn.Module] = nn.Module.train,
+    ) -> None:
+        """``precision`` makes the context (autocast) of forwards, ``wrap`` distributes the loss module."""
+        self.config, self._optimizing, self._precision = config, optimizer, precision
+        self.discriminators = Discriminators(config.discriminator).to(device)
+        self.optimizer = optim.adamw(self.discriminators.parameters(), optimizer)
+        self._separation = wrap(Separation(self.discriminators, config.loss))
+
+    def learn(self, fake: Tensor, real: Tensor, rate: float) -> dict[str, Tensor]:
+        """One step at the learning rate ``rate``; the generator gets no gradient from it."""
+        with self._precision():
+            loss = self._separation(fake.detach(), real)
+        loss.backward()
+        return {"disc": loss.detach(), "disc_grad": optim.apply(self.optimizer, self._optimizing, rate)}
+
+    def judge(self, fake: Tensor, real: Tensor, *, matching: bool = True) -> dict[str, Tensor]:
+        """The generator's losses: "adv" and, if ``matching``, "fm". The discriminators are frozen meanwhile."""
+        self.discriminators.requires_grad_(False)
+        with self._precision():
+            of_fake = _float(self.discriminators(fake))
+            with torch.no_grad():
+                of_real = _float(self.discriminators(real)) if matching else []
+        self.discriminators.requires_grad_(True)
+        losses = {"adv": LOSSES[self.config.loss][1](of_fake)}
+        return losses | {"fm": feature_matching(of_real, of_fake)} if matching else losses
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"discriminators": self.discriminators.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.discriminators.load_state_dict(state["discriminators"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _float(maps: list[list[Tensor]]) -> list[list[Tensor]]:
+    return [[m.float() for m in judge] for judge in maps]

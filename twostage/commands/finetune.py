@@ -1,0 +1,22 @@
+"""``twostage finetune``: both stages on pairs."""
+
+from argparse import ArgumentParser, Namespace
+
+from twostage.commands import training
+
+HELP = "fine-tune on pairs: the vocoder on the restorer's log-mels, or both stages jointly"
+EXAMPLE = """
+twostage finetune finetune mine.yaml "models=[runs/restorer,runs/vocoder]" --run runs/tuned
+twostage finetune finetune mine.yaml train=both "models=[default]" --run runs/joint
+"""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    training.add_arguments(parser)
+
+
+def run(args: Namespace) -> int:
+    from twostage.config import FinetuneRun
+    from twostage.recipes import finetune
+
+    return training.run(args, FinetuneRun, finetune)

@@ -1,0 +1,22 @@
+"""``twostage train-restorer``: stage one, mel regression."""
+
+from argparse import ArgumentParser, Namespace
+
+from twostage.commands import training
+
+HELP = "train stage one: log-mels of bone-conducted speech become those of clean speech"
+EXAMPLE = """
+twostage train-restorer restorer "data.train=[train.csv]" "data.valid=[dev.csv]" --run runs/restorer
+twostage train-restorer --run runs/restorer --resume
+"""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    training.add_arguments(parser)
+
+
+def run(args: Namespace) -> int:
+    from twostage.config import RestorerRun
+    from twostage.recipes import train_restorer
+
+    return training.run(args, RestorerRun, train_restorer)

@@ -1,0 +1,23 @@
+"""``twostage train-vocoder``: stage two, the GAN vocoder."""
+
+from argparse import ArgumentParser, Namespace
+
+from twostage.commands import training
+
+HELP = "train stage two: log-mels of clean speech become its waveform"
+EXAMPLE = """
+twostage train-vocoder vocoder "data.train=[train.csv]" "data.valid=[dev.csv]" --run runs/vocoder
+twostage train-vocoder vocoder hifigan_v1 mine.yaml device=cuda --run runs/v1
+torchrun --nproc-per-node 2 scripts/train_vocoder.py --run runs/vocoder --resume
+"""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    training.add_arguments(parser)
+
+
+def run(args: Namespace) -> int:
+    from twostage.config import VocoderRun
+    from twostage.recipes import train_vocoder
+
+    return training.run(args, VocoderRun, train_vocoder)

@@ -1,0 +1,270 @@
+"""Settings of a training from YAML files and the command line; the only module that imports omegaconf."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from twostage.adversary import AdversaryConfig
+from twostage.data.pairs import PairConfig
+from twostage.errors import ConfigError
+from twostage.features import MelConfig
+from twostage.metrics import HIGHER_IS_BETTER
+from twostage.optim import OptimizerConfig
+from twostage.restorer import RestorerConfig
+from twostage.schema import build
+from twostage.tasks import FinetuningWeights, RestoringWeights, VocodingWeights
+from twostage.vocoder import VocoderConfig
+
+SHIPPED = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
+# what may differ between a training and its resumption: where things are, how long and how often
+FREE = {
+    *("run", "steps", "init", "models", "device", "threads", "report", "save", "adversary.init", "valid.vocoder"),
+    *("data.train", "data.valid", "data.noise", "data.ahead", "data.cache_gigabytes", "valid.every", "valid.show"),
+}
+TRAINABLE = {"vocoder": ("vocoder",), "restorer": ("restorer",), "both": ("restorer", "vocoder")}
+PACKAGES = {"pesq": "pesq", "stoi": "pystoi", "estoi": "pystoi"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(PairConfig):
+    """Which speech, and how segments are drawn from it (the inherited fields).
+
+    ``train`` and ``valid`` are manifests, ``noise`` a folder of room sound. A batch is ``batch`` segments a process.
+    ``ahead``: batches that are made in advance.
+    """
+
+    train: tuple[str, ...] = ()
+    valid: tuple[str, ...] = ()
+    exclude_speakers: tuple[str, ...] = ()
+    noise: str = ""
+    batch: int = 16
+    ahead: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("train", "valid"):
+            if not getattr(self, name):
+                raise ConfigError(f"data.{name} is empty, must name a manifest")
+            for path in getattr(self, name):
+                if not Path(path).is_file():
+                    raise ConfigError(f"data.{name}: {path}: no such file")
+        if self.noise and not Path(self.noise).is_dir():
+            raise ConfigError(f"data.noise: {self.noise}: no such folder")
+        if self.batch < 1:
+            raise ConfigError(f"data.batch is {self.batch}, must be at least 1")
+
+
+@dataclass(frozen=True)
+class ValidConfig:
+    """Measuring on held-out speech, every ``every`` steps, with the averaged weights.
+
+    ``items`` files, spread over the manifest, of at most ``seconds``. ``best`` names the metric whose best weights are
+    kept, with ``_real`` or ``_simulated`` behind it for one kind of pairs. ``vocoder``: weights that make a restorer's
+    log-mels audible. ``show``: items whose sound and picture are logged.
+    """
+
+    every: int = 1000
+    items: int = 16
+    seconds: float = 6.0
+    metrics: tuple[str, ...] = ("mel_l1",)
+    best: str = "mel_l1"
+    vocoder: str = ""
+    show: int = 2
+
+    def __post_init__(self) -> None:
+        for name in self.metrics:
+            if name not in HIGHER_IS_BETTER:
+                raise ConfigError(f"valid.metrics: no metric {name!r}; there are {', '.join(HIGHER_IS_BETTER)}")
+            if name in PACKAGES and find_spec(PACKAGES[name]) is None:
+                raise ConfigError(
+                    f"valid.metrics: {name} needs the package {PACKAGES[name]}: pip install twostage[eval]"
+                )
+        if self.best.removesuffix("_real").removesuffix("_simulated") not in self.metrics:
+            raise ConfigError(f"valid.best is {self.best!r}, must be one of valid.metrics: {', '.join(self.metrics)}")
+        if self.every < 1 or self.items < 1 or self.seconds <= 0:
+            raise ConfigError("valid: every and items must be at least 1, seconds positive")
+
+    @property
+    def higher_is_better(self) -> bool:
+        return HIGHER_IS_BETTER[self.best.removesuffix("_real").removesuffix("_simulated")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every training has. ``run`` is its directory; intervals are in steps; ``threads`` 0 is as many as there are.
+
+    ``init``: a file of weights to start from.
+    """
+
+    run: str
+    steps: int
+    data: DataConfig
+    seed: int = 0
+    init: str = ""
+    device: str = "auto"
+    precision: str = "float32"
+    threads: int = 0
+    report: int = 50
+    save: int = 500
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    valid: ValidConfig = field(default_factory=ValidConfig)
+
+    def __post_init__(self) -> None:
+        if not self.run:
+            raise ConfigError("run is empty, must name the directory of the training")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"device is {self.device!r}, must be auto, cpu or cuda")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ConfigError(f"precision is {self.precision!r}, must be float32 or bfloat16")
+        if min(self.steps, self.report, self.save) < 1 or self.threads < 0:
+            raise ConfigError("steps, report and save must be at least 1, threads not negative")
+
+    def check_mel(self, mel: MelConfig) -> None:
+        """Raise ConfigError if segments do not suit the mel settings."""
+        if self.data.sample_rate != mel.sample_rate:
+            raise ConfigError(f"data.sample_rate is {self.data.sample_rate}, mel.sample_rate {mel.sample_rate}")
+        if self.data.samples % mel.hop_length:
+            raise ConfigError(f"data.samples is {self.data.samples}, must divide by mel.hop_length, {mel.hop_length}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestorerRun(RunConfig):
+    """Stage one."""
+
+    restorer: RestorerConfig = field(default_factory=RestorerConfig)
+    weights: RestoringWeights = field(default_factory=RestoringWeights)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_mel(self.restorer.mel)
+        audible = [name for name in self.valid.metrics if name != "mel_l1"]
+        if audible and not self.valid.vocoder:
+            raise ConfigError(f"valid.metrics: {audible[0]} needs sound: set valid.vocoder to the weights of a vocoder")
+        if self.data.real_share < 1 and not self.data.sensors:
+            raise ConfigError("data.sensors is empty, and data.real_share below 1 needs simulation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocoderRun(RunConfig):
+    """Stage two."""
+
+    vocoder: VocoderConfig = field(default_factory=VocoderConfig)
+    weights: VocodingWeights = field(default_factory=VocodingWeights)
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_mel(self.vocoder.mel)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRun(RunConfig):
+    """Both stages: ``models`` are what twostage.load takes, ``train`` what learns: vocoder, restorer or both.
+
+    The vocoder sees the middle ``frames`` of a segment, the restorer all of it.
+    """
+
+    models: tuple[str, ...]
+    train: str = "vocoder"
+    frames: int = 32
+    weights: FinetuningWeights = field(default_factory=FinetuningWeights)
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.train not in TRAINABLE:
+            raise ConfigError(f"train is {self.train!r}, must be one of {', '.join(TRAINABLE)}")
+        if self.frames < 1:
+            raise ConfigError(f"frames is {self.frames}, must be at least 1")
+        if self.weights.restored and self.train == "vocoder":
+            raise ConfigError(f"weights.restored is {self.weights.restored}, but train is vocoder")
+        if self.init:
+            raise ConfigError(f"init is {self.init!r}; fine-tuning starts from models")
+
+
+C = TypeVar("C", bound=RunConfig)
+
+
+def load_config(cls: type[C], files: Iterable[str], overrides: Sequence[str] = ()) -> C:
+    """Merge YAML files and ``key=value`` overrides, left to right, into checked settings.
+
+    A name without a folder is looked up here and among the shipped configurations. A file may hold sections of several
+    trainings: those of others are left out. Raises ConfigError, one line that names the file or the field.
+    """
+    for override in overrides:
+        if "=" not in override or override.startswith("="):
+            raise ConfigError(f"{override}: neither a YAML file nor key=value")
+    try:
+        parts = [_of(cls, _read(_find(file))) for file in files]
+        merged = OmegaConf.merge(*parts, OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ConfigError(f"settings do not merge: {_first_line(error)}") from None
+    return build(cls, values)
+
+
+def to_yaml(settings: RunConfig) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(plain(settings)))
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """Settings as nested dicts, lists and scalars."""
+    return {key: _plain(value) for key, value in asdict(settings).items()}
+
+
+def difference(ours: RunConfig, stored: RunConfig) -> str:
+    """The first field, not counting those that are free, in which two settings differ; empty if none does."""
+    mine, theirs = _flat(plain(ours)), _flat(plain(stored))
+    for name in mine:
+        if name not in FREE and mine[name] != theirs.get(name):
+            return f"{name} is {mine[name]}, was {theirs.get(name)}"
+    return ""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _of(cls: type[RunConfig], values: Any) -> Any:
+    foreign = {"restorer", "vocoder", "adversary"} - {f.name for f in fields(cls)}
+    return OmegaConf.masked_copy(values, [key for key in values if key not in foreign])
+
+
+def _find(name: str) -> Path:
+    places = [Path(name)]
+    if "/" not in name:
+        places += [home / leaf for home in SHIPPED for leaf in (name, f"{name}.yaml")]
+    for place in places:
+        if place.is_file():
+            return place
+    shipped = sorted({path.stem for home in SHIPPED for path in home.glob("*.yaml")})
+    raise ConfigError(f"{name}: no such file or shipped configuration ({', '.join(shipped)})")
+
+
+def _read(path: Path) -> Any:
+    try:
+        values = OmegaConf.load(path)
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {_first_line(error)}") from None
+    if not OmegaConf.is_dict(values):
+        raise ConfigError(f"{path}: not a mapping of fields to values")
+    return values
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

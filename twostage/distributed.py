@@ -1,0 +1,49 @@
+"""Several processes that train one model: what torchrun's environment says, and DistributedDataParallel."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process among ``world``; the one with ``rank`` 0 writes files."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """``module`` with its gradients averaged over the processes."""
+        if self.world == 1:
+            return module
+        # buffers stay as they are: they move alike in all processes, and a copy within a step would break its backward
+        return DistributedDataParallel(module, broadcast_buffers=False)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.world > 1:
+            distributed.barrier()
+
+
+@contextmanager
+def team(device: str) -> Iterator[Team]:
+    """Join the processes that torchrun started; alone if it started none. ``device``: auto, cpu or cuda."""
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    chosen = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
+    if "WORLD_SIZE" not in os.environ:
+        yield Team(chosen)
+        return
+    if kind == "cuda":
+        torch.cuda.set_device(chosen)
+    distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
+    try:
+        yield Team(chosen, distributed.get_rank(), distributed.get_world_size())
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,100 @@
+"""What a training tells: TensorBoard (scalars, sound, pictures), a JSONL file and lines on the console."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.tensorboard import SummaryWriter
+
+Array = NDArray[np.float32]
+# dark violet over red to pale yellow, after matplotlib's inferno
+COLOURS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float32) / 255
+
+
+class RunLog:
+    """The logs of one run directory, from ``step`` on: what an interrupted run logged beyond it is dropped."""
+
+    def __init__(self, directory: str | Path, step: int = 0, *, console: TextIO | None = None) -> None:
+        self.directory, self.console = Path(directory), console or sys.stderr
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lines = self.directory / "log.jsonl"
+        self._drop_after(step)
+        self._board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step + 1)
+
+    def scalars(self, step: int, values: Mapping[str, float], kind: str) -> None:
+        """Log ``values`` of a step below ``kind``, such as "train"."""
+        for name, value in values.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+        rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
+        with self._lines.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "kind": kind, "time": round(time.time(), 1), **rounded}) + "\n")
+
+    def sound(self, step: int, name: str, audio: Array, sample_rate: int) -> None:
+        """Log (T,) audio."""
+        self._board.add_audio(name, np.clip(audio, -1, 1)[None], step, sample_rate)
+
+    def picture(self, step: int, name: str, mels: Mapping[str, Array]) -> None:
+        """Log (n_mels, L) log-mels, one below the other, low frequencies at the bottom, in the order of ``mels``."""
+        rows = [np.pad(np.flipud(mel), ((0, 2), (0, 0)), constant_values=-np.inf) for mel in mels.values()]
+        stacked = np.concatenate(rows)
+        self._board.add_image(name, coloured(stacked, low=-11.5, high=2.0), step)
+
+    def say(self, line: str) -> None:
+        print(line, file=self.console, flush=True)
+
+    def close(self) -> None:
+        self._board.close()
+
+    def _drop_after(self, step: int) -> None:
+        if not self._lines.exists():
+            return
+        kept = [line for line in self._lines.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+        self._lines.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+class Clock:
+    """Steps a second, the time that is left, and the share of time spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.steps, self.waited, self.seconds = 0, 0.0, 0.0
+
+    def tick(self, waited: float, seconds: float) -> None:
+        self.steps, self.waited, self.seconds = self.steps + 1, self.waited + waited, self.seconds + seconds
+
+    def values(self) -> dict[str, float]:
+        return {"steps_per_second": self.steps / self.seconds, "data_share": self.waited / self.seconds}
+
+    def describe(self, left: int) -> str:
+        """One phrase, for ``left`` more steps.
+
+        >>> clock = Clock()
+        >>> for _ in range(10):
+        ...     clock.tick(0.01, 0.5)
+        >>> clock.describe(14400)
+        '2.00 steps/s, 2:00:00 left, 2 % waiting for data'
+        """
+        values = self.values()
+        minutes, seconds = divmod(round(left / values["steps_per_second"]), 60)
+        share = 100 * values["data_share"]
+        eta = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+        return f"{values['steps_per_second']:.2f} steps/s, {eta} left, {share:.0f} % waiting for data"
+
+
+def coloured(values: Array, *, low: float, high: float) -> Array:
+    """(H, W) values as a (3, H, W) picture in [0, 1]; ``low`` is dark, ``high`` bright."""
+    place = np.clip((values - low) / (high - low), 0, 1)
+    return np.stack([np.interp(place, np.linspace(0, 1, len(COLOURS)), channel) for channel in COLOURS.T]).astype(
+        np.float32
+    )
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError):
+        return float("inf")  # the last line of a run that was killed

@@ -1,0 +1,235 @@
+"""Wire data, model, task, adversary and loop together: one function a training."""
+
+from collections.abc import Callable
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twostage import audio, checkpoint
+from twostage.adversary import Adversary, AdversaryConfig, Precision
+from twostage.config import (
+    TRAINABLE,
+    FinetuneRun,
+    RestorerRun,
+    RunConfig,
+    VocoderRun,
+    difference,
+    plain,
+    to_yaml,
+)
+from twostage.data.manifest import read_manifest
+from twostage.data.pairs import PairDataset, batches
+from twostage.distributed import Team, team
+from twostage.errors import CheckpointError, ConfigError
+from twostage.features import LogMel
+from twostage.logs import RunLog
+from twostage.monitor import STATE, Interruption, Monitor
+from twostage.pipeline import TwoStage
+from twostage.restorer import Restorer
+from twostage.schema import build
+from twostage.tasks import Finetuning, Restoring, Vocoding, Weights
+from twostage.trainer import Training, fit
+from twostage.validation import Estimate, Estimator, Example, examples
+from twostage.vocoder import Vocoder
+
+SETTINGS = "config.yaml"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What differs between trainings; ``listener`` is a frozen vocoder for held-out speech.
+
+    ``last_layer``: of a model, the weight at which an adaptive adversarial loss is balanced.
+    """
+
+    model: nn.Module
+    mel: LogMel
+    task: nn.Module
+    weights: Weights
+    estimate: Estimator
+    adversary: AdversaryConfig | None = None
+    last_layer: Callable[[Any], Tensor] | None = None
+    listener: nn.Module | None = None
+
+
+def train_restorer(settings: RestorerRun, *, resume: bool = False) -> None:
+    """Stage one: mel regression. Raises TwoStageError for what the user can mend."""
+    state = _begin(settings, resume)
+    mel, model, listener = LogMel(settings.restorer.mel), Restorer(settings.restorer), None
+    if settings.valid.vocoder:
+        listener = _listener(settings.valid.vocoder, mel)
+
+    def estimate(restorer: nn.Module, example: Example) -> Estimate:
+        restored = restorer(mel(example.degraded))
+        return Estimate(restored[0], listener(restored)[0, 0].cpu().numpy() if listener else None)
+
+    task = Restoring(settings.restorer.mel, settings.weights)
+    _train(settings, Plan(model, mel, task, settings.weights, estimate, listener=listener), state)
+
+
+def train_vocoder(settings: VocoderRun, *, resume: bool = False) -> None:
+    """Stage two: the GAN vocoder on clean speech alone; without adversarial weights, its content losses alone."""
+    state = _begin(settings, resume)
+    mel, model, weights = LogMel(settings.vocoder.mel), Vocoder(settings.vocoder), settings.weights
+
+    def estimate(vocoder: nn.Module, example: Example) -> Estimate:
+        made = vocoder(mel(example.clean))
+        return Estimate(mel(made)[0], made[0, 0].cpu().numpy())
+
+    adversary = settings.adversary if weights.adv or weights.fm else None
+    task = Vocoding(settings.vocoder.mel, weights)
+    _train(settings, Plan(model, mel, task, weights, estimate, adversary, _direction_of_last), state)
+
+
+def finetune(settings: FinetuneRun, *, resume: bool = False) -> None:
+    """Both stages on pairs: what learns is ``settings.train``, the other stage is frozen."""
+    state = _begin(settings, resume)
+    model, weights = checkpoint.load_for_training(*settings.models), settings.weights
+    if not isinstance(model, TwoStage):
+        raise ConfigError(f"models: {', '.join(settings.models)}: not a model of two stages")
+    settings.check_mel(model.config.vocoder.mel)
+    model.requires_grad_(False)
+    for part in TRAINABLE[settings.train]:
+        getattr(model, part).requires_grad_(True)
+    mel = LogMel(model.config.vocoder.mel)
+
+    def estimate(both: nn.Module, example: Example) -> Estimate:
+        made = both(example.degraded)
+        return Estimate(mel(made)[0], made[0, 0].cpu().numpy())
+
+    adversary = settings.adversary if weights.adv or weights.fm else None
+    task = Finetuning(model.config.vocoder.mel, weights, settings.frames)
+    plan = Plan(model, mel, task, weights, estimate, adversary, lambda both: _direction_of_last(both.vocoder))
+    _train(settings, plan, state)
+
+
+def _begin(settings: RunConfig, resume: bool) -> dict[str, Any] | None:
+    """Seed, and the state to go on from: None at the start of a training."""
+    torch.manual_seed(settings.seed)
+    path = Path(settings.run, STATE)
+    if not path.exists():
+        return None
+    if not resume:
+        raise ConfigError(f"run: {settings.run} holds a training; go on with --resume, or name another directory")
+    state = checkpoint.load_state(path)
+    stored = build(type(settings), _without_checks(state["settings"], settings), f"{path}: settings")
+    changed = difference(settings, stored)
+    if changed:
+        raise ConfigError(f"{path}: cannot go on with other settings: {changed}")
+    return state
+
+
+def _without_checks(stored: dict[str, Any], settings: RunConfig) -> dict[str, Any]:
+    """``stored`` with today's paths: files that have moved since must not stop the comparison."""
+    today = plain(settings)
+    data = stored["data"] | {name: today["data"][name] for name in ("train", "valid", "noise")}
+    return stored | {"data": data, "run": settings.run}
+
+
+def _train(settings: RunConfig, plan: Plan, state: dict[str, Any] | None) -> None:
+    """Train from ``state``, if there is one; the logs and the state go to ``settings.run``."""
+    data, hop_length = settings.data, plan.mel.config.hop_length
+    entries = read_manifest(*data.train, exclude_speakers=data.exclude_speakers)
+    noise = [str(path) for path, _ in audio.find([data.noise])] if data.noise else []
+    dataset = PairDataset(entries, data, noise=noise)
+    valid = settings.valid
+    held_out = examples(
+        read_manifest(*data.valid), data, items=valid.items, seconds=valid.seconds, hop_length=hop_length
+    )
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    with team(settings.device) as mates, Interruption().watch() as interruption:
+        training = _training(settings, plan, mates, state)
+        for module in (plan.mel, plan.task, plan.listener):
+            if module is not None:
+                module.to(mates.device)
+        spread = {"rank": mates.rank, "world": mates.world, "ahead": data.ahead}
+        feed: Any = batches(dataset, data.batch, settings.seed, training.step, **spread)  # a generator
+        with closing(feed):
+            how: dict[str, Any] = {
+                "precision": _precision(settings, mates),
+                "wrap": mates.wrap,
+                "steps": settings.steps,
+            }
+            if plan.last_layer and plan.adversary and plan.adversary.adaptive:
+                how["last_layer"] = plan.last_layer(training.model)
+            if mates.rank > 0:
+                fit(training, plan.task, feed, plan.weights, **how)
+                return
+            text = to_yaml(settings)
+            checkpoint.replace_file(Path(settings.run, SETTINGS), lambda path: path.write_text(text, encoding="utf-8"))
+            with closing(RunLog(settings.run, training.step)) as log:
+                placed = [
+                    e._replace(degraded=e.degraded.to(mates.device), clean=e.clean.to(mates.device)) for e in held_out
+                ]
+                log.say(_greeting(settings, training, dataset, placed))
+                monitor = Monitor(
+                    settings, log, placed, estimate=plan.estimate, mel=plan.mel, interruption=interruption
+                )
+                fit(training, plan.task, feed, plan.weights, report=monitor, **how)
+
+
+def _training(settings: RunConfig, plan: Plan, mates: Team, state: dict[str, Any] | None) -> Training:
+    if settings.init and not state:
+        checkpoint.initialise(plan.model, settings.init)
+    adversary = None
+    if plan.adversary:
+        adversary = Adversary(
+            plan.adversary,
+            settings.optimizer,
+            device=mates.device,
+            precision=_precision(settings, mates),
+            wrap=mates.wrap,
+        )
+        if plan.adversary.init and not state:
+            _borrow(adversary, plan.adversary.init)
+    training = Training(plan.model.to(mates.device), settings.optimizer, adversary, plain(settings))
+    if state:
+        try:
+            training.load_state_dict(state)
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise CheckpointError(f"{settings.run}/{STATE}: does not fit this training: {reason}") from None
+    return training
+
+
+def _borrow(adversary: Adversary, path: str) -> None:
+    """Begin with the discriminators of another training's state."""
+    state = checkpoint.load_state(path).get("adversary")
+    if not state:
+        raise CheckpointError(f"adversary.init: {path}: holds no discriminators")
+    checkpoint.assign(adversary.discriminators, state["discriminators"], f"adversary.init: {path}")
+
+
+def _precision(settings: RunConfig, mates: Team) -> Precision:
+    if settings.precision == "float32":
+        return nullcontext
+    return lambda: torch.autocast(mates.device.type, torch.bfloat16)
+
+
+def _listener(path: str, mel: LogMel) -> nn.Module:
+    model = checkpoint.load_stage(path)
+    if not isinstance(model, Vocoder):
+        raise ConfigError(f"valid.vocoder: {path}: holds a {type(model).__name__}, wanted a vocoder")
+    difference = model.config.mel.difference(mel.config)
+    if difference:
+        raise ConfigError(f"valid.vocoder: {path}: {difference}")
+    return model.fold().eval().requires_grad_(False)
+
+
+def _direction_of_last(vocoder: Any) -> Tensor:
+    direction: Tensor = vocoder.conv_post.parametrizations.weight.original1
+    return direction
+
+
+def _greeting(settings: RunConfig, training: Training, dataset: PairDataset, held_out: list[Example]) -> str:
+    learning = sum(p.numel() for p in training.model.parameters() if p.requires_grad)
+    begun = f"goes on at step {training.step}" if training.step else "starts"
+    return (
+        f"{settings.run}: {begun}; {learning / 1e6:.2f} M weights learn; {len(dataset.clean)} clean files, "
+        f"{len(dataset.real)} real pairs; {len(held_out)} files held out"
+    )

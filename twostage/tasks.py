@@ -1,0 +1,137 @@
+"""What a training asks of a model: pairs in, loss terms out, and the weights of those terms.
+
+A task computes a term only if its weight is not zero; ``total`` checks that names of terms and weights match both ways.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from twostage.data.pairs import Pair
+from twostage.errors import ConfigError
+from twostage.features import LogMel, MelConfig
+from twostage.losses import MultiResolutionStft, delta_l1, mel_l1
+
+
+class Output(NamedTuple):
+    """Loss terms of one batch; ``fake`` and ``real`` audio (B, 1, T) for an adversary, where there can be one."""
+
+    terms: dict[str, Tensor]
+    fake: Tensor | None = None
+    real: Tensor | None = None
+
+
+Task = Callable[[nn.Module, Pair], Output]
+
+
+@dataclass(frozen=True)
+class RestoringWeights:
+    """``mel``: L1 of log-mels; ``delta``: L1 of their slopes in time and frequency."""
+
+    mel: float = 1.0
+    delta: float = 0.0
+
+
+@dataclass(frozen=True)
+class VocodingWeights:
+    """HiFi-GAN's: L1 of log-mels, adversarial, feature matching; ``stft``: the multi-resolution STFT loss."""
+
+    mel: float = 45.0
+    stft: float = 0.0
+    adv: float = 1.0
+    fm: float = 2.0
+
+
+@dataclass(frozen=True)
+class FinetuningWeights:
+    """As for vocoding, on restored speech; ``restored``: L1 of the restorer's log-mels, which keeps them log-mels."""
+
+    mel: float = 45.0
+    stft: float = 0.0
+    restored: float = 0.0
+    adv: float = 1.0
+    fm: float = 2.0
+
+
+Weights = RestoringWeights | VocodingWeights | FinetuningWeights
+ADVERSARIAL = ("adv", "fm")
+
+
+class Restoring(nn.Module):
+    """Stage one: log-mels of degraded speech become those of the clean."""
+
+    def __init__(self, mel: MelConfig, weights: RestoringWeights) -> None:
+        super().__init__()
+        self.mel, self.weights = LogMel(mel), weights
+
+    def forward(self, model: nn.Module, pair: Pair) -> Output:
+        real, fake = self.mel(pair.clean), model(self.mel(pair.degraded)).float()
+        terms = {"mel": mel_l1(fake, real)}
+        return Output(terms | {"delta": delta_l1(fake, real)} if self.weights.delta else terms)
+
+
+class Vocoding(nn.Module):
+    """Stage two: log-mels of clean speech become its waveform. The degraded side is not looked at."""
+
+    def __init__(self, mel: MelConfig, weights: VocodingWeights) -> None:
+        super().__init__()
+        self.waveform = WaveformTerms(mel, weights)
+
+    def forward(self, model: nn.Module, pair: Pair) -> Output:
+        fake = model(self.waveform.mel(pair.clean)).float()
+        real = pair.clean[..., : fake.shape[-1]]
+        return Output(self.waveform(fake, real), fake, real)
+
+
+class Finetuning(nn.Module):
+    """Both stages: degraded speech becomes clean speech by way of restored log-mels.
+
+    The restorer sees the whole pair, for context; the vocoder the middle ``frames`` of it. If no weight of the restorer
+    learns, it runs without gradient.
+    """
+
+    def __init__(self, mel: MelConfig, weights: FinetuningWeights, frames: int) -> None:
+        super().__init__()
+        self.waveform, self.weights, self.frames = WaveformTerms(mel, weights), weights, frames
+
+    def forward(self, model: Any, pair: Pair) -> Output:
+        learns = any(p.requires_grad for p in model.restorer.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+            restored = model.restorer(model.mel(pair.degraded)).float()
+        start = max(0, restored.shape[-1] - self.frames) // 2
+        fake = model.vocoder(restored[..., start : start + self.frames]).float()
+        real = pair.clean[..., start * model.hop_length :][..., : fake.shape[-1]]
+        terms = self.waveform(fake, real)
+        if self.weights.restored:
+            terms["restored"] = mel_l1(restored, model.mel(pair.clean))
+        return Output(terms, fake, real)
+
+
+class WaveformTerms(nn.Module):
+    """Content losses of fake and real audio (B, 1, T)."""
+
+    def __init__(self, mel: MelConfig, weights: VocodingWeights | FinetuningWeights) -> None:
+        super().__init__()
+        self.mel, self.stft = LogMel(mel), MultiResolutionStft() if weights.stft else None
+
+    def forward(self, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
+        terms = {"mel": mel_l1(self.mel(fake), self.mel(real))}
+        return terms | {"stft": self.stft(fake, real)} if self.stft else terms
+
+
+def total(terms: Mapping[str, Tensor], weights: Weights, pending: Collection[str] = ()) -> Tensor:
+    """The weighted sum. ``pending``: weights whose terms come at a later step.
+
+    Raises ConfigError for a term that has no weight, and for a weight other than zero that has no term.
+    """
+    by_name = asdict(weights)
+    for name in terms:
+        if name not in by_name:
+            raise ConfigError(f"loss term {name} has no weight; weights has {', '.join(by_name)}")
+    for name, weight in by_name.items():
+        if weight and name not in terms and name not in pending:
+            raise ConfigError(f"weights.{name} is {weight}, but there is no loss term of that name: {', '.join(terms)}")
+    return torch.stack([by_name[name] * term for name, term in terms.items()]).sum()

@@ -1,0 +1,145 @@
+"""The one training loop: mel regression, the GAN vocoder and fine-tuning differ in what is passed in."""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twostage import optim
+from twostage.adversary import Adversary, Precision
+from twostage.data.pairs import Pair
+from twostage.errors import TwoStageError
+from twostage.losses import adaptive_weight
+from twostage.optim import OptimizerConfig
+from twostage.tasks import ADVERSARIAL, Output, Task, Weights, total
+
+
+class Guided(nn.Module):
+    """A model with its task as one forward, which is what DistributedDataParallel needs."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model, self.task = model, task
+
+    def forward(self, pair: Pair) -> Output:
+        return self.task(self.model, pair)
+
+
+@dataclass
+class Training:
+    """All that a training is at one moment. ``best`` is the best score so far, ``settings`` plain values."""
+
+    model: nn.Module
+    optimizing: OptimizerConfig
+    adversary: Adversary | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    step: int = 0
+    best: float | None = None
+
+    def __post_init__(self) -> None:
+        self.optimizer = optim.adamw(self.model.parameters(), self.optimizing)
+        self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain containers, for checkpoint.save_state."""
+        return {
+            "settings": dict(self.settings),
+            "step": self.step,
+            "best": self.best,
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "adversary": self.adversary.state_dict() if self.adversary else None,
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.step, self.best = state["step"], state["best"]
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.adversary:
+            self.adversary.load_state_dict(state["adversary"])
+        torch.set_rng_state(state["rng"])
+        if len(state["cuda_rng"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step's outcome: unweighted loss terms and gradient norms, seconds spent waiting for data and in all."""
+
+    values: dict[str, Tensor]
+    waited: float
+    seconds: float
+
+
+Report = Callable[[Training, Progress], None]
+
+
+def fit(
+    training: Training,
+    task: Task,
+    batches: Iterator[Pair],
+    weights: Weights,
+    *,
+    steps: int,
+    report: Report = lambda *_: None,
+    precision: Precision = nullcontext,
+    wrap: Callable[[nn.Module], nn.Module] = nn.Module.train,
+    last_layer: Tensor | None = None,
+) -> None:
+    """Train from ``training.step`` to ``steps``; ``batches`` begin at the former. ``report`` hears of every step.
+
+    ``precision`` makes the context (autocast) of the task, ``wrap`` distributes the guided model; ``last_layer`` is
+    the weight at which an adaptive adversarial loss is balanced.
+    """
+    device = next(training.model.parameters()).device
+    guided = wrap(Guided(training.model.train(), task))
+    while training.step < steps:
+        begun = time.perf_counter()
+        pair = Pair(*(side.to(device, non_blocking=True) for side in next(batches)))
+        waited = time.perf_counter() - begun
+        rate = optim.learning_rate(training.optimizing, training.step, steps)
+        with precision():
+            output = guided(pair)
+        values = _learn(training, output, weights, rate, last_layer)
+        training.step += 1
+        optim.average(training.ema, training.model, training.optimizing, training.step)
+        report(training, Progress(values, waited, time.perf_counter() - begun))
+
+
+def _learn(
+    training: Training, output: Output, weights: Weights, rate: float, last_layer: Tensor | None
+) -> dict[str, Tensor]:
+    """One step of the adversary, if it is its turn, and one of the model."""
+    adversary, terms, logs, pending = training.adversary, output.terms, {}, ADVERSARIAL if training.adversary else ()
+    if adversary and training.step >= adversary.config.start:
+        if output.fake is None or output.real is None:
+            raise TwoStageError("this task makes no audio for an adversary to judge")
+        if (training.step - adversary.config.start) % adversary.config.generator_steps == 0:
+            logs = adversary.learn(output.fake, output.real, rate)
+        losses = adversary.judge(output.fake, output.real, matching=bool(getattr(weights, "fm", 0)))
+        if adversary.config.adaptive and last_layer is not None:
+            content = terms | {name: loss for name, loss in losses.items() if name != "adv"}
+            logs["adaptive"] = _balance(content, losses["adv"], weights, last_layer)
+            losses["adv"] = losses["adv"] * logs["adaptive"]
+        terms, pending = terms | losses, ()
+    loss = total(terms, weights, pending)
+    loss.backward()
+    logs["grad"] = optim.apply(training.optimizer, training.optimizing, rate)
+    return {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}, **logs}
+
+
+def _balance(content: dict[str, Tensor], adversarial: Tensor, weights: Weights, last_layer: Tensor) -> Tensor:
+    weight = adaptive_weight(total(content, weights, ADVERSARIAL), adversarial, last_layer)
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(weight, torch.distributed.ReduceOp.SUM)
+        weight = weight / torch.distributed.get_world_size()
+    return weight
