@@ -15,7 +15,8 @@ from torch import Tensor
 
 from twostage import audio
 from twostage.data.manifest import Entry
-from twostage.data.simulate import Sensor, load_sensor, seeded, simulate
+from twostage.data.presets import Sensor, load_sensor
+from twostage.data.simulate import seeded, simulate
 from twostage.data.spectra import Floats, octaves, smooth_curve
 from twostage.errors import ConfigError, DataError
 

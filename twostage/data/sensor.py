@@ -8,7 +8,8 @@ import numpy as np
 
 from twostage import audio
 from twostage.data.manifest import Entry
-from twostage.data.simulate import CURVES, Curve, Sensor, seeded, simulate
+from twostage.data.presets import CURVES, Curve, Sensor
+from twostage.data.simulate import seeded, simulate
 from twostage.data.spectra import (
     OVERLAP,
     Complex,
@@ -156,8 +157,15 @@ def _first_guess(measured: Character) -> Sensor:
         noise_spread_db=min(measured.noise_spread_db, 6.0),
         band_limit=measured.band_limit,
         band_limit_jitter=0.01 if measured.band_limit else 0.0,
+        rounding_db=_rounding(measured),
     )
     return _held(sensor)
+
+
+def _rounding(measured: Character) -> float | None:
+    """Total level of the white noise that is left above the band limit."""
+    above = measured.noise_db[measured.frequencies > 1.15 * (measured.band_limit or np.inf)]
+    return float(np.median(above) + decibels(measured.frequencies[-1:])[0]) if len(above) else None
 
 
 def _corrected(sensor: Sensor, wanted: Character, got: Character) -> Sensor:
@@ -276,13 +284,11 @@ def _band_limit(views: list[_View], grid: Floats) -> float:
     for k in range(2 * reach, len(grid) - 2 * reach):
         clean, degraded = (c[k - 2 * reach : k - reach].mean() - c[k + reach : k + 2 * reach].mean() for c in curves)
         drops[k] = degraded - max(clean, 0)
-    if drops.max() < DROP:
+    edge = int(drops.argmax())
+    if drops[edge] < DROP:
         return 0.0
-    return float(np.average(grid, weights=drops * (drops > 0.9 * drops.max())))
-
-
-def _tuple(values: Floats) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
+    passed = curves[1] > curves[1][edge - 2 * reach : edge - reach].mean() - DROP / 2
+    return float(grid[np.flatnonzero(passed[: edge + reach])[-1]])
 
 
 def _rounded(sensor: Sensor) -> Sensor:

@@ -5,16 +5,13 @@ moment, loss of coherence, sounds of the body, saturation, leaked ambient sound,
 level. A `Sensor` holds every number; parts whose numbers are empty, zero or None are left out and cost nothing.
 """
 
-import os
-from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy import fft, ndimage, signal
 
 from twostage import audio as sound
+from twostage.data.presets import MOVING, PRESETS, Sensor, load_sensor
 from twostage.data.spectra import (
     OVERLAP,
     Complex,
@@ -30,82 +27,8 @@ from twostage.data.spectra import (
     stft,
     voice_level,
 )
-from twostage.errors import ConfigError, DataError
-from twostage.schema import build
 
-Curve = tuple[float, ...]
-CURVES = (
-    "response_db",
-    "response_spread_db",
-    "slope",
-    "voice_slope",
-    "gain_spread_db",
-    "coherence",
-    "noise_share",
-    "noise_db",
-)
-MOVING = ("slope", "voice_slope", "gain_spread_db", "coherence")
-
-
-@dataclass(frozen=True)
-class Sensor:
-    """Everything the simulator knows of a sensor. Hz, seconds, dB; curves stand on the grid ``frequencies``.
-
-    Levels in dB are relative to the active level of the speech at the sensor.
-    """
-
-    # EBEN's low-pass: second order, forward and backward (Hauret et al., "EBEN", ICASSP 2023, section 2); 0 = none
-    cutoff: float = 0.0
-    q: float = 1.0
-    filter_jitter: float = 0.0  # cut-off and q are each multiplied by U(1 - jitter, 1 + jitter)
-    # the linear part: magnitude response and its deviation from one recording to the next
-    frequencies: Curve = ()
-    response_db: Curve = ()
-    response_spread_db: Curve = ()
-    resonances: tuple[Curve, ...] = ()  # (Hz, q, dB) each
-    resonance_jitter: float = 0.1
-    # the part that is not a linear filter. Under the skin a band follows less the sound that the mouth gives to it than
-    # the voice itself: a dB more of clean speech in the band counts `slope` dB (a filter: 1), a dB more of voice (80 to
-    # 500 Hz) counts `voice_slope` dB (a filter: 0)
-    slope: Curve = ()
-    voice_slope: Curve = ()
-    gain_spread_db: Curve = ()  # deviation of slow random gains by band
-    gain_seconds: float = 0.1  # over which they stay alike
-    coherence: Curve = ()  # magnitude-squared, between clean and simulated speech
-    noise_share: Curve = ()  # of the incoherent power: noise in the speech's envelope; the rest is wandering phase
-    headroom_db: float | None = None  # soft saturation this far above the active level
-    # what is added
-    noise_db: Curve = ()  # the sensor's noise, dB a Hz
-    noise_spread_db: float = 0.0
-    white_noise: float = 0.0  # deviation relative to that of the speech
-    ambient_db: float | None = None  # sound of the room that leaks in, through the sensor's response
-    heart_db: float | None = None
-    thump_db: float | None = None  # peaks of bumps and of the cable
-    thumps_per_second: float = 0.3
-    breath_db: float | None = None
-    # the end of the chain
-    band_limit: float = 0.0  # Hz, nothing above; 0 = none
-    band_limit_jitter: float = 0.0
-    level_jitter_db: float = 0.0  # uniform, each way
-
-    def __post_init__(self) -> None:
-        grid = np.asarray(self.frequencies)
-        if len(grid) and (len(grid) < 2 or grid[0] < 0 or (np.diff(grid) <= 0).any()):
-            raise ConfigError("sensor.frequencies must rise and start at 0 or above, two or more of them")
-        for name in CURVES:
-            if len(getattr(self, name)) not in (0, len(grid)):
-                raise ConfigError(
-                    f"sensor.{name} has {len(getattr(self, name))} values, sensor.frequencies {len(grid)}"
-                )
-        if any(not 0 <= c <= 1 for c in (*self.coherence, *self.noise_share)):
-            raise ConfigError("sensor.coherence and sensor.noise_share must lie between 0 and 1")
-        if any(len(resonance) != 3 for resonance in self.resonances):
-            raise ConfigError("sensor.resonances must be (Hz, q, dB) each")
-        for name in ("cutoff", "band_limit", "white_noise", "filter_jitter", "band_limit_jitter", "level_jitter_db"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"sensor.{name} is {getattr(self, name)}, must not be negative")
-        if self.q <= 0 or self.gain_seconds <= 0:
-            raise ConfigError(f"sensor.q and sensor.gain_seconds must be positive: {self.q}, {self.gain_seconds}")
+__all__ = ["PRESETS", "Sensor", "load_sensor", "seeded", "simulate"]
 
 
 def simulate(
@@ -306,9 +229,9 @@ def _surroundings(
     rng: np.random.Generator,
     ambient: tuple[Floats, float] | None,
 ) -> Floats:
-    """Add leaked sound and the sensor's noise to (T,), then cut above the band limit, all in one long spectrum."""
+    """Add leaked sound and the sensor's noise to (T,), cut above the band limit, add rounding: in one long spectrum."""
     added = sensor.noise_db or sensor.white_noise or sensor.ambient_db is not None or ambient is not None
-    if not added and not sensor.band_limit:
+    if not added and not sensor.band_limit and sensor.rounding_db is None:
         return speech
     length = len(speech)
     side = min(length - 1, round(0.01 * sample_rate))
@@ -332,78 +255,19 @@ def _surroundings(
     elif sensor.ambient_db is not None:
         pink = 1 / np.maximum(frequencies, 50)
         powers = powers + 10 ** (sensor.ambient_db / 10) * colour**2 * pink / pink.mean()
+    if sensor.band_limit:
+        limit = sensor.band_limit * rng.uniform(1 - sensor.band_limit_jitter, 1 + sensor.band_limit_jitter)
+        passed = np.clip(0.5 + (limit - frequencies) / (0.04 * limit), 0, 1)  # 4 % from pass to stop
+        spectrum, powers = spectrum * passed, powers * passed**2
+    if sensor.rounding_db is not None:
+        powers = powers + np.float32(
+            10 ** ((sensor.rounding_db + sensor.rounding_spread_db * rng.standard_normal()) / 10)
+        )
     if powers.any():
         noise = rng.standard_normal((2, len(frequencies)), np.float32)
         spectrum = spectrum + scale * np.sqrt(powers) * (noise[0] + 1j * noise[1])
-    if sensor.band_limit:
-        limit = sensor.band_limit * rng.uniform(1 - sensor.band_limit_jitter, 1 + sensor.band_limit_jitter)
-        spectrum = spectrum * np.clip(0.5 + (limit - frequencies) / (0.04 * limit), 0, 1)  # 4 % from pass to stop
     return fft.irfft(spectrum, size)[side : side + length]
 
 
 def _jitter_gain(spread_db: float, rng: np.random.Generator) -> float:
     return float(10 ** (rng.uniform(-spread_db, spread_db) / 20))
-
-
-def load_sensor(name: str | os.PathLike[str]) -> Sensor:
-    """A preset by name, or the sensor in a YAML file (as `twostage fit-sensor` writes it)."""
-    if str(name) in PRESETS:
-        return PRESETS[str(name)]
-    import yaml  # type: ignore[import-untyped]
-
-    path = Path(name)
-    if not path.is_file():
-        raise DataError(f"sensor {name}: neither a file nor one of {', '.join(PRESETS)}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
-    try:
-        return build(Sensor, values, "sensor")
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-
-
-def save_sensor(path: str | os.PathLike[str], sensor: Sensor, *, overwrite: bool = False, comment: str = "") -> None:
-    """Write a sensor as YAML."""
-    import yaml
-
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise DataError(f"{path} exists; choose another name or allow to overwrite")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    values = {name: _listed(value) for name, value in asdict(sensor).items()}
-    part.write_text("".join(f"# {line}\n" for line in comment.splitlines()) + yaml.safe_dump(values, sort_keys=False))
-    os.replace(part, path)
-
-
-def _listed(value: Any) -> Any:
-    return [_listed(item) for item in value] if isinstance(value, tuple) else value
-
-
-EBEN = Sensor(cutoff=600.0, q=1.0, filter_jitter=0.2, white_noise=0.005)
-
-# Levels and coherence: a look at real throat-accelerometer pairs (TAPS, Kim et al., 2025): 0 dB to 500 Hz, a dip at
-# 1 kHz, 8 dB down to 3.5 kHz, 8 kHz sampling; quiet frames 10 to 40 dB below speech, least above 2 kHz.
-THROAT = Sensor(
-    frequencies=(0, 60, 120, 250, 350, 500, 700, 1000, 1400, 2000, 2800, 3500, 3900, 4050, 8000),
-    response_db=(-12, -2, 0, 4, 5, 3, -8, -12, -8, -9, -11, -8, -13, -20, -40),
-    response_spread_db=(3, 3, 3, 3, 2.5, 2.5, 3.5, 4, 4, 4, 5, 6, 6, 6, 6),
-    gain_spread_db=(3, 3, 2.5, 2.5, 2.5, 3, 3.5, 4, 4, 4, 4, 4, 4, 4, 4),
-    gain_seconds=0.1,
-    slope=(0.7, 0.7, 0.85, 1.0, 0.9, 0.7, 0.55, 0.3, 0.2, 0.15, 0.1, 0.1, 0.1, 0.1, 0.1),
-    voice_slope=(0.1, 0.1, 0.0, 0.0, 0.0, 0.3, 0.4, 0.5, 0.55, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5),
-    coherence=(0.3, 0.5, 0.7, 0.8, 0.7, 0.7, 0.6, 0.35, 0.2, 0.1, 0.06, 0.05, 0.05, 0.05, 0.05),
-    noise_share=(0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5),
-    noise_db=(-60, -62, -68, -70, -70, -72, -72, -70, -68, -66, -64, -62, -62, -64, -64),
-    noise_spread_db=5.0,
-    thump_db=-12.0,
-    thumps_per_second=0.2,
-    heart_db=-30.0,
-    ambient_db=-45.0,
-    band_limit=4050.0,
-    band_limit_jitter=0.02,
-    level_jitter_db=0.0,
-)
-
-PRESETS: dict[str, Sensor] = {"eben": EBEN, "throat": THROAT}

@@ -1,0 +1,233 @@
+"""Sensors: what the simulator has to know of one, presets from the literature, and their YAML files."""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twostage.errors import ConfigError, DataError
+from twostage.schema import build
+
+Curve = tuple[float, ...]
+CURVES = (
+    "response_db",
+    "response_spread_db",
+    "slope",
+    "voice_slope",
+    "gain_spread_db",
+    "coherence",
+    "noise_share",
+    "noise_db",
+)
+MOVING = ("slope", "voice_slope", "gain_spread_db", "coherence")
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """Everything the simulator knows of a sensor. Hz, seconds, dB; curves stand on the grid ``frequencies``.
+
+    Levels in dB are relative to the active level of the speech at the sensor.
+    """
+
+    # EBEN's low-pass: second order, forward and backward (Hauret et al., "EBEN", ICASSP 2023, section 2); 0 = none
+    cutoff: float = 0.0
+    q: float = 1.0
+    filter_jitter: float = 0.0  # cut-off and q are each multiplied by U(1 - jitter, 1 + jitter)
+    # the linear part: magnitude response and its deviation from one recording to the next
+    frequencies: Curve = ()
+    response_db: Curve = ()
+    response_spread_db: Curve = ()
+    resonances: tuple[Curve, ...] = ()  # (Hz, q, dB) each
+    resonance_jitter: float = 0.1
+    # the part that is not a linear filter. Under the skin a band follows less the sound that the mouth gives to it than
+    # the voice itself: a dB more of clean speech in the band counts `slope` dB (a filter: 1), a dB more of voice (80 to
+    # 500 Hz) counts `voice_slope` dB (a filter: 0)
+    slope: Curve = ()
+    voice_slope: Curve = ()
+    gain_spread_db: Curve = ()  # deviation of slow random gains by band
+    gain_seconds: float = 0.1  # over which they stay alike
+    coherence: Curve = ()  # magnitude-squared, between clean and simulated speech
+    noise_share: Curve = ()  # of the incoherent power: noise in the speech's envelope; the rest is wandering phase
+    headroom_db: float | None = None  # soft saturation this far above the active level
+    # what is added
+    noise_db: Curve = ()  # the sensor's noise, dB a Hz
+    noise_spread_db: float = 0.0
+    white_noise: float = 0.0  # deviation relative to that of the speech
+    ambient_db: float | None = None  # sound of the room that leaks in, through the sensor's response
+    heart_db: float | None = None
+    thump_db: float | None = None  # peaks of bumps and of the cable
+    thumps_per_second: float = 0.3
+    breath_db: float | None = None
+    # the end of the chain
+    band_limit: float = 0.0  # Hz, nothing above; 0 = none
+    band_limit_jitter: float = 0.0
+    rounding_db: float | None = None  # white noise over the whole band: what 16 bits leave of a quiet recording
+    rounding_spread_db: float = 0.0
+    level_jitter_db: float = 0.0  # uniform, each way
+
+    def __post_init__(self) -> None:
+        grid = np.asarray(self.frequencies)
+        if len(grid) and (len(grid) < 2 or grid[0] < 0 or (np.diff(grid) <= 0).any()):
+            raise ConfigError("sensor.frequencies must rise and start at 0 or above, two or more of them")
+        for name in CURVES:
+            if len(getattr(self, name)) not in (0, len(grid)):
+                raise ConfigError(
+                    f"sensor.{name} has {len(getattr(self, name))} values, sensor.frequencies {len(grid)}"
+                )
+        if any(not 0 <= c <= 1 for c in (*self.coherence, *self.noise_share)):
+            raise ConfigError("sensor.coherence and sensor.noise_share must lie between 0 and 1")
+        if any(len(resonance) != 3 for resonance in self.resonances):
+            raise ConfigError("sensor.resonances must be (Hz, q, dB) each")
+        for name in ("cutoff", "band_limit", "white_noise", "filter_jitter", "band_limit_jitter", "level_jitter_db"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"sensor.{name} is {getattr(self, name)}, must not be negative")
+        if self.q <= 0 or self.gain_seconds <= 0:
+            raise ConfigError(f"sensor.q and sensor.gain_seconds must be positive: {self.q}, {self.gain_seconds}")
+
+
+def load_sensor(name: str | os.PathLike[str]) -> Sensor:
+    """A preset by name, or the sensor in a YAML file (as `twostage fit-sensor` writes it)."""
+    if str(name) in PRESETS:
+        return PRESETS[str(name)]
+    import yaml  # type: ignore[import-untyped]
+
+    path = Path(name)
+    if not path.is_file():
+        raise DataError(f"sensor {name}: neither a file nor one of {', '.join(PRESETS)}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+    try:
+        return build(Sensor, values, "sensor")
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def save_sensor(path: str | os.PathLike[str], sensor: Sensor, *, overwrite: bool = False, comment: str = "") -> None:
+    """Write a sensor as YAML."""
+    import yaml
+
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise DataError(f"{path} exists; choose another name or allow to overwrite")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    values = {name: _listed(value) for name, value in asdict(sensor).items()}
+    part.write_text("".join(f"# {line}\n" for line in comment.splitlines()) + yaml.safe_dump(values, sort_keys=False))
+    os.replace(part, path)
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(item) for item in value] if isinstance(value, tuple) else value
+
+
+EBEN = Sensor(cutoff=600.0, q=1.0, filter_jitter=0.2, white_noise=0.005)
+
+GRID = (
+    0.0,
+    60.0,
+    120.0,
+    190.0,
+    250.0,
+    350.0,
+    450.0,
+    580.0,
+    770.0,
+    1000.0,
+    1350.0,
+    1800.0,
+    2350.0,
+    3100.0,
+    4000.0,
+    8000.0,
+)
+
+# Accelerometer at the throat, sampled at 8 kHz: rounded from what `fit-sensor` finds in pairs of five speakers of TAPS
+# (Kim, Song and Chung, 2025). Above 500 Hz a band rises by a fifth of a dB with its own sound and by more than half a dB
+# with the voice. Coherence as published with those pairs: 0.6 to 0.8 below 500 Hz, below 0.1 above 2 kHz.
+THROAT = Sensor(
+    frequencies=GRID,
+    response_db=(-20, -13, 0, 1, 5, 6, 6, 1, -1, 0, 0, 1, 0, -1, 0, 0),
+    response_spread_db=(3, 3, 2, 2, 2, 2, 2, 2.5, 3, 3, 3, 3.5, 4, 4, 4, 4),
+    slope=(1, 1, 1, 1, 1, 1, 0.9, 0.6, 0.35, 0.27, 0.23, 0.22, 0.18, 0.14, 0.1, 0.1),
+    voice_slope=(0, 0, 0, 0, -0.1, -0.1, 0, 0.4, 0.5, 0.6, 0.7, 0.6, 0.65, 0.65, 0.65, 0.65),
+    gain_spread_db=(4, 4, 3.5, 3.5, 3.5, 3.5, 4, 5, 5, 5, 4.8, 4.5, 4.3, 4.4, 4.8, 4.8),
+    coherence=(0.4, 0.5, 0.7, 0.85, 0.85, 0.8, 0.75, 0.65, 0.5, 0.4, 0.35, 0.25, 0.08, 0.06, 0.04, 0.04),
+    noise_share=(0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.5, 0.5, 0.5, 0.5),
+    noise_db=(-72, -72, -65, -68, -70, -71, -70, -70, -71, -72, -72, -73, -73, -73, -74, -74),
+    noise_spread_db=4.0,
+    thump_db=-12.0,
+    thumps_per_second=0.2,
+    heart_db=-30.0,
+    ambient_db=-50.0,
+    band_limit=4060.0,
+    band_limit_jitter=0.02,
+    rounding_db=-76.0,
+    rounding_spread_db=6.0,
+)
+
+# Microphone in the occluded ear canal: the occlusion lifts the low end, little comes through above 2 kHz (Vibravox,
+# Hauret et al., 2024, section III; Richard et al., Applied Acoustics, 2023).
+IN_EAR = Sensor(
+    frequencies=GRID,
+    response_db=(0, 6, 8, 8, 7, 5, 3, 0, -4, -8, -13, -19, -27, -35, -42, -50),
+    response_spread_db=(4, 4, 3, 2, 2, 2, 2, 2, 2.5, 3, 3.5, 4, 4, 4, 4, 4),
+    slope=(1, 1, 1, 1, 1, 1, 1, 0.85, 0.75, 0.7, 0.6, 0.5, 0.5, 0.5, 0.5, 0.5),
+    voice_slope=(0, 0, 0, 0, 0, 0, 0, 0.15, 0.2, 0.3, 0.35, 0.4, 0.4, 0.4, 0.4, 0.4),
+    gain_spread_db=(3, 3, 2, 2, 2, 2, 2, 2, 2.5, 3, 3, 3.5, 4, 4, 4, 4),
+    coherence=(0.4, 0.6, 0.75, 0.85, 0.85, 0.85, 0.8, 0.75, 0.7, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05, 0.05),
+    noise_share=(0.2,) * 16,
+    noise_db=(-58, -60, -63, -68, -72, -75, -77, -78, -79, -80, -81, -82, -83, -84, -85, -85),
+    noise_spread_db=4.0,
+    heart_db=-20.0,
+    breath_db=-40.0,
+    ambient_db=-45.0,
+)
+
+# Accelerometer on the forehead: skin and bone pass the first kilohertz, a mounting resonance near 2 kHz
+# (Vibravox, section III; McBride et al., Applied Ergonomics, 2011, on placement).
+FOREHEAD = Sensor(
+    frequencies=GRID,
+    response_db=(-10, -4, 2, 4, 5, 4, 2, -2, -7, -11, -16, -20, -26, -33, -40, -50),
+    response_spread_db=(4, 4, 3, 3, 2.5, 2.5, 2.5, 3, 3, 3, 4, 4, 4, 4, 4, 4),
+    resonances=((2000.0, 8.0, 6.0),),
+    slope=(1, 1, 1, 1, 1, 1, 0.9, 0.75, 0.6, 0.5, 0.4, 0.35, 0.3, 0.3, 0.3, 0.3),
+    voice_slope=(0, 0, 0, 0, 0, 0, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4, 0.4, 0.4, 0.4),
+    gain_spread_db=(3, 3, 3, 2.5, 2.5, 2.5, 2.5, 3, 3.5, 3.5, 4, 4, 4, 4, 4, 4),
+    coherence=(0.3, 0.5, 0.7, 0.8, 0.8, 0.75, 0.75, 0.65, 0.55, 0.45, 0.35, 0.25, 0.15, 0.1, 0.05, 0.05),
+    noise_share=(0.2,) * 16,
+    noise_db=(-62, -64, -67, -70, -72, -74, -75, -76, -76, -77, -78, -79, -80, -80, -80, -80),
+    noise_spread_db=4.0,
+    thump_db=-15.0,
+    thumps_per_second=0.1,
+    ambient_db=-50.0,
+)
+
+# Contact pickup at the temple: the least of the bone-conduction places, noisy and narrow (Vibravox, section III: the
+# lowest raw intelligibility of its five sensors).
+TEMPLE = Sensor(
+    frequencies=GRID,
+    response_db=(-12, -3, 3, 5, 5, 3, 0, -5, -11, -16, -21, -25, -30, -36, -42, -50),
+    response_spread_db=(4, 4, 3, 3, 3, 3, 3, 3.5, 4, 4, 4, 4, 4, 4, 4, 4),
+    slope=(1, 1, 1, 1, 1, 0.9, 0.75, 0.5, 0.4, 0.3, 0.3, 0.25, 0.2, 0.2, 0.2, 0.2),
+    voice_slope=(0, 0, 0, 0, 0, 0, 0.1, 0.3, 0.3, 0.4, 0.4, 0.5, 0.5, 0.5, 0.5, 0.5),
+    gain_spread_db=(4, 4, 3, 3, 3, 3, 3.5, 4, 4, 4.5, 4.5, 4.5, 4.5, 4.5, 4.5, 4.5),
+    coherence=(0.2, 0.4, 0.55, 0.65, 0.65, 0.6, 0.55, 0.45, 0.35, 0.25, 0.15, 0.1, 0.05, 0.05, 0.05, 0.05),
+    noise_share=(0.3,) * 16,
+    noise_db=(-55, -57, -59, -62, -65, -66, -67, -67, -68, -68, -69, -70, -71, -71, -71, -71),
+    noise_spread_db=5.0,
+    thump_db=-10.0,
+    thumps_per_second=0.3,
+    heart_db=-25.0,
+    ambient_db=-40.0,
+)
+
+PRESETS: dict[str, Sensor] = {
+    "eben": EBEN,
+    "throat": THROAT,
+    "in-ear": IN_EAR,
+    "forehead": FOREHEAD,
+    "temple": TEMPLE,
+}
