@@ -51,7 +51,12 @@ def test_coding_keeps_what_the_format_allows(name: str, given: str | None, wante
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "is empty"), (b"not a sound" * 40, "not a sound file"), (b"RIFF\x00\x00", "not a sound file"), (None, "no such")],
+    [
+        (b"", "is empty"),
+        (b"not a sound" * 40, "not a sound file"),
+        (b"RIFF\x00\x00", "not a sound file"),
+        (None, "no such"),
+    ],
 )
 def test_unreadable_files_are_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "bad.wav"
@@ -141,7 +146,7 @@ def test_resampling_has_the_exact_length(rates: tuple[int, int], frames: int) ->
     whole = audio.resample(given, *rates)
     assert whole.shape == (2, wanted)
     blocks = np.array_split(given, 7, axis=1)
-    streamed = np.concatenate(list(audio.Resampler(*rates, 2)(blocks)), axis=1)
+    streamed = np.concatenate(list(audio.resampled(blocks, *rates, 2)), axis=1)
     assert np.allclose(streamed, whole, atol=1e-6)
 
 

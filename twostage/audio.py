@@ -273,25 +273,32 @@ def write(
         writer.write(audio)
 
 
-class Resampler:
-    """Resamples a stream of blocks (C, T) to exactly ``resampled_length`` of what went in."""
+def resampled(blocks: Iterable[Audio], from_rate: int, to_rate: int, channels: int) -> Iterator[Audio]:
+    """Resample a stream of blocks (C, T) to exactly ``resampled_length`` of what goes in."""
+    if from_rate == to_rate:
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(from_rate, to_rate, channels)
+    taken = given = 0
+    first = np.zeros((channels, 0), np.float32)
+    for block in blocks:
+        first = block[:, :1].copy() if taken == 0 else first
+        out = stream.resample_chunk(np.ascontiguousarray(block.T, dtype=np.float32)).T
+        taken, given = taken + block.shape[1], given + out.shape[1]
+        yield out
+    rest = stream.resample_chunk(np.zeros((0, channels), np.float32), last=True).T
+    if given + rest.shape[1] == 0:
+        rest = first  # too short for a sample at the new rate: its first one stands for it
+    yield match_length(rest, max(0, resampled_length(taken, from_rate, to_rate) - given))
 
-    def __init__(self, from_rate: int, to_rate: int, channels: int) -> None:
-        self.from_rate, self.to_rate, self.channels = from_rate, to_rate, channels
 
-    def __call__(self, blocks: Iterable[Audio]) -> Iterator[Audio]:
-        """Yield the blocks at the new rate."""
-        if self.from_rate == self.to_rate:
-            yield from blocks
-            return
-        stream = soxr.ResampleStream(self.from_rate, self.to_rate, self.channels)
-        taken = given = 0
-        for block in blocks:
-            out = stream.resample_chunk(np.ascontiguousarray(block.T, dtype=np.float32)).T
-            taken, given = taken + block.shape[1], given + out.shape[1]
-            yield out
-        rest = stream.resample_chunk(np.zeros((0, self.channels), np.float32), last=True).T
-        yield match_length(rest, max(0, resampled_length(taken, self.from_rate, self.to_rate) - given))
+def exactly(blocks: Iterable[Audio], frames: int, channels: int) -> Iterator[Audio]:
+    """The first ``frames`` samples of a stream of (C, T) blocks, with zeros behind it if it is shorter."""
+    left = frames
+    for block in blocks:
+        yield block[:, :left]
+        left = max(0, left - block.shape[1])
+    yield np.zeros((channels, left), np.float32)
 
 
 def resampled_length(frames: int, from_rate: int, to_rate: int) -> int:
@@ -302,7 +309,7 @@ def resampled_length(frames: int, from_rate: int, to_rate: int) -> int:
 def resample(audio: Audio, from_rate: int, to_rate: int) -> Audio:
     """Resample (..., T) along its last axis."""
     rows = np.asarray(audio, np.float32).reshape(-1, audio.shape[-1])
-    out = np.concatenate(list(Resampler(from_rate, to_rate, len(rows))([rows])), axis=1)
+    out = np.concatenate(list(resampled([rows], from_rate, to_rate, len(rows))), axis=1)
     return out.reshape(*audio.shape[:-1], -1)
 
 

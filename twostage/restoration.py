@@ -27,11 +27,13 @@ from twostage.audio import (
     Audio,
     LevelMeter,
     Reader,
-    Resampler,
     Writer,
     check_writable,
     coding_for,
+    exactly,
     make_folder,
+    resampled,
+    resampled_length,
 )
 from twostage.errors import AudioError, ConfigError
 from twostage.windows import Enhancer, enhance, keep_low_band
@@ -98,8 +100,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Survey:
-    """What the first pass finds: each channel's active level (C,) in dBFS at the model's rate, and which are silent."""
+    """What the first pass finds: samples, and each channel's active level (C,) in dBFS at the model's rate."""
 
+    frames: int
     levels: NDArray[np.float64]
 
     @property
@@ -196,12 +199,12 @@ def restore_file(
     return Report(
         str(source),
         str(target),
-        seconds=given.seconds,
+        seconds=survey.frames / given.sample_rate,
         channels=given.channels,
         input_sample_rate=given.sample_rate,
         sample_rate=rate,
         elapsed=elapsed,
-        realtime_factor=elapsed / given.seconds,
+        realtime_factor=elapsed * given.sample_rate / survey.frames,
         limited_db=limited,
         warnings=survey.complaints(),
     )
@@ -212,23 +215,23 @@ def measure(source: Source, sample_rate: int) -> Survey:
 
     Raises AudioError if there are no samples or some are not finite.
     """
-    meter = LevelMeter(source.channels, sample_rate)
-    for block in Resampler(source.sample_rate, sample_rate, source.channels)(_finite(source)):
+    meter, frames = LevelMeter(source.channels, sample_rate), 0
+
+    def checked() -> Iterator[Audio]:
+        nonlocal frames
+        for block in source.blocks():
+            bad = np.flatnonzero(~np.isfinite(block).all(axis=0))
+            if bad.size:
+                seconds = (frames + bad[0]) / source.sample_rate
+                raise AudioError(f"{source.name}: NaN or infinite samples, the first at {seconds:.3f} s")
+            frames += block.shape[1]
+            yield block
+
+    for block in resampled(checked(), source.sample_rate, sample_rate, source.channels):
         meter.add(block)
-    if meter.total == 0:
+    if frames == 0:
         raise AudioError(f"{source.name}: holds no samples")
-    return Survey(meter.levels())
-
-
-def _finite(source: Source) -> Iterator[Audio]:
-    done = 0
-    for block in source.blocks():
-        bad = np.flatnonzero(~np.isfinite(block).all(axis=0))
-        if bad.size:
-            seconds = (done + bad[0]) / source.sample_rate
-            raise AudioError(f"{source.name}: NaN or infinite samples, the first at {seconds:.3f} s")
-        done += block.shape[1]
-        yield block
+    return Survey(frames, meter.levels())
 
 
 def _render(
@@ -245,20 +248,19 @@ def _render(
     if options.keep_low_band >= model.sample_rate / 2:
         raise ConfigError(f"keep_low_band is {options.keep_low_band} Hz, must be below {model.sample_rate / 2} Hz")
     gains = np.where(survey.silent, 0, _amplitude(LEVEL - np.where(survey.silent, 0, survey.levels)))[:, None]
-    normal = (block * gains.astype(np.float32) for block in _at(model.sample_rate, source))
+    given = resampled(source.blocks(), source.sample_rate, model.sample_rate, source.channels)
+    normal = (block * gains.astype(np.float32) for block in given)
     pairs = enhance(model, normal, options.seconds, np.flatnonzero(~survey.silent))
     restored = keep_low_band(_counted(pairs, model.sample_rate, progress), options.keep_low_band, model.sample_rate)
     meter = LevelMeter(source.channels, rate)
-    for block in Resampler(model.sample_rate, rate, source.channels)(restored):
+    # back at the input's rate, the two roundings of the length must not show
+    frames = resampled_length(survey.frames, source.sample_rate, rate)
+    for block in exactly(resampled(restored, model.sample_rate, rate, source.channels), frames, source.channels):
         meter.add(block)
         spill.write(block)
     if not np.isfinite(meter.peak).all():
         raise AudioError(f"{source.name}: the model's output is not finite")
     return _final_gains(meter, survey, options.level, peak)
-
-
-def _at(sample_rate: int, source: Source) -> Iterator[Audio]:
-    return Resampler(source.sample_rate, sample_rate, source.channels)(source.blocks())
 
 
 def _counted(

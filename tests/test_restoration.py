@@ -1,0 +1,283 @@
+import io
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import twostage
+from twostage import audio, restoration
+from twostage.errors import AudioError, ConfigError
+from twostage.pipeline import TwoStage
+from twostage.restoration import Options, restore, restore_file
+from twostage.windows import enhance, keep_low_band, windows
+
+Speech = Callable[..., np.ndarray]
+
+
+class Identity(nn.Module):
+    """An enhancer that leaves everything as it is."""
+
+    sample_rate, hop_length, stride, context = 16000, 256, 512, 1024
+
+    def forward(self, audio: Tensor) -> Tensor:
+        return audio
+
+
+class Scale(Identity):
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, audio: Tensor) -> Tensor:
+        return self.gain * audio
+
+
+def restored_level(model: nn.Module, given: np.ndarray, **options: str) -> float:
+    return audio.active_level(restore(model, given, 16000, **options), 16000)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("keep", [512, 1024, 5120])
+@pytest.mark.parametrize("frames", [1, 511, 512, 1537, 12001])
+def test_windows_cover_a_stream_once_with_context(keep: int, frames: int) -> None:
+    given, context = np.arange(frames, dtype=np.float32)[None], 1024
+    kept = []
+    for window in windows(np.array_split(given, 5, axis=1), keep, context):
+        first = window.audio[0, window.skip]
+        kept.append(window.audio[:, window.skip : window.skip + window.keep])
+        after = window.audio.shape[1] - window.skip - window.keep
+        assert window.audio[0, 0] == max(0, first - context)
+        assert after == context or window.audio[0, -1] == frames - 1
+        assert window.skip % 512 == 0
+    assert np.array_equal(np.concatenate(kept, axis=1), given)
+
+
+@pytest.mark.parametrize("frames", [1, 255, 256, 12345, 40000, 65536])
+@pytest.mark.parametrize("seconds", [0.1, 0.5, 1.0])
+def test_windows_equal_the_whole(tiny: TwoStage, speech: Speech, frames: int, seconds: float) -> None:
+    stereo = np.stack([speech(frames), speech(frames, seed=1)])
+    whole = restore(tiny, stereo, 16000, seconds=float("inf"), level="model")
+    windowed = restore(tiny, stereo, 16000, seconds=seconds, level="model")
+    assert whole.shape == stereo.shape
+    assert np.abs(whole).max() > 1e-3
+    assert np.abs(whole - windowed).max() < 1e-5
+
+
+def test_the_context_is_needed(tiny: TwoStage, speech: Speech) -> None:
+    """The claim above is not an empty one: half the context, and the tiny model's windows differ."""
+    given = speech(40000)
+
+    class Hasty(nn.Module):
+        sample_rate, hop_length, stride, context = 16000, 256, tiny.stride, tiny.stride
+
+        def forward(self, audio: Tensor) -> Tensor:
+            return tiny(audio)
+
+    whole = restore(tiny, given, 16000, seconds=float("inf"), level="model")
+    assert np.abs(restore(Hasty(), given, 16000, seconds=0.5, level="model") - whole).max() > 1e-4
+
+
+def test_whole_files_are_what_the_model_says(tiny: TwoStage, speech: Speech) -> None:
+    given = speech(256 * 40)
+    level = audio.active_level(given, 16000)
+    normal = torch.from_numpy(given * np.float32(10 ** ((audio.LEVEL - level) / 20)))
+    wanted = tiny(normal[None, None])[0, 0].numpy()
+    assert np.abs(restore(tiny, given, 16000, level="model") - wanted).max() < 1e-5
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100, 48000])
+@pytest.mark.parametrize("frames", [1, 2, 1000, 30001])
+def test_lengths_are_exact(tiny: TwoStage, speech: Speech, tmp_path: Path, rate: int, frames: int) -> None:
+    given = speech(frames, rate)
+    wanted = max(1, round(frames * 16000 / rate))
+    assert restore(tiny, given, rate).shape == (wanted,)
+    audio.write(tmp_path / "a.wav", given, rate)
+    restore_file(tiny, tmp_path / "a.wav", tmp_path / "model.wav")
+    restore_file(tiny, tmp_path / "a.wav", tmp_path / "input.wav", Options(sample_rate="input"))
+    assert audio.info(tmp_path / "model.wav") == audio.Info(16000, 1, wanted, "WAV", "PCM_16")
+    assert audio.info(tmp_path / "input.wav") == audio.Info(rate, 1, frames, "WAV", "PCM_16")
+
+
+def test_files_and_arrays_agree(tiny: TwoStage, speech: Speech, tmp_path: Path) -> None:
+    given = np.stack([speech(50000, 44100), 0.3 * speech(50000, 44100, seed=1)])
+    audio.write(tmp_path / "a.wav", given, 44100, subtype="FLOAT")
+    restore_file(tiny, tmp_path / "a.wav", tmp_path / "b.wav", Options(seconds=0.3))
+    assert np.abs(audio.read(tmp_path / "b.wav")[0] - restore(tiny, given, 44100)).max() < 1e-5
+
+
+def test_channels_do_not_mix(tiny: TwoStage, speech: Speech) -> None:
+    left, right = speech(8000), 0.5 * speech(8000, seed=1)
+    both = restore(tiny, np.stack([left, right]), 16000)
+    assert np.abs(both[0] - restore(tiny, left, 16000)).max() < 1e-6
+    assert np.abs(both[1] - restore(tiny, right, 16000)).max() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int16", "int32"])
+def test_arrays_and_tensors_come_back_as_what_they_were(tiny: TwoStage, speech: Speech, dtype: str) -> None:
+    scale = 1 if dtype.startswith("float") else np.iinfo(dtype).max
+    given = (speech(4000) * scale).astype(dtype)
+    out = restore(tiny, given, 16000)
+    assert isinstance(out, np.ndarray)
+    assert out.dtype == dtype
+    tensor = restore(tiny, torch.from_numpy(given)[None], 16000)
+    assert isinstance(tensor, Tensor)
+    assert tensor.dtype == torch.from_numpy(given).dtype
+    assert np.array_equal(tensor[0].numpy(), out)
+    assert np.abs(out / scale - restore(tiny, speech(4000), 16000)).max() < 2e-4
+
+
+@pytest.mark.parametrize("gain", [0.001, 0.1, 3.0])
+def test_levels(speech: Speech, gain: float) -> None:
+    given = 0.2 * speech(32000)
+    assert restored_level(Scale(gain), given) == pytest.approx(audio.active_level(given, 16000), abs=0.01)
+    wanted = audio.LEVEL + 20 * np.log10(gain)
+    assert restored_level(Scale(gain), given, level="model") == pytest.approx(wanted, abs=0.01)
+
+
+def test_never_clipped_and_balanced(speech: Speech, tmp_path: Path) -> None:
+    class Peaky(Identity):
+        def forward(self, audio: Tensor) -> Tensor:
+            return audio**3 * 100
+
+    given = np.stack([speech(32000), 0.5 * speech(32000)])
+    given *= 0.95 / np.abs(given).max()
+    out = restore(Peaky(), given, 16000)
+    assert np.abs(out).max() == pytest.approx(restoration.PEAK, abs=1e-4)
+    assert audio.active_level(out[0], 16000) - audio.active_level(out[1], 16000) == pytest.approx(6.02, abs=0.05)
+    audio.write(tmp_path / "a.wav", given, 16000)
+    report = restore_file(Peaky(), tmp_path / "a.wav", tmp_path / "b.ogg", Options(sample_rate="input"))
+    assert np.abs(audio.read(tmp_path / "b.ogg")[0]).max() < 1
+    assert report.limited_db > 1
+
+
+@pytest.mark.parametrize("cutoff", [100.0, 700.0, 3000.0])
+@pytest.mark.parametrize("frames", [1, 100, 600, 30000])
+def test_the_crossover_sums_to_one(speech: Speech, cutoff: float, frames: int) -> None:
+    given = speech(frames)
+    assert np.abs(restore(Identity(), given, 16000, keep_low_band=cutoff, seconds=0.3) - given).max() < 1e-6
+
+
+def test_the_low_band_is_the_inputs() -> None:
+    time = np.arange(16000) / 16000
+    low, high = (np.sin(2 * np.pi * f * time).astype(np.float32)[None] for f in (300, 2000))
+
+    def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        cuts = [1, 5000, 5001, 9000]
+        yield from zip(np.split(low + high, cuts, 1), np.split(0 * low, cuts, 1), strict=True)
+
+    out = np.concatenate(list(keep_low_band(pairs(), 700.0, 16000)), axis=1)
+    assert out.shape == low.shape
+    assert np.abs(out - low)[0, 300:-300].max() < 0.01
+
+
+def test_streamed_crossover_equals_whole(speech: Speech) -> None:
+    given, other = speech(20000)[None], speech(20000, seed=3)[None]
+    whole = next(iter([np.concatenate(list(keep_low_band([(given, other)], 500.0, 16000)), axis=1)]))
+    cuts = list(range(100, 20000, 777))
+    pairs = zip(np.split(given, cuts, 1), np.split(other, cuts, 1), strict=True)
+    assert np.abs(np.concatenate(list(keep_low_band(pairs, 500.0, 16000)), axis=1) - whole).max() < 1e-6
+
+
+def test_silence_stays_silence(tiny: TwoStage, speech: Speech, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="silent"):
+        assert not restore(tiny, np.zeros(5000, np.float32), 16000).any()
+    audio.write(tmp_path / "a.wav", np.stack([speech(5000), np.zeros(5000)]), 16000)
+    report = restore_file(tiny, tmp_path / "a.wav", tmp_path / "b.wav")
+    assert report.warnings == ["channel 2 silent; restored as silence"]
+    out, _ = audio.read(tmp_path / "b.wav")
+    assert out[0].any()
+    assert not out[1].any()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.zeros(0), "no samples"),
+        (np.zeros((1, 2, 3)), "shape"),
+        (np.zeros((5000, 2)), "shape"),
+        (np.array([0.1, np.nan, 0.1]), "NaN or infinite"),
+        (np.array([0.1, 0.1, -np.inf]), "NaN or infinite"),
+    ],
+)
+def test_what_cannot_be_restored(given: np.ndarray, message: str) -> None:
+    with pytest.raises(AudioError, match=message):
+        restore(Identity(), given, 16000)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seconds": 0.0}, "seconds is 0.0"),
+        ({"seconds": float("nan")}, "seconds is nan"),
+        ({"level": "loud"}, "level is 'loud'"),
+        ({"keep_low_band": 8000.0}, "keep_low_band is 8000.0"),
+        ({"keep_low_band": -1.0}, "keep_low_band is -1.0"),
+    ],
+)
+def test_impossible_options(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        restore(Identity(), np.ones(100), 16000, **options)  # type: ignore[arg-type]
+
+
+def test_a_broken_model_is_not_written(speech: Speech, tmp_path: Path) -> None:
+    audio.write(tmp_path / "a.wav", speech(2000), 16000)
+    with pytest.raises(AudioError, match="the model's output is not finite"):
+        restore_file(Scale(float("nan")), tmp_path / "a.wav", tmp_path / "b.wav")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
+
+
+def test_an_interrupt_leaves_nothing_behind(speech: Speech, tmp_path: Path) -> None:
+    audio.write(tmp_path / "a.wav", speech(20000), 16000)
+
+    def stop(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        restore_file(Identity(), tmp_path / "a.wav", tmp_path / "b.wav", progress=stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
+
+
+def test_a_file_is_not_replaced_by_its_own_restoration(speech: Speech, tmp_path: Path) -> None:
+    audio.write(tmp_path / "a.wav", speech(2000), 16000)
+    with pytest.raises(AudioError, match="its own restoration"):
+        restore_file(Identity(), tmp_path / "a.wav", tmp_path / "a.wav", Options(overwrite=True))
+
+
+def test_progress_adds_up_to_the_length(speech: Speech) -> None:
+    source = restoration.Source("x", 16000, 1, lambda: iter([speech(50000)[None]]))
+    done = sum(pair[0].shape[1] for pair in enhance(Identity(), source.blocks(), 0.2, [0]))
+    assert done == 50000
+
+
+class Nowhere(io.RawIOBase):
+    def write(self, data: object) -> int:
+        return memoryview(data).nbytes  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [Options(), Options(keep_low_band=500.0, sample_rate="input")])
+def test_memory_does_not_grow_with_the_file(options: Options) -> None:
+    block = np.random.default_rng(0).standard_normal((1, 65536), np.float32) * 0.1
+
+    def peak(minutes: int) -> int:
+        source = restoration.Source("x", 8000, 1, lambda: (block for _ in range(minutes * 60 * 8000 // 65536)))
+        tracemalloc.start()
+        survey = restoration.measure(source, 16000)
+        spill = restoration.Spill(Nowhere(), 1)  # type: ignore[arg-type]
+        restoration._render(Identity(), source, survey, 16000, options, spill, 0.99, lambda _: None)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(8) < 1.1 * peak(1)
+
+
+def test_public_names() -> None:
+    assert twostage.restore is restore
+    assert twostage.TwoStage is TwoStage
+    assert callable(twostage.load)
+    assert set(twostage.__all__) <= set(dir(twostage))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        twostage.nothing  # noqa: B018
