@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from twostage import audio
-from twostage.errors import AudioError, ConfigError, DataError
+from twostage.errors import ConfigError, DataError, TwoStageError
 from twostage.schema import build
+
+Sides = dict[str, dict[str, Path]]  # utterance -> bone, air or clean -> file
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def read_manifest(
     """Read the entries of one or more manifests (.jsonl or .csv), without those of ``exclude_speakers``.
 
     A CSV without a column ``seconds`` has its sound files looked at. Those that cannot be read are left out and named
-    in ``problems`` where it is given, else they raise AudioError.
+    in ``problems`` where it is given, else they raise DataError.
 
     Raises DataError if a file is missing or malformed, if nothing is left, or if a speaker to exclude is in none of
     them: a mistyped name must not let a held-out speaker into a training.
@@ -120,30 +122,39 @@ def scan(
     Files without a partner and unreadable files are left out and named in ``problems``.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder")
-    pattern = _compile(speaker)
+    sides: Sides = {}
     problems = [] if problems is None else problems
-    files = [relative for _, relative in audio.find([root])]
-    sides: dict[str, dict[str, Path]] = {}
-    for file in files:
+    for file in _files(root):
         key, side = _side(file, bone, air)
         if side in sides.setdefault(key, {}):
             problems.append(f"{root / file}: a second file for {key}")
-        sides[key].setdefault(side, file)
-    paired = any(found.keys() & {"bone", "air"} for found in sides.values())
-    entries = []
-    for key, found in sides.items():
-        if paired and not found.keys() >= {"bone", "air"}:
-            problems.append(f"{root / next(iter(found.values()))}: no partner")
-            continue
-        try:
-            entries.append(_entry(root, Path(key), found, pattern, corpus))
-        except AudioError as error:
-            problems.append(str(error))
-    if not entries:
-        raise DataError(f"{root}: nothing to use: {problems[0]}" if problems else f"{root}: nothing to use")
-    return entries
+        sides[key].setdefault(side, root / file)
+    if any(found.keys() & {"bone", "air"} for found in sides.values()):
+        sides = _partnered(sides, problems)
+    return _entries(sides, root, _compile(speaker), corpus, problems)
+
+
+def pair(
+    bone: str | os.PathLike[str],
+    air: str | os.PathLike[str],
+    *,
+    speaker: str | None = None,
+    corpus: str = "",
+    problems: list[str] | None = None,
+) -> list[Entry]:
+    """Pair the files of two folders that have the same path below them, whatever their suffix; see `scan`."""
+    sides: Sides = {}
+    problems = [] if problems is None else problems
+    for side, folder in (("bone", Path(bone)), ("air", Path(air))):
+        for file in _files(folder):
+            sides.setdefault(file.with_suffix("").as_posix(), {})[side] = folder / file
+    return _entries(_partnered(sides, problems), Path(air), _compile(speaker), corpus, problems)
+
+
+def _files(root: Path) -> list[Path]:
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder")
+    return [relative for _, relative in audio.find([root])]
 
 
 def _side(file: Path, bone: str, air: str) -> tuple[str, str]:
@@ -158,14 +169,34 @@ def _side(file: Path, bone: str, air: str) -> tuple[str, str]:
     return file.as_posix(), "clean"
 
 
-def _entry(root: Path, key: Path, found: dict[str, Path], pattern: re.Pattern[str] | None, corpus: str) -> Entry:
-    files = {side: str((root / path).absolute()) for side, path in found.items()}
+def _partnered(sides: Sides, problems: list[str]) -> Sides:
+    lone = {key: found for key, found in sides.items() if not found.keys() >= {"bone", "air"}}
+    problems.extend(f"{next(iter(found.values()))}: no partner" for found in lone.values())
+    return {key: found for key, found in sides.items() if key not in lone}
+
+
+def _entries(
+    sides: Sides, root: Path, pattern: re.Pattern[str] | None, corpus: str, problems: list[str]
+) -> list[Entry]:
+    entries = []
+    for key, found in sorted(sides.items()):
+        try:
+            entries.append(_entry(Path(key), found, root, pattern, corpus))
+        except TwoStageError as error:
+            problems.append(str(error))
+    if not entries:
+        raise DataError(f"{root}: nothing to use" + (f": {problems[0]}" if problems else ""))
+    return entries
+
+
+def _entry(key: Path, found: dict[str, Path], root: Path, pattern: re.Pattern[str] | None, corpus: str) -> Entry:
+    files = {side: str(path.absolute()) for side, path in found.items()}
     seconds = min(_seconds(path) for path in files.values())
     name = key.parent.name or root.absolute().name
     if pattern:
         match = pattern.search(key.as_posix())
         if not match:
-            raise AudioError(f"{root / key}: the speaker's pattern {pattern.pattern!r} does not match")
+            raise DataError(f"{key}: the speaker's pattern {pattern.pattern!r} does not match")
         name = match.group(1) if pattern.groups else match.group()
     return Entry(files.get("air", files.get("clean")), files.get("bone"), name, seconds, corpus)
 
@@ -192,7 +223,7 @@ def _read_one(path: Path, problems: list[str] | None) -> list[Entry]:
         for line, row in enumerate(csv.DictReader(text.splitlines()), 2):
             try:
                 entries.append(_from_csv(row, f"{path}:{line}", path.parent))
-            except AudioError as error:
+            except TwoStageError as error:
                 if problems is None:
                     raise
                 problems.append(str(error))

@@ -144,9 +144,9 @@ GRID = (
     8000.0,
 )
 
-# Accelerometer at the throat, sampled at 8 kHz: rounded from what `fit-sensor` finds in pairs of five speakers of TAPS
-# (Kim, Song and Chung, 2025). Above 500 Hz a band rises by a fifth of a dB with its own sound and by more than half a dB
-# with the voice. Coherence as published with those pairs: 0.6 to 0.8 below 500 Hz, below 0.1 above 2 kHz.
+# Accelerometer at the throat, sampled at 8 kHz: rounded from what `fit-sensor` finds in pairs of five speakers of
+# TAPS (Kim, Song and Chung, 2025). Above 500 Hz a band rises by a fifth of a dB with its own sound and by more than
+# half a dB with the voice. Coherence as published with those pairs: 0.6 to 0.8 below 500 Hz, below 0.1 above 2 kHz.
 THROAT = Sensor(
     frequencies=GRID,
     response_db=(-20, -13, 0, 1, 5, 6, 6, 1, -1, 0, 0, 1, 0, -1, 0, 0),

@@ -287,8 +287,12 @@ def _band_limit(views: list[_View], grid: Floats) -> float:
     edge = int(drops.argmax())
     if drops[edge] < DROP:
         return 0.0
-    passed = curves[1] > curves[1][edge - 2 * reach : edge - reach].mean() - DROP / 2
+    passed = curves[1] > curves[1][edge - 2 * reach : edge - reach].mean() - 0.75 * DROP
     return float(grid[np.flatnonzero(passed[: edge + reach])[-1]])
+
+
+def _tuple(values: Floats) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
 
 
 def _rounded(sensor: Sensor) -> Sensor:
