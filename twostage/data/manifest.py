@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from twostage import audio
-from twostage.errors import ConfigError, DataError, TwoStageError
+from twostage.errors import AudioError, ConfigError, DataError, TwoStageError
 from twostage.schema import build
 
 Sides = dict[str, dict[str, Path]]  # utterance -> bone, air or clean -> file
@@ -52,7 +52,7 @@ def read_manifest(
     """Read the entries of one or more manifests (.jsonl or .csv), without those of ``exclude_speakers``.
 
     A CSV without a column ``seconds`` has its sound files looked at. Those that cannot be read are left out and named
-    in ``problems`` where it is given, else they raise DataError.
+    in ``problems`` where it is given, else they raise AudioError.
 
     Raises DataError if a file is missing or malformed, if nothing is left, or if a speaker to exclude is in none of
     them: a mistyped name must not let a held-out speaker into a training.
@@ -223,7 +223,7 @@ def _read_one(path: Path, problems: list[str] | None) -> list[Entry]:
         for line, row in enumerate(csv.DictReader(text.splitlines()), 2):
             try:
                 entries.append(_from_csv(row, f"{path}:{line}", path.parent))
-            except TwoStageError as error:
+            except AudioError as error:
                 if problems is None:
                     raise
                 problems.append(str(error))

@@ -28,7 +28,9 @@ from twostage.data.spectra import (
     voice_level,
 )
 
-__all__ = ["PRESETS", "Sensor", "load_sensor", "seeded", "simulate"]
+__all__ = ["PRESETS", "Sensor", "load_sensor", "seeded", "simulate", "simulate_file"]
+
+PART = 60.0  # seconds of a long file that are simulated at once
 
 
 def simulate(
@@ -38,18 +40,22 @@ def simulate(
     rng: np.random.Generator,
     *,
     ambient: tuple[Floats, float] | None = None,
+    recording: np.random.Generator | None = None,
 ) -> Floats:
     """Turn clean speech (T,) into what ``sensor`` would pick up, (T,) float32, without delay.
 
     ``ambient``: sound of the room (T,) and the dB that it leaks in at; without it, pink noise at ``sensor.ambient_db``.
+    ``recording`` draws what holds for a whole recording (filter, response, noise level), ``rng`` (and without
+    ``recording`` everything) the rest: parts of a long file share the one and not the other.
     """
+    whole = recording or rng
     clean = np.asarray(audio, np.float32)
     if clean.ndim != 1:
         raise ValueError(f"simulate takes one channel (T,), got {clean.shape}")
     if not clean.any():
         return np.zeros_like(clean)
-    speech = low_pass(clean, sample_rate, sensor, rng) if sensor.cutoff else clean
-    response = _response(sensor, sample_rate, rng)
+    speech = low_pass(clean, sample_rate, sensor, whole) if sensor.cutoff else clean
+    response = _response(sensor, sample_rate, whole)
     if response is not None or any(getattr(sensor, name) for name in MOVING):
         speech = _body(speech, clean, sample_rate, sensor, response, rng)
     level = 10 ** (sound.active_level(speech, sample_rate) / 20)
@@ -59,8 +65,33 @@ def simulate(
     if sensor.headroom_db is not None:
         ceiling = level * 10 ** (sensor.headroom_db / 20)
         speech = ceiling * np.tanh(speech / ceiling)
-    speech = _surroundings(speech, level, sample_rate, sensor, response, rng, ambient)
-    return (speech * _jitter_gain(sensor.level_jitter_db, rng)).astype(np.float32)
+    speech = _surroundings(speech, level, sample_rate, sensor, response, whole, rng, ambient)
+    return (speech * _jitter_gain(sensor.level_jitter_db, whole)).astype(np.float32)
+
+
+def simulate_file(audio: Floats, sample_rate: int, sensor: Sensor, seed: int, name: str) -> Floats:
+    """A recording (C, T) as the sensor would give it, at the level of the clean one: a function of seed and name.
+
+    Every channel is a recording of its own. Long ones are made in parts of a minute, faded into each other, so that
+    memory stays bounded; the sensor's response and its noise stay the same all along.
+    """
+    return np.stack([_channel(x, sample_rate, sensor, seed, f"{name}#{c}") for c, x in enumerate(audio)])
+
+
+def _channel(audio: Floats, sample_rate: int, sensor: Sensor, seed: int, name: str) -> Floats:
+    part, fade = round(PART * sample_rate), round(0.05 * sample_rate)
+    out = np.zeros(len(audio), np.float32)
+    for number, start in enumerate(range(0, len(audio), part)):
+        heard = audio[max(0, start - fade) : start + part]
+        made = simulate(heard, sample_rate, sensor, seeded(seed, name, number), recording=seeded(seed, name))
+        if start:
+            rise = np.linspace(0, 1, fade, dtype=np.float32)
+            out[start - fade : start] *= 1 - rise
+            made[:fade] *= rise
+        out[max(0, start - fade) : start + part] += made
+    change = sound.active_level(audio, sample_rate) - sound.active_level(out, sample_rate)
+    jitter = seeded(seed, name, "level").uniform(-sensor.level_jitter_db, sensor.level_jitter_db)
+    return out * np.float32(10 ** ((change + jitter) / 20)) if np.isfinite(change) else out
 
 
 def seeded(seed: int, *names: object) -> np.random.Generator:
@@ -226,6 +257,7 @@ def _surroundings(
     sample_rate: int,
     sensor: Sensor,
     response: Floats | None,
+    whole: np.random.Generator,
     rng: np.random.Generator,
     ambient: tuple[Floats, float] | None,
 ) -> Floats:
@@ -242,7 +274,7 @@ def _surroundings(
     scale = np.float32(level * np.sqrt(size / 2))  # a white spectrum of unit deviation a part has level 1 in time
     powers = np.full(len(frequencies), np.float32(sensor.white_noise**2))
     if sensor.noise_db:
-        floor = _curve(sensor, "noise_db", frequencies) + sensor.noise_spread_db * rng.standard_normal()
+        floor = _curve(sensor, "noise_db", frequencies) + sensor.noise_spread_db * whole.standard_normal()
         powers = powers + (10 ** (floor / 10) * (sample_rate / 2)).astype(np.float32)
     if ambient is not None or sensor.ambient_db is not None:
         colour = (
@@ -256,12 +288,12 @@ def _surroundings(
         pink = 1 / np.maximum(frequencies, 50)
         powers = powers + 10 ** (sensor.ambient_db / 10) * colour**2 * pink / pink.mean()
     if sensor.band_limit:
-        limit = sensor.band_limit * rng.uniform(1 - sensor.band_limit_jitter, 1 + sensor.band_limit_jitter)
+        limit = sensor.band_limit * whole.uniform(1 - sensor.band_limit_jitter, 1 + sensor.band_limit_jitter)
         passed = np.clip(0.5 + (limit - frequencies) / (0.04 * limit), 0, 1)  # 4 % from pass to stop
         spectrum, powers = spectrum * passed, powers * passed**2
     if sensor.rounding_db is not None:
         powers = powers + np.float32(
-            10 ** ((sensor.rounding_db + sensor.rounding_spread_db * rng.standard_normal()) / 10)
+            10 ** ((sensor.rounding_db + sensor.rounding_spread_db * whole.standard_normal()) / 10)
         )
     if powers.any():
         noise = rng.standard_normal((2, len(frequencies)), np.float32)

@@ -1,0 +1,170 @@
+"""``twostage manifest``: list a corpus, pair it, align it, split it by speaker."""
+
+import json
+import os
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twostage.errors import DataError
+
+if TYPE_CHECKING:
+    from twostage.data.align import Verdict
+    from twostage.data.manifest import Entry
+
+HELP = "list a corpus for training: scan folders, pair them, align pairs, split by speaker"
+EXAMPLE = """
+twostage manifest scan corpus/ -o all.jsonl --speaker-regex "p[0-9]+"
+twostage manifest pair throat/ mic/ -o pairs.jsonl
+twostage manifest align pairs.jsonl -o good.jsonl --report report.json
+twostage manifest split all.jsonl -o train.jsonl dev.jsonl --fraction 0.1
+"""
+SHOWN = 20  # problems that are printed; a report holds all
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    scan = actions.add_parser(
+        "scan", help="list a folder: bone/ and air/ folders, _bone and _air names, or clean files"
+    )
+    scan.add_argument("root", metavar="FOLDER")
+    scan.add_argument("--bone", default="bone", help="name of the folder or suffix of the sensor (default: bone)")
+    scan.add_argument("--air", default="air", help="name of the folder or suffix of the microphone (default: air)")
+    pair = actions.add_parser("pair", help="pair the files of two folders that have the same names")
+    pair.add_argument("bone", metavar="BONE_DIR")
+    pair.add_argument("air", metavar="AIR_DIR")
+    for action in (scan, pair):
+        action.add_argument("--speaker-regex", help="its first group in the path is the speaker (default: the folder)")
+        action.add_argument("--corpus", default="", help="a name for the corpus")
+    align = actions.add_parser("align", help="measure delays, keep the pairs that are fit for use, report on all")
+    align.add_argument("manifest", metavar="MANIFEST")
+    align.add_argument("--max-delay", type=float, default=50.0, metavar="MS", help="largest delay (default: 50)")
+    align.add_argument("--min-peak", type=float, default=0.2, help="least correlation (default: 0.2)")
+    align.add_argument("--max-difference", type=float, default=0.5, metavar="S", help="of the lengths (default: 0.5)")
+    split = actions.add_parser("split", help="split by speaker: no speaker is in both parts")
+    split.add_argument("manifest", metavar="MANIFEST")
+    split.add_argument("--fraction", type=float, default=0.1, help="of the time, held out (default: 0.1)")
+    split.add_argument("--seed", type=int, default=0)
+    for action, outputs in ((scan, 1), (pair, 1), (align, 1), (split, 2)):
+        names = ("TRAIN.jsonl", "HELD_OUT.jsonl") if outputs == 2 else ("OUT.jsonl",)
+        action.add_argument("-o", "--out", nargs=outputs, required=True, metavar=names)
+        action.add_argument("--report", metavar="FILE.json", help="write what was found, for machines")
+        action.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+    scan.set_defaults(action=_scan)
+    pair.set_defaults(action=_pair)
+    align.set_defaults(action=_align)
+    split.set_defaults(action=_split)
+
+
+def run(args: Namespace) -> int:
+    for path in filter(None, (*args.out, args.report)):
+        if Path(path).exists() and not args.overwrite:
+            raise DataError(f"{path}: exists already (--overwrite replaces it)")
+    return int(args.action(args))
+
+
+def _scan(args: Namespace) -> int:
+    from twostage.data.manifest import scan
+
+    problems: list[str] = []
+    entries = scan(
+        args.root, bone=args.bone, air=args.air, speaker=args.speaker_regex, corpus=args.corpus, problems=problems
+    )
+    return _listed(args, entries, problems)
+
+
+def _pair(args: Namespace) -> int:
+    from twostage.data.manifest import pair
+
+    problems: list[str] = []
+    entries = pair(args.bone, args.air, speaker=args.speaker_regex, corpus=args.corpus, problems=problems)
+    return _listed(args, entries, problems)
+
+
+def _listed(args: Namespace, entries: "Sequence[Entry]", problems: Sequence[str]) -> int:
+    _write(args.out[0], entries, args)
+    for problem in problems[:SHOWN]:
+        print(f"left out: {problem}")
+    if len(problems) > SHOWN:
+        print(f"... and {len(problems) - SHOWN} more")
+    _report(args, {"entries": len(entries), **_summary(entries), "problems": list(problems)})
+    return 0
+
+
+def _align(args: Namespace) -> int:
+    from tqdm import tqdm
+
+    from twostage.data.align import AlignConfig, align
+    from twostage.data.manifest import read_manifest
+
+    limits = AlignConfig(args.max_delay / 1000, args.min_peak, args.max_difference)
+    problems: list[str] = []
+    entries = read_manifest(args.manifest, problems=problems)
+    judged = list(tqdm(align(entries, limits), total=len(entries), disable=len(entries) < 50 or None, unit="pair"))
+    if not judged and not problems:
+        raise DataError(f"{args.manifest}: no pairs")
+    kept = [entry for entry, verdict in judged if not verdict.problem]
+    print(_table([verdict for _, verdict in judged]))
+    for problem in problems:
+        print(f"left out: {problem}")
+    _report(args, {"kept": len(kept), "pairs": [asdict(verdict) for _, verdict in judged], "problems": problems})
+    if not kept:
+        raise DataError(f"{args.manifest}: none of the {len(judged)} pairs is fit for use")
+    _write(args.out[0], kept, args)
+    return 0
+
+
+def _split(args: Namespace) -> int:
+    from twostage.data.manifest import read_manifest, split_by_speaker
+
+    parts = split_by_speaker(read_manifest(args.manifest), args.fraction, args.seed)
+    for path, entries in zip(args.out, parts, strict=True):
+        _write(path, entries, args)
+    _report(args, {path: _summary(entries) for path, entries in zip(args.out, parts, strict=True)})
+    return 0
+
+
+def _write(path: str, entries: "Sequence[Entry]", args: Namespace) -> None:
+    from twostage.data.manifest import write_manifest
+
+    write_manifest(path, entries, overwrite=args.overwrite)
+    found = _summary(entries)
+    print(
+        f"{path}: {found['pairs']} pairs and {found['clean']} clean files of {len(found['speakers'])} speakers, "
+        f"{found['seconds'] / 60:.1f} minutes"
+    )
+
+
+def _summary(entries: "Sequence[Entry]") -> dict[str, Any]:
+    pairs = sum(entry.paired for entry in entries)
+    return {
+        "pairs": pairs,
+        "clean": len(entries) - pairs,
+        "seconds": round(sum(entry.seconds for entry in entries), 3),
+        "speakers": sorted({entry.speaker for entry in entries}),
+    }
+
+
+def _table(verdicts: "Sequence[Verdict]") -> str:
+    lines = [f"{'pair':40} {'s':>7} {'delay ms':>9} {'peak':>6} {'drift ms':>9} {'bone dB':>8} {'air dB':>8}  verdict"]
+    lines += [
+        f"{Path(v.name).name[-40:]:40} {v.seconds:7.2f} {v.delay * 1000:+9.3f} {v.peak:+6.2f} {v.drift * 1000:+9.3f} "
+        f"{v.bone_level:8.1f} {v.air_level:8.1f}  {v.problem or 'good'}"
+        for v in verdicts
+    ]
+    good = [verdict for verdict in verdicts if not verdict.problem]
+    return "\n".join([*lines, f"{len(good)} of {len(verdicts)} pairs are fit for use"])
+
+
+def _report(args: Namespace, values: dict[str, Any]) -> None:
+    if not args.report:
+        return
+    path = Path(args.report)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # JSON has no infinity, which is the level of silence
+    text = json.dumps(values, indent=2, ensure_ascii=False).replace("-Infinity", "null")
+    part.write_text(text + "\n", encoding="utf-8")
+    os.replace(part, path)

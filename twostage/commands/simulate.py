@@ -1,0 +1,106 @@
+"""``twostage simulate``: body-conducted speech from clean speech."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twostage.errors import AudioError, TwoStageError
+
+if TYPE_CHECKING:
+    from twostage.data.manifest import Entry
+    from twostage.data.presets import Sensor
+
+HELP = "make body-conducted speech from clean speech, as a sensor would pick it up"
+EXAMPLE = """
+twostage simulate clean/ bone/ --sensor throat --seed 1
+twostage simulate clean/ bone/ --sensor my_sensor.yaml --manifest pairs.jsonl
+"""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("clean", metavar="CLEAN_DIR", help="a folder (with all below it), a sound file, or a quoted pattern")
+    add("out", metavar="OUT_DIR", help="a folder; trees are kept")
+    add("--sensor", default="throat", help="eben, throat, in-ear, forehead, temple or a YAML file (default: throat)")
+    add("--seed", type=int, default=0, help="same seed, same file name: same sound (default: 0)")
+    add("--format", default="", help="format of the outputs (default: that of the input)")
+    add("--manifest", metavar="FILE.jsonl", help="write a manifest of the pairs that arise")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+    existing.add_argument("--skip-existing", action="store_true", help="leave out inputs whose output exists")
+
+
+def run(args: Namespace) -> int:
+    import sys
+
+    from tqdm import tqdm
+
+    from twostage import audio
+    from twostage.data.manifest import write_manifest
+    from twostage.data.presets import load_sensor
+
+    sensor = load_sensor(args.sensor)
+    files = audio.find([args.clean])
+    _check(args, files)
+    entries: list[Entry] = []
+    made = failed = 0
+    for source, relative in tqdm(files, disable=len(files) < 20 or None, unit="file"):
+        target = _target(args, relative)
+        try:
+            if not (args.skip_existing and target.exists()):
+                _make(source, target, sensor, args.seed, relative.as_posix(), args.overwrite)
+                made += 1
+            entries.append(_pair(source, target, relative))
+        except TwoStageError as error:
+            failed += 1
+            print(f"twostage: error: {error}", file=sys.stderr)
+    if args.manifest and entries:
+        write_manifest(args.manifest, entries, overwrite=args.overwrite)
+    print(f"{made} of {len(files)} files simulated in {args.out}" + (f", {failed} failed" if failed else ""))
+    return int(failed > 0)
+
+
+def _check(args: Namespace, files: list[tuple[Path, Path]]) -> None:
+    """See before the work whether outputs may be written."""
+    out, source = Path(args.out).absolute(), Path(args.clean).absolute()
+    if out == source or (source.is_dir() and source in out.parents):
+        raise AudioError(f"{args.out}: lies in {args.clean}; simulated speech would be taken for clean speech")
+    if args.manifest and Path(args.manifest).exists() and not args.overwrite:
+        raise AudioError(f"{args.manifest}: exists already (--overwrite replaces it)")
+    targets: dict[Path, Path] = {}
+    for file, relative in files:
+        other = targets.setdefault(_target(args, relative), file)
+        if other != file:
+            raise AudioError(f"{file}: has the same output as {other}: {_target(args, relative)}")
+
+
+def _target(args: Namespace, relative: Path) -> Path:
+    target = Path(args.out, relative)
+    return target.with_suffix(f".{args.format.lstrip('.')}") if args.format else target
+
+
+def _make(source: Path, target: Path, sensor: "Sensor", seed: int, name: str, overwrite: bool) -> None:
+    import numpy as np
+
+    from twostage import audio
+    from twostage.data.simulate import simulate_file
+
+    audio.check_writable(target, overwrite)
+    audio.coding_for(target)
+    clean, sample_rate = audio.read(source)
+    if not np.isfinite(clean).all():
+        raise AudioError(f"{source}: holds NaN or infinite samples")
+    made = simulate_file(clean, sample_rate, sensor, seed, name)
+    peak = float(np.abs(made).max())
+    if peak > 0.99:  # quieter rather than clipped
+        made = made * np.float32(0.99 / peak)
+    audio.write(target, made, sample_rate, subtype=audio.info(source).subtype, overwrite=overwrite)
+
+
+def _pair(source: Path, target: Path, relative: Path) -> "Entry":
+    from twostage import audio
+    from twostage.data.manifest import Entry
+
+    speaker = relative.parent.name or source.absolute().parent.name
+    seconds = round(audio.info(source).seconds, 4)
+    return Entry(str(source.absolute()), str(target.absolute()), speaker, seconds, corpus="simulated")
