@@ -1,0 +1,238 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from twostage import audio, restoration
+from twostage.cli import COMMANDS, main
+from twostage.commands import restore as command
+from twostage.jobs import plan
+
+Speech = Callable[..., np.ndarray]
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def recordings(tmp_path: Path, speech: Speech, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with good and bad recordings in "in"."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    stereo = np.stack([speech(20000, 44100), speech(20000, 44100, seed=1)])
+    audio.write("in/good.wav", speech(6000), 16000)
+    audio.write("in/sub/stereo.flac", stereo, 44100, subtype="PCM_24")
+    audio.write("in/one.wav", np.full(1, 0.1), 16000)
+    audio.write("in/silent.wav", np.zeros(3000), 8000)
+    soundfile.write("in/zero.wav", np.zeros(0), 16000)
+    soundfile.write("in/nan.wav", np.array([0.1, np.nan]), 16000, subtype="FLOAT")
+    Path("in/empty.wav").touch()
+    Path("in/text.wav").write_text("not a sound" * 30)
+    Path("in/cut.wav").write_bytes(Path("in/good.wav").read_bytes()[:5000])
+    Path("in/notes.txt").write_text("no recording")
+    return tmp_path
+
+
+def listing(folder: str) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
+
+
+def run(tiny_path: Path, *arguments: str) -> int:
+    return main(["restore", *arguments, "--model", str(tiny_path), "--device", "cpu"])
+
+
+def test_a_folder_with_good_and_bad_files(
+    recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_path, "in", "-o", "out") == 1
+    out, err = capsys.readouterr()
+    assert listing("out") == ["good.wav", "one.wav", "silent.wav", "sub/stereo.flac"]
+    assert audio.info("out/sub/stereo.flac") == audio.Info(16000, 2, round(20000 * 16000 / 44100), "FLAC", "PCM_24")
+    assert audio.info("out/one.wav").frames == 1
+    assert not audio.read("out/silent.wav")[0].any()
+    complaints = {line.split(": ")[2]: line for line in err.splitlines()}
+    wanted = {"zero": "no samples", "nan": "NaN", "empty": "empty", "text": "not a sound file", "cut": "truncated"}
+    for name, problem in wanted.items():
+        assert problem in complaints[f"in/{name}.wav"]
+    assert "warning: in/silent.wav: silent" in err
+    assert len(err.splitlines()) == 6
+    assert len([line for line in out.splitlines() if " -> " in line]) == 4
+    assert out.splitlines()[-1].startswith("4 restored, 5 failed; ")
+
+
+def test_one_file_into_one_file_with_report_and_picture(recordings: Path, tiny_path: Path) -> None:
+    assert (
+        run(tiny_path, "in/sub/stereo.flac", "-o", "a/b.wav", "--plot", "--json", "r.json", "--sample-rate", "input")
+        == 0
+    )
+    assert listing("a") == ["b.png", "b.wav"]
+    assert Path("a/b.png").read_bytes().startswith(b"\x89PNG")
+    assert audio.info("a/b.wav") == audio.Info(44100, 2, 20000, "WAV", "PCM_24")
+    report = json.loads(Path("r.json").read_text())
+    assert report["device"] == "cpu"
+    assert report["model"] == [str(tiny_path)]
+    (entry,) = report["files"]
+    assert (entry["status"], entry["channels"], entry["sample_rate"]) == ("restored", 2, 44100)
+    assert entry["seconds"] == pytest.approx(20000 / 44100)
+    assert entry["realtime_factor"] == pytest.approx(entry["elapsed"] / entry["seconds"])
+    assert entry["plot"] == "a/b.png"
+    assert report["summary"]["restored"] == 1
+
+
+def test_report_on_stdout_is_json_alone(recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tiny_path, "in/good.wav", "in/text.wav", "-o", "out", "--json") == 1
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert [file["status"] for file in files] == ["restored", "failed"]
+    assert "not a sound file" in files[1]["error"]
+
+
+def test_existing_outputs(recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("out").mkdir()
+    Path("out/good.wav").write_text("precious")
+    assert run(tiny_path, "in/good.wav", "-o", "out") == 1
+    assert "out/good.wav: exists already" in capsys.readouterr().err
+    assert run(tiny_path, "in/good.wav", "-o", "out", "--skip-existing") == 0
+    assert "skipped" in capsys.readouterr().out
+    assert Path("out/good.wav").read_text() == "precious"
+    assert run(tiny_path, "in/good.wav", "-o", "out", "--overwrite") == 0
+    assert audio.info("out/good.wav").frames == 6000
+
+
+def test_an_existing_picture_stops_before_the_work(
+    recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("good.png").touch()
+    assert run(tiny_path, "in/good.wav", "-o", "good.wav", "--plot") == 1
+    assert "good.png: exists already" in capsys.readouterr().err
+    assert not Path("good.wav").exists()
+
+
+def test_patterns_formats_and_levels(recordings: Path, tiny_path: Path) -> None:
+    assert run(tiny_path, "in/**/[gs]*o*.*a*", "-o", "out", "--format", "ogg", "--keep-low-band", "500") == 0
+    assert listing("out") == ["good.ogg", "sub/stereo.ogg"]
+    assert run(tiny_path, "in/good.wav", "-o", "loud.wav", "--level", "model") == 0
+    level = audio.active_level(audio.read("loud.wav")[0], 16000)
+    assert level != pytest.approx(audio.active_level(audio.read("in/good.wav")[0], 16000), abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing.wav", "-o", "out"], "nothing.wav: no such file"),
+        (["no*.wav", "-o", "out"], "no*.wav: no sound files there"),
+        (["in/good.wav", "-o", "a.m4a"], "a.m4a: cannot write .m4a files"),
+        (["in", "-o", "a.wav"], "a.wav: is the name of a sound file"),
+        (["in/good.wav", "-o", "a.wav", "--format", "flac"], "a.wav: its name says .wav, --format says flac"),
+        (["in/good.wav", "-o", "in"], "in/good.wav: would be replaced by its own restoration"),
+        (["in/good.wav", "-o", "out", "--seconds", "0"], "seconds is 0.0, must be positive"),
+        (["in/good.wav", "-o", "out", "--keep-low-band", "9000"], "keep_low_band is 9000.0"),
+        (["in/good.wav", "-o", "out", "--json", "in/one.wav"], "must end in .json"),
+        (["in/good.wav", "-o", "in/text.wav/out"], "in/text.wav/out: cannot make this folder (Not a directory)"),
+    ],
+)
+def test_mistakes_are_one_line(
+    recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    before = listing(".")
+    assert run(tiny_path, *arguments) == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.startswith("twostage: error: ")
+    assert len(err.splitlines()) == 1
+    assert listing(".") == before
+
+
+@pytest.mark.parametrize("model", ["missing-model", "in/text.wav"])
+def test_models_that_cannot_be_loaded(recordings: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
+    assert main(["restore", "in/good.wav", "-o", "out", "--model", model]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"twostage: error: {model}: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_two_inputs_for_one_output(recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    audio.write("in/good.flac", np.full(100, 0.1), 16000)
+    assert run(tiny_path, "in/good.flac", "in/good.wav", "in/good.wav", "-o", "out", "--format", "wav") == 1
+    assert "in/good.wav: would write out/good.wav, which in/good.flac writes" in capsys.readouterr().err
+    assert audio.info("out/good.wav").frames == 100
+
+
+def test_results_inside_the_input_folder_are_not_restored_again(recordings: Path) -> None:
+    Path("in/out").mkdir()
+    audio.write("in/out/good.wav", np.full(100, 0.1), 16000)
+    assert Path("in/out/good.wav") not in {job.source for job in plan(["in"], "in/out")}
+
+
+def test_pictures_do_not_share_a_name(recordings: Path) -> None:
+    audio.write("in/good.flac", np.full(100, 0.1), 16000)
+    plots = [job.plot.name for job in plan(["in/good.flac", "in/good.wav"], "out", plot=True) if job.plot]
+    assert plots == ["good.png", "good.wav.png"]
+
+
+def test_no_space_is_said_so(
+    recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: object, block: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(restoration.Spill, "write", full)
+    assert run(tiny_path, "in/good.wav", "-o", "out") == 1
+    assert "out/good.wav: cannot be written (No space left on device)" in capsys.readouterr().err
+    assert listing("out") == []
+
+
+def test_ctrl_c_says_what_was_done(
+    recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = restoration.restore_file
+
+    def interrupted(model: object, source: Path, *rest: object, **more: object) -> restoration.Report:
+        if source.name == "one.wav":
+            raise KeyboardInterrupt
+        return honest(model, source, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(restoration, "restore_file", interrupted)
+    assert run(tiny_path, "in/good.wav", "in/one.wav", "in/silent.wav", "-o", "out") == 130
+    out, err = capsys.readouterr()
+    assert "1 restored, 2 not done" in out
+    assert err == "twostage: interrupted\n"
+    assert listing("out") == ["good.wav"]
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_no_half_written_output(recordings: Path, tiny_path: Path, kind: signal.Signals) -> None:
+    with audio.Writer("in/long.wav", 16000, 1) as writer:
+        for seed in range(30):
+            writer.write(np.random.default_rng(seed).normal(0, 0.1, (1, 160000)).astype(np.float32))
+    arguments = [sys.executable, "-m", "twostage", "restore", "in/long.wav", "-o", "out", "--model", str(tiny_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not listing("out") and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert listing("out")  # it is being written, under a name of its own
+    process.send_signal(kind)
+    assert "Traceback" not in process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert listing("out") == []
+
+
+def test_help_is_quick_and_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in COMMANDS:
+        with pytest.raises(SystemExit) as leaving:
+            main([name, "--help"])
+        assert leaving.value.code == 0
+        out = capsys.readouterr().out
+        assert f"example:\n  twostage {name} " in out
+    code = "import sys, twostage.cli; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'matplotlib')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_formats_are_those_that_can_be_written() -> None:
+    assert set(command.FORMATS) == set(audio.FORMATS) - {"aif", "oga"}

@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from twostage import audio, plots
+from twostage.errors import AudioError
+
+
+def tone(frames: int, sample_rate: int, frequency: float) -> np.ndarray:
+    return np.sin(2 * np.pi * frequency * np.arange(frames) / sample_rate).astype(np.float32)[None]
+
+
+@pytest.mark.parametrize("sample_rate", [8000, 16000, 44100])
+def test_a_tone_is_a_line_at_its_frequency(sample_rate: int) -> None:
+    panel = plots.spectrogram([tone(sample_rate, sample_rate, 1000.0)], sample_rate, sample_rate)
+    line = panel.decibels[:, 5:-5].argmax(axis=0) * panel.top / (len(panel.decibels) - 1)
+    assert np.abs(line - 1000).max() < 40
+    assert panel.seconds == 1.0
+    assert panel.top == sample_rate / 2
+
+
+def test_long_sound_is_averaged_to_the_same_picture() -> None:
+    loud, quiet = tone(1600000, 16000, 500.0), 0.1 * tone(1600000, 16000, 500.0)
+    blocks = np.array_split(np.concatenate([loud, quiet], axis=1), 41, axis=1)
+    panel = plots.spectrogram(blocks, 16000, 3200000)
+    assert 0.9 * plots.COLUMNS < panel.decibels.shape[1] <= plots.COLUMNS + 2
+    middle = panel.decibels.max(axis=0)
+    assert middle[100] - middle[-100] == pytest.approx(20, abs=0.1)
+
+
+def test_blocks_do_not_show() -> None:
+    given = np.random.default_rng(0).normal(0, 0.1, (2, 10000)).astype(np.float32)
+    whole = plots.spectrogram([given], 16000, 10000)
+    blocks = plots.spectrogram(np.array_split(given, 33, axis=1), 16000, 10000)
+    assert np.allclose(whole.decibels, blocks.decibels, atol=1e-3)
+
+
+@pytest.mark.parametrize("frames", [1, 100, 8000])
+def test_a_picture_of_any_length(tmp_path: Path, frames: int) -> None:
+    audio.write(tmp_path / "a.wav", np.vstack([tone(frames, 8000, 300.0)] * 2), 8000)
+    audio.write(tmp_path / "b.wav", tone(2 * frames, 16000, 300.0), 16000)
+    plots.before_after(tmp_path / "c.png", tmp_path / "a.wav", tmp_path / "b.wav", top=8000)
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(AudioError, match=r"c\.png: exists already"):
+        plots.before_after(tmp_path / "c.png", tmp_path / "a.wav", tmp_path / "b.wav")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "b.wav", "c.png"]
