@@ -7,11 +7,27 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from twostage import __version__
-from twostage.commands import restore
+from twostage.commands import (
+    finetune,
+    fit_sensor,
+    import_hifigan,
+    manifest,
+    restore,
+    simulate,
+    train_restorer,
+    train_vocoder,
+)
 from twostage.errors import TwoStageError
 
 COMMANDS: dict[str, ModuleType] = {
     "restore": restore,
+    "train-restorer": train_restorer,
+    "train-vocoder": train_vocoder,
+    "finetune": finetune,
+    "simulate": simulate,
+    "fit-sensor": fit_sensor,
+    "manifest": manifest,
+    "import-hifigan": import_hifigan,
 }
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
