@@ -34,7 +34,9 @@ def test_hifigan_v1_takes_what_its_sizes_say():
     )
     with torch.device("meta"):
         model, mel = Vocoder(config).fold(), torch.empty(1, 80, 125)  # two seconds
-    blocks = sum(6 * (3 + 7 + 11) * width**2 * rate for width, rate in ((256, 500), (128, 4000), (64, 8000), (32, 16000)))
+    blocks = sum(
+        6 * (3 + 7 + 11) * width**2 * rate for width, rate in ((256, 500), (128, 4000), (64, 8000), (32, 16000))
+    )
     ups = 512 * 256 * 16 * 62.5 + 256 * 128 * 16 * 500 + 128 * 64 * 4 * 4000 + 64 * 32 * 4 * 8000
     ends = 80 * 512 * 7 * 62.5 + 32 * 7 * 16000
     assert costs.macs(model, mel) / 2 == blocks + ups + ends
@@ -50,7 +52,7 @@ def test_a_model_costs_the_sum_of_its_stages():
     mel = torch.zeros(1, 80, 124)
     stages = costs.macs(model.restorer, mel) + costs.macs(model.vocoder, mel)
     basis = 80 * 513 * 124
-    found = costs.measure(model, repeats=1)
+    found = costs.measure(model, seconds=1, repeats=1)
     assert found.gmac == pytest.approx((stages + basis) / 1e9 / (124 * 256 / 16000), rel=1e-6)
     assert found.parameters == costs.parameters(model.restorer) + costs.parameters(model.vocoder)
     assert 0 < found.real_time_factor < 1

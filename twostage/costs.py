@@ -59,11 +59,12 @@ def real_time_factor(model: Enhancer, seconds: float = 10.0, repeats: int = 3) -
     return median(elapsed[1:]) * model.sample_rate / audio.shape[-1]
 
 
-def measure(model: Enhancer, *, repeats: int = 3) -> Costs:
-    """All costs of a model where it stands, at torch's present number of threads."""
+def measure(model: Enhancer, *, seconds: float = 10.0, repeats: int = 3) -> Costs:
+    """All costs of a model where it stands, at torch's present number of threads; time on ``seconds`` of audio."""
     assert isinstance(model, nn.Module)
     device, threads = str(device_of(model)), torch.get_num_threads()
-    return Costs(parameters(model), gmac_per_second(model), real_time_factor(model, repeats=repeats), device, threads)
+    speed = real_time_factor(model, seconds, repeats)
+    return Costs(parameters(model), gmac_per_second(model), speed, device, threads)
 
 
 def _noise(model: Enhancer, seconds: float) -> Tensor:

@@ -8,6 +8,7 @@ why; ``score`` gives all of them at once, with the reasons. PESQ and STOI come f
 import warnings
 from collections.abc import Callable, Iterable
 from functools import lru_cache, wraps
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -59,6 +60,13 @@ def _check(reference: Array, estimate: Array) -> None:
 
 def _rms(audio: Array) -> float:
     return float(np.sqrt(np.mean(np.square(audio, dtype=np.float64)))) if audio.size else 0.0
+
+
+def require_packages() -> None:
+    """Raise TwoStageError, which says what to install, if PESQ or STOI cannot be had."""
+    for package in "pesq", "pystoi":
+        if find_spec(package) is None:
+            raise _missing(package)
 
 
 def _missing(package: str) -> TwoStageError:

@@ -1,0 +1,251 @@
+"""Claims about evaluation: known scores, the same numbers again, and one bad file that does not stop the rest."""
+
+import csv
+import json
+from argparse import ArgumentParser
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from twostage import audio, checkpoint, costs, evaluate, report
+from twostage.commands import evaluate as command
+from twostage.data.manifest import Entry
+from twostage.data.simulate import PRESETS
+from twostage.errors import ConfigError, DataError
+from twostage.pipeline import TwoStage, TwoStageConfig
+from twostage.report import RAW, Row, bootstrap
+from twostage.restorer import RestorerConfig
+from twostage.vocoder import VocoderConfig
+
+RATE = 16000
+
+
+def speech(seed, seconds=1.0, rate=RATE):
+    """Bursts of low-passed noise: enough for every metric to take it for speech."""
+    rng, frames = np.random.default_rng(seed), round(seconds * rate)
+    heights = rng.normal(size=frames // 1600 + 2)
+    bursts = np.abs(np.interp(np.arange(frames) / 1600, np.arange(heights.size), heights))
+    return (0.1 * bursts * np.convolve(rng.normal(size=frames), 0.9 ** np.arange(30), "same")).astype(np.float32)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Three pairs: identical, 100 samples late, 200 samples short; with a manifest."""
+    changes = {"a": lambda x: x, "b": lambda x: np.append(np.zeros(100, np.float32), x[:-100]), "c": lambda x: x[:-200]}
+    lines = ["bone,air,speaker,sensor"]
+    for seed, (name, change) in enumerate(changes.items()):
+        clean = speech(seed)
+        audio.write(tmp_path / f"{name}_air.wav", clean, RATE)
+        audio.write(tmp_path / f"{name}_bone.wav", change(clean), RATE)
+        lines.append(f"{name}_bone.wav,{name}_air.wav,{name},throat")
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    return tmp_path
+
+
+@pytest.fixture
+def model(tmp_path):
+    torch.manual_seed(0)
+    config = TwoStageConfig(
+        RestorerConfig(channels=(2, 4), time_strides=(1,), blocks=1, dilations=(1,)),
+        VocoderConfig(upsample_initial_channel=16, resblock_kernel_sizes=(3,), resblock_dilation_sizes=((1,),)),
+    )
+    two = TwoStage(config)
+    checkpoint.save(tmp_path / "m.safetensors", two, provenance={})
+    checkpoint.save(tmp_path / "v.safetensors", two.vocoder, provenance={})
+    return tmp_path / "m.safetensors"
+
+
+def run(*arguments):
+    parser = ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def scores(folder, system=RAW):
+    return {row.utterance: row for row in report.read_rows(folder / "utterances.csv") if row.system == system}
+
+
+def test_mismatches_are_aligned_and_reported(corpus, capsys):
+    assert run("--pairs", corpus / "pairs.csv", "--model", "none", "-o", corpus / "out", "--pictures", 0) == 0
+    rows = scores(corpus / "out")
+    assert [(row.delay, row.longer) for row in rows.values()] == [(0, 0), (100, 0), (0, -200)]
+    assert all(row.scores["estoi"] == pytest.approx(1, abs=1e-3) for row in rows.values())
+    table = capsys.readouterr().out
+    assert "Aligned before scoring: 2 of 3 estimates, delays of +0.00 to +6.25 ms, lengths off by -12.50" in table
+    assert "| raw input | 3 |" in table
+    assert (corpus / "out" / "table.md").read_text() in table
+
+
+def test_a_bad_file_is_named_and_the_rest_is_scored(corpus, capsys):
+    lines = (corpus / "pairs.csv").read_text().splitlines()
+    (corpus / "broken.wav").write_bytes(b"RIFF nothing")
+    long = np.append(speech(0), np.zeros(400, np.float32))
+    audio.write(corpus / "long.wav", long, RATE)
+    more = ["broken.wav,a_air.wav,x,throat", "gone.wav,a_air.wav,x,throat", "long.wav,a_air.wav,x,throat"]
+    (corpus / "pairs.csv").write_text("\n".join([lines[0], *more, *lines[1:]]))
+    assert run("--pairs", corpus / "pairs.csv", "--model", "none", "-o", corpus / "out", "--pictures", 0) == 1
+    assert list(scores(corpus / "out")) == ["a_bone.wav", "b_bone.wav", "c_bone.wav"]
+    errors = capsys.readouterr().err
+    assert "broken.wav: not a sound file" in errors
+    assert "gone.wav: no such file" in errors
+    assert "long.wav: lengths differ by +0.025 s" in errors
+    assert len(json.loads((corpus / "out" / "summary.json").read_text())["failures"]) == 3
+
+
+def test_restored_and_copy_synthesis_are_rows_with_costs_and_pictures(corpus, model, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "measure", partial(costs.measure, seconds=0.5, repeats=1))
+    arguments = ("--pairs", corpus / "pairs.csv", "--limit", 2, "--group-by", "speaker", "-o", corpus / "out")
+    run(*arguments, "--model", f"ours={model}", "--model", f"voc={corpus / 'v.safetensors'}", "--pictures", 1)
+    summary = json.loads((corpus / "out" / "summary.json").read_text())
+    assert list(summary["systems"]) == [RAW, "ours", "ours, copy-synthesis", "voc, copy-synthesis"]
+    assert summary["systems"]["ours"]["stoi"]["n"] == 2
+    assert summary["systems"]["ours, copy-synthesis"] == summary["systems"]["voc, copy-synthesis"]
+    assert summary["differences to raw"]["ours"]["stoi"]["mean"] < 0
+    assert summary["costs"]["ours"]["gmac"] > summary["costs"]["voc, copy-synthesis"]["gmac"] > 0
+    assert "## speaker: a" in capsys.readouterr().out
+    assert [path.name for path in (corpus / "out" / "spectrograms").iterdir()] == ["a_bone.wav.png"]
+
+
+def test_keeping_all_of_the_input_scores_as_the_input(corpus, model):
+    low = ("--keep-low-band", 7900)
+    run(
+        "--pairs",
+        corpus / "pairs.csv",
+        "--limit",
+        1,
+        "--model",
+        f"m={model}",
+        "-o",
+        corpus / "out",
+        "--pictures",
+        0,
+        *low,
+    )
+    assert scores(corpus / "out", "m")["a_bone.wav"].scores["stoi"] == pytest.approx(1, abs=1e-3)
+
+
+def test_simulated_input_repeats_whatever_else_is_scored(corpus, tmp_path):
+    lines = ["path,speaker", *(f"{name}_air.wav,{name}" for name in "abc")]
+    (corpus / "clean.csv").write_text("\n".join(lines))
+    arguments = ("--clean", corpus / "clean.csv", "--simulate", "throat", "--model", "none", "--pictures", 0)
+    run(*arguments, "-o", tmp_path / "all")
+    run(*arguments, "-o", tmp_path / "one", "--only-speaker", "b")
+    run(*arguments, "-o", tmp_path / "seed", "--only-speaker", "b", "--seed", 1)
+    (one,), (seed,) = scores(tmp_path / "one").values(), scores(tmp_path / "seed").values()
+    assert one == scores(tmp_path / "all")["b_air.wav"]
+    assert one.scores["estoi"] != seed.scores["estoi"]
+    assert one.scores["estoi"] < 0.9
+
+
+def test_another_process_scores_as_this_one(corpus):
+    entries = [Entry(str(corpus / f"b_{side}.wav"), str(corpus / "b_bone.wav"), side, 1.0) for side in ("air", "gone")]
+    here, there = evaluate.Results(), evaluate.Results()
+    evaluate.evaluate(entries, evaluate.Source(corpus), [], here)
+    evaluate.evaluate(entries, evaluate.Source(corpus), [], there, jobs=2)  # starts as many as there is work for: one
+    assert here == there
+    assert [(row.delay, row.scores["stoi"]) for row in here.rows] == [(100, 1.0)]
+    assert len(here.failures) == 1
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(corpus, monkeypatch):
+    arguments = ("--pairs", corpus / "pairs.csv", "--model", "none", "-o", corpus / "out", "--pictures", 0)
+    read, seen = evaluate.Source.read, []
+
+    def interrupted(source, entry):
+        seen.append(source.name(entry))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return read(source, entry)
+
+    monkeypatch.setattr(evaluate.Source, "read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(*arguments)
+    assert list(scores(corpus / "out")) == ["a_bone.wav"]
+    assert run(*arguments) == 0
+    assert seen == ["a_bone.wav", "b_bone.wav", "b_bone.wav", "c_bone.wav"]
+    assert list(scores(corpus / "out")) == ["a_bone.wav", "b_bone.wav", "c_bone.wav"]
+    with pytest.raises(DataError, match=r"another evaluation \(seed: 0 there, 1 here\)"):
+        run(*arguments, "--seed", 1)
+    assert run(*arguments, "--seed", 1, "--overwrite") == 0
+    assert len(seen) == 7
+
+
+def test_merging_joins_what_was_scored_apart(corpus):
+    arguments = ("--pairs", corpus / "pairs.csv", "--model", "none", "--pictures", 0)
+    run(*arguments, "-o", corpus / "all")
+    for speaker in "abc":
+        run(*arguments, "-o", corpus / speaker, "--only-speaker", speaker)
+    assert run("--merge", corpus / "a", corpus / "b", corpus / "c", "-o", corpus / "joined") == 0
+    assert scores(corpus / "joined") == scores(corpus / "all")
+    apart, together = (json.loads((corpus / f / "summary.json").read_text())["systems"] for f in ("joined", "all"))
+    assert apart[RAW]["stoi"]["mean"] == pytest.approx(together[RAW]["stoi"]["mean"], abs=1e-6)
+    changed = (corpus / "b" / "utterances.csv").read_text().replace("b_bone", "a_bone")
+    (corpus / "b" / "utterances.csv").write_text(changed)
+    with pytest.raises(DataError, match=r"differ in the scores of raw input on a_bone\.wav"):
+        run("--merge", corpus / "a", corpus / "b", "-o", corpus / "again")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("--pairs", "gone.csv"), DataError, "gone.csv: No such file"),
+        (("--clean", "pairs.csv"), ConfigError, "--clean and --simulate belong together"),
+        (("--pairs", "pairs.csv", "--simulate", "eben"), ConfigError, "--clean and --simulate belong together"),
+        (("--clean", "pairs.csv", "--simulate", "nose"), DataError, "sensor nose"),
+        (("--pairs", "pairs.csv", "--only-speaker", "zoe"), DataError, "no speaker zoe"),
+        (("--pairs", "pairs.csv", "--model", "x", "--model", "x"), ConfigError, "--model x: given twice"),
+        (("--merge", "gone"), DataError, "gone/utterances.csv: No such file"),
+    ],
+)
+def test_mistakes_are_named(corpus, monkeypatch, arguments, error, message):
+    monkeypatch.chdir(corpus)
+    with pytest.raises(error, match=message):
+        run(*arguments)
+
+
+def test_a_limit_is_spread_over_the_manifest():
+    entries = [Entry("c", "d", str(i), 1.0) for i in range(10)]
+    assert [entry.speaker for entry in evaluate.select(entries, paired=True, limit=3)] == ["0", "3", "6"]
+    assert evaluate.select(entries, paired=True, limit=11) == entries
+
+
+def test_a_recorded_delay_is_undone(corpus):
+    late = Entry(str(corpus / "a_air.wav"), str(corpus / "a_bone.wav"), "a", 1.0, delay=0.1)
+    degraded, clean = evaluate.Source(corpus).read(late)
+    assert (degraded.size, clean.size) == (RATE - 1600, RATE)
+    simulated, _ = evaluate.Source(corpus, PRESETS["eben"]).read(late)
+    assert simulated.size == RATE
+
+
+def test_bootstrap_interval_of_normal_values_is_as_wide_as_theory_says():
+    values = np.random.default_rng(0).normal(5, 2, 400)
+    mean, low, high, n = bootstrap(values)
+    assert (mean, n) == (pytest.approx(values.mean()), 400)
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.06)
+    assert bootstrap(values) == bootstrap(values)
+    assert bootstrap([3.0])[:1] == (3.0,)
+    assert np.isnan(bootstrap([np.nan]).mean)
+
+
+def test_rows_come_back_from_their_file(tmp_path):
+    values = dict(zip(report.COLUMNS, [1.5, 0.25, np.nan, 3.0, 1.0, 12.5], strict=True))
+    rows = [Row("a,b.wav", "c", "é", 1.25, "x, y", values, -7, 3, "estoi: too short")]
+    report.write_rows(tmp_path / "rows.csv", rows)
+    assert repr(report.read_rows(tmp_path / "rows.csv")) == repr(rows)
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        assert next(csv.DictReader(file))["delay_ms"] == "-0.4375"
+    (tmp_path / "rows.csv").write_text("utterance,pesq\na,good\n")
+    with pytest.raises(DataError, match=r"rows.csv:2: not a line of scores"):
+        report.read_rows(tmp_path / "rows.csv")
+
+
+def test_missing_scores_are_said_in_the_table():
+    known = dict.fromkeys(report.COLUMNS, 1.0)
+    rows = [
+        Row(str(i), "", "s", 1.0, RAW, known | ({"pesq": np.nan} if i else {}), note="why" if i else "") for i in (0, 1)
+    ]
+    table = report.markdown(rows, {})
+    assert "| raw input | 2 | 1.00 (n = 1) | 1.000 [1.000, 1.000]" in table
+    assert "Without a score, 1 estimates: why." in table

@@ -1,0 +1,166 @@
+"""``twostage evaluate``: score models on pairs, or on clean speech through the simulator."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from twostage.costs import Costs
+    from twostage.data.manifest import Entry
+    from twostage.evaluate import Results, Source
+
+HELP = "score the raw input, restored speech and copy-synthesis against clean speech"
+EXAMPLE = """
+twostage evaluate --pairs pairs.csv -o scores
+twostage evaluate --clean dev.csv --simulate throat --model default --model mine=runs/restorer vocoder.safetensors
+twostage evaluate --merge scores/p02 scores/p21 scores/p32 -o scores/all
+"""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--pairs", metavar="CSV", help="manifest of pairs: columns bone, air, speaker; or JSONL")
+    what.add_argument("--clean", metavar="CSV", help="manifest of clean speech, degraded by --simulate")
+    what.add_argument("--merge", metavar="DIR", nargs="+", type=Path, help="join the scores of these folders instead")
+    parser.add_argument("--simulate", metavar="SENSOR", help="preset or YAML file of the sensor, with --clean")
+    parser.add_argument(
+        "--model",
+        metavar="[LABEL=]MODEL",
+        nargs="+",
+        action="append",
+        help="name, folder or file; two files are a restorer and a vocoder, a vocoder alone gives copy-synthesis; "
+        "repeat for several models; 'none' scores the raw input alone (default: the default model)",
+    )
+    parser.add_argument("-o", "--out", metavar="DIR", type=Path, help="folder for CSV, tables, summary and pictures")
+    parser.add_argument("--limit", metavar="N", type=_positive, help="score N utterances, evenly spread")
+    parser.add_argument("--only-speaker", metavar="S", action="append", default=[], help="score S alone; repeatable")
+    parser.add_argument("--group-by", choices=("corpus", "speaker"), help="further tables, one a group")
+    parser.add_argument("--keep-low-band", metavar="HZ", type=float, default=0.0, help="as in `twostage restore`")
+    parser.add_argument("--seed", type=int, default=0, help="of the simulation; files add their names to it")
+    parser.add_argument("--jobs", metavar="N", type=_positive, default=1, help="processes that score (default: 1)")
+    parser.add_argument("--pictures", metavar="N", type=int, default=3, help="spectrogram pictures (default: 3)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew in a folder that holds an evaluation")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(text)
+
+
+def run(args: Namespace) -> int:
+    if args.merge:
+        return _merge(args)
+    from tqdm import tqdm
+
+    from twostage import evaluate, report
+
+    _check(args)
+    source, entries, problems = _entries(args)
+    systems = evaluate.load_systems(_models(args.model), _device(args.device))
+    settings = _settings(args) | {"models": evaluate.fingerprint(systems)}
+    results = evaluate.resume(args.out, settings, overwrite=args.overwrite) if args.out else evaluate.Results()
+    results.failures += problems
+    costs = evaluate.measure_costs(systems)
+    with tqdm(total=len(entries), unit="file", disable=None) as bar:
+        evaluate.evaluate(
+            entries,
+            source,
+            systems,
+            results,
+            keep_low_band=args.keep_low_band,
+            jobs=args.jobs,
+            save=lambda: report.write_rows(args.out / evaluate.ROWS, results.rows) if args.out else None,
+            progress=bar.update,
+        )
+    code = _publish(args, results, costs, settings)
+    if args.out and args.pictures:
+        shown = evaluate.select(entries, paired=bool(args.pairs), limit=args.pictures)
+        evaluate.draw_pictures(args.out / evaluate.PICTURES, shown, source, systems, args.keep_low_band)
+    return code
+
+
+def _check(args: Namespace) -> None:
+    from twostage.errors import ConfigError
+
+    if bool(args.clean) != bool(args.simulate):
+        raise ConfigError("--clean and --simulate belong together: the sensor that degrades the clean speech")
+
+
+def _entries(args: Namespace) -> tuple[Source, list[Entry], list[str]]:
+    from twostage.data.manifest import read_manifest
+    from twostage.data.simulate import load_sensor
+    from twostage.evaluate import Source, select
+
+    manifest, problems = args.pairs or args.clean, list[str]()
+    sensor = load_sensor(args.simulate) if args.simulate else None
+    entries = read_manifest(manifest, problems=problems)
+    chosen = select(entries, paired=bool(args.pairs), speakers=args.only_speaker, limit=args.limit)
+    return Source(Path(manifest).absolute().parent, sensor, args.seed), chosen, problems
+
+
+def _models(given: Sequence[Sequence[str]] | None) -> dict[str, list[str]]:
+    """Label -> paths. A label is given by ``LABEL=``, else the name or the paths themselves."""
+    from twostage.errors import ConfigError
+
+    models: dict[str, list[str]] = {}
+    for first, *rest in given or [["default"]]:
+        label, equals, path = first.partition("=")
+        if not equals or Path(first).exists():
+            label, path = " + ".join([first, *rest]), first
+        if label in models:
+            raise ConfigError(f"--model {label}: given twice; give one of them a LABEL=")
+        models[label] = [path, *rest]
+    return {} if list(models) == ["none"] else models
+
+
+def _device(name: str) -> str:
+    import torch
+
+    from twostage.errors import ConfigError
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: no such device here")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _settings(args: Namespace) -> dict[str, Any]:
+    """What decides the scores, to know whether an evaluation that stopped was the same one."""
+    names = ("pairs", "clean", "simulate", "limit", "only_speaker", "keep_low_band", "seed")
+    return {name: getattr(args, name) for name in names}
+
+
+def _merge(args: Namespace) -> int:
+    from twostage import evaluate, report
+    from twostage.errors import ConfigError
+
+    if args.out and args.out.resolve() in [folder.resolve() for folder in args.merge]:
+        raise ConfigError(f"--out {args.out}: is one of the folders to join")
+    results, costs = evaluate.merge(args.merge)
+    settings = {"merge": [str(folder) for folder in args.merge]}
+    if args.out:
+        evaluate.resume(args.out, settings, overwrite=args.overwrite)
+        report.write_rows(args.out / evaluate.ROWS, results.rows)
+    return _publish(args, results, costs, settings)
+
+
+def _publish(args: Namespace, results: Results, costs: Mapping[str, Costs], settings: Mapping[str, Any]) -> int:
+    """Print the tables, write them and the summary, name the failures; the exit code."""
+    from twostage import evaluate, report
+
+    title = Path(args.pairs or args.clean or "merged").name + (f", simulated: {args.simulate}" if args.simulate else "")
+    text = report.markdown(results.rows, costs, results.failures, title=title, group_by=args.group_by)
+    print(text)
+    if args.out:
+        report.write_text(args.out / evaluate.TABLE, text)
+        summary = report.as_json(results.rows, costs, results.failures, settings)
+        report.write_json(args.out / evaluate.SUMMARY, summary)
+    for failure in results.failures:
+        print(f"twostage: failed: {failure}", file=sys.stderr)
+    return 1 if results.failures else 0
