@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import torch
+import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twostage.features import Stft
+from twostage.features import MelConfig, Stft
 
 Maps = Sequence[Sequence[Tensor]]  # one list of feature maps a sub-discriminator, the last map its logits
 
@@ -81,3 +82,45 @@ def delta_l1(fake: Tensor, real: Tensor) -> Tensor:
     It sees what an L1 of levels smooths away: onsets and the edges of formants.
     """
     return F.l1_loss(fake.diff(dim=-1), real.diff(dim=-1)) + F.l1_loss(fake.diff(dim=-2), real.diff(dim=-2))
+
+
+class Intelligibility(nn.Module):
+    """One minus the mean of STOI and ESTOI, both read off log-mels: two (B, n_mels, L) -> scalar in [0, 2].
+
+    Envelopes of third-octave bands from 150 Hz are correlated over 384 ms, band by band (Taal et al., "An Algorithm for
+    Intelligibility Prediction of Time-Frequency Weighted Noisy Speech", TASLP 2011, section II) and frame by frame
+    (Jensen and Taal, TASLP 2016, section III). Differs from them in the mel's frames and bands, no clipping, and
+    stretches weighted by the clean speech's energy instead of silent frames being left out.
+    """
+
+    def __init__(self, config: MelConfig, seconds: float = 0.384, bands: int = 15, lowest: float = 150.0) -> None:
+        super().__init__()
+        self.frames = max(2, round(seconds * config.sample_rate / config.hop_length))
+        centres = lowest * 2 ** (torch.arange(bands) / 3)
+        hertz = torchaudio.functional.melscale_fbanks(
+            config.sample_rate // 2 + 1, config.fmin, config.fmax, config.n_mels, config.sample_rate, "slaney", "slaney"
+        )
+        inside = (torch.arange(len(hertz)) >= centres[:, None] * 2 ** (-1 / 6)).float()
+        inside *= torch.arange(len(hertz)) < centres[:, None] * 2 ** (1 / 6)
+        self.register_buffer("octaves", inside @ hertz, persistent=False)
+
+    def forward(self, fake: Tensor, real: Tensor) -> Tensor:
+        one, other = self._stretches(fake), self._stretches(real)
+        energy = other.square().sum((-2, -1))
+        weight = (energy / energy.amax(dim=1, keepdim=True).clamp_min(1e-10) > 1e-3).float()
+        one, other = _standardise(one, -1), _standardise(other, -1)
+        by_band = (one * other).sum(-1).mean(-1)
+        by_frame = (_standardise(one, -2) * _standardise(other, -2)).sum(-2).mean(-1)
+        return 1 - ((by_band + by_frame) / 2 * weight).sum() / weight.sum().clamp_min(1)
+
+    def _stretches(self, mel: Tensor) -> Tensor:
+        """Envelopes (B, stretches, bands, frames), a stretch every quarter of its length."""
+        envelopes = (self.octaves @ mel.float().mul(2).exp()).clamp_min(1e-10).sqrt()
+        envelopes = F.pad(envelopes, (0, max(0, self.frames - envelopes.shape[-1])))
+        return envelopes.unfold(-1, self.frames, self.frames // 4).movedim(-2, 1)
+
+
+def _standardise(x: Tensor, dim: int) -> Tensor:
+    """Zero mean and unit norm along ``dim``."""
+    x = x - x.mean(dim, keepdim=True)
+    return x / (x.square().sum(dim, keepdim=True) + 1e-10).sqrt()

@@ -17,7 +17,6 @@ from twostage.nn.layers import fold_weight_norm, reach, weight_norm
 
 SLOPE = 0.1
 LAST_SLOPE = 0.01  # the authors' code leaves torch's default before the output convolution; their weights expect it
-INIT_STD = 0.01
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class VocoderConfig:
 
 def _conv(channels: int, kernel_size: int, dilation: int) -> nn.Conv1d:
     padding = (kernel_size - 1) * dilation // 2
-    return weight_norm(nn.Conv1d(channels, channels, kernel_size, dilation=dilation, padding=padding), INIT_STD)
+    return weight_norm(nn.Conv1d(channels, channels, kernel_size, dilation=dilation, padding=padding))
 
 
 class ResBlock1(nn.Module):
@@ -111,9 +110,7 @@ class Vocoder(nn.Module):
         blocks = list(zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True))
         self.conv_pre = weight_norm(nn.Conv1d(config.mel.n_mels, channels[0], 7, padding=3))
         self.ups = nn.ModuleList(
-            weight_norm(
-                nn.ConvTranspose1d(wide, narrow, kernel_size, rate, padding=(kernel_size - rate) // 2), INIT_STD
-            )
+            weight_norm(nn.ConvTranspose1d(wide, narrow, kernel_size, rate, padding=(kernel_size - rate) // 2))
             for wide, narrow, kernel_size, rate in zip(
                 channels, channels[1:], config.upsample_kernel_sizes, config.upsample_rates, strict=False
             )
@@ -122,7 +119,7 @@ class Vocoder(nn.Module):
         self.resblocks = nn.ModuleList(
             RESBLOCKS[config.resblock](c, k, tuple(d)) for c in channels[1:] for k, d in blocks
         )
-        self.conv_post = weight_norm(nn.Conv1d(channels[-1], 1, 7, padding=3), INIT_STD)
+        self.conv_post = weight_norm(nn.Conv1d(channels[-1], 1, 7, padding=3))
 
     def forward(self, mel: Tensor) -> Tensor:
         x = self.conv_pre(mel)
