@@ -37,7 +37,7 @@ class PairConfig:
     sensors: tuple[str, ...] = ("throat",)  # presets or YAML files that clean speech is degraded with; none: it is not
     sensor_weights: tuple[float, ...] = ()  # how often each; empty: alike
     real_share: float = 0.0  # of a batch, drawn from entries that have both channels
-    simulate_on_pairs: bool = False  # simulate also from the clean channel of pairs
+    simulate_on_pairs: bool = False  # simulate from the clean channel of pairs too
     joint_jitter_db: float = 2.0  # uniform, each way, of both channels
     degraded_jitter_db: float = 1.0  # the same, of the degraded channel alone
     eq_db: float = 0.0  # deviation of a random equaliser on the degraded channel, an octave wide
@@ -157,8 +157,9 @@ class PairDataset:
         assert entry.clean is not None  # what `real` is made of
         assert entry.degraded is not None
         delay = round(entry.delay * self.config.sample_rate)
-        lengths = self._cache.describe(entry.clean)[0], self._cache.describe(entry.degraded)[0] - delay
-        start = _start(min(lengths), self.config.samples, rng)
+        first = max(0, -delay)
+        last = min(self._cache.describe(entry.clean)[0], self._cache.describe(entry.degraded)[0] - delay)
+        start = first + _start(last - first, self.config.samples, rng)
         clean = self._cache.segment(entry.clean, start, self.config.samples)
         degraded = self._cache.segment(entry.degraded, start + delay, self.config.samples)
         return self._levelled(degraded, entry.degraded), self._levelled(clean, entry.clean)
@@ -172,10 +173,7 @@ class PairDataset:
         if not self.sensors:
             return clean, clean
         sensor = self.sensors[int(rng.choice(len(self.sensors), p=self._weights))]
-        degraded = simulate(clean, rate, sensor, rng, ambient=self._ambient(rng))
-        # a quiet stretch of a file stays as quiet beside its loud ones as it was
-        change = audio.active_level(clean, rate) - audio.active_level(degraded, rate)
-        return (_gained(degraded, change) if np.isfinite(change) else degraded), clean
+        return simulate(clean, rate, sensor, rng, level=audio.LEVEL, ambient=self._ambient(rng)), clean
 
     def _ambient(self, rng: np.random.Generator) -> tuple[Floats, float] | None:
         if not self.noise or rng.random() >= self.config.ambient_chance:

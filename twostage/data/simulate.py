@@ -39,38 +39,49 @@ def simulate(
     sensor: Sensor,
     rng: np.random.Generator,
     *,
+    level: float | None = None,
     ambient: tuple[Floats, float] | None = None,
     recording: np.random.Generator | None = None,
 ) -> Floats:
-    """Turn clean speech (T,) into what ``sensor`` would pick up, (T,) float32, without delay.
+    """Turn clean speech (T,) into what ``sensor`` would pick up, (T,) float32, without delay and at the same level.
 
-    ``ambient``: sound of the room (T,) and the dB that it leaks in at; without it, pink noise at ``sensor.ambient_db``.
-    ``recording`` draws what holds for a whole recording (filter, response, noise level), ``rng`` (and without
-    ``recording`` everything) the rest: parts of a long file share the one and not the other.
+    ``level``: active level in dB of the speech that ``audio`` is a part of, to which noise is related (default: that of
+    ``audio``); with it, a pause is not silent. ``ambient``: sound of the room (T,) and the dB that it leaks in at;
+    without it, pink noise at ``sensor.ambient_db``. ``recording`` draws what holds for a whole recording (filter,
+    response, noise level), ``rng``, and without ``recording`` everything: parts of a long file share the one alone.
     """
-    whole = recording or rng
     clean = np.asarray(audio, np.float32)
     if clean.ndim != 1:
         raise ValueError(f"simulate takes one channel (T,), got {clean.shape}")
-    if not clean.any():
+    whole = recording or rng
+    heard = sound.active_level(clean, sample_rate)
+    reference = heard if level is None else level
+    if not np.isfinite(reference):
         return np.zeros_like(clean)
     speech = low_pass(clean, sample_rate, sensor, whole) if sensor.cutoff else clean
     response = _response(sensor, sample_rate, whole)
     if response is not None or any(getattr(sensor, name) for name in MOVING):
         speech = _body(speech, clean, sample_rate, sensor, response, rng)
-    level = 10 ** (sound.active_level(speech, sample_rate) / 20)
-    if not np.isfinite(level) or level <= 0:
-        return np.zeros_like(clean)
-    speech = speech + level * _body_sounds(len(clean), sample_rate, sensor, rng)
+    change = heard - sound.active_level(speech, sample_rate)
+    speech = speech * np.float32(10 ** (change / 20)) if np.isfinite(change) else speech
+    amplitude = 10 ** (reference / 20)
+    speech = speech + amplitude * _body_sounds(len(clean), sample_rate, sensor, rng)
     if sensor.headroom_db is not None:
-        ceiling = level * 10 ** (sensor.headroom_db / 20)
+        ceiling = amplitude * 10 ** (sensor.headroom_db / 20)
         speech = ceiling * np.tanh(speech / ceiling)
-    speech = _surroundings(speech, level, sample_rate, sensor, response, whole, rng, ambient)
-    return (speech * _jitter_gain(sensor.level_jitter_db, whole)).astype(np.float32)
+    speech = _surroundings(speech, amplitude, sample_rate, sensor, response, whole, rng, ambient)
+    jitter = whole.uniform(-sensor.level_jitter_db, sensor.level_jitter_db)
+    return (speech * 10 ** (jitter / 20)).astype(np.float32)
+
+
+def seeded(seed: int, *names: object) -> np.random.Generator:
+    """Generator that depends on the seed and the names alone: the same on every machine and in every process."""
+    digest = blake2b("/".join(map(str, names)).encode(), digest_size=16).digest()
+    return np.random.default_rng([seed, *np.frombuffer(digest, "<u4").tolist()])
 
 
 def simulate_file(audio: Floats, sample_rate: int, sensor: Sensor, seed: int, name: str) -> Floats:
-    """A recording (C, T) as the sensor would give it, at the level of the clean one: a function of seed and name.
+    """A recording (C, T) as the sensor would give it: a function of the sound, the seed and the name.
 
     Every channel is a recording of its own. Long ones are made in parts of a minute, faded into each other, so that
     memory stays bounded; the sensor's response and its noise stay the same all along.
@@ -80,24 +91,18 @@ def simulate_file(audio: Floats, sample_rate: int, sensor: Sensor, seed: int, na
 
 def _channel(audio: Floats, sample_rate: int, sensor: Sensor, seed: int, name: str) -> Floats:
     part, fade = round(PART * sample_rate), round(0.05 * sample_rate)
+    level = sound.active_level(audio, sample_rate)
     out = np.zeros(len(audio), np.float32)
     for number, start in enumerate(range(0, len(audio), part)):
         heard = audio[max(0, start - fade) : start + part]
-        made = simulate(heard, sample_rate, sensor, seeded(seed, name, number), recording=seeded(seed, name))
+        rng, recording = seeded(seed, name, number), seeded(seed, name)
+        made = simulate(heard, sample_rate, sensor, rng, level=level, recording=recording)
         if start:
             rise = np.linspace(0, 1, fade, dtype=np.float32)
             out[start - fade : start] *= 1 - rise
             made[:fade] *= rise
         out[max(0, start - fade) : start + part] += made
-    change = sound.active_level(audio, sample_rate) - sound.active_level(out, sample_rate)
-    jitter = seeded(seed, name, "level").uniform(-sensor.level_jitter_db, sensor.level_jitter_db)
-    return out * np.float32(10 ** ((change + jitter) / 20)) if np.isfinite(change) else out
-
-
-def seeded(seed: int, *names: object) -> np.random.Generator:
-    """Generator that depends on the seed and the names alone: the same on every machine and in every process."""
-    digest = blake2b("/".join(map(str, names)).encode(), digest_size=16).digest()
-    return np.random.default_rng([seed, *np.frombuffer(digest, "<u4").tolist()])
+    return out
 
 
 def low_pass(audio: Floats, sample_rate: int, sensor: Sensor, rng: np.random.Generator) -> Floats:
@@ -299,7 +304,3 @@ def _surroundings(
         noise = rng.standard_normal((2, len(frequencies)), np.float32)
         spectrum = spectrum + scale * np.sqrt(powers) * (noise[0] + 1j * noise[1])
     return fft.irfft(spectrum, size)[side : side + length]
-
-
-def _jitter_gain(spread_db: float, rng: np.random.Generator) -> float:
-    return float(10 ** (rng.uniform(-spread_db, spread_db) / 20))
