@@ -12,7 +12,7 @@ import torch
 from twostage import audio, checkpoint, costs, evaluate, report
 from twostage.commands import evaluate as command
 from twostage.data.manifest import Entry
-from twostage.data.simulate import PRESETS
+from twostage.data.presets import PRESETS
 from twostage.errors import ConfigError, DataError
 from twostage.pipeline import TwoStage, TwoStageConfig
 from twostage.report import RAW, Row, bootstrap

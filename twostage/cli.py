@@ -8,6 +8,7 @@ from types import ModuleType
 
 from twostage import __version__
 from twostage.commands import (
+    evaluate,
     finetune,
     fit_sensor,
     import_hifigan,
@@ -27,6 +28,7 @@ COMMANDS: dict[str, ModuleType] = {
     "simulate": simulate,
     "fit-sensor": fit_sensor,
     "manifest": manifest,
+    "evaluate": evaluate,
     "import-hifigan": import_hifigan,
 }
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it

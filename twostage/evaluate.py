@@ -30,7 +30,8 @@ from twostage import audio, checkpoint, metrics, plots, report
 from twostage.audio import Audio
 from twostage.costs import Costs, measure
 from twostage.data.manifest import Entry
-from twostage.data.simulate import Sensor, seeded, simulate
+from twostage.data.presets import Sensor
+from twostage.data.simulate import seeded, simulate
 from twostage.errors import AudioError, DataError, TwoStageError
 from twostage.features import LogMel
 from twostage.pipeline import TwoStage

@@ -95,7 +95,7 @@ def _check(args: Namespace) -> None:
 
 def _entries(args: Namespace) -> tuple[Source, list[Entry], list[str]]:
     from twostage.data.manifest import read_manifest
-    from twostage.data.simulate import load_sensor
+    from twostage.data.presets import load_sensor
     from twostage.evaluate import Source, select
 
     manifest, problems = args.pairs or args.clean, list[str]()
