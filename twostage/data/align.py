@@ -99,6 +99,8 @@ def _vertex(values: Floats, index: int) -> float:
 
 def align_pair(bone: Floats, air: Floats, sample_rate: int, config: AlignConfig, *, name: str = "") -> Verdict:
     """Measure one pair of channels, (T,) and (T',), and say whether it is fit for use."""
+    if not (np.isfinite(bone).all() and np.isfinite(air).all()):
+        return Verdict(name, "", problem="holds samples that are not finite")
     levels = [audio.active_level(x, sample_rate) for x in (bone, air)]
     clipped = max(_clipped(bone), _clipped(air))
     length = min(len(bone), len(air))
@@ -111,8 +113,6 @@ def align_pair(bone: Floats, air: Floats, sample_rate: int, config: AlignConfig,
         air_level=levels[1],
         clipped=clipped,
     )
-    if not (np.isfinite(bone).all() and np.isfinite(air).all()):
-        return replace(found, problem="holds samples that are not finite")
     for side, level in zip(("bone", "air"), levels, strict=True):
         if level < config.min_level_db:
             return replace(found, problem=f"{side} is silent: {level:.0f} dB, the limit is {config.min_level_db:g}")

@@ -211,7 +211,7 @@ def _decohere(
     slowly by a normal angle of variance v, which leaves exp(-v) of the coherence (the characteristic function).
     """
     noisy = (noise_share * (1 - coherence)).astype(np.float32)
-    variance = -np.log(np.maximum(coherence / np.maximum(1 - noisy, 1e-6), 1e-4))
+    variance = -np.log(np.clip(coherence / np.maximum(1 - noisy, 1e-6), 1e-4, 1))
     angle = (np.sqrt(variance) * smooth_field(times, pitches * 2, rng)).astype(np.float32)
     turned = np.empty_like(spectra)
     turned.real, turned.imag = np.cos(angle), np.sin(angle)
@@ -225,7 +225,8 @@ def _decohere(
 
 def _smear(powers: Floats, width: int = 9) -> Floats:
     """Running mean over ``width`` bins (about 280 Hz) of (L, F): the harmonics go, the envelope stays."""
-    return ndimage.uniform_filter1d(powers, width, axis=1, mode="nearest")
+    # its running sum leaves rounding below zero where there is nothing
+    return np.maximum(ndimage.uniform_filter1d(powers, width, axis=1, mode="nearest"), 0)
 
 
 def _body_sounds(length: int, sample_rate: int, sensor: Sensor, rng: np.random.Generator) -> Floats:

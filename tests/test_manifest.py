@@ -1,0 +1,184 @@
+"""Manifests: what is read, what is refused, how folders are understood and speakers kept apart."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from twostage import audio
+from twostage.data.manifest import Entry, pair, read_manifest, scan, split_by_speaker, write_manifest
+from twostage.errors import DataError, TwoStageError
+
+Make = Callable[..., None]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """make("a/b.wav", ...): files of half a second below tmp_path."""
+
+    def files(*names: str) -> None:
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            audio.write(tmp_path / name, np.full(4000, 0.1, np.float32), 8000)
+
+    return files
+
+
+def test_csv_of_clean_speech_has_paths_relative_to_itself(tmp_path: Path, make: Make) -> None:
+    make("corpus/a.wav")
+    (tmp_path / "corpus" / "list.csv").write_text("path,corpus,speaker,seconds\na.wav,vctk,p1,0.25\n")
+    assert read_manifest(tmp_path / "corpus" / "list.csv") == [
+        Entry(str(tmp_path / "corpus" / "a.wav"), None, "p1", 0.25, "vctk")
+    ]
+
+
+def test_csv_of_pairs_takes_seconds_from_the_files(tmp_path: Path, make: Make) -> None:
+    make("b.wav", "a.wav")
+    (tmp_path / "pairs.csv").write_text("bone,air,speaker,sensor\nb.wav,a.wav,p1,throat\n")
+    (entry,) = read_manifest(tmp_path / "pairs.csv")
+    assert entry.paired
+    assert (entry.clean, entry.degraded) == (str(tmp_path / "a.wav"), str(tmp_path / "b.wav"))
+    assert (entry.seconds, entry.corpus, entry.speaker) == (0.5, "throat", "p1")
+
+
+def test_jsonl_round_trip_survives_a_move(tmp_path: Path) -> None:
+    entries = [Entry(str(tmp_path / "old/x.wav"), str(tmp_path / "old/y.wav"), "ä", 1.5, "c", -0.002)]
+    (tmp_path / "old").mkdir()
+    write_manifest(tmp_path / "old" / "m.jsonl", entries)
+    assert read_manifest(tmp_path / "old" / "m.jsonl") == entries
+    (tmp_path / "old").rename(tmp_path / "new")
+    (moved,) = read_manifest(tmp_path / "new" / "m.jsonl")
+    assert moved.clean == str(tmp_path / "new" / "x.wav")
+
+
+def test_manifests_are_not_overwritten_unless_asked(tmp_path: Path) -> None:
+    entries = [Entry("x.wav", None, "a", 1.0)]
+    write_manifest(tmp_path / "m.jsonl", entries)
+    with pytest.raises(DataError, match="exists"):
+        write_manifest(tmp_path / "m.jsonl", entries)
+    write_manifest(tmp_path / "m.jsonl", entries * 2, overwrite=True)
+    assert len(read_manifest(tmp_path / "m.jsonl")) == 2
+
+
+def test_excluded_speakers_leave_and_a_mistyped_one_is_an_error(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "1.jsonl", [Entry("a.wav", None, "p1", 1.0), Entry("b.wav", None, "p2", 1.0)])
+    write_manifest(tmp_path / "2.jsonl", [Entry("c.wav", None, "p3", 1.0)])
+    both = (tmp_path / "1.jsonl", tmp_path / "2.jsonl")
+    assert [e.speaker for e in read_manifest(*both, exclude_speakers=["p2"])] == ["p1", "p3"]
+    with pytest.raises(DataError, match="no speaker p02 to exclude"):
+        read_manifest(*both, exclude_speakers=["p02"])
+    with pytest.raises(DataError, match="left after exclude_speakers"):
+        read_manifest(*both, exclude_speakers=["p1", "p2", "p3"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("m.jsonl", "{", "m.jsonl:1: not JSON"),
+        ("m.jsonl", "[1]", "m.jsonl:1"),
+        ("m.jsonl", json.dumps({"clean": "a.wav", "speaker": "p", "seconds": 1.0, "speeker": "q"}), "speeker"),
+        ("m.jsonl", json.dumps({"clean": "a.wav", "speaker": 3, "seconds": 1.0}), "speaker is 3"),
+        ("m.jsonl", json.dumps({"clean": "a.wav", "seconds": 1.0}), "speaker: missing"),
+        ("m.jsonl", json.dumps({"clean": "a.wav", "speaker": "p", "seconds": -1.0}), "seconds is -1.0"),
+        ("m.jsonl", '{"clean": "a.wav", "speaker": "p", "seconds": NaN}', "seconds is nan"),
+        ("m.jsonl", json.dumps({"speaker": "p", "seconds": 1.0}), "neither clean nor degraded"),
+        ("m.jsonl", "", "no entries"),
+        ("m.csv", "file,speaker\nx.wav,p\n", "m.csv:2: needs a column path"),
+        ("m.csv", "path,speaker,seconds\nx.wav,p,long\n", "m.csv:2"),
+        ("m.csv", "path,speaker\nx.wav,p\n", "x.wav: no such file"),
+    ],
+)
+def test_what_is_wrong_with_a_manifest_is_named_in_one_line(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(TwoStageError, match=message) as caught:
+        read_manifest(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_binary_manifests(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="No such file"):
+        read_manifest(tmp_path / "none.csv")
+    (tmp_path / "m.csv").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(DataError, match="not a text file"):
+        read_manifest(tmp_path / "m.csv")
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        (["bone/p1/x.wav", "air/p1/x.flac", "bone/p2/x.wav", "air/p2/x.wav"], [("p1", True), ("p2", True)]),
+        (["p1/bone/x.wav", "p1/air/x.wav"], [("p1", True)]),
+        (["p1/x_bone.wav", "p1/x_air.wav", "p2/y_air.wav", "p2/y_bone.wav"], [("p1", True), ("p2", True)]),
+        (["p1/x.wav", "p2/y.wav", "p2/z.wav"], [("p1", False), ("p2", False), ("p2", False)]),
+    ],
+)
+def test_scan_tells_the_layout_by_what_is_there(
+    tmp_path: Path, make: Make, files: list[str], found: list[tuple[str, bool]]
+) -> None:
+    make(*(f"root/{file}" for file in files))
+    problems: list[str] = []
+    entries = scan(tmp_path / "root", problems=problems)
+    assert [(entry.speaker, entry.paired) for entry in entries] == found
+    assert all(entry.seconds == 0.5 for entry in entries)
+    assert not problems
+    for entry in entries:
+        assert entry.clean
+        assert "bone" not in Path(entry.clean).relative_to(tmp_path).as_posix()
+
+
+def test_scan_names_files_that_it_leaves_out(tmp_path: Path, make: Make) -> None:
+    make("x_bone.wav", "x_air.wav", "lone_bone.wav", "bad_bone.wav")
+    (tmp_path / "bad_air.wav").write_bytes(b"no sound")
+    problems: list[str] = []
+    (entry,) = scan(tmp_path, problems=problems)
+    assert Path(entry.name).name == "x_bone.wav"
+    assert sorted(Path(p.split(":")[0]).name for p in problems) == ["bad_air.wav", "lone_bone.wav"]
+
+
+def test_scan_takes_the_speaker_from_a_pattern(tmp_path: Path, make: Make) -> None:
+    make("s_p07_1.wav", "s_p08_1.wav")
+    assert [e.speaker for e in scan(tmp_path, speaker=r"p\d+")] == ["p07", "p08"]
+    assert [e.speaker for e in scan(tmp_path, speaker=r"p(\d+)")] == ["07", "08"]
+    with pytest.raises(DataError, match="does not match"):
+        scan(tmp_path, speaker=r"q\d+")
+    with pytest.raises(DataError, match="speaker pattern"):
+        scan(tmp_path, speaker="(")
+
+
+def test_scan_refuses_an_empty_or_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(TwoStageError, match="no sound files"):
+        scan(tmp_path)
+    with pytest.raises(DataError, match="no such folder"):
+        scan(tmp_path / "none")
+
+
+def test_two_folders_are_paired_by_name(tmp_path: Path, make: Make) -> None:
+    make("throat/p1/a.wav", "mic/p1/a.flac", "mic/p1/b.wav")
+    problems: list[str] = []
+    (entry,) = pair(tmp_path / "throat", tmp_path / "mic", corpus="c", problems=problems)
+    assert entry == Entry(str(tmp_path / "mic/p1/a.flac"), str(tmp_path / "throat/p1/a.wav"), "p1", 0.5, "c")
+    assert problems == [f"{tmp_path / 'mic/p1/b.wav'}: no partner"]
+
+
+def test_split_keeps_speakers_apart_and_meets_the_fraction() -> None:
+    entries = [Entry(f"{s}{i}.wav", None, f"s{s}", 1.0 + s % 3) for s in range(40) for i in range(5)]
+    train, held = split_by_speaker(entries, 0.2, seed=3)
+    assert {e.speaker for e in train}.isdisjoint({e.speaker for e in held})
+    assert len(train) + len(held) == len(entries)
+    share = sum(e.seconds for e in held) / sum(e.seconds for e in entries)
+    assert share == pytest.approx(0.2, abs=0.03)
+    assert split_by_speaker(list(reversed(entries)), 0.2, seed=3)[1][::-1] == held
+    assert split_by_speaker(entries, 0.2, seed=4)[1] != held
+
+
+@pytest.mark.parametrize(("fraction", "speakers", "message"), [(0.0, 3, "fraction"), (1.0, 3, "fraction"), (0.1, 1, "two")])
+def test_impossible_splits(fraction: float, speakers: int, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        split_by_speaker([Entry("x", None, str(s), 1.0) for s in range(speakers)], fraction)
+
+
+def test_a_split_of_two_speakers_leaves_one_on_each_side() -> None:
+    train, held = split_by_speaker([Entry("x", None, "a", 1.0), Entry("y", None, "b", 9.0)], 0.5)
+    assert len(train) == len(held) == 1

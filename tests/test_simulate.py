@@ -1,0 +1,295 @@
+"""The simulator: deterministic, at the level of its input, and true to every number of its sensor."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import signal
+
+from twostage import audio
+from twostage.data import simulate as module
+from twostage.data.presets import EBEN, PRESETS, Sensor, load_sensor, save_sensor
+from twostage.data.simulate import biquad, low_pass, seeded, simulate, simulate_file
+from twostage.errors import ConfigError, DataError
+
+Speech = Callable[..., np.ndarray]
+RATE = 16000
+GRID = (0.0, 8000.0)
+
+
+def noise(seconds: float, sample_rate: int = RATE, seed: int = 0) -> np.ndarray:
+    """Noise that swells four times a second: energy everywhere, and pauses."""
+    time = np.arange(int(seconds * sample_rate)) / sample_rate
+    white = np.random.default_rng(seed).standard_normal(len(time))
+    return (0.1 * white * (0.55 + 0.45 * np.sin(2 * np.pi * 4 * time))).astype(np.float32)
+
+
+def run(clean: np.ndarray, sensor: Sensor, seed: int = 0, sample_rate: int = RATE, **settings: object) -> np.ndarray:
+    return simulate(clean, sample_rate, sensor, np.random.default_rng(seed), **settings)  # type: ignore[arg-type]
+
+
+def band_db(x: np.ndarray, low: float, high: float, sample_rate: int = RATE) -> float:
+    frequencies, power = signal.welch(x, sample_rate, nperseg=1024)
+    return float(10 * np.log10(power[(frequencies >= low) & (frequencies < high)].mean() + 1e-20))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_repeat_by_seed_and_keep_length_and_level(name: str, speech: Speech) -> None:
+    clean = speech(RATE + 7)
+    made = run(clean, PRESETS[name], 1)
+    assert made.shape == clean.shape
+    assert made.dtype == np.float32
+    np.testing.assert_array_equal(made, run(clean, PRESETS[name], 1))
+    assert np.abs(made - run(clean, PRESETS[name], 2)).max() > 1e-4
+    quiet = replace(PRESETS[name], thump_db=None)  # a thump is louder than this speech at times
+    level = audio.active_level(run(clean, quiet, 1), RATE)
+    assert level == pytest.approx(audio.active_level(clean, RATE), abs=1.0)
+
+
+def test_preset_throat_has_the_coherence_of_the_pairs_it_stands_for() -> None:
+    clean = noise(30)
+    made = run(clean, PRESETS["throat"])
+    frequencies, coherence = signal.coherence(clean, made, RATE, nperseg=512)
+    mean = [coherence[(frequencies > a) & (frequencies < b)].mean() for a, b in ((150, 500), (2100, 4000), (4300, 8000))]
+    assert 0.45 < mean[0] < 0.9
+    assert mean[1] < 0.12
+    assert mean[2] < 0.01
+
+
+def test_low_pass_is_the_biquad_forward_and_backward() -> None:
+    clean = noise(1)
+    made = low_pass(clean, RATE, replace(EBEN, filter_jitter=0.0), np.random.default_rng(0))
+    b, a = biquad(600, 1.0, RATE)
+    expected = signal.filtfilt(b, a, clean, method="gust")
+    np.testing.assert_allclose(made[2000:-2000], expected[2000:-2000], atol=2e-5)
+    _, response = signal.freqz(b, a, [600], fs=RATE)
+    assert abs(response[0]) == pytest.approx(1.0, abs=1e-6)  # |H| of a second-order low-pass at its cut-off is Q
+
+
+def test_low_pass_jitter_moves_the_cutoff_by_a_fifth_at_most() -> None:
+    clean = noise(1)
+    drops = [
+        band_db(low_pass(clean, RATE, EBEN, np.random.default_rng(s)), 2000, 2400) - band_db(clean, 2000, 2400)
+        for s in range(30)
+    ]
+    # the slope is 24 dB an octave: from 0.8 to 1.2 times the cut-off there lie 14 dB
+    assert 6 < max(drops) - min(drops) < 14.5
+
+
+def test_eben_adds_white_noise_of_a_two_hundredth() -> None:
+    clean = noise(4)
+    made = run(clean, EBEN) - run(clean, replace(EBEN, white_noise=0.0))
+    assert audio.rms(made) / 10 ** (audio.active_level(clean, RATE) / 20) == pytest.approx(0.005, rel=0.05)
+
+
+def test_nothing_but_a_zero_phase_filter_without_further_numbers() -> None:
+    clean = noise(2)
+    np.testing.assert_allclose(run(clean, Sensor()), clean, atol=1e-6)
+    flat = Sensor(frequencies=GRID, response_db=(-7.0, -7.0))  # the level is that of the input whatever the gain
+    np.testing.assert_allclose(run(clean, flat), clean, atol=1e-5)
+
+
+def test_response_is_met_by_band() -> None:
+    clean = noise(8)
+    grid, response = (0.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0), (0.0, 0.0, -10.0, -20.0, -30.0, -30.0)
+    made = run(clean, Sensor(frequencies=grid, response_db=response))
+    ratio = [band_db(made, f * 0.97, f * 1.03 + 32) - band_db(clean, f * 0.97, f * 1.03 + 32) for f in (300, 1000, 2000, 5000)]
+    np.testing.assert_allclose(np.array(ratio[1:]) - ratio[0], [-10, -20, -30], atol=1.0)
+
+
+def test_response_spread_is_that_of_recordings() -> None:
+    clean = noise(0.5)
+    sensor = Sensor(frequencies=GRID, response_spread_db=(4.0, 4.0))
+    tilt = [
+        band_db(run(clean, sensor, s), 400, 700) - band_db(run(clean, sensor, s), 3500, 5500) for s in range(120)
+    ]
+    assert np.std(tilt) == pytest.approx(4 * 2**0.5, rel=0.25)
+
+
+def test_resonance_stands_out_where_it_is() -> None:
+    clean = noise(4)
+    made = run(clean, Sensor(resonances=((2000.0, 8.0, 12.0),), resonance_jitter=0.0))
+    gain = [band_db(made, f - 40, f + 40) - band_db(clean, f - 40, f + 40) for f in (2000, 800)]
+    assert gain[0] - gain[1] == pytest.approx(12, abs=1.5)
+
+
+@pytest.mark.parametrize("target", [0.8, 0.5, 0.2])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_coherence_is_met(target: float, share: float) -> None:
+    clean = noise(20)
+    sensor = Sensor(frequencies=GRID, coherence=(target, target), noise_share=(share, share))
+    frequencies, found = signal.coherence(clean, run(clean, sensor), RATE, nperseg=512)
+    assert found[(frequencies > 300) & (frequencies < 7500)].mean() == pytest.approx(target, abs=0.09)
+    assert band_db(run(clean, sensor), 1000, 4000) == pytest.approx(band_db(clean, 1000, 4000), abs=1.0)
+
+
+def test_gains_are_slow_and_of_their_deviation() -> None:
+    time = np.arange(20 * RATE) / RATE
+    tone = (0.1 * np.sin(2 * np.pi * 1000 * time)).astype(np.float32)
+    made = run(tone, Sensor(frequencies=GRID, gain_spread_db=(4.0, 4.0), gain_seconds=0.2))
+    level = 10 * np.log10(np.square(made).reshape(-1, 320).mean(1))  # each 20 ms
+    assert level.std() == pytest.approx(4, rel=0.25)
+    assert np.corrcoef(level[1:], level[:-1])[0, 1] > 0.9
+    assert abs(np.corrcoef(level[40:], level[:-40])[0, 1]) < 0.3
+
+
+def test_bands_follow_the_voice_rather_than_themselves() -> None:
+    """A tone at 3 kHz that swells by 12 dB with and without a voice below it."""
+    time = np.arange(4 * RATE) / RATE
+    step = np.where(np.sin(np.pi * time) > 0, 2.0, 0.5)  # +-6 dB
+    voice, hiss = 0.1 * np.sin(2 * np.pi * 200 * time), 0.02 * np.sin(2 * np.pi * 3000 * time)
+    sensor = Sensor(frequencies=GRID, slope=(0.25, 0.25), voice_slope=(0.5, 0.5))
+
+    def swing(clean: np.ndarray) -> float:
+        made = run(clean.astype(np.float32), sensor)
+        loud, quiet = (made[(step == s) & (np.abs(np.sin(np.pi * time)) > 0.5)] for s in (2.0, 0.5))
+        return band_db(loud, 2900, 3100) - band_db(quiet, 2900, 3100)
+
+    assert swing(voice + hiss * step) == pytest.approx(0.25 * 12, abs=0.7)
+    assert swing(voice * step + hiss) == pytest.approx(0.5 * 12, abs=0.7)
+
+
+def test_band_limit_is_hard_and_rounding_lies_above_it() -> None:
+    clean = noise(2)
+    limited = Sensor(band_limit=4000.0, white_noise=0.01)
+    assert band_db(run(clean, limited), 4200, 8000) < band_db(clean, 4200, 8000) - 60
+    assert band_db(run(clean, limited), 100, 3800) == pytest.approx(band_db(clean, 100, 3800), abs=3.1)
+    level = audio.active_level(clean, RATE)
+    expected = level - 60 - 10 * np.log10(RATE / 2)
+    made = run(clean, replace(limited, rounding_db=-60.0))
+    assert band_db(made, 4300, 7900) == pytest.approx(expected, abs=0.5)
+
+
+@pytest.mark.parametrize("sample_rate", [8000, 16000, 44100])
+def test_noise_floor_has_its_level_a_hertz_at_every_rate(sample_rate: int) -> None:
+    clean = noise(2, sample_rate)
+    sensor = Sensor(frequencies=(0.0, 1000.0, 1100.0, 8000.0), noise_db=(-50.0, -50.0, -70.0, -70.0))
+    added = run(clean, sensor, sample_rate=sample_rate) - clean
+    level = audio.active_level(clean, sample_rate)
+    assert band_db(added, 200, 900, sample_rate) == pytest.approx(level - 50, abs=0.7)
+    assert band_db(added, 1300, 3500, sample_rate) == pytest.approx(level - 70, abs=0.7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "low", "high"),
+    [
+        ({"heart_db": 0.0}, 20, 60),
+        ({"thump_db": 0.0, "thumps_per_second": 3.0}, 10, 120),
+        ({"breath_db": 0.0}, 150, 1000),
+        ({"ambient_db": 0.0}, 20, 300),
+    ],
+)
+def test_sounds_of_body_and_room_lie_in_their_bands(settings: dict[str, float], low: float, high: float) -> None:
+    clean = noise(6)
+    added = run(clean, Sensor(**settings)) - clean  # type: ignore[arg-type]
+    assert band_db(added, low, high) > band_db(added, 5000, 8000) + 10
+    quieter = run(clean, Sensor(**{**settings, next(iter(settings)): -20.0})) - clean  # type: ignore[arg-type]
+    assert audio.rms(added) / audio.rms(quieter) == pytest.approx(10, rel=0.1)
+
+
+def test_ambient_sound_leaks_in_through_the_response() -> None:
+    clean, room = noise(2), noise(2, seed=9)
+    sensor = Sensor(frequencies=(0.0, 2000.0, 2200.0, 8000.0), response_db=(0.0, 0.0, -30.0, -30.0))
+    added = run(clean, sensor, ambient=(room, -10.0)) - run(clean, sensor)
+    level = audio.active_level(clean, RATE) - 20 * np.log10(audio.rms(room)) - 10
+    assert band_db(added, 100, 1800) == pytest.approx(band_db(room, 100, 1800) + level, abs=0.3)
+    assert band_db(added, 2500, 7000) == pytest.approx(band_db(room, 2500, 7000) + level - 30, abs=0.3)
+
+
+def test_saturation_bounds_the_peaks() -> None:
+    clean = noise(1)
+    made = run(clean, Sensor(headroom_db=3.0))
+    assert np.abs(made).max() <= 10 ** ((audio.active_level(clean, RATE) + 3) / 20) + 1e-6
+
+
+def test_level_jitter_stays_within_its_bounds() -> None:
+    clean = noise(0.1)
+    gains = [20 * np.log10(audio.rms(run(clean, Sensor(level_jitter_db=6.0), s)) / audio.rms(clean)) for s in range(60)]
+    assert max(map(abs, gains)) <= 6.001
+    assert np.std(gains) == pytest.approx(6 / 3**0.5, rel=0.2)
+
+
+def test_a_pause_has_the_noise_of_the_speech_it_belongs_to() -> None:
+    sensor = Sensor(white_noise=0.01)
+    pause = run(np.zeros(RATE, np.float32), sensor, level=-26.0)
+    assert 20 * np.log10(audio.rms(pause)) == pytest.approx(-66, abs=0.2)
+    assert not run(np.zeros(RATE, np.float32), sensor).any()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("frames", [0, 1, 2, 100, 511])
+def test_every_length_works(name: str, frames: int) -> None:
+    made = run(np.full(frames, 0.1, np.float32), PRESETS[name])
+    assert made.shape == (frames,)
+    assert np.isfinite(made).all()
+
+
+def test_files_depend_on_seed_and_name_alone() -> None:
+    clean = noise(0.5)[None]
+    first = simulate_file(clean, RATE, PRESETS["throat"], 0, "a/x.wav")
+    np.testing.assert_array_equal(first, simulate_file(clean, RATE, PRESETS["throat"], 0, "a/x.wav"))
+    assert np.abs(first - simulate_file(clean, RATE, PRESETS["throat"], 0, "b/x.wav")).max() > 1e-3
+    assert np.abs(first - simulate_file(clean, RATE, PRESETS["throat"], 1, "a/x.wav")).max() > 1e-3
+    # what Python hashes anew in every process must not matter: this number is the same everywhere
+    assert seeded(0, "a/x.wav").integers(1 << 30) == 66442450
+
+
+def test_long_files_are_made_in_parts_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    clean = np.stack([noise(3), noise(3, seed=1)])
+    sensor = Sensor(cutoff=600.0, filter_jitter=0.2, frequencies=GRID, response_spread_db=(4.0, 4.0))
+    whole = simulate_file(clean, RATE, sensor, 0, "x")
+    monkeypatch.setattr(module, "PART", 1.0)
+    parts = simulate_file(clean, RATE, sensor, 0, "x")
+    assert parts.shape == clean.shape
+    # the same filter throughout; levels of the parts differ a little
+    error = audio.rms(parts - whole) / audio.rms(whole)
+    assert error < 0.05
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"frequencies": (0.0, 100.0), "response_db": (1.0,)}, "response_db has 1 values, sensor.frequencies 2"),
+        ({"frequencies": (100.0, 0.0)}, "must rise"),
+        ({"frequencies": GRID, "coherence": (0.5, 1.5)}, "between 0 and 1"),
+        ({"resonances": ((1.0, 2.0),)}, "resonances"),
+        ({"white_noise": -1.0}, "white_noise is -1.0"),
+        ({"q": 0.0}, "positive"),
+    ],
+)
+def test_impossible_sensors_name_the_field(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Sensor(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_yaml_round_trip(name: str, tmp_path: Path) -> None:
+    save_sensor(tmp_path / "s.yaml", PRESETS[name], comment="one\ntwo")
+    assert load_sensor(tmp_path / "s.yaml") == PRESETS[name]
+    assert (tmp_path / "s.yaml").read_text().startswith("# one\n# two\n")
+    with pytest.raises(DataError, match="exists"):
+        save_sensor(tmp_path / "s.yaml", PRESETS[name])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cutof: 600.0", "sensor.cutof: no such setting"),
+        ("cutoff: high", "sensor.cutoff is 'high'"),
+        ("- 1", "not a mapping"),
+        ("a: [", "not YAML"),
+        ("q: -1.0", "s.yaml: sensor.q"),
+    ],
+)
+def test_bad_sensor_files_are_named(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises((ConfigError, DataError), match=message) as caught:
+        load_sensor(tmp_path / "s.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_sensors_list_the_presets() -> None:
+    with pytest.raises(DataError, match="eben, throat, in-ear, forehead, temple"):
+        load_sensor("trhoat")
