@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from twostage import checkpoint
+from twostage import audio, checkpoint
 from twostage.pipeline import TwoStage, TwoStageConfig
 from twostage.restorer import RestorerConfig
 from twostage.vocoder import VocoderConfig
@@ -50,3 +50,27 @@ def speech() -> Callable[..., np.ndarray]:
         return (0.1 * syllables * voice + 1e-3 * rng.standard_normal(frames)).astype(np.float32)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory, speech: Callable[..., np.ndarray]) -> Path:
+    """A manifest of three clean files of two speakers, about a second each."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for seed in range(3):
+        audio.write(folder / f"{seed}.wav", speech(14000 + 1000 * seed, seed=seed), 16000)
+    rows = "".join(f"{seed}.wav,s{seed % 2},{(14000 + 1000 * seed) / 16000}\n" for seed in range(3))
+    (folder / "clean.csv").write_text(f"path,speaker,seconds\n{rows}")
+    return folder / "clean.csv"
+
+
+@pytest.fixture(scope="session")
+def paired_corpus(tmp_path_factory: pytest.TempPathFactory, speech: Callable[..., np.ndarray]) -> Path:
+    """A manifest of two pairs; the degraded side is the clean one through a moving average."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for seed in range(2):
+        clean = speech(16000, seed=seed)
+        audio.write(folder / f"{seed}_air.wav", clean, 16000)
+        audio.write(folder / f"{seed}_bone.wav", np.convolve(clean, np.ones(8) / 8, "same").astype(np.float32), 16000)
+    rows = "".join(f"{seed}_bone.wav,{seed}_air.wav,s{seed},1.0\n" for seed in range(2))
+    (folder / "pairs.csv").write_text(f"bone,air,speaker,seconds\n{rows}")
+    return folder / "pairs.csv"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from twostage.data.pairs import Pair
 from twostage.errors import ConfigError
 from twostage.features import LogMel, MelConfig
-from twostage.losses import MultiResolutionStft, delta_l1, mel_l1
+from twostage.losses import Intelligibility, MultiResolutionStft, delta_l1, mel_l1
 
 
 class Output(NamedTuple):
@@ -29,18 +29,23 @@ Task = Callable[[nn.Module, Pair], Output]
 
 @dataclass(frozen=True)
 class RestoringWeights:
-    """``mel``: L1 of log-mels; ``delta``: L1 of their slopes in time and frequency."""
+    """``mel``: L1 of log-mels; ``delta``: L1 of their slopes; ``intelligibility``: one minus STOI read off log-mels."""
 
     mel: float = 1.0
     delta: float = 0.0
+    intelligibility: float = 0.0
 
 
 @dataclass(frozen=True)
 class VocodingWeights:
-    """HiFi-GAN's: L1 of log-mels, adversarial, feature matching; ``stft``: the multi-resolution STFT loss."""
+    """HiFi-GAN's: L1 of log-mels, adversarial, feature matching.
+
+    ``stft``: the multi-resolution STFT loss; ``intelligibility``: one minus STOI read off log-mels.
+    """
 
     mel: float = 45.0
     stft: float = 0.0
+    intelligibility: float = 0.0
     adv: float = 1.0
     fm: float = 2.0
 
@@ -51,6 +56,7 @@ class FinetuningWeights:
 
     mel: float = 45.0
     stft: float = 0.0
+    intelligibility: float = 0.0
     restored: float = 0.0
     adv: float = 1.0
     fm: float = 2.0
@@ -66,11 +72,16 @@ class Restoring(nn.Module):
     def __init__(self, mel: MelConfig, weights: RestoringWeights) -> None:
         super().__init__()
         self.mel, self.weights = LogMel(mel), weights
+        self.intelligibility = Intelligibility(mel) if weights.intelligibility else None
 
     def forward(self, model: nn.Module, pair: Pair) -> Output:
         real, fake = self.mel(pair.clean), model(self.mel(pair.degraded)).float()
         terms = {"mel": mel_l1(fake, real)}
-        return Output(terms | {"delta": delta_l1(fake, real)} if self.weights.delta else terms)
+        if self.weights.delta:
+            terms["delta"] = delta_l1(fake, real)
+        if self.intelligibility:
+            terms["intelligibility"] = self.intelligibility(fake, real)
+        return Output(terms)
 
 
 class Vocoding(nn.Module):
@@ -116,10 +127,16 @@ class WaveformTerms(nn.Module):
     def __init__(self, mel: MelConfig, weights: VocodingWeights | FinetuningWeights) -> None:
         super().__init__()
         self.mel, self.stft = LogMel(mel), MultiResolutionStft() if weights.stft else None
+        self.intelligibility = Intelligibility(mel) if weights.intelligibility else None
 
     def forward(self, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
-        terms = {"mel": mel_l1(self.mel(fake), self.mel(real))}
-        return terms | {"stft": self.stft(fake, real)} if self.stft else terms
+        mels = self.mel(fake), self.mel(real)
+        terms = {"mel": mel_l1(*mels)}
+        if self.stft:
+            terms["stft"] = self.stft(fake, real)
+        if self.intelligibility:
+            terms["intelligibility"] = self.intelligibility(*mels)
+        return terms
 
 
 def total(terms: Mapping[str, Tensor], weights: Weights, pending: Collection[str] = ()) -> Tensor:

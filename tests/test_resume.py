@@ -1,0 +1,169 @@
+"""Claims about going on: a training that was killed at any moment ends with the weights of one that was not."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from twostage import checkpoint, recipes
+from twostage.config import RestorerRun, VocoderRun, load_config
+from twostage.errors import CheckpointError, ConfigError
+
+STEPS = 6
+
+
+def vocoder(corpus: Path, run: Path, *more: str) -> VocoderRun:
+    files = f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={run}"
+    fast = f"steps={STEPS}", "save=2", "report=1", "valid.every=3", "valid.items=1", "valid.show=1", "data.samples=2048"
+    return load_config(VocoderRun, ["vocoder", "tiny"], [*files, *fast, *more])
+
+
+def same(one: object, other: object) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def assert_same_training(one: Path, other: Path) -> None:
+    states = [checkpoint.load_state(run / "state.pt") for run in (one, other)]
+    for state in states:
+        state["settings"].pop("run")
+        state["settings"].pop("steps")
+    for key in states[0]:
+        assert same(states[0][key], states[1][key]), key
+    for name in ("best.safetensors", "last.safetensors"):
+        a, b = checkpoint.load_stage(one / name), checkpoint.load_stage(other / name)
+        assert same(a.state_dict(), b.state_dict())
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a training that nothing interrupted."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    recipes.train_vocoder(vocoder(corpus, run))
+    return run
+
+
+def test_the_same_settings_give_the_same_training(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    recipes.train_vocoder(vocoder(corpus, tmp_path / "again"))
+    assert_same_training(tmp_path / "again", whole)
+
+
+def test_a_training_in_two_parts_is_bitwise_one_in_one_part(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    recipes.train_vocoder(vocoder(corpus, tmp_path / "parts", "steps=3"))
+    torch.rand(5)  # the process that goes on is in another state
+    recipes.train_vocoder(vocoder(corpus, tmp_path / "parts"), resume=True)
+    assert_same_training(tmp_path / "parts", whole)
+    steps = [line.split()[1] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines() if "train" in line]
+    assert steps == [f"{step}," for step in range(1, STEPS + 1)]
+
+
+@pytest.mark.parametrize("moment", ["writing weights", "writing state", "between steps"])
+def test_a_training_that_was_killed_is_bitwise_one_that_was_not(
+    corpus: Path, whole: Path, tmp_path: Path, moment: str
+) -> None:
+    run = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(corpus), str(run), moment], env=_environment())
+    assert process.wait() == -signal.SIGKILL
+    recipes.train_vocoder(vocoder(corpus, run), resume=True)
+    assert_same_training(run, whole)
+
+
+# dies without warning: half-way through the second file that it writes at step 4, or before it writes any
+KILLED = f"""
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import torch
+torch.set_num_threads(1)
+from twostage import checkpoint, monitor, recipes
+from test_resume import vocoder
+
+corpus, run, moment = sys.argv[1:]
+class Dying(monitor.Monitor):
+    def __call__(self, training, progress):
+        if training.step == 4:
+            if moment == "between steps":
+                os.kill(os.getpid(), signal.SIGKILL)
+            write = Path.write_bytes if moment == "writing weights" else torch.save
+            def half(*args):
+                target = args[0] if moment == "writing weights" else args[1]
+                with open(target, "wb") as file:
+                    file.write(b"half")
+                    file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if moment == "writing weights":
+                Path.write_bytes = half
+            else:
+                torch.save = half
+        super().__call__(training, progress)
+recipes.Monitor = Dying
+recipes.train_vocoder(vocoder(Path(corpus), Path(run)))
+"""
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+
+
+def test_an_interrupted_training_keeps_its_state_and_goes_on(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "stopped"
+    command = [sys.executable, "-m", "twostage.cli", "train-vocoder", "vocoder", "tiny", "steps=100000", "save=50000"]
+    settings = [part for part in (f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "valid.every=50000", "report=1")]
+    fast = ["valid.items=1", "data.samples=2048", "--run", str(run)]
+    process = subprocess.Popen([*command, *settings, *fast], env=_environment(), stderr=subprocess.PIPE, text=True)
+    while not (run / "log.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    step = checkpoint.load_state(run / "state.pt")["step"]
+    assert f"stopped at step {step}; go on with --resume" in said
+    assert "Traceback" not in said
+
+
+def test_a_training_is_not_begun_over_another(corpus: Path, whole: Path) -> None:
+    with pytest.raises(ConfigError, match=r"run: .*whole holds a training; go on with --resume"):
+        recipes.train_vocoder(vocoder(corpus, whole))
+
+
+@pytest.mark.parametrize(
+    ("setting", "what"),
+    [
+        ("optimizer.learning_rate=0.1", "optimizer.learning_rate is 0.1, was 0.0002"),
+        ("data.batch=3", "data.batch is 3, was 2"),
+        ("adversary.loss=hinge", "adversary.loss is hinge, was least_squares"),
+        ("seed=7", "seed is 7, was 0"),
+    ],
+)
+def test_other_settings_do_not_go_on(corpus: Path, whole: Path, setting: str, what: str) -> None:
+    with pytest.raises(ConfigError, match=what):
+        recipes.train_vocoder(vocoder(corpus, whole, setting), resume=True)
+
+
+def test_a_damaged_state_is_named(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "state.pt").write_bytes(b"rubbish")
+    with pytest.raises(CheckpointError, match=r"state\.pt: not a training state"):
+        recipes.train_vocoder(vocoder(corpus, tmp_path), resume=True)
+
+
+def test_stage_one_in_two_parts_is_bitwise_one_in_one_part(corpus: Path, tmp_path: Path) -> None:
+    def settings(run: str, steps: int) -> RestorerRun:
+        files = f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={tmp_path / run}", f"steps={steps}"
+        fast = "save=2", "valid.every=4", "valid.items=1", "precision=bfloat16", "weights.delta=1"
+        return load_config(RestorerRun, ["restorer", "tiny"], [*files, *fast])
+
+    recipes.train_restorer(settings("whole", 4))
+    recipes.train_restorer(settings("parts", 2))
+    recipes.train_restorer(settings("parts", 4), resume=True)
+    assert_same_training(tmp_path / "whole", tmp_path / "parts")
