@@ -128,6 +128,17 @@ def test_align_undoes_a_delay(delay, polarity):
     assert aligned.reference.size == reference.size - abs(delay)
 
 
+@pytest.mark.parametrize("milliseconds", [-15, -4, 0, 1, 10, 20])
+def test_align_undoes_a_delay_also_of_what_keeps_no_phase(milliseconds):
+    clean, step = babble(3), 16 * milliseconds
+    rng = np.random.default_rng(0)
+    spectrum = librosa.stft(clean, n_fft=512, hop_length=128)
+    turned = np.abs(spectrum) * np.exp(2j * np.pi * rng.random(spectrum.shape))
+    other = librosa.istft(turned, n_fft=512, hop_length=128, length=clean.size)
+    delay = align(clean[320:-320], other[320 - step : other.size - 320 - step]).delay
+    assert abs(delay - step) <= 16
+
+
 @pytest.mark.parametrize("longer", [-300, 300])
 def test_align_undoes_a_difference_of_length(longer):
     clean = babble()

@@ -216,25 +216,56 @@ def align(
 ) -> Alignment:
     """Undo a difference of length or a delay of at most ``max_seconds``; ``DataError`` where lengths differ by more.
 
-    The delay is the peak of the magnitude of the normalised cross-correlation. Below ``sure`` it is taken for none:
-    what keeps no phase, such as a mel vocoder's output, has peaks at multiples of the pitch that mean nothing.
+    The delay is the peak of the magnitude of the normalised cross-correlation of the waveforms, exact to the sample.
+    What keeps no phase, such as a mel vocoder's output, has peaks at multiples of the pitch that mean nothing, but they
+    stay below ``sure``; then the envelopes of mel bands are correlated, which is good to a millisecond, and a delay of
+    two or more counts.
     """
     most, longer = round(max_seconds * sample_rate), len(estimate) - len(reference)
     if abs(longer) > most:
         raise DataError(f"lengths differ by {longer / sample_rate:+.3f} s, more than {max_seconds:g} s can be aligned")
-    delay = _delay(reference, estimate, most, sure)
+    delay = _delay(reference, estimate, most, sure, sample_rate)
     start, length = max(0, -delay), min(len(reference), len(estimate) - delay)
     return Alignment(reference[start:length], estimate[start + delay : length + delay], delay, longer)
 
 
-def _delay(reference: Array, estimate: Array, most: int, sure: float) -> int:
-    energy = _rms(reference) * _rms(estimate) * np.sqrt(len(reference) * len(estimate))
-    if not np.isfinite(energy) or energy == 0:
+def _delay(reference: Array, estimate: Array, most: int, sure: float, sample_rate: int) -> int:
+    length = min(len(reference), len(estimate))
+    reference, estimate, most = reference[:length], estimate[:length], min(most, length // 2)
+    if not min(_rms(reference), _rms(estimate)) > SILENCE or not np.isfinite([reference, estimate]).all():
         return 0
-    most = min(most, len(reference) // 2, len(estimate) // 2)
-    size = 1 << (len(reference) + len(estimate)).bit_length()
+    size = 1 << (2 * length).bit_length()
     spectrum = np.fft.rfft(estimate, size) * np.fft.rfft(reference, size).conj()
     lags = np.arange(-most, most + 1)
+    energy = _rms(reference) * _rms(estimate) * length
     correlation = np.abs(np.fft.irfft(spectrum, size)[lags]) / energy
     best = int(np.argmax(correlation))
-    return int(lags[best]) if correlation[best] >= sure else 0
+    if correlation[best] >= sure:
+        return int(lags[best])
+    step = sample_rate // 1000
+    milliseconds = _envelope_delay(_envelopes(reference, step), _envelopes(estimate, step), most // step, sure)
+    return milliseconds * step if abs(milliseconds) > 1 else 0
+
+
+def _envelopes(audio: Array, step: int) -> torch.Tensor:
+    """Compressed envelopes of 24 mel bands (F, L), a frame every ``step`` samples, without their means over time."""
+    mel = _band_mel(step)(_levelled(audio))[0].exp()
+    envelopes = (mel / mel.amax(1, keepdim=True) + 0.01).log()
+    return envelopes - envelopes.mean(1, keepdim=True)
+
+
+def _envelope_delay(reference: torch.Tensor, estimate: torch.Tensor, most: int, sure: float) -> int:
+    frames = reference.shape[1]
+    if frames <= 2 * most:
+        return 0
+    found = {}
+    for lag in range(-most, most + 1):
+        one, other = reference[:, max(0, -lag) : frames - max(0, lag)], estimate[:, max(0, lag) : frames - max(0, -lag)]
+        found[lag] = float((one * other).sum() / (one.norm() * other.norm()).clamp_min(1e-9))
+    best = max(found, key=found.__getitem__)
+    return best if found[best] >= sure else 0
+
+
+@lru_cache(4)
+def _band_mel(step: int) -> LogMel:
+    return LogMel(MelConfig(step * 1000, 16 * step, 16 * step, step, 24, fmin=0.0, fmax=step * 500.0))
