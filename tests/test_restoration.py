@@ -2,6 +2,7 @@ import io
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -238,6 +239,23 @@ def test_an_interrupt_leaves_nothing_behind(speech: Speech, tmp_path: Path) -> N
     with pytest.raises(KeyboardInterrupt):
         restore_file(Identity(), tmp_path / "a.wav", tmp_path / "b.wav", progress=stop)
     assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
+
+
+def test_a_full_disk_is_seen_before_the_work(speech: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    audio.write(tmp_path / "a.wav", speech(20000), 16000)
+    monkeypatch.setattr(restoration.shutil, "disk_usage", lambda path: SimpleNamespace(free=79999))
+    with pytest.raises(AudioError, match=r"b\.wav: cannot be written \(No space left on device: 0\.1 MB are needed"):
+        restore_file(Scale(float("nan")), tmp_path / "a.wav", tmp_path / "b.wav")
+    monkeypatch.setattr(restoration.shutil, "disk_usage", lambda path: SimpleNamespace(free=80000))
+    restore_file(Identity(), tmp_path / "a.wav", tmp_path / "b.wav")
+
+
+def test_stages_do_not_change_a_window(tiny: TwoStage, speech: Speech) -> None:
+    given = torch.from_numpy(speech(40000))[None, None]
+    skip, keep = 16 * 512, 20 * 512 + 77
+    wanted = tiny(given)[..., skip : skip + keep]
+    assert torch.allclose(tiny.window(given, skip, keep), wanted, atol=1e-6)
+    assert torch.allclose(tiny.window(given, 0, 39900), tiny(given)[..., :39900], atol=1e-6)
 
 
 def test_a_file_is_not_replaced_by_its_own_restoration(speech: Speech, tmp_path: Path) -> None:

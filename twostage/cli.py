@@ -25,10 +25,10 @@ COMMANDS: dict[str, ModuleType] = {
     "train-restorer": train_restorer,
     "train-vocoder": train_vocoder,
     "finetune": finetune,
+    "evaluate": evaluate,
     "simulate": simulate,
     "fit-sensor": fit_sensor,
     "manifest": manifest,
-    "evaluate": evaluate,
     "import-hifigan": import_hifigan,
 }
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it

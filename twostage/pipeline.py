@@ -36,6 +36,14 @@ class TwoStage(nn.Module):
     def forward(self, audio: Tensor) -> Tensor:
         return self.vocoder(self.restorer(self.mel(audio)))
 
+    def window(self, audio: Tensor, skip: int, keep: int) -> Tensor:
+        """``forward(audio)[..., skip : skip + keep]``, with stage two, most of the work, run on what that needs alone."""
+        mel, hop = self.restorer(self.mel(audio)), self.hop_length
+        first = max(0, skip // hop - self.vocoder.context)
+        last = -(-(skip + keep) // hop) + self.vocoder.context
+        skip -= first * hop
+        return self.vocoder(mel[..., first:last])[..., skip : skip + keep]
+
     def fold(self) -> "TwoStage":
         """Fold weight normalisation away for inference; the output stays the same."""
         self.restorer.fold()

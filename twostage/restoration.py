@@ -6,6 +6,7 @@ windows, and spills the result to a temporary file, because its loudness and pea
 
 import io
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -188,6 +189,7 @@ def restore_file(
         rate = model.sample_rate if options.sample_rate == "model" else given.sample_rate
         peak = LOSSY_PEAK if coding_for(target, given.subtype)[1] in LOSSY else PEAK
         survey = measure(sound, model.sample_rate)
+        _check_space(target, 4 * given.channels * resampled_length(survey.frames, given.sample_rate, rate))
         with (
             Writer(target, rate, given.channels, subtype=given.subtype, overwrite=options.overwrite) as writer,
             _spill_beside(target, given.channels) as spill,
@@ -286,10 +288,18 @@ def _amplitude(decibels: NDArray[np.float64]) -> NDArray[np.float64]:
     return 10.0 ** (np.asarray(decibels) / 20)
 
 
+def _check_space(target: Path, needed: int) -> None:
+    """An error now rather than after an hour of work if the disk cannot take ``needed`` bytes."""
+    make_folder(target.parent)
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        room = f"{needed / 1e6:.1f} MB are needed while it is made, {free / 1e6:.1f} are free"
+        raise AudioError(f"{target}: cannot be written (No space left on device: {room})")
+
+
 @contextmanager
 def _spill_beside(target: Path, channels: int) -> Iterator[Spill]:
     """A nameless temporary file on the disk that the output goes to: nothing can stay behind."""
-    make_folder(target.parent)
     try:
         with TemporaryFile(dir=target.parent, buffering=0) as file:
             yield Spill(file, channels)

@@ -81,14 +81,18 @@ def enhance(
         kept = slice(window.skip, window.skip + window.keep)
         enhanced = np.zeros((len(window.audio), window.keep), np.float32)
         for channel in chosen:
-            enhanced[channel] = _forward(model, window.audio[channel])[kept]
+            enhanced[channel] = _forward(model, window.audio[channel], window.skip, window.keep)
         yield window.audio[:, kept], enhanced
 
 
-def _forward(model: Enhancer, audio: Audio) -> Audio:
+def _forward(model: Enhancer, audio: Audio, skip: int, keep: int) -> Audio:
     padded = match_length(audio, ceil(len(audio) / model.hop_length) * model.hop_length)
     with torch.inference_mode():
-        return model(torch.from_numpy(padded.copy()).to(device_of(model))[None, None])[0, 0].float().cpu().numpy()
+        given = torch.from_numpy(padded.copy()).to(device_of(model))[None, None]
+        # a model of stages can save the later ones the context that only the earlier ones need
+        cut = getattr(model, "window", None)
+        out = cut(given, skip, keep) if cut else model(given)[..., skip : skip + keep]
+        return out[0, 0].float().cpu().numpy()
 
 
 def device_of(model: object) -> torch.device:
