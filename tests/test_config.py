@@ -1,0 +1,127 @@
+"""Claims about settings: they merge left to right, and what is wrong fails at once with the full name of the field."""
+
+from pathlib import Path
+
+import pytest
+
+from twostage.config import FinetuneRun, RestorerRun, VocoderRun, difference, load_config, plain, to_yaml
+from twostage.errors import ConfigError
+from twostage.schema import build
+
+
+@pytest.fixture
+def given(corpus: Path, tmp_path: Path) -> list[str]:
+    return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={tmp_path / 'run'}"]
+
+
+def test_files_merge_left_to_right_and_single_settings_win(given: list[str], tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("steps: 1\nseed: 1\noptimizer: {learning_rate: 1e-3, clip: 3}\n")
+    (tmp_path / "b.yaml").write_text("seed: 2\noptimizer: {clip: 4}\nvocoder: {upsample_initial_channel: 32}\n")
+    files = [str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")]
+    settings = load_config(VocoderRun, files, [*given, "optimizer.clip=5", "steps=9"])
+    assert (settings.steps, settings.seed, settings.optimizer.learning_rate) == (9, 2, 1e-3)
+    assert settings.optimizer.clip == 5.0
+    assert settings.vocoder.upsample_initial_channel == 32
+
+
+def test_lists_become_tuples_at_any_depth(given: list[str]) -> None:
+    settings = load_config(VocoderRun, ["vocoder", "hifigan_v3"], given)
+    assert settings.vocoder.resblock_dilation_sizes == ((1, 2), (2, 6), (3, 12))
+    assert settings.optimizer.betas == (0.8, 0.99)
+
+
+def test_an_overlay_gives_each_training_its_own_sections(given: list[str]) -> None:
+    assert load_config(RestorerRun, ["restorer", "tiny"], given).restorer.channels == (4, 8)
+    assert load_config(VocoderRun, ["vocoder", "tiny"], given).vocoder.upsample_initial_channel == 8
+
+
+def test_settings_survive_yaml(given: list[str], tmp_path: Path) -> None:
+    settings = load_config(VocoderRun, ["vocoder"], given)
+    (tmp_path / "again.yaml").write_text(to_yaml(settings))
+    assert load_config(VocoderRun, [str(tmp_path / "again.yaml")]) == settings
+    assert build(VocoderRun, plain(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    ("setting", "what"),
+    [
+        ("optimizer.learning_rat=1", "optimizer.learning_rat: no such setting; there are learning_rate, "),
+        ("optimiser.clip=1", "optimiser: no such setting"),
+        ("vocoder.mel.n_mel=3", "vocoder.mel.n_mel: no such setting"),
+        ("steps=many", "steps is 'many', must be of type int"),
+        ("steps=0", "steps, report and save must be at least 1"),
+        ("steps=1.5", "steps is 1.5, must be of type int"),
+        ("adversary.adaptive=1", "adversary.adaptive is 1, must be of type bool"),
+        ("optimizer.betas=[0.9]", r"optimizer.betas is \[0.9\], must have 2 entries"),
+        ("optimizer.betas=[0.9,1.5]", r"betas and ema must be in \[0, 1\): .*1.5"),
+        ("optimizer=3", "optimizer: 3 is not a mapping"),
+        ("vocoder.upsample_rates=[8,8,2]", "vocoder.upsample_rates multiply to 128, mel.hop_length is 256"),
+        ("vocoder.resblock_dilation_sizes=[[1,a],[1,3]]", r"vocoder.resblock_dilation_sizes\[0\]\[1\] is 'a'"),
+        ("adversary.loss=wasserstein", "adversary.loss is 'wasserstein', must be one of least_squares, hinge"),
+        ("adversary.generator_steps=0", "adversary.generator_steps is 0, must be at least 1"),
+        ("adversary.discriminator.width=0.01", "discriminator.width is 0.01, must be a multiple of 1/16"),
+        ("precision=float8", "precision is 'float8', must be float32 or bfloat16"),
+        ("device=tpu", "device is 'tpu', must be auto, cpu or cuda"),
+        ("data.samples=1000", "data.samples is 1000, must divide by mel.hop_length, 256"),
+        ("data.sample_rate=8000", "data.sample_rate is 8000, mel.sample_rate 16000"),
+        ("data.train=[nosuch.csv]", "data.train: nosuch.csv: no such file"),
+        ("data.train=nosuch.csv", "data.train is 'nosuch.csv', must be a list"),
+        ("data.train=[]", "data.train is empty, must name a manifest"),
+        ("data.noise=nosuch", "data.noise: nosuch: no such folder"),
+        ("data.batch=0", "data.batch is 0, must be at least 1"),
+        ("valid.metrics=[pesk]", "valid.metrics: no metric 'pesk'; there are pesq, stoi"),
+        ("valid.best=lsd", "valid.best is 'lsd', must be one of valid.metrics"),
+        ("run=", "run is"),
+        ("steps", "steps: no such file or shipped configuration"),
+    ],
+)
+def test_what_is_wrong_is_named_in_one_line(given: list[str], setting: str, what: str) -> None:
+    files = ["vocoder"] if "=" in setting else ["vocoder", setting]
+    with pytest.raises(ConfigError, match=what) as caught:
+        load_config(VocoderRun, files, [*given, setting] if "=" in setting else given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        (["valid.metrics=[mel_l1,stoi]"], "valid.metrics: stoi needs sound: set valid.vocoder"),
+        (["data.sensors=[]"], "data.sensors is empty, and data.real_share below 1 needs simulation"),
+        (["restorer.output=magic"], "restorer.output is 'magic', must be 'mask' or 'mapping'"),
+        (["weights.adv=1"], "weights.adv: no such setting; there are mel, delta"),
+        (["adversary.loss=hinge"], "adversary: no such setting"),
+    ],
+)
+def test_what_a_restorer_cannot_have(given: list[str], settings: list[str], what: str) -> None:
+    with pytest.raises(ConfigError, match=what):
+        load_config(RestorerRun, ["restorer"], [*given, *settings])
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ([], "models: missing"),
+        (["models=[a]", "train=all"], "train is 'all', must be one of vocoder, restorer, both"),
+        (["models=[a]", "weights.restored=1"], "weights.restored is 1.0, but train is vocoder"),
+        (["models=[a]", "init=b"], "init is 'b'; fine-tuning starts from models"),
+        (["models=[a]", "frames=0"], "frames is 0, must be at least 1"),
+    ],
+)
+def test_what_finetuning_cannot_have(given: list[str], settings: list[str], what: str) -> None:
+    with pytest.raises(ConfigError, match=what):
+        load_config(FinetuneRun, ["finetune"], [*given, *settings])
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2", "\x00"])
+def test_a_file_that_is_no_mapping_is_named(given: list[str], tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"bad\.yaml: not "):
+        load_config(VocoderRun, [str(tmp_path / "bad.yaml")], given)
+
+
+def test_only_where_how_long_and_how_often_may_change(given: list[str]) -> None:
+    before = load_config(VocoderRun, ["vocoder"], given)
+    free = ["run=other", "steps=7", "report=1", "save=3", "threads=1", "valid.every=5", "data.ahead=1"]
+    assert difference(load_config(VocoderRun, ["vocoder"], [*given, *free]), before) == ""
+    changed = load_config(VocoderRun, ["vocoder"], [*given, "vocoder.mel.fmax=7000"])
+    assert difference(changed, before) == "vocoder.mel.fmax is 7000.0, was 8000.0"
