@@ -37,7 +37,7 @@ class TwoStage(nn.Module):
         return self.vocoder(self.restorer(self.mel(audio)))
 
     def window(self, audio: Tensor, skip: int, keep: int) -> Tensor:
-        """``forward(audio)[..., skip : skip + keep]``, with stage two, most of the work, run on what that needs alone."""
+        """``forward(audio)[..., skip : skip + keep]``, with stage two, most of the work, run on what it needs alone."""
         mel, hop = self.restorer(self.mel(audio)), self.hop_length
         first = max(0, skip // hop - self.vocoder.context)
         last = -(-(skip + keep) // hop) + self.vocoder.context
