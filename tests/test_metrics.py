@@ -106,6 +106,14 @@ def test_too_short_for_one_metric_leaves_the_others():
     assert score(clean[:1], clean[:1])[0].keys() == metrics.METRICS.keys()
 
 
+def test_pesq_of_a_long_signal_is_the_mean_of_its_pieces_with_speech():
+    spoken, pause = babble(2), np.zeros(18 * RATE, np.float32)
+    clean = np.concatenate([spoken, pause, 0 * spoken, pause, 0.5 * spoken, pause])  # no speech from 20 to 40 s
+    noisy = with_noise(clean, 10)
+    pieces = [pesq_wb(clean[i : i + 20 * RATE], noisy[i : i + 20 * RATE]) for i in (0, 40 * RATE)]
+    assert pesq_wb(clean, noisy) == pytest.approx(np.mean(pieces))
+
+
 def test_unequal_lengths_are_a_bug():
     with pytest.raises(ValueError, match=r"\(10,\) and \(9,\)"):
         stoi(np.ones(10, np.float32), np.ones(9, np.float32))
