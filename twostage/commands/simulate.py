@@ -69,6 +69,8 @@ def _check(args: Namespace, files: list[tuple[Path, Path]]) -> None:
         raise AudioError(f"{args.manifest}: exists already (--overwrite replaces it)")
     targets: dict[Path, Path] = {}
     for file, relative in files:
+        if not file.exists():
+            raise AudioError(f"{file}: no such file or folder")
         other = targets.setdefault(_target(args, relative), file)
         if other != file:
             raise AudioError(f"{file}: has the same output as {other}: {_target(args, relative)}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from twostage import audio
 from twostage.data.manifest import Entry
@@ -22,6 +23,8 @@ from twostage.data.spectra import (
     voice_level,
 )
 from twostage.errors import DataError
+
+Starts = NDArray[np.intp]  # first bins of the bands (K + 1,)
 
 QUIET = 38.0  # dB below the loudest frame of the clean channel: pauses, in which the sensor's noise shows
 CHUNK = 4.0  # seconds that count as a recording of their own where there are few
@@ -97,11 +100,10 @@ def characterise(recordings: Iterable[Recording], sample_rate: int) -> Character
         raise DataError("the pairs hold too little speech: 0.2 s at least in a recording of 0.5 s or more")
     edges = bands(sample_rate)
     grid = np.arange(views[0].clean.shape[1]) * (sample_rate / frame_size(sample_rate))
-    member = (grid >= edges[:-1, None]) & (grid < edges[1:, None])
-    basis = (member / member.sum(1, keepdims=True)).T
-    noise, noise_spread = _noise(views, basis)
-    response = np.array([_mean_ratio(view, basis, noise) for view in views])
-    slopes, scatter = _regression(views, basis, grid)
+    starts = np.searchsorted(grid, edges)
+    noise, noise_spread = _noise(views, starts)
+    response = np.array([_mean_ratio(view, starts, noise) for view in views])
+    slopes, scatter = _regression(views, starts, grid)
     return Character(
         frequencies=(edges[1:] + edges[:-1]) / 2,
         response_db=response.mean(0),
@@ -109,7 +111,7 @@ def characterise(recordings: Iterable[Recording], sample_rate: int) -> Character
         slope=slopes[0],
         voice_slope=slopes[1],
         gain_spread_db=scatter,
-        coherence=_coherence(views) @ basis,
+        coherence=_by_band(_coherence(views)[None], starts)[0],
         noise_db=decibels(noise / (sample_rate / 2)),
         noise_spread_db=noise_spread,
         band_limit=_band_limit(views, grid),
@@ -205,6 +207,11 @@ def _held(sensor: Sensor) -> Sensor:
     return replace(sensor, **held)
 
 
+def _by_band(powers: Floats, starts: Starts) -> Floats:
+    """Mean over the bins of each band: (L, F) to (L, K). Sums, since a matrix product would start threads."""
+    return np.add.reduceat(powers[:, : starts[-1]], starts[:-1], axis=1) / np.diff(starts)
+
+
 class _View(NamedTuple):
     clean: Complex  # (L, F), both channels at level 1
     degraded: Complex
@@ -231,27 +238,29 @@ def _view(recording: Recording, sample_rate: int) -> _View:
     return _View(clean[inside], degraded[inside], active[inside], quiet[inside])
 
 
-def _noise(views: list[_View], basis: Floats) -> tuple[Floats, float]:
+def _noise(views: list[_View], starts: Starts) -> tuple[Floats, float]:
     """Noise power (K,) of the degraded channel's pauses, and its deviation between recordings in dB."""
-    pauses = [power(view.degraded[view.quiet]) @ basis for view in views if view.quiet.sum() >= 5]
+    pauses = [_by_band(power(view.degraded[view.quiet]), starts) for view in views if view.quiet.sum() >= 5]
     if not pauses:  # speech without a pause: its quietest frames
-        pauses = [np.quantile(power(view.degraded) @ basis, 0.05, axis=0)[None] for view in views]
+        pauses = [np.quantile(_by_band(power(view.degraded), starts), 0.05, axis=0)[None] for view in views]
     levels = np.array([decibels(np.median(pause, axis=0)) for pause in pauses])
     spread = levels.mean(1).std(ddof=1) if len(levels) > 1 else 0.0
     return 10 ** (levels.mean(0) / 10), float(spread)
 
 
-def _mean_ratio(view: _View, basis: Floats, noise: Floats) -> Floats:
+def _mean_ratio(view: _View, starts: Starts, noise: Floats) -> Floats:
     """Degraded over clean power (K,) in a recording's speech, in dB, the noise taken off."""
-    clean, degraded = ((power(x[view.active]) @ basis).mean(0) for x in (view.clean, view.degraded))
+    clean, degraded = (_by_band(power(x[view.active]), starts).mean(0) for x in (view.clean, view.degraded))
     return decibels(np.maximum(degraded - noise, 0.03 * degraded) / (clean + 1e-9))
 
 
-def _regression(views: list[_View], basis: Floats, grid: Floats) -> tuple[Floats, Floats]:
+def _regression(views: list[_View], starts: Starts, grid: Floats) -> tuple[Floats, Floats]:
     """Slopes (2, K) of degraded bands over the clean band and the voice, in dB, and the deviation (K,) around them."""
     rows = []
     for view in views:
-        clean, degraded = (decibels(power(x[view.active]) @ basis + 1e-7) for x in (view.clean, view.degraded))
+        clean, degraded = (
+            decibels(_by_band(power(x[view.active]), starts) + 1e-7) for x in (view.clean, view.degraded)
+        )
         voice = voice_level(power(view.clean[view.active]), grid)[:, None]
         rows.append(np.stack([x - x.mean(0) for x in (clean, np.broadcast_to(voice, clean.shape), degraded)]))
     own, voice, target = np.concatenate(rows, axis=1)

@@ -1,0 +1,223 @@
+"""Batches: a function of (seed, step), level, in step, and of the mixture that was asked for."""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from twostage import audio
+from twostage.data.manifest import Entry
+from twostage.data.pairs import PairConfig, PairDataset, batches, equalise
+from twostage.errors import ConfigError, DataError
+
+RATE = 16000
+STILL = PairConfig(samples=4096, sensors=("eben",), joint_jitter_db=0.0, degraded_jitter_db=0.0)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, speech: Callable[..., np.ndarray]) -> list[Entry]:
+    """Three clean files and two pairs, whose bone channels are their air channels upside down, 100 samples late."""
+    root = tmp_path_factory.mktemp("corpus")
+    entries = []
+    for i in range(5):
+        clean = speech(RATE * (1 + i % 2), seed=i) * 10 ** (-i / 10)
+        audio.write(root / f"{i}.flac", clean, RATE)
+        entries.append(Entry(str(root / f"{i}.flac"), None, f"s{i}", len(clean) / RATE))
+        if i >= 3:
+            audio.write(root / f"{i}_bone.flac", -0.3 * np.pad(clean, (100, 0)), RATE)
+            entries[-1] = replace(entries[-1], degraded=str(root / f"{i}_bone.flac"), delay=100 / RATE)
+    return entries
+
+
+def level(signal: torch.Tensor) -> float:
+    return audio.active_level(signal.reshape(-1).numpy(), RATE)
+
+
+def is_real(degraded: torch.Tensor, clean: torch.Tensor) -> bool:
+    """Whether an item of the corpus above is a real pair: its two channels are opposite."""
+    return bool(torch.corrcoef(torch.stack([degraded.reshape(-1), clean.reshape(-1)]))[0, 1] < -0.9)
+
+
+def test_a_batch_is_a_function_of_seed_and_step(corpus: list[Entry]) -> None:
+    config = PairConfig(samples=4096, sensors=("throat", "eben"), real_share=0.5, eq_db=3.0)
+    first, again = PairDataset(corpus, config), PairDataset(corpus, config)
+    again.batch(3, 0, 5)  # what was drawn before must not matter
+    one, two = first.batch(4, 0, 2), again.batch(4, 0, 2)
+    assert one.degraded.shape == one.clean.shape == (4, 1, 4096)
+    assert one.degraded.dtype == one.clean.dtype == torch.float32
+    assert torch.equal(one.degraded, two.degraded)
+    assert torch.equal(one.clean, two.clean)
+    assert not torch.equal(one.clean, first.batch(4, 0, 3).clean)
+    assert not torch.equal(one.clean, first.batch(4, 1, 2).clean)
+
+
+def test_the_stream_starts_where_it_is_told(corpus: list[Entry]) -> None:
+    dataset = PairDataset(corpus, STILL)
+    with closing(batches(dataset, 2, 7)) as stream, closing(batches(dataset, 2, 7, 3, ahead=1)) as later:
+        from_start, from_three = list(islice(stream, 5)), list(islice(later, 2))
+    for one, two in zip(from_start[3:], from_three, strict=True):
+        assert torch.equal(one.degraded, two.degraded)
+
+
+def test_ranks_share_out_one_joint_batch(corpus: list[Entry]) -> None:
+    dataset = PairDataset(corpus, replace(STILL, real_share=0.4))
+    joint = dataset.batch(6, 0, 1)
+    parts = [dataset.batch(2, 0, 1, rank=rank, world=3) for rank in range(3)]
+    assert torch.equal(joint.degraded, torch.cat([part.degraded for part in parts]))
+    assert torch.equal(joint.clean, torch.cat([part.clean for part in parts]))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_real_share_is_met_in_every_batch(corpus: list[Entry], share: float) -> None:
+    dataset = PairDataset(corpus, replace(STILL, real_share=share))
+    for step in range(4):
+        degraded, clean = dataset.batch(8, 0, step)
+        assert sum(is_real(d, c) for d, c in zip(degraded, clean, strict=True)) == share * 8
+
+
+def test_real_pairs_are_in_step_and_each_channel_level(corpus: list[Entry]) -> None:
+    dataset = PairDataset(corpus, replace(STILL, real_share=1.0, samples=2 * RATE))
+    pair = dataset.batch(4, 0, 0)
+    torch.testing.assert_close(pair.degraded, -pair.clean, atol=3e-3, rtol=0)
+    assert level(pair.clean[0]) == pytest.approx(audio.LEVEL, abs=0.5)
+
+
+def test_delays_of_either_sign_are_undone(corpus: list[Entry]) -> None:
+    """The same pair with its sides exchanged: then the degraded channel is ahead."""
+    late = corpus[3]
+    early = replace(late, clean=late.degraded, degraded=late.clean, delay=-late.delay)
+    for entry in (late, early):
+        degraded, clean = PairDataset([entry], replace(STILL, real_share=1.0, samples=8000)).batch(3, 0, 0)
+        torch.testing.assert_close(degraded, -clean, atol=3e-3, rtol=0)
+
+
+def test_simulated_pairs_are_level(corpus: list[Entry]) -> None:
+    config = replace(STILL, samples=2 * RATE, sensors=("throat", "eben", "in-ear"))
+    degraded, clean = PairDataset(corpus[:2], config).batch(6, 0, 0)
+    for d, c in zip(degraded, clean, strict=True):
+        assert level(c) == pytest.approx(audio.LEVEL, abs=0.5)
+        assert level(d) == pytest.approx(audio.LEVEL, abs=2.5)  # thumps count
+
+
+def test_jitter_moves_both_or_one(corpus: list[Entry]) -> None:
+    still = PairDataset(corpus, replace(STILL, real_share=1.0)).batch(8, 0, 0)
+    joint = PairDataset(corpus, replace(STILL, real_share=1.0, joint_jitter_db=6.0)).batch(8, 0, 0)
+    alone = PairDataset(corpus, replace(STILL, real_share=1.0, degraded_jitter_db=6.0)).batch(8, 0, 0)
+    gains = (
+        (joint.clean.std(-1) / still.clean.std(-1)).squeeze(),
+        (joint.degraded.std(-1) / still.degraded.std(-1)).squeeze(),
+    )
+    torch.testing.assert_close(*gains)
+    assert 1.05 < gains[0].max() <= 2.0
+    torch.testing.assert_close(alone.clean, still.clean)
+    assert (alone.degraded.std(-1) / still.degraded.std(-1)).log().abs().max() > 0.05
+
+
+def test_only_the_degraded_side_is_equalised(corpus: list[Entry]) -> None:
+    still = PairDataset(corpus, STILL).batch(2, 0, 0)
+    varied = PairDataset(corpus, replace(STILL, eq_db=6.0, eq_chance=1.0)).batch(2, 0, 0)
+    assert torch.equal(still.clean, varied.clean)
+    assert (still.degraded - varied.degraded).abs().max() > 1e-3
+
+
+def test_equaliser_is_smooth_and_of_its_deviation() -> None:
+    pulse = np.zeros(4096, np.float32)
+    pulse[0] = 1
+    gains = [
+        20 * np.log10(np.abs(np.fft.rfft(equalise(pulse, RATE, 4.0, np.random.default_rng(seed)))))
+        for seed in range(60)
+    ]
+    assert np.std(gains) == pytest.approx(4.0, rel=0.15)
+    assert np.abs(np.diff(gains, axis=1)).max() < 1.0  # 4 Hz apart
+
+
+def test_sensors_are_drawn_by_their_weights(corpus: list[Entry]) -> None:
+    config = replace(STILL, sensors=("eben", "throat"), sensor_weights=(0.0, 1.0))
+    assert torch.equal(
+        PairDataset(corpus, config).batch(4, 0, 0).degraded,
+        PairDataset(corpus, replace(config, sensors=("in-ear", "throat"))).batch(4, 0, 0).degraded,
+    )
+
+
+def test_without_sensors_clean_speech_stays_clean(corpus: list[Entry]) -> None:
+    degraded, clean = PairDataset(corpus, replace(STILL, sensors=())).batch(2, 0, 0)
+    assert torch.equal(degraded, clean)
+
+
+def test_room_sound_reaches_the_degraded_side(corpus: list[Entry]) -> None:
+    config = replace(STILL, ambient_chance=1.0, ambient_db=(0.0, 0.0))
+    quiet = PairDataset(corpus[:2], config).batch(2, 0, 0)
+    loud = PairDataset(corpus[:2], config, noise=[corpus[4].clean or ""]).batch(2, 0, 0)
+    assert (loud.degraded.std(-1) > 1.15 * quiet.degraded.std(-1)).all()
+
+
+def test_short_files_are_padded_and_long_ones_cut_anywhere(corpus: list[Entry]) -> None:
+    dataset = PairDataset(corpus[:1], replace(STILL, samples=3 * RATE))
+    clean = dataset.batch(4, 0, 0).clean
+    assert ((clean != 0).sum(-1) <= RATE).all()
+    starts = [int((row != 0).nonzero()[0]) for row in clean[:, 0]]
+    assert len(set(starts)) == 4
+
+
+def test_what_does_not_fit_into_memory_is_read_again(corpus: list[Entry]) -> None:
+    kept = PairDataset(corpus, replace(STILL, real_share=0.5)).batch(6, 0, 0)
+    read = PairDataset(corpus, replace(STILL, real_share=0.5, cache_gigabytes=0.0)).batch(6, 0, 0)
+    torch.testing.assert_close(kept.clean, read.clean, atol=1e-4, rtol=0)
+    torch.testing.assert_close(kept.degraded, read.degraded, atol=1e-3, rtol=0)
+
+
+def test_other_rates_are_resampled(tmp_path: Path, corpus: list[Entry]) -> None:
+    sound, _ = audio.read(corpus[1].clean or "")
+    audio.write(tmp_path / "x.wav", audio.resample(sound, RATE, 44100), 44100)
+    entry = replace(corpus[1], clean=str(tmp_path / "x.wav"))
+    for gigabytes in (1.0, 0.0):
+        config = replace(STILL, sensors=(), cache_gigabytes=gigabytes)
+        ours = PairDataset([corpus[1]], config).batch(3, 0, 0)
+        resampled = PairDataset([entry], config).batch(3, 0, 0)
+        torch.testing.assert_close(ours.clean[..., 64:-64], resampled.clean[..., 64:-64], atol=1e-2, rtol=0)
+
+
+def test_closing_the_stream_stops_its_thread(corpus: list[Entry]) -> None:
+    with closing(batches(PairDataset(corpus, STILL), 1, 0)) as stream:
+        next(stream)
+        assert any(thread.name.startswith("pairs") for thread in threading.enumerate())
+    deadline = time.monotonic() + 5
+    while any(thread.name.startswith("pairs") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    dataset = PairDataset([Entry(str(tmp_path / "gone.wav"), None, "p", 1.0)], STILL)
+    with closing(batches(dataset, 1, 0)) as stream, pytest.raises(Exception, match=r"gone\.wav: no such file"):
+        next(stream)
+
+
+def test_what_is_missing_is_named(corpus: list[Entry]) -> None:
+    with pytest.raises(DataError, match="real_share is 0.5"):
+        PairDataset(corpus[:3], replace(STILL, real_share=0.5))
+    with pytest.raises(DataError, match="no entry has a clean file"):
+        PairDataset([Entry(None, "x.wav", "p", 1.0)], STILL)
+    with pytest.raises(DataError, match="sensor throta: neither"):
+        PairDataset(corpus, replace(STILL, sensors=("throta",)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"samples": 0}, "data.samples"),
+        ({"real_share": 1.5}, "data.real_share is 1.5"),
+        ({"sensor_weights": (1.0, 2.0)}, "data.sensor_weights has 2 values, data.sensors 1"),
+        ({"sensor_weights": (-1.0,)}, "data.sensor_weights"),
+    ],
+)
+def test_impossible_settings_name_the_field(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PairConfig(**settings)  # type: ignore[arg-type]
