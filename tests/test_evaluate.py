@@ -7,17 +7,13 @@ from functools import partial
 
 import numpy as np
 import pytest
-import torch
 
 from twostage import audio, checkpoint, costs, evaluate, report
 from twostage.commands import evaluate as command
 from twostage.data.manifest import Entry
 from twostage.data.presets import PRESETS
 from twostage.errors import ConfigError, DataError
-from twostage.pipeline import TwoStage, TwoStageConfig
 from twostage.report import RAW, Row, bootstrap
-from twostage.restorer import RestorerConfig
-from twostage.vocoder import VocoderConfig
 
 RATE = 16000
 
@@ -42,19 +38,6 @@ def corpus(tmp_path):
         lines.append(f"{name}_bone.wav,{name}_air.wav,{name},throat")
     (tmp_path / "pairs.csv").write_text("\n".join(lines))
     return tmp_path
-
-
-@pytest.fixture
-def model(tmp_path):
-    torch.manual_seed(0)
-    config = TwoStageConfig(
-        RestorerConfig(channels=(2, 4), time_strides=(1,), blocks=1, dilations=(1,)),
-        VocoderConfig(upsample_initial_channel=16, resblock_kernel_sizes=(3,), resblock_dilation_sizes=((1,),)),
-    )
-    two = TwoStage(config)
-    checkpoint.save(tmp_path / "m.safetensors", two, provenance={})
-    checkpoint.save(tmp_path / "v.safetensors", two.vocoder, provenance={})
-    return tmp_path / "m.safetensors"
 
 
 def run(*arguments):
@@ -94,10 +77,11 @@ def test_a_bad_file_is_named_and_the_rest_is_scored(corpus, capsys):
     assert len(json.loads((corpus / "out" / "summary.json").read_text())["failures"]) == 3
 
 
-def test_restored_and_copy_synthesis_are_rows_with_costs_and_pictures(corpus, model, capsys, monkeypatch):
+def test_restored_and_copy_synthesis_are_rows_with_costs_and_pictures(corpus, tiny, tiny_path, capsys, monkeypatch):
+    checkpoint.save(corpus / "v.safetensors", tiny.vocoder, provenance={})
     monkeypatch.setattr(evaluate, "measure", partial(costs.measure, seconds=0.5, repeats=1))
     arguments = ("--pairs", corpus / "pairs.csv", "--limit", 2, "--group-by", "speaker", "-o", corpus / "out")
-    run(*arguments, "--model", f"ours={model}", "--model", f"voc={corpus / 'v.safetensors'}", "--pictures", 1)
+    run(*arguments, "--model", f"ours={tiny_path}", "--model", f"voc={corpus / 'v.safetensors'}", "--pictures", 1)
     summary = json.loads((corpus / "out" / "summary.json").read_text())
     assert list(summary["systems"]) == [RAW, "ours", "ours, copy-synthesis", "voc, copy-synthesis"]
     assert summary["systems"]["ours"]["stoi"]["n"] == 2
@@ -108,7 +92,7 @@ def test_restored_and_copy_synthesis_are_rows_with_costs_and_pictures(corpus, mo
     assert [path.name for path in (corpus / "out" / "spectrograms").iterdir()] == ["a_bone.wav.png"]
 
 
-def test_keeping_all_of_the_input_scores_as_the_input(corpus, model):
+def test_keeping_all_of_the_input_scores_as_the_input(corpus, tiny_path):
     low = ("--keep-low-band", 7900)
     run(
         "--pairs",
@@ -116,7 +100,7 @@ def test_keeping_all_of_the_input_scores_as_the_input(corpus, model):
         "--limit",
         1,
         "--model",
-        f"m={model}",
+        f"m={tiny_path}",
         "-o",
         corpus / "out",
         "--pictures",
