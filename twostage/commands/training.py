@@ -13,7 +13,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="CONFIG|key=value",
         help="YAML files (paths, or names of shipped ones), merged left to right, and single settings on top",
     )
-    parser.add_argument("--run", metavar="DIR", help="directory of the training: logs, weights, state (run=DIR)")
+    # another name inside: `run` is the command's function
+    parser.add_argument(
+        "--run", dest="directory", metavar="DIR", help="directory of the training: logs, weights, state (run=DIR)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the training in DIR, if it has begun")
 
 
@@ -24,8 +27,8 @@ def run(args: Namespace, schema: type[Any], train: Callable[..., None]) -> int:
     from twostage.recipes import SETTINGS
 
     files = [text for text in args.settings if "=" not in text]
-    overrides = [text for text in args.settings if "=" in text] + ([f"run={args.run}"] if args.run else [])
-    if not files and args.resume and args.run and (begun := Path(args.run, SETTINGS)).is_file():
+    overrides = [text for text in args.settings if "=" in text] + ([f"run={args.directory}"] if args.directory else [])
+    if not files and args.resume and args.directory and (begun := Path(args.directory, SETTINGS)).is_file():
         files = [str(begun)]
     if not files:
         raise ConfigError("give a YAML file of settings, such as those in configs/, or --resume with --run DIR")

@@ -1,0 +1,172 @@
+"""Claims about the adversary: each setting has the value or the effect that it promises."""
+
+import copy
+
+import pytest
+import torch
+
+from twostage import losses
+from twostage.adversary import Adversary, AdversaryConfig
+from twostage.data.pairs import Pair
+from twostage.discriminators import DiscriminatorConfig, Discriminators
+from twostage.features import MelConfig
+from twostage.optim import OptimizerConfig
+from twostage.tasks import Vocoding, VocodingWeights
+from twostage.trainer import Training, fit
+from twostage.vocoder import Vocoder, VocoderConfig
+
+JUDGES = DiscriminatorConfig(periods=(2,), scales=1, width=0.0625)
+MEL = MelConfig(n_mels=16)
+VOCODER = VocoderConfig(
+    mel=MEL,
+    upsample_rates=(16, 16),
+    upsample_kernel_sizes=(32, 32),
+    upsample_initial_channel=8,
+    resblock_kernel_sizes=(3,),
+    resblock_dilation_sizes=((1, 3),),
+)
+
+
+def adversary(**settings) -> Adversary:
+    torch.manual_seed(0)
+    return Adversary(AdversaryConfig(JUDGES, **settings), OptimizerConfig())
+
+
+@pytest.fixture
+def sound(speech):
+    real = torch.from_numpy(speech(2 * 1024)).reshape(2, 1, 1024)
+    return real.flip(-1) * 0.5, real
+
+
+def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return copy.deepcopy(module.state_dict())
+
+
+def moved(before, module) -> bool:
+    return any(not torch.equal(before[key], tensor) for key, tensor in module.state_dict().items())
+
+
+def test_it_learns_to_tell_real_from_fake(sound):
+    judge = adversary()
+    first = judge.learn(*sound, 2e-3)["disc"]
+    for _ in range(30):
+        last = judge.learn(*sound, 2e-3)["disc"]
+    assert last < 0.6 * first
+
+
+def test_learning_leaves_the_generator_alone_and_judging_the_judges(sound):
+    judge, (fake, real) = adversary(), sound
+    fake = fake.clone().requires_grad_()
+    judge.learn(fake, real, 1e-3)
+    assert fake.grad is None
+    sum(judge.judge(fake, real).values()).backward()
+    assert fake.grad.abs().sum() > 0
+    assert all(p.grad is None for p in judge.discriminators.parameters())
+    assert all(p.requires_grad for p in judge.discriminators.parameters())  # and ready to learn again
+
+
+def test_freezing_leaves_the_generators_gradient_bit_equal(sound):
+    judge, (fake, real) = adversary(), sound
+    judge.discriminators.eval()  # no power iteration between the two ways
+    frozen, plain = fake.clone().requires_grad_(), fake.clone().requires_grad_()
+    sum(judge.judge(frozen, real).values()).backward()
+    of_real, of_fake = judge.discriminators(real), judge.discriminators(plain)
+    (losses.least_squares_fool(of_fake) + losses.feature_matching(of_real, of_fake)).backward()
+    assert torch.equal(frozen.grad, plain.grad)
+
+
+def test_feature_matching_is_left_out_where_nobody_asks(sound):
+    assert adversary().judge(*sound, matching=False).keys() == {"adv"}
+    assert adversary().judge(*sound).keys() == {"adv", "fm"}
+
+
+@pytest.mark.parametrize(
+    ("loss", "separate", "fool"),
+    [
+        ("least_squares", losses.least_squares_real_fake, losses.least_squares_fool),
+        ("hinge", losses.hinge_real_fake, losses.hinge_fool),
+    ],
+)
+def test_the_loss_is_the_one_that_was_named(sound, loss, separate, fool):
+    judge, (fake, real) = adversary(loss=loss), sound
+    judge.discriminators.eval()
+    of_fake, of_real = judge.discriminators(fake), judge.discriminators(real)
+    torch.testing.assert_close(judge.judge(fake, real)["adv"], fool(of_fake))
+    torch.testing.assert_close(judge.learn(fake, real, 0.0)["disc"], separate(of_real, of_fake).detach())
+
+
+def test_spectral_normalisation_is_part_of_the_state(sound):
+    one, other = adversary(), Adversary(AdversaryConfig(JUDGES), OptimizerConfig())
+    one.learn(*sound, 1e-3)
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    assert any(key.endswith("_u") for key in one.state_dict()["discriminators"])
+    for judge in (one, other):
+        judge.learn(*sound, 1e-3)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(one.discriminators.state_dict().values(), other.discriminators.state_dict().values(), strict=True)
+    )
+
+
+def run(sound, steps, weights=None, rate=1e-3, **settings):
+    """A training on one batch: whether the judges learnt at each step, what was reported, the training."""
+    weights = weights or VocodingWeights()
+    torch.manual_seed(1)
+    training = Training(Vocoder(VOCODER), OptimizerConfig(learning_rate=rate, ema=0), adversary(**settings))
+    seen = []
+
+    def report(_, progress):
+        seen.append(progress.values)
+
+    last_layer = training.model.conv_post.parametrizations.weight.original1 if settings.get("adaptive") else None
+    pairs = iter(lambda: Pair(sound[0], sound[1]), None)
+    fit(training, Vocoding(MEL, weights), pairs, weights, steps=steps, report=report, last_layer=last_layer)
+    return ["disc" in values for values in seen], seen, training
+
+
+@pytest.mark.parametrize(
+    ("settings", "learnt"),
+    [
+        ({}, [True] * 6),
+        ({"generator_steps": 3}, [True, False, False, True, False, False]),
+        ({"start": 4}, [False] * 4 + [True] * 2),
+        ({"start": 1, "generator_steps": 2}, [False, True, False, True, False, True]),
+    ],
+)
+def test_the_judges_learn_at_their_turn(sound, settings, learnt):
+    assert run(sound, 6, **settings)[0] == learnt
+
+
+def test_content_alone_before_the_adversary_joins(sound):
+    _, seen, training = run(sound, 3, start=3)
+    assert all(values.keys() == {"loss", "mel", "grad"} for values in seen)
+    assert not moved(state(adversary().discriminators), training.adversary.discriminators)
+    for values in seen:
+        torch.testing.assert_close(values["loss"], 45 * values["mel"])
+
+
+def test_weights_are_the_factors_of_the_terms(sound):
+    _, seen, _ = run(sound, 1, VocodingWeights(mel=3, stft=5, adv=7, fm=11))
+    one = seen[0]
+    torch.testing.assert_close(one["loss"], 3 * one["mel"] + 5 * one["stft"] + 7 * one["adv"] + 11 * one["fm"])
+
+
+def test_the_adaptive_weight_levels_the_gradients_at_the_last_layer(sound):
+    _, seen, _ = run(sound, 1, rate=1e-9, adaptive=True)
+    _, plain, training = run(sound, 0)
+    values, layer = seen[0], training.model.conv_post.parametrizations.weight.original1
+    output = Vocoding(MEL, VocodingWeights())(training.model, Pair(*sound))
+    training.adversary.learn(output.fake, output.real, 1e-9)
+    judged = training.adversary.judge(output.fake, output.real)
+    content, adversarial = 45 * output.terms["mel"] + 2 * judged["fm"], judged["adv"]
+    lengths = [torch.autograd.grad(loss, layer, retain_graph=True)[0].norm() for loss in (content, adversarial)]
+    torch.testing.assert_close(values["adaptive"], lengths[0] / (lengths[1] + 1e-4), rtol=0.02, atol=0)
+    assert values["adaptive"] > 1
+
+
+@pytest.mark.parametrize("width", [0.0625, 0.25, 1.0])
+def test_width_scales_the_channels(width):
+    with torch.device("meta"):
+        judge = Discriminators(DiscriminatorConfig(width=width))
+    assert judge.mpd.discriminators[0].convs[-1].out_channels == 1024 * width
+    assert judge.msd.discriminators[0].convs[-1].out_channels == 1024 * width

@@ -1,0 +1,170 @@
+"""Claims about tasks: the terms that they give, who gets gradients, and that one batch can be learnt by heart."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from twostage.adversary import Adversary, AdversaryConfig
+from twostage.data.pairs import Pair
+from twostage.discriminators import DiscriminatorConfig
+from twostage.errors import ConfigError
+from twostage.features import LogMel, MelConfig
+from twostage.losses import mel_l1
+from twostage.optim import OptimizerConfig
+from twostage.pipeline import TwoStage, TwoStageConfig
+from twostage.restorer import Restorer, RestorerConfig
+from twostage.tasks import (
+    Finetuning,
+    FinetuningWeights,
+    Restoring,
+    RestoringWeights,
+    Vocoding,
+    VocodingWeights,
+    total,
+)
+from twostage.trainer import Training, fit
+from twostage.vocoder import Vocoder, VocoderConfig
+
+MEL = MelConfig(n_mels=16)
+RESTORER = RestorerConfig(mel=MEL, channels=(8, 16), time_strides=(2,), blocks=1, dilations=(1,))
+VOCODER = VocoderConfig(
+    mel=MEL,
+    upsample_rates=(16, 16),
+    upsample_kernel_sizes=(32, 32),
+    upsample_initial_channel=16,
+    resblock_kernel_sizes=(3,),
+    resblock_dilation_sizes=((1, 3),),
+)
+
+
+@pytest.fixture
+def pair(speech) -> Pair:
+    clean = torch.from_numpy(speech(2 * 2048)).reshape(2, 1, 2048)
+    return Pair(torch.nn.functional.avg_pool1d(clean, 9, 1, 4), clean)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def joint() -> TwoStage:
+    return TwoStage(TwoStageConfig(RESTORER, VOCODER))
+
+
+def test_restoring_is_the_l1_of_log_mels(pair):
+    mel, model = LogMel(MEL), Restorer(RESTORER)
+    output = Restoring(MEL, RestoringWeights())(model, pair)
+    assert output.terms.keys() == {"mel"}
+    assert output.fake is None
+    torch.testing.assert_close(output.terms["mel"], mel_l1(model(mel(pair.degraded)), mel(pair.clean)))
+
+
+def test_vocoding_hears_the_clean_side_alone(pair):
+    task, model = Vocoding(MEL, VocodingWeights(stft=1, intelligibility=1)), Vocoder(VOCODER)
+    output, other = task(model, pair), task(model, pair._replace(degraded=torch.zeros(2, 1, 2048)))
+    assert output.terms == other.terms
+    assert output.terms.keys() == {"mel", "stft", "intelligibility"}
+    assert torch.equal(output.real, pair.clean)
+
+
+def test_the_vocoder_is_tuned_on_the_middle_of_what_the_restorer_sees(pair):
+    model = joint()
+    output = Finetuning(MEL, FinetuningWeights(), frames=4)(model, pair)
+    assert output.fake.shape == (2, 1, 4 * 256)
+    assert torch.equal(output.real, pair.clean[..., 2 * 256 : 6 * 256])
+    restored = model.restorer(model.mel(pair.degraded))
+    torch.testing.assert_close(output.fake, model.vocoder(restored[..., 2:6]))
+
+
+@pytest.mark.parametrize("learns", [{"vocoder"}, {"restorer"}, {"restorer", "vocoder"}])
+def test_gradients_reach_exactly_what_learns(pair, learns):
+    model, weights = joint(), FinetuningWeights(restored=0 if learns == {"vocoder"} else 1, adv=0, fm=0)
+    torch.nn.init.normal_(model.restorer.conv_post.bias)
+    for part in ("restorer", "vocoder"):
+        getattr(model, part).requires_grad_(part in learns)
+    total(Finetuning(MEL, weights, frames=8)(model, pair).terms, weights).backward()
+    reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    wanted = {name for name, p in model.named_parameters() if name.split(".")[0] in learns}
+    assert reached == wanted
+
+
+@pytest.mark.parametrize(
+    ("task", "model"),
+    [
+        (Restoring(MEL, RestoringWeights(delta=1, intelligibility=1)), Restorer(RESTORER)),
+        (Vocoding(MEL, VocodingWeights(stft=1)), Vocoder(VOCODER)),
+        (Finetuning(MEL, FinetuningWeights(restored=1), 4), joint()),
+    ],
+)
+def test_terms_are_single_precision_under_autocast(pair, task, model):
+    with torch.autocast("cpu", torch.bfloat16):
+        output = task(model, pair)
+    assert {term.dtype for term in output.terms.values()} == {torch.float32}
+    for term, exact in zip(output.terms.values(), task(model, pair).terms.values(), strict=True):
+        torch.testing.assert_close(term, exact, atol=0.02, rtol=0.05)
+
+
+def test_the_total_is_the_weighted_sum():
+    terms = {"mel": torch.tensor(2.0), "adv": torch.tensor(3.0), "fm": torch.tensor(5.0)}
+    assert total(terms, VocodingWeights(mel=45, adv=1, fm=2)) == 45 * 2 + 3 + 10
+
+
+def test_names_of_terms_and_weights_match_both_ways():
+    terms = {"mel": torch.tensor(1.0)}
+    with pytest.raises(ConfigError, match=r"weights.adv is 1.0, but there is no loss term of that name: mel"):
+        total(terms, VocodingWeights())
+    with pytest.raises(ConfigError, match="loss term adv has no weight; weights has mel, delta"):
+        total(terms | {"adv": torch.tensor(1.0)}, RestoringWeights())
+    assert total(terms, VocodingWeights(), pending=("adv", "fm")) == 45
+    assert total(terms, VocodingWeights(adv=0, fm=0)) == 45
+
+
+def by_heart(model, task, pair, weights, steps, *, rate=2e-3, adversary=None):
+    """The mel term of the first and the last of some steps on one batch."""
+    seen = []
+    config = OptimizerConfig(learning_rate=rate, betas=(0.9, 0.99), ema=0)
+    training = Training(model, config, adversary)
+    fit(training, task, iter(lambda: pair, None), weights, steps=steps, report=lambda _, p: seen.append(float(p.values["mel"])))
+    return seen[0], seen[-1]
+
+
+def test_stage_one_learns_one_batch_by_heart(pair):
+    first, last = by_heart(Restorer(RESTORER), Restoring(MEL, RestoringWeights()), pair, RestoringWeights(), 150)
+    assert last < 0.3 * first
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_stage_two_learns_one_batch_by_heart(pair, judged):
+    weights = VocodingWeights() if judged else VocodingWeights(adv=0, fm=0)
+    judges = AdversaryConfig(DiscriminatorConfig(periods=(3,), scales=1, width=0.0625))
+    adversary = Adversary(judges, OptimizerConfig()) if judged else None
+    model = Vocoder(VOCODER)
+    first, last = by_heart(model, Vocoding(MEL, weights), pair, weights, 100, rate=5e-3, adversary=adversary)
+    assert last < 0.5 * first
+
+
+def test_both_stages_learn_one_batch_by_heart(pair):
+    weights = FinetuningWeights(restored=10, adv=0, fm=0)
+    first, last = by_heart(joint(), Finetuning(MEL, weights, 4), pair, weights, 100, rate=5e-3)
+    assert last < 0.5 * first
+
+
+def test_the_mask_fills_a_band_that_is_silent(speech):
+    config = replace(RESTORER, output="mask")
+    mel = LogMel(MEL)(torch.from_numpy(speech(8192))[None, None])
+    silent = mel.clone()
+    silent[:, 8:] = math.log(MEL.clamp)
+    model = Restorer(config)
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    for _ in range(120):
+        loss = mel_l1(model(silent), mel)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    gap = (mel - silent)[:, 8:].mean()
+    filled = (model(silent) - silent)[:, 8:].mean()
+    assert gap > 2.0  # nepers: far from silent in truth
+    assert filled > 0.8 * gap
