@@ -50,6 +50,8 @@ class Stft(nn.Module):
     beyond, so that every length gives exactly T // hop_length frames (Kong et al., HiFi-GAN, 2020, reference code).
     """
 
+    window: Tensor
+
     def __init__(self, n_fft: int, hop_length: int, win_length: int | None = None) -> None:
         super().__init__()
         self.n_fft, self.hop_length, self.win_length = n_fft, hop_length, win_length or n_fft
@@ -84,6 +86,8 @@ class LogMel(nn.Module):
 
     Magnitude, slaney scale and norm as librosa's ``melspectrogram(power=1, htk=False, norm="slaney")``.
     """
+
+    basis: Tensor
 
     def __init__(self, config: MelConfig) -> None:
         super().__init__()

@@ -93,6 +93,8 @@ class Intelligibility(nn.Module):
     stretches weighted by the clean speech's energy instead of silent frames being left out.
     """
 
+    octaves: Tensor
+
     def __init__(self, config: MelConfig, seconds: float = 0.384, bands: int = 15, lowest: float = 150.0) -> None:
         super().__init__()
         self.frames = max(2, round(seconds * config.sample_rate / config.hop_length))

@@ -71,6 +71,8 @@ def _blocks(channels: int, count: int) -> nn.Sequential:
 class Restorer(nn.Module):
     """ResUNet: (B, n_mels, L) log-mels of bone-conducted speech -> (B, n_mels, L) log-mels of clean speech."""
 
+    height: Tensor
+
     def __init__(self, config: RestorerConfig) -> None:
         super().__init__()
         self.config = config
