@@ -32,8 +32,7 @@ def test_hifigan_v1_takes_what_its_sizes_say():
     config = VocoderConfig(
         upsample_initial_channel=512, resblock_kernel_sizes=(3, 7, 11), resblock_dilation_sizes=((1, 3, 5),) * 3
     )
-    with torch.device("meta"):
-        model, mel = Vocoder(config).fold(), torch.empty(1, 80, 125)  # two seconds
+    model, mel = Vocoder(config).fold(), torch.zeros(1, 80, 125)  # two seconds
     blocks = sum(
         6 * (3 + 7 + 11) * width**2 * rate for width, rate in ((256, 500), (128, 4000), (64, 8000), (32, 16000))
     )

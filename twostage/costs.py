@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from twostage.windows import Enhancer, device_of
@@ -30,13 +31,13 @@ def parameters(model: nn.Module) -> int:
 def macs(module: nn.Module, *inputs: Tensor) -> int:
     """Multiply-accumulates of one forward: convolutions, matrix products and recurrent layers, biases not counted.
 
-    Fourier transforms, activations and sums are not counted either.
+    Fourier transforms, activations and sums are not counted either. Shapes alone are worked out, no values.
     """
     counter = FlopCounterMode(display=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the next line's, of TF32 on other hardware
         plain = torch.backends.mkldnn.flags(enabled=False)  # its fused recurrent layers are not seen by the counter
-        with plain, torch.no_grad(), counter:
+        with plain, torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
             module(*inputs)
     return counter.get_total_flops() // 2
 
