@@ -66,8 +66,8 @@ class FittedSensor:
 
 
 def bands(sample_rate: int) -> Floats:
-    """Edges in Hz (K + 1,): 60 Hz wide at the bottom, a fifth of an octave at the top."""
-    edges = [31.0]
+    """Edges in Hz (K + 1,): half and twice 31 Hz wide at the bottom, a fifth of an octave at the top."""
+    edges = [0.0, 31.0]
     while edges[-1] < sample_rate / 2:
         edges.append(edges[-1] + max(62.5, 0.15 * edges[-1]))
     edges[-1] = sample_rate / 2
