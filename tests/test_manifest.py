@@ -173,7 +173,9 @@ def test_split_keeps_speakers_apart_and_meets_the_fraction() -> None:
     assert split_by_speaker(entries, 0.2, seed=4)[1] != held
 
 
-@pytest.mark.parametrize(("fraction", "speakers", "message"), [(0.0, 3, "fraction"), (1.0, 3, "fraction"), (0.1, 1, "two")])
+@pytest.mark.parametrize(
+    ("fraction", "speakers", "message"), [(0.0, 3, "fraction"), (1.0, 3, "fraction"), (0.1, 1, "two")]
+)
 def test_impossible_splits(fraction: float, speakers: int, message: str) -> None:
     with pytest.raises(DataError, match=message):
         split_by_speaker([Entry("x", None, str(s), 1.0) for s in range(speakers)], fraction)

@@ -201,7 +201,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_named(corpus: list[Entry]) -> None:
-    with pytest.raises(DataError, match="real_share is 0.5"):
+    with pytest.raises(DataError, match=r"real_share is 0\.5"):
         PairDataset(corpus[:3], replace(STILL, real_share=0.5))
     with pytest.raises(DataError, match="no entry has a clean file"):
         PairDataset([Entry(None, "x.wav", "p", 1.0)], STILL)

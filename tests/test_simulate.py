@@ -52,7 +52,9 @@ def test_preset_throat_has_the_coherence_of_the_pairs_it_stands_for() -> None:
     clean = noise(30)
     made = run(clean, PRESETS["throat"])
     frequencies, coherence = signal.coherence(clean, made, RATE, nperseg=512)
-    mean = [coherence[(frequencies > a) & (frequencies < b)].mean() for a, b in ((150, 500), (2100, 4000), (4300, 8000))]
+    mean = [
+        coherence[(frequencies > a) & (frequencies < b)].mean() for a, b in ((150, 500), (2100, 4000), (4300, 8000))
+    ]
     assert 0.45 < mean[0] < 0.9
     assert mean[1] < 0.12
     assert mean[2] < 0.01
@@ -95,16 +97,17 @@ def test_response_is_met_by_band() -> None:
     clean = noise(8)
     grid, response = (0.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0), (0.0, 0.0, -10.0, -20.0, -30.0, -30.0)
     made = run(clean, Sensor(frequencies=grid, response_db=response))
-    ratio = [band_db(made, f * 0.97, f * 1.03 + 32) - band_db(clean, f * 0.97, f * 1.03 + 32) for f in (300, 1000, 2000, 5000)]
+    ratio = [
+        band_db(made, f * 0.97, f * 1.03 + 32) - band_db(clean, f * 0.97, f * 1.03 + 32)
+        for f in (300, 1000, 2000, 5000)
+    ]
     np.testing.assert_allclose(np.array(ratio[1:]) - ratio[0], [-10, -20, -30], atol=1.0)
 
 
 def test_response_spread_is_that_of_recordings() -> None:
     clean = noise(0.5)
     sensor = Sensor(frequencies=GRID, response_spread_db=(4.0, 4.0))
-    tilt = [
-        band_db(run(clean, sensor, s), 400, 700) - band_db(run(clean, sensor, s), 3500, 5500) for s in range(120)
-    ]
+    tilt = [band_db(run(clean, sensor, s), 400, 700) - band_db(run(clean, sensor, s), 3500, 5500) for s in range(120)]
     assert np.std(tilt) == pytest.approx(4 * 2**0.5, rel=0.25)
 
 

@@ -146,7 +146,7 @@ GRID = (
 
 # Accelerometer at the throat, sampled at 8 kHz: rounded from what `fit-sensor` finds in pairs of five speakers of
 # TAPS (Kim, Song and Chung, 2025). Above 500 Hz a band rises by a fifth of a dB with its own sound and by more than
-# half a dB with the voice. Coherence as published with those pairs: 0.6 to 0.8 below 500 Hz, below 0.1 above 2 kHz.
+# half a dB with the voice. Coherence: 0.6 to 0.8 below 500 Hz, below 0.1 above 2 kHz.
 THROAT = Sensor(
     frequencies=GRID,
     response_db=(-30, -14, 0, 1, 5, 6, 5.5, -0.5, -3, -2, -1, 0.5, 0.5, -1.5, 0, 0),
