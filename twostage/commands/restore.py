@@ -157,7 +157,10 @@ class Voice:
     def _line(self, text: str, file: Any) -> None:
         from tqdm import tqdm
 
-        tqdm.write(text, file=file)
+        if sys.stderr.isatty():
+            tqdm.write(text, file=file)  # above the bar
+        else:
+            print(text, file=file, flush=True)
 
 
 def _seconds(job: "Job") -> float:
