@@ -22,6 +22,7 @@ LAYERS = {
     "optim": 1,
     "logs": 1,
     "data.spectra": 1,
+    "data.gate": 2,
     "jobs": 2,
     "plots": 2,
     "windows": 2,

@@ -14,6 +14,7 @@ from scipy import fft
 from torch import Tensor
 
 from twostage import audio
+from twostage.data.gate import gate
 from twostage.data.manifest import Entry
 from twostage.data.presets import Sensor, load_sensor
 from twostage.data.simulate import seeded, simulate
@@ -44,6 +45,8 @@ class PairConfig:
     eq_chance: float = 0.5
     ambient_chance: float = 0.3  # of a simulated segment, to hear a file of the noise folder instead of pink noise
     ambient_db: tuple[float, float] = (-40.0, -20.0)  # its level range after leaking in, before the sensor's response
+    gate_db: float = 0.0  # by how much the room's noise is taken off clean speech, at most; 0 = not
+    speed: float = 0.0  # both channels are played faster or slower by up to this share: other voices, other tempo
     cache_gigabytes: float = 2.0  # sound kept in memory, 16 bits a sample
 
     def __post_init__(self) -> None:
@@ -52,6 +55,10 @@ class PairConfig:
         for name in ("real_share", "eq_chance", "ambient_chance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"data.{name} is {getattr(self, name)}, must lie between 0 and 1")
+        if not 0 <= self.speed < 1 or self.gate_db < 0:
+            raise ConfigError(
+                f"data.speed must be 0 to below 1, data.gate_db not negative: {self.speed}, {self.gate_db}"
+            )
         if self.sensor_weights and len(self.sensor_weights) != len(self.sensors):
             raise ConfigError(
                 f"data.sensor_weights has {len(self.sensor_weights)} values, data.sensors {len(self.sensors)}"
@@ -66,6 +73,7 @@ class Cache:
 
     sample_rate: int
     room: float  # bytes
+    gate_db: float = 0.0
     _kept: dict[str, NDArray[np.int16]] = field(default_factory=dict)
     _levels: dict[str, tuple[int, float]] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
@@ -93,12 +101,17 @@ class Cache:
         mono = audio.resample(sound[0], rate, self.sample_rate)
         if not np.isfinite(mono).all():
             raise DataError(f"{path}: holds samples that are not finite")
+        if self.gate_db:
+            mono = gate(mono, self.sample_rate, self.gate_db)
         self._levels[path] = len(mono), audio.active_level(mono, self.sample_rate)
         if 2 * len(mono) <= self.room:
             self.room -= 2 * len(mono)
             self._kept[path] = np.clip(np.rint(mono * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
 
     def _read(self, path: str, first: int, last: int) -> Floats:
+        if self.gate_db:  # needs the whole file, as do its level and length
+            sound, rate = audio.read(path)
+            return gate(audio.resample(sound[0], rate, self.sample_rate), self.sample_rate, self.gate_db)[first:last]
         rate = audio.info(path).sample_rate
         start, stop = first * rate // self.sample_rate, -(-last * rate // self.sample_rate)
         sound, _ = audio.read(path, start=start, frames=stop - start)
@@ -128,7 +141,8 @@ class PairDataset:
         self.sensors: list[Sensor] = [load_sensor(name) for name in config.sensors]
         weights = np.array(config.sensor_weights or [1.0] * len(self.sensors))
         self._weights = weights / weights.sum() if len(weights) else weights
-        self._cache = Cache(config.sample_rate, config.cache_gigabytes * 2**30)
+        room = config.cache_gigabytes * 2**29  # half for either channel
+        self._clean, self._degraded = Cache(config.sample_rate, room, config.gate_db), Cache(config.sample_rate, room)
         self._clean_odds, self._real_odds = _odds(self.clean), _odds(self.real)
 
     def item(self, rng: np.random.Generator, *, real: bool) -> tuple[Floats, Floats]:
@@ -158,33 +172,41 @@ class PairDataset:
         assert entry.degraded is not None
         delay = round(entry.delay * self.config.sample_rate)
         first = max(0, -delay)
-        last = min(self._cache.describe(entry.clean)[0], self._cache.describe(entry.degraded)[0] - delay)
-        start = first + _start(last - first, self.config.samples, rng)
-        clean = self._cache.segment(entry.clean, start, self.config.samples)
-        degraded = self._cache.segment(entry.degraded, start + delay, self.config.samples)
-        return self._levelled(degraded, entry.degraded), self._levelled(clean, entry.clean)
+        last = min(self._clean.describe(entry.clean)[0], self._degraded.describe(entry.degraded)[0] - delay)
+        rate, samples = self._pace(rng)
+        start = first + _start(last - first, samples, rng)
+        clean = _levelled(self._clean, entry.clean, start, samples)
+        degraded = _levelled(self._degraded, entry.degraded, start + delay, samples)
+        return self._played(degraded, rate), self._played(clean, rate)
 
     def _simulated(self, rng: np.random.Generator) -> tuple[Floats, Floats]:
         entry = self.clean[_pick(self._clean_odds, rng)]
         assert entry.clean is not None  # what `clean` is made of
-        rate, samples = self.config.sample_rate, self.config.samples
-        start = _start(self._cache.describe(entry.clean)[0], samples, rng)
-        clean = self._levelled(self._cache.segment(entry.clean, start, samples), entry.clean)
+        rate, samples = self._pace(rng)
+        start = _start(self._clean.describe(entry.clean)[0], samples, rng)
+        clean = self._played(_levelled(self._clean, entry.clean, start, samples), rate)
         if not self.sensors:
             return clean, clean
         sensor = self.sensors[int(rng.choice(len(self.sensors), p=self._weights))]
-        return simulate(clean, rate, sensor, rng, level=audio.LEVEL, ambient=self._ambient(rng)), clean
+        ambient = self._ambient(rng)
+        return simulate(clean, self.config.sample_rate, sensor, rng, level=audio.LEVEL, ambient=ambient), clean
+
+    def _pace(self, rng: np.random.Generator) -> tuple[int, int]:
+        """The rate in Hz that a segment is taken to have, and the samples that fill it then."""
+        rate = round(self.config.sample_rate * (1 + rng.uniform(-self.config.speed, self.config.speed)))
+        return rate, -(-self.config.samples * rate // self.config.sample_rate)
+
+    def _played(self, segment: Floats, rate: int) -> Floats:
+        if rate == self.config.sample_rate:
+            return segment
+        return audio.match_length(audio.resample(segment, rate, self.config.sample_rate), self.config.samples)
 
     def _ambient(self, rng: np.random.Generator) -> tuple[Floats, float] | None:
         if not self.noise or rng.random() >= self.config.ambient_chance:
             return None
         path = self.noise[int(rng.integers(len(self.noise)))]
-        start = _start(self._cache.describe(path)[0], self.config.samples, rng)
-        return self._cache.segment(path, start, self.config.samples), rng.uniform(*self.config.ambient_db)
-
-    def _levelled(self, segment: Floats, path: str) -> Floats:
-        level = self._cache.describe(path)[1]
-        return _gained(segment, audio.LEVEL - level) if np.isfinite(level) else segment
+        start = _start(self._degraded.describe(path)[0], self.config.samples, rng)
+        return self._degraded.segment(path, start, self.config.samples), rng.uniform(*self.config.ambient_db)
 
 
 def batches(
@@ -226,6 +248,12 @@ def _pick(odds: Floats, rng: np.random.Generator) -> int:
 def _start(length: int, samples: int, rng: np.random.Generator) -> int:
     """Where a segment begins; before the file, if that is shorter."""
     return int(rng.integers(min(0, length - samples), max(0, length - samples) + 1))
+
+
+def _levelled(cache: Cache, path: str, start: int, samples: int) -> Floats:
+    """A segment, brought to audio.LEVEL by the level of its file; silent files stay as they are."""
+    segment, level = cache.segment(path, start, samples), cache.describe(path)[1]
+    return _gained(segment, audio.LEVEL - level) if np.isfinite(level) else segment
 
 
 def _gained(signal: Floats, decibels: float) -> Floats:

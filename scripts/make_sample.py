@@ -1,0 +1,52 @@
+"""Make samples/: synthetic speech (espeak-ng) as a throat microphone would hear it, and the clean speech beside it.
+
+    python scripts/make_sample.py --overwrite
+
+Needs the program espeak-ng. No recording of a person goes into the sample, so it is free of anybody's rights.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from twostage import audio
+from twostage.data.simulate import PRESETS, seeded, simulate
+from twostage.errors import TwoStageError
+
+TEXT = "A microphone on the throat hears every word, and almost nothing of the storm outside. What is missing is the air."
+SAMPLE_RATE = 16000
+SAMPLES = Path(__file__).resolve().parent.parent / "samples"
+
+
+def speak(text: str, path: Path) -> None:
+    command = ["espeak-ng", "-v", "en-us+f3", "-s", "155", "-w", str(path), text]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise TwoStageError(f"espeak-ng could not speak: {error}") from error
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sensor", default="throat", choices=sorted(PRESETS))
+    parser.add_argument("--overwrite", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        speak(TEXT, Path(folder) / "speech.wav")
+        speech, rate = audio.read(Path(folder) / "speech.wav")
+    clean = audio.resample(speech[0], rate, SAMPLE_RATE)
+    clean = clean * 10 ** ((audio.LEVEL - audio.active_level(clean, SAMPLE_RATE)) / 20)
+    body = simulate(clean, SAMPLE_RATE, PRESETS[options.sensor], seeded(0, "sample"))
+    body = body * 10 ** ((audio.LEVEL - audio.active_level(body, SAMPLE_RATE)) / 20)
+    for name, sound in ("clean", clean), (options.sensor, body):
+        audio.write(SAMPLES / f"{name}.flac", sound, SAMPLE_RATE, overwrite=options.overwrite)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except TwoStageError as error:
+        sys.exit(f"make_sample: error: {error}")
