@@ -104,7 +104,9 @@ def test_spectral_normalisation_is_part_of_the_state(sound):
         judge.learn(*sound, 1e-3)
     assert all(
         torch.equal(a, b)
-        for a, b in zip(one.discriminators.state_dict().values(), other.discriminators.state_dict().values(), strict=True)
+        for a, b in zip(
+            one.discriminators.state_dict().values(), other.discriminators.state_dict().values(), strict=True
+        )
     )
 
 
@@ -154,7 +156,7 @@ def test_weights_are_the_factors_of_the_terms(sound):
 def test_the_adaptive_weight_levels_the_gradients_at_the_last_layer(sound):
     weights = VocodingWeights(mel=0.1, fm=0.1)  # small, or the weight would end at its bound of 1e4
     _, seen, _ = run(sound, 1, weights, rate=1e-9, adaptive=True)
-    _, plain, training = run(sound, 0)
+    _, _, training = run(sound, 0)
     values, layer = seen[0], training.model.conv_post.parametrizations.weight.original1
     output = Vocoding(MEL, weights)(training.model, Pair(*sound))
     training.adversary.learn(output.fake, output.real, 1e-9)

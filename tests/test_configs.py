@@ -69,7 +69,11 @@ def test_finetuning_moves_what_it_should_and_nothing_else(
     after = checkpoint.load(tmp_path / "run" / "last.safetensors")
     assert isinstance(before, TwoStage)
     assert after.config == TwoStageConfig(restorer, vocoder)
-    moved = {key.split(".")[0] for key, t in after.state_dict().items() if not torch.allclose(t, before.state_dict()[key], atol=1e-7)}
+    moved = {
+        key.split(".")[0]
+        for key, t in after.state_dict().items()
+        if not torch.allclose(t, before.state_dict()[key], atol=1e-7)
+    }
     assert moved == ({"restorer", "vocoder"} if train == "both" else {train})
 
 
@@ -88,9 +92,14 @@ def test_a_training_begins_with_given_weights(given: list[str], tmp_path: Path) 
 def test_an_adversary_begins_with_another_trainings_judges(given: list[str], tmp_path: Path) -> None:
     base = [*FAST, *given[:2]]
     recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], [*base, f"run={tmp_path / 'one'}"]))
-    borrowed = [f"run={tmp_path / 'two'}", f"adversary.init={tmp_path / 'one' / 'state.pt'}", "adversary.start=9", "seed=3"]
+    borrowed = [
+        f"run={tmp_path / 'two'}",
+        f"adversary.init={tmp_path / 'one' / 'state.pt'}",
+        "adversary.start=9",
+        "seed=3",
+    ]
     recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], [*base, *borrowed]))
-    one, two = (checkpoint.load_state(tmp_path / run / "state.pt")["adversary"]["discriminators"] for run in ("one", "two"))
+    one, two = (
+        checkpoint.load_state(tmp_path / run / "state.pt")["adversary"]["discriminators"] for run in ("one", "two")
+    )
     assert all(torch.equal(one[key], two[key]) for key in one)
-
-

@@ -33,5 +33,7 @@ def test_two_processes_get_the_gradients_of_the_joint_batch(corpus: Path, tmp_pa
         ours, theirs = (s["optimizer"] if which == "optimizer" else s["adversary"]["optimizer"] for s in (one, two))
         for index, moments in ours["state"].items():
             mean, same = moments["exp_avg"], theirs["state"][index]["exp_avg"]  # running means of gradients
-            torch.testing.assert_close(same, mean, rtol=0, atol=float(1e-4 * mean.abs().max() + 1e-7), msg=f"{which} {index}")
+            torch.testing.assert_close(
+                same, mean, rtol=0, atol=float(1e-4 * mean.abs().max() + 1e-7), msg=f"{which} {index}"
+            )
     assert one["best"] == pytest.approx(two["best"], rel=1e-3)

@@ -127,12 +127,21 @@ def by_heart(model, task, pair, weights, steps, *, rate=2e-3, adversary=None):
     seen = []
     config = OptimizerConfig(learning_rate=rate, betas=(0.9, 0.99), ema=0)
     training = Training(model, config, adversary)
-    fit(training, task, iter(lambda: pair, None), weights, steps=steps, report=lambda _, p: seen.append(float(p.values["mel"])))
+    fit(
+        training,
+        task,
+        iter(lambda: pair, None),
+        weights,
+        steps=steps,
+        report=lambda _, p: seen.append(float(p.values["mel"])),
+    )
     return seen[0], seen[-1]
 
 
 def test_stage_one_learns_one_batch_by_heart(pair):
-    first, last = by_heart(Restorer(RESTORER), Restoring(MEL, RestoringWeights()), pair, RestoringWeights(), 80, rate=5e-3)
+    first, last = by_heart(
+        Restorer(RESTORER), Restoring(MEL, RestoringWeights()), pair, RestoringWeights(), 80, rate=5e-3
+    )
     assert last < 0.4 * first
 
 

@@ -32,7 +32,7 @@ Precision = Callable[[], AbstractContextManager[object]]
 
 @dataclass(frozen=True)
 class AdversaryConfig:
-    """``start``: steps of content losses alone before it joins. ``generator_steps``: the generator's, for one of its own.
+    """``start``: steps of content losses alone before it joins. ``generator_steps``: the generator's to one of its own.
 
     ``adaptive`` scales the adversarial loss so that its gradient at the generator's last layer is as long as that of
     all other losses together, before its weight (Esser et al., VQGAN, 2021). ``init``: another training's state whose

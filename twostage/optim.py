@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW

@@ -140,6 +140,7 @@ def _train(settings: RunConfig, plan: Plan, state: dict[str, Any] | None) -> Non
     held_out = examples(
         read_manifest(*data.valid), data, items=valid.items, seconds=valid.seconds, hop_length=hop_length
     )
+    _check_best(valid.best, held_out)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     with team(settings.device) as mates, Interruption().watch() as interruption:
@@ -171,6 +172,13 @@ def _train(settings: RunConfig, plan: Plan, state: dict[str, Any] | None) -> Non
                     settings, log, placed, estimate=plan.estimate, mel=plan.mel, interruption=interruption
                 )
                 fit(training, plan.task, feed, plan.weights, report=monitor, **how)
+
+
+def _check_best(best: str, held_out: list[Example]) -> None:
+    """Raise ConfigError if ``best`` is of one kind of pairs and all are of one kind."""
+    if best.endswith(("_real", "_simulated")) and len({example.real for example in held_out}) == 1:
+        kind = "real" if held_out[0].real else "simulated"
+        raise ConfigError(f"valid.best is {best!r}, but all held-out pairs are {kind}: leave the ending out")
 
 
 def _training(settings: RunConfig, plan: Plan, mates: Team, state: dict[str, Any] | None) -> Training:

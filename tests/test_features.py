@@ -1,0 +1,103 @@
+"""Claims about log-mels: librosa's values, an exact count of frames, and settings that cannot be."""
+
+from dataclasses import replace
+
+import librosa
+import numpy as np
+import pytest
+import torch
+
+from twostage.errors import ConfigError
+from twostage.features import LogMel, MelConfig, Stft
+
+SMALL = MelConfig(sample_rate=8000, n_fft=128, win_length=128, hop_length=32, n_mels=16, fmax=4000)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MelConfig(),
+        MelConfig(sample_rate=22050, fmax=8000, n_mels=64),
+        MelConfig(n_fft=512, win_length=400, hop_length=128, fmin=50, fmax=7000, n_mels=40),
+    ],
+)
+def test_log_mels_are_librosas(speech, config):
+    audio = speech(9000)
+    side = (config.n_fft - config.hop_length) // 2
+    whole = audio[: len(audio) // config.hop_length * config.hop_length]
+    power = librosa.feature.melspectrogram(
+        y=np.pad(whole, side, mode="reflect"),
+        sr=config.sample_rate,
+        n_fft=config.n_fft,
+        win_length=config.win_length,
+        hop_length=config.hop_length,
+        n_mels=config.n_mels,
+        fmin=config.fmin,
+        fmax=config.fmax,
+        power=1,
+        center=False,
+    )
+    ours = LogMel(config)(torch.from_numpy(audio)[None, None])[0].numpy()
+    np.testing.assert_allclose(ours, np.log(np.maximum(power, config.clamp)), atol=1e-4)
+
+
+def test_every_length_gives_exactly_its_frames():
+    mel, hop = LogMel(SMALL), SMALL.hop_length
+    for length in range(3 * hop + 1):
+        assert mel(torch.randn(2, 1, length)).shape == (2, 16, length // hop), length
+
+
+def test_samples_beyond_the_last_whole_hop_do_not_matter():
+    mel, audio = LogMel(SMALL), torch.randn(1, 1, 10 * 32)
+    assert torch.equal(mel(torch.cat([audio, torch.randn(1, 1, 31)], -1)), mel(audio))
+
+
+def test_silence_is_the_clamp_and_has_a_finite_gradient():
+    audio = torch.zeros(1, 1, 512, requires_grad=True)
+    mel = LogMel(SMALL)(audio)
+    torch.testing.assert_close(mel, torch.full_like(mel, np.log(1e-5)))
+    mel.sum().backward()
+    assert audio.grad.isfinite().all()
+
+
+def test_autocast_leaves_log_mels_exact():
+    audio = torch.randn(1, 1, 512)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(LogMel(SMALL)(audio), LogMel(SMALL)(audio.float()))
+        assert LogMel(SMALL)(audio).dtype == torch.float32
+
+
+def test_there_is_nothing_in_the_state():
+    assert LogMel(SMALL).state_dict() == {}
+
+
+def test_a_magnitude_is_that_of_the_tone():
+    tone = torch.sin(2 * torch.pi * 1000 * torch.arange(8000) / 16000)[None, None]
+    spectrum = Stft(512, 128)(tone)[0, :, 20]
+    assert spectrum.argmax() == 1000 * 512 // 16000
+    torch.testing.assert_close(spectrum.max(), torch.tensor(512 / 4.0), rtol=1e-3, atol=0)  # half the window's sum
+
+
+def test_a_difference_names_its_fields():
+    one = MelConfig()
+    assert one.difference(one) == ""
+    assert (
+        one.difference(replace(one, fmax=7000.0, n_mels=64)) == "mel.n_mels is 80 and 64, mel.fmax is 8000.0 and 7000.0"
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"n_mels": 0},
+        {"win_length": 2048},
+        {"hop_length": 2048},
+        {"hop_length": 255},
+        {"fmax": 9000.0},
+        {"fmin": -1.0},
+        {"clamp": 0.0},
+    ],
+)
+def test_settings_that_cannot_be_name_the_field(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        MelConfig(**settings)

@@ -1,0 +1,38 @@
+"""Claims about weight normalisation and reach."""
+
+import pytest
+import torch
+from torch import nn
+
+from twostage.nn.layers import fold_weight_norm, reach, weight_norm
+
+
+@pytest.mark.parametrize("layer", [nn.Conv1d(3, 4, 5), nn.ConvTranspose1d(3, 4, 4, 2), nn.Conv2d(2, 3, 3)])
+def test_normalising_and_folding_keep_the_output(layer):
+    x = torch.randn(2, layer.in_channels, *[12] * (layer.weight.ndim - 2))
+    before = layer(x)
+    normalised = weight_norm(layer)
+    torch.testing.assert_close(normalised(x), before)
+    assert {name for name, _ in normalised.named_parameters()} == {
+        "bias",
+        "parametrizations.weight.original0",
+        "parametrizations.weight.original1",
+    }
+    torch.testing.assert_close(fold_weight_norm(normalised)(x), before)
+
+
+def test_a_given_deviation_is_drawn():
+    torch.manual_seed(0)
+    assert float(weight_norm(nn.Conv1d(64, 64, 9), 0.01).weight.std()) == pytest.approx(0.01, rel=0.05)
+
+
+@pytest.mark.parametrize(("layers", "steps"), [([], 0), ([(3, 1)], 1), ([(3, 1), (3, 3), (3, 5)], 9), ([(11, 5)], 25)])
+def test_reach(layers, steps):
+    assert reach(layers) == steps
+    stack = nn.Sequential(*(nn.Conv1d(1, 1, k, dilation=d, padding=(k - 1) * d // 2, bias=False) for k, d in layers))
+    for weight in stack.parameters():
+        nn.init.ones_(weight)
+    pulse = torch.zeros(1, 1, 101)
+    pulse[..., 50] = 1
+    touched = stack(pulse)[0, 0].nonzero().flatten().tolist()
+    assert (touched[0], touched[-1]) == (50 - steps, 50 + steps)

@@ -1,0 +1,81 @@
+"""Claims about losses: values worked out by hand, zeros where things agree, gradients that can be used."""
+
+import pytest
+import torch
+
+from twostage import losses
+from twostage.features import LogMel, MelConfig
+
+
+def maps(*logits: float) -> list[list[torch.Tensor]]:
+    """One judge a logit, with a hidden map of twice the logit before it."""
+    return [[torch.full((2, 3), 2 * logit), torch.full((2, 4), logit)] for logit in logits]
+
+
+@pytest.mark.parametrize(
+    ("loss", "value"),
+    [
+        (losses.least_squares_real_fake(maps(0.8, 0.5), maps(0.1, -0.5)), 0.04 + 0.01 + 0.25 + 0.25),
+        (losses.least_squares_fool(maps(0.1, -0.5)), 0.81 + 2.25),
+        (losses.hinge_real_fake(maps(0.8, 2.0), maps(0.1, -3.0)), 0.2 + 1.1 + 0 + 0),
+        (losses.hinge_fool(maps(0.1, -0.5)), -0.1 + 0.5),
+        (losses.feature_matching(maps(1.0, 2.0), maps(0.5, 2.5)), 1.0 + 1.0),
+        (losses.mel_l1(torch.zeros(1, 2, 2), torch.tensor([[[1.0, 2.0], [3.0, -4.0]]])), 2.5),
+        (losses.delta_l1(torch.zeros(1, 2, 2), torch.tensor([[[1.0, 2.0], [3.0, -4.0]]])), 4.0 + 4.0),
+    ],
+)
+def test_values_by_hand(loss, value):
+    assert float(loss) == pytest.approx(value, rel=1e-6)
+
+
+def test_feature_matching_gives_the_real_side_no_gradient():
+    real, fake = torch.ones(2, 3, requires_grad=True), torch.zeros(2, 3, requires_grad=True)
+    losses.feature_matching([[real, real]], [[fake, fake]]).backward()
+    assert real.grad is None
+    assert fake.grad is not None
+
+
+def test_the_stft_loss_is_zero_for_equals_and_grows():
+    loss, audio = losses.MultiResolutionStft((64, 128)), torch.randn(2, 1, 1024)
+    noise = torch.randn(2, 1, 1024)
+    assert float(loss(audio, audio)) == 0
+    values = [float(loss(audio + amount * noise, audio)) for amount in (0.01, 0.1, 1.0)]
+    assert values == sorted(values)
+    assert values[0] > 0
+
+
+def test_the_stft_loss_of_half_the_amplitude_is_known():
+    audio = torch.randn(1, 1, 4096)
+    # half is missing of the norm, and the logarithm of two of every magnitude
+    assert float(losses.MultiResolutionStft((64, 128))(audio / 2, audio)) == pytest.approx(0.5 + 0.6931, abs=1e-3)
+
+
+def test_the_stft_loss_has_a_gradient_at_silence():
+    fake = torch.zeros(1, 1, 512, requires_grad=True)
+    losses.MultiResolutionStft((64,))(fake, torch.randn(1, 1, 512)).backward()
+    assert fake.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("content", "adversarial", "weight"), [(6.0, 2.0, 3.0), (1.0, 0.0, 1e4), (0.0, 1.0, 0.0)])
+def test_the_adaptive_weight_is_the_ratio_of_gradients(content, adversarial, weight):
+    layer = torch.ones(1, requires_grad=True)
+    found = losses.adaptive_weight(content * layer.sum(), adversarial * layer.sum(), layer)
+    assert float(found) == pytest.approx(weight, rel=1e-3)
+    assert not found.requires_grad
+
+
+def test_intelligibility_is_zero_for_equals_and_falls_with_noise(speech):
+    mel = LogMel(MelConfig())
+    clean = torch.from_numpy(speech(32000))[None, None]
+    loss = losses.Intelligibility(MelConfig())
+    assert float(loss(mel(clean), mel(clean))) == pytest.approx(0, abs=1e-3)
+    values = [float(loss(mel(clean + level * torch.randn_like(clean)), mel(clean))) for level in (0.003, 0.03, 0.3)]
+    assert values == sorted(values)
+    assert 0 < values[0] < values[-1] <= 2
+
+
+def test_intelligibility_does_not_hear_the_level(speech):
+    mel = LogMel(MelConfig())(torch.from_numpy(speech(16000))[None, None])
+    other = mel + 0.3 * torch.randn_like(mel)
+    loss = losses.Intelligibility(MelConfig())
+    torch.testing.assert_close(loss(other + 0.5, mel), loss(other, mel), atol=1e-3, rtol=0)

@@ -1,0 +1,93 @@
+"""Claims about the restorer: shapes of every length, folding, its start, and how far it sees."""
+
+import math
+
+import pytest
+import torch
+
+from twostage.errors import ConfigError
+from twostage.features import MelConfig
+from twostage.restorer import Restorer, RestorerConfig
+
+MEL = MelConfig(n_mels=16)
+TINY = [
+    RestorerConfig(mel=MEL, channels=(4, 8), time_strides=(2,), blocks=1, dilations=(1,)),
+    RestorerConfig(mel=MEL, channels=(4, 6, 8), time_strides=(1, 2), blocks=2, dilations=(1, 2)),
+    RestorerConfig(mel=MEL, channels=(4, 6, 8), time_strides=(2, 2), blocks=1, dilations=(3,), output="mapping"),
+]
+
+
+def lively(config: RestorerConfig) -> Restorer:
+    """A folded restorer of random weights that passes its input on at every layer, in double precision."""
+    torch.manual_seed(0)
+    model = Restorer(config).fold().double().eval().requires_grad_(False)
+    for name, weight in model.named_parameters():
+        fan = weight[0].numel() if weight.ndim > 1 else 1
+        weight.copy_(torch.randn_like(weight) * (0.1 if name.endswith("bias") else fan**-0.5))
+    return model
+
+
+@pytest.mark.parametrize("config", TINY)
+@pytest.mark.parametrize("frames", [1, 2, 3, 5, 8])
+def test_every_number_of_frames_is_kept(config, frames):
+    mel = torch.randn(2, 16, frames) - 6
+    assert Restorer(config)(mel).shape == mel.shape
+
+
+@pytest.mark.parametrize("config", TINY)
+def test_folding_keeps_the_output(config):
+    torch.manual_seed(0)
+    model, mel = Restorer(config).eval(), torch.randn(1, 16, 9) - 6
+    before = model(mel)
+    torch.testing.assert_close(model.fold()(mel), before, atol=1e-5, rtol=0)
+    assert not any("parametrizations" in key for key in model.state_dict())
+
+
+def test_the_mask_begins_as_one_small_gain():
+    torch.manual_seed(0)
+    mel = torch.randn(1, 16, 20) - 6
+    mask = Restorer(TINY[0])(mel) - mel
+    assert mask.abs().max() < 1
+    assert mask.std() < 0.01
+
+
+def test_nothing_lies_below_the_clamp():
+    restored = lively(TINY[0])(torch.full((1, 16, 8), math.log(1e-5), dtype=torch.float64))
+    assert restored.min() >= math.log(1e-5)
+
+
+@pytest.mark.parametrize("config", TINY)
+def test_a_frame_reaches_its_context_and_no_further(config):
+    model = lively(config)
+    frames = 2 * model.context + 3 * model.stride
+    mel = torch.randn(1, 16, frames, dtype=torch.float64)
+    for place in range(model.context, model.context + model.stride):
+        other = mel.clone()
+        other[..., place] += 1
+        changed = (model(mel) != model(other))[0].any(0).nonzero().flatten()
+        assert place - int(changed[0]) <= model.context
+        assert int(changed[-1]) - place <= model.context
+
+
+@pytest.mark.parametrize("config", TINY)
+def test_a_window_at_a_multiple_of_the_stride_equals_the_whole(config):
+    model = lively(config)
+    start = -(-model.context // model.stride) * model.stride
+    mel = torch.randn(1, 16, 2 * start + 12, dtype=torch.float64)
+    whole, window = model(mel), model(mel[..., model.stride :])
+    torch.testing.assert_close(window[..., start - model.stride :], whole[..., start:])
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"channels": (4, 8)}, "there must be one stride between two levels"),
+        ({"blocks": 0}, "must be at least 1"),
+        ({"mel": MelConfig(n_mels=40, hop_length=256)}, "mel.n_mels is 40, must divide by 16"),
+        ({"output": "sigmoid"}, "restorer.output is 'sigmoid', must be 'mask' or 'mapping'"),
+    ],
+)
+def test_settings_that_cannot_be_name_the_field(settings, what):
+    sizes = {"channels": (4, 4, 4, 4, 4), "time_strides": (1, 2, 2, 1)}
+    with pytest.raises(ConfigError, match=what):
+        RestorerConfig(**{**sizes, **settings})

@@ -1,0 +1,172 @@
+"""Claims about the loop and what surrounds it: reports, averages, best weights, logs, and stopping at nonsense."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from twostage import checkpoint, recipes
+from twostage.config import RestorerRun, VocoderRun, load_config
+from twostage.data.manifest import read_manifest
+from twostage.data.pairs import Pair, PairConfig
+from twostage.errors import ConfigError, TwoStageError
+from twostage.features import MelConfig
+from twostage.logs import RunLog, coloured
+from twostage.optim import OptimizerConfig
+from twostage.restorer import Restorer, RestorerConfig
+from twostage.tasks import Restoring, RestoringWeights
+from twostage.trainer import Training, fit
+from twostage.validation import examples
+from twostage.vocoder import Vocoder
+
+MEL = MelConfig(n_mels=16)
+
+
+def training(**optimizing) -> Training:
+    torch.manual_seed(0)
+    model = Restorer(RestorerConfig(mel=MEL, channels=(4, 8), time_strides=(2,), blocks=1, dilations=(1,)))
+    return Training(model, OptimizerConfig(**optimizing))
+
+
+def pairs():
+    while True:
+        yield Pair(torch.randn(1, 1, 1024), torch.randn(1, 1, 1024))
+
+
+def test_every_step_is_reported_and_counted():
+    one, seen = training(), []
+    fit(
+        one,
+        Restoring(MEL, RestoringWeights()),
+        pairs(),
+        RestoringWeights(),
+        steps=3,
+        report=lambda t, p: seen.append((t.step, p)),
+    )
+    assert [step for step, _ in seen] == [1, 2, 3]
+    assert all(p.values.keys() == {"loss", "mel", "grad"} and 0 <= p.waited <= p.seconds for _, p in seen)
+
+
+def test_the_averaged_weights_follow_the_weights():
+    one = training(ema=0.0)
+    fit(one, Restoring(MEL, RestoringWeights()), pairs(), RestoringWeights(), steps=2)
+    for key, tensor in one.model.state_dict().items():
+        torch.testing.assert_close(one.ema.state_dict()[key], tensor)
+    assert not any(p.requires_grad for p in one.ema.parameters())
+
+
+def test_a_batch_comes_first_for_the_step_that_is_next():
+    one, taken = training(), []
+    one.step = 2
+    fit(
+        one,
+        Restoring(MEL, RestoringWeights()),
+        (taken.append(1) or pair for pair in pairs()),
+        RestoringWeights(),
+        steps=5,
+    )
+    assert len(taken) == 3
+
+
+@pytest.fixture
+def given(corpus: Path, tmp_path: Path) -> list[str]:
+    fast = ["steps=4", "save=2", "report=2", "valid.every=2", "data.samples=2048"]
+    return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={tmp_path / 'run'}", *fast]
+
+
+def test_a_run_tells_all_its_channels(given, tmp_path):
+    recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], given))
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} == {
+        *("config.yaml", "log.jsonl", "state.pt", "best.safetensors", "last.safetensors", "tensorboard"),
+    }
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [(row["kind"], row["step"]) for row in rows] == [("train", 2), ("valid", 2), ("train", 4), ("valid", 4)]
+    assert rows[0].keys() >= {
+        "loss",
+        "mel",
+        "adv",
+        "fm",
+        "disc",
+        "grad",
+        "learning_rate",
+        "steps_per_second",
+        "data_share",
+    }
+    board = EventAccumulator(str(run / "tensorboard"), {"images": 0, "audio": 0}).Reload().Tags()
+    assert set(board["scalars"]) >= {"train/loss", "valid/mel_l1"}
+    assert set(board["images"]) == {"held_out_0", "held_out_1"}
+    assert set(board["audio"]) >= {"held_out_0/made", "held_out_0/degraded", "held_out_0/clean"}
+
+
+def test_the_best_weights_are_those_of_the_best_score(given, tmp_path):
+    recipes.train_vocoder(
+        load_config(VocoderRun, ["vocoder", "tiny"], [*given, "steps=8", "optimizer.learning_rate=0.02"])
+    )
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    scores = {row["step"]: row["mel_l1"] for row in rows if row["kind"] == "valid"}
+    assert len(scores) == 4
+    kept = checkpoint.read_header(tmp_path / "run" / "best.safetensors").provenance
+    assert kept["steps"] == min(scores, key=scores.get)
+    assert kept["held_out"]["mel_l1"] == pytest.approx(min(scores.values()), abs=1e-4)
+    assert checkpoint.load_state(tmp_path / "run" / "state.pt")["best"] == pytest.approx(min(scores.values()), abs=1e-4)
+
+
+def test_stage_one_is_heard_through_a_vocoder(given, paired_corpus, corpus, tmp_path):
+    vocoder = load_config(VocoderRun, ["vocoder", "tiny"], given).vocoder
+    checkpoint.save(tmp_path / "v.safetensors", Vocoder(vocoder), provenance={})
+    both = [
+        f"data.valid=[{corpus},{paired_corpus}]",
+        "valid.items=9",
+        "valid.metrics=[mel_l1,lsd]",
+        "valid.best=lsd_real",
+    ]
+    listener = f"valid.vocoder={tmp_path / 'v.safetensors'}"
+    recipes.train_restorer(load_config(RestorerRun, ["restorer", "tiny"], [*given, *both, listener]))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    names = {f"{name}{kind}" for name in ("mel_l1", "lsd") for kind in ("", "_real", "_simulated")}
+    assert names <= rows[1].keys()
+
+
+def test_held_out_speech_is_the_same_each_time(corpus):
+    entries, config = read_manifest(corpus), PairConfig()
+    one, other = (examples(entries, config, items=2, seconds=0.5, hop_length=256) for _ in range(2))
+    assert [e.name for e in one] == [e.name for e in other]
+    assert all(torch.equal(a.degraded, b.degraded) for a, b in zip(one, other, strict=True))
+    assert all(e.clean.shape == e.degraded.shape == (1, 1, 31 * 256) for e in one)
+    assert not torch.equal(one[0].degraded, one[0].clean)
+
+
+def test_weights_that_are_not_finite_are_never_kept(given, tmp_path):
+    bad = load_config(RestorerRun, ["restorer", "tiny"], [*given, "optimizer.learning_rate=1e30", "optimizer.warmup=0"])
+    with pytest.raises(TwoStageError, match=r"run: \w+ is not finite at step \d, stopped before it was kept"):
+        recipes.train_restorer(bad)
+    assert not (tmp_path / "run" / "state.pt").exists()
+
+
+def test_a_metric_that_was_not_measured_cannot_be_the_best(given):
+    settings = load_config(RestorerRun, ["restorer", "tiny"], [*given, "valid.best=mel_l1_real"])
+    with pytest.raises(ConfigError, match=r"valid\.best is 'mel_l1_real', but all held-out pairs are simulated"):
+        recipes.train_restorer(settings)
+
+
+def test_a_log_drops_what_came_after_the_state(tmp_path):
+    log = RunLog(tmp_path, console=io.StringIO())
+    for step in (1, 2, 3):
+        log.scalars(step, {"loss": 0.5}, "train")
+    log.close()
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "ki')  # a run that was killed
+    RunLog(tmp_path, 2, console=io.StringIO()).close()
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_a_picture_is_dark_at_low_and_bright_at_high():
+    picture = coloured(np.array([[-1.0, 0.0, 5.0]], np.float32), low=0, high=1)
+    assert picture.shape == (3, 1, 3)
+    assert picture[:, 0, 0].sum() == picture[:, 0, 1].sum() < 0.05
+    assert picture[:, 0, 2].sum() > 2

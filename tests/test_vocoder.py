@@ -1,0 +1,90 @@
+"""Claims about the vocoder: sizes of the paper, exact lengths, folding, and how far it sees."""
+
+import pytest
+import torch
+
+from twostage.errors import ConfigError
+from twostage.features import MelConfig
+from twostage.vocoder import Vocoder, VocoderConfig
+
+MEL = MelConfig(n_mels=8)
+TINY = [
+    VocoderConfig(mel=MEL, upsample_initial_channel=16, resblock_kernel_sizes=(3,), resblock_dilation_sizes=((1, 3),)),
+    VocoderConfig(
+        mel=MEL,
+        upsample_rates=(8, 8, 4),
+        upsample_kernel_sizes=(16, 16, 8),
+        upsample_initial_channel=16,
+        resblock=2,
+        resblock_kernel_sizes=(3, 7),
+        resblock_dilation_sizes=((1, 2), (3, 12)),
+    ),
+    VocoderConfig(
+        mel=MEL,
+        upsample_rates=(16, 16),
+        upsample_kernel_sizes=(48, 16),
+        upsample_initial_channel=8,
+        resblock_kernel_sizes=(11,),
+        resblock_dilation_sizes=((1, 5),),
+    ),
+]
+
+
+def lively(config: VocoderConfig) -> Vocoder:
+    """A folded vocoder of random weights that passes its input on at every layer, in double precision."""
+    torch.manual_seed(0)
+    model = Vocoder(config).fold().double().eval().requires_grad_(False)
+    for name, weight in model.named_parameters():
+        fan = weight[0].numel() if weight.ndim > 1 else 1
+        weight.copy_(torch.randn_like(weight) * (0.1 if name.endswith("bias") else fan**-0.5))
+    return model
+
+
+@pytest.mark.parametrize("config", TINY)
+@pytest.mark.parametrize("frames", [1, 2, 3, 17])
+def test_frames_become_exactly_hop_length_samples_each(config, frames):
+    audio = Vocoder(config)(torch.randn(2, 8, frames))
+    assert audio.shape == (2, 1, frames * 256)
+    assert audio.abs().max() <= 1
+
+
+@pytest.mark.parametrize("config", TINY)
+def test_folding_keeps_the_output(config):
+    torch.manual_seed(0)
+    model, mel = Vocoder(config).eval(), torch.randn(1, 8, 9)
+    before, keys = model(mel), set(model.state_dict())
+    torch.testing.assert_close(model.fold()(mel), before, atol=1e-5, rtol=0)
+    assert any("parametrizations" in key for key in keys)
+    assert not any("parametrizations" in key for key in model.state_dict())
+    assert model.fold() is model  # twice is once
+
+
+@pytest.mark.parametrize("config", TINY)
+def test_a_frame_reaches_its_context_and_not_a_frame_further(config):
+    model = lively(config)
+    length, place = 2 * model.context + 21, model.context + 10
+    mel = torch.randn(1, 8, length, dtype=torch.float64)
+    other = mel.clone()
+    other[..., place] += 1
+    changed = (model(mel) != model(other))[0, 0].view(length, 256).any(1).nonzero().flatten()
+    reach = max(place - int(changed[0]), int(changed[-1]) - place)
+    assert reach <= model.context
+    assert reach >= model.context - 1  # and the bound is not idle
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"upsample_rates": (8, 8, 2)}, "vocoder.upsample_rates multiply to 128, mel.hop_length is 256"),
+        ({"upsample_kernel_sizes": (16, 16, 4)}, "upsample_kernel_sizes and vocoder.upsample_rates differ in length"),
+        ({"upsample_kernel_sizes": (16, 16, 4, 5)}, "vocoder.upsample_kernel_sizes: 5 must"),
+        ({"resblock_kernel_sizes": (3,)}, "differ in length"),
+        ({"resblock_kernel_sizes": (3, 4)}, "must be odd"),
+        ({"resblock": 3}, "vocoder.resblock is 3, must be 1 or 2"),
+        ({"upsample_initial_channel": 40}, "vocoder.upsample_initial_channel is 40, must divide by 16"),
+    ],
+)
+def test_settings_that_cannot_be_name_the_field(settings, what):
+    dilations = {"resblock_dilation_sizes": ((1, 3), (1, 3)), "resblock_kernel_sizes": (3, 7)}
+    with pytest.raises(ConfigError, match=what):
+        VocoderConfig(**{**dilations, **settings})
