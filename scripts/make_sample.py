@@ -15,7 +15,9 @@ from twostage import audio
 from twostage.data.simulate import PRESETS, seeded, simulate
 from twostage.errors import TwoStageError
 
-TEXT = "A microphone on the throat hears every word, and almost nothing of the storm outside. What is missing is the air."
+TEXT = (
+    "A microphone on the throat hears every word, and almost nothing of the storm outside. What is missing is the air."
+)
 SAMPLE_RATE = 16000
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 
