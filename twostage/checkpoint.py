@@ -67,13 +67,17 @@ def load(*paths: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     No path is the default model. One path is the name of a shipped model, a folder of weights or a file; a restorer's
     file and a vocoder's, in any order, make a TwoStage. Raises CheckpointError, one line that names the file.
     """
-    return fold_weight_norm(load_for_training(*paths)).eval().requires_grad_(False).to(device)
+    return _load(paths, folded=True).eval().requires_grad_(False).to(device)
 
 
 def load_for_training(*paths: str | Path) -> nn.Module:
     """The same enhancer with weight normalisation, on the CPU, all of its weights ready to learn."""
+    return _load(paths, folded=False)
+
+
+def _load(paths: tuple[str | Path, ...], *, folded: bool) -> nn.Module:
     files = [file for path in paths or (DEFAULT,) for file in _files(path)]
-    models = {str(file): load_stage(file) for file in files}
+    models = {str(file): load_stage(file, folded=folded) for file in files}
     model = next(iter(models.values())) if len(models) == 1 else _join(models)
     if kind_of(model) not in ENHANCERS:
         other = "restorer" if isinstance(model, Vocoder) else "vocoder"
@@ -81,8 +85,8 @@ def load_for_training(*paths: str | Path) -> nn.Module:
     return model
 
 
-def load_stage(path: str | Path) -> nn.Module:
-    """Whatever model one file or folder holds, with weight normalisation, ready for further training."""
+def load_stage(path: str | Path, *, folded: bool = False) -> nn.Module:
+    """Whatever model one file or folder holds, on the CPU; with weight normalisation unless ``folded``."""
     file = _only(path)
     header, tensors = read_header(file), _tensors(file)
     config_class, module = KINDS[header.kind]
@@ -90,6 +94,7 @@ def load_stage(path: str | Path) -> nn.Module:
         model = module(build(config_class, header.config, header.kind))
     except (ConfigError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{file}: settings inside do not make a {header.kind}: {error}") from None
+    model = fold_weight_norm(model) if folded else model  # before, so that plain weights arrive bit by bit
     assign(model, tensors, str(file))
     return model
 

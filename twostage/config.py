@@ -21,6 +21,7 @@ from twostage.schema import build
 from twostage.tasks import FinetuningWeights, RestoringWeights, VocodingWeights
 from twostage.vocoder import VocoderConfig
 
+SETTINGS = "config.yaml"  # in the directory of a training
 SHIPPED = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
 # what may differ between a training and its resumption: where things are, how long and how often
 FREE = {

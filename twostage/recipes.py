@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from twostage import audio, checkpoint
 from twostage.adversary import Adversary, AdversaryConfig, Precision
 from twostage.config import (
+    SETTINGS,
     TRAINABLE,
     FinetuneRun,
     RestorerRun,
@@ -35,8 +36,6 @@ from twostage.tasks import Finetuning, Restoring, Vocoding, Weights
 from twostage.trainer import Training, fit
 from twostage.validation import Estimate, Estimator, Example, examples
 from twostage.vocoder import Vocoder
-
-SETTINGS = "config.yaml"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     from twostage.config import FinetuneRun
-    from twostage.recipes import finetune
 
-    return training.run(args, FinetuneRun, finetune)
+    settings = training.settings(args, FinetuneRun)
+    from twostage.recipes import finetune  # after the settings: a mistake in them shows sooner
+
+    finetune(settings, resume=args.resume)
+    return 0

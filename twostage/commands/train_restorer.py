@@ -17,6 +17,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     from twostage.config import RestorerRun
-    from twostage.recipes import train_restorer
 
-    return training.run(args, RestorerRun, train_restorer)
+    settings = training.settings(args, RestorerRun)
+    from twostage.recipes import train_restorer  # after the settings: a mistake in them shows sooner
+
+    train_restorer(settings, resume=args.resume)
+    return 0

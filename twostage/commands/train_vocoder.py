@@ -18,6 +18,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     from twostage.config import VocoderRun
-    from twostage.recipes import train_vocoder
 
-    return training.run(args, VocoderRun, train_vocoder)
+    settings = training.settings(args, VocoderRun)
+    from twostage.recipes import train_vocoder  # after the settings: a mistake in them shows sooner
+
+    train_vocoder(settings, resume=args.resume)
+    return 0

@@ -1,9 +1,13 @@
 """What the commands that train have in common."""
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from twostage.config import RunConfig
+
+S = TypeVar("S", bound="RunConfig")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -20,11 +24,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the training in DIR, if it has begun")
 
 
-def run(args: Namespace, schema: type[Any], train: Callable[..., None]) -> int:
-    """Read the settings and train. A resumed training without CONFIG takes the settings that it began with."""
-    from twostage.config import load_config
+def settings(args: Namespace, schema: type[S]) -> S:
+    """The settings of a training. One that goes on without CONFIG takes those that it began with."""
+    from twostage.config import SETTINGS, load_config
     from twostage.errors import ConfigError
-    from twostage.recipes import SETTINGS
 
     files = [text for text in args.settings if "=" not in text]
     overrides = [text for text in args.settings if "=" in text] + ([f"run={args.directory}"] if args.directory else [])
@@ -32,5 +35,4 @@ def run(args: Namespace, schema: type[Any], train: Callable[..., None]) -> int:
         files = [str(begun)]
     if not files:
         raise ConfigError("give a YAML file of settings, such as those in configs/, or --resume with --run DIR")
-    train(load_config(schema, files, overrides), resume=args.resume)
-    return 0
+    return load_config(schema, files, overrides)
