@@ -12,7 +12,7 @@ from twostage.restorer import Restorer
 from twostage.vocoder import Vocoder
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-OVERLAYS = {"tiny", "hifigan_v1", "hifigan_v2", "hifigan_v3"}
+OVERLAYS = {"tiny", "adapt", "hifigan_v1", "hifigan_v2", "hifigan_v3"}
 FAST = ["steps=2", "save=1", "report=1", "valid.every=2", "data.samples=2048"]
 
 
@@ -103,3 +103,14 @@ def test_an_adversary_begins_with_another_trainings_judges(given: list[str], tmp
         checkpoint.load_state(tmp_path / run / "state.pt")["adversary"]["discriminators"] for run in ("one", "two")
     )
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_restorer_adapts_to_pairs(given: list[str], corpus: Path, paired_corpus: Path, tmp_path: Path) -> None:
+    first = load_config(RestorerRun, ["restorer", "tiny"], given)
+    torch.manual_seed(0)
+    checkpoint.save(tmp_path / "r.safetensors", Restorer(first.restorer), provenance={})
+    pairs = [f"init={tmp_path / 'r.safetensors'}", f"data.train=[{corpus},{paired_corpus}]", "threads=1"]
+    settings = load_config(RestorerRun, ["restorer", "tiny", "adapt"], [*given, *FAST, *pairs])
+    assert settings.data.real_share == 0.5
+    recipes.train_restorer(settings)
+    assert checkpoint.read_header(tmp_path / "run" / "last.safetensors").provenance["steps"] == 2
