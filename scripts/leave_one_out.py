@@ -1,6 +1,6 @@
 """Score a restorer's adaptation to a sensor on speakers that it has not heard, one training a speaker left out.
 
-    python scripts/leave_one_out.py --pairs pairs.csv --clean train.csv --init RESTORER --vocoder VOCODER -o results/loo
+    python scripts/leave_one_out.py --pairs pairs.csv --clean train.csv --init default --vocoder default -o results/loo
 
 For each speaker of the pairs: fit the sensor to the other speakers, adapt the restorer to it (configs/adapt.yaml), and
 evaluate on the speaker that was left out; then one table of all. Goes on where it was stopped.
@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from twostage import checkpoint
 from twostage.cli import main as twostage
 from twostage.data.manifest import read_manifest
 from twostage.errors import TwoStageError
@@ -23,7 +24,7 @@ def step(*arguments: object) -> None:
         sys.exit(code)
 
 
-def speaker_out(speaker: str, options: argparse.Namespace) -> Path:
+def speaker_out(speaker: str, vocoder: Path, options: argparse.Namespace) -> Path:
     """Train without ``speaker`` and score on it; the folder of the scores."""
     folder: Path = options.output / speaker
     sensor, weights = folder / "sensor.yaml", folder / "run" / "last.safetensors"
@@ -31,14 +32,15 @@ def speaker_out(speaker: str, options: argparse.Namespace) -> Path:
     if not sensor.exists():
         step("fit-sensor", options.pairs, "--exclude-speaker", speaker, "-o", sensor)
     step(
-        *("train-restorer", "restorer", "adapt", f"init={options.init}", f"run={folder / 'run'}", "--resume"),
-        *(f"data.train=[{options.clean},{options.pairs}]", f"data.exclude_speakers=[{speaker}]"),
+        *("train-restorer", "restorer", "adapt", f"init={options.init}", f"run={folder / 'run'}"),
+        *(f"data.train=[{options.clean},{options.pairs}]", f"data.exclude_speakers=['{speaker}']"),
         *(f"data.valid=[{options.clean}]", f"data.sensors=[{sensor},in-ear,forehead,temple,eben]", *options.settings),
+        "--resume",
     )
     scores = folder / "scores"
     step(
         *("evaluate", "--pairs", options.pairs, "--only-speaker", speaker, "-o", scores),
-        *("--model", f"{options.label}={weights}", options.vocoder, *options.evaluate.split()),
+        *("--model", f"{options.label}={weights}", vocoder, *options.evaluate.split()),
     )
     return scores
 
@@ -47,15 +49,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", required=True, help="manifest of pairs")
     parser.add_argument("--clean", required=True, help="manifest of clean speech")
-    parser.add_argument("--init", required=True, help="the restorer to adapt")
-    parser.add_argument("--vocoder", required=True, help="weights of the vocoder")
+    parser.add_argument("--init", required=True, help="the restorer to adapt: a model's name, folder or file")
+    parser.add_argument("--vocoder", required=True, help="the vocoder: a model's name, folder or file")
     parser.add_argument("--label", default="two-stage", help="name of the system in the table")
     parser.add_argument("--evaluate", default="", help="further arguments of twostage evaluate, in one string")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of trainings and scores")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the adaptation")
     options = parser.parse_args()
     speakers = sorted({entry.speaker for entry in read_manifest(options.pairs)})
-    scores = [speaker_out(speaker, options) for speaker in speakers]
+    vocoder = options.output / "vocoder.safetensors"  # alone, of a place that may hold both stages
+    stage = checkpoint.load_stage(options.vocoder, "vocoder")
+    checkpoint.save(vocoder, stage, provenance={"taken_from": options.vocoder})
+    scores = [speaker_out(speaker, vocoder, options) for speaker in speakers]
     step("evaluate", "--merge", *scores, "-o", options.output / "all", "--group-by", "speaker")
 
 

@@ -167,6 +167,8 @@ def _spoil(path: Path, how: str) -> None:
             save_file(tensors, path, {"format": "twostage", "kind": "vocoder"})
         case "config":
             save_file(tensors, path, texts | {"config": json.dumps(metadata.config | {"width": 3})})
+        case "list":
+            save_file(tensors, path, texts | {"config": "[]"})
         case "missing":
             save_file({k: t for k, t in tensors.items() if k != "conv_pre.bias"}, path, texts)
         case "unexpected":
@@ -189,6 +191,7 @@ def _spoil(path: Path, how: str) -> None:
         ("kind", "no kind that is known: diffusion"),
         ("no config", "settings inside cannot be read"),
         ("config", "vocoder.width: no such setting"),
+        ("list", "settings inside cannot be read: not a JSON object"),
         ("missing", "conv_pre.bias missing"),
         ("unexpected", "extra unexpected"),
         ("shape", r"conv_pre.bias has shape \(3,\), wanted \(8,\)"),
@@ -203,14 +206,49 @@ def test_a_file_that_cannot_be_used_is_named_in_one_line(stages: tuple[Path, Pat
     assert "\n" not in str(caught.value)
 
 
-def test_a_stage_starts_from_its_part_of_a_file_of_both(stages: tuple[Path, Path], tmp_path: Path) -> None:
-    both = TwoStage(TwoStageConfig(RESTORER, VOCODER))
-    checkpoint.save(tmp_path / "both.safetensors", both, provenance={})
-    target, mel = vocoder(), torch.randn(1, 16, 4)
-    checkpoint.initialise(target, tmp_path / "both.safetensors")
-    torch.testing.assert_close(target(mel), both.vocoder(mel), atol=1e-6, rtol=0)
-    with pytest.raises(CheckpointError, match="holds a restorer, wanted a vocoder"):
-        checkpoint.initialise(target, stages[0])
+@pytest.fixture(params=["shipped name", "folder of two", "folder of one", "file of both"])
+def both(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, TwoStage]:
+    """Where both stages are, in every way that they can be, and what is there."""
+    torch.manual_seed(1)
+    model, home = TwoStage(TwoStageConfig(RESTORER, VOCODER)), tmp_path / "checkpoints" / "default"
+    if request.param in ("shipped name", "folder of two"):
+        checkpoint.save(home / "a.safetensors", model.restorer, provenance={})
+        checkpoint.save(home / "b.safetensors", model.vocoder, provenance={})
+    else:
+        checkpoint.save(home / "both.safetensors", model, provenance={})
+    monkeypatch.setattr(checkpoint, "SHIPPED", (tmp_path / "checkpoints",))
+    names = {"shipped name": "default", "file of both": str(home / "both.safetensors")}
+    return names.get(request.param, str(home)), model
+
+
+@pytest.mark.parametrize("kind", ["restorer", "vocoder"])
+def test_a_place_of_both_stages_gives_the_one_that_is_wanted(both: tuple[str, TwoStage], kind: str) -> None:
+    wanted = checkpoint.plain_state(getattr(both[1], kind))
+    for folded in (True, False):
+        stage = checkpoint.load_stage(both[0], kind, folded=folded)
+        assert stage.config == getattr(both[1].config, kind)
+        torch.testing.assert_close(checkpoint.plain_state(stage), wanted, atol=1e-6, rtol=0)
+    torch.manual_seed(2)
+    target = Restorer(RESTORER) if kind == "restorer" else Vocoder(VOCODER)
+    checkpoint.initialise(target, both[0])
+    torch.testing.assert_close(checkpoint.plain_state(target), wanted, atol=1e-6, rtol=0)
+
+
+def test_a_model_for_training_is_found_by_its_name(both: tuple[str, TwoStage]) -> None:
+    model = checkpoint.load_for_training(both[0])
+    assert isinstance(model, TwoStage)
+    assert any("parametrizations" in key for key in model.state_dict())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_stage_that_is_not_there_is_named(stages: tuple[Path, Path]) -> None:
+    with pytest.raises(CheckpointError, match=r"r\.safetensors: holds a restorer, wanted a vocoder"):
+        checkpoint.initialise(vocoder(), stages[0])
+    with pytest.raises(CheckpointError, match=r"holds 2 \.safetensors files, wanted one"):
+        checkpoint.load_stage(stages[0].parent)
+    stages[1].write_bytes(stages[0].read_bytes())
+    with pytest.raises(CheckpointError, match=r"holds 0 \.safetensors files with a vocoder, wanted one"):
+        checkpoint.load_stage(stages[0].parent, "vocoder")
 
 
 def test_a_training_state_comes_back_and_leaves_no_litter(tmp_path: Path) -> None:

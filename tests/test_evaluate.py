@@ -92,6 +92,12 @@ def test_restored_and_copy_synthesis_are_rows_with_costs_and_pictures(corpus, ti
     assert [path.name for path in (corpus / "out" / "spectrograms").iterdir()] == ["a_bone.wav.png"]
 
 
+def test_the_directory_of_a_vocoders_training_gives_copy_synthesis(tmp_path, tiny):
+    checkpoint.save(tmp_path / "run" / "best.safetensors", tiny.vocoder, provenance={})
+    (system,) = evaluate.load_systems({"voc": [str(tmp_path / "run")]})
+    assert (system.name, system.hears_clean) == ("voc, copy-synthesis", True)
+
+
 def test_keeping_all_of_the_input_scores_as_the_input(corpus, tiny_path):
     low = ("--keep-low-band", 7900)
     run(

@@ -17,11 +17,11 @@ from twostage.errors import ConfigError, TwoStageError
 from twostage.features import MelConfig
 from twostage.logs import RunLog, coloured
 from twostage.optim import OptimizerConfig
+from twostage.pipeline import TwoStage, TwoStageConfig
 from twostage.restorer import Restorer, RestorerConfig
 from twostage.tasks import Restoring, RestoringWeights
 from twostage.trainer import Training, fit
 from twostage.validation import examples
-from twostage.vocoder import Vocoder
 
 MEL = MelConfig(n_mels=16)
 
@@ -118,14 +118,16 @@ def test_the_best_weights_are_those_of_the_best_score(given, tmp_path):
 
 def test_stage_one_is_heard_through_a_vocoder(given, paired_corpus, corpus, tmp_path):
     vocoder = load_config(VocoderRun, ["vocoder", "tiny"], given).vocoder
-    checkpoint.save(tmp_path / "v.safetensors", Vocoder(vocoder), provenance={})
+    restorer = load_config(RestorerRun, ["restorer", "tiny"], given).restorer
+    model = TwoStage(TwoStageConfig(restorer, vocoder))  # of a model of both stages, its vocoder
+    checkpoint.save(tmp_path / "model.safetensors", model, provenance={})
     both = [
         f"data.valid=[{corpus},{paired_corpus}]",
         "valid.items=9",
         "valid.metrics=[mel_l1,lsd]",
         "valid.best=lsd_real",
     ]
-    listener = f"valid.vocoder={tmp_path / 'v.safetensors'}"
+    listener = f"valid.vocoder={tmp_path / 'model.safetensors'}"
     recipes.train_restorer(load_config(RestorerRun, ["restorer", "tiny"], [*given, *both, listener]))
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     names = {f"{name}{kind}" for name in ("mel_l1", "lsd") for kind in ("", "_real", "_simulated")}

@@ -76,7 +76,7 @@ def load_for_training(*paths: str | Path) -> nn.Module:
 
 
 def _load(paths: tuple[str | Path, ...], *, folded: bool) -> nn.Module:
-    files = [file for path in paths or (DEFAULT,) for file in _files(path)]
+    files = [file for path in paths or (DEFAULT,) for file in stage_files(path)]
     models = {str(file): load_stage(file, folded=folded) for file in files}
     model = next(iter(models.values())) if len(models) == 1 else _join(models)
     if kind_of(model) not in ENHANCERS:
@@ -85,10 +85,13 @@ def _load(paths: tuple[str | Path, ...], *, folded: bool) -> nn.Module:
     return model
 
 
-def load_stage(path: str | Path, *, folded: bool = False) -> nn.Module:
-    """Whatever model one file or folder holds, on the CPU; with weight normalisation unless ``folded``."""
-    file = _only(path)
-    header, tensors = read_header(file), _tensors(file)
+def load_stage(path: str | Path, kind: str | None = None, *, folded: bool = False) -> nn.Module:
+    """Whatever model a file or folder holds, on the CPU; with weight normalisation unless ``folded``.
+
+    With ``kind``, "restorer" or "vocoder", that stage, also of a place that holds both: a shipped model's name, a
+    folder of two files, a file of kind two-stage. Raises CheckpointError.
+    """
+    file, header, tensors = _read(path, kind)
     config_class, module = KINDS[header.kind]
     try:
         model = module(build(config_class, header.config, header.kind))
@@ -100,13 +103,8 @@ def load_stage(path: str | Path, *, folded: bool = False) -> nn.Module:
 
 
 def initialise(model: nn.Module, path: str | Path) -> None:
-    """Set ``model``'s weights from a file of the same kind; of a two-stage file, its part. Raises CheckpointError."""
-    file, kind = _only(path), kind_of(model)
-    header, tensors = read_header(file), _tensors(file)
-    if header.kind == "two-stage" and kind in STAGES:
-        tensors = {key.removeprefix(f"{kind}."): t for key, t in tensors.items() if key.startswith(f"{kind}.")}
-    elif header.kind != kind:
-        raise CheckpointError(f"{file}: holds a {header.kind}, wanted a {kind}")
+    """Set ``model``'s weights from what ``path`` holds of its kind, found as in ``load_stage``."""
+    file, _, tensors = _read(path, kind_of(model))
     assign(model, tensors, str(file))
 
 
@@ -122,6 +120,8 @@ def read_header(path: str | Path) -> Header:
         config, provenance = json.loads(metadata["config"]), json.loads(metadata.get("provenance", "{}"))
     except (KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: settings inside cannot be read: {error!r}") from None
+    if not isinstance(config, dict) or not isinstance(provenance, dict):
+        raise CheckpointError(f"{path}: settings inside cannot be read: not a JSON object")
     return Header(metadata["kind"], config, provenance)
 
 
@@ -232,7 +232,7 @@ def _check(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str
             raise CheckpointError(f"{source}: {key} is not finite")
 
 
-def _files(path: str | Path) -> list[Path]:
+def stage_files(path: str | Path) -> list[Path]:
     """The files that a name, folder or path stands for: one, or a folder's two stages."""
     found = _find(path)
     if found.is_file():
@@ -261,11 +261,22 @@ def _find(path: str | Path) -> Path:
     return Path(path)
 
 
-def _only(path: str | Path) -> Path:
-    files = _files(path)
+def _read(path: str | Path, kind: str | None) -> tuple[Path, Header, dict[str, Tensor]]:
+    """The one file that ``path`` stands for, its header and its weights; with ``kind``, those of that stage in it."""
+    files = stage_files(path)
+    if kind and len(files) > 1:
+        files = [file for file in files if read_header(file).kind in (kind, "two-stage")]
     if len(files) != 1:
-        raise CheckpointError(f"{path}: holds {len(files)} {SUFFIX} files, wanted one")
-    return files[0]
+        raise CheckpointError(
+            f"{path}: holds {len(files)} {SUFFIX} files{f' with a {kind}' if kind else ''}, wanted one"
+        )
+    file, header, tensors = files[0], read_header(files[0]), _tensors(files[0])
+    if kind in (None, header.kind):
+        return file, header, tensors
+    if header.kind != "two-stage":
+        raise CheckpointError(f"{file}: holds a {header.kind}, wanted a {kind}")
+    part = {key.removeprefix(f"{kind}."): t for key, t in tensors.items() if key.startswith(f"{kind}.")}
+    return file, Header(str(kind), header.config.get(str(kind), {}), header.provenance), part
 
 
 def _join(models: Mapping[str, nn.Module]) -> TwoStage:

@@ -120,12 +120,10 @@ def load_systems(models: Mapping[str, Sequence[str]], device: str = "cpu") -> li
 
 
 def _load(paths: Sequence[str], device: str) -> nn.Module:
-    alone = len(paths) == 1 and Path(paths[0]).is_file() and checkpoint.read_header(paths[0]).kind == "vocoder"
-    if not alone:
-        return checkpoint.load(*paths, device=device)
-    vocoder = checkpoint.load_stage(paths[0])
-    assert isinstance(vocoder, Vocoder)
-    return vocoder.fold().eval().requires_grad_(False).to(device)
+    files = [file for path in paths for file in checkpoint.stage_files(path)]
+    if len(files) == 1 and checkpoint.read_header(files[0]).kind == "vocoder":
+        return checkpoint.load_stage(files[0], folded=True).eval().requires_grad_(False).to(device)
+    return checkpoint.load(*paths, device=device)
 
 
 def fingerprint(systems: Iterable[System]) -> dict[str, str]:

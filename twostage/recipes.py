@@ -219,13 +219,12 @@ def _precision(settings: RunConfig, mates: Team) -> Precision:
 
 
 def _listener(path: str, mel: LogMel) -> nn.Module:
-    model = checkpoint.load_stage(path)
-    if not isinstance(model, Vocoder):
-        raise ConfigError(f"valid.vocoder: {path}: holds a {type(model).__name__}, wanted a vocoder")
+    model = checkpoint.load_stage(path, "vocoder", folded=True)
+    assert isinstance(model, Vocoder)
     difference = model.config.mel.difference(mel.config)
     if difference:
         raise ConfigError(f"valid.vocoder: {path}: {difference}")
-    return model.fold().eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
 def _direction_of_last(vocoder: Any) -> Tensor:
