@@ -14,6 +14,7 @@ from pathlib import Path
 from twostage import audio
 from twostage.data.simulate import PRESETS, seeded, simulate
 from twostage.errors import TwoStageError
+from twostage.levels import levelled
 
 TEXT = (
     "A microphone on the throat hears every word, and almost nothing of the storm outside. What is missing is the air."
@@ -39,9 +40,9 @@ def main() -> int:
         speak(TEXT, Path(folder) / "speech.wav")
         speech, rate = audio.read(Path(folder) / "speech.wav")
     clean = audio.resample(speech[0], rate, SAMPLE_RATE)
-    clean = clean * 10 ** ((audio.LEVEL - audio.active_level(clean, SAMPLE_RATE)) / 20)
+    clean = levelled(clean, SAMPLE_RATE)
     body = simulate(clean, SAMPLE_RATE, PRESETS[options.sensor], seeded(0, "sample"))
-    body = body * 10 ** ((audio.LEVEL - audio.active_level(body, SAMPLE_RATE)) / 20)
+    body = levelled(body, SAMPLE_RATE)
     for name, sound in ("clean", clean), (options.sensor, body):
         audio.write(SAMPLES / f"{name}.flac", sound, SAMPLE_RATE, overwrite=options.overwrite)
     return 0

@@ -157,25 +157,6 @@ def test_resampling_keeps_a_tone() -> None:
     assert np.abs(out - wanted)[100:-100].max() < 1e-3
 
 
-def test_active_level_leaves_pauses_out() -> None:
-    loud = 0.1 * np.sqrt(2) * np.sin(np.arange(16000) * 0.3).astype(np.float32)
-    quiet = loud * 0.01
-    assert audio.active_level(loud, 16000) == pytest.approx(-20, abs=0.05)
-    assert audio.active_level(np.concatenate([loud, quiet, quiet]), 16000) == pytest.approx(-20, abs=0.05)
-    assert audio.active_level(np.zeros(100), 16000) == -np.inf
-    assert audio.active_level(np.array([0.1]), 16000) == pytest.approx(-20)
-
-
-def test_the_meter_does_not_mind_blocks() -> None:
-    given = noise(16000, 2) * np.linspace(0, 1, 16000, dtype=np.float32)
-    whole, blocks = audio.LevelMeter(2, 16000), audio.LevelMeter(2, 16000)
-    whole.add(given)
-    for block in np.array_split(given, 37, axis=1):
-        blocks.add(block)
-    assert np.allclose(whole.levels(), blocks.levels())
-    assert np.allclose(blocks.peak, np.abs(given).max(axis=1))
-
-
 def test_match_length() -> None:
     given = np.arange(6.0).reshape(2, 3)
     assert audio.match_length(given, 2).tolist() == [[0, 1], [3, 4]]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from twostage import audio, restoration
+from twostage import audio, levels, restoration
 from twostage.cli import COMMANDS, main
 from twostage.commands import restore as command
 from twostage.jobs import plan
@@ -115,8 +115,8 @@ def test_patterns_formats_and_levels(recordings: Path, tiny_path: Path) -> None:
     assert run(tiny_path, "in/**/[gs]*o*.*a*", "-o", "out", "--format", "ogg", "--keep-low-band", "500") == 0
     assert listing("out") == ["good.ogg", "sub/stereo.ogg"]
     assert run(tiny_path, "in/good.wav", "-o", "loud.wav", "--level", "model") == 0
-    level = audio.active_level(audio.read("loud.wav")[0], 16000)
-    assert level != pytest.approx(audio.active_level(audio.read("in/good.wav")[0], 16000), abs=0.1)
+    level = levels.active_level(audio.read("loud.wav")[0], 16000)
+    assert level != pytest.approx(levels.active_level(audio.read("in/good.wav")[0], 16000), abs=0.1)
 
 
 @pytest.mark.parametrize(

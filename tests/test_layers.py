@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "twostage"
 LAYERS = {
     "errors": 0,
     "distributed": 0,
+    "levels": 0,
     "nn": 0,
     "schema": 1,
     "audio": 1,

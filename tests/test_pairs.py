@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from twostage import audio
+from twostage import audio, levels
 from twostage.data.manifest import Entry
 from twostage.data.pairs import PairConfig, PairDataset, batches, equalise
 from twostage.errors import ConfigError, DataError
@@ -37,7 +37,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, speech: Callable[..., np.nd
 
 
 def level(signal: torch.Tensor) -> float:
-    return audio.active_level(signal.reshape(-1).numpy(), RATE)
+    return levels.active_level(signal.reshape(-1).numpy(), RATE)
 
 
 def is_real(degraded: torch.Tensor, clean: torch.Tensor) -> bool:
@@ -86,7 +86,7 @@ def test_real_pairs_are_in_step_and_each_channel_level(corpus: list[Entry]) -> N
     dataset = PairDataset(corpus, replace(STILL, real_share=1.0, samples=2 * RATE))
     pair = dataset.batch(4, 0, 0)
     torch.testing.assert_close(pair.degraded, -pair.clean, atol=3e-3, rtol=0)
-    assert level(pair.clean[0]) == pytest.approx(audio.LEVEL, abs=0.5)
+    assert level(pair.clean[0]) == pytest.approx(levels.LEVEL, abs=0.5)
 
 
 def test_delays_of_either_sign_are_undone(corpus: list[Entry]) -> None:
@@ -102,8 +102,8 @@ def test_simulated_pairs_are_level(corpus: list[Entry]) -> None:
     config = replace(STILL, samples=2 * RATE, sensors=("throat", "eben", "in-ear"))
     degraded, clean = PairDataset(corpus[:2], config).batch(6, 0, 0)
     for d, c in zip(degraded, clean, strict=True):
-        assert level(c) == pytest.approx(audio.LEVEL, abs=0.5)
-        assert level(d) == pytest.approx(audio.LEVEL, abs=2.5)  # thumps count
+        assert level(c) == pytest.approx(levels.LEVEL, abs=0.5)
+        assert level(d) == pytest.approx(levels.LEVEL, abs=2.5)  # thumps count
 
 
 def test_jitter_moves_both_or_one(corpus: list[Entry]) -> None:

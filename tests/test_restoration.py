@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import twostage
-from twostage import audio, restoration
+from twostage import audio, levels, restoration
 from twostage.errors import AudioError, ConfigError
 from twostage.pipeline import TwoStage
 from twostage.restoration import Options, restore, restore_file
@@ -38,7 +38,7 @@ class Scale(Identity):
 
 
 def restored_level(model: nn.Module, given: np.ndarray, **options: str) -> float:
-    return audio.active_level(restore(model, given, 16000, **options), 16000)  # type: ignore[arg-type]
+    return levels.active_level(restore(model, given, 16000, **options), 16000)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("keep", [512, 1024, 5120])
@@ -83,8 +83,8 @@ def test_the_context_is_needed(tiny: TwoStage, speech: Speech) -> None:
 
 def test_whole_files_are_what_the_model_says(tiny: TwoStage, speech: Speech) -> None:
     given = speech(256 * 40)
-    level = audio.active_level(given, 16000)
-    normal = torch.from_numpy(given * np.float32(10 ** ((audio.LEVEL - level) / 20)))
+    level = levels.active_level(given, 16000)
+    normal = torch.from_numpy(given * np.float32(10 ** ((levels.LEVEL - level) / 20)))
     wanted = tiny(normal[None, None])[0, 0].numpy()
     assert np.abs(restore(tiny, given, 16000, level="model") - wanted).max() < 1e-5
 
@@ -133,8 +133,8 @@ def test_arrays_and_tensors_come_back_as_what_they_were(tiny: TwoStage, speech: 
 @pytest.mark.parametrize("gain", [0.001, 0.1, 3.0])
 def test_levels(speech: Speech, gain: float) -> None:
     given = 0.2 * speech(32000)
-    assert restored_level(Scale(gain), given) == pytest.approx(audio.active_level(given, 16000), abs=0.01)
-    wanted = audio.LEVEL + 20 * np.log10(gain)
+    assert restored_level(Scale(gain), given) == pytest.approx(levels.active_level(given, 16000), abs=0.01)
+    wanted = levels.LEVEL + 20 * np.log10(gain)
     assert restored_level(Scale(gain), given, level="model") == pytest.approx(wanted, abs=0.01)
 
 
@@ -147,7 +147,7 @@ def test_never_clipped_and_balanced(speech: Speech, tmp_path: Path) -> None:
     given *= 0.95 / np.abs(given).max()
     out = restore(Peaky(), given, 16000)
     assert np.abs(out).max() == pytest.approx(restoration.PEAK, abs=1e-4)
-    assert audio.active_level(out[0], 16000) - audio.active_level(out[1], 16000) == pytest.approx(6.02, abs=0.05)
+    assert levels.active_level(out[0], 16000) - levels.active_level(out[1], 16000) == pytest.approx(6.02, abs=0.05)
     audio.write(tmp_path / "a.wav", given, 16000)
     report = restore_file(Peaky(), tmp_path / "a.wav", tmp_path / "b.ogg", Options(sample_rate="input"))
     assert np.abs(audio.read(tmp_path / "b.ogg")[0]).max() < 1

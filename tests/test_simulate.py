@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from twostage import audio
+from twostage import levels
 from twostage.data import simulate as module
 from twostage.data.presets import EBEN, PRESETS, Sensor, load_sensor, save_sensor
 from twostage.data.simulate import biquad, low_pass, seeded, simulate, simulate_file
@@ -44,8 +44,8 @@ def test_presets_repeat_by_seed_and_keep_length_and_level(name: str, speech: Spe
     np.testing.assert_array_equal(made, run(clean, PRESETS[name], 1))
     assert np.abs(made - run(clean, PRESETS[name], 2)).max() > 1e-4
     quiet = replace(PRESETS[name], thump_db=None)  # a thump is louder than this speech at times
-    level = audio.active_level(run(clean, quiet, 1), RATE)
-    assert level == pytest.approx(audio.active_level(clean, RATE), abs=1.0)
+    level = levels.active_level(run(clean, quiet, 1), RATE)
+    assert level == pytest.approx(levels.active_level(clean, RATE), abs=1.0)
 
 
 def test_preset_throat_has_the_coherence_of_the_pairs_it_stands_for() -> None:
@@ -83,7 +83,7 @@ def test_low_pass_jitter_moves_the_cutoff_by_a_fifth_at_most() -> None:
 def test_eben_adds_white_noise_of_a_two_hundredth() -> None:
     clean = noise(4)
     made = run(clean, EBEN) - run(clean, replace(EBEN, white_noise=0.0))
-    assert audio.rms(made) / 10 ** (audio.active_level(clean, RATE) / 20) == pytest.approx(0.005, rel=0.05)
+    assert levels.rms(made) / 10 ** (levels.active_level(clean, RATE) / 20) == pytest.approx(0.005, rel=0.05)
 
 
 def test_nothing_but_a_zero_phase_filter_without_further_numbers() -> None:
@@ -159,7 +159,7 @@ def test_band_limit_is_hard_and_rounding_lies_above_it() -> None:
     limited = Sensor(band_limit=4000.0, white_noise=0.01)
     assert band_db(run(clean, limited), 4200, 8000) < band_db(clean, 4200, 8000) - 60
     assert band_db(run(clean, limited), 100, 3800) == pytest.approx(band_db(clean, 100, 3800), abs=3.1)
-    level = audio.active_level(clean, RATE)
+    level = levels.active_level(clean, RATE)
     expected = level - 60 - 10 * np.log10(RATE / 2)
     made = run(clean, replace(limited, rounding_db=-60.0))
     assert band_db(made, 4300, 7900) == pytest.approx(expected, abs=0.5)
@@ -170,7 +170,7 @@ def test_noise_floor_has_its_level_a_hertz_at_every_rate(sample_rate: int) -> No
     clean = noise(2, sample_rate)
     sensor = Sensor(frequencies=(0.0, 1000.0, 1100.0, 8000.0), noise_db=(-50.0, -50.0, -70.0, -70.0))
     added = run(clean, sensor, sample_rate=sample_rate) - clean
-    level = audio.active_level(clean, sample_rate)
+    level = levels.active_level(clean, sample_rate)
     assert band_db(added, 200, 900, sample_rate) == pytest.approx(level - 50, abs=0.7)
     assert band_db(added, 1300, 3500, sample_rate) == pytest.approx(level - 70, abs=0.7)
 
@@ -189,14 +189,14 @@ def test_sounds_of_body_and_room_lie_in_their_bands(settings: dict[str, float], 
     added = run(clean, Sensor(**settings)) - clean  # type: ignore[arg-type]
     assert band_db(added, low, high) > band_db(added, 5000, 8000) + 10
     quieter = run(clean, Sensor(**{**settings, next(iter(settings)): -20.0})) - clean  # type: ignore[arg-type]
-    assert audio.rms(added) / audio.rms(quieter) == pytest.approx(10, rel=0.1)
+    assert levels.rms(added) / levels.rms(quieter) == pytest.approx(10, rel=0.1)
 
 
 def test_ambient_sound_leaks_in_through_the_response() -> None:
     clean, room = noise(2), noise(2, seed=9)
     sensor = Sensor(frequencies=(0.0, 2000.0, 2200.0, 8000.0), response_db=(0.0, 0.0, -30.0, -30.0))
     added = run(clean, sensor, ambient=(room, -10.0)) - run(clean, sensor)
-    level = audio.active_level(clean, RATE) - 20 * np.log10(audio.rms(room)) - 10
+    level = levels.active_level(clean, RATE) - 20 * np.log10(levels.rms(room)) - 10
     assert band_db(added, 100, 1800) == pytest.approx(band_db(room, 100, 1800) + level, abs=0.3)
     assert band_db(added, 2500, 7000) == pytest.approx(band_db(room, 2500, 7000) + level - 30, abs=0.3)
 
@@ -204,12 +204,13 @@ def test_ambient_sound_leaks_in_through_the_response() -> None:
 def test_saturation_bounds_the_peaks() -> None:
     clean = noise(1)
     made = run(clean, Sensor(headroom_db=3.0))
-    assert np.abs(made).max() <= 10 ** ((audio.active_level(clean, RATE) + 3) / 20) + 1e-6
+    assert np.abs(made).max() <= 10 ** ((levels.active_level(clean, RATE) + 3) / 20) + 1e-6
 
 
 def test_level_jitter_stays_within_its_bounds() -> None:
     clean = noise(0.1)
-    gains = [20 * np.log10(audio.rms(run(clean, Sensor(level_jitter_db=6.0), s)) / audio.rms(clean)) for s in range(60)]
+    made = [run(clean, Sensor(level_jitter_db=6.0), seed) for seed in range(60)]
+    gains = [20 * np.log10(levels.rms(x) / levels.rms(clean)) for x in made]
     assert max(map(abs, gains)) <= 6.001
     assert np.std(gains) == pytest.approx(6 / 3**0.5, rel=0.2)
 
@@ -217,7 +218,7 @@ def test_level_jitter_stays_within_its_bounds() -> None:
 def test_a_pause_has_the_noise_of_the_speech_it_belongs_to() -> None:
     sensor = Sensor(white_noise=0.01)
     pause = run(np.zeros(RATE, np.float32), sensor, level=-26.0)
-    assert 20 * np.log10(audio.rms(pause)) == pytest.approx(-66, abs=0.2)
+    assert 20 * np.log10(levels.rms(pause)) == pytest.approx(-66, abs=0.2)
     assert not run(np.zeros(RATE, np.float32), sensor).any()
 
 
@@ -247,7 +248,7 @@ def test_long_files_are_made_in_parts_that_fit(monkeypatch: pytest.MonkeyPatch) 
     parts = simulate_file(clean, RATE, sensor, 0, "x")
     assert parts.shape == clean.shape
     # the same filter throughout; levels of the parts differ a little
-    error = audio.rms(parts - whole) / audio.rms(whole)
+    error = levels.rms(parts - whole) / levels.rms(whole)
     assert error < 0.05
 
 

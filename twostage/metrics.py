@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from twostage.errors import DataError, TwoStageError
 from twostage.features import LogMel, MelConfig, Stft
+from twostage.levels import rms
 
 Array = NDArray[np.float32]
 Metric = Callable[[Array, Array], float]
@@ -54,12 +55,8 @@ def _check(reference: Array, estimate: Array) -> None:
     for name, audio in ("reference", reference), ("estimate", estimate):
         if not np.isfinite(audio).all():
             raise Unscorable(f"the {name} has NaN or infinite samples")
-        if _rms(audio) < SILENCE:
+        if rms(audio) < SILENCE:
             raise Unscorable(f"the {name} is silent")
-
-
-def _rms(audio: Array) -> float:
-    return float(np.sqrt(np.mean(np.square(audio, dtype=np.float64)))) if audio.size else 0.0
 
 
 def require_packages() -> None:
@@ -204,7 +201,7 @@ def score(
 
 
 def _levelled(audio: Array) -> torch.Tensor:
-    return torch.from_numpy((audio * (RMS / _rms(audio))).astype(np.float32))[None, None]
+    return torch.from_numpy((audio * (RMS / rms(audio))).astype(np.float32))[None, None]
 
 
 @lru_cache(1)
@@ -247,12 +244,12 @@ def align(
 def _delay(reference: Array, estimate: Array, most: int, sure: float, sample_rate: int) -> int:
     length = min(len(reference), len(estimate))
     reference, estimate, most = reference[:length], estimate[:length], min(most, length // 2)
-    if not min(_rms(reference), _rms(estimate)) > SILENCE or not np.isfinite([reference, estimate]).all():
+    if not min(rms(reference), rms(estimate)) > SILENCE or not np.isfinite([reference, estimate]).all():
         return 0
     size = 1 << (2 * length).bit_length()
     spectrum = np.fft.rfft(estimate, size) * np.fft.rfft(reference, size).conj()
     lags = np.arange(-most, most + 1)
-    energy = _rms(reference) * _rms(estimate) * length
+    energy = rms(reference) * rms(estimate) * length
     correlation = np.abs(np.fft.irfft(spectrum, size)[lags]) / energy
     best = int(np.argmax(correlation))
     if correlation[best] >= sure:

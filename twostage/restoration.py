@@ -23,10 +23,8 @@ from numpy.typing import NDArray
 
 from twostage.audio import (
     BLOCK,
-    LEVEL,
     LOSSY,
     Audio,
-    LevelMeter,
     Reader,
     Writer,
     check_writable,
@@ -37,6 +35,7 @@ from twostage.audio import (
     resampled_length,
 )
 from twostage.errors import AudioError, ConfigError
+from twostage.levels import LEVEL, LevelMeter
 from twostage.windows import Enhancer, enhance, keep_low_band
 
 SILENCE = -90.0  # dBFS: the noise of 16-bit quantization; nothing to restore below it

@@ -14,6 +14,7 @@ from twostage.data.pairs import PairConfig
 from twostage.data.simulate import load_sensor, seeded, simulate
 from twostage.errors import DataError
 from twostage.features import LogMel
+from twostage.levels import levelled
 from twostage.losses import mel_l1
 from twostage.metrics import score
 
@@ -60,7 +61,7 @@ def _example(entry: Entry, config: PairConfig, place: int, seconds: float, hop_l
     elif config.sensors:
         rng = seeded(place, "valid")
         sensor = load_sensor(config.sensors[place % len(config.sensors)])
-        degraded = _levelled(simulate(clean, config.sample_rate, sensor, rng), config.sample_rate)
+        degraded = levelled(simulate(clean, config.sample_rate, sensor, rng), config.sample_rate)
     else:
         degraded = clean
     length = min(len(clean), len(degraded), round(seconds * config.sample_rate)) // hop_length * hop_length
@@ -70,12 +71,7 @@ def _example(entry: Entry, config: PairConfig, place: int, seconds: float, hop_l
 
 def _read(path: str, sample_rate: int) -> Array:
     sound, rate = audio.read(path)
-    return _levelled(audio.resample(sound[0], rate, sample_rate), sample_rate)
-
-
-def _levelled(signal: Array, sample_rate: int) -> Array:
-    level = audio.active_level(signal, sample_rate)
-    return signal * np.float32(10 ** ((audio.LEVEL - level) / 20)) if np.isfinite(level) else signal
+    return levelled(audio.resample(sound[0], rate, sample_rate), sample_rate)
 
 
 @torch.no_grad()

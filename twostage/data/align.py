@@ -11,6 +11,7 @@ from twostage import audio
 from twostage.data.manifest import Entry
 from twostage.data.spectra import Floats
 from twostage.errors import ConfigError, TwoStageError
+from twostage.levels import active_level
 
 BAND = (80.0, 1500.0)  # Hz in which both channels have speech
 
@@ -101,7 +102,7 @@ def align_pair(bone: Floats, air: Floats, sample_rate: int, config: AlignConfig,
     """Measure one pair of channels, (T,) and (T',), and say whether it is fit for use."""
     if not (np.isfinite(bone).all() and np.isfinite(air).all()):
         return Verdict(name, "", problem="holds samples that are not finite")
-    levels = [audio.active_level(x, sample_rate) for x in (bone, air)]
+    levels = [active_level(x, sample_rate) for x in (bone, air)]
     clipped = max(_clipped(bone), _clipped(air))
     length = min(len(bone), len(air))
     found = Verdict(

@@ -20,6 +20,7 @@ from twostage.data.presets import Sensor, load_sensor
 from twostage.data.simulate import seeded, simulate
 from twostage.data.spectra import Floats, octaves, smooth_curve
 from twostage.errors import ConfigError, DataError
+from twostage.levels import LEVEL, active_level
 
 
 class Pair(NamedTuple):
@@ -103,7 +104,7 @@ class Cache:
             raise DataError(f"{path}: holds samples that are not finite")
         if self.gate_db:
             mono = gate(mono, self.sample_rate, self.gate_db)
-        self._levels[path] = len(mono), audio.active_level(mono, self.sample_rate)
+        self._levels[path] = len(mono), active_level(mono, self.sample_rate)
         if 2 * len(mono) <= self.room:
             self.room -= 2 * len(mono)
             self._kept[path] = np.clip(np.rint(mono * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
@@ -122,7 +123,7 @@ class PairDataset:
     """Draws segments of pairs, real or simulated, from the entries of manifests.
 
     Entries with both channels are real pairs; entries with clean speech alone are degraded by the sensors. Both
-    channels are brought to audio.LEVEL, by the level of the whole file; what was simulated, to that of its source.
+    channels are brought to LEVEL, by the level of the whole file; what was simulated, to that of its source.
     ``noise``: files of room sound for the simulator.
     """
 
@@ -189,7 +190,7 @@ class PairDataset:
             return clean, clean
         sensor = self.sensors[int(rng.choice(len(self.sensors), p=self._weights))]
         ambient = self._ambient(rng)
-        return simulate(clean, self.config.sample_rate, sensor, rng, level=audio.LEVEL, ambient=ambient), clean
+        return simulate(clean, self.config.sample_rate, sensor, rng, level=LEVEL, ambient=ambient), clean
 
     def _pace(self, rng: np.random.Generator) -> tuple[int, int]:
         """The rate in Hz that a segment is taken to have, and the samples that fill it then."""
@@ -251,9 +252,9 @@ def _start(length: int, samples: int, rng: np.random.Generator) -> int:
 
 
 def _levelled(cache: Cache, path: str, start: int, samples: int) -> Floats:
-    """A segment, brought to audio.LEVEL by the level of its file; silent files stay as they are."""
+    """A segment, brought to LEVEL by the level of its file; silent files stay as they are."""
     segment, level = cache.segment(path, start, samples), cache.describe(path)[1]
-    return _gained(segment, audio.LEVEL - level) if np.isfinite(level) else segment
+    return _gained(segment, LEVEL - level) if np.isfinite(level) else segment
 
 
 def _gained(signal: Floats, decibels: float) -> Floats:

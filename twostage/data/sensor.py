@@ -23,6 +23,7 @@ from twostage.data.spectra import (
     voice_level,
 )
 from twostage.errors import DataError
+from twostage.levels import active_level
 
 Starts = NDArray[np.intp]  # first bins of the bands (K + 1,)
 
@@ -229,8 +230,7 @@ def _chunks(recording: Recording, sample_rate: int) -> list[Recording]:
 def _view(recording: Recording, sample_rate: int) -> _View:
     size = frame_size(sample_rate)
     clean, degraded = (
-        stft(x * np.float32(10 ** (-audio.active_level(x, sample_rate) / 20)), size)
-        / np.float32((size / OVERLAP) ** 0.5)
+        stft(x * np.float32(10 ** (-active_level(x, sample_rate) / 20)), size) / np.float32((size / OVERLAP) ** 0.5)
         for x in recording
     )
     active, quiet = active_frames(power(clean)), np.logical_not(active_frames(power(clean), QUIET))

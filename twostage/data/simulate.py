@@ -10,7 +10,7 @@ from hashlib import blake2b
 import numpy as np
 from scipy import fft, ndimage, signal
 
-from twostage import audio as sound
+from twostage import levels
 from twostage.data.presets import MOVING, PRESETS, Sensor, load_sensor
 from twostage.data.spectra import (
     OVERLAP,
@@ -54,7 +54,7 @@ def simulate(
     if clean.ndim != 1:
         raise ValueError(f"simulate takes one channel (T,), got {clean.shape}")
     whole = recording or rng
-    heard = sound.active_level(clean, sample_rate)
+    heard = levels.active_level(clean, sample_rate)
     reference = heard if level is None else level
     if not np.isfinite(reference):
         return np.zeros_like(clean)
@@ -62,7 +62,7 @@ def simulate(
     response = _response(sensor, sample_rate, whole)
     if response is not None or any(getattr(sensor, name) for name in MOVING):
         speech = _body(speech, clean, sample_rate, sensor, response, rng)
-    change = heard - sound.active_level(speech, sample_rate)
+    change = heard - levels.active_level(speech, sample_rate)
     speech = speech * np.float32(10 ** (change / 20)) if np.isfinite(change) else speech
     amplitude = 10 ** (reference / 20)
     speech = speech + amplitude * _body_sounds(len(clean), sample_rate, sensor, rng)
@@ -91,7 +91,7 @@ def simulate_file(audio: Floats, sample_rate: int, sensor: Sensor, seed: int, na
 
 def _channel(audio: Floats, sample_rate: int, sensor: Sensor, seed: int, name: str) -> Floats:
     part, fade = round(PART * sample_rate), round(0.05 * sample_rate)
-    level = sound.active_level(audio, sample_rate)
+    level = levels.active_level(audio, sample_rate)
     out = np.zeros(len(audio), np.float32)
     for number, start in enumerate(range(0, len(audio), part)):
         heard = audio[max(0, start - fade) : start + part]
@@ -245,7 +245,7 @@ def _body_sounds(length: int, sample_rate: int, sensor: Sensor, rng: np.random.G
         b, a = signal.butter(1, (150, min(1000, 0.4 * sample_rate)), "bandpass", fs=sample_rate)
         noise = signal.lfilter(b.astype(np.float32), a.astype(np.float32), rng.standard_normal(length, np.float32))
         phase = 2 * np.pi * (np.arange(length, dtype=np.float32) * (0.3 / sample_rate) + np.float32(rng.random()))
-        total += 10 ** (sensor.breath_db / 20) / max(sound.rms(noise), 1e-9) * noise * np.maximum(np.sin(phase), 0)
+        total += 10 ** (sensor.breath_db / 20) / max(levels.rms(noise), 1e-9) * noise * np.maximum(np.sin(phase), 0)
     return total
 
 
@@ -288,7 +288,7 @@ def _surroundings(
         )
         colour = (10 ** (colour / 20)).astype(np.float32)
     if ambient is not None:
-        gain = level * 10 ** (ambient[1] / 20) / max(sound.rms(ambient[0]), 1e-9)
+        gain = level * 10 ** (ambient[1] / 20) / max(levels.rms(ambient[0]), 1e-9)
         spectrum = spectrum + fft.rfft(np.pad(gain * ambient[0], side), size) * colour
     elif sensor.ambient_db is not None:
         pink = 1 / np.maximum(frequencies, 50)
