@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from twostage import audio, checkpoint, costs, evaluate, report
+from twostage.cli import main
 from twostage.commands import evaluate as command
 from twostage.data.manifest import Entry
 from twostage.data.presets import PRESETS
@@ -127,6 +128,15 @@ def test_simulated_input_repeats_whatever_else_is_scored(corpus, tmp_path):
     assert one == scores(tmp_path / "all")["b_air.wav"]
     assert one.scores["estoi"] != seed.scores["estoi"]
     assert one.scores["estoi"] < 0.9
+
+
+def test_simulated_input_is_what_the_simulate_command_writes(corpus, tmp_path):
+    (corpus / "in").mkdir()
+    (corpus / "a_air.wav").rename(corpus / "in" / "a.wav")
+    assert main(["simulate", str(corpus / "in"), str(tmp_path / "out"), "--sensor", "in-ear", "--seed", "3"]) == 0
+    source = evaluate.Source(corpus / "in", PRESETS["in-ear"], seed=3)
+    simulated, _ = source.read(Entry(str(corpus / "in" / "a.wav"), None, "s", 1.0))
+    assert np.abs(simulated - audio.read(tmp_path / "out" / "a.wav")[0][0]).max() <= 2**-15
 
 
 def test_another_process_scores_as_this_one(corpus):

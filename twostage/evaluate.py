@@ -31,7 +31,7 @@ from twostage.audio import Audio
 from twostage.costs import Costs, measure
 from twostage.data.manifest import Entry
 from twostage.data.presets import Sensor
-from twostage.data.simulate import seeded, simulate
+from twostage.data.simulate import simulate_file
 from twostage.errors import AudioError, DataError, TwoStageError
 from twostage.features import LogMel
 from twostage.pipeline import TwoStage
@@ -72,7 +72,7 @@ class System:
 
 @dataclass(frozen=True)
 class Source:
-    """Where utterances come from: as recorded in pairs, or simulated from clean speech by a sensor, seeded by name."""
+    """Where utterances come from: as recorded in pairs, or simulated from clean speech as `twostage simulate` does."""
 
     folder: Path  # that names are relative to
     sensor: Sensor | None = None
@@ -86,7 +86,7 @@ class Source:
         """Degraded and clean speech, (T,) each at 16 kHz, lengths as they are."""
         clean = _read(entry.clean or "")
         if self.sensor:
-            return simulate(clean, RATE, self.sensor, seeded(self.seed, self.name(entry))), clean
+            return simulate_file(clean[None], RATE, self.sensor, self.seed, self.name(entry))[0], clean
         late = round(entry.delay * RATE)
         return _read(entry.degraded or "")[max(0, late) :], clean[max(0, -late) :]
 
