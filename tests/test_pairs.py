@@ -120,6 +120,58 @@ def test_jitter_moves_both_or_one(corpus: list[Entry]) -> None:
     assert (alone.degraded.std(-1) / still.degraded.std(-1)).log().abs().max() > 0.05
 
 
+@pytest.fixture
+def tones(tmp_path: Path) -> Entry:
+    """A pair of two seconds of 1 kHz."""
+    tone = (0.1 * np.sin(2 * np.pi * 1000 * np.arange(2 * RATE) / RATE)).astype(np.float32)
+    for side in ("air", "bone"):
+        audio.write(tmp_path / f"{side}.wav", tone, RATE, subtype="FLOAT")
+    return Entry(str(tmp_path / "air.wav"), str(tmp_path / "bone.wav"), "s", 2.0)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_speed_moves_pitch_and_tempo_of_both_sides_alike(tones: Entry, share: float) -> None:
+    config = replace(STILL, samples=16000, sensors=(), real_share=share, speed=0.1)
+    degraded, clean = PairDataset([tones], config).batch(16, 0, 0)
+    assert clean.shape == (16, 1, 16000)
+    torch.testing.assert_close(degraded, clean, atol=1e-3, rtol=0)
+    pitches = 1.0 * torch.fft.rfft(clean[:, 0]).abs().argmax(-1)  # a second: bins are Hz
+    assert 900 <= pitches.min() < 950
+    assert 1050 < pitches.max() <= 1100
+    assert (clean[..., -100:].abs().amax(-1) > 0.5 * clean.abs().amax(-1)).all()  # filled to the end, also when faster
+
+
+def test_without_speed_a_tone_stays(tones: Entry) -> None:
+    _, clean = PairDataset([tones], replace(STILL, samples=16000, real_share=1.0)).batch(2, 0, 0)
+    assert torch.fft.rfft(clean[:, 0]).abs().argmax(-1).tolist() == [1000, 1000]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_speed_keeps_a_batch_a_function_of_seed_and_step(corpus: list[Entry], share: float) -> None:
+    config = replace(STILL, real_share=share, speed=0.1)
+    first, again = PairDataset(corpus, config), PairDataset(corpus, config)
+    again.batch(3, 0, 5)
+    one, two = first.batch(4, 0, 2), again.batch(4, 0, 2)
+    assert torch.equal(one.degraded, two.degraded)
+    assert torch.equal(one.clean, two.clean)
+    assert not torch.equal(one.clean, PairDataset(corpus, replace(config, speed=0.0)).batch(4, 0, 2).clean)
+
+
+def test_speed_keeps_real_pairs_in_step(corpus: list[Entry]) -> None:
+    degraded, clean = PairDataset(corpus[3:], replace(STILL, samples=8000, real_share=1.0, speed=0.2)).batch(6, 0, 0)
+    torch.testing.assert_close(degraded, -clean, atol=3e-3, rtol=0)
+
+
+def test_the_gate_is_for_clean_speech_alone(corpus: list[Entry]) -> None:
+    plain = PairDataset(corpus[3:], replace(STILL, samples=RATE, real_share=1.0, cache_gigabytes=1.0)).batch(2, 0, 0)
+    for gigabytes in (1.0, 0.0):  # kept, and read again
+        config = replace(STILL, samples=RATE, real_share=1.0, gate_db=30.0, cache_gigabytes=gigabytes)
+        gated = PairDataset(corpus[3:], config).batch(2, 0, 0)
+        assert torch.equal(gated.degraded, plain.degraded) or gigabytes == 0
+        quietest = [pair.clean[:, 0].unfold(-1, 400, 400).std(-1).amin(-1) for pair in (gated, plain)]
+        assert (quietest[0] < 0.3 * quietest[1]).all()
+
+
 def test_only_the_degraded_side_is_equalised(corpus: list[Entry]) -> None:
     still = PairDataset(corpus, STILL).batch(2, 0, 0)
     varied = PairDataset(corpus, replace(STILL, eq_db=6.0, eq_chance=1.0)).batch(2, 0, 0)
@@ -216,6 +268,8 @@ def test_what_is_missing_is_named(corpus: list[Entry]) -> None:
         ({"real_share": 1.5}, "data.real_share is 1.5"),
         ({"sensor_weights": (1.0, 2.0)}, "data.sensor_weights has 2 values, data.sensors 1"),
         ({"sensor_weights": (-1.0,)}, "data.sensor_weights"),
+        ({"speed": 1.0}, "data.speed must be 0 to below 1"),
+        ({"gate_db": -1.0}, "data.gate_db not negative"),
     ],
 )
 def test_impossible_settings_name_the_field(settings: dict[str, object], message: str) -> None:
