@@ -1,5 +1,8 @@
 """Claims about losses: values worked out by hand, zeros where things agree, gradients that can be used."""
 
+from itertools import pairwise
+
+import numpy as np
 import pytest
 import torch
 
@@ -79,3 +82,40 @@ def test_intelligibility_does_not_hear_the_level(speech):
     other = mel + 0.3 * torch.randn_like(mel)
     loss = losses.Intelligibility(MelConfig())
     torch.testing.assert_close(loss(other + 0.5, mel), loss(other, mel), atol=1e-3, rtol=0)
+
+
+def bands(seconds):
+    """Noise and pulses whose third-octave bands rise and fall by themselves, as those of speech do: (T,) at 16 kHz."""
+    rng, frames = np.random.default_rng(0), 16000 * seconds
+    spectrum = np.fft.rfft(rng.standard_normal(frames) + 8 * (np.arange(frames) % 128 == 0))
+    hertz, edges, time = np.fft.rfftfreq(frames, 1 / 16000), 100 * 2 ** (np.arange(19) / 3), np.arange(frames) / 2000
+    total = np.zeros(frames)
+    for low, high in pairwise(edges):
+        band = np.fft.irfft(spectrum * ((hertz >= low) & (hertz < high)), frames)
+        gain = 10 ** (0.4 * np.interp(time, np.arange(8 * seconds + 1), rng.normal(size=8 * seconds + 1)))
+        total += band * gain * low**-0.5
+    return (0.05 * total / total.std()).astype(np.float32)
+
+
+@pytest.mark.parametrize(("kind", "error"), [("voice", 0.05), ("bands", 0.08)])
+def test_intelligibility_follows_the_reference_scores(speech, kind, error):
+    pystoi = pytest.importorskip("pystoi")
+    clean = speech(48000) if kind == "voice" else bands(3)
+    noise = clean.std() * np.random.default_rng(1).standard_normal(48000)
+    mel, loss = LogMel(MelConfig()), losses.Intelligibility(MelConfig())
+    for snr in (-10, -5, 0, 5, 20):
+        noisy = (clean + noise * 10 ** (-snr / 20)).astype(np.float32)
+        wanted = np.mean([pystoi.stoi(*np.float64([clean, noisy]), 16000, extended) for extended in (False, True)])
+        found, real = (mel(torch.from_numpy(x)[None, None]) for x in (noisy, clean))
+        assert 1 - float(loss(found, real)) == pytest.approx(wanted, abs=error)
+
+
+@pytest.mark.parametrize("silent", ["fake", "real", "both"])
+@pytest.mark.parametrize("frames", [100, 3])
+def test_intelligibility_has_a_gradient_at_silence(silent, frames):
+    nothing, sound = torch.full((2, 80, frames), -11.5), torch.randn(2, 80, frames)
+    fake = (sound if silent == "real" else nothing).clone().requires_grad_()
+    loss = losses.Intelligibility(MelConfig())(fake, sound if silent == "fake" else nothing)
+    loss.backward()
+    assert 0 <= float(loss.detach()) <= 2
+    assert fake.grad.isfinite().all()
