@@ -32,8 +32,8 @@ def commands(text: str) -> Iterator[list[str]]:
 
 def told() -> Iterator[list[str]]:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for block in re.findall(r"^```\n(.*?)^```", readme, re.MULTILINE | re.DOTALL):
-        yield from commands(block)
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", readme, re.MULTILINE | re.DOTALL):
+        yield from () if language else commands(block)
     for module in cli.COMMANDS.values():
         yield from commands(module.EXAMPLE)
     for file in (ROOT / "configs").glob("*.yaml"):  # their comments, where they say how to use them
