@@ -53,6 +53,21 @@ def test_the_stft_loss_of_half_the_amplitude_is_known():
     assert float(losses.MultiResolutionStft((64, 128))(audio / 2, audio)) == pytest.approx(0.5 + 0.6931, abs=1e-3)
 
 
+def test_the_multi_scale_mel_loss_of_half_the_amplitude_is_known():
+    audio = torch.randn(1, 1, 8192)
+    loss = losses.MultiScaleMel(MelConfig())
+    assert float(loss(audio / 2, audio)) == pytest.approx(0.6931, abs=1e-3)
+    assert float(loss(audio, audio)) == 0
+
+
+def test_the_multi_scale_mel_loss_hears_pulses_where_the_contract_hears_a_hum():
+    generator = torch.Generator().manual_seed(0)
+    hum = torch.randn(1, 1, 16384, generator=generator)
+    pulses = hum * 2 * (torch.arange(16384) % 320 < 80)  # 50 pulses a second of the same noise and power
+    mel = LogMel(MelConfig())
+    assert float(losses.MultiScaleMel(MelConfig())(pulses, hum)) > 2 * float(losses.mel_l1(mel(pulses), mel(hum)))
+
+
 def test_the_stft_loss_has_a_gradient_at_silence():
     fake = torch.zeros(1, 1, 512, requires_grad=True)
     losses.MultiResolutionStft((64,))(fake, torch.randn(1, 1, 512)).backward()

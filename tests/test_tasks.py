@@ -63,10 +63,10 @@ def test_restoring_is_the_l1_of_log_mels(pair):
 
 
 def test_vocoding_hears_the_clean_side_alone(pair):
-    task, model = Vocoding(MEL, VocodingWeights(stft=1, intelligibility=1)), Vocoder(VOCODER)
+    task, model = Vocoding(MEL, VocodingWeights(multi_mel=1, stft=1, intelligibility=1)), Vocoder(VOCODER)
     output, other = task(model, pair), task(model, pair._replace(degraded=torch.zeros(2, 1, 2048)))
     assert output.terms == other.terms
-    assert output.terms.keys() == {"mel", "stft", "intelligibility"}
+    assert output.terms.keys() == {"mel", "multi_mel", "stft", "intelligibility"}
     assert torch.equal(output.real, pair.clean)
 
 
@@ -95,7 +95,7 @@ def test_gradients_reach_exactly_what_learns(pair, learns):
     ("task", "model"),
     [
         (Restoring(MEL, RestoringWeights(delta=1, intelligibility=1)), Restorer(RESTORER)),
-        (Vocoding(MEL, VocodingWeights(stft=1)), Vocoder(VOCODER)),
+        (Vocoding(MEL, VocodingWeights(multi_mel=1, stft=1)), Vocoder(VOCODER)),
         (Finetuning(MEL, FinetuningWeights(restored=1), 4), joint()),
     ],
 )

@@ -1,13 +1,14 @@
 """Pure, unweighted loss functions. Weights live in the configuration."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twostage.features import MelConfig, Stft
+from twostage.features import LogMel, MelConfig, Stft
 
 Maps = Sequence[Sequence[Tensor]]  # one list of feature maps a sub-discriminator, the last map its logits
 
@@ -64,6 +65,22 @@ class MultiResolutionStft(nn.Module):
     def _one(fake: Tensor, real: Tensor) -> Tensor:
         convergence = (real - fake).norm() / real.norm().clamp_min(1e-5)
         return convergence + F.l1_loss(fake.clamp_min(1e-5).log(), real.clamp_min(1e-5).log())
+
+
+class MultiScaleMel(nn.Module):
+    """Log-mel L1 at many resolutions, from the pulse to the harmonic, mean over them: two (B, 1, T) -> scalar.
+
+    Source: Kumar et al., "High-Fidelity Audio Compression with Improved RVQGAN" (DAC), NeurIPS 2023, section 3.4.
+    Bands grow with the window, as many as are each a bin wide at least.
+    """
+
+    def __init__(self, config: MelConfig, n_ffts: Sequence[int] = (64, 128, 256, 512, 1024, 2048)) -> None:
+        super().__init__()
+        scales = (replace(config, n_fft=n, win_length=n, hop_length=n // 4, n_mels=max(5, n // 12)) for n in n_ffts)
+        self.mels = nn.ModuleList(LogMel(scale) for scale in scales)
+
+    def forward(self, fake: Tensor, real: Tensor) -> Tensor:
+        return torch.stack([F.l1_loss(mel(fake), mel(real)) for mel in self.mels]).mean()
 
 
 def adaptive_weight(content: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:

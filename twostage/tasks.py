@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from twostage.data.pairs import Pair
 from twostage.errors import ConfigError
 from twostage.features import LogMel, MelConfig
-from twostage.losses import Intelligibility, MultiResolutionStft, delta_l1, mel_l1
+from twostage.losses import Intelligibility, MultiResolutionStft, MultiScaleMel, delta_l1, mel_l1
 
 
 class Output(NamedTuple):
@@ -40,10 +40,12 @@ class RestoringWeights:
 class VocodingWeights:
     """HiFi-GAN's: L1 of log-mels, adversarial, feature matching.
 
-    ``stft``: the multi-resolution STFT loss; ``intelligibility``: one minus STOI read off log-mels.
+    ``multi_mel``: L1 of log-mels at many resolutions; ``stft``: the multi-resolution STFT loss; ``intelligibility``:
+    one minus STOI read off log-mels.
     """
 
     mel: float = 45.0
+    multi_mel: float = 0.0
     stft: float = 0.0
     intelligibility: float = 0.0
     adv: float = 1.0
@@ -55,6 +57,7 @@ class FinetuningWeights:
     """As for vocoding, on restored speech; ``restored``: L1 of the restorer's log-mels, which keeps them log-mels."""
 
     mel: float = 45.0
+    multi_mel: float = 0.0
     stft: float = 0.0
     intelligibility: float = 0.0
     restored: float = 0.0
@@ -126,12 +129,16 @@ class WaveformTerms(nn.Module):
 
     def __init__(self, mel: MelConfig, weights: VocodingWeights | FinetuningWeights) -> None:
         super().__init__()
-        self.mel, self.stft = LogMel(mel), MultiResolutionStft() if weights.stft else None
+        self.mel = LogMel(mel)
+        self.multi_mel = MultiScaleMel(mel) if weights.multi_mel else None
+        self.stft = MultiResolutionStft() if weights.stft else None
         self.intelligibility = Intelligibility(mel) if weights.intelligibility else None
 
     def forward(self, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
         mels = self.mel(fake), self.mel(real)
         terms = {"mel": mel_l1(*mels)}
+        if self.multi_mel:
+            terms["multi_mel"] = self.multi_mel(fake, real)
         if self.stft:
             terms["stft"] = self.stft(fake, real)
         if self.intelligibility:
