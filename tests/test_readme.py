@@ -50,7 +50,7 @@ def test_there_are_commands_for_every_subcommand() -> None:
 
 @pytest.mark.parametrize("arguments", TOLD, ids=" ".join)
 def test_a_command_that_is_told_exists_with_these_options(arguments: list[str]) -> None:
-    cli.parser().parse_args(arguments)  # exits if not
+    cli.parse(arguments)  # exits if not
 
 
 @pytest.mark.parametrize("arguments", [a for a in TOLD if a[0] in TRAININGS and "--resume" not in a], ids=" ".join)
@@ -61,11 +61,26 @@ def test_the_settings_that_are_told_are_ones_that_a_training_takes(
     for path in re.findall(r"[\w.]+\.(?:jsonl|csv)", " ".join(["x.csv", *arguments])):
         Path(path).touch()
     Path("mine.yaml").write_text("run: r\ndata: {train: [x.csv], valid: [x.csv]}\n")
-    args = cli.parser().parse_args(arguments)
+    args = cli.parse(arguments)
     args.settings = ["mine.yaml" if "..." in text else text for text in args.settings]
     first = [text for text in args.settings if "=" not in text and text != "mine.yaml"]
     given = Namespace(directory=args.directory, resume=False, settings=[*first, "mine.yaml", *args.settings])
     assert training.settings(given, TRAININGS[arguments[0]]).run  # an unknown or impossible setting raises
+
+
+@pytest.mark.parametrize("options", [["--run", "r"], ["--run", "r", "--resume"], ["--run=r", "--resume"]])
+def test_settings_may_stand_before_and_behind_options(options: list[str]) -> None:
+    settings = ["restorer", "mine.yaml", "steps=3", "data.batch=2"]
+    for place in range(len(settings) + 1):
+        args = cli.parse(["train-restorer", *settings[:place], *options, *settings[place:]])
+        assert (args.settings, args.directory) == (settings, "r")
+
+
+@pytest.mark.parametrize("arguments", [["train-restorer", "a.yaml", "--runs", "r"], ["simulate", "a", "b", "c"]])
+def test_what_no_command_takes_is_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.parse(arguments)
+    assert "unrecognized arguments" in capsys.readouterr().err
 
 
 def test_leaving_speakers_out_gives_commands_that_exist(
@@ -81,7 +96,7 @@ def test_leaving_speakers_out_gives_commands_that_exist(
     given: list[Namespace] = []
 
     def record(arguments: list[str]) -> int:
-        given.append(cli.parser().parse_args(arguments))
+        given.append(cli.parse(arguments))
         return 0
 
     monkeypatch.setattr(script, "twostage", record)

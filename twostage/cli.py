@@ -57,9 +57,20 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Arguments of a command; settings of a training may also stand behind options, which argparse would not have."""
+    top = parser()
+    args, rest = top.parse_known_args(argv)
+    if rest and (not hasattr(args, "settings") or any(word.startswith("-") for word in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.settings += rest
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; its exit code. 1 is a failure that a line on stderr explains, 2 wrong usage, 130 Ctrl-C."""
-    args = parser().parse_args(argv)
+    args = parse(argv)
     try:
         code: int = args.run(args)
         sys.stdout.flush()
