@@ -6,7 +6,7 @@ import pytest
 import soundfile
 
 from twostage import audio
-from twostage.errors import AudioError
+from twostage.errors import AudioError, OutputError
 
 
 def noise(frames: int, channels: int = 1, seed: int = 0) -> np.ndarray:
@@ -96,7 +96,7 @@ def test_no_samples(tmp_path: Path) -> None:
 
 def test_an_existing_file_stays(tmp_path: Path) -> None:
     audio.write(tmp_path / "a.wav", noise(10), 16000)
-    with pytest.raises(AudioError, match="exists already"):
+    with pytest.raises(OutputError, match="exists already"):
         audio.write(tmp_path / "a.wav", noise(20), 16000)
     assert audio.info(tmp_path / "a.wav").frames == 10
     audio.write(tmp_path / "a.wav", noise(20), 16000, overwrite=True)

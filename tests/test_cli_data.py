@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from twostage import audio
+from twostage import audio, cli
 from twostage.commands import fit_sensor, manifest, simulate
 from twostage.data.manifest import read_manifest
 from twostage.data.presets import PRESETS, load_sensor
@@ -189,3 +189,28 @@ def test_fit_sensor_writes_what_the_simulator_reads(
         run(fit_sensor, recordings, "-o", out)
     with pytest.raises(TwoStageError, match="no speaker p9 to exclude"):
         run(fit_sensor, recordings, "-o", out, "--overwrite", "--exclude-speaker", "p9")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["manifest", "scan", "clean", "-o", "file/x.jsonl"],
+        ["manifest", "scan", "clean", "-o", "x.jsonl", "--report", "file/x.json"],
+        ["simulate", "clean", "out", "--manifest", "file/m.jsonl"],
+        ["train-restorer", "restorer", "tiny", "data.train=[m.csv]", "data.valid=[m.csv]", "--run", "file/run"],
+        ["train-vocoder", "vocoder", "tiny", "data.train=[m.csv]", "data.valid=[m.csv]", "run=file"],
+    ],
+)
+def test_an_output_that_cannot_be_written_is_one_line(
+    tmp_path: Path,
+    speech: Callable[..., np.ndarray],
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    audio.write(tmp_path / "clean" / "a.wav", speech(16000), RATE)
+    (tmp_path / "m.csv").write_text("path,speaker\nclean/a.wav,s\n")
+    (tmp_path / "file").touch()
+    assert cli.main(arguments) == 1
+    assert "twostage: error: file: cannot make this folder" in capsys.readouterr().err.replace("file/run", "file")

@@ -9,7 +9,7 @@ import pytest
 
 from twostage import audio
 from twostage.data.manifest import Entry, pair, read_manifest, scan, split_by_speaker, write_manifest
-from twostage.errors import DataError, TwoStageError
+from twostage.errors import DataError, OutputError, TwoStageError
 
 Make = Callable[..., None]
 
@@ -56,7 +56,7 @@ def test_jsonl_round_trip_survives_a_move(tmp_path: Path) -> None:
 def test_manifests_are_not_overwritten_unless_asked(tmp_path: Path) -> None:
     entries = [Entry("x.wav", None, "a", 1.0)]
     write_manifest(tmp_path / "m.jsonl", entries)
-    with pytest.raises(DataError, match="exists"):
+    with pytest.raises(OutputError, match="exists already"):
         write_manifest(tmp_path / "m.jsonl", entries)
     write_manifest(tmp_path / "m.jsonl", entries * 2, overwrite=True)
     assert len(read_manifest(tmp_path / "m.jsonl")) == 2

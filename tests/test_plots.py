@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from twostage import audio, plots
-from twostage.errors import AudioError
+from twostage.errors import OutputError
 
 
 def tone(frames: int, sample_rate: int, frequency: float) -> np.ndarray:
@@ -42,6 +42,6 @@ def test_a_picture_of_any_length(tmp_path: Path, frames: int) -> None:
     audio.write(tmp_path / "b.wav", tone(2 * frames, 16000, 300.0), 16000)
     plots.before_after(tmp_path / "c.png", tmp_path / "a.wav", tmp_path / "b.wav", top=8000)
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(AudioError, match=r"c\.png: exists already"):
+    with pytest.raises(OutputError, match=r"c\.png: exists already"):
         plots.before_after(tmp_path / "c.png", tmp_path / "a.wav", tmp_path / "b.wav")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "b.wav", "c.png"]

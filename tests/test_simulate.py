@@ -12,7 +12,7 @@ from twostage import levels
 from twostage.data import simulate as module
 from twostage.data.presets import EBEN, PRESETS, Sensor, load_sensor, save_sensor
 from twostage.data.simulate import biquad, low_pass, seeded, simulate, simulate_file
-from twostage.errors import ConfigError, DataError
+from twostage.errors import ConfigError, DataError, OutputError
 
 Speech = Callable[..., np.ndarray]
 RATE = 16000
@@ -273,7 +273,7 @@ def test_yaml_round_trip(name: str, tmp_path: Path) -> None:
     save_sensor(tmp_path / "s.yaml", PRESETS[name], comment="one\ntwo")
     assert load_sensor(tmp_path / "s.yaml") == PRESETS[name]
     assert (tmp_path / "s.yaml").read_text().startswith("# one\n# two\n")
-    with pytest.raises(DataError, match="exists"):
+    with pytest.raises(OutputError, match="exists already"):
         save_sensor(tmp_path / "s.yaml", PRESETS[name])
 
 

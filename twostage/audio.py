@@ -17,6 +17,7 @@ import soxr
 from numpy.typing import NDArray
 
 from twostage.errors import AudioError
+from twostage.files import check_writable, make_folder, partial_name
 
 Audio = NDArray[np.float32]
 
@@ -223,26 +224,6 @@ def coding_for(path: str | Path, subtype: str | None = None) -> tuple[str, str]:
     if default in LOSSY or subtype not in LINEAR:
         return container, default
     return container, subtype if soundfile.check_format(container, subtype) else "PCM_24"
-
-
-def check_writable(path: Path, overwrite: bool) -> None:
-    """An error if ``path`` exists already and may not be replaced."""
-    if path.is_dir():
-        raise AudioError(f"{path}: is a folder")
-    if path.exists() and not overwrite:
-        raise AudioError(f"{path}: exists already (--overwrite replaces it)")
-
-
-def make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AudioError(f"{path}: cannot make this folder ({error.strerror})") from None
-
-
-def partial_name(path: Path) -> Path:
-    """A hidden name beside ``path`` for what is not complete yet."""
-    return path.with_name(f".{path.name[-100:]}.{os.getpid()}.part")
 
 
 def info(path: str | Path) -> Info:

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from twostage.enhancers import ENHANCERS, KINDS, STAGES, kind_of
 from twostage.errors import CheckpointError, ConfigError
+from twostage.files import make_folder, partial_name
 from twostage.nn.layers import fold_weight_norm
 from twostage.pipeline import TwoStage, TwoStageConfig
 from twostage.schema import build
@@ -178,8 +179,8 @@ def load_state(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no state can trip the unpickler anywhere
-        raise CheckpointError(f"{path}: not a training state, or damaged ({_first_line(error)})") from None
+    except Exception:  # bytes that are no state can trip the unpickler anywhere
+        raise CheckpointError(f"{path}: not a training state, damaged, or it holds code, which is not run") from None
     if not isinstance(state, dict) or "step" not in state:
         raise CheckpointError(f"{path}: not a training state")
     return state
@@ -187,8 +188,8 @@ def load_state(path: str | Path) -> dict[str, Any]:
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Write beside ``path``, flush to the disk, then take its place: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    make_folder(path.parent)
+    temporary = partial_name(path)
     try:
         write(temporary)
         with temporary.open("rb+") as file:

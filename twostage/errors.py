@@ -17,5 +17,9 @@ class ConfigError(TwoStageError):
     """A setting that is unknown, of the wrong type, or impossible."""
 
 
+class OutputError(TwoStageError):
+    """A file or folder that cannot be written."""
+
+
 class DataError(TwoStageError):
     """A corpus, manifest or pair that cannot be used."""

@@ -1,6 +1,5 @@
 """Pictures of spectrograms, before and after. Files are read as streams: a picture of hours costs no more memory."""
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from twostage.audio import Audio, Reader, check_writable, make_folder, partial_name
+from twostage.audio import Audio, Reader
 from twostage.errors import AudioError
+from twostage.files import check_writable, replacing
 
 WINDOW = 0.032  # seconds
 COLUMNS = 1200  # of a picture: longer sounds are averaged in power
@@ -75,19 +75,8 @@ def draw(path: str | Path, panels: Sequence[Panel], *, top: float | None = None,
         axis.set(title=panel.title, ylabel="kHz", ylim=(0, top / 1000))
         figure.colorbar(image, ax=axis, label="dB", pad=0.01)
     axes[-1].set_xlabel("seconds")
-    make_folder(path.parent)
-    _save(canvas, path)
-
-
-def _save(canvas: object, path: Path) -> None:
-    partial = partial_name(path)
-    try:
-        canvas.print_png(partial)  # type: ignore[attr-defined]
-        os.replace(partial, path)
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path, overwrite=overwrite) as partial:
+        canvas.print_png(str(partial))
 
 
 def before_after(

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ import numpy as np
 
 from twostage.costs import Costs
 from twostage.errors import DataError
+from twostage.files import replacing
 from twostage.metrics import HIGHER_IS_BETTER, SAMPLE_RATE
 
 RAW = "raw input"
@@ -198,8 +198,7 @@ def _plain(systems: Mapping[str, Mapping[str, Interval]]) -> dict[str, Any]:
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write a CSV, one line an utterance and system, delays in milliseconds. Atomic."""
     heads = ["utterance", "corpus", "speaker", "seconds", "system", *COLUMNS, "delay_ms", "longer_ms", "note"]
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(heads)
         for row in rows:
@@ -208,7 +207,6 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
             writer.writerow(
                 [row.utterance, row.corpus, row.speaker, row.seconds, row.system, *scores, *shifts, row.note]
             )
-    os.replace(part, path)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -233,9 +231,8 @@ def _row(values: Mapping[str, str], where: str) -> Row:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, atomically."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -27,14 +27,13 @@ from twostage.audio import (
     Audio,
     Reader,
     Writer,
-    check_writable,
     coding_for,
     exactly,
-    make_folder,
     resampled,
     resampled_length,
 )
 from twostage.errors import AudioError, ConfigError
+from twostage.files import check_writable, make_folder
 from twostage.levels import LEVEL, LevelMeter
 from twostage.windows import Enhancer, enhance, keep_low_band
 

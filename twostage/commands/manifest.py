@@ -1,7 +1,6 @@
 """``twostage manifest``: list a corpus, pair it, align it, split it by speaker."""
 
 import json
-import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -161,10 +160,9 @@ def _table(verdicts: "Sequence[Verdict]") -> str:
 def _report(args: Namespace, values: dict[str, Any]) -> None:
     if not args.report:
         return
-    path = Path(args.report)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    from twostage.files import replacing
+
     # JSON has no infinity, which is the level of silence
     text = json.dumps(values, indent=2, ensure_ascii=False).replace("-Infinity", "null")
-    part.write_text(text + "\n", encoding="utf-8")
-    os.replace(part, path)
+    with replacing(args.report, overwrite=args.overwrite) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")

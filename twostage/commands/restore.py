@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import signal
 import sys
 import threading
@@ -76,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 def _do(model: Any, job: "Job", options: "Options", progress: "Progress", skip: bool) -> "Report":
     import torch
 
-    from twostage.audio import check_writable
+    from twostage.files import check_writable
     from twostage.restoration import Report, restore_file
 
     report = Report(str(job.source), str(job.target), status="failed", error=job.error)
@@ -186,7 +185,7 @@ def _summary(reports: "list[Report]") -> dict[str, Any]:
 def _check_report_name(args: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from twostage.audio import check_writable
+    from twostage.files import check_writable
 
     if args.json in (None, "-"):
         return
@@ -198,10 +197,8 @@ def _check_report_name(args: argparse.Namespace) -> None:
 
 
 def _write_report(args: argparse.Namespace, reports: "list[Report]", device: str) -> None:
-    from pathlib import Path
-
     from twostage import __version__
-    from twostage.audio import partial_name
+    from twostage.files import replacing
 
     if args.json is None:
         return
@@ -216,14 +213,8 @@ def _write_report(args: argparse.Namespace, reports: "list[Report]", device: str
     if args.json == "-":
         print(text)
         return
-    partial = partial_name(Path(args.json))
-    try:
+    with replacing(args.json) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, args.json)
-    except OSError as error:
-        raise ConfigError(f"--json {args.json}: cannot be written ({error.strerror})") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _device(name: str) -> str:

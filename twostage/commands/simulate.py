@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from twostage.commands.restore import FORMATS
 from twostage.errors import AudioError, TwoStageError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("out", metavar="OUT_DIR", help="a folder; trees are kept")
     add("--sensor", default="throat", help="eben, throat, in-ear, forehead, temple or a YAML file (default: throat)")
     add("--seed", type=int, default=0, help="same seed, same file name: same sound (default: 0)")
-    add("--format", default="", help="format of the outputs (default: that of the input)")
+    add("--format", choices=FORMATS, help="format of the outputs (default: that of the input)")
     add("--manifest", metavar="FILE.jsonl", help="write a manifest of the pairs that arise")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
@@ -78,7 +79,7 @@ def _check(args: Namespace, files: list[tuple[Path, Path]]) -> None:
 
 def _target(args: Namespace, relative: Path) -> Path:
     target = Path(args.out, relative)
-    return target.with_suffix(f".{args.format.lstrip('.')}") if args.format else target
+    return target.with_suffix(f".{args.format}") if args.format else target
 
 
 def _make(source: Path, target: Path, sensor: "Sensor", seed: int, name: str, overwrite: bool) -> None:
@@ -86,8 +87,9 @@ def _make(source: Path, target: Path, sensor: "Sensor", seed: int, name: str, ov
 
     from twostage import audio
     from twostage.data.simulate import simulate_file
+    from twostage.files import check_writable
 
-    audio.check_writable(target, overwrite)
+    check_writable(target, overwrite)
     audio.coding_for(target)
     clean, sample_rate = audio.read(source)
     if not np.isfinite(clean).all():

@@ -17,6 +17,7 @@ from typing import Any
 
 from twostage import audio
 from twostage.errors import AudioError, ConfigError, DataError, TwoStageError
+from twostage.files import replacing
 from twostage.schema import build
 
 Sides = dict[str, dict[str, Path]]  # utterance -> bone, air or clean -> file
@@ -72,13 +73,8 @@ def read_manifest(
 def write_manifest(path: str | os.PathLike[str], entries: Iterable[Entry], *, overwrite: bool = False) -> None:
     """Write entries as JSONL with paths relative to the manifest's folder."""
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise DataError(f"{path} exists; choose another name or allow to overwrite")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8") as file:
+    with replacing(path, overwrite=overwrite) as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(_relative(entry, path.parent), ensure_ascii=False) + "\n" for entry in entries)
-    os.replace(part, path)
 
 
 def split_by_speaker(entries: Sequence[Entry], fraction: float, seed: int = 0) -> tuple[list[Entry], list[Entry]]:

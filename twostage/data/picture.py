@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from twostage.audio import check_writable, make_folder, partial_name
 from twostage.data.sensor import Character, FittedSensor
+from twostage.files import check_writable, replacing
 
 
 def draw_sensor(path: str | os.PathLike[str], fitted: FittedSensor, *, overwrite: bool = False) -> None:
@@ -36,13 +36,8 @@ def draw_sensor(path: str | os.PathLike[str], fitted: FittedSensor, *, overwrite
         axis.grid(alpha=0.3)
     axes[0].legend()
     figure.suptitle(f"{fitted.measured.recordings} recordings, {fitted.measured.seconds:.0f} s")
-    make_folder(path.parent)
-    partial = partial_name(path)
-    try:
+    with replacing(path, overwrite=overwrite) as partial:
         canvas.print_png(str(partial))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _line(axis: object, character: Character, name: str, style: str, label: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from twostage.errors import ConfigError, DataError
+from twostage.files import replacing
 from twostage.schema import build
 
 Curve = tuple[float, ...]
@@ -110,13 +111,10 @@ def save_sensor(path: str | os.PathLike[str], sensor: Sensor, *, overwrite: bool
     """Write a sensor as YAML."""
     import yaml
 
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise DataError(f"{path} exists; choose another name or allow to overwrite")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     values = {name: _listed(value) for name, value in asdict(sensor).items()}
-    part.write_text("".join(f"# {line}\n" for line in comment.splitlines()) + yaml.safe_dump(values, sort_keys=False))
-    os.replace(part, path)
+    text = "".join(f"# {line}\n" for line in comment.splitlines()) + yaml.safe_dump(values, sort_keys=False)
+    with replacing(path, overwrite=overwrite) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _listed(value: Any) -> Any:
