@@ -210,6 +210,14 @@ def test_room_sound_reaches_the_degraded_side(corpus: list[Entry]) -> None:
     assert (loud.degraded.std(-1) > 1.15 * quiet.degraded.std(-1)).all()
 
 
+def test_pairs_are_simulated_upon_if_asked(corpus: list[Entry]) -> None:
+    for asked, speakers in ((False, {"s0", "s1", "s2"}), (True, {"s0", "s1", "s2", "s3", "s4"})):
+        dataset = PairDataset(corpus, replace(STILL, simulate_on_pairs=asked))
+        assert {entry.speaker for entry in dataset.clean} == speakers
+    lone = PairDataset(corpus[3:], STILL).batch(4, 0, 0)  # there is no other clean speech
+    assert not any(is_real(d, c) for d, c in zip(lone.degraded, lone.clean, strict=True))
+
+
 def test_short_files_are_padded_and_long_ones_cut_anywhere(corpus: list[Entry]) -> None:
     dataset = PairDataset(corpus[:1], replace(STILL, samples=3 * RATE))
     clean = dataset.batch(4, 0, 0).clean

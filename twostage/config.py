@@ -66,8 +66,8 @@ class ValidConfig:
     """Measuring on held-out speech, every ``every`` steps, with the averaged weights.
 
     ``items`` files, spread over the manifest, of at most ``seconds``. ``best`` names the metric whose best weights are
-    kept, with ``_real`` or ``_simulated`` behind it for one kind of pairs. ``vocoder``: weights that make a restorer's
-    log-mels audible. ``show``: items whose sound and picture are logged.
+    kept, with ``_real`` or ``_simulated`` behind it for one kind of pairs. ``vocoder``: the model, alone or of
+    both stages, that makes a restorer's log-mels audible. ``show``: items whose sound and picture are logged.
     """
 
     every: int = 1000
@@ -100,7 +100,7 @@ class ValidConfig:
 class RunConfig:
     """What every training has. ``run`` is its directory; intervals are in steps; ``threads`` 0 is as many as there are.
 
-    ``init``: a file of weights to start from.
+    ``init``: weights to start from, of a model's name, folder or file; of both stages, the one that is trained.
     """
 
     run: str

@@ -25,11 +25,6 @@ class Team:
         # buffers stay as they are: they move alike in all processes, and a copy within a step would break its backward
         return DistributedDataParallel(module, broadcast_buffers=False)
 
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self.world > 1:
-            distributed.barrier()
-
 
 @contextmanager
 def team(device: str) -> Iterator[Team]:

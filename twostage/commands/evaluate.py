@@ -7,6 +7,8 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from twostage.commands.restore import device_for
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -63,7 +65,7 @@ def run(args: Namespace) -> int:
 
     _check(args)
     source, entries, problems = _entries(args)
-    systems = evaluate.load_systems(_models(args.model), _device(args.device))
+    systems = evaluate.load_systems(_models(args.model), device_for(args.device))
     settings = _settings(args) | {"models": evaluate.fingerprint(systems)}
     results = evaluate.resume(args.out, settings, overwrite=args.overwrite) if args.out else evaluate.Results()
     results.failures += problems
@@ -118,16 +120,6 @@ def _models(given: Sequence[Sequence[str]] | None) -> dict[str, list[str]]:
             raise ConfigError(f"--model {label}: given twice; give one of them a LABEL=")
         models[label] = [path, *rest]
     return {} if list(models) == ["none"] else models
-
-
-def _device(name: str) -> str:
-    import torch
-
-    from twostage.errors import ConfigError
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: no such device here")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def _settings(args: Namespace) -> dict[str, Any]:

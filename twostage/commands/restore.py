@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     _check_report_name(args)
     jobs = plan(args.inputs, args.out, suffix=args.format, plot=args.plot)
     pending = [job for job in jobs if not job.error and not (args.skip_existing and job.target.exists())]
-    device = _device(args.device)
+    device = device_for(args.device)
     model = _load(args.model, device) if pending else None
     reports: list[Report] = []
     say = Voice(sys.stderr if args.json == "-" else sys.stdout)
@@ -217,7 +217,8 @@ def _write_report(args: argparse.Namespace, reports: "list[Report]", device: str
         partial.write_text(text + "\n", encoding="utf-8")
 
 
-def _device(name: str) -> str:
+def device_for(name: str) -> str:
+    """The device that --device means: auto, cpu or cuda."""
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
