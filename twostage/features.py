@@ -58,11 +58,16 @@ class Stft(nn.Module):
         self.register_buffer("window", torch.hann_window(self.win_length), persistent=False)
 
     def forward(self, audio: Tensor) -> Tensor:
+        # the clamp keeps the square root's slope finite at digital silence
+        return torch.view_as_real(self.spectrum(audio)).square().sum(-1).clamp_min(1e-10).sqrt()
+
+    def spectrum(self, audio: Tensor) -> Tensor:
+        """The complex spectrogram, of the shape of the magnitudes."""
         frames = audio.shape[-1] // self.hop_length
         audio = audio[..., 0, : frames * self.hop_length].float()
         if frames == 0:
-            return audio.new_zeros(audio.shape[0], self.n_fft // 2 + 1, 0)
-        spectrum = torch.stft(
+            return audio.new_zeros(audio.shape[0], self.n_fft // 2 + 1, 0, dtype=torch.complex64)
+        return torch.stft(
             self._pad(audio),
             self.n_fft,
             self.hop_length,
@@ -71,8 +76,6 @@ class Stft(nn.Module):
             center=False,
             return_complex=True,
         )
-        # the clamp keeps the square root's slope finite at digital silence
-        return torch.view_as_real(spectrum).square().sum(-1).clamp_min(1e-10).sqrt()
 
     def _pad(self, audio: Tensor) -> Tensor:
         side = (self.n_fft - self.hop_length) // 2

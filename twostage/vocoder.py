@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from twostage.errors import ConfigError
 from twostage.features import MelConfig
+from twostage.griffinlim import GriffinLim
 from twostage.nn.layers import fold_weight_norm, reach, weight_norm
 
 SLOPE = 0.1
@@ -21,7 +22,10 @@ LAST_SLOPE = 0.01  # the authors' code leaves torch's default before the output 
 
 @dataclass(frozen=True)
 class VocoderConfig:
-    """Sizes of a generator. ``resblock`` is the paper's type, 1 (two convolutions a dilation) or 2 (one)."""
+    """Sizes of a generator. ``resblock`` is the paper's type, 1 (two convolutions a dilation) or 2 (one).
+
+    ``griffin_lim``: iterations that finish its output at inference (not in training); 0 for the paper's vocoder.
+    """
 
     mel: MelConfig = field(default_factory=MelConfig)
     upsample_rates: tuple[int, ...] = (8, 8, 2, 2)
@@ -30,6 +34,7 @@ class VocoderConfig:
     resblock: int = 1
     resblock_kernel_sizes: tuple[int, ...] = (3, 7)
     resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5))
+    griffin_lim: int = 0
 
     def __post_init__(self) -> None:
         if prod(self.upsample_rates) != self.mel.hop_length:
@@ -48,6 +53,8 @@ class VocoderConfig:
             raise ConfigError("vocoder.resblock_dilation_sizes and vocoder.resblock_kernel_sizes differ in length")
         if any(kernel_size % 2 == 0 for kernel_size in self.resblock_kernel_sizes):
             raise ConfigError(f"vocoder.resblock_kernel_sizes must be odd: {self.resblock_kernel_sizes}")
+        if self.griffin_lim < 0:
+            raise ConfigError(f"vocoder.griffin_lim is {self.griffin_lim}, must not be negative")
         if self.resblock not in RESBLOCKS:
             raise ConfigError(f"vocoder.resblock is {self.resblock}, must be 1 or 2")
         if self.upsample_initial_channel % 2 ** len(self.upsample_rates):
@@ -120,13 +127,15 @@ class Vocoder(nn.Module):
             RESBLOCKS[config.resblock](c, k, tuple(d)) for c in channels[1:] for k, d in blocks
         )
         self.conv_post = weight_norm(nn.Conv1d(channels[-1], 1, 7, padding=3))
+        self.griffin_lim = GriffinLim(config.mel, config.griffin_lim)
 
     def forward(self, mel: Tensor) -> Tensor:
         x = self.conv_pre(mel)
         for up, blocks in zip(self.ups, self._levels(), strict=True):
             x = up(F.leaky_relu(x, SLOPE))
             x = torch.stack([block(x) for block in blocks]).mean(0)
-        return torch.tanh(self.conv_post(F.leaky_relu(x, LAST_SLOPE)))
+        audio = torch.tanh(self.conv_post(F.leaky_relu(x, LAST_SLOPE)))
+        return audio if self.training else self.griffin_lim(audio, mel)
 
     def _levels(self) -> list[list[nn.Module]]:
         width = len(self.config.resblock_kernel_sizes)
@@ -149,4 +158,4 @@ class Vocoder(nn.Module):
             frames += kernel_size / (2 * up) / rate
             rate *= up
             frames += widest / rate
-        return ceil(frames + 3 / rate)
+        return ceil(frames + 3 / rate) + self.griffin_lim.context

@@ -1,0 +1,93 @@
+"""Claims about Griffin-Lim after a vocoder: magnitudes from mels, an exact inverse, no buzz, windows that agree."""
+
+import numpy as np
+import pytest
+import torch
+
+from twostage.errors import ConfigError
+from twostage.features import LogMel, MelConfig
+from twostage.griffinlim import GriffinLim
+from twostage.vocoder import Vocoder, VocoderConfig
+
+CONFIG = MelConfig()
+
+
+def voice(seconds: float = 1.0, pitch: float = 137.0) -> torch.Tensor:
+    """A voice-like sound (1, 1, T): pulses under a moving level, and some noise."""
+    generator = torch.Generator().manual_seed(0)
+    time = torch.arange(int(seconds * CONFIG.sample_rate) // 256 * 256) / CONFIG.sample_rate
+    pulses = sum(torch.cos(2 * np.pi * k * pitch * time) / k for k in range(1, 50))
+    sound = pulses * (1.2 + torch.sin(2 * np.pi * 3 * time)) + 0.1 * torch.randn(len(time), generator=generator)
+    return 0.05 * sound[None, None]
+
+
+def test_the_waveform_of_a_spectrogram_is_its_inverse():
+    audio, gl = voice(), GriffinLim(CONFIG, 1)
+    torch.testing.assert_close(gl._waveform(gl.mel.stft.spectrum(audio)), audio, atol=1e-5, rtol=0)
+
+
+def test_magnitudes_have_the_mels_that_were_asked_for():
+    mel, gl = LogMel(CONFIG)(voice()), GriffinLim(CONFIG, 1)
+    again = (gl.mel.basis @ gl.magnitudes(mel)).log()
+    assert float((again - mel).abs().mean()) < 0.05
+    assert float(gl.magnitudes(mel).min()) >= 0
+
+
+def test_iterations_bring_the_mels_nearer():
+    mel, noise = LogMel(CONFIG)(voice()), 0.05 * torch.randn(1, 1, 15872, generator=torch.Generator().manual_seed(1))
+    errors = [float((LogMel(CONFIG)(GriffinLim(CONFIG, n)(noise, mel)) - mel).abs().mean()) for n in (0, 1, 4, 16)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.15 * errors[0]
+
+
+def test_a_buzz_at_the_frame_rate_goes():
+    hiss = 0.05 * torch.randn(1, 1, 32768, generator=torch.Generator().manual_seed(2))
+    buzz = hiss[..., :256].repeat(1, 1, 128)  # the same in every frame, as a vocoder's worst
+
+    def lines(audio: torch.Tensor) -> float:
+        """Power at multiples of the frame rate over the power half way between them, dB."""
+        power = torch.fft.rfft(audio[0, 0, 8192:24576] * torch.hann_window(16384)).abs().square()
+        return float(10 * torch.log10(power[128:-64:64].mean() / power[160:-64:64].mean()))
+
+    assert lines(buzz) > 40
+    assert lines(GriffinLim(CONFIG, 16)(buzz, LogMel(CONFIG)(hiss))) < 10
+
+
+def test_the_context_is_enough_and_rounding_does_not_grow():
+    audio, gl = voice(3.0), GriffinLim(CONFIG, 4)
+    mel = LogMel(CONFIG)(audio)
+    start = 0.05 * torch.randn(audio.shape, generator=torch.Generator().manual_seed(3))
+    whole = gl(start, mel)
+    first, last = 60 - gl.context, 100 + gl.context
+    part = gl(start[..., first * 256 : last * 256], mel[..., first:last])
+    inside = slice(gl.context * 256, (gl.context + 40) * 256)
+    torch.testing.assert_close(part[..., inside], whole[..., 60 * 256 : 100 * 256], atol=1e-5, rtol=0)
+    nudged = gl(start * (1 + 1e-6), mel)
+    assert float((nudged - whole).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("frames", [0, 1, 2])
+def test_short_sound_keeps_its_length(frames):
+    audio = GriffinLim(CONFIG, 2)(torch.zeros(2, 1, frames * 256), torch.full((2, 80, frames), -11.5))
+    assert audio.shape == (2, 1, frames * 256)
+    assert audio.isfinite().all()
+
+
+def test_a_vocoder_finishes_with_it_at_inference_alone():
+    torch.manual_seed(0)
+    small = {"upsample_initial_channel": 16, "resblock_kernel_sizes": (3,), "resblock_dilation_sizes": ((1,),)}
+    plain, finished = Vocoder(VocoderConfig(**small)), Vocoder(VocoderConfig(**small, griffin_lim=2))
+    finished.load_state_dict(plain.state_dict())
+    mel = LogMel(CONFIG)(voice())
+    with torch.no_grad():
+        assert torch.equal(plain.train()(mel), finished.train()(mel))
+        raw = plain.eval()(mel)
+        assert torch.equal(finished.eval()(mel), GriffinLim(CONFIG, 2)(raw, mel))
+    assert finished.context == plain.context + 2 * 4
+
+
+def test_impossible_settings_are_named():
+    with pytest.raises(ConfigError, match=r"vocoder.griffin_lim is -1"):
+        VocoderConfig(griffin_lim=-1)
+    with pytest.raises(ConfigError, match=r"griffin_lim needs mel.win_length equal to mel.n_fft"):
+        GriffinLim(MelConfig(win_length=800), 1)

@@ -1,0 +1,95 @@
+"""Griffin-Lim from a vocoder's waveform: its phase is made consistent with the magnitudes that the mel asks for.
+
+A vocoder that is not trained to the end repeats itself from frame to frame, which is heard as a buzz at the frame rate
+and shows as lines at its multiples. A few iterations take that away.
+"""
+
+from math import ceil
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twostage.errors import ConfigError
+from twostage.features import LogMel, MelConfig
+
+MOMENTUM = 0.99  # of the fast variant, as in librosa
+INVERSIONS = 8  # multiplicative updates from mels to magnitudes; more gain nothing
+# of a magnitude: bins much weaker than this keep some of their own weakness. Their phase is all but arbitrary; taken at
+# face value, it lets rounding errors grow until two windows of a file no longer agree
+SOFTNESS = 0.2
+TINY = 1e-8
+
+
+class GriffinLim(nn.Module):
+    """Audio (B, 1, L * hop_length) and the log-mels (B, n_mels, L) it should have -> audio of the same shape.
+
+    Sources: Griffin and Lim, "Signal estimation from modified short-time Fourier transform", TASSP 1984; Perraudin,
+    Balazs and Søndergaard, "A fast Griffin-Lim algorithm", WASPAA 2013.
+    """
+
+    window: Tensor
+    spread: Tensor
+
+    def __init__(self, config: MelConfig, iterations: int) -> None:
+        super().__init__()
+        if iterations and (config.n_fft % config.hop_length or config.win_length != config.n_fft):
+            raise ConfigError(
+                f"griffin_lim needs mel.win_length equal to mel.n_fft and that a multiple of mel.hop_length: "
+                f"{config.win_length}, {config.n_fft}, {config.hop_length}"
+            )
+        self.iterations, self.mel = iterations, LogMel(config)
+        basis = self.mel.basis
+        self.register_buffer("window", self.mel.stft.window, persistent=False)
+        # how far each bin (rows) answers for each band
+        self.register_buffer("spread", (basis / basis.sum(0).clamp_min(TINY)).T.contiguous(), persistent=False)
+
+    def forward(self, audio: Tensor, mel: Tensor) -> Tensor:
+        with torch.autocast(audio.device.type, enabled=False):
+            if not self.iterations or not mel.shape[-1]:
+                return audio
+            return self._iterate(audio.float(), self.magnitudes(mel.float()))
+
+    def magnitudes(self, mel: Tensor) -> Tensor:
+        """Magnitudes (B, n_fft // 2 + 1, L) whose log-mels are ``mel`` (B, n_mels, L), as smooth as these are.
+
+        Each bin is corrected by the ratios of the bands that it lies in, geometrically averaged.
+        """
+        wanted = mel.exp()
+        found = self.spread @ (wanted / self.mel.basis.sum(1, keepdim=True).clamp_min(TINY))
+        for _ in range(INVERSIONS):
+            ratio = wanted / (self.mel.basis @ found).clamp_min(TINY)
+            found = found * (self.spread @ ratio.clamp_min(TINY).log()).exp()
+        return found
+
+    def _iterate(self, audio: Tensor, magnitudes: Tensor) -> Tensor:
+        spectrum, before = self.mel.stft.spectrum(audio), None
+        for _ in range(self.iterations):
+            ahead = spectrum if before is None else spectrum - MOMENTUM / (1 + MOMENTUM) * before
+            before = spectrum
+            size = torch.view_as_real(ahead).square().sum(-1) + (SOFTNESS * magnitudes).square()
+            audio = self._waveform(ahead * magnitudes / size.clamp_min(TINY**2).sqrt())
+            spectrum = self.mel.stft.spectrum(audio)
+        return audio
+
+    def _waveform(self, spectrum: Tensor) -> Tensor:
+        """Inverse of ``Stft.spectrum``: (B, n_fft // 2 + 1, L) -> (B, 1, L * hop_length), by least squares."""
+        hop, overlap = self.mel.config.hop_length, self.mel.config.n_fft // self.mel.config.hop_length
+        frames = torch.fft.irfft(spectrum.transpose(1, 2), self.mel.config.n_fft) * self.window
+        weight = self.window.square().expand(1, frames.shape[1], -1)
+        audio, weight = (_overlap(part.unflatten(-1, (overlap, hop))) for part in (frames, weight))
+        side = (self.mel.config.n_fft - hop) // 2
+        return (audio / weight.clamp_min(TINY))[:, None, side : side + spectrum.shape[-1] * hop]
+
+    @property
+    def context(self) -> int:
+        """Frames that an output sample depends on, on each side, at most."""
+        return self.iterations * ceil(self.mel.config.n_fft / self.mel.config.hop_length)
+
+
+def _overlap(frames: Tensor) -> Tensor:
+    """Add frames (B, L, overlap, hop_length), each a hop after the one before: (B, (L + overlap - 1) * hop_length)."""
+    length, overlap = frames.shape[1], frames.shape[2]
+    shifted = (F.pad(frames[:, :, i], (0, 0, i, overlap - 1 - i)) for i in range(overlap))
+    total = sum(shifted, frames.new_zeros(frames.shape[0], length + overlap - 1, frames.shape[3]))
+    return total.flatten(1)
