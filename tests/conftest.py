@@ -1,5 +1,6 @@
 """Small models and speech-like sound that tests share."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from twostage.restorer import RestorerConfig
 from twostage.vocoder import VocoderConfig
 
 torch.set_num_threads(1)
+# what runs in the background of a shell script ignores Ctrl-C, and so would the processes that tests start and stop
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
