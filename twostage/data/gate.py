@@ -7,7 +7,7 @@ from twostage.data.spectra import OVERLAP, Floats, frame_size, istft, power, stf
 
 QUIETEST = 0.1  # share of the frames that are taken for noise alone
 EXCESS = 2.0  # times the noise's power is taken off: more than once, since its power fluctuates
-LATER = 60.0  # seconds that are gated at once, to bound memory
+PART_SECONDS = 60.0  # gated at once, to bound memory
 
 
 def gate(speech: Floats, sample_rate: int, depth_db: float) -> Floats:
@@ -16,7 +16,7 @@ def gate(speech: Floats, sample_rate: int, depth_db: float) -> Floats:
     Source: Boll, "Suppression of Acoustic Noise in Speech Using Spectral Subtraction", TASSP 1979, with powers
     smoothed over neighbours in time and frequency against musical noise.
     """
-    part = round(LATER * sample_rate)
+    part = round(PART_SECONDS * sample_rate)
     parts = [_gate(speech[start : start + part], sample_rate, depth_db) for start in range(0, len(speech), part)]
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
