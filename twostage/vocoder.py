@@ -127,7 +127,7 @@ class Vocoder(nn.Module):
             RESBLOCKS[config.resblock](c, k, tuple(d)) for c in channels[1:] for k, d in blocks
         )
         self.conv_post = weight_norm(nn.Conv1d(channels[-1], 1, 7, padding=3))
-        self.griffin_lim = GriffinLim(config.mel, config.griffin_lim)
+        self.griffin_lim = GriffinLim(config.mel, config.griffin_lim) if config.griffin_lim else None
 
     def forward(self, mel: Tensor) -> Tensor:
         x = self.conv_pre(mel)
@@ -135,7 +135,7 @@ class Vocoder(nn.Module):
             x = up(F.leaky_relu(x, SLOPE))
             x = torch.stack([block(x) for block in blocks]).mean(0)
         audio = torch.tanh(self.conv_post(F.leaky_relu(x, LAST_SLOPE)))
-        return audio if self.training else self.griffin_lim(audio, mel)
+        return self.griffin_lim(audio, mel) if self.griffin_lim and not self.training else audio
 
     def _levels(self) -> list[list[nn.Module]]:
         width = len(self.config.resblock_kernel_sizes)
@@ -158,4 +158,4 @@ class Vocoder(nn.Module):
             frames += kernel_size / (2 * up) / rate
             rate *= up
             frames += widest / rate
-        return ceil(frames + 3 / rate) + self.griffin_lim.context
+        return ceil(frames + 3 / rate) + (self.griffin_lim.context if self.griffin_lim else 0)
