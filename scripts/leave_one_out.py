@@ -1,6 +1,6 @@
 """Score a restorer's adaptation to a sensor on speakers that it has not heard, one training a speaker left out.
 
-    python scripts/leave_one_out.py --pairs pairs.csv --clean train.csv --init default --vocoder default -o results/loo
+    python scripts/leave_one_out.py --pairs pairs.csv --clean train.csv --init base --vocoder default -o results/loo
 
 For each speaker of the pairs: fit the sensor to the other speakers, adapt the restorer to it (configs/adapt.yaml), and
 evaluate on the speaker that was left out; then one table of all. Goes on where it was stopped.
