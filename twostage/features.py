@@ -43,6 +43,13 @@ class MelConfig:
         return ", ".join(f"mel.{name} is {mine} and {theirs}" for name, mine, theirs in pairs if mine != theirs)
 
 
+def mel_basis(config: MelConfig, bins: int) -> Tensor:
+    """Weights (bins, n_mels) of the bands at ``bins`` frequencies from 0 Hz to half the sample rate."""
+    return torchaudio.functional.melscale_fbanks(
+        bins, config.fmin, config.fmax, config.n_mels, config.sample_rate, "slaney", "slaney"
+    )
+
+
 class Stft(nn.Module):
     """Magnitude spectrogram without centring: (B, 1, T) -> (B, n_fft // 2 + 1, T // hop_length).
 
@@ -96,9 +103,7 @@ class LogMel(nn.Module):
         super().__init__()
         self.config = config
         self.stft = Stft(config.n_fft, config.hop_length, config.win_length)
-        basis = torchaudio.functional.melscale_fbanks(
-            config.n_fft // 2 + 1, config.fmin, config.fmax, config.n_mels, config.sample_rate, "slaney", "slaney"
-        )
+        basis = mel_basis(config, config.n_fft // 2 + 1)
         self.register_buffer("basis", basis.T.contiguous(), persistent=False)
 
     def forward(self, audio: Tensor) -> Tensor:

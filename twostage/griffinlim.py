@@ -28,7 +28,6 @@ class GriffinLim(nn.Module):
     Balazs and Søndergaard, "A fast Griffin-Lim algorithm", WASPAA 2013.
     """
 
-    window: Tensor
     spread: Tensor
 
     def __init__(self, config: MelConfig, iterations: int) -> None:
@@ -40,7 +39,6 @@ class GriffinLim(nn.Module):
             )
         self.iterations, self.mel = iterations, LogMel(config)
         basis = self.mel.basis
-        self.register_buffer("window", self.mel.stft.window, persistent=False)
         # how far each bin (rows) answers for each band
         self.register_buffer("spread", (basis / basis.sum(0).clamp_min(TINY)).T.contiguous(), persistent=False)
 
@@ -63,33 +61,34 @@ class GriffinLim(nn.Module):
         return found
 
     def _iterate(self, audio: Tensor, magnitudes: Tensor) -> Tensor:
-        spectrum, before = self.mel.stft.spectrum(audio), None
+        before, coverage = None, self._coverage(magnitudes.shape[-1])
         for _ in range(self.iterations):
+            spectrum = self.mel.stft.spectrum(audio)
             ahead = spectrum if before is None else spectrum - MOMENTUM / (1 + MOMENTUM) * before
             before = spectrum
             size = torch.view_as_real(ahead).square().sum(-1) + (SOFTNESS * magnitudes).square()
-            audio = self._waveform(ahead * magnitudes / size.clamp_min(TINY**2).sqrt())
-            spectrum = self.mel.stft.spectrum(audio)
+            audio = self._waveform(ahead * magnitudes / size.clamp_min(TINY**2).sqrt(), coverage)
         return audio
 
-    def _waveform(self, spectrum: Tensor) -> Tensor:
+    def _waveform(self, spectrum: Tensor, coverage: Tensor) -> Tensor:
         """Inverse of ``Stft.spectrum``: (B, n_fft // 2 + 1, L) -> (B, 1, L * hop_length), by least squares."""
-        hop, overlap = self.mel.config.hop_length, self.mel.config.n_fft // self.mel.config.hop_length
-        frames = torch.fft.irfft(spectrum.transpose(1, 2), self.mel.config.n_fft) * self.window
-        weight = self.window.square().expand(1, frames.shape[1], -1)
-        audio, weight = (_overlap(part.unflatten(-1, (overlap, hop))) for part in (frames, weight))
-        side = (self.mel.config.n_fft - hop) // 2
-        return (audio / weight.clamp_min(TINY))[:, None, side : side + spectrum.shape[-1] * hop]
+        frames = torch.fft.irfft(spectrum.transpose(1, 2), self.mel.config.n_fft) * self.mel.stft.window
+        return self._overlap(frames) / coverage
+
+    def _coverage(self, frames: int) -> Tensor:
+        """How much of L frames' squared windows lies on each sample: (1, 1, L * hop_length)."""
+        return self._overlap(self.mel.stft.window.square().expand(1, frames, -1)).clamp_min(TINY)
+
+    def _overlap(self, frames: Tensor) -> Tensor:
+        """Add frames (B, L, n_fft), each a hop after the one before, without the padding: (B, 1, L * hop_length)."""
+        hop, length = self.mel.config.hop_length, frames.shape[1]
+        parts = frames.unflatten(-1, (-1, hop))
+        overlap, side = parts.shape[2], (self.mel.config.n_fft - hop) // 2
+        shifted = (F.pad(parts[:, :, i], (0, 0, i, overlap - 1 - i)) for i in range(overlap))
+        total = sum(shifted, frames.new_zeros(frames.shape[0], length + overlap - 1, hop))
+        return total.flatten(1)[:, None, side : side + length * hop]
 
     @property
     def context(self) -> int:
         """Frames that an output sample depends on, on each side, at most."""
         return self.iterations * ceil(self.mel.config.n_fft / self.mel.config.hop_length)
-
-
-def _overlap(frames: Tensor) -> Tensor:
-    """Add frames (B, L, overlap, hop_length), each a hop after the one before: (B, (L + overlap - 1) * hop_length)."""
-    length, overlap = frames.shape[1], frames.shape[2]
-    shifted = (F.pad(frames[:, :, i], (0, 0, i, overlap - 1 - i)) for i in range(overlap))
-    total = sum(shifted, frames.new_zeros(frames.shape[0], length + overlap - 1, frames.shape[3]))
-    return total.flatten(1)

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twostage.features import LogMel, MelConfig, Stft
+from twostage.features import LogMel, MelConfig, Stft, mel_basis
 
 Maps = Sequence[Sequence[Tensor]]  # one list of feature maps a sub-discriminator, the last map its logits
 
@@ -116,9 +115,7 @@ class Intelligibility(nn.Module):
         super().__init__()
         self.frames = max(2, round(seconds * config.sample_rate / config.hop_length))
         centres = lowest * 2 ** (torch.arange(bands) / 3)
-        hertz = torchaudio.functional.melscale_fbanks(
-            config.sample_rate // 2 + 1, config.fmin, config.fmax, config.n_mels, config.sample_rate, "slaney", "slaney"
-        )
+        hertz = mel_basis(config, config.sample_rate // 2 + 1)  # a row for each
         inside = (torch.arange(len(hertz)) >= centres[:, None] * 2 ** (-1 / 6)).float()
         inside *= torch.arange(len(hertz)) < centres[:, None] * 2 ** (1 / 6)
         self.register_buffer("octaves", inside @ hertz, persistent=False)

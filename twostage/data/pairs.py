@@ -98,21 +98,22 @@ class Cache:
         return out
 
     def _load(self, path: str) -> None:
-        sound, rate = audio.read(path)
-        mono = audio.resample(sound[0], rate, self.sample_rate)
-        if not np.isfinite(mono).all():
-            raise DataError(f"{path}: holds samples that are not finite")
-        if self.gate_db:
-            mono = gate(mono, self.sample_rate, self.gate_db)
+        mono = self._whole(path)
         self._levels[path] = len(mono), active_level(mono, self.sample_rate)
         if 2 * len(mono) <= self.room:
             self.room -= 2 * len(mono)
             self._kept[path] = np.clip(np.rint(mono * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
 
+    def _whole(self, path: str) -> Floats:
+        sound, rate = audio.read(path)
+        mono = audio.resample(sound[0], rate, self.sample_rate)
+        if not np.isfinite(mono).all():
+            raise DataError(f"{path}: holds samples that are not finite")
+        return gate(mono, self.sample_rate, self.gate_db) if self.gate_db else mono
+
     def _read(self, path: str, first: int, last: int) -> Floats:
-        if self.gate_db:  # needs the whole file, as do its level and length
-            sound, rate = audio.read(path)
-            return gate(audio.resample(sound[0], rate, self.sample_rate), self.sample_rate, self.gate_db)[first:last]
+        if self.gate_db:  # the noise is measured over the whole file
+            return self._whole(path)[first:last]
         rate = audio.info(path).sample_rate
         start, stop = first * rate // self.sample_rate, -(-last * rate // self.sample_rate)
         sound, _ = audio.read(path, start=start, frames=stop - start)
