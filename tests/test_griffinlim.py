@@ -30,9 +30,44 @@ def test_the_waveform_of_a_spectrogram_is_its_inverse():
 
 def test_magnitudes_have_the_mels_that_were_asked_for():
     mel, gl = LogMel(CONFIG)(voice()), GriffinLim(CONFIG, 1)
-    again = (gl.mel.basis @ gl.magnitudes(mel)).log()
-    assert float((again - mel).abs().mean()) < 0.05
-    assert float(gl.magnitudes(mel).min()) >= 0
+    found = gl.magnitudes(mel)
+    assert float(((gl.mel.basis @ found).log() - mel).abs().mean()) < 0.05
+    assert float(found.min()) >= 0
+
+
+def test_magnitudes_have_the_harmonics_of_the_input_where_it_counts():
+    """A voice dulled by a slope of 20 dB: within a band, its spectrum is that of the clear voice."""
+    clear, gl = voice(), GriffinLim(CONFIG, 1, heard_below=4000.0)
+    truth = gl.mel.stft(clear)
+    dull = truth * 10 ** (-torch.linspace(0, 1, truth.shape[1])[:, None])
+    mel = LogMel(CONFIG)(clear)
+
+    def error(magnitudes: torch.Tensor, bins: slice) -> float:
+        return float((magnitudes.log() - truth.log()).abs()[:, bins, 4:-4].mean())
+
+    deaf, hearing = gl.magnitudes(mel), gl.magnitudes(mel, dull)
+    assert error(hearing, slice(6, 64)) < 0.4 * error(deaf, slice(6, 64))
+    assert error(hearing, slice(260, 500)) == pytest.approx(error(deaf, slice(260, 500)), rel=1e-3)
+
+
+def test_the_input_gives_its_phase_below_the_limit_alone():
+    clear, gl = voice(), GriffinLim(CONFIG, 8, heard_below=4000.0)
+    mel, noise = LogMel(CONFIG)(clear), 0.05 * torch.randn(clear.shape, generator=torch.Generator().manual_seed(1))
+
+    def agreement(audio: torch.Tensor, bins: slice) -> float:
+        """Cosine of the phase's distance from the clear voice's, weighted by its power."""
+        one, other = (gl.mel.stft.spectrum(x)[:, bins, 4:-4] for x in (audio, clear))
+        return float((one.conj() * other).real.sum() / (one.abs() * other.abs()).sum())
+
+    assert agreement(gl(noise, mel, 0.1 * clear), slice(6, 64)) > 0.95
+    assert agreement(gl(noise, mel), slice(6, 64)) < 0.5
+    assert agreement(gl(noise, mel, 0.1 * clear), slice(300, 500)) < 0.5
+
+
+def test_silence_at_the_input_is_no_guide():
+    gl, mel = GriffinLim(CONFIG, 4, heard_below=4000.0), LogMel(CONFIG)(voice())
+    start = 0.05 * torch.randn(1, 1, 15872, generator=torch.Generator().manual_seed(3))
+    assert gl(start, mel, torch.zeros_like(start)).isfinite().all()
 
 
 def test_iterations_bring_the_mels_nearer():
@@ -55,16 +90,18 @@ def test_a_buzz_at_the_frame_rate_goes():
     assert lines(GriffinLim(CONFIG, 16)(buzz, LogMel(CONFIG)(hiss))) < 10
 
 
-def test_the_context_is_enough_and_rounding_does_not_grow():
-    audio, gl = voice(3.0), GriffinLim(CONFIG, 4)
-    mel = LogMel(CONFIG)(audio)
+@pytest.mark.parametrize("hears", [False, True])
+def test_the_context_is_enough_and_rounding_does_not_grow(hears: bool):
+    audio, gl = voice(3.0), GriffinLim(CONFIG, 4, heard_below=4000.0)
+    mel, heard = LogMel(CONFIG)(audio), audio if hears else None
     start = 0.05 * torch.randn(audio.shape, generator=torch.Generator().manual_seed(3))
-    whole = gl(start, mel)
+    whole = gl(start, mel, heard)
     first, last = 60 - gl.context, 100 + gl.context
-    part = gl(start[..., first * 256 : last * 256], mel[..., first:last])
+    samples = slice(first * 256, last * 256)
+    part = gl(start[..., samples], mel[..., first:last], audio[..., samples] if hears else None)
     inside = slice(gl.context * 256, (gl.context + 40) * 256)
     torch.testing.assert_close(part[..., inside], whole[..., 60 * 256 : 100 * 256], atol=1e-5, rtol=0)
-    nudged = gl(start * (1 + 1e-6), mel)
+    nudged = gl(start * (1 + 1e-6), mel, heard)
     assert float((nudged - whole).abs().max()) < 1e-4
 
 
@@ -91,5 +128,7 @@ def test_a_vocoder_finishes_with_it_at_inference_alone():
 def test_impossible_settings_are_named():
     with pytest.raises(ConfigError, match=r"vocoder.griffin_lim is -1"):
         VocoderConfig(griffin_lim=-1)
+    with pytest.raises(ConfigError, match=r"vocoder.heard_below is 4000"):
+        VocoderConfig(heard_below=4000.0)
     with pytest.raises(ConfigError, match=r"griffin_lim needs mel.win_length equal to mel.n_fft"):
         GriffinLim(MelConfig(win_length=800), 1)

@@ -134,3 +134,12 @@ def test_intelligibility_has_a_gradient_at_silence(silent, frames):
     loss.backward()
     assert 0 <= float(loss.detach()) <= 2
     assert fake.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("quantile", [0.2, 0.5, 0.8])
+def test_the_quantile_loss_is_least_at_the_quantile(quantile: float) -> None:
+    real = torch.arange(101.0)  # every level is as likely: the quantile is at 100 times itself
+    values = torch.stack([losses.mel_quantile(torch.full_like(real, level), real, quantile) for level in real])
+    assert abs(float(values.argmin()) - 100 * quantile) <= 1
+    fake = real.flip(0)
+    torch.testing.assert_close(losses.mel_quantile(fake, real, 0.5), losses.mel_l1(fake, real))

@@ -270,8 +270,9 @@ def test_impossible_sensors_name_the_field(settings: dict[str, object], message:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_yaml_round_trip(name: str, tmp_path: Path) -> None:
-    save_sensor(tmp_path / "s.yaml", PRESETS[name], comment="one\ntwo")
-    assert load_sensor(tmp_path / "s.yaml") == PRESETS[name]
+    sensor = PRESETS[name].drawn(np.random.default_rng(0))
+    save_sensor(tmp_path / "s.yaml", sensor, comment="one\ntwo")
+    assert load_sensor(tmp_path / "s.yaml") == sensor
     assert (tmp_path / "s.yaml").read_text().startswith("# one\n# two\n")
     with pytest.raises(OutputError, match="exists already"):
         save_sensor(tmp_path / "s.yaml", PRESETS[name])
@@ -297,3 +298,19 @@ def test_bad_sensor_files_are_named(text: str, message: str, tmp_path: Path) -> 
 def test_unknown_sensors_list_the_presets() -> None:
     with pytest.raises(DataError, match="eben, throat, in-ear, forehead, temple"):
         load_sensor("trhoat")
+
+
+def test_any_sensor_is_another_one_every_time_and_some_are_like_those_that_exist(tmp_path: Path) -> None:
+    drawn = [PRESETS["any"].drawn(np.random.default_rng(seed)) for seed in range(300)]
+    assert PRESETS["any"].drawn(np.random.default_rng(7)) == drawn[7]
+    assert len(set(drawn)) == len(drawn)
+    at = PRESETS["throat"].frequencies.index(1800.0)  # Hz
+    for name in ("throat", "in-ear", "forehead", "temple"):
+        preset = PRESETS[name]
+        near = [
+            abs(s.response_db[at] - preset.response_db[at]) < 6 and abs(s.slope[at] - preset.slope[at]) < 0.2
+            for s in drawn
+        ]
+        assert any(near), name
+    with pytest.raises(ConfigError, match="AnySensor is a family of sensors"):
+        save_sensor(tmp_path / "s.yaml", PRESETS["any"])

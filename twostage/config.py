@@ -136,14 +136,17 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RestorerRun(RunConfig):
-    """Stage one."""
+    """Stage one. ``quantile`` of the log-mels that could be: 0.5 is the median; below, the unsure is left quieter."""
 
     restorer: RestorerConfig = field(default_factory=RestorerConfig)
     weights: RestoringWeights = field(default_factory=RestoringWeights)
+    quantile: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_mel(self.restorer.mel)
+        if not 0 < self.quantile < 1:
+            raise ConfigError(f"quantile is {self.quantile}, must lie between 0 and 1")
         audible = [name for name in self.valid.metrics if name != "mel_l1"]
         if audible and not self.valid.vocoder:
             raise ConfigError(f"valid.metrics: {audible[0]} needs sound: set valid.vocoder to the weights of a vocoder")

@@ -2,6 +2,9 @@
 
 A vocoder that is not trained to the end repeats itself from frame to frame, which is heard as a buzz at the frame rate
 and shows as lines at its multiples. A few iterations take that away.
+
+Where the input is speech as well, only duller, it knows what a mel cannot say: the harmonics of this voice and their
+phase. Below `heard_below` they are taken from it.
 """
 
 from math import ceil
@@ -19,55 +22,84 @@ INVERSIONS = 8  # multiplicative updates from mels to magnitudes; more gain noth
 # face value, it lets rounding errors grow until two windows of a file no longer agree
 SOFTNESS = 0.2
 TINY = 1e-8
+FAINT = 1e-4  # of the strongest bin of a frame: what the input holds of weaker ones is rounding, not speech
 
 
 class GriffinLim(nn.Module):
     """Audio (B, 1, L * hop_length) and the log-mels (B, n_mels, L) it should have -> audio of the same shape.
+
+    ``heard_below`` in Hz: the input's phase and harmonics count fully at 0 Hz, ever less up to there, and not above.
 
     Sources: Griffin and Lim, "Signal estimation from modified short-time Fourier transform", TASSP 1984; Perraudin,
     Balazs and Søndergaard, "A fast Griffin-Lim algorithm", WASPAA 2013.
     """
 
     spread: Tensor
+    trust: Tensor
 
-    def __init__(self, config: MelConfig, iterations: int) -> None:
+    def __init__(self, config: MelConfig, iterations: int, heard_below: float = 0.0) -> None:
         super().__init__()
         if iterations and (config.n_fft % config.hop_length or config.win_length != config.n_fft):
             raise ConfigError(
                 f"griffin_lim needs mel.win_length equal to mel.n_fft and that a multiple of mel.hop_length: "
                 f"{config.win_length}, {config.n_fft}, {config.hop_length}"
             )
-        self.iterations, self.mel = iterations, LogMel(config)
+        self.iterations, self.heard_below, self.mel = iterations, heard_below, LogMel(config)
         basis = self.mel.basis
         # how far each bin (rows) answers for each band
         self.register_buffer("spread", (basis / basis.sum(0).clamp_min(TINY)).T.contiguous(), persistent=False)
+        hertz = torch.linspace(0, config.sample_rate / 2, config.n_fft // 2 + 1)
+        trust = (1 - hertz / heard_below).clamp_min(0) if heard_below else torch.zeros_like(hertz)
+        self.register_buffer("trust", trust[:, None], persistent=False)
 
-    def forward(self, audio: Tensor, mel: Tensor) -> Tensor:
+    def forward(self, audio: Tensor, mel: Tensor, heard: Tensor | None = None) -> Tensor:
+        """``heard`` (B, 1, T), T at least L * hop_length: the input that was restored, in step with ``audio``."""
         with torch.autocast(audio.device.type, enabled=False):
             if not self.iterations or not mel.shape[-1]:
                 return audio
-            return self._iterate(audio.float(), self.magnitudes(mel.float()))
+            mel, audio = mel.float(), audio.float()
+            if heard is None or not self.heard_below:
+                return self._iterate(audio, self.magnitudes(mel))
+            spectrum = self.mel.stft.spectrum(heard[..., : audio.shape[-1]].float())
+            size = spectrum.abs()
+            size = size + FAINT * size.amax(1, keepdim=True) + TINY
+            return self._iterate(audio, self.magnitudes(mel, size), self.trust * spectrum / size)
 
-    def magnitudes(self, mel: Tensor) -> Tensor:
-        """Magnitudes (B, n_fft // 2 + 1, L) whose log-mels are ``mel`` (B, n_mels, L), as smooth as these are.
+    def magnitudes(self, mel: Tensor, heard: Tensor | None = None) -> Tensor:
+        """Magnitudes (B, n_fft // 2 + 1, L) whose log-mels are ``mel`` (B, n_mels, L).
 
-        Each bin is corrected by the ratios of the bands that it lies in, geometrically averaged.
+        Within a band they are as smooth as these, or, where those count, as fine as ``heard``, the input's magnitudes.
         """
         wanted = mel.exp()
         found = self.spread @ (wanted / self.mel.basis.sum(1, keepdim=True).clamp_min(TINY))
+        if heard is not None:
+            fine = self._log(self._fitted(heard, wanted))
+            found = torch.lerp(self._log(found), fine, self.trust.expand_as(fine)).exp()
+        return self._fitted(found, wanted)
+
+    @staticmethod
+    def _log(magnitudes: Tensor) -> Tensor:
+        return magnitudes.clamp_min(TINY).log()
+
+    def _fitted(self, found: Tensor, wanted: Tensor) -> Tensor:
+        """Correct each bin by the ratios of the bands that it lies in, geometrically averaged."""
         for _ in range(INVERSIONS):
             ratio = wanted / (self.mel.basis @ found).clamp_min(TINY)
             found = found * (self.spread @ ratio.clamp_min(TINY).log()).exp()
         return found
 
-    def _iterate(self, audio: Tensor, magnitudes: Tensor) -> Tensor:
+    def _iterate(self, audio: Tensor, magnitudes: Tensor, held: Tensor | None = None) -> Tensor:
+        """``held``: phase to keep to, as complex numbers whose size, up to 1, says how firmly."""
         before, coverage = None, self._coverage(magnitudes.shape[-1])
         for _ in range(self.iterations):
             spectrum = self.mel.stft.spectrum(audio)
             ahead = spectrum if before is None else spectrum - MOMENTUM / (1 + MOMENTUM) * before
             before = spectrum
             size = torch.view_as_real(ahead).square().sum(-1) + (SOFTNESS * magnitudes).square()
-            audio = self._waveform(ahead * magnitudes / size.clamp_min(TINY**2).sqrt(), coverage)
+            phase = ahead / size.clamp_min(TINY**2).sqrt()
+            if held is not None:
+                phase = held + (1 - held.abs()) * phase
+            audio = self._waveform(phase * magnitudes, coverage)
         return audio
 
     def _waveform(self, spectrum: Tensor, coverage: Tensor) -> Tensor:

@@ -47,6 +47,16 @@ def mel_l1(fake: Tensor, real: Tensor) -> Tensor:
     return F.l1_loss(fake, real)
 
 
+def mel_quantile(fake: Tensor, real: Tensor, quantile: float = 0.5) -> Tensor:
+    """Twice the pinball loss, whose least value is at the quantile of what ``real`` could be; 0.5 gives ``mel_l1``.
+
+    Source: Koenker and Bassett, "Regression quantiles", Econometrica 1978. Below 0.5, bands whose level cannot be known
+    come out quieter, the less they can be known the more, and bands that are certain as they are.
+    """
+    short = real - fake
+    return 2 * torch.maximum(quantile * short, (quantile - 1) * short).mean()
+
+
 class MultiResolutionStft(nn.Module):
     """Spectral convergence plus log-magnitude L1, mean over resolutions: two (B, 1, T) -> scalar.
 

@@ -34,7 +34,7 @@ class TwoStage(nn.Module):
         self.vocoder = Vocoder(config.vocoder)
 
     def forward(self, audio: Tensor) -> Tensor:
-        return self.vocoder(self.restorer(self.mel(audio)))
+        return self.vocoder(self.restorer(self.mel(audio)), audio)
 
     def window(self, audio: Tensor, skip: int, keep: int) -> Tensor:
         """``forward(audio)[..., skip : skip + keep]``, with stage two, most of the work, run on what it needs alone."""
@@ -42,7 +42,7 @@ class TwoStage(nn.Module):
         first = max(0, skip // hop - self.vocoder.context)
         last = -(-(skip + keep) // hop) + self.vocoder.context
         skip -= first * hop
-        return self.vocoder(mel[..., first:last])[..., skip : skip + keep]
+        return self.vocoder(mel[..., first:last], audio[..., first * hop : last * hop])[..., skip : skip + keep]
 
     def fold(self) -> "TwoStage":
         """Fold weight normalisation away for inference; the output stays the same."""

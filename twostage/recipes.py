@@ -64,9 +64,9 @@ def train_restorer(settings: RestorerRun, *, resume: bool = False) -> None:
 
     def estimate(restorer: nn.Module, example: Example) -> Estimate:
         restored = restorer(mel(example.degraded))
-        return Estimate(restored[0], listener(restored)[0, 0].cpu().numpy() if listener else None)
+        return Estimate(restored[0], listener(restored, example.degraded)[0, 0].cpu().numpy() if listener else None)
 
-    task = Restoring(settings.restorer.mel, settings.weights)
+    task = Restoring(settings.restorer.mel, settings.weights, settings.quantile)
     _train(settings, Plan(model, mel, task, settings.weights, estimate, listener=listener), state)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from twostage.data.pairs import Pair
 from twostage.errors import ConfigError
 from twostage.features import LogMel, MelConfig
-from twostage.losses import Intelligibility, MultiResolutionStft, MultiScaleMel, delta_l1, mel_l1
+from twostage.losses import Intelligibility, MultiResolutionStft, MultiScaleMel, delta_l1, mel_l1, mel_quantile
 
 
 class Output(NamedTuple):
@@ -70,16 +70,16 @@ ADVERSARIAL = ("adv", "fm")
 
 
 class Restoring(nn.Module):
-    """Stage one: log-mels of degraded speech become those of the clean."""
+    """Stage one: log-mels of degraded speech become those of the clean, or a ``quantile`` of what these could be."""
 
-    def __init__(self, mel: MelConfig, weights: RestoringWeights) -> None:
+    def __init__(self, mel: MelConfig, weights: RestoringWeights, quantile: float = 0.5) -> None:
         super().__init__()
-        self.mel, self.weights = LogMel(mel), weights
+        self.mel, self.weights, self.quantile = LogMel(mel), weights, quantile
         self.intelligibility = Intelligibility(mel) if weights.intelligibility else None
 
     def forward(self, model: nn.Module, pair: Pair) -> Output:
         real, fake = self.mel(pair.clean), model(self.mel(pair.degraded)).float()
-        terms = {"mel": mel_l1(fake, real)}
+        terms = {"mel": mel_quantile(fake, real, self.quantile)}
         if self.weights.delta:
             terms["delta"] = delta_l1(fake, real)
         if self.intelligibility:

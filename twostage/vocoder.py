@@ -25,6 +25,7 @@ class VocoderConfig:
     """Sizes of a generator. ``resblock`` is the paper's type, 1 (two convolutions a dilation) or 2 (one).
 
     ``griffin_lim``: iterations that finish its output at inference (not in training); 0 for the paper's vocoder.
+    ``heard_below``: Hz, up to which they take phase and harmonics from the restored input, if there is one.
     """
 
     mel: MelConfig = field(default_factory=MelConfig)
@@ -35,6 +36,7 @@ class VocoderConfig:
     resblock_kernel_sizes: tuple[int, ...] = (3, 7)
     resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5))
     griffin_lim: int = 0
+    heard_below: float = 0.0
 
     def __post_init__(self) -> None:
         if prod(self.upsample_rates) != self.mel.hop_length:
@@ -55,6 +57,8 @@ class VocoderConfig:
             raise ConfigError(f"vocoder.resblock_kernel_sizes must be odd: {self.resblock_kernel_sizes}")
         if self.griffin_lim < 0:
             raise ConfigError(f"vocoder.griffin_lim is {self.griffin_lim}, must not be negative")
+        if not self.heard_below >= 0 or (self.heard_below and not self.griffin_lim):
+            raise ConfigError(f"vocoder.heard_below is {self.heard_below}, must be 0, or positive with griffin_lim")
         if self.resblock not in RESBLOCKS:
             raise ConfigError(f"vocoder.resblock is {self.resblock}, must be 1 or 2")
         if self.upsample_initial_channel % 2 ** len(self.upsample_rates):
@@ -127,15 +131,18 @@ class Vocoder(nn.Module):
             RESBLOCKS[config.resblock](c, k, tuple(d)) for c in channels[1:] for k, d in blocks
         )
         self.conv_post = weight_norm(nn.Conv1d(channels[-1], 1, 7, padding=3))
-        self.griffin_lim = GriffinLim(config.mel, config.griffin_lim) if config.griffin_lim else None
+        self.griffin_lim = None
+        if config.griffin_lim:
+            self.griffin_lim = GriffinLim(config.mel, config.griffin_lim, config.heard_below)
 
-    def forward(self, mel: Tensor) -> Tensor:
+    def forward(self, mel: Tensor, heard: Tensor | None = None) -> Tensor:
+        """``heard`` (B, 1, T), T at least L * hop_length: the input that ``mel`` was restored from, for Griffin-Lim."""
         x = self.conv_pre(mel)
         for up, blocks in zip(self.ups, self._levels(), strict=True):
             x = up(F.leaky_relu(x, SLOPE))
             x = torch.stack([block(x) for block in blocks]).mean(0)
         audio = torch.tanh(self.conv_post(F.leaky_relu(x, LAST_SLOPE)))
-        return self.griffin_lim(audio, mel) if self.griffin_lim and not self.training else audio
+        return self.griffin_lim(audio, mel, heard) if self.griffin_lim and not self.training else audio
 
     def _levels(self) -> list[list[nn.Module]]:
         width = len(self.config.resblock_kernel_sizes)

@@ -87,6 +87,10 @@ class Sensor:
         if self.q <= 0 or self.gain_seconds <= 0:
             raise ConfigError(f"sensor.q and sensor.gain_seconds must be positive: {self.q}, {self.gain_seconds}")
 
+    def drawn(self, rng: np.random.Generator) -> "Sensor":
+        """The sensor of one recording; of a family (`AnySensor`), a member of it."""
+        return self
+
 
 def load_sensor(name: str | os.PathLike[str]) -> Sensor:
     """A preset by name, or the sensor in a YAML file (as `twostage fit-sensor` writes it)."""
@@ -108,8 +112,11 @@ def load_sensor(name: str | os.PathLike[str]) -> Sensor:
 
 
 def save_sensor(path: str | os.PathLike[str], sensor: Sensor, *, overwrite: bool = False, comment: str = "") -> None:
-    """Write a sensor as YAML."""
+    """Write a sensor as YAML. Raises ConfigError for a family of them: draw one first."""
     import yaml
+
+    if type(sensor) is not Sensor:
+        raise ConfigError(f"{path}: {type(sensor).__name__} is a family of sensors, a file holds one")
 
     values = {name: _listed(value) for name, value in asdict(sensor).items()}
     text = "".join(f"# {line}\n" for line in comment.splitlines()) + yaml.safe_dump(values, sort_keys=False)
@@ -222,7 +229,53 @@ TEMPLE = Sensor(
     ambient_db=-40.0,
 )
 
+
+class AnySensor(Sensor):
+    """A family: every recording has another sensor, from a throat's to an ear's and beyond what is likely.
+
+    For a restorer that shall meet sensors which nobody has measured (domain randomisation; Tobin et al., IROS 2017).
+    The ranges enclose the presets and nothing in them was fitted.
+    """
+
+    def drawn(self, rng: np.random.Generator) -> Sensor:
+        hertz = np.array(GRID)
+        pitch = np.log2(np.maximum(hertz, 30))
+
+        def octaves_above(low: float, high: float) -> Any:
+            """Of the grid, above a corner between two frequencies; negative below it."""
+            return pitch - rng.uniform(np.log2(low), np.log2(high))
+
+        roll_off = -rng.uniform(0, 14) * octaves_above(300, 1500).clip(0)
+        response = roll_off.clip(-rng.uniform(10, 50)) + rng.uniform(0, 12) * octaves_above(60, 250).clip(-3, 0)
+        own = 1 / (1 + 4.0 ** octaves_above(400, 2000))  # 1 where a band follows its own sound
+        slope = own + (1 - own) * rng.uniform(0.1, 0.8)
+        floor = rng.uniform(-88, -64) + rng.uniform(-2, 2) * (pitch - 9)
+        limited = rng.random() < 0.6
+        return Sensor(
+            frequencies=GRID,
+            response_db=_curve(response),
+            response_spread_db=(rng.uniform(2, 5),) * len(GRID),
+            slope=_curve(slope),
+            voice_slope=_curve((1 - slope) * rng.uniform(0.4, 1.1)),
+            gain_spread_db=_curve(np.interp(pitch, (8, 11), rng.uniform(2, 5, 2))),
+            coherence=_curve(own * rng.uniform(0.6, 1) + (1 - own) * rng.uniform(0.05, 0.5)),
+            noise_share=_curve(np.interp(pitch, (8, 11), (rng.uniform(0, 0.2), rng.uniform(0.1, 0.6)))),
+            noise_db=_curve(floor),
+            thump_db=rng.uniform(-25, -8) if rng.random() < 0.3 else None,
+            heart_db=rng.uniform(-45, -20) if rng.random() < 0.2 else None,
+            ambient_db=rng.uniform(-60, -35),
+            headroom_db=rng.uniform(6, 20) if rng.random() < 0.1 else None,
+            band_limit=2 ** rng.uniform(11, 13) if limited else 0.0,
+            rounding_db=rng.uniform(-95, -70),
+        )
+
+
+def _curve(values: Any) -> Curve:
+    return tuple(values.tolist())
+
+
 PRESETS: dict[str, Sensor] = {
+    "any": AnySensor(),
     "eben": EBEN,
     "throat": THROAT,
     "in-ear": IN_EAR,

@@ -54,6 +54,7 @@ def simulate(
     if clean.ndim != 1:
         raise ValueError(f"simulate takes one channel (T,), got {clean.shape}")
     whole = recording or rng
+    sensor = sensor.drawn(whole)
     heard = levels.active_level(clean, sample_rate)
     reference = heard if level is None else level
     if not np.isfinite(reference):
