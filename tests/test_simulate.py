@@ -275,7 +275,7 @@ def test_yaml_round_trip(name: str, tmp_path: Path) -> None:
     assert load_sensor(tmp_path / "s.yaml") == sensor
     assert (tmp_path / "s.yaml").read_text().startswith("# one\n# two\n")
     with pytest.raises(OutputError, match="exists already"):
-        save_sensor(tmp_path / "s.yaml", PRESETS[name])
+        save_sensor(tmp_path / "s.yaml", sensor)
 
 
 @pytest.mark.parametrize(
