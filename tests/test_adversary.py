@@ -16,6 +16,7 @@ from twostage.trainer import Training, fit
 from twostage.vocoder import Vocoder, VocoderConfig
 
 JUDGES = DiscriminatorConfig(periods=(2,), scales=1, width=0.0625)
+SPECTRAL = DiscriminatorConfig(periods=(), scales=0, resolutions=(128, 256), width=0.125)
 MEL = MelConfig(n_mels=16)
 VOCODER = VocoderConfig(
     mel=MEL,
@@ -46,8 +47,10 @@ def moved(before, module) -> bool:
     return any(not torch.equal(before[key], tensor) for key, tensor in module.state_dict().items())
 
 
-def test_it_learns_to_tell_real_from_fake(sound):
-    judge = adversary()
+@pytest.mark.parametrize("judges", [JUDGES, SPECTRAL], ids=["waveform", "spectrogram"])
+def test_it_learns_to_tell_real_from_fake(sound, judges):
+    torch.manual_seed(0)
+    judge = Adversary(AdversaryConfig(judges), OptimizerConfig())
     first = judge.learn(*sound, 2e-3)["disc"]
     for _ in range(30):
         last = judge.learn(*sound, 2e-3)["disc"]

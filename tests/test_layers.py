@@ -19,7 +19,7 @@ LAYERS = {
     "files": 1,
     "schema": 1,
     "features": 1,
-    "discriminators": 1,
+    "discriminators": 2,
     "optim": 1,
     "logs": 1,
     "data.spectra": 1,

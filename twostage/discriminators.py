@@ -1,6 +1,7 @@
 """Judges of waveforms. Each maps audio (B, 1, T) to a list of lists of feature maps, the last of each its logits.
 
-Source: Kong et al., "HiFi-GAN", 2020, section 2.3; the multi-scale one after Kumar et al., "MelGAN", 2019.
+Source: Kong et al., "HiFi-GAN", 2020, section 2.3; the multi-scale one after Kumar et al., "MelGAN", 2019, the
+multi-resolution one after Jang et al., "UnivNet", Interspeech 2021.
 """
 
 from dataclasses import dataclass
@@ -10,24 +11,34 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from twostage.errors import ConfigError
+from twostage.features import Stft
 from twostage.nn.layers import weight_norm
 
 SLOPE = 0.1
+COMPRESSION = 0.3  # power of a magnitude
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """``width`` scales every channel count; 1 is the paper's. ``scales`` counts resolutions 1, 1/2, 1/4, ..."""
+    """``width`` scales every channel count; 1 is the papers'. ``scales`` counts resolutions 1, 1/2, 1/4, ...
+
+    ``resolutions`` are the windows, in samples, of the spectrograms that are judged; UnivNet's are 512, 1024 and 2048.
+    """
 
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)
     scales: int = 3
     width: float = 1.0
+    resolutions: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.width * 16 < 1 or (self.width * 16) % 1:
             raise ConfigError(f"discriminator.width is {self.width}, must be a multiple of 1/16")
-        if self.scales < 0 or any(p < 2 for p in self.periods) or not (self.periods or self.scales):
-            raise ConfigError("discriminator: periods must be at least 2, scales not negative, one of the two present")
+        if any(n < 8 or n % 8 for n in self.resolutions):  # frames a quarter apart, an even number of samples
+            raise ConfigError(f"discriminator.resolutions is {self.resolutions}, must be multiples of 8")
+        if self.scales < 0 or any(p < 2 for p in self.periods):
+            raise ConfigError("discriminator: periods must be at least 2, scales not negative")
+        if not (self.periods or self.scales or self.resolutions):
+            raise ConfigError("discriminator: one of periods, scales and resolutions must be present")
 
 
 class PeriodDiscriminator(nn.Module):
@@ -76,6 +87,34 @@ class ScaleDiscriminator(nn.Module):
         return [*maps, self.conv_post(x).flatten(1)]
 
 
+class SpectrogramDiscriminator(nn.Module):
+    """Convolutions on a magnitude spectrogram, strided along frequency; frames are a quarter of ``n_fft`` apart.
+
+    Magnitudes are raised to COMPRESSION, as before the discriminator of Cao et al., "CMGAN", Interspeech 2022: as they
+    are, loud harmonics would drown what is wrong between them.
+    """
+
+    def __init__(self, n_fft: int, width: float = 1.0) -> None:
+        super().__init__()
+        self.stft = Stft(n_fft, n_fft // 4)
+        channels = int(width * 32)
+        kernels, strides = ((3, 9), (3, 9), (3, 9), (3, 9), (3, 3)), (1, 2, 2, 2, 1)  # time, frequency
+        self.convs = nn.ModuleList(
+            weight_norm(nn.Conv2d(channels if i else 1, channels, k, (1, s), (k[0] // 2, k[1] // 2)))
+            for i, (k, s) in enumerate(zip(kernels, strides, strict=True))
+        )
+        self.conv_post = weight_norm(nn.Conv2d(channels, 1, 3, padding=1))
+
+    def forward(self, audio: Tensor) -> list[Tensor]:
+        missing = -audio.shape[-1] % self.stft.hop_length  # or the last samples would not be judged
+        x = self.stft(F.pad(audio, (0, missing))).pow(COMPRESSION).mT[:, None]  # (B, 1, frames, bins)
+        maps = []
+        for conv in self.convs:
+            x = F.leaky_relu(conv(x), SLOPE)
+            maps.append(x)
+        return [*maps, self.conv_post(x).flatten(1)]
+
+
 class MultiPeriod(nn.Module):
     """MPD: one judge a period, (B, 1, T) -> list of maps each."""
 
@@ -102,14 +141,26 @@ class MultiScale(nn.Module):
         return results
 
 
+class MultiResolution(nn.Module):
+    """MRSD: one judge a resolution, (B, 1, T) -> list of maps each."""
+
+    def __init__(self, resolutions: tuple[int, ...], width: float = 1.0) -> None:
+        super().__init__()
+        self.discriminators = nn.ModuleList(SpectrogramDiscriminator(n_fft, width) for n_fft in resolutions)
+
+    def forward(self, audio: Tensor) -> list[list[Tensor]]:
+        return [judge(audio) for judge in self.discriminators]
+
+
 class Discriminators(nn.Module):
-    """MPD and MSD as one: (B, 1, T) -> list of lists of maps."""
+    """MPD, MSD and MRSD as one: (B, 1, T) -> list of lists of maps."""
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
         self.config = config
         self.mpd = MultiPeriod(tuple(config.periods), config.width)
         self.msd = MultiScale(config.scales, config.width)
+        self.mrsd = MultiResolution(tuple(config.resolutions), config.width)
 
     def forward(self, audio: Tensor) -> list[list[Tensor]]:
-        return [*self.mpd(audio), *self.msd(audio)]
+        return [*self.mpd(audio), *self.msd(audio), *self.mrsd(audio)]
