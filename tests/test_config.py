@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from twostage.adversary import AdversaryConfig, MelAdversaryConfig
 from twostage.config import FinetuneRun, RestorerRun, VocoderRun, difference, load_config, plain, to_yaml
+from twostage.discriminators import DiscriminatorConfig
 from twostage.errors import ConfigError
+from twostage.mel_discriminator import MelDiscriminatorConfig
 from twostage.schema import build
 
 
@@ -33,6 +36,27 @@ def test_lists_become_tuples_at_any_depth(given: list[str]) -> None:
 def test_an_overlay_gives_each_training_its_own_sections(given: list[str]) -> None:
     assert load_config(RestorerRun, ["restorer", "tiny"], given).restorer.channels == (4, 8)
     assert load_config(VocoderRun, ["vocoder", "tiny"], given).vocoder.upsample_initial_channel == 8
+
+
+def test_an_adversary_takes_the_judges_of_its_training_alone(given: list[str], tmp_path: Path) -> None:
+    (tmp_path / "both.yaml").write_text(
+        "adversary: {loss: hinge, discriminator: {scales: 1}, mel_discriminator: {channels: [4, 8]}}\n"
+    )
+    restorer, vocoder = (
+        load_config(cls, [name, str(tmp_path / "both.yaml")], given)
+        for cls, name in ((RestorerRun, "restorer"), (VocoderRun, "vocoder"))
+    )
+    assert restorer.adversary == MelAdversaryConfig(MelDiscriminatorConfig((4, 8)), loss="hinge")
+    assert vocoder.adversary == AdversaryConfig(DiscriminatorConfig(scales=1, width=0.25), loss="hinge")
+    (tmp_path / "mistyped.yaml").write_text("adversary: {discriminators: {scales: 1}}\n")
+    with pytest.raises(ConfigError, match=r"adversary\.discriminators: no such setting"):
+        load_config(RestorerRun, ["restorer", str(tmp_path / "mistyped.yaml")], given)
+
+
+def test_values_in_a_file_may_refer_to_others(given: list[str], tmp_path: Path) -> None:
+    (tmp_path / "refers.yaml").write_text("seed: 7\noptimizer: {clip: '${seed}'}\nadversary: {start: '${seed}'}\n")
+    settings = load_config(VocoderRun, ["vocoder", str(tmp_path / "refers.yaml")], [*given, "seed=9"])
+    assert (settings.optimizer.clip, settings.adversary.start) == (9.0, 9)
 
 
 def test_settings_survive_yaml(given: list[str], tmp_path: Path) -> None:
@@ -88,13 +112,20 @@ def test_what_is_wrong_is_named_in_one_line(given: list[str], setting: str, what
         (["valid.metrics=[mel_l1,stoi]"], "valid.metrics: stoi needs sound: set valid.vocoder"),
         (["data.sensors=[]"], "data.sensors is empty, and data.real_share below 1 needs simulation"),
         (["restorer.output=magic"], "restorer.output is 'magic', must be 'mask' or 'mapping'"),
-        (["weights.adv=1"], "weights.adv: no such setting; there are mel, delta"),
-        (["adversary.loss=hinge"], "adversary: no such setting"),
+        (["weights.stft=1"], "weights.stft: no such setting; there are mel, delta"),
+        (["weights.ssim=much"], "weights.ssim is 'much', must be of type float"),
+        (["adversary.loss=wasserstein"], "adversary.loss is 'wasserstein', must be one of least_squares, hinge"),
+        (["adversary.discriminator.width=1"], "adversary.discriminator: no such setting; there are loss, "),
+        (["adversary.mel_discriminator.width=1"], "adversary.mel_discriminator.width: no such setting; there are chan"),
+        (["adversary.mel_discriminator.channels=[]"], r"mel_discriminator.channels is \[\], must be one or more"),
+        (["adversary.mel_discriminator.channels=[8,0]"], r"mel_discriminator.channels is \[8, 0\], .* at least 1"),
+        (["adversary.mel_discriminator.kernel_size=4"], "mel_discriminator.kernel_size is 4, must be odd"),
     ],
 )
 def test_what_a_restorer_cannot_have(given: list[str], settings: list[str], what: str) -> None:
-    with pytest.raises(ConfigError, match=what):
+    with pytest.raises(ConfigError, match=what) as caught:
         load_config(RestorerRun, ["restorer"], [*given, *settings])
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Claims about losses: values worked out by hand, zeros where things agree, gradients that can be used."""
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -134,6 +134,50 @@ def test_intelligibility_has_a_gradient_at_silence(silent, frames):
     loss.backward()
     assert 0 <= float(loss.detach()) <= 2
     assert fake.grad.isfinite().all()
+
+
+def test_what_is_alike_has_no_distance_of_structure():
+    mel = 2 * torch.randn(2, 20, 30) - 5
+    assert float(losses.ssim_distance(mel, mel, floor=-11.5)) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_distance_of_structure_of_two_levels_is_known():
+    one, other = torch.full((1, 16, 9), -11.5 + 3.0), torch.full((1, 16, 9), -11.5 + 4.0)
+    c1 = 0.12**2  # no variance on either side: the level alone counts
+    wanted = 1 - (2 * 3 * 4 + c1) / (3**2 + 4**2 + c1)
+    assert float(losses.ssim_distance(other, one, floor=-11.5)) == pytest.approx(wanted, rel=1e-4)
+    near_the_floor = float(losses.ssim_distance(other - 3, one - 3, floor=-11.5))
+    assert near_the_floor == pytest.approx(1 - c1 / (1 + c1), rel=1e-4)
+
+
+def ssim_in_loops(x, y, span, size):
+    """Equation 13 of Wang et al. (2004), window by window, those at the edges cut."""
+    c1, c2, reach, values = (0.01 * span) ** 2, (0.03 * span) ** 2, size // 2, []
+    for band, frame in product(*map(range, x.shape)):
+        window = slice(max(0, band - reach), band + reach + 1), slice(max(0, frame - reach), frame + reach + 1)
+        a, b = x[window].ravel(), y[window].ravel()
+        covariance = ((a - a.mean()) * (b - b.mean())).mean()
+        level = (2 * a.mean() * b.mean() + c1) / (a.mean() ** 2 + b.mean() ** 2 + c1)
+        values.append(level * (2 * covariance + c2) / (a.var() + b.var() + c2))
+    return np.mean(values)
+
+
+@pytest.mark.parametrize(("bands", "frames", "size"), [(12, 17, 7), (16, 4, 7), (9, 9, 3)])
+def test_the_distance_of_structure_is_that_of_the_paper(bands, frames, size):
+    rng = np.random.default_rng(0)
+    one = rng.uniform(0, 12, (bands, frames))
+    other = np.maximum(0, one + rng.normal(0, 2, one.shape))
+    found = losses.ssim_distance(*(torch.from_numpy(x)[None] - 11.5 for x in (other, one)), floor=-11.5, size=size)
+    assert float(found) == pytest.approx(1 - ssim_in_loops(other, one, 12, size), abs=1e-5)
+
+
+def test_the_distance_of_structure_sees_blur_that_an_l1_forgives(speech):
+    mel = LogMel(MelConfig())(torch.from_numpy(speech(32000))[None, None])
+    blurred = torch.nn.functional.avg_pool2d(mel, 5, 1, 2, count_include_pad=False)
+    louder = mel + losses.mel_l1(blurred, mel)
+    torch.testing.assert_close(losses.mel_l1(louder, mel), losses.mel_l1(blurred, mel))
+    of_blur, of_level = (float(losses.ssim_distance(x, mel, floor=-11.5)) for x in (blurred, louder))
+    assert of_blur > 3 * of_level
 
 
 @pytest.mark.parametrize("quantile", [0.2, 0.5, 0.8])

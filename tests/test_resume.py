@@ -157,13 +157,43 @@ def test_a_damaged_state_is_named(corpus: Path, tmp_path: Path) -> None:
         recipes.train_vocoder(vocoder(corpus, tmp_path), resume=True)
 
 
-def test_stage_one_in_two_parts_is_bitwise_one_in_one_part(corpus: Path, tmp_path: Path) -> None:
-    def settings(run: str, steps: int) -> RestorerRun:
-        files = f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={tmp_path / run}", f"steps={steps}"
-        fast = "save=2", "valid.every=4", "valid.items=1", "precision=bfloat16", "weights.delta=1"
-        return load_config(RestorerRun, ["restorer", "tiny"], [*files, *fast])
+def restorer(corpus: Path, run: Path, steps: int, *more: str) -> RestorerRun:
+    files = f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={run}", f"steps={steps}"
+    fast = "save=2", "valid.every=4", "valid.items=1"
+    return load_config(RestorerRun, ["restorer", "tiny"], [*files, *fast, *more])
 
-    recipes.train_restorer(settings("whole", 4))
-    recipes.train_restorer(settings("parts", 2))
-    recipes.train_restorer(settings("parts", 4), resume=True)
+
+JUDGED = "weights.adv=1", "weights.fm=1", "weights.ssim=1", "adversary.mel_discriminator.channels=[4,8]"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("precision=bfloat16", "weights.delta=1"),
+        JUDGED,
+        (*JUDGED, "precision=bfloat16", "adversary.start=1", "adversary.generator_steps=2", "adversary.adaptive=true"),
+    ],
+    ids=["content", "judged", "judged by all rules"],
+)
+def test_stage_one_in_two_parts_is_bitwise_one_in_one_part(corpus: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    recipes.train_restorer(restorer(corpus, tmp_path / "whole", 4, *more))
+    recipes.train_restorer(restorer(corpus, tmp_path / "parts", 2, *more))
+    recipes.train_restorer(restorer(corpus, tmp_path / "parts", 4, *more), resume=True)
     assert_same_training(tmp_path / "whole", tmp_path / "parts")
+    judges = checkpoint.load_state(tmp_path / "whole" / "state.pt")["adversary"]
+    assert bool(judges) == ("weights.adv=1" in more)
+    logged = (tmp_path / "whole" / "log.jsonl").read_text()
+    assert ('"adaptive"' in logged) == ("adversary.adaptive=true" in more)
+
+
+def test_a_state_from_before_stage_one_had_an_adversary_goes_on(corpus: Path, tmp_path: Path) -> None:
+    recipes.train_restorer(restorer(corpus, tmp_path / "run", 2))
+    state = checkpoint.load_state(tmp_path / "run" / "state.pt")
+    del state["settings"]["adversary"]
+    for name in ("ssim", "adv", "fm"):
+        del state["settings"]["weights"][name]
+    checkpoint.save_state(tmp_path / "run" / "state.pt", state)
+    with pytest.raises(ConfigError, match=r"weights.adv is 1.0, was 0.0"):
+        recipes.train_restorer(restorer(corpus, tmp_path / "run", 4, "weights.adv=1"), resume=True)
+    recipes.train_restorer(restorer(corpus, tmp_path / "run", 4), resume=True)
+    assert checkpoint.load_state(tmp_path / "run" / "state.pt")["step"] == 4

@@ -11,7 +11,7 @@ from twostage.data.pairs import Pair
 from twostage.discriminators import DiscriminatorConfig
 from twostage.errors import ConfigError
 from twostage.features import LogMel, MelConfig
-from twostage.losses import mel_l1
+from twostage.losses import mel_l1, ssim_distance
 from twostage.optim import OptimizerConfig
 from twostage.pipeline import TwoStage, TwoStageConfig
 from twostage.restorer import Restorer, RestorerConfig
@@ -58,8 +58,25 @@ def test_restoring_is_the_l1_of_log_mels(pair):
     mel, model = LogMel(MEL), Restorer(RESTORER)
     output = Restoring(MEL, RestoringWeights())(model, pair)
     assert output.terms.keys() == {"mel"}
-    assert output.fake is None
     torch.testing.assert_close(output.terms["mel"], mel_l1(model(mel(pair.degraded)), mel(pair.clean)))
+
+
+def test_an_adversary_of_stage_one_compares_log_mels(pair):
+    mel, model = LogMel(MEL), Restorer(RESTORER)
+    output = Restoring(MEL, RestoringWeights())(model, pair)
+    torch.testing.assert_close(output.fake, model(mel(pair.degraded)))
+    assert torch.equal(output.real, mel(pair.clean))
+
+
+def test_similarity_counts_from_the_floor_of_the_mel(pair):
+    terms = Restoring(MEL, RestoringWeights(ssim=1))(Restorer(RESTORER), pair._replace(degraded=pair.clean)).terms
+    assert terms.keys() == {"mel", "ssim"}
+    assert terms["ssim"] < 0.01  # what begins as the input is like it
+    silent = pair._replace(degraded=torch.zeros_like(pair.clean))
+    output = Restoring(MEL, RestoringWeights(ssim=1))(Restorer(RESTORER), silent)
+    wanted = ssim_distance(output.fake, output.real, floor=math.log(1e-5))
+    torch.testing.assert_close(output.terms["ssim"], wanted)
+    assert wanted > 0.5
 
 
 def test_vocoding_hears_the_clean_side_alone(pair):
@@ -94,7 +111,7 @@ def test_gradients_reach_exactly_what_learns(pair, learns):
 @pytest.mark.parametrize(
     ("task", "model"),
     [
-        (Restoring(MEL, RestoringWeights(delta=1, intelligibility=1)), Restorer(RESTORER)),
+        (Restoring(MEL, RestoringWeights(delta=1, intelligibility=1, ssim=1)), Restorer(RESTORER)),
         (Vocoding(MEL, VocodingWeights(multi_mel=1, stft=1)), Vocoder(VOCODER)),
         (Finetuning(MEL, FinetuningWeights(restored=1), 4), joint()),
     ],
@@ -116,8 +133,8 @@ def test_names_of_terms_and_weights_match_both_ways():
     terms = {"mel": torch.tensor(1.0)}
     with pytest.raises(ConfigError, match=r"weights.adv is 1.0, but there is no loss term of that name: mel"):
         total(terms, VocodingWeights())
-    with pytest.raises(ConfigError, match="loss term adv has no weight; weights has mel, delta"):
-        total(terms | {"adv": torch.tensor(1.0)}, RestoringWeights())
+    with pytest.raises(ConfigError, match="loss term stft has no weight; weights has mel, delta"):
+        total(terms | {"stft": torch.tensor(1.0)}, RestoringWeights())
     assert total(terms, VocodingWeights(), pending=("adv", "fm")) == 45
     assert total(terms, VocodingWeights(adv=0, fm=0)) == 45
 

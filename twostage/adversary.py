@@ -21,6 +21,7 @@ from twostage.losses import (
     least_squares_fool,
     least_squares_real_fake,
 )
+from twostage.mel_discriminator import MelDiscriminator, MelDiscriminatorConfig
 from twostage.optim import OptimizerConfig
 
 LOSSES = {
@@ -30,16 +31,16 @@ LOSSES = {
 Precision = Callable[[], AbstractContextManager[object]]
 
 
-@dataclass(frozen=True)
-class AdversaryConfig:
-    """``start``: steps of content losses alone before it joins. ``generator_steps``: the generator's to one of its own.
+@dataclass(frozen=True, kw_only=True)
+class AdversaryRules:
+    """What holds for every adversary, whatever it judges.
 
+    ``start``: steps of content losses alone before it joins. ``generator_steps``: the generator's to one of its own.
     ``adaptive`` scales the adversarial loss so that its gradient at the generator's last layer is as long as that of
     all other losses together, before its weight (Esser et al., VQGAN, 2021). ``init``: another training's state whose
     discriminators to begin with.
     """
 
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     loss: str = "least_squares"
     start: int = 0
     generator_steps: int = 1
@@ -55,11 +56,38 @@ class AdversaryConfig:
                 f"adversary.generator_steps is {self.generator_steps}, must be at least 1"
             )
 
+    def discriminators(self) -> nn.Module:
+        """New judges: of what is real or fake to lists of maps, the last of each its logits."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class AdversaryConfig(AdversaryRules):
+    """The adversary of a vocoder, whose judges are of audio (B, 1, T)."""
+
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+
+    def discriminators(self) -> nn.Module:
+        return Discriminators(self.discriminator)
+
+
+@dataclass(frozen=True)
+class MelAdversaryConfig(AdversaryRules):
+    """The adversary of a restorer, whose judge is of log-mels (B, n_mels, L).
+
+    Its section has a name of its own, so that one file can hold the judges of both stages.
+    """
+
+    mel_discriminator: MelDiscriminatorConfig = field(default_factory=MelDiscriminatorConfig)
+
+    def discriminators(self) -> nn.Module:
+        return MelDiscriminator(self.mel_discriminator)
+
 
 class Separation(nn.Module):
     """The discriminators' loss as one forward, which is what DistributedDataParallel needs."""
 
-    def __init__(self, discriminators: Discriminators, loss: str) -> None:
+    def __init__(self, discriminators: nn.Module, loss: str) -> None:
         super().__init__()
         self.discriminators, self.loss = discriminators, LOSSES[loss][0]
 
@@ -68,11 +96,11 @@ class Separation(nn.Module):
 
 
 class Adversary:
-    """Tells real audio from fake, both (B, 1, T), and tells a generator how well it fools."""
+    """Tells real from fake, audio or log-mels as its configuration says, and tells a generator how well it fools."""
 
     def __init__(
         self,
-        config: AdversaryConfig,
+        config: AdversaryRules,
         optimizer: OptimizerConfig,
         *,
         device: torch.device | str = "cpu",
@@ -81,7 +109,7 @@ class Adversary:
     ) -> None:
         """``precision`` makes the context (autocast) of forwards, ``wrap`` distributes the loss module."""
         self.config, self._optimizing, self._precision = config, optimizer, precision
-        self.discriminators = Discriminators(config.discriminator).to(device)
+        self.discriminators = config.discriminators().to(device)
         self.optimizer = optim.adamw(self.discriminators.parameters(), optimizer)
         self._separation = wrap(Separation(self.discriminators, config.loss))
 

@@ -1,16 +1,16 @@
 """Settings of a training from YAML files and the command line; the only module that imports omegaconf."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from twostage.adversary import AdversaryConfig
+from twostage.adversary import AdversaryConfig, MelAdversaryConfig
 from twostage.data.pairs import PairConfig
 from twostage.errors import ConfigError
 from twostage.features import MelConfig
@@ -29,6 +29,8 @@ FREE = {
     *("data.train", "data.valid", "data.noise", "data.ahead", "data.cache_gigabytes", "valid.every", "valid.show"),
 }
 TRAINABLE = {"vocoder": ("vocoder",), "restorer": ("restorer",), "both": ("restorer", "vocoder")}
+# what a file may hold for other trainings than the one that reads it
+SECTIONS = {"restorer", "vocoder", "adversary", "discriminator", "mel_discriminator"}
 PACKAGES = {"pesq": "pesq", "stoi": "pystoi", "estoi": "pystoi"}
 
 
@@ -136,10 +138,14 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RestorerRun(RunConfig):
-    """Stage one. ``quantile`` of the log-mels that could be: 0.5 is the median; below, the unsure is left quieter."""
+    """Stage one. ``quantile`` of the log-mels that could be: 0.5 is the median; below, the unsure is left quieter.
+
+    ``adversary`` judges log-mels; it takes part if one of its weights, ``adv`` and ``fm``, is not zero.
+    """
 
     restorer: RestorerConfig = field(default_factory=RestorerConfig)
     weights: RestoringWeights = field(default_factory=RestoringWeights)
+    adversary: MelAdversaryConfig = field(default_factory=MelAdversaryConfig)
     quantile: float = 0.5
 
     def __post_init__(self) -> None:
@@ -205,7 +211,7 @@ def load_config(cls: type[C], files: Iterable[str], overrides: Sequence[str] = (
         if "=" not in override or override.startswith("="):
             raise ConfigError(f"{override}: neither a YAML file nor key=value")
     try:
-        parts = [_of(cls, _read(_find(file))) for file in files]
+        parts = [_of(cls, OmegaConf.to_container(_read(_find(file)))) for file in files]
         merged = OmegaConf.merge(*parts, OmegaConf.from_dotlist(list(overrides)))
         values = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
@@ -244,9 +250,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _of(cls: type[RunConfig], values: Any) -> Any:
-    foreign = {"restorer", "vocoder", "adversary"} - {f.name for f in fields(cls)}
-    return OmegaConf.masked_copy(values, [key for key in values if key not in foreign])
+def _of(kind: type, values: Any) -> Any:
+    """A file's values without the sections of other trainings; an adversary has some for each."""
+    hints = get_type_hints(kind)
+    kept = {key: value for key, value in values.items() if key in hints or key not in SECTIONS}
+    if isinstance(kept.get("adversary"), dict):
+        kept["adversary"] = _of(hints["adversary"], kept["adversary"])
+    return kept
 
 
 def _find(name: str) -> Path:

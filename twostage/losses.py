@@ -110,6 +110,25 @@ def delta_l1(fake: Tensor, real: Tensor) -> Tensor:
     return F.l1_loss(fake.diff(dim=-1), real.diff(dim=-1)) + F.l1_loss(fake.diff(dim=-2), real.diff(dim=-2))
 
 
+def ssim_distance(fake: Tensor, real: Tensor, *, floor: float, span: float = 12.0, size: int = 7) -> Tensor:
+    """One minus the mean structural similarity of two log-mels (B, n_mels, L), in [0, 2]: blur costs, as lost contrast.
+
+    Source: Wang, Bovik, Sheikh and Simoncelli, "Image Quality Assessment: From Error Visibility to Structural
+    Similarity", TIP 2004, equation 13. Pictures have no values below black, so ``floor``, the least log-mel, in nepers,
+    counts as zero. ``span``, in nepers, is the paper's dynamic range L: speech reaches about 12 above a floor of
+    log(1e-5). K1 and K2 are the paper's. Windows are ``size`` bands by ``size`` frames, all of one weight; at the edges
+    they hold what there is.
+    """
+    c1, c2 = (0.01 * span) ** 2, (0.03 * span) ** 2
+    x, y = fake.float() - floor, real.float() - floor
+    products = torch.stack([x, y, x * x, y * y, x * y], 1)
+    means = F.avg_pool2d(products, size, 1, size // 2, count_include_pad=False)
+    mean_x, mean_y, xx, yy, xy = means.unbind(1)
+    level = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
+    variances, covariance = xx - mean_x.square() + yy - mean_y.square(), xy - mean_x * mean_y
+    return 1 - (level * (2 * covariance + c2) / (variances + c2)).mean()
+
+
 class Intelligibility(nn.Module):
     """One minus the mean of STOI and ESTOI, both read off log-mels: two (B, n_mels, L) -> scalar in [0, 2].
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from twostage import audio, checkpoint
-from twostage.adversary import Adversary, AdversaryConfig, Precision
+from twostage.adversary import Adversary, AdversaryRules, Precision
 from twostage.config import (
     SETTINGS,
     TRAINABLE,
@@ -50,14 +50,14 @@ class Plan:
     task: nn.Module
     weights: Weights
     estimate: Estimator
-    adversary: AdversaryConfig | None = None
+    adversary: AdversaryRules | None = None
     last_layer: Callable[[Any], Tensor] | None = None
     listener: nn.Module | None = None
 
 
 def train_restorer(settings: RestorerRun, *, resume: bool = False) -> None:
-    """Stage one: mel regression. Raises TwoStageError for what the user can mend."""
-    state = _begin(settings, resume)
+    """Stage one: mel regression, and an adversary if it has weight. Raises TwoStageError for what the user can mend."""
+    state, weights = _begin(settings, resume), settings.weights
     mel, model, listener = LogMel(settings.restorer.mel), Restorer(settings.restorer), None
     if settings.valid.vocoder:
         listener = _listener(settings.valid.vocoder, mel)
@@ -66,8 +66,9 @@ def train_restorer(settings: RestorerRun, *, resume: bool = False) -> None:
         restored = restorer(mel(example.degraded))
         return Estimate(restored[0], listener(restored, example.degraded)[0, 0].cpu().numpy() if listener else None)
 
-    task = Restoring(settings.restorer.mel, settings.weights, settings.quantile)
-    _train(settings, Plan(model, mel, task, settings.weights, estimate, listener=listener), state)
+    adversary = settings.adversary if weights.adv or weights.fm else None
+    task = Restoring(settings.restorer.mel, weights, settings.quantile)
+    _train(settings, Plan(model, mel, task, weights, estimate, adversary, _direction_of_last, listener), state)
 
 
 def train_vocoder(settings: VocoderRun, *, resume: bool = False) -> None:
@@ -227,8 +228,8 @@ def _listener(path: str, mel: LogMel) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _direction_of_last(vocoder: Any) -> Tensor:
-    direction: Tensor = vocoder.conv_post.parametrizations.weight.original1
+def _direction_of_last(stage: Any) -> Tensor:
+    direction: Tensor = stage.conv_post.parametrizations.weight.original1
     return direction
 
 

@@ -5,6 +5,7 @@ A task computes a term only if its weight is not zero; ``total`` checks that nam
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
+from math import log
 from typing import Any, NamedTuple
 
 import torch
@@ -13,11 +14,22 @@ from torch import Tensor, nn
 from twostage.data.pairs import Pair
 from twostage.errors import ConfigError
 from twostage.features import LogMel, MelConfig
-from twostage.losses import Intelligibility, MultiResolutionStft, MultiScaleMel, delta_l1, mel_l1, mel_quantile
+from twostage.losses import (
+    Intelligibility,
+    MultiResolutionStft,
+    MultiScaleMel,
+    delta_l1,
+    mel_l1,
+    mel_quantile,
+    ssim_distance,
+)
 
 
 class Output(NamedTuple):
-    """Loss terms of one batch; ``fake`` and ``real`` audio (B, 1, T) for an adversary, where there can be one."""
+    """Loss terms of one batch; ``fake`` and ``real`` for an adversary, where there can be one.
+
+    These are audio (B, 1, T) of a task that makes audio, and log-mels (B, n_mels, L) of one that makes log-mels.
+    """
 
     terms: dict[str, Tensor]
     fake: Tensor | None = None
@@ -29,11 +41,17 @@ Task = Callable[[nn.Module, Pair], Output]
 
 @dataclass(frozen=True)
 class RestoringWeights:
-    """``mel``: L1 of log-mels; ``delta``: L1 of their slopes; ``intelligibility``: one minus STOI read off log-mels."""
+    """``mel``: L1 of log-mels; ``delta``: L1 of their slopes; ``intelligibility``: one minus STOI read off log-mels.
+
+    ``ssim``: one minus the structural similarity of log-mels; ``adv``, ``fm``: of an adversary that judges log-mels.
+    """
 
     mel: float = 1.0
     delta: float = 0.0
     intelligibility: float = 0.0
+    ssim: float = 0.0
+    adv: float = 0.0
+    fm: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +102,9 @@ class Restoring(nn.Module):
             terms["delta"] = delta_l1(fake, real)
         if self.intelligibility:
             terms["intelligibility"] = self.intelligibility(fake, real)
-        return Output(terms)
+        if self.weights.ssim:
+            terms["ssim"] = ssim_distance(fake, real, floor=log(self.mel.config.clamp))
+        return Output(terms, fake, real)
 
 
 class Vocoding(nn.Module):

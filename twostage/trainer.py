@@ -122,7 +122,7 @@ def _learn(
     adversary, terms, logs, pending = training.adversary, output.terms, {}, ADVERSARIAL if training.adversary else ()
     if adversary and training.step >= adversary.config.start:
         if output.fake is None or output.real is None:
-            raise TwoStageError("this task makes no audio for an adversary to judge")
+            raise TwoStageError("this task makes nothing that an adversary could judge")
         if (training.step - adversary.config.start) % adversary.config.generator_steps == 0:
             logs = adversary.learn(output.fake, output.real, rate)
         losses = adversary.judge(output.fake, output.real, matching=bool(getattr(weights, "fm", 0)))
