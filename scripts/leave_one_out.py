@@ -34,7 +34,7 @@ def speaker_out(speaker: str, vocoder: Path, options: argparse.Namespace) -> Pat
     step(
         *("train-restorer", "restorer", "adapt", f"init={options.init}", f"run={folder / 'run'}"),
         *(f"data.train=[{options.clean},{options.pairs}]", f"data.exclude_speakers=['{speaker}']"),
-        *(f"data.valid=[{options.clean}]", f"data.sensors=[{sensor},in-ear,forehead,temple,eben]", *options.settings),
+        *(f"data.valid=[{options.clean}]", f"data.sensors=[{sensor},any,eben]", *options.settings),
         "--resume",
     )
     scores = folder / "scores"

@@ -110,7 +110,10 @@ def test_what_is_wrong_is_named_in_one_line(given: list[str], setting: str, what
     ("settings", "what"),
     [
         (["valid.metrics=[mel_l1,stoi]"], "valid.metrics: stoi needs sound: set valid.vocoder"),
-        (["data.sensors=[]"], "data.sensors is empty, and data.real_share below 1 needs simulation"),
+        (
+            ["data.sensors=[]", "data.sensor_weights=[]"],
+            "data.sensors is empty, and data.real_share below 1 needs simulation",
+        ),
         (["restorer.output=magic"], "restorer.output is 'magic', must be 'mask' or 'mapping'"),
         (["weights.stft=1"], "weights.stft: no such setting; there are mel, delta"),
         (["weights.ssim=much"], "weights.ssim is 'much', must be of type float"),

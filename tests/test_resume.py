@@ -159,7 +159,7 @@ def test_a_damaged_state_is_named(corpus: Path, tmp_path: Path) -> None:
 
 def restorer(corpus: Path, run: Path, steps: int, *more: str) -> RestorerRun:
     files = f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={run}", f"steps={steps}"
-    fast = "save=2", "valid.every=4", "valid.items=1"
+    fast = "optimizer.cooldown=0", "save=2", "valid.every=4", "valid.items=1"
     return load_config(RestorerRun, ["restorer", "tiny"], [*files, *fast, *more])
 
 

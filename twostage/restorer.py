@@ -30,7 +30,7 @@ class RestorerConfig:
 
     mel: MelConfig = field(default_factory=MelConfig)
     channels: tuple[int, ...] = (16, 32, 64, 96, 128)
-    time_strides: tuple[int, ...] = (2, 2, 1, 1)
+    time_strides: tuple[int, ...] = (2, 1, 1, 1)
     blocks: int = 1
     dilations: tuple[int, ...] = (1, 2, 4)
     output: str = "mask"

@@ -1,0 +1,90 @@
+"""Which error of the restored log-mels costs most? Parts of them are replaced by the clean speech's, and scored.
+
+    python scripts/what_limits.py --pairs pairs.csv results/loo
+
+The folder is one of scripts/leave_one_out.py, whose models have not heard the speaker that they are scored on. A table
+of means over the pairs goes to the standard output.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor
+
+from twostage import checkpoint
+from twostage.data.manifest import read_manifest
+from twostage.errors import DataError, TwoStageError
+from twostage.evaluate import Source
+from twostage.features import MelConfig, mel_basis
+from twostage.levels import levelled
+from twostage.metrics import score
+from twostage.pipeline import TwoStage
+
+SCORES = ("stoi", "estoi", "pesq")
+PAUSE = 6.0  # natural-log power below the loudest frame
+
+
+def centres(config: MelConfig) -> Tensor:
+    """Centre frequencies of the bands in Hz: (n_mels, 1)."""
+    return mel_basis(config, config.sample_rate // 2 + 1).argmax(0)[:, None]
+
+
+def variants(restored: Tensor, clean: Tensor, config: MelConfig) -> Iterator[tuple[str, Tensor]]:
+    """Log-mels (1, n_mels, L) with one part put right, by name."""
+    hertz, error = centres(config), clean - restored
+    power = clean.exp().square().sum(1, keepdim=True).log()
+    yield "as restored", restored
+    for limit in (500, 1000, 2000):
+        yield f"true below {limit} Hz", torch.where(hertz < limit, clean, restored)
+    for limit in (1000, 4000):
+        yield f"true above {limit} Hz", torch.where(hertz > limit, clean, restored)
+    yield "true pauses", torch.where(power > power.max() - PAUSE, restored, clean)
+    yield "true mean level of each band", restored + error.mean(-1, keepdim=True)
+    yield "true changes slower than 0.3 s", restored + torch.from_numpy(gaussian_filter1d(error.numpy(), 8.0, axis=-1))
+    for decibels in (3, 6, 9):
+        yield f"{decibels} dB quieter above 1 kHz", restored - (hertz > 1000) * (decibels / 20 * np.log(10))
+    yield "clean (copy-synthesis)", clean
+
+
+@torch.inference_mode()
+def scores_of(model: TwoStage, degraded: np.ndarray, clean: np.ndarray) -> dict[str, list[float]]:
+    length = min(len(degraded), len(clean)) // model.hop_length * model.hop_length
+    sides = [levelled(side[:length], model.sample_rate) for side in (degraded, clean)]
+    heard, spoken = (torch.from_numpy(np.ascontiguousarray(side))[None, None] for side in sides)
+    restored, found = model.restorer(model.mel(heard)), {}
+    for name, mel in variants(restored, model.mel(spoken), model.config.vocoder.mel):
+        made = model.vocoder(mel.float(), heard)[0, 0].numpy()
+        found[name] = list(score(sides[1], made, SCORES)[0].values())
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", required=True, help="manifest of pairs")
+    parser.add_argument("folder", type=Path, help="folder that scripts/leave_one_out.py wrote")
+    options = parser.parse_args()
+    rows: dict[str, list[list[float]]] = {}
+    source = Source(Path(options.pairs).parent)
+    for entry in read_manifest(options.pairs):
+        weights = options.folder / entry.speaker / "run" / "last.safetensors"
+        model = checkpoint.load(weights, options.folder / "vocoder.safetensors")
+        if not isinstance(model, TwoStage):
+            raise DataError(f"{weights}: not a restorer")
+        for name, values in scores_of(model, *source.read(entry)).items():
+            rows.setdefault(name, []).append(values)
+    print("| log-mels | STOI | ESTOI | PESQ-WB |\n| --- | ---: | ---: | ---: |")
+    for name, values in rows.items():
+        stoi, estoi, pesq = np.mean(values, axis=0)
+        print(f"| {name} | {stoi:.3f} | {estoi:.3f} | {pesq:.2f} |")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except TwoStageError as error:
+        sys.exit(f"what_limits: error: {error}")
