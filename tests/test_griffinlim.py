@@ -7,6 +7,8 @@ import torch
 from twostage.errors import ConfigError
 from twostage.features import LogMel, MelConfig
 from twostage.griffinlim import GriffinLim
+from twostage.pipeline import TwoStage, TwoStageConfig
+from twostage.restorer import RestorerConfig
 from twostage.vocoder import Vocoder, VocoderConfig
 
 CONFIG = MelConfig()
@@ -132,3 +134,18 @@ def test_impossible_settings_are_named():
         VocoderConfig(heard_below=4000.0)
     with pytest.raises(ConfigError, match=r"griffin_lim needs mel.win_length equal to mel.n_fft"):
         GriffinLim(MelConfig(win_length=800), 1)
+
+
+def test_both_stages_hand_the_input_on_and_windows_agree_with_the_whole():
+    torch.manual_seed(0)
+    restorer = RestorerConfig(channels=(4, 8), time_strides=(2,), dilations=(1,))
+    small = {"upsample_initial_channel": 16, "resblock_kernel_sizes": (3,), "resblock_dilation_sizes": ((1,),)}
+    model = TwoStage(TwoStageConfig(restorer, VocoderConfig(**small, griffin_lim=2, heard_below=4000.0))).eval()
+    audio = voice(4.0)
+    with torch.no_grad():
+        whole = model(audio)
+        assert torch.equal(whole, model.vocoder(model.restorer(model.mel(audio)), audio))
+        assert float((whole - model.vocoder(model.restorer(model.mel(audio)))).abs().max()) > 1e-3
+        first, keep = 60 * 256, 80 * 256
+        part = model.window(audio[..., first - model.context : first + keep + model.context], model.context, keep)
+    torch.testing.assert_close(part, whole[..., first : first + keep], atol=1e-5, rtol=0)
