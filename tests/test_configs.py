@@ -111,6 +111,6 @@ def test_a_restorer_adapts_to_pairs(given: list[str], corpus: Path, paired_corpu
     checkpoint.save(tmp_path / "r.safetensors", Restorer(first.restorer), provenance={})
     pairs = [f"init={tmp_path / 'r.safetensors'}", f"data.train=[{corpus},{paired_corpus}]", "threads=1"]
     settings = load_config(RestorerRun, ["restorer", "tiny", "adapt"], [*given, *FAST, *pairs])
-    assert settings.data.real_share == 0.5
+    assert settings.data.real_share == 0.75
     recipes.train_restorer(settings)
     assert checkpoint.read_header(tmp_path / "run" / "last.safetensors").provenance["steps"] == 2
