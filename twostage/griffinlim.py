@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from twostage.errors import ConfigError
 from twostage.features import LogMel, MelConfig
 
-MOMENTUM = 0.99  # of the fast variant, as in librosa
+RELAXATION = 0.9  # RAAR's beta
 INVERSIONS = 8  # multiplicative updates from mels to magnitudes; more gain nothing
 # of a magnitude: bins much weaker than this keep some of their own weakness. Their phase is all but arbitrary; taken at
 # face value, it lets rounding errors grow until two windows of a file no longer agree
@@ -30,8 +30,9 @@ class GriffinLim(nn.Module):
 
     ``heard_below`` in Hz: the input's phase and harmonics count fully at 0 Hz, ever less up to there, and not above.
 
-    Sources: Griffin and Lim, "Signal estimation from modified short-time Fourier transform", TASSP 1984; Perraudin,
-    Balazs and Søndergaard, "A fast Griffin-Lim algorithm", WASPAA 2013.
+    Sources: Griffin and Lim, "Signal estimation from modified short-time Fourier transform", TASSP 1984, for the two
+    projections; Luke, "Relaxed averaged alternating reflections for diffraction imaging" (RAAR), Inverse Problems 2005,
+    for how they are combined; Peer, Welker and Gerkmann, "Beyond Griffin-Lim", IWAENC 2022, for RAAR on speech.
     """
 
     spread: Tensor
@@ -90,17 +91,21 @@ class GriffinLim(nn.Module):
 
     def _iterate(self, audio: Tensor, magnitudes: Tensor, held: Tensor | None = None) -> Tensor:
         """``held``: phase to keep to, as complex numbers whose size, up to 1, says how firmly."""
-        before, coverage = None, self._coverage(magnitudes.shape[-1])
-        for _ in range(self.iterations):
-            spectrum = self.mel.stft.spectrum(audio)
-            ahead = spectrum if before is None else spectrum - MOMENTUM / (1 + MOMENTUM) * before
-            before = spectrum
-            size = torch.view_as_real(ahead).square().sum(-1) + (SOFTNESS * magnitudes).square()
-            phase = ahead / size.clamp_min(TINY**2).sqrt()
-            if held is not None:
-                phase = held + (1 - held.abs()) * phase
-            audio = self._waveform(phase * magnitudes, coverage)
-        return audio
+        coverage = self._coverage(magnitudes.shape[-1])
+        spectrum = self.mel.stft.spectrum(audio)
+        for _ in range(self.iterations - 1):
+            there = self._with(magnitudes, spectrum, held)
+            mirrored = 2 * there - spectrum
+            consistent = self.mel.stft.spectrum(self._waveform(mirrored, coverage))
+            spectrum = RELAXATION * (consistent + (spectrum - mirrored) / 2) + (1 - RELAXATION) * there
+        return self._waveform(self._with(magnitudes, spectrum, held), coverage)
+
+    @staticmethod
+    def _with(magnitudes: Tensor, spectrum: Tensor, held: Tensor | None) -> Tensor:
+        """The spectrum (B, n_fft // 2 + 1, L) with these magnitudes; of its phase, what is not held."""
+        size = torch.view_as_real(spectrum).square().sum(-1) + (SOFTNESS * magnitudes).square()
+        phase = spectrum / size.clamp_min(TINY**2).sqrt()
+        return magnitudes * (phase if held is None else held + (1 - held.abs()) * phase)
 
     def _waveform(self, spectrum: Tensor, coverage: Tensor) -> Tensor:
         """Inverse of ``Stft.spectrum``: (B, n_fft // 2 + 1, L) -> (B, 1, L * hop_length), by least squares."""
