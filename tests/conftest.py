@@ -1,8 +1,10 @@
 """Small models and speech-like sound that tests share."""
 
+import importlib.util
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -77,3 +79,19 @@ def paired_corpus(tmp_path_factory: pytest.TempPathFactory, speech: Callable[...
     rows = "".join(f"{seed}_bone.wav,{seed}_air.wav,s{seed},1.0\n" for seed in range(2))
     (folder / "pairs.csv").write_text(f"bone,air,speaker,seconds\n{rows}")
     return folder / "pairs.csv"
+
+
+@pytest.fixture(scope="session")
+def load_script() -> Callable[[str], ModuleType]:
+    """load_script(name) -> scripts/name.py as a module, not run."""
+
+    def load(name: str) -> ModuleType:
+        path = Path(__file__).parent.parent / "scripts" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

@@ -12,6 +12,7 @@ from twostage.restorer import RestorerConfig
 from twostage.vocoder import Vocoder, VocoderConfig
 
 CONFIG = MelConfig()
+SMALL = {"upsample_initial_channel": 16, "resblock_kernel_sizes": (3,), "resblock_dilation_sizes": ((1,),)}
 
 
 def voice(seconds: float = 1.0, pitch: float = 137.0) -> torch.Tensor:
@@ -116,8 +117,7 @@ def test_short_sound_keeps_its_length(frames):
 
 def test_a_vocoder_finishes_with_it_at_inference_alone():
     torch.manual_seed(0)
-    small = {"upsample_initial_channel": 16, "resblock_kernel_sizes": (3,), "resblock_dilation_sizes": ((1,),)}
-    plain, finished = Vocoder(VocoderConfig(**small)), Vocoder(VocoderConfig(**small, griffin_lim=2))
+    plain, finished = Vocoder(VocoderConfig(**SMALL)), Vocoder(VocoderConfig(**SMALL, griffin_lim=2))
     finished.load_state_dict(plain.state_dict())
     mel = LogMel(CONFIG)(voice())
     with torch.no_grad():
@@ -139,8 +139,7 @@ def test_impossible_settings_are_named():
 def test_both_stages_hand_the_input_on_and_windows_agree_with_the_whole():
     torch.manual_seed(0)
     restorer = RestorerConfig(channels=(4, 8), time_strides=(2,), dilations=(1,))
-    small = {"upsample_initial_channel": 16, "resblock_kernel_sizes": (3,), "resblock_dilation_sizes": ((1,),)}
-    model = TwoStage(TwoStageConfig(restorer, VocoderConfig(**small, griffin_lim=2, heard_below=4000.0))).eval()
+    model = TwoStage(TwoStageConfig(restorer, VocoderConfig(**SMALL, griffin_lim=2, heard_below=4000.0))).eval()
     audio = voice(4.0)
     with torch.no_grad():
         whole = model(audio)

@@ -1,11 +1,11 @@
 """Claims about what we tell people to type: every command in the README, --help and scripts exists."""
 
-import importlib.util
 import re
 import shlex
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -84,15 +84,15 @@ def test_what_no_command_takes_is_wrong_usage(arguments: list[str], capsys: pyte
 
 
 def test_leaving_speakers_out_gives_commands_that_exist(
-    tmp_path: Path, paired_corpus: Path, tiny: TwoStage, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    paired_corpus: Path,
+    tiny: TwoStage,
+    load_script: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     checkpoint.save(tmp_path / "checkpoints" / "default" / "both.safetensors", tiny, provenance={})
     monkeypatch.setattr(checkpoint, "SHIPPED", (tmp_path / "checkpoints",))
-    spec = importlib.util.spec_from_file_location("leave_one_out", ROOT / "scripts" / "leave_one_out.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("leave_one_out")
     given: list[Namespace] = []
 
     def record(arguments: list[str]) -> int:

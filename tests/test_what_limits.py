@@ -1,25 +1,20 @@
 """Claims about scripts/what_limits.py: each variant puts right what its name says, and nothing else."""
 
-import importlib.util
-from pathlib import Path
+from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
 
 from twostage.features import MelConfig
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "what_limits.py"
 CONFIG = MelConfig()
 
 
 @pytest.fixture(scope="module")
-def variants() -> dict[str, torch.Tensor]:
+def variants(load_script: Callable[[str], ModuleType]) -> dict[str, torch.Tensor]:
     """Of a restoration that is 0, of speech whose bands rise from 1 and which pauses in its second half."""
-    spec = importlib.util.spec_from_file_location("what_limits", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("what_limits")
     hertz = module.centres(CONFIG)
     assert hertz[:3, 0].tolist() == pytest.approx([37, 74, 111], abs=2)  # slaney's linear part
     return dict(module.variants(torch.zeros_like(SPEECH), SPEECH, CONFIG))

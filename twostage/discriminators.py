@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 
 from twostage.errors import ConfigError
 from twostage.features import Stft
-from twostage.nn.layers import weight_norm
+from twostage.nn.layers import feature_maps, weight_norm
 
 SLOPE = 0.1
 COMPRESSION = 0.3  # power of a magnitude
@@ -58,11 +58,7 @@ class PeriodDiscriminator(nn.Module):
     def forward(self, audio: Tensor) -> list[Tensor]:
         missing = -audio.shape[-1] % self.period
         x = F.pad(audio, (0, missing), mode="reflect").unflatten(-1, (-1, self.period))
-        maps = []
-        for conv in self.convs:
-            x = F.leaky_relu(conv(x), SLOPE)
-            maps.append(x)
-        return [*maps, self.conv_post(x).flatten(1)]
+        return feature_maps(x, self.convs, self.conv_post, SLOPE)
 
 
 class ScaleDiscriminator(nn.Module):
@@ -80,11 +76,7 @@ class ScaleDiscriminator(nn.Module):
         self.conv_post = norm(nn.Conv1d(sizes[-1], 1, 3, padding=1))
 
     def forward(self, audio: Tensor) -> list[Tensor]:
-        x, maps = audio, []
-        for conv in self.convs:
-            x = F.leaky_relu(conv(x), SLOPE)
-            maps.append(x)
-        return [*maps, self.conv_post(x).flatten(1)]
+        return feature_maps(audio, self.convs, self.conv_post, SLOPE)
 
 
 class SpectrogramDiscriminator(nn.Module):
@@ -108,11 +100,7 @@ class SpectrogramDiscriminator(nn.Module):
     def forward(self, audio: Tensor) -> list[Tensor]:
         missing = -audio.shape[-1] % self.stft.hop_length  # or the last samples would not be judged
         x = self.stft(F.pad(audio, (0, missing))).pow(COMPRESSION).mT[:, None]  # (B, 1, frames, bins)
-        maps = []
-        for conv in self.convs:
-            x = F.leaky_relu(conv(x), SLOPE)
-            maps.append(x)
-        return [*maps, self.conv_post(x).flatten(1)]
+        return feature_maps(x, self.convs, self.conv_post, SLOPE)
 
 
 class MultiPeriod(nn.Module):

@@ -93,19 +93,20 @@ class GriffinLim(nn.Module):
         """``held``: phase to keep to, as complex numbers whose size, up to 1, says how firmly."""
         coverage = self._coverage(magnitudes.shape[-1])
         spectrum = self.mel.stft.spectrum(audio)
+        kept = None if held is None else (held, 1 - held.abs())
         for _ in range(self.iterations - 1):
-            there = self._with(magnitudes, spectrum, held)
+            there = self._with(magnitudes, spectrum, kept)
             mirrored = 2 * there - spectrum
             consistent = self.mel.stft.spectrum(self._waveform(mirrored, coverage))
             spectrum = RELAXATION * (consistent + (spectrum - mirrored) / 2) + (1 - RELAXATION) * there
-        return self._waveform(self._with(magnitudes, spectrum, held), coverage)
+        return self._waveform(self._with(magnitudes, spectrum, kept), coverage)
 
     @staticmethod
-    def _with(magnitudes: Tensor, spectrum: Tensor, held: Tensor | None) -> Tensor:
-        """The spectrum (B, n_fft // 2 + 1, L) with these magnitudes; of its phase, what is not held."""
+    def _with(magnitudes: Tensor, spectrum: Tensor, kept: tuple[Tensor, Tensor] | None) -> Tensor:
+        """The spectrum (B, n_fft // 2 + 1, L) with these magnitudes; ``kept``: phase that is held, and its freedom."""
         size = torch.view_as_real(spectrum).square().sum(-1) + (SOFTNESS * magnitudes).square()
         phase = spectrum / size.clamp_min(TINY**2).sqrt()
-        return magnitudes * (phase if held is None else held + (1 - held.abs()) * phase)
+        return magnitudes * (phase if kept is None else kept[0] + kept[1] * phase)
 
     def _waveform(self, spectrum: Tensor, coverage: Tensor) -> Tensor:
         """Inverse of ``Stft.spectrum``: (B, n_fft // 2 + 1, L) -> (B, 1, L * hop_length), by least squares."""

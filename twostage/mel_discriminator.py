@@ -7,13 +7,11 @@ normalised weights as in the other judges.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from twostage.errors import ConfigError
-from twostage.nn.layers import weight_norm
-from twostage.restorer import MEAN, SCALE
+from twostage.nn.layers import feature_maps, weight_norm
+from twostage.restorer import with_height
 
 SLOPE = 0.2  # pix2pix's
 
@@ -51,10 +49,4 @@ class MelDiscriminator(nn.Module):
         self.conv_post = weight_norm(nn.Conv2d(sizes[-1], 1, side, padding=side // 2))
 
     def forward(self, mel: Tensor) -> list[list[Tensor]]:
-        # convolutions cannot tell a low band from a high one: the second input channel says where each band is
-        height = torch.linspace(-1, 1, mel.shape[-2], device=mel.device)[:, None].expand_as(mel)
-        x, maps = torch.stack([(mel - MEAN) / SCALE, height], 1), []
-        for conv in self.convs:
-            x = F.leaky_relu(conv(x), SLOPE)
-            maps.append(x)
-        return [[*maps, self.conv_post(x).flatten(1)]]
+        return [feature_maps(with_height(mel), self.convs, self.conv_post, SLOPE)]

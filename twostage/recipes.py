@@ -66,9 +66,10 @@ def train_restorer(settings: RestorerRun, *, resume: bool = False) -> None:
         restored = restorer(mel(example.degraded))
         return Estimate(restored[0], listener(restored, example.degraded)[0, 0].cpu().numpy() if listener else None)
 
-    adversary = settings.adversary if weights.adv or weights.fm else None
     task = Restoring(settings.restorer.mel, weights, settings.quantile)
-    _train(settings, Plan(model, mel, task, weights, estimate, adversary, _direction_of_last, listener), state)
+    _train(
+        settings, Plan(model, mel, task, weights, estimate, _adversary(settings), _direction_of_last, listener), state
+    )
 
 
 def train_vocoder(settings: VocoderRun, *, resume: bool = False) -> None:
@@ -80,9 +81,8 @@ def train_vocoder(settings: VocoderRun, *, resume: bool = False) -> None:
         made = vocoder(mel(example.clean))
         return Estimate(mel(made)[0], made[0, 0].cpu().numpy())
 
-    adversary = settings.adversary if weights.adv or weights.fm else None
     task = Vocoding(settings.vocoder.mel, weights)
-    _train(settings, Plan(model, mel, task, weights, estimate, adversary, _direction_of_last), state)
+    _train(settings, Plan(model, mel, task, weights, estimate, _adversary(settings), _direction_of_last), state)
 
 
 def finetune(settings: FinetuneRun, *, resume: bool = False) -> None:
@@ -101,8 +101,8 @@ def finetune(settings: FinetuneRun, *, resume: bool = False) -> None:
         made = both(example.degraded)
         return Estimate(mel(made)[0], made[0, 0].cpu().numpy())
 
-    adversary = settings.adversary if weights.adv or weights.fm else None
     task = Finetuning(model.config.vocoder.mel, weights, settings.frames)
+    adversary = _adversary(settings)
     plan = Plan(model, mel, task, weights, estimate, adversary, lambda both: _direction_of_last(both.vocoder))
     _train(settings, plan, state)
 
@@ -226,6 +226,10 @@ def _listener(path: str, mel: LogMel) -> nn.Module:
     if difference:
         raise ConfigError(f"valid.vocoder: {path}: {difference}")
     return model.eval().requires_grad_(False)
+
+
+def _adversary(settings: RestorerRun | VocoderRun | FinetuneRun) -> AdversaryRules | None:
+    return settings.adversary if settings.weights.adv or settings.weights.fm else None
 
 
 def _direction_of_last(stage: Any) -> Tensor:

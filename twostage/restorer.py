@@ -52,6 +52,15 @@ class RestorerConfig:
             raise ConfigError(f"restorer.output is {self.output!r}, must be 'mask' or 'mapping'")
 
 
+def with_height(mel: Tensor) -> Tensor:
+    """Log-mels (B, n_mels, L), normalised, and where each band is: (B, 2, n_mels, L).
+
+    Convolutions cannot tell a low band from a high one.
+    """
+    height = torch.linspace(-1, 1, mel.shape[-2], device=mel.device)[:, None].expand_as(mel)
+    return torch.stack([(mel - MEAN) / SCALE, height], 1)
+
+
 class ResBlock(nn.Module):
     """Two 3x3 convolutions around an identity, the first dilated in time: (B, C, F, L) -> (B, C, F, L)."""
 
@@ -71,8 +80,6 @@ def _blocks(channels: int, count: int) -> nn.Sequential:
 class Restorer(nn.Module):
     """ResUNet: (B, n_mels, L) log-mels of bone-conducted speech -> (B, n_mels, L) log-mels of clean speech."""
 
-    height: Tensor
-
     def __init__(self, config: RestorerConfig) -> None:
         super().__init__()
         self.config = config
@@ -88,12 +95,10 @@ class Restorer(nn.Module):
         self.merges = nn.ModuleList(weight_norm(nn.Conv2d(2 * narrow, narrow, 1)) for narrow, _, _ in reversed(levels))
         self.decoder = nn.ModuleList(_blocks(narrow, config.blocks) for narrow, _, _ in reversed(levels))
         self.conv_post = weight_norm(nn.Conv2d(top, 1, 3, padding=1), std=1e-4)
-        # convolutions cannot tell a low band from a high one: the second input channel says where each band is
-        self.register_buffer("height", torch.linspace(-1, 1, config.mel.n_mels)[:, None], persistent=False)
 
     def forward(self, mel: Tensor) -> Tensor:
-        x = (F.pad(mel, (0, -mel.shape[-1] % self.stride), mode="replicate") - MEAN) / SCALE
-        x = self._unet(torch.stack([x, self.height.expand_as(x)], 1))[:, 0, :, : mel.shape[-1]].float() * SCALE
+        x = with_height(F.pad(mel, (0, -mel.shape[-1] % self.stride), mode="replicate"))
+        x = self._unet(x)[:, 0, :, : mel.shape[-1]].float() * SCALE
         restored = mel + x if self.config.output == "mask" else x + MEAN
         return restored.clamp_min(log(self.config.mel.clamp))
 

@@ -6,12 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from twostage.errors import ConfigError, DataError
 from twostage.files import replacing
 from twostage.schema import build
 
 Curve = tuple[float, ...]
+
+
+def as_curve(values: NDArray[np.floating]) -> Curve:
+    """Values (K,) as the plain numbers that a sensor holds."""
+    return tuple(values.tolist())
+
+
 CURVES = (
     "response_db",
     "response_spread_db",
@@ -253,14 +261,14 @@ class AnySensor(Sensor):
         limited = rng.random() < 0.6
         return Sensor(
             frequencies=GRID,
-            response_db=_curve(response),
+            response_db=as_curve(response),
             response_spread_db=(rng.uniform(2, 5),) * len(GRID),
-            slope=_curve(slope),
-            voice_slope=_curve((1 - slope) * rng.uniform(0.4, 1.1)),
-            gain_spread_db=_curve(np.interp(pitch, (8, 11), rng.uniform(2, 5, 2))),
-            coherence=_curve(own * rng.uniform(0.6, 1) + (1 - own) * rng.uniform(0.05, 0.5)),
-            noise_share=_curve(np.interp(pitch, (8, 11), (rng.uniform(0, 0.2), rng.uniform(0.1, 0.6)))),
-            noise_db=_curve(floor),
+            slope=as_curve(slope),
+            voice_slope=as_curve((1 - slope) * rng.uniform(0.4, 1.1)),
+            gain_spread_db=as_curve(np.interp(pitch, (8, 11), rng.uniform(2, 5, 2))),
+            coherence=as_curve(own * rng.uniform(0.6, 1) + (1 - own) * rng.uniform(0.05, 0.5)),
+            noise_share=as_curve(np.interp(pitch, (8, 11), (rng.uniform(0, 0.2), rng.uniform(0.1, 0.6)))),
+            noise_db=as_curve(floor),
             thump_db=rng.uniform(-25, -8) if rng.random() < 0.3 else None,
             heart_db=rng.uniform(-45, -20) if rng.random() < 0.2 else None,
             ambient_db=rng.uniform(-60, -35),
@@ -268,10 +276,6 @@ class AnySensor(Sensor):
             band_limit=2 ** rng.uniform(11, 13) if limited else 0.0,
             rounding_db=rng.uniform(-95, -70),
         )
-
-
-def _curve(values: Any) -> Curve:
-    return tuple(values.tolist())
 
 
 PRESETS: dict[str, Sensor] = {

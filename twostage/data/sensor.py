@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from twostage import audio
 from twostage.data.manifest import Entry
-from twostage.data.presets import CURVES, Curve, Sensor
+from twostage.data.presets import CURVES, Curve, Sensor, as_curve
 from twostage.data.simulate import seeded, simulate
 from twostage.data.spectra import (
     OVERLAP,
@@ -147,16 +147,16 @@ def _imitated(recordings: Sequence[Recording], sample_rate: int, sensor: Sensor,
 
 def _first_guess(measured: Character) -> Sensor:
     sensor = Sensor(
-        frequencies=_tuple(measured.frequencies),
-        response_db=_tuple(measured.response_db),
-        response_spread_db=_tuple(measured.response_spread_db.clip(0, 6)),
-        slope=_tuple(measured.slope.clip(-0.2, 1.2)),
-        voice_slope=_tuple(measured.voice_slope.clip(-0.5, 1.2)),
-        gain_spread_db=_tuple((measured.gain_spread_db - 3).clip(0, 8)),
-        coherence=_tuple(measured.coherence.clip(0, 1)),
+        frequencies=as_curve(measured.frequencies),
+        response_db=as_curve(measured.response_db),
+        response_spread_db=as_curve(measured.response_spread_db.clip(0, 6)),
+        slope=as_curve(measured.slope.clip(-0.2, 1.2)),
+        voice_slope=as_curve(measured.voice_slope.clip(-0.5, 1.2)),
+        gain_spread_db=as_curve((measured.gain_spread_db - 3).clip(0, 8)),
+        coherence=as_curve(measured.coherence.clip(0, 1)),
         # harmonics stand out of the noise at the bottom, where the sensor hears the voice, and less and less above
-        noise_share=_tuple(np.interp(np.log2(measured.frequencies), np.log2([500, 2000]), [0.1, 0.5])),
-        noise_db=_tuple(measured.noise_db.clip(-110, 0)),
+        noise_share=as_curve(np.interp(np.log2(measured.frequencies), np.log2([500, 2000]), [0.1, 0.5])),
+        noise_db=as_curve(measured.noise_db.clip(-110, 0)),
         noise_spread_db=min(measured.noise_spread_db, 6.0),
         band_limit=measured.band_limit,
         band_limit_jitter=0.01 if measured.band_limit else 0.0,
@@ -176,12 +176,12 @@ def _corrected(sensor: Sensor, wanted: Character, got: Character) -> Sensor:
 
     def moved(name: str, step: float, low: float, high: float) -> Curve:
         error = getattr(wanted, name) - getattr(got, name)
-        return _tuple((np.array(getattr(sensor, name)) + step * error).clip(low, high))
+        return as_curve((np.array(getattr(sensor, name)) + step * error).clip(low, high))
 
     def spread(name: str, high: float) -> Curve:
         """Deviations add up as squares."""
         error = getattr(wanted, name) ** 2 - getattr(got, name) ** 2
-        return _tuple(np.sqrt((np.array(getattr(sensor, name)) ** 2 + error).clip(0, high**2)))
+        return as_curve(np.sqrt((np.array(getattr(sensor, name)) ** 2 + error).clip(0, high**2)))
 
     moving = replace(
         sensor,
@@ -298,10 +298,6 @@ def _band_limit(views: list[_View], grid: Floats) -> float:
         return 0.0
     passed = curves[1] > curves[1][edge - 2 * reach : edge - reach].mean() - 0.75 * DROP
     return float(grid[np.flatnonzero(passed[: edge + reach])[-1]])
-
-
-def _tuple(values: Floats) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
 
 
 def _rounded(sensor: Sensor) -> Sensor:

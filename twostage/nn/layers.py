@@ -1,9 +1,10 @@
-"""Convolutions with weight normalisation that folds away, and the reach of a chain of them."""
+"""Convolutions with weight normalisation that folds away, the reach of a chain of them, the maps that judges give."""
 
 from collections.abc import Iterable
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 M = TypeVar("M", bound=nn.Module)
@@ -35,3 +36,12 @@ def reach(layers: Iterable[tuple[int, int]]) -> int:
     9
     """
     return sum((kernel_size - 1) * dilation // 2 for kernel_size, dilation in layers)
+
+
+def feature_maps(x: Tensor, hidden: Iterable[nn.Module], last: nn.Module, slope: float) -> list[Tensor]:
+    """What a judge makes of ``x`` (B, C, ...): each hidden layer's map, leaky ReLU behind it, and its flat logits."""
+    maps = []
+    for layer in hidden:
+        x = F.leaky_relu(layer(x), slope)
+        maps.append(x)
+    return [*maps, last(x).flatten(1)]
