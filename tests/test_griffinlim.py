@@ -62,15 +62,16 @@ def test_the_input_gives_its_phase_below_the_limit_alone():
         one, other = (gl.mel.stft.spectrum(x)[:, bins, 4:-4] for x in (audio, clear))
         return float((one.conj() * other).real.sum() / (one.abs() * other.abs()).sum())
 
-    assert agreement(gl(noise, mel, 0.1 * clear), slice(6, 64)) > 0.95
+    heard = gl.mel.stft.spectrum(0.1 * clear)
+    assert agreement(gl(noise, mel, heard), slice(6, 64)) > 0.95
     assert agreement(gl(noise, mel), slice(6, 64)) < 0.5
-    assert agreement(gl(noise, mel, 0.1 * clear), slice(300, 500)) < 0.5
+    assert agreement(gl(noise, mel, heard), slice(300, 500)) < 0.5
 
 
 def test_silence_at_the_input_is_no_guide():
     gl, mel = GriffinLim(CONFIG, 4, heard_below=4000.0), LogMel(CONFIG)(voice())
     start = 0.05 * torch.randn(1, 1, 15872, generator=torch.Generator().manual_seed(3))
-    assert gl(start, mel, torch.zeros_like(start)).isfinite().all()
+    assert gl(start, mel, torch.zeros(1, 513, 62, dtype=torch.complex64)).isfinite().all()
 
 
 def test_iterations_bring_the_mels_nearer():
@@ -96,12 +97,12 @@ def test_a_buzz_at_the_frame_rate_goes():
 @pytest.mark.parametrize("hears", [False, True])
 def test_the_context_is_enough_and_rounding_does_not_grow(hears: bool):
     audio, gl = voice(3.0), GriffinLim(CONFIG, 4, heard_below=4000.0)
-    mel, heard = LogMel(CONFIG)(audio), audio if hears else None
+    mel, heard = LogMel(CONFIG)(audio), gl.mel.stft.spectrum(audio) if hears else None
     start = 0.05 * torch.randn(audio.shape, generator=torch.Generator().manual_seed(3))
     whole = gl(start, mel, heard)
     first, last = 60 - gl.context, 100 + gl.context
     samples = slice(first * 256, last * 256)
-    part = gl(start[..., samples], mel[..., first:last], audio[..., samples] if hears else None)
+    part = gl(start[..., samples], mel[..., first:last], None if heard is None else heard[..., first:last])
     inside = slice(gl.context * 256, (gl.context + 40) * 256)
     torch.testing.assert_close(part[..., inside], whole[..., 60 * 256 : 100 * 256], atol=1e-5, rtol=0)
     nudged = gl(start * (1 + 1e-6), mel, heard)
@@ -143,7 +144,8 @@ def test_both_stages_hand_the_input_on_and_windows_agree_with_the_whole():
     audio = voice(4.0)
     with torch.no_grad():
         whole = model(audio)
-        assert torch.equal(whole, model.vocoder(model.restorer(model.mel(audio)), audio))
+        heard = model.mel.stft.spectrum(audio)
+        assert torch.equal(whole, model.vocoder(model.restorer(model.mel(audio)), heard))
         assert float((whole - model.vocoder(model.restorer(model.mel(audio)))).abs().max()) > 1e-3
         first, keep = 60 * 256, 80 * 256
         part = model.window(audio[..., first - model.context : first + keep + model.context], model.context, keep)

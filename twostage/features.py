@@ -8,11 +8,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twostage.errors import ConfigError
+from twostage.nn.streaming import Past
 
 
 @dataclass(frozen=True)
 class MelConfig:
-    """Settings of a log-mel spectrogram, spelt as in librosa. Frequencies in Hz, lengths in samples."""
+    """Settings of a log-mel spectrogram, spelt as in librosa. Frequencies in Hz, lengths in samples.
+
+    ``causal``: frame l ends with hop l instead of lying around it, and models made for these frames see the past alone.
+    """
 
     sample_rate: int = 16000
     n_fft: int = 1024
@@ -22,6 +26,7 @@ class MelConfig:
     fmin: float = 0.0
     fmax: float = 8000.0
     clamp: float = 1e-5
+    causal: bool = False
 
     def __post_init__(self) -> None:
         if min(self.sample_rate, self.n_fft, self.win_length, self.hop_length, self.n_mels) < 1:
@@ -55,18 +60,19 @@ class Stft(nn.Module):
 
     The signal is padded by (n_fft - hop_length) / 2 samples a side, by reflection where it is long enough and by zeros
     beyond, so that every length gives exactly T // hop_length frames (Kong et al., HiFi-GAN, 2020, reference code).
+    If ``causal``, by n_fft - hop_length zeros before it.
     """
 
     window: Tensor
 
-    def __init__(self, n_fft: int, hop_length: int, win_length: int | None = None) -> None:
+    def __init__(self, n_fft: int, hop_length: int, win_length: int | None = None, *, causal: bool = False) -> None:
         super().__init__()
+        self.past = Past(n_fft - hop_length) if causal else None
         self.n_fft, self.hop_length, self.win_length = n_fft, hop_length, win_length or n_fft
         self.register_buffer("window", torch.hann_window(self.win_length), persistent=False)
 
     def forward(self, audio: Tensor) -> Tensor:
-        # the clamp keeps the square root's slope finite at digital silence
-        return torch.view_as_real(self.spectrum(audio)).square().sum(-1).clamp_min(1e-10).sqrt()
+        return magnitudes(self.spectrum(audio))
 
     def spectrum(self, audio: Tensor) -> Tensor:
         """The complex spectrogram, of the shape of the magnitudes."""
@@ -74,21 +80,30 @@ class Stft(nn.Module):
         audio = audio[..., 0, : frames * self.hop_length].float()
         if frames == 0:
             return audio.new_zeros(audio.shape[0], self.n_fft // 2 + 1, 0, dtype=torch.complex64)
-        return torch.stft(
-            self._pad(audio),
-            self.n_fft,
-            self.hop_length,
-            self.win_length,
-            self.window,
-            center=False,
-            return_complex=True,
-        )
+        with torch.autocast(audio.device.type, enabled=False):
+            return torch.stft(
+                self._pad(audio),
+                self.n_fft,
+                self.hop_length,
+                self.win_length,
+                self.window,
+                center=False,
+                return_complex=True,
+            )
 
     def _pad(self, audio: Tensor) -> Tensor:
+        if self.past is not None:
+            padded: Tensor = self.past(audio)
+            return padded
         side = (self.n_fft - self.hop_length) // 2
         mirrored = min(side, audio.shape[-1] - 1)
         audio = F.pad(audio[:, None], (mirrored, mirrored), mode="reflect")[:, 0]
         return F.pad(audio, (side - mirrored, side - mirrored))
+
+
+def magnitudes(spectrum: Tensor) -> Tensor:
+    """Of a complex spectrogram; the clamp keeps the square root's slope finite at digital silence."""
+    return torch.view_as_real(spectrum).square().sum(-1).clamp_min(1e-10).sqrt()
 
 
 class LogMel(nn.Module):
@@ -102,10 +117,14 @@ class LogMel(nn.Module):
     def __init__(self, config: MelConfig) -> None:
         super().__init__()
         self.config = config
-        self.stft = Stft(config.n_fft, config.hop_length, config.win_length)
+        self.stft = Stft(config.n_fft, config.hop_length, config.win_length, causal=config.causal)
         basis = mel_basis(config, config.n_fft // 2 + 1)
         self.register_buffer("basis", basis.T.contiguous(), persistent=False)
 
     def forward(self, audio: Tensor) -> Tensor:
-        with torch.autocast(audio.device.type, enabled=False):  # eight bits of mantissa are too few for a logarithm
-            return (self.basis @ self.stft(audio)).clamp_min(self.config.clamp).log()
+        return self.of(self.stft.spectrum(audio))
+
+    def of(self, spectrum: Tensor) -> Tensor:
+        """The same of what ``self.stft.spectrum`` gives, (B, n_fft // 2 + 1, L)."""
+        with torch.autocast(spectrum.device.type, enabled=False):  # eight bits of mantissa are too few for a logarithm
+            return (self.basis @ magnitudes(spectrum)).clamp_min(self.config.clamp).log()

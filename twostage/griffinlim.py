@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from twostage.errors import ConfigError
 from twostage.features import LogMel, MelConfig
+from twostage.nn.streaming import Overlap
 
 RELAXATION = 0.9  # RAAR's beta
 INVERSIONS = 8  # multiplicative updates from mels to magnitudes; more gain nothing
@@ -29,6 +30,9 @@ class GriffinLim(nn.Module):
     """Audio (B, 1, L * hop_length) and the log-mels (B, n_mels, L) it should have -> audio of the same shape.
 
     ``heard_below`` in Hz: the input's phase and harmonics count fully at 0 Hz, ever less up to there, and not above.
+
+    With causal mels, one iteration alone: it waits for the last frame that a sample is in, so what comes out is late by
+    ``delay`` samples, zeros at the start; a second iteration would wait once more.
 
     Sources: Griffin and Lim, "Signal estimation from modified short-time Fourier transform", TASSP 1984, for the two
     projections; Luke, "Relaxed averaged alternating reflections for diffraction imaging" (RAAR), Inverse Problems 2005,
@@ -45,7 +49,10 @@ class GriffinLim(nn.Module):
                 f"griffin_lim needs mel.win_length equal to mel.n_fft and that a multiple of mel.hop_length: "
                 f"{config.win_length}, {config.n_fft}, {config.hop_length}"
             )
+        if config.causal and iterations > 1:
+            raise ConfigError(f"griffin_lim is {iterations}, must be 0 or 1 with mel.causal")
         self.iterations, self.heard_below, self.mel = iterations, heard_below, LogMel(config)
+        self.overlap = Overlap(config.n_fft - config.hop_length) if config.causal else None
         basis = self.mel.basis
         # how far each bin (rows) answers for each band
         self.register_buffer("spread", (basis / basis.sum(0).clamp_min(TINY)).T.contiguous(), persistent=False)
@@ -54,17 +61,16 @@ class GriffinLim(nn.Module):
         self.register_buffer("trust", trust[:, None], persistent=False)
 
     def forward(self, audio: Tensor, mel: Tensor, heard: Tensor | None = None) -> Tensor:
-        """``heard`` (B, 1, T), T at least L * hop_length: the input that was restored, in step with ``audio``."""
+        """``heard`` (B, n_fft // 2 + 1, L): the complex spectrogram of the input that was restored."""
         with torch.autocast(audio.device.type, enabled=False):
             if not self.iterations or not mel.shape[-1]:
                 return audio
             mel, audio = mel.float(), audio.float()
             if heard is None or not self.heard_below:
                 return self._iterate(audio, self.magnitudes(mel))
-            spectrum = self.mel.stft.spectrum(heard[..., : audio.shape[-1]].float())
-            size = spectrum.abs()
+            size = heard.abs()
             size = size + FAINT * size.amax(1, keepdim=True) + TINY
-            return self._iterate(audio, self.magnitudes(mel, size), self.trust * spectrum / size)
+            return self._iterate(audio, self.magnitudes(mel, size), self.trust * heard / size)
 
     def magnitudes(self, mel: Tensor, heard: Tensor | None = None) -> Tensor:
         """Magnitudes (B, n_fft // 2 + 1, L) whose log-mels are ``mel`` (B, n_mels, L).
@@ -115,18 +121,33 @@ class GriffinLim(nn.Module):
 
     def _coverage(self, frames: int) -> Tensor:
         """How much of L frames' squared windows lies on each sample: (1, 1, L * hop_length)."""
-        return self._overlap(self.mel.stft.window.square().expand(1, frames, -1)).clamp_min(TINY)
+        power = self.mel.stft.window.square()
+        if self.overlap is not None:  # every frame that a sample could be in is there or will be
+            return power.unflatten(0, (-1, self.mel.config.hop_length)).sum(0).repeat(frames)[None, None]
+        return self._overlap(power.expand(1, frames, -1)).clamp_min(TINY)
 
     def _overlap(self, frames: Tensor) -> Tensor:
-        """Add frames (B, L, n_fft), each a hop after the one before, without the padding: (B, 1, L * hop_length)."""
+        """Add frames (B, L, n_fft), each a hop after the one before, without the padding: (B, 1, L * hop_length).
+
+        Causal ones are padded at the start alone; their sum is complete, and let go, from there on.
+        """
         hop, length = self.mel.config.hop_length, frames.shape[1]
         parts = frames.unflatten(-1, (-1, hop))
         overlap, side = parts.shape[2], (self.mel.config.n_fft - hop) // 2
         shifted = (F.pad(parts[:, :, i], (0, 0, i, overlap - 1 - i)) for i in range(overlap))
         total = sum(shifted, frames.new_zeros(frames.shape[0], length + overlap - 1, hop))
+        if self.overlap is not None:
+            complete: Tensor = self.overlap(total.flatten(1)[:, None])
+            return complete
         return total.flatten(1)[:, None, side : side + length * hop]
+
+    @property
+    def delay(self) -> int:
+        """Samples by which the output is late."""
+        return self.overlap.steps if self.overlap is not None and self.iterations else 0
 
     @property
     def context(self) -> int:
         """Frames that an output sample depends on, on each side, at most."""
-        return self.iterations * ceil(self.mel.config.n_fft / self.mel.config.hop_length)
+        sides = 2 if self.overlap is not None else 1  # all of it in the past
+        return sides * self.iterations * ceil(self.mel.config.n_fft / self.mel.config.hop_length)

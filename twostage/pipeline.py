@@ -1,8 +1,10 @@
 """Both stages as one enhancer: the only place that sees the restorer and the vocoder together."""
 
 from dataclasses import dataclass, field
+from math import ceil
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from twostage.errors import ConfigError
 from twostage.features import LogMel
@@ -34,21 +36,44 @@ class TwoStage(nn.Module):
         self.vocoder = Vocoder(config.vocoder)
 
     def forward(self, audio: Tensor) -> Tensor:
-        return self.vocoder(self.restorer(self.mel(audio)), audio)
+        return self.window(audio, 0, audio.shape[-1] // self.hop_length * self.hop_length)
 
     def window(self, audio: Tensor, skip: int, keep: int) -> Tensor:
         """``forward(audio)[..., skip : skip + keep]``, with stage two, most of the work, run on what it needs alone."""
-        mel, hop = self.restorer(self.mel(audio)), self.hop_length
-        first = max(0, skip // hop - self.vocoder.context)
-        last = -(-(skip + keep) // hop) + self.vocoder.context
-        skip -= first * hop
-        return self.vocoder(mel[..., first:last], audio[..., first * hop : last * hop])[..., skip : skip + keep]
+        hop, context = self.hop_length, self.vocoder.context
+        heard = self.mel.stft.spectrum(F.pad(audio, (0, self._missing(audio.shape[-1]))))
+        mel = self.restorer(self.mel.of(heard))
+        frames = slice(max(0, skip // hop - context), ceil((skip + keep + self.delay) / hop) + context)
+        start = skip + self.delay - frames.start * hop
+        return self.vocoder.late(mel[..., frames], heard[..., frames])[..., start : start + keep]
+
+    def late(self, audio: Tensor) -> Tensor:
+        """A causal model's next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late.
+
+        Calls follow each other within ``nn.streaming.streaming``.
+        """
+        heard = self.mel.stft.spectrum(audio)
+        return self.vocoder.late(self.restorer(self.mel.of(heard)), heard)
+
+    def _missing(self, length: int) -> int:
+        """Zeros that a causal model's audio is to be followed by, for its end to come out as that of a stream."""
+        return self.delay + -(length // self.hop_length * self.hop_length) % self.stride if self.causal else 0
 
     def fold(self) -> "TwoStage":
         """Fold weight normalisation away for inference; the output stays the same."""
         self.restorer.fold()
         self.vocoder.fold()
         return self
+
+    @property
+    def causal(self) -> bool:
+        """Whether ``late`` can take a stream in pieces."""
+        return self.config.vocoder.mel.causal
+
+    @property
+    def delay(self) -> int:
+        """Samples by which what ``late`` gives is late."""
+        return self.vocoder.delay
 
     @property
     def sample_rate(self) -> int:

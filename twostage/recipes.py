@@ -63,8 +63,9 @@ def train_restorer(settings: RestorerRun, *, resume: bool = False) -> None:
         listener = _listener(settings.valid.vocoder, mel)
 
     def estimate(restorer: nn.Module, example: Example) -> Estimate:
-        restored = restorer(mel(example.degraded))
-        return Estimate(restored[0], listener(restored, example.degraded)[0, 0].cpu().numpy() if listener else None)
+        heard = mel.stft.spectrum(example.degraded)
+        restored = restorer(mel.of(heard))
+        return Estimate(restored[0], listener(restored, heard)[0, 0].cpu().numpy() if listener else None)
 
     task = Restoring(settings.restorer.mel, weights, settings.quantile)
     _train(

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from twostage.errors import ConfigError
 from twostage.features import MelConfig
-from twostage.nn.layers import fold_weight_norm, weight_norm
+from twostage.nn.layers import Conv2d, ConvTranspose2d, fold_weight_norm, weight_norm
 
 SLOPE = 0.1
 MEAN, SCALE = -6.0, 2.5  # of the log-mels of speech, roughly: brings the network's input near zero mean, unit deviation
@@ -22,15 +22,17 @@ MEAN, SCALE = -6.0, 2.5  # of the log-mels of speech, roughly: brings the networ
 
 @dataclass(frozen=True)
 class RestorerConfig:
-    """Sizes of the U-Net: ``channels`` of each level, the stride in time of each of the poolings between them.
+    """Sizes of the U-Net: ``channels`` of each level, the strides in time and in bands of each pooling between them.
 
-    Frequency is always halved between levels. ``output`` is "mask" (a gain in the log domain, unbounded, added to the
-    input) or "mapping" (the restored log-mel itself).
+    No ``band_strides`` are halvings. ``output`` is "mask" (a gain in the log domain, unbounded, added to the
+    input) or "mapping" (the restored log-mel itself). With ``mel.causal``, a frame depends on the frames up to its own
+    or, where time is pooled, on those pooled with it.
     """
 
     mel: MelConfig = field(default_factory=MelConfig)
     channels: tuple[int, ...] = (16, 32, 64, 96, 128)
     time_strides: tuple[int, ...] = (2, 1, 1, 1)
+    band_strides: tuple[int, ...] = ()
     blocks: int = 1
     dilations: tuple[int, ...] = (1, 2, 4)
     output: str = "mask"
@@ -41,15 +43,23 @@ class RestorerConfig:
                 f"restorer.channels has {len(self.channels)} levels, restorer.time_strides {len(self.time_strides)}: "
                 "there must be one stride between two levels"
             )
-        if min(*self.channels, *self.time_strides, *self.dilations, self.blocks) < 1:
-            raise ConfigError("restorer: channels, time_strides, dilations and blocks must be at least 1")
-        if self.mel.n_mels % 2 ** len(self.time_strides):
+        if self.band_strides and len(self.band_strides) != len(self.time_strides):
+            raise ConfigError("restorer.band_strides and restorer.time_strides differ in length")
+        if min(*self.channels, *self.time_strides, *self.dilations, *self.band_strides, self.blocks) < 1:
+            raise ConfigError("restorer: channels, dilations, blocks and all strides must be at least 1")
+        pooled = prod(bands for bands, _ in self.strides)
+        if self.mel.n_mels % pooled:
             raise ConfigError(
-                f"mel.n_mels is {self.mel.n_mels}, must divide by {2 ** len(self.time_strides)}: "
-                "restorer.time_strides halves the bands once an entry"
+                f"mel.n_mels is {self.mel.n_mels}, must divide by {pooled}, the product of restorer.band_strides "
+                "(one 2 for each of restorer.time_strides, if there are none)"
             )
         if self.output not in ("mask", "mapping"):
             raise ConfigError(f"restorer.output is {self.output!r}, must be 'mask' or 'mapping'")
+
+    @property
+    def strides(self) -> list[tuple[int, int]]:
+        """Of each pooling, in bands and in time."""
+        return list(zip(self.band_strides or [2] * len(self.time_strides), self.time_strides, strict=True))
 
 
 def with_height(mel: Tensor) -> Tensor:
@@ -64,17 +74,13 @@ def with_height(mel: Tensor) -> Tensor:
 class ResBlock(nn.Module):
     """Two 3x3 convolutions around an identity, the first dilated in time: (B, C, F, L) -> (B, C, F, L)."""
 
-    def __init__(self, channels: int, dilation: int = 1) -> None:
+    def __init__(self, channels: int, dilation: int = 1, *, causal: bool = False) -> None:
         super().__init__()
-        self.conv1 = weight_norm(nn.Conv2d(channels, channels, 3, padding=(1, dilation), dilation=(1, dilation)))
-        self.conv2 = weight_norm(nn.Conv2d(channels, channels, 3, padding=1), std=0.01)
+        self.conv1 = weight_norm(Conv2d(channels, channels, (3, 3), dilation=(1, dilation), causal=causal))
+        self.conv2 = weight_norm(Conv2d(channels, channels, (3, 3), causal=causal), std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(F.leaky_relu(self.conv1(F.leaky_relu(x, SLOPE)), SLOPE))
-
-
-def _blocks(channels: int, count: int) -> nn.Sequential:
-    return nn.Sequential(*(ResBlock(channels) for _ in range(count)))
 
 
 class Restorer(nn.Module):
@@ -82,19 +88,24 @@ class Restorer(nn.Module):
 
     def __init__(self, config: RestorerConfig) -> None:
         super().__init__()
-        self.config = config
-        top, strides = config.channels[0], [(2, s) for s in config.time_strides]
-        levels = list(zip(config.channels, config.channels[1:], strides, strict=False))
-        self.conv_pre = weight_norm(nn.Conv2d(2, top, 3, padding=1))
-        self.encoder = nn.ModuleList(_blocks(narrow, config.blocks) for narrow, _, _ in levels)
-        self.downs = nn.ModuleList(weight_norm(nn.Conv2d(narrow, wide, s, s)) for narrow, wide, s in levels)
-        self.bottleneck = nn.Sequential(*(ResBlock(config.channels[-1], d) for d in config.dilations))
+        self.config, causal = config, config.mel.causal
+        top, levels = config.channels[0], list(zip(config.channels, config.channels[1:], config.strides, strict=False))
+
+        def blocks(channels: int) -> nn.Sequential:
+            return nn.Sequential(*(ResBlock(channels, causal=causal) for _ in range(config.blocks)))
+
+        self.conv_pre = weight_norm(Conv2d(2, top, (3, 3), causal=causal))
+        self.encoder = nn.ModuleList(blocks(narrow) for narrow, _, _ in levels)
+        self.downs = nn.ModuleList(weight_norm(Conv2d(narrow, wide, s, stride=s)) for narrow, wide, s in levels)
+        self.bottleneck = nn.Sequential(*(ResBlock(config.channels[-1], d, causal=causal) for d in config.dilations))
         self.ups = nn.ModuleList(
-            weight_norm(nn.ConvTranspose2d(wide, narrow, s, s)) for narrow, wide, s in reversed(levels)
+            weight_norm(ConvTranspose2d(wide, narrow, s, s)) for narrow, wide, s in reversed(levels)
         )
-        self.merges = nn.ModuleList(weight_norm(nn.Conv2d(2 * narrow, narrow, 1)) for narrow, _, _ in reversed(levels))
-        self.decoder = nn.ModuleList(_blocks(narrow, config.blocks) for narrow, _, _ in reversed(levels))
-        self.conv_post = weight_norm(nn.Conv2d(top, 1, 3, padding=1), std=1e-4)
+        self.merges = nn.ModuleList(
+            weight_norm(Conv2d(2 * narrow, narrow, (1, 1))) for narrow, _, _ in reversed(levels)
+        )
+        self.decoder = nn.ModuleList(blocks(narrow) for narrow, _, _ in reversed(levels))
+        self.conv_post = weight_norm(Conv2d(top, 1, (3, 3), causal=causal), std=1e-4)
 
     def forward(self, mel: Tensor) -> Tensor:
         x = with_height(F.pad(mel, (0, -mel.shape[-1] % self.stride), mode="replicate"))
@@ -128,4 +139,5 @@ class Restorer(nn.Module):
         for step in self.config.time_strides:
             frames += 2 * 2 * self.config.blocks * stride + (step - 1) * stride
             stride *= step
-        return frames + stride * sum(d + 1 for d in self.config.dilations) + stride
+        frames += stride * sum(d + 1 for d in self.config.dilations) + stride
+        return frames * (2 if self.config.mel.causal else 1)  # causal, all of it in the past

@@ -5,7 +5,7 @@ Synthesis", NeurIPS 2020, section 2.2 and appendix A.1. Module names are those o
 """
 
 from dataclasses import dataclass, field
-from math import ceil, prod
+from math import ceil, log, prod
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from twostage.errors import ConfigError
 from twostage.features import MelConfig
 from twostage.griffinlim import GriffinLim
-from twostage.nn.layers import fold_weight_norm, reach, weight_norm
+from twostage.nn.layers import Conv1d, ConvTranspose1d, fold_weight_norm, reach, weight_norm
 
 SLOPE = 0.1
 LAST_SLOPE = 0.01  # the authors' code leaves torch's default before the output convolution; their weights expect it
@@ -26,6 +26,8 @@ class VocoderConfig:
 
     ``griffin_lim``: iterations that finish its output at inference (not in training); 0 for the paper's vocoder.
     ``heard_below``: Hz, up to which they take phase and harmonics from the restored input, if there is one.
+
+    With ``mel.causal``, a sample depends on the frames up to its own, and Griffin-Lim is 0 or 1.
     """
 
     mel: MelConfig = field(default_factory=MelConfig)
@@ -57,6 +59,8 @@ class VocoderConfig:
             raise ConfigError(f"vocoder.resblock_kernel_sizes must be odd: {self.resblock_kernel_sizes}")
         if self.griffin_lim < 0:
             raise ConfigError(f"vocoder.griffin_lim is {self.griffin_lim}, must not be negative")
+        if self.griffin_lim > 1 and self.mel.causal:
+            raise ConfigError(f"vocoder.griffin_lim is {self.griffin_lim}, must be 0 or 1 with mel.causal")
         if not self.heard_below >= 0 or (self.heard_below and not self.griffin_lim):
             raise ConfigError(f"vocoder.heard_below is {self.heard_below}, must be 0, or positive with griffin_lim")
         if self.resblock not in RESBLOCKS:
@@ -68,18 +72,18 @@ class VocoderConfig:
             )
 
 
-def _conv(channels: int, kernel_size: int, dilation: int) -> nn.Conv1d:
-    padding = (kernel_size - 1) * dilation // 2
-    return weight_norm(nn.Conv1d(channels, channels, kernel_size, dilation=dilation, padding=padding))
-
-
 class ResBlock1(nn.Module):
     """Residual pairs of convolutions, the first of each pair dilated: (B, C, T) -> (B, C, T)."""
 
-    def __init__(self, channels: int, kernel_size: int, dilations: tuple[int, ...]) -> None:
+    def __init__(self, channels: int, kernel_size: int, dilations: tuple[int, ...], causal: bool) -> None:
         super().__init__()
-        self.convs1 = nn.ModuleList(_conv(channels, kernel_size, dilation) for dilation in dilations)
-        self.convs2 = nn.ModuleList(_conv(channels, kernel_size, 1) for _ in dilations)
+        self.convs1 = nn.ModuleList(
+            weight_norm(Conv1d(channels, channels, kernel_size, dilation=dilation, causal=causal))
+            for dilation in dilations
+        )
+        self.convs2 = nn.ModuleList(
+            weight_norm(Conv1d(channels, channels, kernel_size, causal=causal)) for _ in dilations
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         for dilated, plain in zip(self.convs1, self.convs2, strict=True):
@@ -94,9 +98,12 @@ class ResBlock1(nn.Module):
 class ResBlock2(nn.Module):
     """Residual dilated convolutions: (B, C, T) -> (B, C, T)."""
 
-    def __init__(self, channels: int, kernel_size: int, dilations: tuple[int, ...]) -> None:
+    def __init__(self, channels: int, kernel_size: int, dilations: tuple[int, ...], causal: bool) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(_conv(channels, kernel_size, dilation) for dilation in dilations)
+        self.convs = nn.ModuleList(
+            weight_norm(Conv1d(channels, channels, kernel_size, dilation=dilation, causal=causal))
+            for dilation in dilations
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         for conv in self.convs:
@@ -116,33 +123,44 @@ class Vocoder(nn.Module):
 
     def __init__(self, config: VocoderConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, causal = config, config.mel.causal
         channels = [config.upsample_initial_channel // 2**i for i in range(len(config.upsample_rates) + 1)]
         blocks = list(zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True))
-        self.conv_pre = weight_norm(nn.Conv1d(config.mel.n_mels, channels[0], 7, padding=3))
+        self.conv_pre = weight_norm(Conv1d(config.mel.n_mels, channels[0], 7, causal=causal))
         self.ups = nn.ModuleList(
-            weight_norm(nn.ConvTranspose1d(wide, narrow, kernel_size, rate, padding=(kernel_size - rate) // 2))
+            weight_norm(ConvTranspose1d(wide, narrow, kernel_size, rate, causal=causal))
             for wide, narrow, kernel_size, rate in zip(
                 channels, channels[1:], config.upsample_kernel_sizes, config.upsample_rates, strict=False
             )
         )
         # one flat list, level by level: the order in which published checkpoints number their blocks
         self.resblocks = nn.ModuleList(
-            RESBLOCKS[config.resblock](c, k, tuple(d)) for c in channels[1:] for k, d in blocks
+            RESBLOCKS[config.resblock](c, k, tuple(d), causal) for c in channels[1:] for k, d in blocks
         )
-        self.conv_post = weight_norm(nn.Conv1d(channels[-1], 1, 7, padding=3))
+        self.conv_post = weight_norm(Conv1d(channels[-1], 1, 7, causal=causal))
         self.griffin_lim = None
         if config.griffin_lim:
             self.griffin_lim = GriffinLim(config.mel, config.griffin_lim, config.heard_below)
 
     def forward(self, mel: Tensor, heard: Tensor | None = None) -> Tensor:
-        """``heard`` (B, 1, T), T at least L * hop_length: the input that ``mel`` was restored from, for Griffin-Lim."""
+        """``heard`` (B, n_fft // 2 + 1, L), for Griffin-Lim: complex spectrogram of what ``mel`` was restored from."""
+        if not self.delay:
+            return self.late(mel, heard)
+        frames = self.delay // self.config.mel.hop_length  # of silence, with which the last samples come
+        mel = F.pad(mel, (0, frames), value=log(self.config.mel.clamp))
+        return self.late(mel, None if heard is None else F.pad(heard, (0, frames)))[..., self.delay :]
+
+    def late(self, mel: Tensor, heard: Tensor | None = None) -> Tensor:
+        """The same, ``delay`` samples late, which is how a causal vocoder makes the pieces of a stream."""
+        audio = self._generate(mel)
+        return self.griffin_lim(audio, mel, heard) if self.griffin_lim and not self.training else audio
+
+    def _generate(self, mel: Tensor) -> Tensor:
         x = self.conv_pre(mel)
         for up, blocks in zip(self.ups, self._levels(), strict=True):
             x = up(F.leaky_relu(x, SLOPE))
             x = torch.stack([block(x) for block in blocks]).mean(0)
-        audio = torch.tanh(self.conv_post(F.leaky_relu(x, LAST_SLOPE)))
-        return self.griffin_lim(audio, mel, heard) if self.griffin_lim and not self.training else audio
+        return torch.tanh(self.conv_post(F.leaky_relu(x, LAST_SLOPE)))
 
     def _levels(self) -> list[list[nn.Module]]:
         width = len(self.config.resblock_kernel_sizes)
@@ -154,8 +172,13 @@ class Vocoder(nn.Module):
         return fold_weight_norm(self)
 
     @property
+    def delay(self) -> int:
+        """Samples by which what ``late`` gives is late: those that Griffin-Lim waits for."""
+        return self.griffin_lim.delay if self.griffin_lim and not self.training else 0
+
+    @property
     def context(self) -> int:
-        """Frames of mel that an output sample depends on, on each side."""
+        """Frames of mel that an output sample depends on, on each side, at most."""
         config, rate, frames = self.config, 1, 3.0
         widest = max(
             RESBLOCKS[config.resblock].reach(k, tuple(d))
@@ -165,4 +188,5 @@ class Vocoder(nn.Module):
             frames += kernel_size / (2 * up) / rate
             rate *= up
             frames += widest / rate
-        return ceil(frames + 3 / rate) + (self.griffin_lim.context if self.griffin_lim else 0)
+        frames = (frames + 3 / rate) * (2 if config.mel.causal else 1)  # causal, all of it in the past
+        return ceil(frames) + (self.griffin_lim.context if self.griffin_lim else 0)

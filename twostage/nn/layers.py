@@ -1,4 +1,7 @@
-"""Convolutions with weight normalisation that folds away, the reach of a chain of them, the maps that judges give."""
+"""Layers that see time around them or, if causal, before them alone; weight normalisation that folds away.
+
+Causal or not, a layer has the same weights under the same names.
+"""
 
 from collections.abc import Iterable
 from typing import TypeVar
@@ -7,7 +10,98 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
+from twostage.nn import short
+from twostage.nn.streaming import Carry, Overlap, Past
+
 M = TypeVar("M", bound=nn.Module)
+Size = tuple[int, int]  # bands, then frames
+
+
+class Conv1d(nn.Conv1d):
+    """(B, C, L) -> (B, C', L)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: int, *, dilation: int = 1, causal: bool = False) -> None:
+        past = (kernel_size - 1) * dilation
+        self.sides = 0 if causal else past // 2
+        super().__init__(inputs, outputs, kernel_size, dilation=dilation, padding=self.sides)
+        self.past = Past(past) if causal and past else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.past(x)
+        if short.is_short(x):
+            x = F.pad(x, (self.sides, self.sides))
+            return short.conv1d(x, self.weight, self.bias, self.dilation[0])
+        return super().forward(x)
+
+
+class Conv2d(nn.Conv2d):
+    """(B, C, F, L) -> (B, C', F, L), or, with a ``stride``, which the kernel must cover, (B, C', F / s, L / s')."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel_size: Size,
+        *,
+        stride: Size = (1, 1),
+        dilation: Size = (1, 1),
+        causal: bool = False,
+    ) -> None:
+        bands, frames = ((k - 1) * d + 1 - s for k, d, s in zip(kernel_size, dilation, stride, strict=True))
+        self.sides = (bands // 2, 0 if causal else frames // 2)
+        super().__init__(inputs, outputs, kernel_size, stride, self.sides, dilation)
+        self.past = Past(frames) if causal and frames else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.past(x)
+        if short.is_short(x):
+            x = F.pad(x, (self.sides[1], self.sides[1], self.sides[0], self.sides[0]))
+            return short.conv2d(x, self.weight, self.bias, self.stride, self.dilation)
+        return super().forward(x)
+
+
+class ConvTranspose1d(nn.ConvTranspose1d):
+    """(B, C, L) -> (B, C', L * rate); ``kernel_size`` is the rate plus an even number, or, if causal, any above it."""
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: int, rate: int, *, causal: bool = False) -> None:
+        over = kernel_size - rate
+        super().__init__(inputs, outputs, kernel_size, rate, padding=0 if causal else over // 2)
+        self.overlap = Overlap(over) if causal and over else None
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if self.overlap is None:
+            return super().forward(x, output_size)
+        x = self.overlap(F.conv_transpose1d(x, self.weight, None, self.stride))
+        return x if self.bias is None else x + self.bias[:, None]  # before the overlap, it would count twice
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """(B, C, F, L) -> (B, C', F * s, L * s'); ``kernel_size`` as for ConvTranspose1d, of each axis."""
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: Size, stride: Size, *, causal: bool = False) -> None:
+        bands, frames = (k - s for k, s in zip(kernel_size, stride, strict=True))
+        self.sides = (bands // 2, 0 if causal else frames // 2)
+        super().__init__(inputs, outputs, kernel_size, stride, self.sides)
+        self.overlap = Overlap(frames) if causal and frames else None
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if self.overlap is None:
+            return super().forward(x, output_size)
+        x = self.overlap(F.conv_transpose2d(x, self.weight, None, self.stride, self.sides))
+        return x if self.bias is None else x + self.bias[:, None, None]
+
+
+class GRU(nn.GRU):
+    """A GRU of one direction over (B, L, C), which carries its hidden state: -> (B, L, hidden_size)."""
+
+    def __init__(self, inputs: int, hidden_size: int, layers: int = 1) -> None:
+        super().__init__(inputs, hidden_size, layers, batch_first=True)
+        self.hidden = Carry()
+
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        x, last = super().forward(x, self.hidden.carried if hidden is None else hidden)  # type: ignore[has-type]
+        self.hidden.keep(last)
+        return x
 
 
 def weight_norm(module: M, std: float | None = None) -> M:
