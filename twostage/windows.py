@@ -46,23 +46,38 @@ class Window:
     keep: int
 
 
-def windows(blocks: Iterable[Audio], keep: int, context: int) -> Iterator[Window]:
-    """Cut a stream of (C, T) blocks into windows of ``keep`` samples and ``context`` each side.
+class Cutter:
+    """Cuts (C, T) blocks as they come into windows of ``keep`` samples and ``context`` each side.
 
     At the ends of the stream there is no context; the last window keeps what is left, at most ``keep + context``.
     """
-    pending: list[Audio] = []
-    have = skip = 0
+
+    def __init__(self, keep: int, context: int) -> None:
+        self._keep, self._context = keep, context
+        self._pending: list[Audio] = []
+        self._have = self._skip = 0
+
+    def push(self, block: Audio) -> Iterator[Window]:
+        self._pending.append(block)
+        self._have += block.shape[1]
+        while self._have > self._skip + self._keep + self._context:  # more must follow, or this would be the last
+            audio = np.concatenate(self._pending, axis=1)
+            yield Window(audio[:, : self._skip + self._keep + self._context], self._skip, self._keep)
+            done = self._skip + self._keep
+            drop = max(0, done - self._context)
+            self._skip, self._have, self._pending = done - drop, self._have - drop, [audio[:, drop:]]
+
+    def flush(self) -> Iterator[Window]:
+        if self._have > self._skip:
+            yield Window(np.concatenate(self._pending, axis=1), self._skip, self._have - self._skip)
+
+
+def windows(blocks: Iterable[Audio], keep: int, context: int) -> Iterator[Window]:
+    """All windows of a stream of (C, T) blocks."""
+    cutter = Cutter(keep, context)
     for block in blocks:
-        pending.append(block)
-        have += block.shape[1]
-        while have > skip + keep + context:  # more must follow, or the window would be the last
-            audio = np.concatenate(pending, axis=1)
-            yield Window(audio[:, : skip + keep + context], skip, keep)
-            drop = max(0, skip + keep - context)
-            skip, have, pending = skip + keep - drop, have - drop, [audio[:, drop:]]
-    if have > skip:
-        yield Window(np.concatenate(pending, axis=1), skip, have - skip)
+        yield from cutter.push(block)
+    yield from cutter.flush()
 
 
 def enhance(
@@ -81,11 +96,12 @@ def enhance(
         kept = slice(window.skip, window.skip + window.keep)
         enhanced = np.zeros((len(window.audio), window.keep), np.float32)
         for channel in chosen:
-            enhanced[channel] = _forward(model, window.audio[channel], window.skip, window.keep)
+            enhanced[channel] = forward(model, window.audio[channel], window.skip, window.keep)
         yield window.audio[:, kept], enhanced
 
 
-def _forward(model: Enhancer, audio: Audio, skip: int, keep: int) -> Audio:
+def forward(model: Enhancer, audio: Audio, skip: int, keep: int) -> Audio:
+    """Samples (keep,) of what the model makes of (T,), from ``skip`` on; T need not be a whole number of hops."""
     padded = match_length(audio, ceil(len(audio) / model.hop_length) * model.hop_length)
     with torch.inference_mode():
         given = torch.from_numpy(padded.copy()).to(device_of(model))[None, None]
