@@ -11,7 +11,6 @@ from math import ceil
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from twostage.errors import ConfigError
 from twostage.features import LogMel, MelConfig
@@ -70,53 +69,56 @@ class GriffinLim(nn.Module):
                 return self._iterate(audio, self.magnitudes(mel))
             size = heard.abs()
             size = size + FAINT * size.amax(1, keepdim=True) + TINY
-            return self._iterate(audio, self.magnitudes(mel, size), self.trust * heard / size)
+            return self._iterate(audio, self.magnitudes(mel, size), heard * (self.trust / size))
 
     def magnitudes(self, mel: Tensor, heard: Tensor | None = None) -> Tensor:
         """Magnitudes (B, n_fft // 2 + 1, L) whose log-mels are ``mel`` (B, n_mels, L).
 
         Within a band they are as smooth as these, or, where those count, as fine as ``heard``, the input's magnitudes.
         """
-        wanted = mel.exp()
-        found = self.spread @ (wanted / self.mel.basis.sum(1, keepdim=True).clamp_min(TINY))
+        wanted = mel.mT.exp()
+        found = (wanted / self.mel.basis.sum(1).clamp_min(TINY)) @ self.spread.T
         if heard is not None:
-            fine = self._log(self._fitted(heard, wanted))
-            found = torch.lerp(self._log(found), fine, self.trust.expand_as(fine)).exp()
-        return self._fitted(found, wanted)
+            fine = self._log(self._fitted(heard.mT, wanted))
+            found = torch.lerp(self._log(found), fine, self.trust.T.expand_as(fine)).exp()
+        return self._fitted(found, wanted).mT
 
     @staticmethod
     def _log(magnitudes: Tensor) -> Tensor:
         return magnitudes.clamp_min(TINY).log()
 
     def _fitted(self, found: Tensor, wanted: Tensor) -> Tensor:
-        """Correct each bin by the ratios of the bands that it lies in, geometrically averaged."""
+        """Correct each bin (B, L, F) by the ratios of the bands that it lies in, geometrically averaged."""
         for _ in range(INVERSIONS):
-            ratio = wanted / (self.mel.basis @ found).clamp_min(TINY)
-            found = found * (self.spread @ ratio.clamp_min(TINY).log()).exp()
+            ratio = wanted / (found @ self.mel.basis.T).clamp_min(TINY)
+            found = found * (ratio.clamp_min(TINY).log() @ self.spread.T).exp_()
         return found
 
     def _iterate(self, audio: Tensor, magnitudes: Tensor, held: Tensor | None = None) -> Tensor:
-        """``held``: phase to keep to, as complex numbers whose size, up to 1, says how firmly."""
-        coverage = self._coverage(magnitudes.shape[-1])
-        spectrum = self.mel.stft.spectrum(audio)
-        kept = None if held is None else (held, 1 - held.abs())
+        """``held``: phase to keep to, as complex numbers whose size, up to 1, says how firmly.
+
+        Within, the bins of a frame lie side by side, (B, L, F), as a Fourier transform takes and gives them.
+        """
+        coverage, size = self._coverage(magnitudes.shape[-1]), magnitudes.mT.contiguous()
+        soft = (SOFTNESS * size).square().clamp_min(TINY**2)
+        kept, free = (0.0, size) if held is None else (size * held.mT, size * (1 - held.mT.abs()))
+        spectrum = self.mel.stft.spectrum(audio).mT
         for _ in range(self.iterations - 1):
-            there = self._with(magnitudes, spectrum, kept)
-            mirrored = 2 * there - spectrum
-            consistent = self.mel.stft.spectrum(self._waveform(mirrored, coverage))
-            spectrum = RELAXATION * (consistent + (spectrum - mirrored) / 2) + (1 - RELAXATION) * there
-        return self._waveform(self._with(magnitudes, spectrum, kept), coverage)
+            there = self._with(spectrum, soft, free).add_(kept)
+            reflected = self._waveform((2 * there).sub_(spectrum).mT, coverage)
+            consistent = self.mel.stft.spectrum(reflected).mT
+            spectrum = consistent.add_(spectrum).mul_(RELAXATION).sub_(there, alpha=2 * RELAXATION - 1)
+        return self._waveform(self._with(spectrum, soft, free).add_(kept).mT, coverage)
 
     @staticmethod
-    def _with(magnitudes: Tensor, spectrum: Tensor, kept: tuple[Tensor, Tensor] | None) -> Tensor:
-        """The spectrum (B, n_fft // 2 + 1, L) with these magnitudes; ``kept``: phase that is held, and its freedom."""
-        size = torch.view_as_real(spectrum).square().sum(-1) + (SOFTNESS * magnitudes).square()
-        phase = spectrum / size.clamp_min(TINY**2).sqrt()
-        return magnitudes * (phase if kept is None else kept[0] + kept[1] * phase)
+    def _with(spectrum: Tensor, soft: Tensor, sizes: Tensor) -> Tensor:
+        """``spectrum`` with bins of these sizes; less of those that are weak beside the root of ``soft``."""
+        power = torch.addcmul(soft, spectrum.real, spectrum.real).addcmul_(spectrum.imag, spectrum.imag)
+        return spectrum * power.rsqrt_().mul_(sizes)
 
     def _waveform(self, spectrum: Tensor, coverage: Tensor) -> Tensor:
         """Inverse of ``Stft.spectrum``: (B, n_fft // 2 + 1, L) -> (B, 1, L * hop_length), by least squares."""
-        frames = torch.fft.irfft(spectrum.transpose(1, 2), self.mel.config.n_fft) * self.mel.stft.window
+        frames = torch.fft.irfft(spectrum.mT, self.mel.config.n_fft).mul_(self.mel.stft.window)
         return self._overlap(frames) / coverage
 
     def _coverage(self, frames: int) -> Tensor:
@@ -134,8 +136,9 @@ class GriffinLim(nn.Module):
         hop, length = self.mel.config.hop_length, frames.shape[1]
         parts = frames.unflatten(-1, (-1, hop))
         overlap, side = parts.shape[2], (self.mel.config.n_fft - hop) // 2
-        shifted = (F.pad(parts[:, :, i], (0, 0, i, overlap - 1 - i)) for i in range(overlap))
-        total = sum(shifted, frames.new_zeros(frames.shape[0], length + overlap - 1, hop))
+        total = frames.new_zeros(frames.shape[0], length + overlap - 1, hop)
+        for i in range(overlap):
+            total[:, i : i + length] += parts[:, :, i]
         if self.overlap is not None:
             complete: Tensor = self.overlap(total.flatten(1)[:, None])
             return complete

@@ -109,7 +109,7 @@ class Restorer(nn.Module):
 
     def forward(self, mel: Tensor) -> Tensor:
         x = with_height(F.pad(mel, (0, -mel.shape[-1] % self.stride), mode="replicate"))
-        x = self._unet(x)[:, 0, :, : mel.shape[-1]].float() * SCALE
+        x = self._unet(x.to(next(self.conv_pre.parameters()).dtype))[:, 0, :, : mel.shape[-1]].float() * SCALE
         restored = mel + x if self.config.output == "mask" else x + MEAN
         return restored.clamp_min(log(self.config.mel.clamp))
 

@@ -5,6 +5,7 @@ Synthesis", NeurIPS 2020, section 2.2 and appendix A.1. Module names are those o
 """
 
 from dataclasses import dataclass, field
+from functools import reduce
 from math import ceil, log, prod
 
 import torch
@@ -72,6 +73,9 @@ class VocoderConfig:
             )
 
 
+# What a convolution has made is worked on in place: a second tensor of that size would cost memory and its first touch
+
+
 class ResBlock1(nn.Module):
     """Residual pairs of convolutions, the first of each pair dilated: (B, C, T) -> (B, C, T)."""
 
@@ -87,7 +91,7 @@ class ResBlock1(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for dilated, plain in zip(self.convs1, self.convs2, strict=True):
-            x = x + plain(F.leaky_relu(dilated(F.leaky_relu(x, SLOPE)), SLOPE))
+            x = plain(F.leaky_relu_(dilated(F.leaky_relu(x, SLOPE)), SLOPE)).add_(x)
         return x
 
     @staticmethod
@@ -107,7 +111,7 @@ class ResBlock2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for conv in self.convs:
-            x = x + conv(F.leaky_relu(x, SLOPE))
+            x = conv(F.leaky_relu(x, SLOPE)).add_(x)
         return x
 
     @staticmethod
@@ -152,15 +156,16 @@ class Vocoder(nn.Module):
 
     def late(self, mel: Tensor, heard: Tensor | None = None) -> Tensor:
         """The same, ``delay`` samples late, which is how a causal vocoder makes the pieces of a stream."""
-        audio = self._generate(mel)
+        audio = self.generate(mel)
         return self.griffin_lim(audio, mel, heard) if self.griffin_lim and not self.training else audio
 
-    def _generate(self, mel: Tensor) -> Tensor:
-        x = self.conv_pre(mel)
+    def generate(self, mel: Tensor) -> Tensor:
+        """The same without Griffin-Lim."""
+        x = self.conv_pre(mel.to(next(self.conv_pre.parameters()).dtype))
         for up, blocks in zip(self.ups, self._levels(), strict=True):
-            x = up(F.leaky_relu(x, SLOPE))
-            x = torch.stack([block(x) for block in blocks]).mean(0)
-        return torch.tanh(self.conv_post(F.leaky_relu(x, LAST_SLOPE)))
+            x = up(F.leaky_relu_(x, SLOPE))
+            x = reduce(Tensor.add_, (block(x) for block in blocks)).div_(len(blocks))
+        return torch.tanh(self.conv_post(F.leaky_relu_(x, LAST_SLOPE)).float())
 
     def _levels(self) -> list[list[nn.Module]]:
         width = len(self.config.resblock_kernel_sizes)

@@ -6,6 +6,7 @@ Causal or not, a layer has the same weights under the same names.
 from collections.abc import Iterable
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
@@ -31,7 +32,8 @@ class Conv1d(nn.Conv1d):
         if short.is_short(x):
             x = F.pad(x, (self.sides, self.sides))
             return short.conv1d(x, self.weight, self.bias, self.dilation[0])
-        return super().forward(x)
+        x, weight = _level(x), self.weight[:, :, None]
+        return F.conv2d(x, weight, self.bias, 1, (0, self.sides), (1, *self.dilation))[:, :, 0]
 
 
 class Conv2d(nn.Conv2d):
@@ -57,7 +59,7 @@ class Conv2d(nn.Conv2d):
         if short.is_short(x):
             x = F.pad(x, (self.sides[1], self.sides[1], self.sides[0], self.sides[0]))
             return short.conv2d(x, self.weight, self.bias, self.stride, self.dilation)
-        return super().forward(x)
+        return super().forward(_channels_together(x))
 
 
 class ConvTranspose1d(nn.ConvTranspose1d):
@@ -65,14 +67,18 @@ class ConvTranspose1d(nn.ConvTranspose1d):
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int, rate: int, *, causal: bool = False) -> None:
         over = kernel_size - rate
-        super().__init__(inputs, outputs, kernel_size, rate, padding=0 if causal else over // 2)
+        self.sides = 0 if causal else over // 2
+        super().__init__(inputs, outputs, kernel_size, rate, padding=self.sides)
         self.overlap = Overlap(over) if causal and over else None
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        bias = self.bias if self.overlap is None else None  # before the overlap, it would count twice
+        x, weight = _level(x), self.weight[:, :, None]
+        x = F.conv_transpose2d(x, weight, bias, (1, *self.stride), (0, self.sides))[:, :, 0]
         if self.overlap is None:
-            return super().forward(x, output_size)
-        x = self.overlap(F.conv_transpose1d(x, self.weight, None, self.stride))
-        return x if self.bias is None else x + self.bias[:, None]  # before the overlap, it would count twice
+            return x
+        x = self.overlap(x)
+        return x if self.bias is None else x + self.bias[:, None]
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
@@ -86,8 +92,8 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         if self.overlap is None:
-            return super().forward(x, output_size)
-        x = self.overlap(F.conv_transpose2d(x, self.weight, None, self.stride, self.sides))
+            return super().forward(_channels_together(x), output_size)
+        x = self.overlap(F.conv_transpose2d(_channels_together(x), self.weight, None, self.stride, self.sides))
         return x if self.bias is None else x + self.bias[:, None, None]
 
 
@@ -102,6 +108,17 @@ class GRU(nn.GRU):
         x, last = super().forward(x, self.hidden.carried if hidden is None else hidden)  # type: ignore[has-type]
         self.hidden.keep(last)
         return x
+
+
+def _level(x: Tensor) -> Tensor:
+    """(B, C, L) -> (B, C, 1, L): torch lays out the channels of two-dimensional convolutions alone."""
+    return _channels_together(x[:, :, None])
+
+
+def _channels_together(x: Tensor) -> Tensor:
+    """Without gradient on a CPU, a position's channels lie side by side: up to twice as fast, backward is slower."""
+    wanted = x.device.type == "cpu" and not torch.is_grad_enabled()
+    return x.contiguous(memory_format=torch.channels_last) if wanted else x
 
 
 def weight_norm(module: M, std: float | None = None) -> M:
