@@ -32,7 +32,7 @@ def speaker_out(speaker: str, vocoder: Path, options: argparse.Namespace) -> Pat
     if not sensor.exists():
         step("fit-sensor", options.pairs, "--exclude-speaker", speaker, "-o", sensor)
     step(
-        *("train-restorer", "restorer", "adapt", f"init={options.init}", f"run={folder / 'run'}"),
+        *("train-restorer", "restorer", *options.overlay, "adapt", f"init={options.init}", f"run={folder / 'run'}"),
         *(f"data.train=[{options.clean},{options.pairs}]", f"data.exclude_speakers=['{speaker}']"),
         *(f"data.valid=[{options.clean}]", f"data.sensors=[{sensor},any,eben]", *options.settings),
         "--resume",
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--clean", required=True, help="manifest of clean speech")
     parser.add_argument("--init", required=True, help="the restorer to adapt: a model's name, folder or file")
     parser.add_argument("--vocoder", required=True, help="the vocoder: a model's name, folder or file")
+    parser.add_argument("--overlay", action="append", default=[], help="what the restorer's settings need, as: causal")
     parser.add_argument("--label", default="two-stage", help="name of the system in the table")
     parser.add_argument("--evaluate", default="", help="further arguments of twostage evaluate, in one string")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of trainings and scores")
