@@ -49,18 +49,20 @@ class Window:
 def windows(blocks: Iterable[Audio], keep: int, context: int) -> Iterator[Window]:
     """Cut a stream of (C, T) blocks into windows of ``keep`` samples and ``context`` each side.
 
-    At the ends of the stream there is no context; the last window keeps what is left, at most ``keep + context``.
+    At the ends of the stream there is no context; the first window keeps as much more, and the last what is left, at
+    most ``keep + context``. So all others are of one size, and memory that served one fits the next.
     """
     pending: list[Audio] = []
-    have = skip = 0
+    have, skip, end = 0, 0, context + keep
     for block in blocks:
         pending.append(block)
         have += block.shape[1]
-        while have > skip + keep + context:  # more must follow, or the window would be the last
+        while have > end + context:  # more must follow, or the window would be the last
             audio = np.concatenate(pending, axis=1)
-            yield Window(audio[:, : skip + keep + context], skip, keep)
-            drop = max(0, skip + keep - context)
-            skip, have, pending = skip + keep - drop, have - drop, [audio[:, drop:]]
+            yield Window(audio[:, : end + context], skip, end - skip)
+            drop = max(0, end - context)
+            skip, have, pending = end - drop, have - drop, [audio[:, drop:]]
+            end = skip + keep
     if have > skip:
         yield Window(np.concatenate(pending, axis=1), skip, have - skip)
 
