@@ -24,7 +24,7 @@ TORCHRUN = re.compile(r"torchrun .*?scripts/(\w+)_(\w+)\.py")  # scripts stand f
 def commands(text: str) -> Iterator[list[str]]:
     """The arguments of every ``twostage ...`` in lines of a shell."""
     for line in text.replace("\\\n", " ").splitlines():
-        for part in TORCHRUN.sub(r"twostage \1-\2", line).split("&&"):
+        for part in TORCHRUN.sub(r"twostage \1-\2", line).replace("|", "&&").split("&&"):
             program, *arguments = shlex.split(part, comments=True) or [""]
             if program == "twostage":
                 yield arguments

@@ -4,6 +4,9 @@
     model = twostage.load()
     restored = twostage.restore(model, audio, sample_rate)  # (T,) or (C, T), numpy or torch; at model.sample_rate
 
+    with twostage.Stream(twostage.load("causal")) as stream:  # as it comes: push(samples) of any size, flush() the rest
+        ready = stream.push(samples)
+
 Letters of shapes, everywhere in the package: B batch, C channels, T samples, F bands or bins, L frames.
 """
 
@@ -13,9 +16,10 @@ if TYPE_CHECKING:
     from twostage.checkpoint import load as load
     from twostage.pipeline import TwoStage as TwoStage
     from twostage.restoration import restore as restore
+    from twostage.stream import Stream as Stream
 
 __version__ = "0.1.0"
-__all__ = ["TwoStage", "load", "restore"]
+__all__ = ["Stream", "TwoStage", "load", "restore"]
 
 
 def __getattr__(name: str) -> Any:  # `import twostage` and the command line's --help must not wait for torch
@@ -25,6 +29,8 @@ def __getattr__(name: str) -> Any:  # `import twostage` and the command line's -
         from twostage.checkpoint import load as value  # type: ignore[assignment]
     elif name == "restore":
         from twostage.restoration import restore as value  # type: ignore[assignment]
+    elif name == "Stream":
+        from twostage.stream import Stream as value  # type: ignore[assignment]
     else:
         raise AttributeError(f"module 'twostage' has no attribute {name!r}")
     return value

@@ -15,6 +15,7 @@ from twostage.commands import (
     manifest,
     restore,
     simulate,
+    stream,
     train_restorer,
     train_vocoder,
 )
@@ -22,6 +23,7 @@ from twostage.errors import TwoStageError
 
 COMMANDS: dict[str, ModuleType] = {
     "restore": restore,
+    "stream": stream,
     "train-restorer": train_restorer,
     "train-vocoder": train_vocoder,
     "finetune": finetune,

@@ -46,25 +46,39 @@ class Window:
     keep: int
 
 
-def windows(blocks: Iterable[Audio], keep: int, context: int) -> Iterator[Window]:
-    """Cut a stream of (C, T) blocks into windows of ``keep`` samples and ``context`` each side.
+class Cutter:
+    """Cuts (C, T) blocks as they come into windows of ``keep`` samples and ``context`` each side.
 
-    At the ends of the stream there is no context; the first window keeps as much more, and the last what is left, at
-    most ``keep + context``. So all others are of one size, and memory that served one fits the next.
+    At the ends of the stream there is no context; the last window keeps what is left, at most ``keep + context``. The
+    first keeps ``first``, if that is given.
     """
-    pending: list[Audio] = []
-    have, skip, end = 0, 0, context + keep
+
+    def __init__(self, keep: int, context: int, first: int | None = None) -> None:
+        self._keep, self._context = keep, context
+        self._pending: list[Audio] = []
+        self._have, self._skip, self._end = 0, 0, first or keep
+
+    def push(self, block: Audio) -> Iterator[Window]:
+        self._pending.append(block)
+        self._have += block.shape[1]
+        while self._have > self._end + self._context:  # more must follow, or this would be the last
+            audio = np.concatenate(self._pending, axis=1)
+            yield Window(audio[:, : self._end + self._context], self._skip, self._end - self._skip)
+            drop = max(0, self._end - self._context)
+            self._skip, self._have, self._pending = self._end - drop, self._have - drop, [audio[:, drop:]]
+            self._end = self._skip + self._keep
+
+    def flush(self) -> Iterator[Window]:
+        if self._have > self._skip:
+            yield Window(np.concatenate(self._pending, axis=1), self._skip, self._have - self._skip)
+
+
+def windows(blocks: Iterable[Audio], keep: int, context: int) -> Iterator[Window]:
+    """All windows of a stream of (C, T) blocks; the last alone is of another size, so memory that served one fits."""
+    cutter = Cutter(keep, context, first=keep + context)
     for block in blocks:
-        pending.append(block)
-        have += block.shape[1]
-        while have > end + context:  # more must follow, or the window would be the last
-            audio = np.concatenate(pending, axis=1)
-            yield Window(audio[:, : end + context], skip, end - skip)
-            drop = max(0, end - context)
-            skip, have, pending = end - drop, have - drop, [audio[:, drop:]]
-            end = skip + keep
-    if have > skip:
-        yield Window(np.concatenate(pending, axis=1), skip, have - skip)
+        yield from cutter.push(block)
+    yield from cutter.flush()
 
 
 def enhance(
@@ -83,11 +97,12 @@ def enhance(
         kept = slice(window.skip, window.skip + window.keep)
         enhanced = np.zeros((len(window.audio), window.keep), np.float32)
         for channel in chosen:
-            enhanced[channel] = _forward(model, window.audio[channel], window.skip, window.keep)
+            enhanced[channel] = forward(model, window.audio[channel], window.skip, window.keep)
         yield window.audio[:, kept], enhanced
 
 
-def _forward(model: Enhancer, audio: Audio, skip: int, keep: int) -> Audio:
+def forward(model: Enhancer, audio: Audio, skip: int, keep: int) -> Audio:
+    """Samples (keep,) of what the model makes of (T,), from ``skip`` on; T need not be a whole number of hops."""
     padded = match_length(audio, ceil(len(audio) / model.hop_length) * model.hop_length)
     with torch.inference_mode():
         given = torch.from_numpy(padded.copy()).to(device_of(model))[None, None]

@@ -16,25 +16,30 @@ POSITIONS = 512  # above about as many, torch's convolutions are the faster
 def is_short(x: Tensor) -> bool:
     """Whether ``x`` (B, C, L) or (B, C, F, L) is better taken here."""
     return (
-        x.shape[0] == 1
-        and x[0, 0].numel() <= POSITIONS
-        and x.device.type == "cpu"
-        and not torch.is_grad_enabled()
+        not torch.is_grad_enabled()
+        and x.numel() <= POSITIONS * x.shape[1]
+        and x.shape[0] == 1
+        and x.is_cpu
         and not torch.compiler.is_exporting()
-        and not torch.jit.is_tracing()
+        and not torch.onnx.is_in_onnx_export()
     )
 
 
 def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
     """``F.conv1d`` without padding: (1, C, L) -> (1, C', L')."""
-    return conv2d(x[:, :, None], weight[:, :, None], bias, (1, 1), (1, dilation))[:, :, 0]
+    (_, channels, length), (_, channel, frame), (outputs, _, kernel) = x.shape, x.stride(), weight.shape
+    out = length - (kernel - 1) * dilation
+    seen = x.as_strided((out, channels, kernel), (frame, channel, dilation * frame), x.storage_offset())
+    return F.linear(seen.reshape(out, -1), weight.view(outputs, -1), bias).t()[None]
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
     """``F.conv2d`` without padding: (1, C, F, L) -> (1, C', F', L')."""
-    kernel = weight.shape[2:]
-    out = [(n - (k - 1) * d - 1) // s + 1 for n, k, d, s in zip(x.shape[2:], kernel, dilation, stride, strict=True)]
-    _, channel, band, frame = x.stride()
+    (_, channels, bands, length), (_, channel, band, frame) = x.shape, x.stride()
+    outputs, _, tall, wide = weight.shape
+    high, long = (bands - (tall - 1) * dilation[0] - 1) // stride[0] + 1, length - (wide - 1) * dilation[1]
+    long = (long - 1) // stride[1] + 1
     steps = (stride[0] * band, stride[1] * frame, channel, dilation[0] * band, dilation[1] * frame)
-    seen = x.as_strided((*out, x.shape[1], *kernel), steps).reshape(out[0] * out[1], -1)
-    return F.linear(seen, weight.flatten(1), bias).unflatten(0, out).permute(2, 0, 1)[None]
+    seen = x.as_strided((high, long, channels, tall, wide), steps, x.storage_offset())
+    out = F.linear(seen.reshape(high * long, -1), weight.view(outputs, -1), bias)
+    return out.view(high, long, outputs).permute(2, 0, 1)[None]

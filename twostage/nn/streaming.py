@@ -35,8 +35,8 @@ class Past(Carry):
 
     def forward(self, x: Tensor) -> Tensor:
         past = x.new_zeros(*x.shape[:-1], self.steps) if self.carried is None else self.carried
-        x = torch.cat([past, x], -1)
-        self.keep(x[..., x.shape[-1] - self.steps :])
+        x = torch.cat((past, x), -1)
+        self.keep(x.narrow(-1, x.shape[-1] - self.steps, self.steps))
         return x
 
     def extra_repr(self) -> str:

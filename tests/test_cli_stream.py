@@ -1,0 +1,181 @@
+"""Claims about ``twostage stream``: raw PCM, a file against the clock, a microphone, and what it says of mistakes."""
+
+import io
+import json
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from test_stream import offline, speech
+from test_streaming import chain
+
+from twostage import audio, checkpoint, cli
+from twostage.errors import AudioError
+from twostage.live import Pcm, Timing, converse, in_hops, pipe
+from twostage.stream import Stream
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    checkpoint.save(tmp_path / "causal.safetensors", chain(), provenance={})
+    return str(tmp_path / "causal.safetensors")
+
+
+def through(data: bytes, format: str = "f32") -> bytes:
+    """What ``pipe`` makes of bytes that stand in a real pipe."""
+    reader, writer = os.pipe()
+    os.write(writer, data)
+    os.close(writer)
+    sink = io.BytesIO()
+    with open(reader, "rb") as source:
+        pipe(Stream(chain()), source, sink, Pcm(format))
+    return sink.getvalue()
+
+
+def test_floats_through_a_pipe_are_the_offline_output() -> None:
+    sound = speech(5000)
+    found = np.frombuffer(through(sound.tobytes()), "<f4")
+    np.testing.assert_allclose(found, offline(chain(), sound), atol=1e-5, rtol=0)
+
+
+def test_integers_through_a_pipe_are_too_to_half_a_step() -> None:
+    sound = np.round(speech(5000) * 32768).astype("<i2")
+    found = np.frombuffer(through(sound.tobytes(), "s16"), "<i2")
+    np.testing.assert_allclose(found / 32768, offline(chain(), (sound / 32768).astype(np.float32)), atol=6e-5, rtol=0)
+
+
+def test_samples_may_be_cut_anywhere_and_clip_at_full_scale() -> None:
+    pcm = Pcm("s16")
+    data = np.array([1, -2, 300, -32768], "<i2").tobytes()
+    parts = [pcm.decode(data[:3]), pcm.decode(data[3:4]), pcm.decode(data[4:])]
+    np.testing.assert_array_equal(np.concatenate(parts) * 32768, [1, -2, 300, -32768])
+    assert np.frombuffer(pcm.encode(np.array([0.5, 1.0, -1.5], np.float32)), "<i2").tolist() == [16384, 32767, -32768]
+    assert pcm.clipped == 2
+
+
+def test_a_wav_file_in_the_pipe_is_named() -> None:
+    with pytest.raises(AudioError, match=r"a WAV file, wanted raw PCM \(with arecord: -t raw\)"):
+        through(b"RIFF" + bytes(100))
+
+
+def test_hops_are_of_one_length() -> None:
+    blocks = list(in_hops([np.arange(5.0), np.arange(5.0, 6.0), np.arange(6.0, 17.0)], 4))
+    assert [len(block) for block in blocks] == [4, 4, 4, 4, 1]
+    assert np.concatenate(blocks).tolist() == list(range(17))
+
+
+def test_timing_counts_what_is_late() -> None:
+    timing = Timing.of([0.001] * 98 + [0.003, 0.02], hop=0.016, latency=0.048, seconds=1.6)
+    assert (timing.hops, timing.late, timing.median_ms, timing.worst_ms) == (100, 1, 1.0, 20.0)
+    assert timing.p99_ms == pytest.approx(3.17)
+    assert timing.real_time_factor == pytest.approx(0.121 / 1.6)
+    assert Timing.of([], 0.016, 0.048, 0.0).real_time_factor == 0.0
+
+
+def test_a_file_comes_out_as_it_restores(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sound = speech(9000)
+    audio.write(tmp_path / "a.wav", np.stack([sound, -sound]), 16000, subtype="FLOAT")
+    command = ["stream", "--model", model, "--file", str(tmp_path / "a.wav"), "--gain", "6"]
+    assert cli.main([*command, "-o", str(tmp_path / "b.wav"), "--json", str(tmp_path / "t.json")]) == 0
+    found, rate = audio.read(tmp_path / "b.wav")
+    gain = np.float32(10 ** (6 / 20))
+    assert (rate, found.shape) == (16000, (1, 9000))
+    np.testing.assert_allclose(found[0], offline(chain(), sound * gain) / gain, atol=6e-5, rtol=0)  # written as 16 bits
+    told = json.loads((tmp_path / "t.json").read_text())
+    assert (told["hops"], told["latency_ms"], told["hop_ms"], told["gain_db"]) == (36, 48.0, 16.0, 6.0)
+    assert told["median_ms"] <= told["p99_ms"] <= told["worst_ms"]
+    assert "latency 48 ms, in hops of 16 ms" in capsys.readouterr().out
+
+
+def test_a_quiet_file_is_brought_to_the_level_of_the_model(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audio.write(tmp_path / "a.wav", 0.01 * speech(32000)[None], 32000)
+    assert (
+        cli.main(["stream", "--model", model, "--file", str(tmp_path / "a.wav"), "-o", str(tmp_path / "b.flac")]) == 0
+    )
+    # half of white noise lies above 8 kHz, which the model's rate has not
+    assert "gain +3" in capsys.readouterr().out
+    assert audio.info(tmp_path / "b.flac").frames == 16000
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--file", "a.wav", "-o", "b.wav"], "b.wav: exists"),
+        (["--file", "none.wav"], "none.wav"),
+        (["--file", "a.wav", "--gain", "loud"], "--gain loud: must be a number of dB"),
+        (["--live", "--gain", "auto"], "--gain auto: measures a file"),
+        (["--live", "-o", "c.wav"], "--out goes with --file"),
+        (["--file", "a.wav", "--threads", "0"], "--threads 0"),
+        (["--file", "a.wav", "--seconds", "0"], "seconds is 0"),
+        (["--live", "--for", "-1"], "--for -1"),
+    ],
+)
+def test_mistakes_are_one_line(
+    options: list[str], said: str, model: str, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.wav", "b.wav"):
+        audio.write(name, speech(1000)[None], 16000)
+    before = Path("b.wav").read_bytes()
+    assert cli.main(["stream", "--model", model, *options]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert Path("b.wav").read_bytes() == before
+
+
+class FakeDevices(ModuleType):
+    """As much of sounddevice as is used: a callback gets the microphone's hops while ``sleep`` lasts."""
+
+    class PortAudioError(Exception):
+        pass
+
+    def __init__(self, microphone: np.ndarray, rate: int = 16000) -> None:
+        super().__init__("sounddevice")
+        self.microphone, self.rate, self.played = microphone, rate, list[np.ndarray]()
+
+    def Stream(self, *, callback: Any, samplerate: int, blocksize: int, **options: Any) -> Any:
+        if samplerate != self.rate:
+            raise self.PortAudioError("Invalid sample rate")
+        assert (options["channels"], options["dtype"]) == (1, "float32")
+        self.run = lambda: [
+            self._hop(callback, self.microphone[i : i + blocksize], i == 0)
+            for i in range(0, len(self.microphone), blocksize)
+        ]
+        return nullcontext()
+
+    def _hop(self, callback: Any, heard: np.ndarray, first: bool) -> None:
+        spoken = np.full((len(heard), 1), np.nan, np.float32)
+        callback(heard[:, None], spoken, len(heard), None, "underflow" if first else "")
+        self.played.append(spoken[:, 0])
+
+    def sleep(self, _milliseconds: int) -> None:
+        self.run()
+
+
+def test_the_loudspeaker_plays_the_offline_output_after_the_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound, model = speech(256 * 40), chain()
+    devices = FakeDevices(sound)
+    monkeypatch.setitem(sys.modules, "sounddevice", devices)
+    assert converse(Stream(model), 256, (None, None), seconds=1.0) == 1
+    played = np.concatenate(devices.played)
+    assert not played[:512].any()
+    np.testing.assert_allclose(played[512:], offline(model, sound)[:-512], atol=1e-5, rtol=0)
+
+
+def test_devices_that_are_not_there_are_one_line(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", FakeDevices(speech(10), rate=48000))
+    assert cli.main(["stream", "--model", model, "--live"]) == 1
+    assert "sound device: Invalid sample rate" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    assert cli.main(["stream", "--model", model, "--live"]) == 1
+    assert "pip install 'twostage[live]'" in capsys.readouterr().err

@@ -1,0 +1,183 @@
+"""Claims about twostage.Stream: whatever the pushes, what comes out is the offline output, in time."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_streaming import SMALL, chain
+from torch import nn
+
+import twostage
+from twostage.errors import AudioError, ConfigError
+from twostage.features import MelConfig
+from twostage.nn.streaming import carries
+from twostage.pipeline import TwoStage, TwoStageConfig
+from twostage.restorer import RestorerConfig
+from twostage.vocoder import VocoderConfig
+
+LENGTH = 6000  # no whole number of hops
+
+
+def centred() -> TwoStage:
+    torch.manual_seed(0)
+    restorer = RestorerConfig(channels=(4, 8), time_strides=(2,), dilations=(1,))
+    model = TwoStage(TwoStageConfig(restorer, VocoderConfig(**SMALL, griffin_lim=2, heard_below=4000.0))).eval().fold()  # type: ignore[arg-type]
+    nn.init.normal_(model.restorer.conv_post.weight, 0, 0.1)
+    return model
+
+
+MODELS = {
+    "causal": chain,
+    "causal, pooled time": lambda: chain(time_strides=(2, 1)),
+    "causal, plain vocoder": lambda: chain(griffin_lim=0),
+    "windows": centred,
+}
+
+
+def speech(samples: int, seed: int = 1) -> np.ndarray:
+    return 0.1 * np.random.default_rng(seed).standard_normal(samples).astype(np.float32)
+
+
+def offline(model: TwoStage, audio: np.ndarray) -> np.ndarray:
+    padded = np.pad(audio, (0, -len(audio) % model.hop_length))
+    with torch.no_grad():
+        return model(torch.from_numpy(padded)[None, None])[0, 0, : len(audio)].numpy()
+
+
+def streamed(stream: twostage.Stream, audio: np.ndarray, size: int) -> np.ndarray:
+    out = [stream.push(audio[i : i + size]) for i in range(0, len(audio), size)]
+    return np.concatenate([*out, stream.flush()])
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("size", [1, 160, 256, 1000, LENGTH])
+def test_streaming_equals_offline(name: str, size: int) -> None:
+    model, audio = MODELS[name](), speech(LENGTH)
+    with twostage.Stream(model, seconds=0.064) as stream:
+        found = streamed(stream, audio, size)
+    expected = offline(model, audio)
+    assert found.dtype == np.float32
+    assert float(np.abs(expected).max()) > 0.01
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_samples_come_within_the_latency(name: str) -> None:
+    model, audio = MODELS[name](), speech(40000)
+    stream, out = twostage.Stream(model, seconds=0.064), 0
+    for pushed in range(100, len(audio), 100):
+        out += len(stream.push(audio[pushed - 100 : pushed]))
+        assert out >= pushed - stream.latency
+    assert out > 0
+    assert (
+        stream.latency
+        == {
+            "causal": 768,
+            "causal, pooled time": 1024,
+            "causal, plain vocoder": 256,
+            "windows": 1024 + math.ceil(model.context / model.stride) * model.stride + 1,
+        }[name]
+    )
+
+
+@pytest.mark.parametrize("name", ["causal", "windows"])
+def test_a_stream_begins_anew_after_flush_and_after_reset(name: str) -> None:
+    model, audio = MODELS[name](), speech(LENGTH)
+    stream = twostage.Stream(model, seconds=0.064)
+    first = streamed(stream, audio, 500)
+    again = streamed(stream, audio, 500)
+    np.testing.assert_array_equal(first, again)
+    stream.push(speech(5000, seed=9))
+    stream.reset()
+    np.testing.assert_array_equal(streamed(stream, audio, 500), first)
+
+
+def test_streams_do_not_disturb_each_other_nor_the_model() -> None:
+    model, one, other = chain(), speech(LENGTH), speech(LENGTH, seed=2)
+    first, second = twostage.Stream(model), twostage.Stream(model)
+    parts: list[list[np.ndarray]] = [[], []]
+    for i in range(0, LENGTH, 256):
+        parts[0].append(first.push(one[i : i + 256]))
+        offline(model, speech(2560, seed=3))
+        parts[1].append(second.push(other[i : i + 256]))
+    for stream, audio, part in ((first, one, parts[0]), (second, other, parts[1])):
+        np.testing.assert_allclose(np.concatenate([*part, stream.flush()]), offline(model, audio), atol=1e-5, rtol=0)
+    assert all(leaf.carried is None for leaf in carries(model).values())
+    assert next(first._work._model.parameters()).data_ptr() == next(model.parameters()).data_ptr()
+
+
+def test_memory_does_not_grow() -> None:
+    stream = twostage.Stream(chain())
+
+    def held() -> int:
+        leaves = carries(stream._work._model).values()
+        storages = {
+            leaf.carried.untyped_storage().data_ptr(): leaf.carried.untyped_storage().nbytes() for leaf in leaves
+        }
+        return sum(storages.values()) + stream._work._pending.nbytes
+
+    sizes = []
+    for _ in range(60):
+        stream.push(speech(300))
+        sizes.append(held())
+    assert max(sizes[30:]) <= max(sizes[:30]) < 200_000
+
+
+def test_a_gain_goes_in_and_comes_back() -> None:
+    model, audio = chain(), speech(LENGTH)
+    with twostage.Stream(model, gain_db=20.0) as stream:
+        found = streamed(stream, audio / 10, 700)
+    np.testing.assert_allclose(found, offline(model, audio) / 10, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("pushed", [0, 1, 255, 256])
+def test_a_short_stream_keeps_its_length(pushed: int) -> None:
+    stream = twostage.Stream(chain())
+    assert len(stream.push(np.zeros(pushed))) + len(stream.flush()) == pushed
+
+
+def test_what_cannot_be_pushed_is_refused_and_nothing_is_lost() -> None:
+    model, audio = chain(), speech(LENGTH)
+    stream = twostage.Stream(model)
+    head = stream.push(audio[:3000])
+    with pytest.raises(AudioError, match=r"samples have shape \(2, 10\), wanted \(T,\)"):
+        stream.push(np.zeros((2, 10)))
+    with pytest.raises(AudioError, match="NaN or infinite"):
+        stream.push(np.array([0.0, np.nan]))
+    np.testing.assert_allclose(
+        np.concatenate([head, stream.push(audio[3000:]), stream.flush()]), offline(model, audio), atol=1e-5, rtol=0
+    )
+    stream.close()
+    with pytest.raises(AudioError, match="closed"):
+        stream.push(audio)
+
+
+class Backwards(nn.Module):
+    """As a bidirectional recurrence would: every sample depends on all."""
+
+    sample_rate, hop_length, stride, context = 16000, 256, 256, math.inf
+
+
+def test_what_needs_the_whole_cannot_stream() -> None:
+    with pytest.raises(ConfigError, match="needs all of the signal at once"):
+        twostage.Stream(Backwards())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="seconds is 0"):
+        twostage.Stream(chain(), seconds=0.0)
+
+
+def test_a_causal_model_without_padding_in_the_past_would_be_noticed() -> None:
+    """The equality above is no accident of quiet edges: centred frames give something else."""
+    causal, audio = chain(), speech(LENGTH)
+    other = (
+        TwoStage(
+            TwoStageConfig(
+                RestorerConfig(MelConfig(n_fft=768, win_length=768), (4, 8, 8), (1, 1), (4, 2), dilations=(1, 2)),
+                VocoderConfig(MelConfig(n_fft=768, win_length=768), **SMALL, griffin_lim=1, heard_below=4000.0),  # type: ignore[arg-type]
+            )
+        )
+        .eval()
+        .fold()
+    )
+    other.load_state_dict(causal.state_dict())
+    assert float(np.abs(offline(other, audio) - offline(causal, audio)).max()) > 1e-2

@@ -1,0 +1,159 @@
+"""``twostage stream``: speech restored as it comes, between pipes, from a file against the clock, or live."""
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from twostage.errors import ConfigError
+
+if TYPE_CHECKING:
+    from twostage.live import Timing
+    from twostage.stream import Stream
+
+HELP = "restore speech as it comes: raw PCM from standard input to standard output, a file against the clock, or live"
+EXAMPLE = """
+arecord -q -t raw -f S16_LE -r 16000 -c 1 | twostage stream | aplay -q -t raw -f S16_LE -r 16000 -c 1
+twostage stream --file recording.wav -o restored.wav --json timing.json
+twostage stream --live --gain 12
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--model",
+        nargs="+",
+        action="extend",
+        metavar="NAME|PATH",
+        help="what restore --model takes (default: causal); one that looks ahead runs in windows, seconds late",
+    )
+    add("--format", choices=("s16", "f32"), default="s16", help="of raw PCM, little-endian, one channel (default: s16)")
+    add(
+        "--gain",
+        metavar="DB|auto",
+        help="brings the input to the active level of -26 dBFS that models expect, and is "
+        "taken back from the output; auto, for a file alone and its default, measures it (else: 0)",
+    )
+    add("--seconds", type=float, default=1.0, help="of a window, for a model that looks ahead (default: 1)")
+    add("--threads", type=int, default=1, help="of the processor (default: 1)")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument(
+        "--file", metavar="FILE", help="play a sound file's first channel through, and say how long it took"
+    )
+    way.add_argument("--live", action="store_true", help="from the microphone to the loudspeaker (extra: live)")
+    add("-o", "--out", metavar="OUT", help="with --file: what came out, at the model's rate")
+    add("--json", metavar="FILE.json", help="with --file: the times for machines")
+    add("--overwrite", action="store_true", help="replace outputs that exist")
+    add("--devices", nargs=2, metavar=("IN", "OUT"), help="with --live: names or numbers (default: the system's)")
+    add("--for", dest="duration", type=float, default=0.0, metavar="SECONDS", help="with --live: stop after this long")
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    from twostage.checkpoint import load
+
+    for name in ("out", "json"):
+        if getattr(args, name) and not args.file:
+            raise ConfigError(f"--{name} goes with --file")
+    if args.threads < 1:
+        raise ConfigError(f"--threads {args.threads}: must be at least 1")
+    if args.duration < 0:
+        raise ConfigError(f"--for {args.duration}: must not be negative")
+    if not (args.file or args.live) and sys.stdin.isatty():
+        raise ConfigError("standard input is a terminal: pipe raw PCM in, or give --file or --live")
+    torch.set_num_threads(args.threads)
+    model = load(*args.model or ["causal"])
+    if args.file:
+        return _file(args, model)
+    if args.gain == "auto":
+        raise ConfigError("--gain auto: measures a file; with --file it says what to give here")
+    stream = _stream(args, model, float(_decibels(args.gain or "0")))
+    print(
+        f"twostage: {stream.sample_rate} Hz, one channel, latency {stream.latency / stream.sample_rate * 1000:.0f} ms",
+        file=sys.stderr,
+    )
+    return _live(args, stream, model.stride) if args.live else _pipe(args, stream)  # type: ignore[arg-type]
+
+
+def _stream(args: argparse.Namespace, model: Any, gain_db: float) -> "Stream":
+    from twostage.stream import Stream
+
+    return Stream(model, seconds=args.seconds, gain_db=gain_db)
+
+
+def _decibels(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"--gain {text}: must be a number of dB, or auto") from None
+
+
+def _pipe(args: argparse.Namespace, stream: "Stream") -> int:
+    from twostage.live import Pcm, pipe
+
+    pcm = Pcm(args.format)
+    pipe(stream, sys.stdin.buffer, sys.stdout.buffer, pcm)
+    if pcm.clipped:
+        print(f"twostage: {pcm.clipped} samples clipped: lower the input's level", file=sys.stderr)
+    return 0
+
+
+def _live(args: argparse.Namespace, stream: "Stream", hop: int) -> int:
+    from twostage.live import converse
+
+    devices = [int(name) if name.isdigit() else name for name in args.devices or ()] or [None, None]
+    lost = converse(stream, hop, (devices[0], devices[1]), args.duration)
+    if lost:
+        print(f"twostage: sound was lost {lost} times: the processor does not keep up", file=sys.stderr)
+    return 0
+
+
+def _file(args: argparse.Namespace, model: Any) -> int:
+    from pathlib import Path
+
+    from twostage.files import check_writable, replacing
+
+    for path in filter(None, (args.out, args.json)):
+        check_writable(Path(path), args.overwrite)
+    gain = _measured_gain(args.file, model.sample_rate) if args.gain in (None, "auto") else _decibels(args.gain)
+    timing = _play(args, model, gain)
+    print(f"{args.file}: gain {gain:+.1f} dB (for a live stream of this microphone: --gain {gain:.0f})")
+    print("\n".join(timing.lines()))
+    if args.json:
+        with replacing(args.json) as partial:
+            partial.write_text(json.dumps({"gain_db": gain, **timing.as_json()}, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _play(args: argparse.Namespace, model: Any, gain: float) -> "Timing":
+    from contextlib import ExitStack
+
+    from twostage.audio import Reader, Writer, resampled
+    from twostage.live import Timing, against_the_clock
+
+    rate, work, samples = model.sample_rate, list[float](), 0
+    with Reader(args.file) as reader, _stream(args, model, gain) as stream, ExitStack() as stack:
+        blocks = resampled((block[:1] for block in reader.blocks()), reader.info.sample_rate, rate, 1)
+        writer = None
+        if args.out:
+            writer = stack.enter_context(Writer(args.out, rate, 1, overwrite=args.overwrite))
+        for out in against_the_clock(stream, (block[0] for block in blocks), model.stride, work):
+            samples += len(out)
+            if writer:
+                writer.write(out[None])
+        latency = stream.latency / rate
+    return Timing.of(work, model.stride / rate, latency, samples / rate)
+
+
+def _measured_gain(path: str, rate: int) -> float:
+    """What brings the first channel of a file to the level that models are trained at."""
+    from twostage.audio import Reader
+    from twostage.levels import LEVEL
+    from twostage.restoration import SILENCE, Source, measure
+
+    with Reader(path) as reader:
+        source = Source(path, reader.info.sample_rate, 1, lambda: (block[:1] for block in reader.blocks()))
+        level = float(measure(source, rate).levels[0])
+    return LEVEL - level if level > SILENCE else 0.0
