@@ -20,6 +20,7 @@ LAYERS = {
     "nn.layers": 1,
     "files": 1,
     "schema": 1,
+    "precision": 1,
     "features": 1,
     "discriminators": 2,
     "optim": 1,

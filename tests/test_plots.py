@@ -45,3 +45,12 @@ def test_a_picture_of_any_length(tmp_path: Path, frames: int) -> None:
     with pytest.raises(OutputError, match=r"c\.png: exists already"):
         plots.before_after(tmp_path / "c.png", tmp_path / "a.wav", tmp_path / "b.wav")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "b.wav", "c.png"]
+
+
+def test_charts_are_drawn_and_not_replaced(tmp_path: Path) -> None:
+    lines = {"one": [(1.0, 0.2), (10.0, 0.1)], "other": [(1.0, 0.3)]}
+    charts = [plots.Chart("seconds", "factor", lines), plots.Chart("seconds", "MB", {"other": [(1.0, 900.0)]})]
+    plots.draw_charts(tmp_path / "speed.png", charts)
+    assert (tmp_path / "speed.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(OutputError, match=r"speed.png"):
+        plots.draw_charts(tmp_path / "speed.png", charts)

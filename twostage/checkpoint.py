@@ -6,6 +6,7 @@ normalisation. Nothing is ever unpickled but tensors and plain containers (``tor
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from twostage.errors import CheckpointError, ConfigError
 from twostage.files import make_folder, partial_name
 from twostage.nn.layers import fold_weight_norm
 from twostage.pipeline import TwoStage, TwoStageConfig
+from twostage.precision import convert, shortfall
 from twostage.schema import build
 from twostage.vocoder import Vocoder
 
@@ -62,13 +64,18 @@ def save(
     replace_file(Path(path), lambda temporary: temporary.write_bytes(content))
 
 
-def load(*paths: str | Path, device: str | torch.device = "cpu") -> nn.Module:
-    """An enhancer ready for inference: folded, in eval mode, float32, on ``device``.
+def load(*paths: str | Path, device: str | torch.device = "cpu", precision: str = "float32") -> nn.Module:
+    """An enhancer ready for inference: folded, in eval mode, on ``device``.
 
     No path is the default model. One path is the name of a shipped model, a folder of weights or a file; a restorer's
-    file and a vocoder's, in any order, make a TwoStage. Raises CheckpointError, one line that names the file.
+    file and a vocoder's, in any order, make a TwoStage. ``precision`` "bfloat16", or "bf16", is that of convolutions; a
+    machine that does not compute in it takes float32, and warns. Raises CheckpointError, one line that names the file.
     """
-    return _load(paths, folded=True).eval().requires_grad_(False).to(device)
+    lacking = shortfall(precision, device)
+    if lacking:
+        warnings.warn(lacking, stacklevel=2)
+    model = _load(paths, folded=True).eval().requires_grad_(False).to(device)
+    return convert(model, "float32" if lacking else precision)
 
 
 def load_for_training(*paths: str | Path) -> nn.Module:

@@ -35,6 +35,7 @@ from twostage.data.simulate import simulate_file
 from twostage.errors import AudioError, DataError, TwoStageError
 from twostage.features import LogMel
 from twostage.pipeline import TwoStage
+from twostage.precision import convert
 from twostage.report import RAW, Row
 from twostage.restoration import restore
 from twostage.vocoder import Vocoder
@@ -105,11 +106,11 @@ class Results:
         return {row.utterance for row in self.rows if all((row.utterance, system) in keys for system in wanted)}
 
 
-def load_systems(models: Mapping[str, Sequence[str]], device: str = "cpu") -> list[System]:
+def load_systems(models: Mapping[str, Sequence[str]], device: str = "cpu", precision: str = "float32") -> list[System]:
     """Restoration and copy-synthesis of each model, by label; a vocoder alone gives copy-synthesis only."""
     systems = []
     for label, paths in models.items():
-        model = _load(paths, device)
+        model = convert(_load(paths, device), precision)
         vocoder = model if isinstance(model, Vocoder) else getattr(model, "vocoder", None)
         if not isinstance(model, Vocoder):
             systems.append(System(label, model, hears_clean=False))  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ INVERSIONS = 8  # multiplicative updates from mels to magnitudes; more gain noth
 # face value, it lets rounding errors grow until two windows of a file no longer agree
 SOFTNESS = 0.2
 TINY = 1e-8
+FADED = 7  # windows' lengths away, what a frame is moves a sample by less than 1e-7, however many the iterations
 FAINT = 1e-4  # of the strongest bin of a frame: what the input holds of weaker ones is rounding, not speech
 
 
@@ -151,6 +152,7 @@ class GriffinLim(nn.Module):
 
     @property
     def context(self) -> int:
-        """Frames that an output sample depends on, on each side, at most."""
+        """Frames that an output sample depends on, on each side, to 1e-7 of full scale."""
         sides = 2 if self.overlap is not None else 1  # all of it in the past
-        return sides * self.iterations * ceil(self.mel.config.n_fft / self.mel.config.hop_length)
+        overlap = ceil(self.mel.config.n_fft / self.mel.config.hop_length)
+        return sides * min(self.iterations * (overlap - 1) + 1, FADED * overlap)

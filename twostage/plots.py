@@ -1,6 +1,6 @@
-"""Pictures of spectrograms, before and after. Files are read as streams: a picture of hours costs no more memory."""
+"""Pictures: spectrograms before and after, and curves. Files are read as streams: hours cost no more memory."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,3 +89,32 @@ def before_after(
 def _of_file(path: str | Path, title: str) -> Panel:
     with Reader(path) as reader:
         return spectrogram(reader.blocks(), reader.info.sample_rate, reader.info.frames, f"{title}: {Path(path).name}")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines by name, each a list of (x, y), over a logarithmic ``across``; ``up`` begins at zero."""
+
+    across: str
+    up: str
+    lines: Mapping[str, Sequence[tuple[float, float]]]
+
+
+def draw_charts(path: str | Path, charts: Sequence[Chart], *, overwrite: bool = False) -> None:
+    """Write charts beside each other into a PNG; a line has one colour in all of them."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    path = Path(path)
+    check_writable(path, overwrite)
+    figure = Figure(figsize=(4.6 * len(charts), 3.4), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    names = list(dict.fromkeys(name for chart in charts for name in chart.lines))
+    for axis, chart in zip(figure.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
+        for name, points in chart.lines.items():
+            axis.plot(*zip(*points, strict=True), marker="o", color=f"C{names.index(name)}", label=name)
+        axis.set(xscale="log", xlabel=chart.across, ylabel=chart.up)
+        axis.set_ylim(bottom=0)
+        axis.legend()
+    with replacing(path, overwrite=overwrite) as partial:
+        canvas.print_png(str(partial))

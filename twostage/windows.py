@@ -49,23 +49,24 @@ class Window:
 class Cutter:
     """Cuts (C, T) blocks as they come into windows of ``keep`` samples and ``context`` each side.
 
-    At the ends of the stream there is no context; the last window keeps what is left, at most ``keep + context``.
+    At the ends of the stream there is no context; the last window keeps what is left, at most ``keep + context``. The
+    first keeps ``first``, if that is given.
     """
 
-    def __init__(self, keep: int, context: int) -> None:
+    def __init__(self, keep: int, context: int, first: int | None = None) -> None:
         self._keep, self._context = keep, context
         self._pending: list[Audio] = []
-        self._have = self._skip = 0
+        self._have, self._skip, self._end = 0, 0, first or keep
 
     def push(self, block: Audio) -> Iterator[Window]:
         self._pending.append(block)
         self._have += block.shape[1]
-        while self._have > self._skip + self._keep + self._context:  # more must follow, or this would be the last
+        while self._have > self._end + self._context:  # more must follow, or this would be the last
             audio = np.concatenate(self._pending, axis=1)
-            yield Window(audio[:, : self._skip + self._keep + self._context], self._skip, self._keep)
-            done = self._skip + self._keep
-            drop = max(0, done - self._context)
-            self._skip, self._have, self._pending = done - drop, self._have - drop, [audio[:, drop:]]
+            yield Window(audio[:, : self._end + self._context], self._skip, self._end - self._skip)
+            drop = max(0, self._end - self._context)
+            self._skip, self._have, self._pending = self._end - drop, self._have - drop, [audio[:, drop:]]
+            self._end = self._skip + self._keep
 
     def flush(self) -> Iterator[Window]:
         if self._have > self._skip:
@@ -73,8 +74,8 @@ class Cutter:
 
 
 def windows(blocks: Iterable[Audio], keep: int, context: int) -> Iterator[Window]:
-    """All windows of a stream of (C, T) blocks."""
-    cutter = Cutter(keep, context)
+    """All windows of a stream of (C, T) blocks; the last alone is of another size, so memory that served one fits."""
+    cutter = Cutter(keep, context, first=keep + context)
     for block in blocks:
         yield from cutter.push(block)
     yield from cutter.flush()

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twostage.commands.restore import device_for
+from twostage.commands.restore import PRECISION_HELP, PRECISIONS, device_for, precision_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,6 +47,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--jobs", metavar="N", type=_positive, default=1, help="processes that score (default: 1)")
     parser.add_argument("--pictures", metavar="N", type=int, default=3, help="spectrogram pictures (default: 3)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help=PRECISION_HELP)
     parser.add_argument("--overwrite", action="store_true", help="begin anew in a folder that holds an evaluation")
 
 
@@ -65,7 +66,9 @@ def run(args: Namespace) -> int:
 
     _check(args)
     source, entries, problems = _entries(args)
-    systems = evaluate.load_systems(_models(args.model), device_for(args.device))
+    device = device_for(args.device)
+    args.precision = precision_for(args.precision, device)
+    systems = evaluate.load_systems(_models(args.model), device, args.precision)
     settings = _settings(args) | {"models": evaluate.fingerprint(systems)}
     results = evaluate.resume(args.out, settings, overwrite=args.overwrite) if args.out else evaluate.Results()
     results.failures += problems
@@ -124,7 +127,7 @@ def _models(given: Sequence[Sequence[str]] | None) -> dict[str, list[str]]:
 
 def _settings(args: Namespace) -> dict[str, Any]:
     """What decides the scores, to know whether an evaluation that stopped was the same one."""
-    names = ("pairs", "clean", "simulate", "limit", "only_speaker", "keep_low_band", "seed")
+    names = ("pairs", "clean", "simulate", "limit", "only_speaker", "keep_low_band", "seed", "precision")
     return {name: getattr(args, name) for name in names}
 
 

@@ -22,6 +22,8 @@ twostage restore recording.wav -o restored.wav --plot
 twostage restore recordings/ -o restored/ --format flac --sample-rate input --json report.json
 """
 FORMATS = ("wav", "flac", "ogg", "opus", "mp3", "aiff", "au", "caf", "w64", "rf64")
+PRECISIONS = ("float32", "bfloat16", "bf16")
+PRECISION_HELP = "of convolutions; bf16 is bfloat16, and faster where the machine computes in it (default: float32)"
 LONG = 600.0  # seconds of sound: enough for a progress bar even in a log file
 
 
@@ -37,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a shipped model, a folder, a file, or a restorer's and a vocoder's file (default: default)",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto is cuda where there is one")
+    add("--precision", choices=PRECISIONS, default="float32", help=PRECISION_HELP)
     add("--sample-rate", choices=("model", "input"), default="model", help="rate of the output (default: model)")
     add("--format", choices=FORMATS, help="format of the outputs in a folder (default: that of the input)")
     add("--level", choices=("input", "model"), default="input", help="loudness of the output (default: input)")
@@ -58,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
     jobs = plan(args.inputs, args.out, suffix=args.format, plot=args.plot)
     pending = [job for job in jobs if not job.error and not (args.skip_existing and job.target.exists())]
     device = device_for(args.device)
-    model = _load(args.model, device) if pending else None
+    precision = precision_for(args.precision, device)
+    model = _load(args.model, device, precision) if pending else None
     reports: list[Report] = []
     say = Voice(sys.stderr if args.json == "-" else sys.stdout)
     with _terminable(), say.bar(pending) as progress:
@@ -68,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
                 say.file(reports[-1])
         finally:
             say.summary(reports, len(jobs), device)
-            _write_report(args, reports, device)
+            _write_report(args, reports, device, precision)
     return int(any(report.status == "failed" for report in reports))
 
 
@@ -196,7 +200,7 @@ def _check_report_name(args: argparse.Namespace) -> None:
     check_writable(Path(args.json), args.overwrite or args.skip_existing)
 
 
-def _write_report(args: argparse.Namespace, reports: "list[Report]", device: str) -> None:
+def _write_report(args: argparse.Namespace, reports: "list[Report]", device: str, precision: str) -> None:
     from twostage import __version__
     from twostage.files import replacing
 
@@ -206,6 +210,7 @@ def _write_report(args: argparse.Namespace, reports: "list[Report]", device: str
         "twostage": __version__,
         "model": args.model or ["default"],
         "device": device,
+        "precision": precision,
         "files": [asdict(r) for r in reports],
         "summary": _summary(reports),
     }
@@ -226,10 +231,20 @@ def device_for(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
-def _load(names: list[str] | None, device: str) -> Any:
+def precision_for(name: str, device: str) -> str:
+    """The precision that --precision means: "float32", with a word on stderr, where ``device`` has nothing less."""
+    from twostage.precision import shortfall
+
+    lacking = shortfall(name, device)
+    if lacking:
+        print(f"twostage: warning: --{lacking}", file=sys.stderr)
+    return "float32" if lacking or name == "float32" else "bfloat16"
+
+
+def _load(names: list[str] | None, device: str, precision: str) -> Any:
     from twostage.checkpoint import load
 
-    return load(*names or [], device=device)
+    return load(*names or [], device=device, precision=precision)
 
 
 @contextmanager

@@ -1,0 +1,437 @@
+"""What restoring and training cost on this machine: time, memory, and how near both are to its matrix products.
+
+    python scripts/benchmark_speed.py --out results/speed
+
+The folder gets speed.md (tables, also printed), speed.json and speed.png (cost by length). Every figure is measured in
+a process of its own. What is compared takes turns in one process, and medians are given; of one thread it is the time
+of the processor, which another program beside it hardly moves, of more the clock's. Real-time factors are seconds of
+work for a second of audio.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from twostage import audio, costs, plots
+from twostage.adversary import Adversary
+from twostage.checkpoint import load
+from twostage.config import VocoderRun, load_config
+from twostage.errors import TwoStageError
+from twostage.features import LogMel
+from twostage.files import make_folder
+from twostage.losses import feature_matching, least_squares_fool, mel_l1
+from twostage.metrics import score
+from twostage.nn.layers import fold_weight_norm
+from twostage.pipeline import TwoStage
+from twostage.precision import computes_bfloat16, convert
+from twostage.report import write_json, write_text
+from twostage.restoration import Options, restore, restore_file
+from twostage.vocoder import Vocoder
+
+SAMPLE = Path(__file__).parent.parent / "samples" / "throat.flac"
+MATRIX = 2048  # rows and columns of the products that set the machine's rate
+LENGTHS, QUICK_LENGTHS = (1.0, 10.0, 60.0, 600.0, 3600.0), (0.5, 1.0)
+VOCODERS = ("hifigan_v1", "hifigan_v2", "hifigan_v3")
+
+
+def clock() -> float:
+    """Seconds: of the processor with one thread, of the wall with more."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def interleaved(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each piece of work; all take turns. Of two rounds or more, the first only warms up."""
+    taken: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(rounds + (rounds > 1)):
+        for name, piece in work.items():
+            begun = clock()
+            piece()
+            taken[name].append(clock() - begun)
+    return {name: statistics.median(seconds[-rounds:]) for name, seconds in taken.items()}
+
+
+def matrices() -> Callable[[], Tensor]:
+    one, other, out = torch.randn(MATRIX, MATRIX), torch.randn(MATRIX, MATRIX), torch.empty(MATRIX, MATRIX)
+    return lambda: torch.mm(one, other, out=out)
+
+
+def gigaflops(seconds: float) -> float:
+    return 2 * MATRIX**3 / seconds / 1e9
+
+
+def peak_memory() -> float:
+    """MB that this process has held at most."""
+    # getrusage would count the parent's as well, which is the child's own for a moment
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e3
+
+
+def speech(seconds: float, multiple: int = 1) -> np.ndarray:
+    """The sample recording (1, T) over and over, T cut to a multiple."""
+    sound, rate = audio.read(SAMPLE)
+    length = int(seconds * rate) // multiple * multiple
+    return np.tile(sound[:1], -(-length // sound.shape[1]))[:, :length]
+
+
+def parts(model: TwoStage, given: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """The stages of a forward, each on what the one before it made."""
+    vocoder, finish = model.vocoder, model.vocoder.griffin_lim
+    heard = model.mel.stft.spectrum(given)
+    mel = model.mel(given)
+    restored = model.restorer(mel)
+    made = vocoder.generate(restored)
+    work = {
+        "mel": lambda: model.mel(given),
+        "restorer": lambda: model.restorer(mel),
+        "vocoder": lambda: vocoder.generate(restored),
+    }
+    return work | ({"Griffin-Lim": lambda: finish(made, restored, heard)} if finish else {})
+
+
+@torch.inference_mode()
+def measure_rate(name: str, seconds: float, rounds: int) -> dict[str, Any]:
+    """A forward of ``seconds`` against matrix products, and what its parts take; in bfloat16 too where that is fast."""
+    model = load(name)
+    assert isinstance(model, TwoStage)
+    given = torch.from_numpy(speech(seconds, model.stride))[None]
+    work = {"matrix": matrices(), "float32": lambda: model(given), **parts(model, given)}
+    if computes_bfloat16("cpu"):
+        small = load(name, precision="bfloat16")
+        work["bfloat16"] = lambda: small(given)
+    return _rated(interleaved(work, rounds), given.shape[-1] / model.sample_rate) | {
+        "model": name,
+        "gmac": costs.gmac_per_second(model, seconds),
+    }
+
+
+def _rated(taken: dict[str, float], seconds: float) -> dict[str, Any]:
+    rate = gigaflops(taken.pop("matrix"))
+    return {"gigaflops": rate, "factors": {name: each / seconds for name, each in taken.items()}}
+
+
+@torch.inference_mode()
+def measure_vocoder(name: str, seconds: float, rounds: int) -> dict[str, Any]:
+    """The vocoder of a configuration, with random weights, against matrix products."""
+    vocoder = Vocoder(settings_of(name).vocoder).fold().eval()
+    mel = torch.randn(1, 80, int(seconds * 62.5)) - 5
+    length, work = mel.shape[-1] / 62.5, {"matrix": matrices(), "float32": lambda: vocoder(mel)}
+    gmac = costs.macs(vocoder, mel) / 1e9 / length
+    return _rated(interleaved(work, rounds), length) | {"model": f"{name}, vocoder alone", "gmac": gmac}
+
+
+def settings_of(name: str) -> VocoderRun:
+    files = [f"data.{name}=[{__file__}]" for name in ("train", "valid")]  # must exist, and are not read
+    return load_config(VocoderRun, ["vocoder", name], ["run=none", *files])
+
+
+def measure_length(name: str, seconds: float, rounds: int) -> dict[str, Any]:
+    """A file of ``seconds`` restored into another, and the most memory that the process held."""
+    model, options = load(name), Options(overwrite=True)
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder) / "before.wav", Path(folder) / "after.wav"
+        with audio.Writer(before, 16000, 1) as writer:
+            for begun in np.arange(0, seconds, 60):
+                writer.write(speech(min(60, seconds - begun)))
+
+        def restored() -> None:
+            restore_file(model, before, after, options)  # type: ignore[arg-type]
+
+        taken = interleaved({"file": restored}, rounds)
+    return {"model": name, "seconds": seconds, "factor": taken["file"] / seconds, "memory": peak_memory()}
+
+
+def measure_quality(name: str) -> dict[str, Any]:
+    """How far bfloat16 moves the restored sample, scored against that of float32; emulated where need be."""
+    sound, rate = audio.read(SAMPLE)
+    wanted = restore(load(name), sound[0], rate)  # type: ignore[arg-type]
+    made = restore(convert(load(name), "bfloat16"), sound[0], rate)  # type: ignore[arg-type]
+    ratio = 10 * np.log10(np.square(wanted).sum() / np.square(made - wanted).sum())
+    return {"model": name, "snr": float(ratio), **score(wanted, made, ("pesq", "stoi", "estoi", "lsd", "mel_l1"))[0]}
+
+
+class PlainAdversary(Adversary):
+    """The generator's phase as HiFi-GAN's published code has it: nothing is frozen, real features carry gradients."""
+
+    def judge(self, fake: Tensor, real: Tensor, *, matching: bool = True) -> dict[str, Tensor]:
+        with self._precision():
+            of_fake, of_real = self.discriminators(fake), self.discriminators(real)
+        of_real, of_fake = ([[m.float() for m in maps] for maps in side] for side in (of_real, of_fake))
+        return {"adv": least_squares_fool(of_fake), "fm": feature_matching(of_real, of_fake)}
+
+
+def measure_training(name: str, rounds: int) -> dict[str, Any]:
+    """A vocoder's step, batch 4 of 8192 samples: ours and a plain reading of the recipe, by turns."""
+    kinds = {"plain": PlainAdversary, "ours": Adversary}
+    contexts: dict[str, Any] = {"float32": nullcontext}
+    if computes_bfloat16("cpu"):
+        contexts["bfloat16"] = partial(torch.autocast, "cpu", torch.bfloat16)
+    trained: dict[str, Vocoder] = {}
+    steps = {}
+    for (kind, judge), (precision, context) in product(kinds.items(), contexts.items()):
+        steps[f"{kind}, {precision}"], trained[f"{kind}, {precision}"] = _step(settings_of(name), judge, context)
+    taken = interleaved(steps, rounds)
+    plain, ours = (list(trained[f"{kind}, float32"].parameters()) for kind in kinds)
+    equal = all(torch.equal(_gradient(p), _gradient(q)) for p, q in zip(plain, ours, strict=True))
+    return {"model": name, "seconds": taken, "equal": equal}
+
+
+def _step(settings: VocoderRun, judge: type[Adversary], context: Any) -> tuple[Callable[[], None], Vocoder]:
+    """A step whose generator, and so its gradients, stays as it was made."""
+    torch.manual_seed(0)
+    generator, mel = Vocoder(settings.vocoder), LogMel(settings.vocoder.mel)
+    adversary = judge(settings.adversary, settings.optimizer, precision=context)
+    real = torch.from_numpy(speech(4.0)[0, : 4 * 8192].reshape(4, 1, 8192))
+
+    def step() -> None:
+        generator.zero_grad()
+        with context():
+            fake = generator(mel(real)).float()
+        adversary.optimizer.zero_grad()
+        adversary.learn(fake, real, settings.optimizer.learning_rate)
+        losses = adversary.judge(fake, real)
+        (losses["adv"] + 2 * losses["fm"] + 45 * mel_l1(mel(fake), mel(real))).backward()
+
+    return step, generator
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+@torch.inference_mode()
+def measure_voicefixer(seconds: float, rounds: int) -> dict[str, Any]:
+    """VoiceFixer's pipeline as its package runs it, with random weights (nothing is fetched), and ours."""
+    with tempfile.TemporaryDirectory() as home:
+        pipeline = _voicefixer(home)
+    sound = np.random.default_rng(0).normal(0, 0.05, int(44100 * seconds)).astype(np.float32)
+    ours = load()
+    given = torch.from_numpy(speech(seconds))[None]
+    work = {"voicefixer": lambda: pipeline.restore_inmem(sound), "ours": lambda: ours(given)}
+    memory = {}
+    for name, piece in reversed(work.items()):  # ours needs less: its peak must come first
+        piece()
+        memory[name] = peak_memory()
+    taken = interleaved(work, rounds)
+    return {name: {"factor": taken[name] / seconds, "memory": memory[name]} for name in work}
+
+
+def _voicefixer(home: str) -> Any:
+    """The pipeline of the package of that name, which looks for weights in ``home`` while it is imported."""
+    os.environ["HOME"] = home
+
+    def fetch(_: str, path: str) -> None:
+        Path(path).touch()
+
+    urllib.request.urlretrieve = fetch  # type: ignore[assignment]
+    from voicefixer import base
+    from voicefixer.vocoder.base import Vocoder as Synthesis
+    from voicefixer.vocoder.config import Config
+    from voicefixer.vocoder.model.generator import Generator
+
+    Synthesis._load_pretrain = lambda self, _: setattr(self, "model", Generator(Config.cin_channels))
+    pipeline = base.VoiceFixer.__new__(base.VoiceFixer)
+    nn.Module.__init__(pipeline)
+    pipeline._model = base.voicefixer_fe(channels=2, sample_rate=44100).eval()
+    return fold_weight_norm(pipeline)
+
+
+MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
+    "rate": measure_rate,
+    "vocoder": measure_vocoder,
+    "length": measure_length,
+    "quality": measure_quality,
+    "training": measure_training,
+    "voicefixer": measure_voicefixer,
+}
+
+
+def in_a_process(kind: str, threads: int, **arguments: Any) -> dict[str, Any]:
+    """What a measure gives in a fresh process of so many threads."""
+    print(f"{kind}, {threads} threads: {arguments}", file=sys.stderr, flush=True)
+    command = [sys.executable, __file__, "--child", json.dumps([kind, threads, arguments])]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {"threads": threads} | found
+
+
+def child(kind: str, threads: int, arguments: dict[str, Any]) -> None:
+    torch.set_num_threads(threads)
+    print(json.dumps(MEASURES[kind](**arguments)))
+
+
+def machine() -> dict[str, Any]:
+    cpu = dict(torch.cpu.get_capabilities())
+    vectors = torch.backends.cpu.get_cpu_capability()
+    bfloat16 = computes_bfloat16("cpu")
+    return {
+        "cpu": cpu.get("cpu_name") or platform.processor(),
+        "cores": os.cpu_count(),
+        "vectors": vectors,
+        "bfloat16": bfloat16,
+        "torch": torch.__version__,
+        "system": platform.system(),
+    }
+
+
+def survey(options: argparse.Namespace) -> dict[str, Any]:
+    """All measures that the options ask for."""
+    seconds, rounds = (1.0, 2) if options.quick else (10.0, options.rounds)
+    lengths = options.lengths or (QUICK_LENGTHS if options.quick else LENGTHS)
+    found: dict[str, Any] = {"machine": machine(), "speed": [], "lengths": [], "training": []}
+    for threads in options.threads:
+        for name in options.model:
+            found["speed"].append(in_a_process("rate", threads, name=name, seconds=seconds, rounds=rounds))
+        for name in () if options.quick else VOCODERS:
+            found["speed"].append(in_a_process("vocoder", threads, name=name, seconds=seconds, rounds=rounds))
+        for name, length in product(options.model, lengths):
+            times = rounds if length <= 60 else 1
+            found["lengths"].append(in_a_process("length", threads, name=name, seconds=length, rounds=times))
+    for name in options.training:
+        found["training"].append(in_a_process("training", options.threads[0], name=name, rounds=min(rounds, 3)))
+    if options.quality:
+        found["quality"] = [in_a_process("quality", options.threads[0], name=name) for name in options.model]
+    if options.voicefixer:
+        times = 1 if options.quick else 2
+        found["voicefixer"] = in_a_process("voicefixer", options.threads[0], seconds=seconds, rounds=times)
+    return found
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The tables of a survey."""
+    words = {**found["machine"], "bfloat16": "yes" if found["machine"]["bfloat16"] else "no"}
+    text = "{cpu}, {cores} cores, {vectors}, bfloat16 instructions: {bfloat16}; torch {torch}, {system}\n".format(
+        **words
+    )
+    text += "\n" + _table(
+        ("model", "threads", "GMAC/s", "real-time factor", "matrix products, GFLOP/s", "time over 2 MACs at that rate"),
+        [_speed_row(row) for row in found["speed"]],
+    )
+    names = [name for name in found["speed"][0]["factors"] if name not in ("float32", "bfloat16")]
+    text += "\n" + _table(
+        ("model, real-time factor of", "threads", *names),
+        [
+            (row["model"], row["threads"], *(f"{row['factors'][name]:.4f}" for name in names))
+            for row in found["speed"]
+            if len(row["factors"]) > 2
+        ],
+    )
+    text += "\n" + _table(
+        ("model", "threads", "seconds of sound", "real-time factor", "memory, MB"),
+        [
+            (r["model"], r["threads"], f"{r['seconds']:g}", f"{r['factor']:.4f}", f"{r['memory']:.0f}")
+            for r in found["lengths"]
+        ],
+    )
+    for row in found["training"]:
+        plain = row["seconds"]["plain, float32"]
+        text += f"\nA training step with {row['model']}'s vocoder and judges, batch 4 of 8192 samples:\n\n" + _table(
+            ("step", "seconds", "times faster than plain float32"),
+            [(name, f"{seconds:.2f}", f"{plain / seconds:.2f}") for name, seconds in row["seconds"].items()],
+        )
+        text += f"\nThe generator's gradients are {'equal bit by bit' if row['equal'] else 'NOT equal'}.\n"
+    if found.get("quality"):
+        text += "\nbfloat16 against float32, the restored sample:\n\n" + _table(
+            ("model", "SNR, dB", "PESQ-WB", "STOI", "ESTOI", "LSD", "mel L1"),
+            [
+                (
+                    r["model"],
+                    f"{r['snr']:.1f}",
+                    *(f"{r[name]:.3f}" for name in ("pesq", "stoi", "estoi", "lsd", "mel_l1")),
+                )
+                for r in found["quality"]
+            ],
+        )
+    if "voicefixer" in found:
+        peer, ours = (found["voicefixer"][name] for name in ("voicefixer", "ours"))
+        text += "\nVoiceFixer's whole pipeline, random weights, and ours, by turns:\n\n" + _table(
+            ("", "real-time factor", "memory, MB"),
+            [
+                (name, f"{row['factor']:.4f}", f"{row['memory']:.0f}")
+                for name, row in (("VoiceFixer, 44.1 kHz", peer), ("default", ours))
+            ],
+        )
+    return text
+
+
+def _speed_row(row: Mapping[str, Any]) -> tuple[object, ...]:
+    ideal = 2 * row["gmac"] / row["gigaflops"]
+    factor = row["factors"]["float32"]
+    times = f"{row['factors']['float32']:.4f}"
+    if "bfloat16" in row["factors"]:
+        times += f", bfloat16 {row['factors']['bfloat16']:.4f}"
+    return row["model"], row["threads"], f"{row['gmac']:.2f}", times, f"{row['gigaflops']:.0f}", f"{factor / ideal:.2f}"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
+    return "".join(f"| {' | '.join(str(cell) for cell in line)} |\n" for line in lines)
+
+
+def charts(found: Mapping[str, Any]) -> list[plots.Chart]:
+    lines: dict[str, dict[str, list[tuple[float, float]]]] = {"factor": {}, "memory": {}}
+    for row, kind in product(found["lengths"], lines):
+        name = f"{row['model']}, {row['threads']} thread{'s' if row['threads'] > 1 else ''}"
+        lines[kind].setdefault(name, []).append((row["seconds"], row[kind]))
+    across = "seconds of sound"
+    return [
+        plots.Chart(across, "real-time factor", lines["factor"]),
+        plots.Chart(across, "memory of the process, MB", lines["memory"]),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--out", metavar="DIR", type=Path, help="folder for speed.md, speed.json and speed.png")
+    add(
+        "--model",
+        nargs="+",
+        default=["default"],
+        metavar="NAME",
+        help="shipped models, folders or files of both stages",
+    )
+    add("--threads", nargs="+", type=int, default=[1, 2], metavar="N")
+    add("--lengths", nargs="+", type=float, metavar="S", help=f"of files, in seconds (default: {LENGTHS})")
+    add("--rounds", type=int, default=5, metavar="N", help="turns that medians are taken over (default: 5)")
+    add("--training", nargs="*", default=["hifigan_v2"], metavar="CONFIG", help="overlays of the vocoder's training")
+    add("--quality", action="store_true", help="also score bfloat16 against float32; slow where it is emulated")
+    add("--voicefixer", action="store_true", help="also time the package voicefixer, with random weights")
+    add("--quick", action="store_true", help="a second instead of ten, two rounds: whether it works")
+    add("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        return child(*json.loads(options.child))
+    found = survey(options)
+    text = markdown(found)
+    print(text)
+    if options.out:
+        make_folder(options.out)
+        write_text(options.out / "speed.md", text)
+        write_json(options.out / "speed.json", found)
+        plots.draw_charts(options.out / "speed.png", charts(found), overwrite=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except TwoStageError as error:
+        sys.exit(f"benchmark_speed: error: {error}")

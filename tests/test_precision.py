@@ -1,0 +1,84 @@
+"""Claims about bfloat16: what it changes and what it does not, and that a machine without it says so."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import twostage
+from twostage import audio, precision
+from twostage.cli import main
+from twostage.errors import ConfigError
+from twostage.pipeline import TwoStage
+
+LACKING = "precision bf16: this machine's cpu does not compute in it; float32 is used"
+
+
+def sound() -> torch.Tensor:
+    return 0.05 * torch.randn(1, 1, 4 * 4096, generator=torch.Generator().manual_seed(0))
+
+
+def compute(monkeypatch: pytest.MonkeyPatch, **capabilities: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, **capabilities})
+
+
+def test_convolutions_alone_are_bfloat16_and_the_sound_stays_close(
+    tiny: TwoStage, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute(monkeypatch, avx512_bf16=True)
+    model = twostage.load(tiny_path, precision="bf16")
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}
+    with torch.inference_mode():
+        mel = model.mel(sound())
+        restored, wanted = model.restorer(mel), tiny.restorer(mel)
+        made, target = model(sound()), tiny(sound())
+    assert restored.dtype == made.dtype == torch.float32
+    assert 1e-4 < float((restored - wanted).abs().mean()) < 0.03  # log-mels; 0.1 would be a dB
+    error = (made - target).square().mean() / target.square().mean()
+    assert 10 * float(error.log10()) < -25
+
+
+def test_a_machine_without_it_uses_float32_and_warns(
+    tiny: TwoStage, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute(monkeypatch, avx512_bf16=False)
+    with pytest.warns(UserWarning, match=f"^{LACKING}$"):
+        model = twostage.load(tiny_path, precision="bf16")
+    with torch.inference_mode():
+        assert torch.equal(model(sound()), tiny(sound()))
+
+
+@pytest.mark.parametrize("name", ["avx512_bf16", "amx_bf16", "bf16"])
+def test_what_a_processor_computes_in_is_asked_of_itself(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    compute(monkeypatch)
+    assert not precision.computes_bfloat16("cpu")
+    assert precision.shortfall("bf16", "cpu") == LACKING
+    assert precision.shortfall("float32", "cpu") == ""
+    compute(monkeypatch, **{name: True})
+    assert precision.computes_bfloat16("cpu")
+    assert precision.shortfall("bfloat16", "cpu") == ""
+
+
+def test_an_unknown_precision_is_named(tiny_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^precision is 'float8', must be one of float32, bfloat16, bf16$"):
+        twostage.load(tiny_path, precision="float8")
+
+
+@pytest.mark.parametrize(("capable", "used"), [(False, "float32"), (True, "bfloat16")])
+def test_the_command_says_what_it_used(
+    tiny_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    capable: bool,
+    used: str,
+) -> None:
+    compute(monkeypatch, avx512_bf16=capable)
+    audio.write(tmp_path / "in.wav", np.asarray(sound())[0], 16000)
+    paths = [str(tmp_path / "in.wav"), "-o", str(tmp_path / "out.wav"), "--json", str(tmp_path / "r.json")]
+    assert main(["restore", *paths, "--model", str(tiny_path), "--device", "cpu", "--precision", "bf16"]) == 0
+    assert capsys.readouterr().err == ("" if capable else f"twostage: warning: --{LACKING}\n")
+    assert json.loads((tmp_path / "r.json").read_text())["precision"] == used
