@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twostage.errors import ConfigError
-from twostage.features import LogMel, MelConfig
+from twostage.features import LogMel, MelConfig, power
 from twostage.nn.streaming import Overlap
 
 RELAXATION = 0.9  # RAAR's beta
@@ -68,7 +68,7 @@ class GriffinLim(nn.Module):
             mel, audio = mel.float(), audio.float()
             if heard is None or not self.heard_below:
                 return self._iterate(audio, self.magnitudes(mel))
-            size = heard.abs()
+            size = power(heard).sqrt()
             size = size + FAINT * size.amax(1, keepdim=True) + TINY
             return self._iterate(audio, self.magnitudes(mel, size), self.trust * heard / size)
 
@@ -99,7 +99,7 @@ class GriffinLim(nn.Module):
         """``held``: phase to keep to, as complex numbers whose size, up to 1, says how firmly."""
         coverage = self._coverage(magnitudes.shape[-1])
         spectrum = self.mel.stft.spectrum(audio)
-        kept = None if held is None else (held, 1 - held.abs())
+        kept = None if held is None else (held, 1 - power(held).sqrt())
         for _ in range(self.iterations - 1):
             there = self._with(magnitudes, spectrum, kept)
             mirrored = 2 * there - spectrum
@@ -110,7 +110,7 @@ class GriffinLim(nn.Module):
     @staticmethod
     def _with(magnitudes: Tensor, spectrum: Tensor, kept: tuple[Tensor, Tensor] | None) -> Tensor:
         """The spectrum (B, n_fft // 2 + 1, L) with these magnitudes; ``kept``: phase that is held, and its freedom."""
-        size = torch.view_as_real(spectrum).square().sum(-1) + (SOFTNESS * magnitudes).square()
+        size = power(spectrum) + (SOFTNESS * magnitudes).square()
         phase = spectrum / size.clamp_min(TINY**2).sqrt()
         return magnitudes * (phase if kept is None else kept[0] + kept[1] * phase)
 

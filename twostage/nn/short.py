@@ -16,12 +16,12 @@ POSITIONS = 512  # above about as many, torch's convolutions are the faster
 def is_short(x: Tensor) -> bool:
     """Whether ``x`` (B, C, L) or (B, C, F, L) is better taken here."""
     return (
-        x.shape[0] == 1
+        not torch.compiler.is_exporting()  # first: of any length, what is exported holds no decision on one
+        and not torch.jit.is_tracing()
+        and x.shape[0] == 1
         and x[0, 0].numel() <= POSITIONS
         and x.device.type == "cpu"
         and not torch.is_grad_enabled()
-        and not torch.compiler.is_exporting()
-        and not torch.jit.is_tracing()
     )
 
 
