@@ -1,12 +1,14 @@
 """Models as ONNX: the whole at once, of any length, or one step of a stream with its states as inputs and outputs."""
 
 import logging
+import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twostage import costs
+from twostage.audio import Audio
 from twostage.checkpoint import replace_file
 from twostage.enhancers import kind_of
 from twostage.errors import CheckpointError
-from twostage.features import Stft
+from twostage.features import LogMel, Stft
 from twostage.griffinlim import GriffinLim
 from twostage.nn.streaming import carries, streaming
 from twostage.onnx_file import AUDIO, NEXT, RESTORED, OnnxEnhancer, OnnxHeader, require
@@ -30,36 +33,62 @@ HOPS = (1, 2, 3, 125)  # lengths that a file is checked at
 
 @dataclass(frozen=True)
 class Written:
-    """A file: its size in bytes, operators in its graph, and the largest difference to PyTorch that was found."""
+    """A file: its size in bytes and operators, and what it does otherwise than PyTorch.
+
+    That is the largest difference between two samples, or, of int8, the mean difference between two log-mels.
+    """
 
     size: int
     operators: int
     difference: float
 
 
-def export(model: TwoStage, path: str | Path, *, stream: bool = False, provenance: Mapping[str, Any]) -> Written:
+def export(
+    model: TwoStage,
+    path: str | Path,
+    *,
+    provenance: Mapping[str, Any],
+    stream: bool = False,
+    speech: Iterable[Audio] | None = None,
+) -> Written:
     """Write ``model`` as ONNX, once it was found equal to PyTorch; an existing file is replaced.
 
     Audio (1, 1, T) -> (1, 1, T), T a multiple of ``hop_length``; or, with ``stream``, a causal model's step: audio
     (1, 1, stride) and states, zeros at the start, -> restored audio, ``delay`` samples late, and states for the next.
+    With ``speech`` (T,) as the model hears it, int8, calibrated on that.
+
+    Raises CheckpointError if the model cannot be exported so, or its file differs from PyTorch by more than TOLERANCE.
     """
     if stream and not model.causal:
-        raise CheckpointError("a stream needs a causal model: frames of this one see the sound after them (mel.causal)")
-    require()
+        raise CheckpointError("--stream needs a causal model: frames of this one depend on later sound (mel.causal)")
+    require("onnx", "onnxscript", "onnxruntime")
+    import onnx
+
     with _quietly(), torch.no_grad():
         program = _step(real(model)) if stream else _whole(real(model))
-    program.model.metadata_props.update(header(model, stream, provenance).as_metadata())
-    found = 0.0
-
-    def write(temporary: Path) -> None:
-        nonlocal found
-        program.save(temporary)
-        found = difference(model, OnnxEnhancer(temporary))
+    says = header(model, stream, provenance)
+    program.model.metadata_props.update(says.as_metadata())
+    with TemporaryDirectory() as folder:
+        made = Path(folder, "float.onnx")
+        program.save(made)
+        found = difference(model, OnnxEnhancer(made))
         if not found <= TOLERANCE:
             raise CheckpointError(f"{path}: differs from PyTorch by {found:.1e}, above {TOLERANCE}; not written")
+        if speech is not None:
+            made = _quantized(made, replace(says, int8=True), speech)
+            found = mel_difference(model, OnnxEnhancer(made))
+        replace_file(Path(path), lambda temporary: shutil.copyfile(made, temporary))
+        return Written(made.stat().st_size, len(onnx.load(made).graph.node), found)
 
-    replace_file(Path(path), write)
-    return Written(Path(path).stat().st_size, sum(1 for _ in program.model.graph), found)
+
+def _quantized(source: Path, says: OnnxHeader, speech: Iterable[Audio]) -> Path:
+    from twostage.quantization import quantize
+
+    model, target = OnnxEnhancer(source), source.with_name("int8.onnx")
+    whole = (audio[: len(audio) // says.hop_length * says.hop_length] for audio in speech)
+    with _quietly():
+        quantize(source, target, (given for audio in whole for given, _ in model.runs(audio)), says.as_metadata())
+    return target
 
 
 def header(model: TwoStage, stream: bool, provenance: Mapping[str, Any]) -> OnnxHeader:
@@ -80,15 +109,27 @@ def header(model: TwoStage, stream: bool, provenance: Mapping[str, Any]) -> Onnx
 
 
 def difference(model: TwoStage, other: OnnxEnhancer) -> float:
-    """The largest between samples of the two, on something like a voice of several lengths."""
-    generator, found = torch.Generator().manual_seed(0), []
+    """The largest between samples of the two, at several lengths."""
+    with torch.inference_mode():
+        return max(float((model(audio) - other(audio)).abs().max()) for audio in _voices(model))
+
+
+def mel_difference(model: TwoStage, other: OnnxEnhancer) -> float:
+    """The mean between log-mels of the two, at the longest length."""
+    mel, audio = LogMel(model.config.vocoder.mel), _voices(model)[-1]
+    with torch.inference_mode():
+        return float((mel(model(audio)) - mel(other(audio))).abs().mean())
+
+
+def _voices(model: TwoStage) -> list[Tensor]:
+    """Something like speech (1, 1, T) of HOPS lengths."""
+    generator, voices = torch.Generator().manual_seed(0), []
     for hops in HOPS:
         time = torch.arange(hops * model.hop_length) / model.sample_rate
-        voice = sum(torch.sin(k * (700 * time + 20 * torch.sin(4 * time))) / k for k in range(1, 20))
-        audio = (0.05 * voice * torch.sin(9 * time + 1) + 0.002 * torch.randn(time.shape, generator=generator))[None, None]
-        with torch.inference_mode():
-            found.append((model(audio) - other(audio)).abs().max())
-    return float(torch.stack(found).max())
+        tones = torch.stack([torch.sin(k * (700 * time + 20 * torch.sin(4 * time))) for k in range(1, 20)]).mean(0)
+        noise = torch.randn(time.shape, generator=generator)
+        voices.append((0.5 * tones * torch.sin(9 * time + 1) + 0.002 * noise)[None, None])
+    return voices
 
 
 def _whole(model: TwoStage) -> Any:

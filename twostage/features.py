@@ -102,7 +102,7 @@ class Stft(nn.Module):
 
 
 def power(spectrum: Tensor) -> Tensor:
-    """Squared magnitudes of a complex spectrogram, or of one whose real and imaginary parts lie along the first axis."""
+    """Squared magnitudes of a complex spectrogram, or of one in real and imaginary parts, stacked in front."""
     parts, axis = (torch.view_as_real(spectrum), -1) if spectrum.is_complex() else (spectrum, 0)
     return parts.square().sum(axis)
 

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from twostage.errors import CheckpointError, ConfigError
 from twostage.schema import build
 
-SUFFIX = ".onnx"
+ONNX = ".onnx"
 AUDIO, RESTORED, NEXT = "audio", "restored", "next."  # names in the graph; a state's new value is NEXT and its name
 Values = dict[str, NDArray[np.float32]]
 
@@ -95,24 +95,23 @@ class OnnxEnhancer(nn.Module):
             yield given, made
 
 
-def require() -> ModuleType:
-    """onnxruntime. Raises CheckpointError if it is not installed."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise CheckpointError("ONNX files need onnxruntime: pip install 'twostage[onnx]'") from None
-    module: ModuleType = onnxruntime
-    return module
+def require(*packages: str) -> None:
+    """Raises CheckpointError if one of the extra's packages is not installed."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise CheckpointError(f"ONNX files need {package}: pip install 'twostage[onnx]'")
 
 
 def _session(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
-    runtime = require()
-    options = runtime.SessionOptions()
+    require("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4
     try:
-        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own, one for each way in which a file can be damaged
         reason = str(error).strip().partition("\n")[0][-120:]
         raise CheckpointError(f"{path}: not an ONNX file, or damaged ({reason})") from None
