@@ -41,12 +41,15 @@ LAYERS = {
     "pipeline": 4,
     "data.presets": 3,
     "data.manifest": 3,
+    "onnx_file": 4,
     "costs": 5,
     "restoration": 4,
     "stream": 4,
     "live": 5,
     "data.simulate": 4,
     "data.align": 4,
+    "data.calibration": 5,
+    "quantization": 5,
     "enhancers": 5,
     "report": 6,
     "checkpoint": 6,
@@ -54,6 +57,7 @@ LAYERS = {
     "data.sensor": 6,
     "data.picture": 7,
     "hifigan": 7,
+    "export": 7,
     "tasks": 7,
     "validation": 7,
     "config": 8,
@@ -77,6 +81,9 @@ OWNERS = {
     "matplotlib": {"plots", "data.picture"},
     "torchaudio": {"features"},
     "sounddevice": {"live"},
+    "onnxruntime": {"onnx_file", "quantization"},
+    "onnx": {"export", "quantization"},
+    "onnx_ir": {"export"},
     "librosa": set(),  # the oracle of tests
 }
 HEAVY = {"torch", "numpy", "scipy", "librosa", "matplotlib", "soundfile", "omegaconf", "safetensors", "tqdm"}

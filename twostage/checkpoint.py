@@ -22,6 +22,7 @@ from twostage.enhancers import ENHANCERS, KINDS, STAGES, kind_of
 from twostage.errors import CheckpointError, ConfigError
 from twostage.files import make_folder, partial_name
 from twostage.nn.layers import fold_weight_norm
+from twostage.onnx_file import ONNX, OnnxEnhancer
 from twostage.pipeline import TwoStage, TwoStageConfig
 from twostage.precision import convert, shortfall
 from twostage.schema import build
@@ -68,9 +69,15 @@ def load(*paths: str | Path, device: str | torch.device = "cpu", precision: str 
     """An enhancer ready for inference: folded, in eval mode, on ``device``.
 
     No path is the default model. One path is the name of a shipped model, a folder of weights or a file; a restorer's
-    file and a vocoder's, in any order, make a TwoStage. ``precision`` "bfloat16", or "bf16", is that of convolutions; a
-    machine that does not compute in it takes float32, and warns. Raises CheckpointError, one line that names the file.
+    file and a vocoder's, in any order, make a TwoStage; an ONNX file runs on the CPU wherever the others would be.
+    ``precision`` "bfloat16", or "bf16", is that of convolutions; a machine that does not compute in it takes float32,
+    and warns. Raises CheckpointError, one line that names the file.
     """
+    for path in paths:
+        if Path(path).suffix == ONNX:
+            if len(paths) > 1:
+                raise CheckpointError(f"{path}: holds a model of its own; give it alone")
+            return OnnxEnhancer(path)
     lacking = shortfall(precision, device)
     if lacking:
         warnings.warn(lacking, stacklevel=2)
@@ -131,6 +138,12 @@ def read_header(path: str | Path) -> Header:
     if not isinstance(config, dict) or not isinstance(provenance, dict):
         raise CheckpointError(f"{path}: settings inside cannot be read: not a JSON object")
     return Header(metadata["kind"], config, provenance)
+
+
+def provenances(*paths: str | Path) -> dict[str, Any]:
+    """Where the weights that ``load`` would take came from, by kind of file."""
+    headers = [read_header(file) for path in paths or (DEFAULT,) for file in stage_files(path)]
+    return {header.kind: header.provenance for header in headers}
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from types import ModuleType
 from twostage import __version__
 from twostage.commands import (
     evaluate,
+    export,
     finetune,
     fit_sensor,
     import_hifigan,
@@ -31,6 +32,7 @@ COMMANDS: dict[str, ModuleType] = {
     "simulate": simulate,
     "fit-sensor": fit_sensor,
     "manifest": manifest,
+    "export": export,
     "import-hifigan": import_hifigan,
 }
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from twostage.onnx_file import OnnxEnhancer
 from twostage.windows import Enhancer, device_of
 
 
@@ -64,9 +65,11 @@ def real_time_factor(model: Enhancer, seconds: float = 10.0, repeats: int = 3) -
 
 def measure(model: Enhancer, *, seconds: float = 10.0, repeats: int = 3) -> Costs:
     """All costs of a model where it stands, at torch's present number of threads; time on ``seconds`` of audio."""
-    assert isinstance(model, nn.Module)
     device, threads = str(device_of(model)), torch.get_num_threads()
     speed = real_time_factor(model, seconds, repeats)
+    if isinstance(model, OnnxEnhancer):
+        return Costs(model.header.parameters, model.header.gmac, speed, device, threads)
+    assert isinstance(model, nn.Module)
     return Costs(parameters(model), gmac_per_second(model), speed, device, threads)
 
 

@@ -34,6 +34,7 @@ from twostage.data.presets import Sensor
 from twostage.data.simulate import simulate_file
 from twostage.errors import AudioError, DataError, TwoStageError
 from twostage.features import LogMel
+from twostage.onnx_file import ONNX, OnnxEnhancer
 from twostage.pipeline import TwoStage
 from twostage.precision import convert
 from twostage.report import RAW, Row
@@ -122,7 +123,7 @@ def load_systems(models: Mapping[str, Sequence[str]], device: str = "cpu", preci
 
 def _load(paths: Sequence[str], device: str) -> nn.Module:
     files = [file for path in paths for file in checkpoint.stage_files(path)]
-    if len(files) == 1 and checkpoint.read_header(files[0]).kind == "vocoder":
+    if len(files) == 1 and files[0].suffix != ONNX and checkpoint.read_header(files[0]).kind == "vocoder":
         return checkpoint.load_stage(files[0], folded=True).eval().requires_grad_(False).to(device)
     return checkpoint.load(*paths, device=device)
 
@@ -133,6 +134,8 @@ def fingerprint(systems: Iterable[System]) -> dict[str, str]:
 
 
 def _digest(model: object) -> str:
+    if isinstance(model, OnnxEnhancer):
+        return model.digest[:16]
     assert isinstance(model, nn.Module)
     digest = sha256()
     for name, tensor in model.state_dict().items():

@@ -101,9 +101,15 @@ class Stft(nn.Module):
         return F.pad(audio, (side - mirrored, side - mirrored))
 
 
+def power(spectrum: Tensor) -> Tensor:
+    """Squared magnitudes of a complex spectrogram, or of one in real and imaginary parts, stacked in front."""
+    parts, axis = (torch.view_as_real(spectrum), -1) if spectrum.is_complex() else (spectrum, 0)
+    return parts.square().sum(axis)
+
+
 def magnitudes(spectrum: Tensor) -> Tensor:
-    """Of a complex spectrogram; the clamp keeps the square root's slope finite at digital silence."""
-    return torch.view_as_real(spectrum).square().sum(-1).clamp_min(1e-10).sqrt()
+    """Of a spectrogram as ``power`` takes it; the clamp keeps the square root's slope finite at digital silence."""
+    return power(spectrum).clamp_min(1e-10).sqrt()
 
 
 class LogMel(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from twostage.errors import ConfigError
-from twostage.features import LogMel, MelConfig
+from twostage.features import LogMel, MelConfig, power
 from twostage.nn.streaming import Overlap
 
 RELAXATION = 0.9  # RAAR's beta
@@ -68,7 +68,7 @@ class GriffinLim(nn.Module):
             mel, audio = mel.float(), audio.float()
             if heard is None or not self.heard_below:
                 return self._iterate(audio, self.magnitudes(mel))
-            size = heard.abs()
+            size = power(heard).sqrt()
             size = size + FAINT * size.amax(1, keepdim=True) + TINY
             return self._iterate(audio, self.magnitudes(mel, size), heard * (self.trust / size))
 
@@ -102,7 +102,7 @@ class GriffinLim(nn.Module):
         """
         coverage, size = self._coverage(magnitudes.shape[-1]), magnitudes.mT.contiguous()
         soft = (SOFTNESS * size).square().clamp_min(TINY**2)
-        kept, free = (0.0, size) if held is None else (size * held.mT, size * (1 - held.mT.abs()))
+        kept, free = (0.0, size) if held is None else (size * held.mT, size * (1 - power(held).sqrt().mT))
         spectrum = self.mel.stft.spectrum(audio).mT
         for _ in range(self.iterations - 1):
             there = self._with(spectrum, soft, free).add_(kept)
@@ -114,8 +114,8 @@ class GriffinLim(nn.Module):
     @staticmethod
     def _with(spectrum: Tensor, soft: Tensor, sizes: Tensor) -> Tensor:
         """``spectrum`` with bins of these sizes; less of those that are weak beside the root of ``soft``."""
-        power = torch.addcmul(soft, spectrum.real, spectrum.real).addcmul_(spectrum.imag, spectrum.imag)
-        return spectrum * power.rsqrt_().mul_(sizes)
+        total = torch.addcmul(soft, spectrum.real, spectrum.real).addcmul_(spectrum.imag, spectrum.imag)
+        return spectrum * total.rsqrt_().mul_(sizes)
 
     def _waveform(self, spectrum: Tensor, coverage: Tensor) -> Tensor:
         """Inverse of ``Stft.spectrum``: (B, n_fft // 2 + 1, L) -> (B, 1, L * hop_length), by least squares."""

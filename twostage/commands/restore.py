@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from twostage.jobs import plan
     from twostage.restoration import Options
+    from twostage.windows import device_of
 
     options = Options(args.seconds, args.level, args.keep_low_band, args.sample_rate, args.overwrite)
     _check_report_name(args)
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     device = device_for(args.device)
     precision = precision_for(args.precision, device)
     model = _load(args.model, device, precision) if pending else None
+    device = device_of(model).type if model else device  # ONNX stays on the CPU
     reports: list[Report] = []
     say = Voice(sys.stderr if args.json == "-" else sys.stdout)
     with _terminable(), say.bar(pending) as progress:

@@ -16,12 +16,11 @@ POSITIONS = 512  # above about as many, torch's convolutions are the faster
 def is_short(x: Tensor) -> bool:
     """Whether ``x`` (B, C, L) or (B, C, F, L) is better taken here."""
     return (
-        not torch.is_grad_enabled()
+        not torch.compiler.is_exporting()  # first: of any length, what is exported holds no decision on one
+        and not torch.is_grad_enabled()
         and x.numel() <= POSITIONS * x.shape[1]
         and x.shape[0] == 1
         and x.is_cpu
-        and not torch.compiler.is_exporting()
-        and not torch.onnx.is_in_onnx_export()
     )
 
 

@@ -1,0 +1,67 @@
+"""``twostage export``: a model as ONNX."""
+
+from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING
+
+from twostage.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from twostage.audio import Audio
+
+HELP = "write a model as ONNX: for a whole recording, or one step of a stream"
+EXAMPLE = """
+twostage export default default.onnx
+twostage export runs/causal-restorer runs/causal-vocoder step.onnx --stream
+twostage export default small.onnx --int8 --calibrate dev.csv --simulate throat
+"""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", nargs="+", metavar="MODEL", help="as in `twostage restore`: a name, a folder, one or two files")
+    add("out", metavar="OUT.onnx", help="file to write")
+    add("--stream", action="store_true", help="one step of a stream, its states as inputs and outputs (causal models)")
+    add("--int8", action="store_true", help="quantize most convolutions; needs --calibrate")
+    add("--calibrate", metavar="SPEECH", help="what --int8 shall fit: recordings in a folder, or those of a manifest")
+    add("--simulate", metavar="SENSOR", help="--calibrate holds clean speech: preset or YAML file of the sensor")
+    add("--overwrite", action="store_true", help="replace OUT.onnx if it exists")
+
+
+def run(args: Namespace) -> int:
+    from pathlib import Path
+
+    from twostage.checkpoint import load, provenances
+    from twostage.export import export
+    from twostage.files import check_writable
+    from twostage.pipeline import TwoStage
+
+    _check(args)
+    check_writable(Path(args.out), args.overwrite)
+    model = load(*args.model)
+    if not isinstance(model, TwoStage):
+        raise CheckpointError(f"{args.model[0]}: is ONNX already")
+    speech = _speech(args, model.sample_rate) if args.int8 else None
+    written = export(model, args.out, stream=args.stream, provenance=provenances(*args.model), speech=speech)
+    what = "log-mels within" if args.int8 else "within"
+    size = f"{written.size / 1e6:.1f} MB, {written.operators} operators"
+    print(f"{args.out}: {size}, {what} {written.difference:.1g} of PyTorch's")
+    return 0
+
+
+def _check(args: Namespace) -> None:
+    if not args.out.endswith(".onnx"):
+        raise ConfigError(f"{args.out}: the name of the file to write must end in .onnx")
+    if args.int8 != bool(args.calibrate):
+        raise ConfigError("--int8 and --calibrate belong together: the speech that ranges are measured on")
+    if args.simulate and not args.int8:
+        raise ConfigError("--simulate belongs to --calibrate")
+
+
+def _speech(args: Namespace, sample_rate: int) -> "Iterator[Audio]":
+    from twostage.data.calibration import calibration_speech
+    from twostage.data.presets import load_sensor
+
+    sensor = load_sensor(args.simulate) if args.simulate else None
+    return calibration_speech(args.calibrate, sensor, sample_rate)

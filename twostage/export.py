@@ -1,0 +1,249 @@
+"""Models as ONNX: the whole at once, of any length, or one step of a stream with its states as inputs and outputs."""
+
+import logging
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twostage import costs
+from twostage.audio import Audio
+from twostage.checkpoint import replace_file
+from twostage.enhancers import kind_of
+from twostage.errors import CheckpointError
+from twostage.features import LogMel, Stft
+from twostage.griffinlim import GriffinLim
+from twostage.nn.streaming import carries, streaming
+from twostage.onnx_file import AUDIO, NEXT, RESTORED, OnnxEnhancer, OnnxHeader, require
+from twostage.pipeline import TwoStage
+
+OPSET = 20
+TOLERANCE = 1e-4  # to PyTorch, full scale being 1
+HOPS = (1, 2, 3, 125)  # lengths that a file is checked at
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file: its size in bytes and operators, and what it does otherwise than PyTorch.
+
+    That is the largest difference between two samples, or, of int8, the mean difference between two log-mels.
+    """
+
+    size: int
+    operators: int
+    difference: float
+
+
+def export(
+    model: TwoStage,
+    path: str | Path,
+    *,
+    provenance: Mapping[str, Any],
+    stream: bool = False,
+    speech: Iterable[Audio] | None = None,
+) -> Written:
+    """Write ``model`` as ONNX, once it was found equal to PyTorch; an existing file is replaced.
+
+    Audio (1, 1, T) -> (1, 1, T), T a multiple of ``hop_length``; or, with ``stream``, a causal model's step: audio
+    (1, 1, stride) and states, zeros at the start, -> restored audio, ``delay`` samples late, and states for the next.
+    With ``speech`` (T,) as the model hears it, int8, calibrated on that.
+
+    Raises CheckpointError if the model cannot be exported so, or its file differs from PyTorch by more than TOLERANCE.
+    """
+    if stream and not model.causal:
+        raise CheckpointError("--stream needs a causal model: frames of this one depend on later sound (mel.causal)")
+    require("onnx", "onnxscript", "onnxruntime")
+    import onnx
+
+    with _quietly(), torch.no_grad():
+        program = _step(real(model)) if stream else _whole(real(model))
+    says = header(model, stream, provenance)
+    program.model.metadata_props.update(says.as_metadata())
+    with TemporaryDirectory() as folder:
+        made = Path(folder, "float.onnx")
+        program.save(made)
+        found = difference(model, OnnxEnhancer(made))
+        if not found <= TOLERANCE:
+            raise CheckpointError(f"{path}: differs from PyTorch by {found:.1e}, above {TOLERANCE}; not written")
+        if speech is not None:
+            made = _quantized(made, replace(says, int8=True), speech)
+            found = mel_difference(model, OnnxEnhancer(made))
+        replace_file(Path(path), lambda temporary: shutil.copyfile(made, temporary))
+        return Written(made.stat().st_size, len(onnx.load(made).graph.node), found)
+
+
+def _quantized(source: Path, says: OnnxHeader, speech: Iterable[Audio]) -> Path:
+    from twostage.quantization import quantize
+
+    model, target = OnnxEnhancer(source), source.with_name("int8.onnx")
+    whole = (audio[: len(audio) // says.hop_length * says.hop_length] for audio in speech)
+    with _quietly():
+        quantize(source, target, (given for audio in whole for given, _ in model.runs(audio)), says.as_metadata())
+    return target
+
+
+def header(model: TwoStage, stream: bool, provenance: Mapping[str, Any]) -> OnnxHeader:
+    return OnnxHeader(
+        kind=kind_of(model),
+        config=asdict(model.config),
+        provenance=dict(provenance),
+        sample_rate=model.sample_rate,
+        hop_length=model.hop_length,
+        stride=model.stride,
+        context=model.context,
+        delay=model.delay,
+        streaming=stream,
+        int8=False,
+        parameters=costs.parameters(model),
+        gmac=costs.gmac_per_second(model),
+    )
+
+
+def difference(model: TwoStage, other: OnnxEnhancer) -> float:
+    """The largest between samples of the two, at several lengths."""
+    with torch.inference_mode():
+        return max(float((model(audio) - other(audio)).abs().max()) for audio in _voices(model))
+
+
+def mel_difference(model: TwoStage, other: OnnxEnhancer) -> float:
+    """The mean between log-mels of the two, at the longest length."""
+    mel, audio = LogMel(model.config.vocoder.mel), _voices(model)[-1]
+    with torch.inference_mode():
+        return float((mel(model(audio)) - mel(other(audio))).abs().mean())
+
+
+def _voices(model: TwoStage) -> list[Tensor]:
+    """Something like speech (1, 1, T) of HOPS lengths."""
+    generator, voices = torch.Generator().manual_seed(0), []
+    for hops in HOPS:
+        time = torch.arange(hops * model.hop_length) / model.sample_rate
+        tones = torch.stack([torch.sin(k * (700 * time + 20 * torch.sin(4 * time))) for k in range(1, 20)]).mean(0)
+        noise = torch.randn(time.shape, generator=generator)
+        voices.append((0.5 * tones * torch.sin(9 * time + 1) + 0.002 * noise)[None, None])
+    return voices
+
+
+def _whole(model: TwoStage) -> Any:
+    hops = torch.export.Dim("hops", min=1)
+    audio, shapes = torch.zeros(1, 1, 20 * model.hop_length), {AUDIO: {2: model.hop_length * hops}}
+    return _program(torch.export.export(model, (audio,), dynamic_shapes=shapes), [AUDIO], [RESTORED])
+
+
+def _step(model: TwoStage) -> Any:
+    step, audio = Step(model), torch.zeros(1, 1, model.stride)
+    names = list(step.states)
+    given = (audio, *(torch.zeros_like(state) for state in step.states.values()))
+    program = torch.export.export(step, given)
+    return _program(program, [AUDIO, *names], [RESTORED, *(NEXT + name for name in names)])
+
+
+def _program(program: torch.export.ExportedProgram, inputs: list[str], outputs: list[str]) -> Any:
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    made = torch.onnx.export(
+        program, dynamo=True, input_names=inputs, output_names=outputs, opset_version=OPSET, verbose=False
+    )
+    assert made is not None
+    ClearMetadataAndDocStringPass()(made.model)  # where in whose folders each operator was called
+    return made
+
+
+class Step(nn.Module):
+    """A causal model's next piece: audio (1, 1, stride) and states -> restored audio and states."""
+
+    def __init__(self, model: TwoStage) -> None:
+        super().__init__()
+        self.model = model
+        self.states = self._run(torch.zeros(1, 1, model.stride), {})[1]
+
+    def forward(self, audio: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        restored, after = self._run(audio, dict(zip(self.states, states, strict=True)))
+        return restored, *after.values()
+
+    def _run(self, audio: Tensor, states: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        leaves = carries(self.model)
+        with streaming(self.model):
+            for name, state in states.items():
+                leaves[name].carried = state
+            restored = self.model.late(audio)
+            return restored, {name: leaf.carried for name, leaf in leaves.items() if leaf.carried is not None}
+
+
+class RealStft(Stft):
+    """The same spectrogram in real numbers, all that ONNX's operators take: (B, 1, T) -> (2, B, n_fft // 2 + 1, L).
+
+    Fourier's transform as a convolution, that is a matrix product: onnxruntime is the faster at it.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, like: Stft, kernel: Tensor) -> None:
+        """``kernel`` of ``waves``: one tensor for all transforms of a model, so that the file holds it once."""
+        super().__init__(like.n_fft, like.hop_length, like.win_length, causal=like.past is not None)
+        self.register_buffer("kernel", kernel, persistent=False)
+
+    def spectrum(self, audio: Tensor) -> Tensor:
+        audio = audio[..., 0, : audio.shape[-1] // self.hop_length * self.hop_length]
+        parts = F.conv1d(self._pad(audio)[:, None], self.kernel, stride=self.hop_length)
+        return parts.unflatten(1, (2, -1)).transpose(0, 1)
+
+
+def waves(stft: Stft) -> Tensor:
+    """Cosines and negative sines under the window: (2 (n_fft // 2 + 1), 1, n_fft)."""
+    before = (stft.n_fft - stft.win_length) // 2
+    window = F.pad(stft.window.double(), (before, stft.n_fft - stft.win_length - before))
+    spectrum = torch.fft.rfft(torch.diag(window)).T
+    return torch.cat([spectrum.real, spectrum.imag])[:, None].float()
+
+
+class RealGriffinLim(GriffinLim):
+    """The same on spectrograms of RealStft."""
+
+    share: Tensor
+
+    def __init__(self, like: GriffinLim, stft: RealStft) -> None:
+        super().__init__(like.mel.config, like.iterations, like.heard_below)
+        self.mel.stft = stft
+        share = torch.full((stft.n_fft // 2 + 1, 1), 2 / stft.n_fft)
+        share[0] = 1 / stft.n_fft
+        share[stft.n_fft // 2 + stft.n_fft % 2 :] = 1 / stft.n_fft  # all but these stand for two frequencies
+        self.register_buffer("share", share, persistent=False)
+
+    def _waveform(self, spectrum: Tensor, coverage: Tensor) -> Tensor:
+        stft, parts = self.mel.stft, (spectrum * self.share).transpose(0, 1).flatten(1, 2)
+        assert isinstance(stft, RealStft)
+        side = 0 if self.overlap is not None else (stft.n_fft - stft.hop_length) // 2
+        audio = F.conv_transpose1d(parts, stft.kernel, stride=stft.hop_length, padding=side)
+        return (audio if self.overlap is None else self.overlap(audio)) / coverage
+
+
+def real(model: TwoStage) -> TwoStage:
+    """A copy that computes the same without complex numbers."""
+    model = deepcopy(model)
+    kernel, limiter = waves(model.mel.stft), model.vocoder.griffin_lim
+    model.mel.stft = RealStft(model.mel.stft, kernel)
+    if limiter is not None:
+        model.vocoder.griffin_lim = RealGriffinLim(limiter, RealStft(limiter.mel.stft, kernel))
+    return model.eval()
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the exporter's remarks on packages that are not there and on its own future."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,117 @@
+"""Models in ONNX files, run by onnxruntime: an enhancer like any other, its settings inside the file."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from twostage.errors import CheckpointError, ConfigError
+from twostage.schema import build
+
+ONNX = ".onnx"
+AUDIO, RESTORED, NEXT = "audio", "restored", "next."  # names in the graph; a state's new value is NEXT and its name
+Values = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class OnnxHeader:
+    """What a file says of itself. ``streaming``: it is one step; ``int8``: most convolutions are quantized.
+
+    Lengths in samples as in ``TwoStage``; ``gmac``, a second of audio, and ``parameters`` as in ``Costs``.
+    """
+
+    kind: str
+    config: dict  # JSON values
+    provenance: dict
+    sample_rate: int
+    hop_length: int
+    stride: int
+    context: int
+    delay: int
+    streaming: bool
+    int8: bool
+    parameters: int
+    gmac: float
+
+    def as_metadata(self) -> dict[str, str]:
+        return {"format": "twostage", "version": "1"} | {name: json.dumps(v) for name, v in asdict(self).items()}
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, str], source: str) -> "OnnxHeader":
+        """Raises CheckpointError that names ``source``."""
+        if metadata.get("format") != "twostage":
+            raise CheckpointError(f"{source}: ONNX, but not of twostage (`twostage export` makes such files)")
+        try:
+            return build(cls, {f.name: json.loads(metadata[f.name]) for f in fields(cls)})
+        except (KeyError, json.JSONDecodeError, ConfigError) as error:
+            raise CheckpointError(f"{source}: settings inside cannot be read: {error}") from None
+
+
+class OnnxEnhancer(nn.Module):
+    """Audio (B, 1, T) -> (B, 1, T // hop_length * hop_length) by onnxruntime on the CPU, at torch's number of threads.
+
+    A file of one step runs step after step; what comes out is the same.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Raises CheckpointError, one line that names the file."""
+        super().__init__()
+        self._session = _session(Path(path))
+        self.header = OnnxHeader.of(self._session.get_modelmeta().custom_metadata_map, str(path))
+        self.digest = sha256(Path(path).read_bytes()).hexdigest()
+        self.sample_rate, self.hop_length = self.header.sample_rate, self.header.hop_length
+        self.stride, self.context, self.delay = self.header.stride, self.header.context, self.header.delay
+
+    def forward(self, audio: Tensor) -> Tensor:
+        length = audio.shape[-1] // self.hop_length * self.hop_length
+        rows = audio[:, 0, :length].float().cpu().numpy()
+        if not length:
+            return audio[..., :0]
+        late = self.delay if self.header.streaming else 0
+        made = [np.concatenate([out[RESTORED] for _, out in self.runs(row)], -1) for row in rows]
+        return torch.from_numpy(np.concatenate(made)[..., late : late + length])
+
+    def runs(self, audio: NDArray[np.float32]) -> Iterator[tuple[Values, Values]]:
+        """What goes in and what comes out, run by run, for audio (T,) of whole hops."""
+        names = [output.name for output in self._session.get_outputs()]
+        if not self.header.streaming:
+            given = {AUDIO: audio[None, None]}
+            yield given, dict(zip(names, self._session.run(names, given), strict=True))
+            return
+        audio = np.pad(audio, (0, self.delay + -len(audio) % self.stride))
+        states = {i.name: np.zeros(i.shape, np.float32) for i in self._session.get_inputs() if i.name != AUDIO}
+        for start in range(0, len(audio), self.stride):
+            given = {AUDIO: audio[None, None, start : start + self.stride], **states}
+            made = dict(zip(names, self._session.run(names, given), strict=True))
+            states = {name: made[NEXT + name] for name in states}
+            yield given, made
+
+
+def require(*packages: str) -> None:
+    """Raises CheckpointError if one of the extra's packages is not installed."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise CheckpointError(f"ONNX files need {package}: pip install 'twostage[onnx]'")
+
+
+def _session(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    require("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own, one for each way in which a file can be damaged
+        reason = str(error).strip().partition("\n")[0][-120:]
+        raise CheckpointError(f"{path}: not an ONNX file, or damaged ({reason})") from None
