@@ -114,8 +114,7 @@ class GriffinLim(nn.Module):
     @staticmethod
     def _with(spectrum: Tensor, soft: Tensor, sizes: Tensor) -> Tensor:
         """``spectrum`` with bins of these sizes; less of those that are weak beside the root of ``soft``."""
-        total = torch.addcmul(soft, spectrum.real, spectrum.real).addcmul_(spectrum.imag, spectrum.imag)
-        return spectrum * total.rsqrt_().mul_(sizes)
+        return spectrum * power(spectrum).add_(soft).rsqrt_().mul_(sizes)
 
     def _waveform(self, spectrum: Tensor, coverage: Tensor) -> Tensor:
         """Inverse of ``Stft.spectrum``: (B, n_fft // 2 + 1, L) -> (B, 1, L * hop_length), by least squares."""
