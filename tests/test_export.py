@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from shutil import copyfile
 from types import SimpleNamespace
@@ -179,6 +180,7 @@ def test_restoring_with_a_file_is_restoring(
     audio.write(tmp_path / "in.wav", given, 22050)
     command = ["restore", str(tmp_path / "in.wav"), "-o", str(tmp_path / "out.wav"), "--model", str(enhancer.path)]
     assert main(command) == 0
+    expected = twostage.restore(model, audio.read(tmp_path / "in.wav")[0][0], 22050)  # of 16 bits
     np.testing.assert_allclose(audio.read(tmp_path / "out.wav")[0][0], expected, atol=2e-4)
 
 
@@ -268,6 +270,15 @@ def test_int8_keeps_the_ends_float_and_stays_near(
     model = OnnxEnhancer(made)
     assert 0 < mel_difference(centred, model) < 0.3
     assert difference(centred, whole) < TOLERANCE < difference(centred, model)
+
+
+def test_a_step_of_int8_streams(causal: TwoStage, step: OnnxEnhancer, corpus: Path) -> None:
+    from twostage.export import _quantized
+
+    spoken = [next(calibration_speech(corpus, Sensor(), 16000))[:4096]]
+    model = OnnxEnhancer(_quantized(step.path, replace(step.header, int8=True), spoken))
+    assert (model.header.streaming, model.header.int8) == (True, True)
+    assert 0 < mel_difference(causal, model) < 0.3
 
 
 def test_speech_to_calibrate_on(corpus: Path, paired_corpus: Path, tmp_path: Path) -> None:
