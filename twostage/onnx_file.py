@@ -66,9 +66,10 @@ class OnnxEnhancer(nn.Module):
     def __init__(self, path: str | Path) -> None:
         """Raises CheckpointError, one line that names the file."""
         super().__init__()
-        self._session = _session(Path(path))
+        self.path = Path(path)
+        self._session = _session(self.path)
         self.header = OnnxHeader.of(self._session.get_modelmeta().custom_metadata_map, str(path))
-        self.digest = sha256(Path(path).read_bytes()).hexdigest()
+        self.digest = sha256(self.path.read_bytes()).hexdigest()
         self.sample_rate, self.hop_length = self.header.sample_rate, self.header.hop_length
         self.stride, self.context, self.delay = self.header.stride, self.header.context, self.header.delay
         self.causal, self.states = self.header.streaming, Carry()
