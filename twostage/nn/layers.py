@@ -32,6 +32,8 @@ class Conv1d(nn.Conv1d):
         if short.is_short(x):
             x = F.pad(x, (self.sides, self.sides))
             return short.conv1d(x, self.weight, self.bias, self.dilation[0])
+        if torch.compiler.is_exporting():  # one operator; written into, the view below would be scattered
+            return super().forward(x)
         x, weight = _level(x), self.weight[:, :, None]
         return F.conv2d(x, weight, self.bias, 1, (0, self.sides), (1, *self.dilation))[:, :, 0]
 
@@ -73,8 +75,11 @@ class ConvTranspose1d(nn.ConvTranspose1d):
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         bias = self.bias if self.overlap is None else None  # before the overlap, it would count twice
-        x, weight = _level(x), self.weight[:, :, None]
-        x = F.conv_transpose2d(x, weight, bias, (1, *self.stride), (0, self.sides))[:, :, 0]
+        if torch.compiler.is_exporting():
+            x = F.conv_transpose1d(x, self.weight, bias, self.stride, self.sides)
+        else:
+            x, weight = _level(x), self.weight[:, :, None]
+            x = F.conv_transpose2d(x, weight, bias, (1, *self.stride), (0, self.sides))[:, :, 0]
         if self.overlap is None:
             return x
         x = self.overlap(x)
