@@ -62,6 +62,14 @@ def test_streaming_equals_offline(name: str, size: int) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
 
 
+def test_the_shipped_model_streams_as_it_restores() -> None:
+    model, audio = twostage.load("causal"), speech(16000)
+    with twostage.Stream(model) as stream:
+        assert stream.latency <= 0.048 * model.sample_rate
+        found = streamed(stream, audio, 1000)
+    np.testing.assert_allclose(found, offline(model, audio), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_samples_come_within_the_latency(name: str) -> None:
     model, audio = MODELS[name](), speech(40000)

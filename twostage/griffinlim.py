@@ -7,10 +7,12 @@ Where the input is speech as well, only duller, it knows what a mel cannot say: 
 phase. Below `heard_below` they are taken from it.
 """
 
+from functools import reduce
 from math import ceil
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from twostage.errors import ConfigError
 from twostage.features import LogMel, MelConfig, power
@@ -136,9 +138,9 @@ class GriffinLim(nn.Module):
         hop, length = self.mel.config.hop_length, frames.shape[1]
         parts = frames.unflatten(-1, (-1, hop))
         overlap, side = parts.shape[2], (self.mel.config.n_fft - hop) // 2
-        total = frames.new_zeros(frames.shape[0], length + overlap - 1, hop)
-        for i in range(overlap):
-            total[:, i : i + length] += parts[:, :, i]
+        # not into slices of one tensor, which an ONNX file would do element by element
+        shifted = [F.pad(parts[:, :, i], (0, 0, i, overlap - 1 - i)) for i in range(overlap)]
+        total = reduce(torch.add, shifted)
         if self.overlap is not None:
             complete: Tensor = self.overlap(total.flatten(1)[:, None])
             return complete

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from twostage.errors import CheckpointError, ConfigError
+from twostage.nn.streaming import Carry, streaming
 from twostage.schema import build
 
 ONNX = ".onnx"
@@ -58,17 +60,19 @@ class OnnxHeader:
 class OnnxEnhancer(nn.Module):
     """Audio (B, 1, T) -> (B, 1, T // hop_length * hop_length) by onnxruntime on the CPU, at torch's number of threads.
 
-    A file of one step runs step after step; what comes out is the same.
+    A file of one step runs step after step; what comes out is the same. It takes a stream as a causal TwoStage does.
     """
 
     def __init__(self, path: str | Path) -> None:
         """Raises CheckpointError, one line that names the file."""
         super().__init__()
-        self._session = _session(Path(path))
+        self.path = Path(path)
+        self._session = _session(self.path)
         self.header = OnnxHeader.of(self._session.get_modelmeta().custom_metadata_map, str(path))
-        self.digest = sha256(Path(path).read_bytes()).hexdigest()
+        self.digest = sha256(self.path.read_bytes()).hexdigest()
         self.sample_rate, self.hop_length = self.header.sample_rate, self.header.hop_length
         self.stride, self.context, self.delay = self.header.stride, self.header.context, self.header.delay
+        self.causal, self.states = self.header.streaming, Carry()
 
     def forward(self, audio: Tensor) -> Tensor:
         length = audio.shape[-1] // self.hop_length * self.hop_length
@@ -86,13 +90,29 @@ class OnnxEnhancer(nn.Module):
             given = {AUDIO: audio[None, None]}
             yield given, dict(zip(names, self._session.run(names, given), strict=True))
             return
-        audio = np.pad(audio, (0, self.delay + -len(audio) % self.stride))
-        states = {i.name: np.zeros(i.shape, np.float32) for i in self._session.get_inputs() if i.name != AUDIO}
+        with streaming(self):
+            yield from self._steps(np.pad(audio, (0, self.delay + -len(audio) % self.stride)))
+
+    def late(self, audio: Tensor) -> Tensor:
+        """As ``TwoStage.late``: the next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late."""
+        made = [out[RESTORED] for _, out in self._steps(audio[0, 0].float().cpu().numpy())]
+        return torch.from_numpy(np.concatenate(made, -1))
+
+    def _steps(self, audio: NDArray[np.float32]) -> Iterator[tuple[Values, Values]]:
+        names = [output.name for output in self._session.get_outputs()]
+        begin = {i.name: np.zeros(i.shape, np.float32) for i in self._session.get_inputs() if i.name != AUDIO}
         for start in range(0, len(audio), self.stride):
+            states = begin if self.states.carried is None else self.states.carried
             given = {AUDIO: audio[None, None, start : start + self.stride], **states}
             made = dict(zip(names, self._session.run(names, given), strict=True))
-            states = {name: made[NEXT + name] for name in states}
+            self.states.keep({name: made[NEXT + name] for name in states})
             yield given, made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "OnnxEnhancer":
+        """State of its own, the same session."""
+        twin = copy(self)
+        twin._modules = {"states": Carry()}
+        return twin
 
 
 def require(*packages: str) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 HELP = "write a model as ONNX: for a whole recording, or one step of a stream"
 EXAMPLE = """
 twostage export default default.onnx
-twostage export runs/causal-restorer runs/causal-vocoder step.onnx --stream
+twostage export causal step.onnx --stream
 twostage export default small.onnx --int8 --calibrate dev.csv --simulate throat
 """
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 HELP = "restore speech as it comes: raw PCM from standard input to standard output, a file against the clock, or live"
 EXAMPLE = """
-arecord -q -t raw -f S16_LE -r 16000 -c 1 | twostage stream | aplay -q -t raw -f S16_LE -r 16000 -c 1
 twostage stream --file recording.wav -o restored.wav --json timing.json
+arecord -q -t raw -f S16_LE -r 16000 -c 1 | twostage stream | aplay -q -t raw -f S16_LE -r 16000 -c 1
 twostage stream --live --gain 12
 """
 

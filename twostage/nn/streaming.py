@@ -6,6 +6,7 @@ Leaves alone hold state. A causal convolution is ``Past`` and a convolution with
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +16,13 @@ from torch.nn import functional as F
 class Carry(nn.Module):
     """A leaf that keeps ``carried`` for the next call within ``streaming``; outside, every call is the first."""
 
-    carried: Tensor | None
+    carried: Any  # a tensor, or several by name; None at the start
 
     def __init__(self) -> None:
         super().__init__()
         self.carried, self.streaming = None, False
 
-    def keep(self, value: Tensor) -> None:
+    def keep(self, value: Any) -> None:
         if self.streaming:
             self.carried = value
 
