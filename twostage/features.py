@@ -103,8 +103,8 @@ class Stft(nn.Module):
 
 def power(spectrum: Tensor) -> Tensor:
     """Squared magnitudes of a complex spectrogram, or of one in real and imaginary parts, stacked in front."""
-    parts, axis = (torch.view_as_real(spectrum), -1) if spectrum.is_complex() else (spectrum, 0)
-    return parts.square().sum(axis)
+    real, imaginary = torch.view_as_real(spectrum).unbind(-1) if spectrum.is_complex() else spectrum
+    return real.square() + imaginary.square()  # a sum over two is slow
 
 
 def magnitudes(spectrum: Tensor) -> Tensor:
