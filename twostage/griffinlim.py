@@ -125,10 +125,10 @@ class GriffinLim(nn.Module):
 
     def _coverage(self, frames: int) -> Tensor:
         """How much of L frames' squared windows lies on each sample: (1, 1, L * hop_length)."""
-        power = self.mel.stft.window.square()
+        squares = self.mel.stft.window.square()
         if self.overlap is not None:  # every frame that a sample could be in is there or will be
-            return power.unflatten(0, (-1, self.mel.config.hop_length)).sum(0).repeat(frames)[None, None]
-        return self._overlap(power.expand(1, frames, -1)).clamp_min(TINY)
+            return squares.unflatten(0, (-1, self.mel.config.hop_length)).sum(0).repeat(frames)[None, None]
+        return self._overlap(squares.expand(1, frames, -1)).clamp_min(TINY)
 
     def _overlap(self, frames: Tensor) -> Tensor:
         """Add frames (B, L, n_fft), each a hop after the one before, without the padding: (B, 1, L * hop_length).

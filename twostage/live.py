@@ -1,7 +1,6 @@
 """What goes through a Stream: raw PCM of pipes, a file hop by hop against the clock, a microphone."""
 
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ FORMATS: dict[str, np.dtype[Any]] = {"s16": np.dtype("<i2"), "f32": np.dtype("<f
 FULL = 32768  # full scale of s16
 CHUNK = 65536  # bytes read at most at once; a pipe gives what is there
 WARM = 20  # hops before the clock runs
+LONGEST = 2**31 - 1  # milliseconds, 24 days: what a C long holds everywhere
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def converse(stream: Stream, hop: int, devices: tuple[str | int | None, str | in
     options = {"samplerate": stream.sample_rate, "blocksize": hop, "device": devices, "channels": 1, "dtype": "float32"}
     try:
         with sounddevice.Stream(callback=on_hop, latency="low", **options):
-            sounddevice.sleep(ceil(seconds * 1000) if seconds else sys.maxsize // 10**6)
+            sounddevice.sleep(ceil(seconds * 1000) if seconds else LONGEST)
     except sounddevice.PortAudioError as error:
         raise AudioError(f"sound device: {error}") from None
     return lost

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import asdict, dataclass, fields
-from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -69,10 +68,10 @@ class OnnxEnhancer(nn.Module):
         self.path = Path(path)
         self._session = _session(self.path)
         self.header = OnnxHeader.of(self._session.get_modelmeta().custom_metadata_map, str(path))
-        self.digest = sha256(self.path.read_bytes()).hexdigest()
         self.sample_rate, self.hop_length = self.header.sample_rate, self.header.hop_length
         self.stride, self.context, self.delay = self.header.stride, self.header.context, self.header.delay
         self.causal, self.states = self.header.streaming, Carry()
+        self._outputs = [output.name for output in self._session.get_outputs()]
 
     def forward(self, audio: Tensor) -> Tensor:
         length = audio.shape[-1] // self.hop_length * self.hop_length
@@ -85,10 +84,9 @@ class OnnxEnhancer(nn.Module):
 
     def runs(self, audio: NDArray[np.float32]) -> Iterator[tuple[Values, Values]]:
         """What goes in and what comes out, run by run, for audio (T,) of whole hops."""
-        names = [output.name for output in self._session.get_outputs()]
         if not self.header.streaming:
             given = {AUDIO: audio[None, None]}
-            yield given, dict(zip(names, self._session.run(names, given), strict=True))
+            yield given, self._run(given)
             return
         with streaming(self):
             yield from self._steps(np.pad(audio, (0, self.delay + -len(audio) % self.stride)))
@@ -99,14 +97,19 @@ class OnnxEnhancer(nn.Module):
         return torch.from_numpy(np.concatenate(made, -1))
 
     def _steps(self, audio: NDArray[np.float32]) -> Iterator[tuple[Values, Values]]:
-        names = [output.name for output in self._session.get_outputs()]
-        begin = {i.name: np.zeros(i.shape, np.float32) for i in self._session.get_inputs() if i.name != AUDIO}
         for start in range(0, len(audio), self.stride):
-            states = begin if self.states.carried is None else self.states.carried
+            states = self._silence() if self.states.carried is None else self.states.carried
             given = {AUDIO: audio[None, None, start : start + self.stride], **states}
-            made = dict(zip(names, self._session.run(names, given), strict=True))
+            made = self._run(given)
             self.states.keep({name: made[NEXT + name] for name in states})
             yield given, made
+
+    def _silence(self) -> Values:
+        """The states at the start of a stream."""
+        return {i.name: np.zeros(i.shape, np.float32) for i in self._session.get_inputs() if i.name != AUDIO}
+
+    def _run(self, given: Values) -> Values:
+        return dict(zip(self._outputs, self._session.run(self._outputs, given), strict=True))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OnnxEnhancer":
         """State of its own, the same session."""

@@ -63,13 +63,14 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--for {args.duration}: must not be negative")
     if not (args.file or args.live) and sys.stdin.isatty():
         raise ConfigError("standard input is a terminal: pipe raw PCM in, or give --file or --live")
+    if args.gain == "auto" and not args.file:
+        raise ConfigError("--gain auto: measures a file; with --file it says what to give here")
+    gain = None if args.gain in (None, "auto") else _decibels(args.gain)
     torch.set_num_threads(args.threads)
     model = load(*args.model or ["causal"])
     if args.file:
-        return _file(args, model)
-    if args.gain == "auto":
-        raise ConfigError("--gain auto: measures a file; with --file it says what to give here")
-    stream = _stream(args, model, float(_decibels(args.gain or "0")))
+        return _file(args, model, gain)
+    stream = _stream(args, model, gain or 0.0)
     print(
         f"twostage: {stream.sample_rate} Hz, one channel, latency {stream.latency / stream.sample_rate * 1000:.0f} ms",
         file=sys.stderr,
@@ -110,14 +111,14 @@ def _live(args: argparse.Namespace, stream: "Stream", hop: int) -> int:
     return 0
 
 
-def _file(args: argparse.Namespace, model: Any) -> int:
+def _file(args: argparse.Namespace, model: Any, gain: float | None) -> int:
     from pathlib import Path
 
     from twostage.files import check_writable, replacing
 
     for path in filter(None, (args.out, args.json)):
         check_writable(Path(path), args.overwrite)
-    gain = _measured_gain(args.file, model.sample_rate) if args.gain in (None, "auto") else _decibels(args.gain)
+    gain = _measured_gain(args.file, model.sample_rate) if gain is None else gain
     timing = _play(args, model, gain)
     print(f"{args.file}: gain {gain:+.1f} dB (for a live stream of this microphone: --gain {gain:.0f})")
     print("\n".join(timing.lines()))
