@@ -94,9 +94,8 @@ def speech(seconds: float, multiple: int = 1) -> np.ndarray:
 def parts(model: TwoStage, given: Tensor) -> dict[str, Callable[[], Tensor]]:
     """The stages of a forward, each on what the one before it made."""
     vocoder, finish = model.vocoder, model.vocoder.griffin_lim
-    heard = model.mel.stft.spectrum(given)
     mel = model.mel(given)
-    restored = model.restorer(mel)
+    restored, heard = model.restored(given)
     made = vocoder.generate(restored)
     work = {
         "mel": lambda: model.mel(given),

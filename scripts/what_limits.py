@@ -56,8 +56,7 @@ def scores_of(model: TwoStage, degraded: np.ndarray, clean: np.ndarray) -> dict[
     length = min(len(degraded), len(clean)) // model.hop_length * model.hop_length
     sides = [levelled(side[:length], model.sample_rate) for side in (degraded, clean)]
     heard, spoken = (torch.from_numpy(np.ascontiguousarray(side))[None, None] for side in sides)
-    spectrum = model.mel.stft.spectrum(heard)
-    restored, found = model.restorer(model.mel.of(spectrum)), {}
+    (restored, spectrum), found = model.restored(heard), {}
     for name, mel in variants(restored, model.mel(spoken), model.config.vocoder.mel):
         made = model.vocoder(mel.float(), spectrum)[0, 0].numpy()
         found[name] = list(score(sides[1], made, SCORES)[0].values())

@@ -4,7 +4,8 @@ A vocoder that is not trained to the end repeats itself from frame to frame, whi
 and shows as lines at its multiples. A few iterations take that away.
 
 Where the input is speech as well, only duller, it knows what a mel cannot say: the harmonics of this voice and their
-phase. Below `heard_below` they are taken from it.
+phase. Below `heard_below` they are taken from it. In bins where it holds nothing, the phase is that of the rectified
+input, whose harmonics go on: it does not repeat itself from frame to frame as that of a young vocoder.
 """
 
 from functools import reduce
@@ -26,19 +27,22 @@ SOFTNESS = 0.2
 TINY = 1e-8
 FADED = 7  # windows' lengths away, what a frame is moves a sample by less than 1e-7, however many the iterations
 FAINT = 1e-4  # of the strongest bin of a frame: what the input holds of weaker ones is rounding, not speech
+OPPOSED = 0.01  # squared: where two phases all but cancel, their sum's is as arbitrary
 
 
 class GriffinLim(nn.Module):
     """Audio (B, 1, L * hop_length) and the log-mels (B, n_mels, L) it should have -> audio of the same shape.
 
-    ``heard_below`` in Hz: the input's phase and harmonics count fully at 0 Hz, ever less up to there, and not above.
+    ``heard_below`` in Hz: the input's harmonics, and its phase or that of the rectified input, count fully at 0 Hz,
+    ever less up to there, and not above.
 
     With causal mels, one iteration alone: it waits for the last frame that a sample is in, so what comes out is late by
     ``delay`` samples, zeros at the start; a second iteration would wait once more.
 
     Sources: Griffin and Lim, "Signal estimation from modified short-time Fourier transform", TASSP 1984, for the two
     projections; Luke, "Relaxed averaged alternating reflections for diffraction imaging" (RAAR), Inverse Problems 2005,
-    for how they are combined; Peer, Welker and Gerkmann, "Beyond Griffin-Lim", IWAENC 2022, for RAAR on speech.
+    for how they are combined; Peer, Welker and Gerkmann, "Beyond Griffin-Lim", IWAENC 2022, for RAAR on speech;
+    Makhoul and Berouti, "High-frequency regeneration in speech coding systems", ICASSP 1979, for rectifying.
     """
 
     spread: Tensor
@@ -63,16 +67,25 @@ class GriffinLim(nn.Module):
         self.register_buffer("trust", trust[:, None], persistent=False)
 
     def forward(self, audio: Tensor, mel: Tensor, heard: Tensor | None = None) -> Tensor:
-        """``heard`` (B, n_fft // 2 + 1, L): the complex spectrogram of the input that was restored."""
+        """``heard`` (2 B, n_fft // 2 + 1, L): of the input that was restored, as ``Stft.rectified`` gives it."""
         with torch.autocast(audio.device.type, enabled=False):
             if not self.iterations or not mel.shape[-1]:
                 return audio
             mel, audio = mel.float(), audio.float()
             if heard is None or not self.heard_below:
                 return self._iterate(audio, self.magnitudes(mel))
-            size = power(heard).sqrt()
-            size = size + FAINT * size.amax(1, keepdim=True) + TINY
-            return self._iterate(audio, self.magnitudes(mel, size), heard * (self.trust / size))
+            heard, regenerated = heard.chunk(2, -3)
+            size = self._size(heard)
+            phase = heard / size
+            phase = phase + regenerated * ((1 - power(phase).sqrt()) / self._size(regenerated))
+            held = phase * (power(phase) + OPPOSED).rsqrt_().mul_(self.trust)
+            return self._iterate(audio, self.magnitudes(mel, size), held)
+
+    @staticmethod
+    def _size(spectrum: Tensor) -> Tensor:
+        """Magnitudes (B, n_fft // 2 + 1, L), those of bins that hold nothing at a floor."""
+        size = power(spectrum).sqrt()
+        return size + (FAINT * size.amax(1, keepdim=True) + TINY)
 
     def magnitudes(self, mel: Tensor, heard: Tensor | None = None) -> Tensor:
         """Magnitudes (B, n_fft // 2 + 1, L) whose log-mels are ``mel`` (B, n_mels, L).

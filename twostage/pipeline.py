@@ -41,8 +41,7 @@ class TwoStage(nn.Module):
     def window(self, audio: Tensor, skip: int, keep: int) -> Tensor:
         """``forward(audio)[..., skip : skip + keep]``, with stage two, most of the work, run on what it needs alone."""
         hop, context = self.hop_length, self.vocoder.context
-        heard = self.mel.stft.spectrum(F.pad(audio, (0, self._missing(audio.shape[-1]))))
-        mel = self.restorer(self.mel.of(heard))
+        mel, heard = self.restored(F.pad(audio, (0, self._missing(audio.shape[-1]))))
         frames = slice(max(0, skip // hop - context), ceil((skip + keep + self.delay) / hop) + context)
         start = skip + self.delay - frames.start * hop
         return self.vocoder.late(mel[..., frames], heard[..., frames])[..., start : start + keep]
@@ -52,8 +51,12 @@ class TwoStage(nn.Module):
 
         Calls follow each other within ``nn.streaming.streaming``.
         """
-        heard = self.mel.stft.spectrum(audio)
-        return self.vocoder.late(self.restorer(self.mel.of(heard)), heard)
+        return self.vocoder.late(*self.restored(audio))
+
+    def restored(self, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """The restored log-mel (B, n_mels, L), and what was heard, for the vocoder."""
+        heard = self.mel.stft.rectified(audio)
+        return self.restorer(self.mel.of(heard.chunk(2, -3)[0])), heard
 
     def _missing(self, length: int) -> int:
         """Zeros that a causal model's audio is to be followed by, for its end to come out as that of a stream."""

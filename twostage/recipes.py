@@ -63,8 +63,8 @@ def train_restorer(settings: RestorerRun, *, resume: bool = False) -> None:
         listener = _listener(settings.valid.vocoder, mel)
 
     def estimate(restorer: nn.Module, example: Example) -> Estimate:
-        heard = mel.stft.spectrum(example.degraded)
-        restored = restorer(mel.of(heard))
+        heard = mel.stft.rectified(example.degraded)
+        restored = restorer(mel.of(heard[:1]))
         return Estimate(restored[0], listener(restored, heard)[0, 0].cpu().numpy() if listener else None)
 
     task = Restoring(settings.restorer.mel, weights, settings.quantile)
