@@ -50,7 +50,7 @@ def small(mel: MelConfig, griffin_lim: int, time_stride: int) -> TwoStage:
     model = TwoStage(TwoStageConfig(restorer, vocoder)).eval().fold().requires_grad_(False)
     for name, weight in model.named_parameters():  # as drawn, the output is all but silent
         fan = weight[0].numel() if weight.ndim > 1 else 1
-        weight.copy_(torch.randn_like(weight) * (0.1 if name.endswith("bias") else 1.2 / fan**0.5))
+        weight.copy_(torch.randn(weight.shape) * (0.1 if name.endswith("bias") else 1.2 / fan**0.5))
     return model
 
 
@@ -310,7 +310,7 @@ def test_real_griffin_lim_is_griffin_lim() -> None:
     torch.manual_seed(0)
     limiter = GriffinLim(MelConfig(), 8, 4000.0)
     given = 0.1 * torch.randn(1, 1, 5120)
-    mel, heard = limiter.mel(given), limiter.mel.stft.rectified(given)
+    mel, heard = limiter.mel(given), limiter.mel.stft.compressed(given)
     kernel = waves(limiter.mel.stft)
     found = RealGriffinLim(limiter, RealStft(limiter.mel.stft, kernel))(
         given.flip(-1), mel, torch.stack([heard.real, heard.imag])

@@ -62,7 +62,7 @@ def test_the_input_gives_its_phase_below_the_limit_alone():
         one, other = (gl.mel.stft.spectrum(x)[:, bins, 4:-4] for x in (audio, clear))
         return float((one.conj() * other).real.sum() / (one.abs() * other.abs()).sum())
 
-    heard = gl.mel.stft.rectified(0.1 * clear)
+    heard = gl.mel.stft.compressed(0.1 * clear)
     assert agreement(gl(noise, mel, heard), slice(6, 64)) > 0.95
     assert agreement(gl(noise, mel), slice(6, 64)) < 0.5
     assert agreement(gl(noise, mel, heard), slice(300, 500)) < 0.5
@@ -100,15 +100,15 @@ def test_a_buzz_at_the_frame_rate_goes():
     assert lines(GriffinLim(CONFIG, 16)(buzz, LogMel(CONFIG)(hiss))) < 10
 
 
-def test_the_rectified_input_takes_a_buzz_away_where_the_input_holds_nothing():
+def test_the_compressed_input_takes_a_buzz_away_where_the_input_holds_nothing():
     hiss = 0.05 * torch.randn(1, 1, 32768, generator=torch.Generator().manual_seed(2))
     spectrum = torch.fft.rfft(hiss)
     spectrum[..., 8192:] = 0  # from 4 kHz on
     dull, mel = torch.fft.irfft(spectrum), LogMel(CONFIG)(hiss)
     gl = GriffinLim(CONFIG, 1, heard_below=32000.0)
-    heard, nothing = gl.mel.stft.rectified(dull).chunk(2)
+    heard, nothing = gl.mel.stft.compressed(dull).chunk(2)
     assert lines(gl(buzz_of(hiss), mel, torch.cat([heard, torch.zeros_like(nothing)])), 4500.0) > 20
-    assert lines(gl(buzz_of(hiss), mel, torch.cat([heard, nothing])), 4500.0) < 6
+    assert lines(gl(buzz_of(hiss), mel, torch.cat([heard, nothing])), 4500.0) < 8
 
 
 @pytest.mark.parametrize(("iterations", "context"), [(4, 13), (16, 28)])
@@ -116,7 +116,7 @@ def test_the_rectified_input_takes_a_buzz_away_where_the_input_holds_nothing():
 def test_the_context_is_enough_and_rounding_does_not_grow(hears: bool, iterations: int, context: int):
     audio, gl = voice(3.0), GriffinLim(CONFIG, iterations, heard_below=4000.0)
     assert gl.context == context
-    mel, heard = LogMel(CONFIG)(audio), gl.mel.stft.rectified(audio) if hears else None
+    mel, heard = LogMel(CONFIG)(audio), gl.mel.stft.compressed(audio) if hears else None
     start = 0.05 * torch.randn(audio.shape, generator=torch.Generator().manual_seed(3))
     whole = gl(start, mel, heard)
     first, last = 60 - gl.context, 100 + gl.context
@@ -163,7 +163,7 @@ def test_both_stages_hand_the_input_on_and_windows_agree_with_the_whole():
     audio = voice(4.0)
     with torch.no_grad():
         whole = model(audio)
-        heard = model.mel.stft.rectified(audio)
+        heard = model.mel.stft.compressed(audio)
         assert torch.equal(whole, model.vocoder(model.restorer(model.mel(audio)), heard))
         assert float((whole - model.vocoder(model.restorer(model.mel(audio)))).abs().max()) > 1e-3
         first, keep = 60 * 256, 80 * 256

@@ -91,9 +91,9 @@ class Stft(nn.Module):
                 return_complex=True,
             )
 
-    def rectified(self, audio: Tensor) -> Tensor:
-        """The complex spectrograms of the audio and, after them, of its absolute value: (2 B, n_fft // 2 + 1, L)."""
-        return self.spectrum(torch.cat([audio, audio.abs()]))
+    def compressed(self, audio: Tensor) -> Tensor:
+        """Complex spectrograms of the audio and, after them, of the root of its samples: (2 B, n_fft // 2 + 1, L)."""
+        return self.spectrum(torch.cat([audio, audio.sign() * audio.abs().sqrt()]))
 
     def _pad(self, audio: Tensor) -> Tensor:
         if self.past is not None:

@@ -4,7 +4,7 @@ A vocoder that is not trained to the end repeats itself from frame to frame, whi
 and shows as lines at its multiples. A few iterations take that away.
 
 Where the input is speech as well, only duller, it knows what a mel cannot say: the harmonics of this voice and their
-phase. Below `heard_below` they are taken from it. In bins where it holds nothing, the phase is that of the rectified
+phase. Below `heard_below` they are taken from it. In bins where it holds nothing, the phase is that of the compressed
 input, whose harmonics go on: it does not repeat itself from frame to frame as that of a young vocoder.
 """
 
@@ -20,20 +20,21 @@ from twostage.features import LogMel, MelConfig, power
 from twostage.nn.streaming import Overlap
 
 RELAXATION = 0.9  # RAAR's beta
-INVERSIONS = 8  # multiplicative updates from mels to magnitudes; more gain nothing
+INVERSIONS, ROUGH = 8, 3  # multiplicative updates from mels to magnitudes, of a causal model: more gain nothing
 # of a magnitude: bins much weaker than this keep some of their own weakness. Their phase is all but arbitrary; taken at
 # face value, it lets rounding errors grow until two windows of a file no longer agree
 SOFTNESS = 0.2
 TINY = 1e-8
 FADED = 7  # windows' lengths away, what a frame is moves a sample by less than 1e-7, however many the iterations
-FAINT = 1e-4  # of the strongest bin of a frame: what the input holds of weaker ones is rounding, not speech
+# of the strongest bin of a frame: what the input, and the compressed input, hold of weaker ones is rounding, not speech
+FAINT, FAINT_HARMONIC = 1e-4, 3e-3
 OPPOSED = 0.01  # squared: where two phases all but cancel, their sum's is as arbitrary
 
 
 class GriffinLim(nn.Module):
     """Audio (B, 1, L * hop_length) and the log-mels (B, n_mels, L) it should have -> audio of the same shape.
 
-    ``heard_below`` in Hz: the input's harmonics, and its phase or that of the rectified input, count fully at 0 Hz,
+    ``heard_below`` in Hz: the input's harmonics, and its phase or that of the compressed input, count fully at 0 Hz,
     ever less up to there, and not above.
 
     With causal mels, one iteration alone: it waits for the last frame that a sample is in, so what comes out is late by
@@ -42,7 +43,8 @@ class GriffinLim(nn.Module):
     Sources: Griffin and Lim, "Signal estimation from modified short-time Fourier transform", TASSP 1984, for the two
     projections; Luke, "Relaxed averaged alternating reflections for diffraction imaging" (RAAR), Inverse Problems 2005,
     for how they are combined; Peer, Welker and Gerkmann, "Beyond Griffin-Lim", IWAENC 2022, for RAAR on speech;
-    Makhoul and Berouti, "High-frequency regeneration in speech coding systems", ICASSP 1979, for rectifying.
+    Makhoul and Berouti, "High-frequency regeneration in speech coding systems", ICASSP 1979, for harmonics from a
+    memoryless distortion.
     """
 
     spread: Tensor
@@ -67,25 +69,25 @@ class GriffinLim(nn.Module):
         self.register_buffer("trust", trust[:, None], persistent=False)
 
     def forward(self, audio: Tensor, mel: Tensor, heard: Tensor | None = None) -> Tensor:
-        """``heard`` (2 B, n_fft // 2 + 1, L): of the input that was restored, as ``Stft.rectified`` gives it."""
+        """``heard`` (2 B, n_fft // 2 + 1, L): of the input that was restored, as ``Stft.compressed`` gives it."""
         with torch.autocast(audio.device.type, enabled=False):
             if not self.iterations or not mel.shape[-1]:
                 return audio
             mel, audio = mel.float(), audio.float()
             if heard is None or not self.heard_below:
                 return self._iterate(audio, self.magnitudes(mel))
-            heard, regenerated = heard.chunk(2, -3)
-            size = self._size(heard)
+            heard, harmonics = heard.chunk(2, -3)
+            size = self._size(heard, FAINT)
             phase = heard / size
-            phase = phase + regenerated * ((1 - power(phase).sqrt()) / self._size(regenerated))
+            phase = phase + harmonics * ((1 - power(phase).sqrt()) / self._size(harmonics, FAINT_HARMONIC))
             held = phase * (power(phase) + OPPOSED).rsqrt_().mul_(self.trust)
             return self._iterate(audio, self.magnitudes(mel, size), held)
 
     @staticmethod
-    def _size(spectrum: Tensor) -> Tensor:
+    def _size(spectrum: Tensor, faint: float) -> Tensor:
         """Magnitudes (B, n_fft // 2 + 1, L), those of bins that hold nothing at a floor."""
         size = power(spectrum).sqrt()
-        return size + (FAINT * size.amax(1, keepdim=True) + TINY)
+        return size + (faint * size.amax(1, keepdim=True) + TINY)
 
     def magnitudes(self, mel: Tensor, heard: Tensor | None = None) -> Tensor:
         """Magnitudes (B, n_fft // 2 + 1, L) whose log-mels are ``mel`` (B, n_mels, L).
@@ -95,7 +97,7 @@ class GriffinLim(nn.Module):
         wanted = mel.mT.exp()
         found = (wanted / self.mel.basis.sum(1).clamp_min(TINY)) @ self.spread.T
         if heard is not None:
-            fine = self._log(self._fitted(heard.mT, wanted))
+            fine = self._log(heard.mT)
             found = torch.lerp(self._log(found), fine, self.trust.T.expand_as(fine)).exp()
         return self._fitted(found, wanted).mT
 
@@ -105,7 +107,7 @@ class GriffinLim(nn.Module):
 
     def _fitted(self, found: Tensor, wanted: Tensor) -> Tensor:
         """Correct each bin (B, L, F) by the ratios of the bands that it lies in, geometrically averaged."""
-        for _ in range(INVERSIONS):
+        for _ in range(ROUGH if self.mel.config.causal else INVERSIONS):
             ratio = wanted / (found @ self.mel.basis.T).clamp_min(TINY)
             found = found * (ratio.clamp_min(TINY).log() @ self.spread.T).exp_()
         return found

@@ -55,7 +55,7 @@ class TwoStage(nn.Module):
 
     def restored(self, audio: Tensor) -> tuple[Tensor, Tensor]:
         """The restored log-mel (B, n_mels, L), and what was heard, for the vocoder."""
-        heard = self.mel.stft.rectified(audio)
+        heard = self.mel.stft.compressed(audio)
         return self.restorer(self.mel.of(heard.chunk(2, -3)[0])), heard
 
     def _missing(self, length: int) -> int:

@@ -63,7 +63,7 @@ def train_restorer(settings: RestorerRun, *, resume: bool = False) -> None:
         listener = _listener(settings.valid.vocoder, mel)
 
     def estimate(restorer: nn.Module, example: Example) -> Estimate:
-        heard = mel.stft.rectified(example.degraded)
+        heard = mel.stft.compressed(example.degraded)
         restored = restorer(mel.of(heard[:1]))
         return Estimate(restored[0], listener(restored, heard)[0, 0].cpu().numpy() if listener else None)
 

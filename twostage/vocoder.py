@@ -147,7 +147,7 @@ class Vocoder(nn.Module):
             self.griffin_lim = GriffinLim(config.mel, config.griffin_lim, config.heard_below)
 
     def forward(self, mel: Tensor, heard: Tensor | None = None) -> Tensor:
-        """``heard`` (2 B, n_fft // 2 + 1, L), for Griffin-Lim: ``Stft.rectified`` of what ``mel`` was restored from."""
+        """``heard`` (2 B, n_fft // 2 + 1, L): ``Stft.compressed`` of what was restored, for Griffin-Lim."""
         if not self.delay:
             return self.late(mel, heard)
         frames = self.delay // self.config.mel.hop_length  # of silence, with which the last samples come

@@ -142,6 +142,8 @@ def fold_weight_norm(model: M) -> M:
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight")
+        if isinstance(module, Conv1d | Conv2d):
+            module.weight.data = module.weight.data.movedim(1, -1).contiguous().movedim(-1, 1)  # as `short` likes it
     return model
 
 
