@@ -29,7 +29,7 @@ def tiny() -> TwoStage:
     for name, weight in model.fold().named_parameters():
         # the initial values are all but silent: at usual sizes every layer passes its input on
         fan = weight[0].numel() if weight.ndim > 1 else 1
-        weight.copy_(torch.randn_like(weight) * (0.1 if name.endswith("bias") else 1.2 / fan**0.5))
+        weight.copy_(torch.randn(weight.shape) * (0.1 if name.endswith("bias") else 1.2 / fan**0.5))
     return model
 
 

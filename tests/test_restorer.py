@@ -23,7 +23,7 @@ def lively(config: RestorerConfig) -> Restorer:
     model = Restorer(config).fold().double().eval().requires_grad_(False)
     for name, weight in model.named_parameters():
         fan = weight[0].numel() if weight.ndim > 1 else 1
-        weight.copy_(torch.randn_like(weight) * (0.1 if name.endswith("bias") else fan**-0.5))
+        weight.copy_(torch.randn(weight.shape) * (0.1 if name.endswith("bias") else fan**-0.5))
     return model
 
 
