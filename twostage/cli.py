@@ -17,6 +17,7 @@ from twostage.commands import (
     restore,
     simulate,
     stream,
+    train_enhancer,
     train_restorer,
     train_vocoder,
 )
@@ -25,6 +26,7 @@ from twostage.errors import TwoStageError
 COMMANDS: dict[str, ModuleType] = {
     "restore": restore,
     "stream": stream,
+    "train-enhancer": train_enhancer,
     "train-restorer": train_restorer,
     "train-vocoder": train_vocoder,
     "finetune": finetune,

@@ -12,17 +12,19 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from twostage.adversary import AdversaryConfig, MelAdversaryConfig
 from twostage.data.pairs import PairConfig
+from twostage.enhancers import ENHANCERS
 from twostage.errors import ConfigError
 from twostage.features import MelConfig
 from twostage.metrics import HIGHER_IS_BETTER
 from twostage.optim import OptimizerConfig
 from twostage.restorer import RestorerConfig
 from twostage.schema import build
-from twostage.tasks import FinetuningWeights, RestoringWeights, VocodingWeights
+from twostage.tasks import EnhancingWeights, FinetuningWeights, RestoringWeights, VocodingWeights
 from twostage.vocoder import VocoderConfig
 
 SETTINGS = "config.yaml"  # in the directory of a training
 SHIPPED = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
+BASELINES = "baselines"  # folder of those of one-stage systems
 # what may differ between a training and its resumption: where things are, how long and how often
 FREE = {
     *("run", "steps", "init", "models", "device", "threads", "report", "save", "adversary.init", "valid.vocoder"),
@@ -198,6 +200,32 @@ class FinetuneRun(RunConfig):
             raise ConfigError(f"init is {self.init!r}; fine-tuning starts from models")
 
 
+@dataclass(frozen=True, kw_only=True)
+class EnhancerRun(RunConfig):
+    """A one-stage system: ``enhancer`` names it, ``model`` holds its settings, those of its file in twostage/baselines.
+
+    ``mel``: of the losses on log-mels, and of what is logged.
+    """
+
+    enhancer: str
+    model: dict = field(default_factory=dict)
+    mel: MelConfig = field(default_factory=MelConfig)
+    weights: EnhancingWeights = field(default_factory=EnhancingWeights)
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.enhancer not in ENHANCERS:
+            raise ConfigError(f"enhancer is {self.enhancer!r}, must be one of {', '.join(ENHANCERS)}")
+        self.check_mel(self.mel)
+        _ = self.architecture
+
+    @property
+    def architecture(self) -> Any:
+        """``model`` as the system's own settings."""
+        return build(ENHANCERS[self.enhancer][0], self.model, "model")
+
+
 C = TypeVar("C", bound=RunConfig)
 
 
@@ -260,13 +288,13 @@ def _of(kind: type, values: Any) -> Any:
 
 
 def _find(name: str) -> Path:
-    places = [Path(name)]
+    places, homes = [Path(name)], [*SHIPPED, *(home / BASELINES for home in SHIPPED)]
     if "/" not in name:
-        places += [home / leaf for home in SHIPPED for leaf in (name, f"{name}.yaml")]
+        places += [home / leaf for home in homes for leaf in (name, f"{name}.yaml")]
     for place in places:
         if place.is_file():
             return place
-    shipped = sorted({path.stem for home in SHIPPED for path in home.glob("*.yaml")})
+    shipped = sorted({path.stem for home in homes for path in home.glob("*.yaml")})
     raise ConfigError(f"{name}: no such file or shipped configuration ({', '.join(shipped)})")
 
 

@@ -57,6 +57,17 @@ def mel_quantile(fake: Tensor, real: Tensor, quantile: float = 0.5) -> Tensor:
     return 2 * torch.maximum(quantile * short, (quantile - 1) * short).mean()
 
 
+def negative_si_sdr(fake: Tensor, real: Tensor) -> Tensor:
+    """Minus the mean scale-invariant signal-to-distortion ratio of audio (B, 1, T), dB; means are taken off.
+
+    Source: Le Roux et al., "SDR - half-baked or well done?", ICASSP 2019, equation 3.
+    """
+    fake, real = (side - side.mean(-1, keepdim=True) for side in (fake, real))
+    wanted = real * (fake * real).sum(-1, keepdim=True) / real.square().sum(-1, keepdim=True).clamp_min(1e-8)
+    ratio = wanted.square().sum(-1).clamp_min(1e-8) / (fake - wanted).square().sum(-1).clamp_min(1e-8)
+    return -10 * ratio.log10().mean()
+
+
 class MultiResolutionStft(nn.Module):
     """Spectral convergence plus log-magnitude L1, mean over resolutions: two (B, 1, T) -> scalar.
 

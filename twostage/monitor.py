@@ -133,12 +133,17 @@ class Monitor:
         checkpoint.save_state(Path(self.settings.run, STATE), training.state_dict())
 
     def _write(self, training: Training, name: str) -> None:
-        provenance: dict[str, Any] = {
-            "made_by": f"twostage {__version__}, torch {torch.__version__}",
-            "training": type(self.settings).__name__.removesuffix("Run").lower(),
-            "steps": training.step,
-            "seed": self.settings.seed,
-            "data": [Path(path).name for path in self.settings.data.train],
-            "held_out": {key: round(value, 5) for key, value in self.scores.items()},
-        }
-        checkpoint.save(Path(self.settings.run, name), training.ema, provenance=provenance)
+        found = provenance(self.settings, training.step, self.scores)
+        checkpoint.save(Path(self.settings.run, name), training.ema, provenance=found)
+
+
+def provenance(settings: RunConfig, step: int, scores: dict[str, float]) -> dict[str, Any]:
+    """What weights say of the training that they come from."""
+    return {
+        "made_by": f"twostage {__version__}, torch {torch.__version__}",
+        "training": type(settings).__name__.removesuffix("Run").lower(),
+        "steps": step,
+        "seed": settings.seed,
+        "data": [Path(path).name for path in settings.data.train],
+        "held_out": {key: round(value, 5) for key, value in scores.items()},
+    }

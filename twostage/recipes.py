@@ -14,6 +14,7 @@ from twostage.adversary import Adversary, AdversaryRules, Precision
 from twostage.config import (
     SETTINGS,
     TRAINABLE,
+    EnhancerRun,
     FinetuneRun,
     RestorerRun,
     RunConfig,
@@ -25,17 +26,20 @@ from twostage.config import (
 from twostage.data.manifest import read_manifest
 from twostage.data.pairs import PairDataset, batches
 from twostage.distributed import Team, team
+from twostage.enhancers import ENHANCERS
 from twostage.errors import CheckpointError, ConfigError
 from twostage.features import LogMel
 from twostage.logs import RunLog
-from twostage.monitor import STATE, Interruption, Monitor
+from twostage.monitor import LAST, STATE, Interruption, Monitor, provenance
 from twostage.pipeline import TwoStage
 from twostage.restorer import Restorer
 from twostage.schema import build
-from twostage.tasks import Finetuning, Restoring, Vocoding, Weights
+from twostage.tasks import Enhancing, Finetuning, Restoring, Vocoding, Weights
 from twostage.trainer import Training, fit
 from twostage.validation import Estimate, Estimator, Example, examples
 from twostage.vocoder import Vocoder
+
+PREPARED = 64  # batches that statistics of the training set are gathered from
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,19 @@ def finetune(settings: FinetuneRun, *, resume: bool = False) -> None:
     _train(settings, plan, state)
 
 
+def train_enhancer(settings: EnhancerRun, *, resume: bool = False) -> None:
+    """A one-stage system on pairs, real or simulated."""
+    state = _begin(settings, resume)
+    mel, model = LogMel(settings.mel), ENHANCERS[settings.enhancer][1](settings.architecture)
+
+    def estimate(enhancer: nn.Module, example: Example) -> Estimate:
+        made = enhancer(example.degraded)
+        return Estimate(mel(made)[0], made[0, 0].cpu().numpy())
+
+    task = Enhancing(settings.mel, settings.weights)
+    _train(settings, Plan(model, mel, task, settings.weights, estimate, _adversary(settings), last_weight), state)
+
+
 def _begin(settings: RunConfig, resume: bool) -> dict[str, Any] | None:
     """Seed, and the state to go on from: None at the start of a training."""
     torch.manual_seed(settings.seed)
@@ -145,6 +162,12 @@ def _train(settings: RunConfig, plan: Plan, state: dict[str, Any] | None) -> Non
     if settings.threads:
         torch.set_num_threads(settings.threads)
     with team(settings.device) as mates, Interruption().watch() as interruption:
+        prepare: Any = getattr(plan.model, "prepare", None)
+        if state is None and prepare:
+            prepare(dataset.batch(data.batch, settings.seed, step) for step in range(PREPARED))
+        if not any(p.requires_grad for p in plan.model.parameters()):
+            _keep(settings, plan.model)
+            return
         training = _training(settings, plan, mates, state)
         for module in (plan.mel, plan.task, plan.listener):
             if module is not None:
@@ -173,6 +196,12 @@ def _train(settings: RunConfig, plan: Plan, state: dict[str, Any] | None) -> Non
                     settings, log, placed, estimate=plan.estimate, mel=plan.mel, interruption=interruption
                 )
                 fit(training, plan.task, feed, plan.weights, report=monitor, **how)
+
+
+def _keep(settings: RunConfig, model: nn.Module) -> None:
+    """Write what has nothing to learn by steps."""
+    checkpoint.save(Path(settings.run, LAST), model, provenance=provenance(settings, 0, {}))
+    print(f"{settings.run}: nothing to learn by steps; written as it is")
 
 
 def _check_best(best: str, held_out: list[Example]) -> None:
@@ -229,13 +258,18 @@ def _listener(path: str, mel: LogMel) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _adversary(settings: RestorerRun | VocoderRun | FinetuneRun) -> AdversaryRules | None:
+def _adversary(settings: RestorerRun | VocoderRun | FinetuneRun | EnhancerRun) -> AdversaryRules | None:
     return settings.adversary if settings.weights.adv or settings.weights.fm else None
 
 
 def _direction_of_last(stage: Any) -> Tensor:
     direction: Tensor = stage.conv_post.parametrizations.weight.original1
     return direction
+
+
+def last_weight(model: nn.Module) -> Tensor:
+    """The weight, or its direction, of what makes the output: modules are named in the order of the data's way."""
+    return [p for name, p in model.named_parameters() if p.ndim > 1 and not name.endswith("original0")][-1]
 
 
 def _greeting(settings: RunConfig, training: Training, dataset: PairDataset, held_out: list[Example]) -> str:

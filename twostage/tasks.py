@@ -4,12 +4,13 @@ A task computes a term only if its weight is not zero; ``total`` checks that nam
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import log
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from twostage.data.pairs import Pair
 from twostage.errors import ConfigError
@@ -21,6 +22,7 @@ from twostage.losses import (
     delta_l1,
     mel_l1,
     mel_quantile,
+    negative_si_sdr,
     ssim_distance,
 )
 
@@ -83,7 +85,31 @@ class FinetuningWeights:
     fm: float = 2.0
 
 
-Weights = RestoringWeights | VocodingWeights | FinetuningWeights
+@dataclass(frozen=True)
+class EnhancingWeights:
+    """As for vocoding; ``wave``: L1 of samples; ``si_sdr``: minus the SI-SDR in dB.
+
+    ``own``: weights of the terms that a system has of its own (its file names them); those that are not here are not
+    learnt from.
+    """
+
+    wave: float = 0.0
+    mel: float = 0.0
+    multi_mel: float = 0.0
+    stft: float = 0.0
+    si_sdr: float = 0.0
+    intelligibility: float = 0.0
+    adv: float = 0.0
+    fm: float = 0.0
+    own: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, weight in self.own.items():
+            if type(weight) not in (int, float):
+                raise ConfigError(f"weights.own.{name} is {weight!r}, must be a number")
+
+
+Weights = RestoringWeights | VocodingWeights | FinetuningWeights | EnhancingWeights
 ADVERSARIAL = ("adv", "fm")
 
 
@@ -144,10 +170,35 @@ class Finetuning(nn.Module):
         return Output(terms, fake, real)
 
 
+class Enhancing(nn.Module):
+    """A one-stage system: degraded speech becomes clean speech.
+
+    One with terms of its own has ``terms(degraded, clean) -> (audio, terms)``, asked in place of its forward.
+    """
+
+    def __init__(self, mel: MelConfig, weights: EnhancingWeights) -> None:
+        super().__init__()
+        self.waveform, self.weights = WaveformTerms(mel, weights), weights
+
+    def forward(self, model: Any, pair: Pair) -> Output:
+        if self.weights.own:
+            fake, own = model.terms(*pair)
+        else:
+            fake, own = model(pair.degraded), {}
+        fake = fake.float()
+        real = pair.clean[..., : fake.shape[-1]]
+        terms = self.waveform(fake, real) | {name: term for name, term in own.items() if name in self.weights.own}
+        if self.weights.wave:
+            terms["wave"] = F.l1_loss(fake, real)
+        if self.weights.si_sdr:
+            terms["si_sdr"] = negative_si_sdr(fake, real)
+        return Output(terms, fake, real)
+
+
 class WaveformTerms(nn.Module):
     """Content losses of fake and real audio (B, 1, T)."""
 
-    def __init__(self, mel: MelConfig, weights: VocodingWeights | FinetuningWeights) -> None:
+    def __init__(self, mel: MelConfig, weights: VocodingWeights | FinetuningWeights | EnhancingWeights) -> None:
         super().__init__()
         self.mel = LogMel(mel)
         self.multi_mel = MultiScaleMel(mel) if weights.multi_mel else None
@@ -172,6 +223,7 @@ def total(terms: Mapping[str, Tensor], weights: Weights, pending: Collection[str
     Raises ConfigError for a term that has no weight, and for a weight other than zero that has no term.
     """
     by_name = asdict(weights)
+    by_name |= by_name.pop("own", {})
     for name in terms:
         if name not in by_name:
             raise ConfigError(f"loss term {name} has no weight; weights has {', '.join(by_name)}")

@@ -1,0 +1,148 @@
+"""Claims about the harness of one-stage systems: any of them trains, keeps what it is, and says what is wrong."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from twostage import checkpoint, enhancers, recipes
+from twostage.cli import main
+from twostage.config import EnhancerRun, load_config
+from twostage.data.pairs import Pair
+from twostage.errors import ConfigError
+from twostage.features import MelConfig
+from twostage.losses import negative_si_sdr
+from twostage.tasks import Enhancing, EnhancingWeights, total
+
+FAST = ["threads=1", "data.samples=4096", "data.batch=2", "valid.items=1", "valid.seconds=0.5", "valid.show=0"]
+
+
+@dataclass(frozen=True)
+class GainConfig:
+    start: float = 1.0
+
+
+class Gain(nn.Module):
+    """One number that the audio is multiplied with, and one that is measured before training."""
+
+    mean: Tensor
+    sample_rate, hop_length, stride, context, latency = 16000, 1, 1, 0, 0.0
+
+    def __init__(self, config: GainConfig) -> None:
+        super().__init__()
+        self.config, self.gain = config, nn.Parameter(torch.tensor([[config.start]]))
+        self.register_buffer("mean", torch.tensor(0.0))
+
+    def forward(self, audio: Tensor) -> Tensor:
+        return audio * self.gain
+
+    def terms(self, degraded: Tensor, clean: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        made = self(degraded)
+        return made, {"square": (made - clean).square().mean(), "other": made.abs().mean()}
+
+    def prepare(self, pairs: list[Pair]) -> None:
+        self.mean.copy_(torch.stack([pair.clean.abs().mean() for pair in pairs]).mean())
+
+
+@pytest.fixture(autouse=True)
+def _known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(enhancers.ENHANCERS, "gain", (GainConfig, Gain))
+    monkeypatch.setitem(enhancers.KINDS, "gain", (GainConfig, Gain))
+
+
+@pytest.fixture
+def given(paired_corpus: Path, tmp_path: Path) -> list[str]:
+    pairs = [f"data.train=[{paired_corpus}]", f"data.valid=[{paired_corpus}]", "data.real_share=1", "data.sensors=[]"]
+    return [*FAST, *pairs, f"run={tmp_path / 'run'}", "enhancer=gain", "steps=60", "optimizer.learning_rate=0.05"]
+
+
+def trained(given: list[str], *more: str) -> Gain:
+    settings = load_config(EnhancerRun, [], [*given, *more])
+    recipes.train_enhancer(settings)
+    model = checkpoint.load(Path(settings.run) / "last.safetensors")
+    assert isinstance(model, Gain)
+    return model
+
+
+def test_a_system_learns_from_its_own_terms_and_keeps_what_was_measured_before(given):
+    model = trained(given, "weights.own.square=1", "model.start=0.2", "optimizer.ema=0")
+    # a moving average over 8 samples takes little of a low voice
+    assert float(model.gain) == pytest.approx(1.0, abs=0.15)
+    assert model.config == GainConfig(0.2)
+    assert 0.01 < float(model.mean) < 0.2
+
+
+def test_terms_of_its_own_count_only_when_asked_for():
+    pair = Pair(torch.randn(2, 1, 4096), torch.randn(2, 1, 4096))
+    for own in ({"square": 2.0}, {"square": 1, "other": 3.0}):
+        weights = EnhancingWeights(wave=1.0, own=own)
+        output = Enhancing(MelConfig(), weights)(Gain(GainConfig()), pair)
+        assert output.terms.keys() == {"mel", "wave", *own}
+        wanted = output.terms["wave"] + sum(weight * output.terms[name] for name, weight in own.items())
+        torch.testing.assert_close(total(output.terms, weights), wanted)
+
+
+@pytest.mark.parametrize("term", ["wave", "mel", "multi_mel", "stft", "si_sdr", "intelligibility"])
+def test_every_term_falls_while_it_is_learnt_from(term):
+    generator = torch.Generator().manual_seed(0)
+    clean = 0.1 * torch.randn(1, 1, 8192, generator=generator)
+    heard = clean + 0.1 * torch.randn(1, 1, 8192, generator=generator)
+    task = Enhancing(MelConfig(), EnhancingWeights(**{term: 1.0}))
+
+    def of(audio: Tensor) -> float:
+        return float(task(nn.Identity(), Pair(audio, clean)).terms[term])
+
+    values = [of(heard), of((heard + clean) / 2), of(clean)]
+    assert values == sorted(values, reverse=True)
+    assert values[2] < values[0] - 0.01
+
+
+def test_si_sdr_is_that_of_the_metric_and_knows_no_gain():
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randn(1, 1, 4096, generator=generator)
+    noise = torch.randn(1, 1, 4096, generator=generator)
+    noise = noise - noise.mean() - (clean - clean.mean()) * (noise * (clean - clean.mean())).sum() / clean.var() / 4095
+    made = clean + noise * (clean.std() / noise.std() / 10)  # 20 dB, to the last digit of what is orthogonal
+    assert float(negative_si_sdr(made, clean)) == pytest.approx(-20, abs=0.01)
+    assert float(negative_si_sdr(3 * made + 1, clean)) == pytest.approx(-20, abs=0.01)
+
+
+def test_an_adversary_judges_it_like_a_vocoder(given):
+    judge = ["adversary.discriminator.periods=[2]", "adversary.discriminator.scales=0"]
+    small = ["adversary.discriminator.width=0.0625", "steps=2", "weights.adv=1", "weights.fm=2"]
+    trained(given, *judge, *small)
+    state = checkpoint.load_state(Path(given[-4].partition("=")[2]) / "state.pt")
+    assert state["adversary"]["discriminators"]
+
+
+def test_two_stages_train_as_one_system(given):
+    more = ["enhancer=two-stage", "model.restorer.channels=[4,8]", "model.restorer.time_strides=[2]", "steps=1"]
+    settings = load_config(
+        EnhancerRun, [], [*given, *more, "model.vocoder.upsample_initial_channel=16", "weights.mel=1"]
+    )
+    recipes.train_enhancer(settings)
+    assert checkpoint.read_header(Path(settings.run) / "last.safetensors").kind == "two-stage"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("enhancer=nothing", r"enhancer is 'nothing', must be one of .*two-stage"),
+        ("model.strat=1", r"model.strat: no such setting; there are start"),
+        ("model.start=soon", r"model.start is 'soon', must be of type float"),
+        ("weights.own.square=much", r"weights.own.square is 'much', must be a number"),
+    ],
+)
+def test_mistakes_are_named(given, setting, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(EnhancerRun, [], [*given, setting])
+
+
+def test_a_weight_without_a_term_is_an_error(given, capsys):
+    assert main(["train-enhancer", "--run", "x", *given, "weights.own.sqare=1"]) == 1
+    assert "give a YAML file" in capsys.readouterr().err
+    settings = load_config(EnhancerRun, [], [*given, "weights.own.sqare=1"])
+    with pytest.raises(ConfigError, match=r"weights.sqare is 1, but there is no loss term of that name"):
+        recipes.train_enhancer(settings)

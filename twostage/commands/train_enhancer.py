@@ -1,0 +1,25 @@
+"""``twostage train-enhancer``: one of the systems that two-stage is compared with."""
+
+from argparse import ArgumentParser, Namespace
+
+from twostage.commands import training
+
+HELP = "train a one-stage system of the field (twostage/baselines) on the same pairs"
+EXAMPLE = """
+twostage train-enhancer dccrn "data.train=[train.csv]" "data.valid=[dev.csv]" --run runs/dccrn
+twostage train-enhancer --run runs/dccrn --resume
+"""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    training.add_arguments(parser)
+
+
+def run(args: Namespace) -> int:
+    from twostage.config import EnhancerRun
+
+    settings = training.settings(args, EnhancerRun)
+    from twostage.recipes import train_enhancer  # after the settings: a mistake in them shows sooner
+
+    train_enhancer(settings, resume=args.resume)
+    return 0
