@@ -63,6 +63,7 @@ LAYERS = {
     "config": 8,
     "evaluate": 8,
     "trainer": 8,
+    "compare": 9,
     "monitor": 9,
     "recipes": 10,
     "commands": 11,

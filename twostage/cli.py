@@ -8,6 +8,7 @@ from types import ModuleType
 
 from twostage import __version__
 from twostage.commands import (
+    compare,
     evaluate,
     export,
     finetune,
@@ -31,6 +32,7 @@ COMMANDS: dict[str, ModuleType] = {
     "train-vocoder": train_vocoder,
     "finetune": finetune,
     "evaluate": evaluate,
+    "compare": compare,
     "simulate": simulate,
     "fit-sensor": fit_sensor,
     "manifest": manifest,

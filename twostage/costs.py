@@ -3,6 +3,7 @@
 import time
 import warnings
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +16,18 @@ from twostage.windows import Enhancer, device_of
 
 @dataclass(frozen=True)
 class Costs:
-    """``gmac`` a second of audio; ``real_time_factor`` is seconds of work for a second of audio on this machine."""
+    """``gmac`` a second of audio; ``real_time_factor`` is seconds of work for a second of audio on this machine.
+
+    ``latency``: seconds that an output sample waits for input after its own, in whatever pieces that comes; None where
+    it waits for all of the signal.
+    """
 
     parameters: int
     gmac: float
     real_time_factor: float
     device: str
     threads: int
+    latency: float | None = None
 
 
 def parameters(model: nn.Module) -> int:
@@ -68,9 +74,15 @@ def measure(model: Enhancer, *, seconds: float = 10.0, repeats: int = 3) -> Cost
     device, threads = str(device_of(model)), torch.get_num_threads()
     speed = real_time_factor(model, seconds, repeats)
     if isinstance(model, OnnxEnhancer):
-        return Costs(model.header.parameters, model.header.gmac, speed, device, threads)
+        return Costs(model.header.parameters, model.header.gmac, speed, device, threads, latency(model))
     assert isinstance(model, nn.Module)
-    return Costs(parameters(model), gmac_per_second(model), speed, device, threads)
+    return Costs(parameters(model), gmac_per_second(model), speed, device, threads, latency(model))
+
+
+def latency(model: Enhancer) -> float | None:
+    """As ``Costs`` has it; of a model that does not say, what its context amounts to."""
+    samples = getattr(model, "latency", model.stride + model.context)
+    return samples / model.sample_rate if isfinite(samples) else None
 
 
 def _noise(model: Enhancer, seconds: float) -> Tensor:

@@ -45,7 +45,8 @@ from twostage.windows import Enhancer
 RATE = metrics.SAMPLE_RATE
 NAMES = tuple(report.COLUMNS)
 SAVE_EVERY = 10.0  # seconds
-ROWS, SETTINGS, TABLE, SUMMARY, PICTURES = "utterances.csv", "settings.json", "table.md", "summary.json", "spectrograms"
+ROWS, SETTINGS, TABLE, SUMMARY = "utterances.csv", "settings.json", "table.md", "summary.json"
+PICTURES, SOUNDS, CLEAN = "spectrograms", "sounds", "clean"
 
 
 class CopySynthesis(nn.Module):
@@ -276,24 +277,33 @@ def _read(path: str) -> Audio:
     return audio.resample(sound[0], sample_rate, RATE)
 
 
-def draw_pictures(
+def show(
     folder: Path, entries: Sequence[Entry], source: Source, systems: Sequence[System], keep_low_band: float = 0.0
-) -> list[Path]:
-    """Draw the spectrograms of input, estimates and clean speech above each other, a PNG an entry.
+) -> None:
+    """Input, estimates and clean speech to look at and to listen to, in two folders below ``folder``.
 
-    Files that cannot be used are passed over: ``evaluate`` names them.
+    Of an entry, a PNG with their spectrograms above each other, and a folder of FLAC files at 16 kHz. Files that cannot
+    be used are passed over: ``evaluate`` names them.
     """
-    paths = []
     for entry in entries:
         name = source.name(entry)
-        path = folder / (re.sub(r"[^\w.-]+", "_", name) + ".png")
         with _reported(name, Results()):
             degraded, clean = source.read(entry)
-            sounds = [*estimates(degraded, clean, systems, keep_low_band), ("clean", clean)]
-            panels = [plots.spectrogram([sound[None]], RATE, len(sound), title) for title, sound in sounds]
-            plots.draw(path, panels, overwrite=True)
-            paths.append(path)
-    return paths
+            sounds = {**dict(estimates(degraded, clean, systems, keep_low_band)), CLEAN: clean}
+            draw(folder / PICTURES / f"{file_name(name)}.png", sounds)
+            for title, sound in sounds.items():
+                target = folder / SOUNDS / file_name(name) / f"{file_name(title)}.flac"
+                audio.write(target, sound.clip(-1, 1)[None], RATE, overwrite=True)
+
+
+def draw(path: Path, sounds: Mapping[str, Audio]) -> None:
+    """Spectrograms of sounds (T,) at 16 kHz, by title, above each other."""
+    panels = [plots.spectrogram([sound[None]], RATE, len(sound), title) for title, sound in sounds.items()]
+    plots.draw(path, panels, overwrite=True)
+
+
+def file_name(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", text)
 
 
 def measure_costs(systems: Iterable[System]) -> dict[str, Costs]:

@@ -200,6 +200,23 @@ def score(
     return values, [str(w.message) for w in caught if issubclass(w.category, MetricWarning)]
 
 
+def band_errors(reference: Array, estimate: Array, width: float = 500.0) -> NDArray[np.float64]:
+    """Mean absolute difference in dB of the power in bands of ``width`` Hz, levels aligned: (8000 / width,).
+
+    Frames are those of ``lsd``; what lies 60 dB below the loudest band of either signal counts as that. NaN where a
+    signal is silent or shorter than a frame.
+    """
+    bands = round(SAMPLE_RATE / 2 / width)
+    if min(rms(reference), rms(estimate)) == 0 or len(reference) < 512:
+        return np.full(bands, np.nan)
+    levels = []
+    for side in (reference, estimate):
+        power = _stft()(_levelled(side))[0].square()[1:]  # a multiple of many numbers of bands: 1024 bins
+        level = 10 * power.unflatten(0, (bands, -1)).sum(1).log10()
+        levels.append(level.clamp_min(float(level.max()) - 60))
+    return (levels[0] - levels[1]).abs().mean(-1).double().numpy()
+
+
 def _levelled(audio: Array) -> torch.Tensor:
     return torch.from_numpy((audio * (RMS / rms(audio))).astype(np.float32))[None, None]
 

@@ -70,6 +70,7 @@ class OnnxEnhancer(nn.Module):
         self.header = OnnxHeader.of(self._session.get_modelmeta().custom_metadata_map, str(path))
         self.sample_rate, self.hop_length = self.header.sample_rate, self.header.hop_length
         self.stride, self.context, self.delay = self.header.stride, self.header.context, self.header.delay
+        self.latency = self.stride + (self.delay if self.header.streaming else self.context)
         self.causal, self.states = self.header.streaming, Carry()
         self._outputs = [output.name for output in self._session.get_outputs()]
 

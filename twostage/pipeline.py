@@ -92,6 +92,11 @@ class TwoStage(nn.Module):
         return self.hop_length * self.restorer.stride
 
     @property
+    def latency(self) -> int:
+        """Samples that an output sample waits for, from its own on."""
+        return self.stride + (self.delay if self.causal else self.context)
+
+    @property
     def context(self) -> int:
         """Samples that an output sample depends on, on each side, at most."""
         analysis = -(-self.config.vocoder.mel.n_fft // self.hop_length)

@@ -14,6 +14,7 @@ from twostage.files import check_writable, replacing
 WINDOW = 0.032  # seconds
 COLUMNS = 1200  # of a picture: longer sounds are averaged in power
 RANGE = 80.0  # dB between black and white
+COLOURS, MARKS = [f"C{number}" for number in range(10)], "os^Dv<>"  # of charts; together, 70 names differ
 
 
 @dataclass(frozen=True)
@@ -93,28 +94,37 @@ def _of_file(path: str | Path, title: str) -> Panel:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines by name, each a list of (x, y), over a logarithmic ``across``; ``up`` begins at zero."""
+    """Lines by name, each a list of (x, y); ``across`` is logarithmic, ``up`` begins at zero, unless told otherwise."""
 
     across: str
     up: str
     lines: Mapping[str, Sequence[tuple[float, float]]]
+    logarithmic: bool = True
+    from_zero: bool = True
 
 
 def draw_charts(path: str | Path, charts: Sequence[Chart], *, overwrite: bool = False) -> None:
     """Write charts beside each other into a PNG; a line has one colour in all of them."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     path = Path(path)
     check_writable(path, overwrite)
-    figure = Figure(figsize=(4.6 * len(charts), 3.4), layout="constrained")
+    figure = Figure(figsize=(2 + 4.6 * len(charts), 3.4), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     names = list(dict.fromkeys(name for chart in charts for name in chart.lines))
+    handles = [
+        Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKS[i % len(MARKS)]) for i, _ in enumerate(names)
+    ]
     for axis, chart in zip(figure.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
         for name, points in chart.lines.items():
-            axis.plot(*zip(*points, strict=True), marker="o", color=f"C{names.index(name)}", label=name)
-        axis.set(xscale="log", xlabel=chart.across, ylabel=chart.up)
-        axis.set_ylim(bottom=0)
-        axis.legend()
+            like = handles[names.index(name)]
+            axis.plot(*zip(*points, strict=True), color=like.get_color(), marker=like.get_marker())
+        axis.set(xscale="log" if chart.logarithmic else "linear", xlabel=chart.across, ylabel=chart.up)
+        axis.grid(alpha=0.3)
+        if chart.from_zero:
+            axis.set_ylim(bottom=0)
+    figure.legend(handles, names, loc="outside right upper")
     with replacing(path, overwrite=overwrite) as partial:
         canvas.print_png(str(partial))

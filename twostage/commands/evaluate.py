@@ -45,7 +45,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--keep-low-band", metavar="HZ", type=float, default=0.0, help="as in `twostage restore`")
     parser.add_argument("--seed", type=int, default=0, help="of the simulation; files add their names to it")
     parser.add_argument("--jobs", metavar="N", type=_positive, default=1, help="processes that score (default: 1)")
-    parser.add_argument("--pictures", metavar="N", type=int, default=3, help="spectrogram pictures (default: 3)")
+    parser.add_argument("--pictures", metavar="N", type=int, default=3, help="utterances to draw and keep (default: 3)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help=PRECISION_HELP)
     parser.add_argument("--overwrite", action="store_true", help="begin anew in a folder that holds an evaluation")
@@ -87,7 +87,7 @@ def run(args: Namespace) -> int:
     code = _publish(args, results, costs, settings)
     if args.out and args.pictures:
         shown = evaluate.select(entries, paired=bool(args.pairs), limit=args.pictures)
-        evaluate.draw_pictures(args.out / evaluate.PICTURES, shown, source, systems, args.keep_low_band)
+        evaluate.show(args.out, shown, source, systems, args.keep_low_band)
     return code
 
 
