@@ -1,0 +1,1 @@
+"""The field's published enhancers: one a file, audio in, audio out."""
