@@ -1,0 +1,117 @@
+"""Claims about the WaveNet of HiFi-GAN+: sizes of the published model, exact reach, and that all of it learns."""
+
+import pytest
+import torch
+
+from twostage.baselines.bwe import Bwe, BweConfig
+from twostage.costs import gmac_per_second, parameters
+from twostage.errors import ConfigError
+
+TINY = BweConfig(channels=8, layers=3)
+
+
+def lively(config=TINY):
+    """A folded model of random weights that passes its input on at every layer, in double precision."""
+    torch.manual_seed(0)
+    model = Bwe(config).fold().double().eval().requires_grad_(False)
+    for weight in model.parameters():
+        weight.copy_(torch.randn(weight.shape) * (weight[0].numel() if weight.ndim > 1 else 100) ** -0.5)
+    return model
+
+
+def test_sizes_are_those_of_the_published_model():
+    published = Bwe(BweConfig(layers=8)).fold()
+    dead = 64 * 128 + 128  # theirs, in the last layer, which leads nowhere
+    assert parameters(published) + dead == 1_055_105  # "1M" in its list of models
+    assert gmac_per_second(published) == pytest.approx((16 * (3 + 1) * 128**2 - 64 * 128 + 2 * 128) * 16e-6)
+    assert published.context == 6560
+    assert published.context / 48000 == pytest.approx(Bwe(BweConfig()).context / 16000, rel=1e-3)  # seconds
+
+
+def test_the_default_at_16_khz():
+    model = Bwe(BweConfig()).fold()
+    assert parameters(model) == 914_945
+    assert gmac_per_second(model) == pytest.approx(14.55, abs=0.01)
+
+
+def test_a_sample_reaches_its_context_and_not_a_sample_further():
+    model = lively()
+    assert model.context == 2 * (1 + 3 + 9)
+    audio = torch.randn(1, 1, 101, dtype=torch.float64)
+    other = audio.clone()
+    other[..., 50] += 1
+    changed = (model(audio) != model(other))[0, 0].nonzero().flatten()
+    assert (int(changed[0]), int(changed[-1])) == (50 - model.context, 50 + model.context)
+
+
+def test_a_window_with_its_context_is_as_the_whole():
+    model, audio = lively(), torch.randn(1, 1, 300, dtype=torch.float64)
+    part = model(audio[..., 101:201])[..., 26:-26]
+    torch.testing.assert_close(part, model(audio)[..., 127:175], atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("length", [1, 26, 1001])
+def test_as_many_samples_come_out_as_go_in(length):
+    out = Bwe(TINY)(torch.randn(2, 1, length))
+    assert out.shape == (2, 1, length)
+    assert out.abs().max() <= 1
+
+
+def test_folding_keeps_the_output():
+    torch.manual_seed(0)
+    model, audio = Bwe(TINY).eval(), torch.randn(1, 1, 200)
+    before = model(audio)
+    torch.testing.assert_close(model.fold()(audio), before, atol=1e-5, rtol=0)
+    assert not any("parametrizations" in key for key in model.state_dict())
+
+
+def test_depth_does_not_add_up():
+    """Residuals are halved in power: what enters the last layer is no louder after 40 layers than after 4."""
+    levels = []
+    for stacks in (1, 10):
+        model, heard = lively(BweConfig(channels=32, layers=4, dilation_base=1, stacks=stacks)), []
+        model.layers[-1].register_forward_pre_hook(lambda _, given, heard=heard: heard.append(given[0].std()))
+        model(torch.randn(1, 1, 2000, dtype=torch.float64))
+        levels.append(float(heard[0]))
+    assert 0 < levels[1] < levels[0]
+
+
+def test_one_batch_overfits(speech):
+    torch.manual_seed(0)
+    model = Bwe(BweConfig(channels=16, layers=3))
+    clean = 3 * torch.from_numpy(speech(2048)).view(2, 1, 1024)
+    degraded = torch.nn.functional.avg_pool1d(clean, 9, 1, 4)
+    optimizer, losses = torch.optim.Adam(model.parameters(), 3e-3), []
+    for _ in range(150):
+        loss = (model(degraded) - clean).abs().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.05 * losses[0]
+    assert losses[-1] < 0.7 * float((degraded - clean).abs().mean())
+
+
+def test_gradients_reach_every_weight_under_autocast_too():
+    for enabled in (False, True):
+        model = Bwe(TINY)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = model(torch.randn(1, 1, 200))
+        assert out.dtype == torch.float32
+        out.square().mean().backward()
+        assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"stacks": 0}, "model.stacks is 0, must"),
+        ({"layers": 0}, "model.layers is 0, must"),
+        ({"dilation_base": 0}, "model.dilation_base is 0, must"),
+        ({"channels": 9}, "model.channels is 9, must be even"),
+        ({"kernel_size": 4}, "model.kernel_size is 4, must be odd"),
+    ],
+)
+def test_settings_that_cannot_be_name_the_field(settings, what):
+    with pytest.raises(ConfigError, match=what):
+        BweConfig(**settings)

@@ -1,0 +1,125 @@
+"""Claims about the Wave-U-Net: sizes of the paper, resampling that keeps time, and how far it sees."""
+
+import pytest
+import torch
+
+from twostage.baselines.wave_unet import WaveUnet, WaveUnetConfig, interpolated
+from twostage.costs import gmac_per_second, parameters
+from twostage.errors import ConfigError
+
+TINY = WaveUnetConfig(levels=3, channels=4)
+
+
+def lively(config=TINY):
+    """A model of random weights that passes its input on at every layer, in double precision."""
+    torch.manual_seed(0)
+    model = WaveUnet(config).double().eval().requires_grad_(False)
+    for weight in model.parameters():
+        weight.copy_(torch.randn(weight.shape) * (weight[0].numel() if weight.ndim > 1 else 100) ** -0.5)
+    return model
+
+
+def multiplications(levels):
+    """Of a sample of the paper's sizes: level l runs at 2^-l of the rate, 15 taps down and 5 up."""
+    widths = [24 * (level + 1) for level in range(levels + 1)]
+    down = sum(15 * i * o / 2**level for level, (i, o) in enumerate(zip([1, *widths], widths, strict=False)))
+    up = sum(5 * (2 * o + 24) * o / 2**level for level, o in enumerate(widths[:-1]))
+    return down + up + 25
+
+
+def test_sizes_are_the_papers():
+    paper = WaveUnet(WaveUnetConfig(levels=12))
+    assert parameters(paper) == 10_263_002
+    assert parameters(paper) == pytest.approx(10.2e6, rel=0.01)  # the published figure, of two outputs
+    assert gmac_per_second(paper, 2**16 / 16000) == pytest.approx(multiplications(12) * 16e-6, rel=1e-6)
+    assert [conv.out_channels for conv in paper.downs] == list(range(24, 289, 24))
+    assert paper.bottom.out_channels == 312
+    assert paper.conv_post.in_channels == 25  # with the input
+
+
+def test_the_default_is_smaller():
+    model = WaveUnet(WaveUnetConfig())
+    assert parameters(model) == 6_180_890
+    assert gmac_per_second(model) == pytest.approx(multiplications(10) * 16e-6, rel=1e-6)
+    assert multiplications(10) * 16e-6 == pytest.approx(2.3, abs=0.1)
+
+
+def test_interpolation_undoes_decimation_in_place():
+    x = torch.randn(2, 3, 7)
+    assert torch.equal(interpolated(x)[..., ::2], x)
+    ramp = torch.arange(16.0)[None, None]
+    assert torch.equal(interpolated(ramp[..., ::2])[..., :-1], ramp[..., :-1])
+
+
+@pytest.mark.parametrize("length", [1, 5, 64, 1001])
+def test_as_many_samples_come_out_as_go_in(length):
+    out = WaveUnet(TINY)(torch.randn(2, 1, length))
+    assert out.shape == (2, 1, length)
+    assert out.abs().max() <= 1
+
+
+def test_what_is_quiet_at_the_end_is_as_what_is_not_there():
+    model, audio = lively(), torch.randn(1, 1, 101, dtype=torch.float64)
+    padded = torch.cat([audio, torch.zeros(1, 1, 3, dtype=torch.float64)], -1)
+    torch.testing.assert_close(model(audio), model(padded)[..., :101])
+
+
+def test_a_sample_reaches_its_context_and_not_a_sample_further():
+    model = lively()
+    assert model.context == 10 * 7 + 7 * 8
+    audio = torch.randn(1, 1, 8 * 60, dtype=torch.float64)
+    before = after = 0
+    for place in range(240, 248):  # reach depends on where in a stride it lies
+        other = audio.clone()
+        other[..., place] += 1
+        changed = (model(audio) != model(other))[0, 0].nonzero().flatten()
+        before, after = max(before, place - int(changed[0])), max(after, int(changed[-1]) - place)
+    assert (before, after) == (model.context, model.context)
+
+
+def test_a_window_with_its_context_is_as_the_whole():
+    model, audio = lively(), torch.randn(1, 1, 8 * 80, dtype=torch.float64)
+    part = model(audio[..., 8 * 20 : 8 * 60])[..., 8 * 16 : 8 * 24]
+    torch.testing.assert_close(part, model(audio)[..., 8 * 36 : 8 * 44], atol=1e-6, rtol=0)
+
+
+def test_one_batch_overfits(speech):
+    torch.manual_seed(0)
+    model = WaveUnet(WaveUnetConfig(levels=4, channels=8))
+    clean = 3 * torch.from_numpy(speech(4096)).view(2, 1, 2048)
+    degraded = torch.nn.functional.avg_pool1d(clean, 9, 1, 4)
+    optimizer, losses = torch.optim.Adam(model.parameters(), 2e-3), []
+    for _ in range(150):
+        enhanced, terms = model.terms(degraded, clean)
+        terms["mse"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(terms["mse"].detach()))
+    assert set(terms) == {"mse"}
+    assert losses[-1] == pytest.approx(float((enhanced - clean).detach().square().mean()))
+    assert losses[-1] < 0.05 * losses[0]
+    assert losses[-1] < 0.7 * float((degraded - clean).square().mean())
+
+
+def test_gradients_reach_every_weight_under_autocast_too():
+    for enabled in (False, True):
+        model = WaveUnet(TINY)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out, terms = model.terms(torch.randn(1, 1, 200), torch.randn(1, 1, 200))
+        assert out.dtype == torch.float32
+        terms["mse"].backward()
+        assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"levels": 0}, "model.levels is 0, must"),
+        ({"channels": 0}, "model.channels is 0, must"),
+        ({"down_kernel_size": 14}, "model.down_kernel_size is 14, must be odd"),
+        ({"up_kernel_size": -1}, "model.up_kernel_size is -1, must be odd"),
+    ],
+)
+def test_settings_that_cannot_be_name_the_field(settings, what):
+    with pytest.raises(ConfigError, match=what):
+        WaveUnetConfig(**settings)
