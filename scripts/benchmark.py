@@ -161,18 +161,19 @@ def main() -> None:
     parser.add_argument("--budget", required=True, choices=BUDGETS)
     parser.add_argument("--data", type=Path, help="folder of the speech; not needed for smoke")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of trainings, scores and tables")
-    parser.add_argument("--systems", nargs="+", default=[*FREE, *TRAINED], metavar="NAME", help="some of them alone")
+    parser.add_argument("--systems", default=",".join([*FREE, *TRAINED]), metavar="NAME,...", help="some of them alone")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of every training")
     options = parser.parse_args()
     budget: Any = BUDGETS[options.budget]
     if not options.data and options.budget != "smoke":
         raise ConfigError(f"--budget {options.budget} needs --data")
-    unknown = sorted(set(options.systems) - {*FREE, *TRAINED, "seanet-fusion"})
+    systems = options.systems.split(",")
+    unknown = sorted(set(systems) - {*FREE, *TRAINED, "seanet-fusion"})
     if unknown:
         raise ConfigError(f"--systems: no system {', '.join(unknown)}; there are {', '.join([*FREE, *TRAINED])}")
     data = options.data or sample_data(options.out / "data")
     settings = (*budget.settings, f"device={budget.device}", *options.settings)
-    benchmark(Task(budget, data.absolute(), options.out, options.systems, settings), options.budget)
+    benchmark(Task(budget, data.absolute(), options.out, systems, settings), options.budget)
 
 
 if __name__ == "__main__":

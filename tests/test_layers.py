@@ -50,7 +50,7 @@ LAYERS = {
     "data.align": 4,
     "data.calibration": 5,
     "quantization": 5,
-    "baselines": 5,
+    "baselines": 4,
     "enhancers": 5,
     "report": 6,
     "checkpoint": 6,

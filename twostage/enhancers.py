@@ -4,6 +4,9 @@ from typing import Any
 
 from torch import nn
 
+from twostage.baselines.bwe import Bwe, BweConfig
+from twostage.baselines.shift import Lowpass, LowpassConfig, Shift, ShiftConfig
+from twostage.baselines.wave_unet import WaveUnet, WaveUnetConfig
 from twostage.pipeline import TwoStage, TwoStageConfig
 from twostage.restorer import Restorer, RestorerConfig
 from twostage.vocoder import Vocoder, VocoderConfig
@@ -14,6 +17,10 @@ STAGES: dict[str, tuple[type[Any], type[nn.Module]]] = {
 }
 ENHANCERS: dict[str, tuple[type[Any], type[nn.Module]]] = {  # audio (B, 1, T) -> audio (B, 1, T)
     "two-stage": (TwoStageConfig, TwoStage),
+    "lowpass": (LowpassConfig, Lowpass),
+    "shift": (ShiftConfig, Shift),
+    "wave-unet": (WaveUnetConfig, WaveUnet),
+    "bwe": (BweConfig, Bwe),
 }
 KINDS = {**STAGES, **ENHANCERS}
 

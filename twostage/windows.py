@@ -113,9 +113,9 @@ def forward(model: Enhancer, audio: Audio, skip: int, keep: int) -> Audio:
 
 
 def device_of(model: object) -> torch.device:
-    """Where a module's weights are; the CPU if it has none."""
-    parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
-    return next((p.device for p in parameters), torch.device("cpu"))
+    """Where a module's weights and buffers are; the CPU if it has none."""
+    tensors = (*model.parameters(), *model.buffers()) if isinstance(model, torch.nn.Module) else ()
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def keep_low_band(pairs: Iterable[tuple[Audio, Audio]], cutoff: float, sample_rate: int) -> Iterator[Audio]:
