@@ -146,6 +146,14 @@ def provenances(*paths: str | Path) -> dict[str, Any]:
     return {header.kind: header.provenance for header in headers}
 
 
+def shipped() -> list[str]:
+    """Names of the shipped models that restore by themselves, the default first."""
+    names = {file.parent.name for home in SHIPPED for file in home.glob(f"*/*{SUFFIX}")}
+    kinds = {name: {read_header(file).kind for file in stage_files(name)} for name in names}
+    whole = [name for name, found in kinds.items() if found == STAGES.keys() or found <= ENHANCERS.keys()]
+    return sorted(whole, key=lambda name: (name != DEFAULT, name))
+
+
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
     """``model.state_dict()`` with every parametrized weight as the plain one it stands for."""
     state = dict(model.state_dict())

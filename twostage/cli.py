@@ -8,6 +8,7 @@ from types import ModuleType
 
 from twostage import __version__
 from twostage.commands import (
+    app,
     compare,
     evaluate,
     export,
@@ -37,6 +38,7 @@ COMMANDS: dict[str, ModuleType] = {
     "fit-sensor": fit_sensor,
     "manifest": manifest,
     "export": export,
+    "app": app,
     "import-hifigan": import_hifigan,
 }
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it

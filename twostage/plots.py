@@ -80,6 +80,17 @@ def draw(path: str | Path, panels: Sequence[Panel], *, top: float | None = None,
         canvas.print_png(str(partial))
 
 
+def paint(path: str | Path, panel: Panel, *, top: float) -> None:
+    """Write a panel alone as a PNG, up to ``top`` Hz whether it reaches that or not: a point a band and column."""
+    from matplotlib.image import imsave
+
+    rows = round(top / panel.top * (len(panel.decibels) - 1)) + 1
+    high = float(panel.decibels.max())
+    wanted = np.pad(panel.decibels[:rows], [(0, max(0, rows - len(panel.decibels))), (0, 0)], constant_values=-np.inf)
+    with replacing(path, overwrite=False) as partial:
+        imsave(partial, wanted, vmin=high - RANGE, vmax=high, cmap="magma", origin="lower", format="png")
+
+
 def before_after(
     path: str | Path, before: str | Path, after: str | Path, *, top: float | None = None, overwrite: bool = False
 ) -> None:

@@ -32,13 +32,14 @@ from twostage.audio import (
     resampled,
     resampled_length,
 )
-from twostage.errors import AudioError, ConfigError
+from twostage.errors import AudioError, ConfigError, TwoStageError
 from twostage.files import check_writable, make_folder
 from twostage.levels import LEVEL, LevelMeter
 from twostage.windows import Enhancer, enhance, keep_low_band
 
 SILENCE = -90.0  # dBFS: the noise of 16-bit quantization; nothing to restore below it
 PEAK, LOSSY_PEAK = 0.99, 0.89  # decoders of lossy formats overshoot what was encoded
+FAILURES = (TwoStageError, OSError, MemoryError, torch.OutOfMemoryError)  # of one file, which must not stop the rest
 
 A = TypeVar("A", bound=Any)
 Progress = Callable[[float], None]
@@ -208,6 +209,15 @@ def restore_file(
         limited_db=limited,
         warnings=survey.complaints(),
     )
+
+
+def reason(error: Exception, source: str | Path) -> str:
+    """One of FAILURES as the line that tells why ``source`` is not restored."""
+    if isinstance(error, TwoStageError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{source}: {error.strerror or error}"
+    return f"{source}: out of memory; shorter windows (--seconds) need less"
 
 
 def measure(source: Source, sample_rate: int) -> Survey:

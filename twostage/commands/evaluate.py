@@ -68,7 +68,7 @@ def run(args: Namespace) -> int:
     source, entries, problems = _entries(args)
     device = device_for(args.device)
     args.precision = precision_for(args.precision, device)
-    systems = evaluate.load_systems(_models(args.model), device, args.precision)
+    systems = evaluate.load_systems(models_by_label(args.model), device, args.precision)
     settings = _settings(args) | {"models": evaluate.fingerprint(systems)}
     results = evaluate.resume(args.out, settings, overwrite=args.overwrite) if args.out else evaluate.Results()
     results.failures += problems
@@ -110,7 +110,7 @@ def _entries(args: Namespace) -> tuple[Source, list[Entry], list[str]]:
     return Source(Path(manifest).absolute().parent, sensor, args.seed), chosen, problems
 
 
-def _models(given: Sequence[Sequence[str]] | None) -> dict[str, list[str]]:
+def models_by_label(given: Sequence[Sequence[str]] | None) -> dict[str, list[str]]:
     """Label -> paths. A label is given by ``LABEL=``, else the name or the paths themselves."""
     from twostage.errors import ConfigError
 

@@ -9,7 +9,6 @@ from twostage.errors import AudioError, TwoStageError
 
 if TYPE_CHECKING:
     from twostage.data.manifest import Entry
-    from twostage.data.presets import Sensor
 
 HELP = "make body-conducted speech from clean speech, as a sensor would pick it up"
 EXAMPLE = """
@@ -39,6 +38,7 @@ def run(args: Namespace) -> int:
     from twostage import audio
     from twostage.data.manifest import write_manifest
     from twostage.data.presets import load_sensor
+    from twostage.data.simulation import simulate_recording
 
     sensor = load_sensor(args.sensor)
     files = audio.find([args.clean])
@@ -49,7 +49,7 @@ def run(args: Namespace) -> int:
         target = _target(args, relative)
         try:
             if not (args.skip_existing and target.exists()):
-                _make(source, target, sensor, args.seed, relative.as_posix(), args.overwrite)
+                simulate_recording(source, target, sensor, args.seed, relative.as_posix(), overwrite=args.overwrite)
                 made += 1
             entries.append(_pair(source, target, relative))
         except TwoStageError as error:
@@ -80,25 +80,6 @@ def _check(args: Namespace, files: list[tuple[Path, Path]]) -> None:
 def _target(args: Namespace, relative: Path) -> Path:
     target = Path(args.out, relative)
     return target.with_suffix(f".{args.format}") if args.format else target
-
-
-def _make(source: Path, target: Path, sensor: "Sensor", seed: int, name: str, overwrite: bool) -> None:
-    import numpy as np
-
-    from twostage import audio
-    from twostage.data.simulate import simulate_file
-    from twostage.files import check_writable
-
-    check_writable(target, overwrite)
-    audio.coding_for(target)
-    clean, sample_rate = audio.read(source)
-    if not np.isfinite(clean).all():
-        raise AudioError(f"{source}: holds NaN or infinite samples")
-    made = simulate_file(clean, sample_rate, sensor, seed, name)
-    peak = float(np.abs(made).max())
-    if peak > 0.99:  # quieter rather than clipped
-        made = made * np.float32(0.99 / peak)
-    audio.write(target, made, sample_rate, subtype=audio.info(source).subtype, overwrite=overwrite)
 
 
 def _pair(source: Path, target: Path, relative: Path) -> "Entry":

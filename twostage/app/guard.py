@@ -1,0 +1,102 @@
+"""What stands between the page and whoever asks for it: nothing is fetched from outside, in neither direction."""
+
+import json
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Message = MutableMapping[str, Any]
+Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",  # gradio compiles what it is given
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "media-src 'self' data: blob:",
+        "font-src 'self' data:",
+        "worker-src 'self' blob:",
+        "object-src 'none'",
+        "base-uri 'self'",
+        "form-action 'self'",
+    )
+)
+REMOTE = re.compile(r"\w+:/+")
+MOST = 1 << 20  # bytes of a request that is not an upload: names and settings
+
+
+class Guard:
+    """ASGI: tells browsers to load nothing from elsewhere, and refuses requests that name a file of another server."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                added = [(b"content-security-policy", POLICY.encode()), (b"referrer-policy", b"no-referrer")]
+                message["headers"] = [*message.get("headers", []), *added]
+            await send(message)
+
+        _, file, wanted = scope["path"].partition("file=")
+        if file and REMOTE.match(wanted):
+            return await _refuse(answer)
+        if scope["method"] == "POST" and _has_json(scope):
+            body = await _body(receive)
+            if body is None or _names_remote(body):
+                return await _refuse(answer)
+            receive = _again(body, receive)
+        return await self._app(scope, receive, answer)
+
+
+def _has_json(scope: Message) -> bool:
+    return any(name == b"content-type" and b"json" in value for name, value in scope["headers"])
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """All of a request, None if it is too long or breaks off."""
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if message["type"] != "http.request" or len(body) > MOST:
+            return None
+        if not message.get("more_body"):
+            return body
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """``body``, then whatever else comes."""
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def hand_out() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return hand_out
+
+
+def _names_remote(body: bytes) -> bool:
+    """Whether a file in a request has another server for its place: gradio would fetch it."""
+    try:
+        nodes = [json.loads(body)]
+    except ValueError:
+        return False  # gradio refuses it
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, dict):
+            if REMOTE.match(str(node.get("path", ""))):
+                return True
+            nodes += node.values()
+        elif isinstance(node, list):
+            nodes += node
+    return False
+
+
+async def _refuse(send: Send) -> None:
+    await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": b"Nothing is fetched from elsewhere."})

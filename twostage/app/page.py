@@ -1,0 +1,262 @@
+"""The page itself: the only file that knows gradio. It works without a network, and asks for nothing outside itself."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from twostage.app.guard import Guard
+from twostage.app.limits import Limits
+from twostage.app.results import Results
+from twostage.app.service import Service, Wishes
+from twostage.app.work import Models
+from twostage.audio import FORMATS
+from twostage.data.presets import PRESETS
+from twostage.errors import ConfigError, OutputError
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read as gradio is imported, and as a page starts
+try:
+    import gradio as gr
+    from gradio import processing_utils
+    from starlette.middleware import Middleware
+except ImportError:
+    raise ConfigError("the page needs gradio: pip install 'twostage[app]'") from None
+
+KEEP = "as it came"  # the format of an output
+HEAD = """
+# twostage
+Gives bone-conducted speech its missing band back. What you give stays on the machine that serves this page.
+"""
+FONTS, MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # of the visitor's machine
+HINT = "What comes out is shown here, to hear and to see."
+EMPTY = '<div class="ts-player"></div>'
+PICTURES = """<div class="ts-shown">{{#each value}}<figure><img src="{{this.file.url}}" alt="{{this.name}}">
+<figcaption>{{this.name}}</figcaption></figure>{{/each}}</div>"""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the page is served; ``port`` 0 takes any that is free."""
+
+    host: str = "127.0.0.1"
+    port: int = 7860
+
+
+@contextmanager
+def serving(
+    address: Address,
+    models: Mapping[str, list[str]],
+    devices: list[str],
+    limits: Limits | None = None,
+    *,
+    results: Results | None = None,
+    seconds: float = 10.0,
+) -> Iterator[str]:
+    """Serve the page and yield its address; when the block ends, uploads and results are gone with the server.
+
+    ``models`` are paths by label, the first label and the first device the ones chosen.
+    """
+    limits = limits or Limits()
+    with TemporaryDirectory(prefix="twostage-app-") as home, _environment(Path(home).resolve()):
+        service = Service(Path(home).resolve(), Models(models), devices, limits, lambda value: value, results, seconds)
+        page = build(service)
+        try:
+            yield _launch(page, address, limits)
+        finally:
+            page.close(verbose=False)
+
+
+def _launch(page: Any, address: Address, limits: Limits) -> str:
+    try:
+        _, url, _ = page.queue(max_size=limits.queue, default_concurrency_limit=limits.jobs, api_open=False).launch(
+            server_name=address.host,
+            server_port=address.port or None,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            show_error=False,  # an error that is nobody's but ours is logged, not shown
+            max_file_size=f"{limits.mb}mb",
+            allowed_paths=[],
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            mcp_server=False,
+            ssr_mode=False,
+            pwa=False,
+            theme=gr.themes.Default(font=FONTS, font_mono=MONO),
+            css=_file("page.css"),
+            app_kwargs={"middleware": [Middleware(Guard)]},
+        )
+    except OSError:
+        raise OutputError(f"{address.host}:{address.port}: cannot be served there; is the port taken?") from None
+    return str(url)
+
+
+@contextmanager
+def _environment(home: Path) -> Iterator[None]:
+    """Let gradio keep its files in ``home`` alone."""
+    wanted = {"GRADIO_TEMP_DIR": str(home / "files"), "GRADIO_EXAMPLES_CACHE": str(home / "examples")}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({name: value} if value is not None else {})
+
+
+def build(service: Service) -> Any:
+    """The page as gradio's Blocks."""
+    every = min(60, service.limits.keep)
+    with gr.Blocks(title="twostage", analytics_enabled=False, delete_cache=(every, service.limits.keep)) as page:
+        gr.Markdown(HEAD, elem_classes="ts-title")
+        with gr.Tabs():
+            with gr.Tab("Restore"):
+                _restore_tab(service)
+            with gr.Tab("Simulate"):
+                _simulate_tab(service)
+            if service.results:
+                with gr.Tab("Results"):
+                    _results_tab(service, page)
+    return page
+
+
+def _restore_tab(service: Service) -> None:
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            files = gr.File(label="Recordings", file_count="multiple", height=150, elem_id="recordings")
+            spoken = _microphone()
+            sample = _sample_button(service, "throat", "Take the sample recording")
+            model, device = _choices(service)
+            with gr.Accordion("Settings", open=False):
+                rate = gr.Radio(["model", "input"], value="model", label="Sample rate of the output")
+                suffix = gr.Dropdown([KEEP, *FORMATS], value=KEEP, label="Format of the output")
+                level = gr.Radio(["input", "model"], value="input", label="Loudness of the output")
+                low = gr.Number(0, label="Keep the input itself below (Hz)", minimum=0)
+            button = gr.Button("Restore", variant="primary", elem_id="restore")
+        with gr.Column(scale=5, min_width=300):
+            said, player = _said("restored", HINT), _player("restored-player")
+    service = _publishing(service, player)
+
+    def restore(
+        files: list[str] | None,
+        spoken: str | None,
+        model: str,
+        device: str,
+        rate: str,
+        suffix: str,
+        level: str,
+        low: float | None,
+        progress: Any = gr.Progress(),  # noqa: B008 - how gradio hands it over
+    ) -> Any:
+        wishes = Wishes(model, device, rate, None if suffix == KEEP else suffix, level, float(low or 0))
+        return service.restore([*(files or []), *([spoken] if spoken else [])], wishes, progress)
+
+    inputs = [files, spoken, model, device, rate, suffix, level, low]
+    _on(button.click, restore, inputs, [said, player], show_progress_on=said, scroll_to_output=True)
+    if sample:
+        _on(sample.click, lambda: [service.sample("throat")], [], [files])
+
+
+def _simulate_tab(service: Service) -> None:
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            gr.Markdown("Clean speech, from any microphone, as a sensor on the body would hear it; then restored.")
+            file = gr.File(label="Clean speech", height=150, elem_id="clean")
+            spoken = _microphone()
+            sample = _sample_button(service, "clean", "Take the clean sample")
+            sensor = gr.Radio(list(PRESETS), value="throat", label="Sensor")
+            seed = gr.Number(0, label="Seed", precision=0, info="Another number, another recording of that sensor.")
+            model, device = _choices(service)
+            button = gr.Button("Simulate and restore", variant="primary", elem_id="simulate")
+        with gr.Column(scale=5, min_width=300):
+            said, player = _said("simulated", HINT), _player("simulated-player")
+    service = _publishing(service, player)
+
+    def simulate(
+        file: str | None,
+        spoken: str | None,
+        sensor: str,
+        seed: int | None,
+        model: str,
+        device: str,
+        progress: Any = gr.Progress(),  # noqa: B008
+    ) -> Any:
+        return service.simulate(file or spoken, sensor, int(seed or 0), Wishes(model, device), progress)
+
+    _on(
+        button.click,
+        simulate,
+        [file, spoken, sensor, seed, model, device],
+        [said, player],
+        show_progress_on=said,
+        scroll_to_output=True,
+    )
+    if sample:
+        _on(sample.click, lambda: service.sample("clean"), [], [file])
+
+
+def _results_tab(service: Service, page: Any) -> None:
+    results = service.results
+    assert results is not None
+    with gr.Row():
+        folder = gr.Dropdown(results.names(), value=None, label="Folder", elem_id="folder")
+        again = gr.Button("Look again", scale=0, min_width=120)
+    said = _said("complaint")
+    table = gr.Markdown(elem_classes="ts-table")
+    player = _player("results-player")
+    pictures = gr.HTML(html_template=PICTURES, js_on_load=None)
+    service = _publishing(service, player)
+    _on(folder.change, service.show, [folder], [said, table, pictures, player])
+    _on(again.click, lambda: gr.Dropdown(choices=results.names()), [], [folder])
+    _on(page.load, lambda: gr.Dropdown(choices=results.names()), [], [folder])
+
+
+def _on(event: Any, do: Any, inputs: list[Any], outputs: list[Any], **how: Any) -> None:
+    event(do, inputs, outputs, api_visibility="private", **how)
+
+
+def _publishing(service: Service, player: Any) -> Service:
+    """The service with its outputs kept by ``player``: copied to where gradio serves them, deletes them in time."""
+    return replace(
+        service, publish=lambda value: processing_utils.move_files_to_cache(_files(value), player, postprocess=True)
+    )
+
+
+def _files(value: Any) -> Any:
+    """Plain values with their paths as gradio's files."""
+    if isinstance(value, Path):
+        return gr.FileData(path=str(value), orig_name=value.name).model_dump()
+    if isinstance(value, dict):
+        return {key: _files(item) for key, item in value.items()}
+    return [_files(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _choices(service: Service) -> tuple[Any, Any]:
+    labels, devices = service.models.labels, list(service.devices)
+    return gr.Dropdown(labels, value=labels[0], label="Model"), gr.Radio(devices, value=devices[0], label="Device")
+
+
+def _microphone() -> Any:
+    return gr.Audio(sources=["microphone"], type="filepath", label="Microphone", editable=False, buttons=[])
+
+
+def _sample_button(service: Service, name: str, label: str) -> Any:
+    return gr.Button(label, elem_id=f"sample-{name}") if service.sample(name) else None
+
+
+def _said(name: str, hint: str = "") -> Any:
+    return gr.HTML(f"<p>{hint}</p>" if hint else None, elem_id=name, elem_classes="ts-said")
+
+
+def _player(name: str) -> Any:
+    return gr.HTML(html_template=EMPTY, js_on_load=_file("player.js"), elem_id=name, apply_default_css=False)
+
+
+def _file(name: str) -> str:
+    return resources.files("twostage.app").joinpath(name).read_text(encoding="utf-8")

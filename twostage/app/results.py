@@ -1,0 +1,69 @@
+"""Folders that `twostage evaluate` and `twostage compare` wrote below a root. Nothing outside the root is read."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from twostage.errors import ConfigError, DataError
+from twostage.evaluate import PICTURES, SOUNDS, TABLE
+
+DEPTH = 4  # folders below the root that are looked through
+
+
+@dataclass(frozen=True)
+class Results:
+    """The folders below ``root`` that hold a table, by their name below it; not links, not hidden ones.
+
+    A name that `names` does not give leads nowhere: neither "..", nor an absolute path, nor a link.
+    """
+
+    root: Path
+
+    def __post_init__(self) -> None:
+        if not self.root.is_dir():
+            raise ConfigError(f"--results {self.root}: no such folder")
+
+    def names(self) -> list[str]:
+        return sorted(folder.relative_to(self.root).as_posix() for folder in self._folders())
+
+    def _folders(self) -> Iterator[Path]:
+        for parent, below, _ in os.walk(self.root):  # does not follow links
+            folder = Path(parent)
+            deep = len(folder.relative_to(self.root).parts) >= DEPTH
+            below[:] = [] if deep else sorted(name for name in below if not name.startswith("."))
+            if self._is_inside(folder / TABLE):
+                yield folder
+
+    def table(self, name: str) -> str:
+        """The Markdown of a folder's table."""
+        path = self._folder(name) / TABLE
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{name}/{TABLE}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+    def pictures(self, name: str) -> list[Path]:
+        """Charts first, then spectrograms."""
+        folder = self._folder(name)
+        return self._inside([*folder.glob("*.png"), *folder.glob(f"{PICTURES}/*.png")])
+
+    def sounds(self, name: str) -> dict[str, dict[str, Path]]:
+        """Of each utterance that was kept, the sound of each system, as `twostage evaluate` left them."""
+        found: dict[str, dict[str, Path]] = {}
+        for path in self._inside(self._folder(name).glob(f"{SOUNDS}/*/*.flac")):
+            found.setdefault(path.parent.name, {})[path.stem] = path
+        return found
+
+    def _folder(self, name: str) -> Path:
+        if name not in self.names():
+            raise DataError(f"{name}: no results of that name")
+        return self.root / name
+
+    def _inside(self, paths: Iterator[Path] | list[Path]) -> list[Path]:
+        inside = [path for path in paths if self._is_inside(path)]
+        return sorted(inside, key=lambda path: (len(path.parts), path.name))
+
+    def _is_inside(self, path: Path) -> bool:
+        """A regular file that no link leads to."""
+        return path.is_file() and path.resolve() == self.root.resolve() / path.relative_to(self.root)

@@ -1,0 +1,151 @@
+"""What the buttons of the page do: requests in, sentences and what the player shows out. Knows nothing of gradio."""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, Protocol
+
+from twostage.app.limits import Limits
+from twostage.app.results import Results
+from twostage.app.views import view
+from twostage.app.work import Models, Outcome, restore_all, sample, sentence, simulate_one
+from twostage.audio import info
+from twostage.errors import ConfigError
+from twostage.restoration import FAILURES, Options
+
+
+class Progress(Protocol):
+    """Hears of the part that is done, 0 to 1, and of what is being done."""
+
+    def __call__(self, part: float, *, desc: str) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """How a visitor wants files restored: a model's label, and settings as `twostage restore` has them."""
+
+    model: str
+    device: str
+    sample_rate: str = "model"
+    suffix: str | None = None
+    level: str = "input"
+    keep_low_band: float = 0.0
+
+
+@dataclass(frozen=True)
+class Service:
+    """Works for visitors in folders below ``home``, and removes them; ``publish`` keeps what shall outlast a request.
+
+    It is given plain values with paths in them, and returns what the page hands out instead.
+    """
+
+    home: Path
+    models: Models
+    devices: Sequence[str]
+    limits: Limits
+    publish: Callable[[Any], Any]
+    results: Results | None = None
+    seconds: float = 10.0  # of a window
+
+    def restore(self, files: Sequence[str], wishes: Wishes, progress: Progress) -> tuple[str, Any]:
+        """Restored files: what to say, and what the player shows."""
+        try:
+            sources = [Path(path) for path in files]
+            self.limits.check_count(sources)
+            with self._folder() as folder:
+                outcome = self._restored(sources, folder, wishes, progress)
+                return told(outcome, wishes), self._player(outcome.views, outcome.archive)
+        except FAILURES as error:
+            return complaints([sentence(error, Path("this request"))]), None
+
+    def simulate(self, file: str | None, sensor: str, seed: int, wishes: Wishes, progress: Progress) -> tuple[str, Any]:
+        """Clean speech, what a sensor would hear of it, and what is restored from that."""
+        source = Path(file or "nothing")
+        try:
+            self.limits.check_count([source] if file else [])
+            with self._folder() as folder:
+                progress(0, desc="simulating")
+                bone = simulate_one(source, folder, self.limits, sensor=sensor, seed=seed)
+                outcome = self._restored([bone], folder / "restored", wishes, progress)
+                if not outcome.views:
+                    return told(outcome, wishes), None
+                (restored,) = outcome.views
+                sounds = {"clean": source, sensor: bone, "restored": restored["file"]}
+                seen = view(bone.name, sounds, folder / "seen", top=restored["top"])
+                # what came back is told of the sensor's sound, not of the clean speech
+                seen |= {name: restored[name] for name in ("gained", "file", "saved_as")}
+                return told(outcome, wishes), self._player([seen])
+        except FAILURES as error:
+            return complaints([sentence(error, source)]), None
+
+    def show(self, name: str | None) -> tuple[str, str, Any, Any]:
+        """A folder of results: a complaint, the table's Markdown, pictures, sounds."""
+        if not (self.results and name):
+            return "", "", None, None
+        try:
+            with self._folder() as folder:
+                pictures = [
+                    {"name": path.stem, "file": shutil.copyfile(path, folder / f"{number}.png")}
+                    for number, path in enumerate(self.results.pictures(name))
+                ]
+                views = [
+                    view(utterance, sounds, folder / str(number), top=_top(sounds.values()))
+                    for number, (utterance, sounds) in enumerate(self.results.sounds(name).items())
+                ]
+                return "", self.results.table(name), self.publish(pictures), self._player(views)
+        except FAILURES as error:
+            return complaints([sentence(error, self.results.root)]), "", None, None
+
+    def sample(self, name: str) -> str | None:
+        """A copy of a sample of the project's own below ``home``; None if it is not installed."""
+        found = sample(name)
+        if found is None:
+            return None
+        place = self.home / "samples"
+        place.mkdir(exist_ok=True)
+        return str(shutil.copyfile(found, place / found.name))
+
+    def _restored(self, sources: Sequence[Path], folder: Path, wishes: Wishes, progress: Progress) -> Outcome:
+        options = Options(self.seconds, wishes.level, wishes.keep_low_band, wishes.sample_rate)
+        if wishes.device not in self.devices:
+            raise ConfigError(f"device {wishes.device}: none of {', '.join(self.devices)}")
+        progress(0, desc=f"loading {wishes.model}")
+        model = self.models.get(wishes.model, wishes.device)
+
+        def restoring(part: float) -> None:
+            progress(part, desc="restoring")
+
+        return restore_all(model, sources, folder, self.limits, options, suffix=wishes.suffix, progress=restoring)
+
+    def _player(self, views: list[dict[str, Any]], archive: Path | None = None) -> Any:
+        return self.publish({"items": views, "archive": archive}) if views else None
+
+    @contextmanager
+    def _folder(self) -> Iterator[Path]:
+        folder = Path(mkdtemp(prefix="work-", dir=self.home))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def told(outcome: Outcome, wishes: Wishes) -> str:
+    """What became of the files, as HTML."""
+    done, failed = len(outcome.views), len(outcome.failures)
+    words = f"{done} restored" + (f", {failed} failed" if failed else "")
+    pace = f"; {outcome.seconds:.1f} s of sound in {outcome.elapsed:.1f} s on {wishes.device}" if done else ""
+    warnings = "".join(f"<p>{escape(warning)}</p>" for warning in outcome.warnings)
+    return f"<p>{words}{pace}</p>{warnings}{complaints(outcome.failures)}"
+
+
+def complaints(lines: Sequence[str]) -> str:
+    """What went wrong, as HTML."""
+    return "".join(f'<p class="ts-bad">{escape(line)}</p>' for line in lines)
+
+
+def _top(sounds: Any) -> float:
+    return max(info(path).sample_rate for path in sounds) / 2

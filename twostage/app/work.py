@@ -1,0 +1,175 @@
+"""What the page does for a visitor: restore files as `twostage restore` does, simulate a sensor, pack what came out."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import ZIP_STORED, ZipFile
+
+from twostage.app.limits import Limits
+from twostage.app.views import view
+from twostage.checkpoint import load
+from twostage.data.presets import PRESETS
+from twostage.data.simulation import simulate_recording
+from twostage.errors import AudioError, ConfigError
+from twostage.jobs import plan
+from twostage.restoration import FAILURES, Options, Progress, Report, reason, restore_file
+
+SAMPLES = (Path(__file__).parent.parent / "samples", Path(__file__).parent.parent.parent / "samples")
+Fraction = Callable[[float], None]
+
+
+class Models:
+    """Models by label, loaded when they are first asked for and kept."""
+
+    def __init__(self, paths: Mapping[str, Sequence[str]]) -> None:
+        self._paths, self._lock = dict(paths), threading.Lock()
+        self._loaded: dict[tuple[str, str], Any] = {}
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self._paths)
+
+    def get(self, label: str, device: str) -> Any:
+        if label not in self._paths:
+            raise ConfigError(f"{label}: no such model; there are {', '.join(self._paths)}")
+        with self._lock:
+            if (label, device) not in self._loaded:
+                self._loaded[label, device] = load(*self._paths[label], device=device)
+            return self._loaded[label, device]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Views of what came out, a line for each file that did not, warnings, and all outputs in one archive."""
+
+    views: list[dict[str, Any]]
+    failures: list[str]
+    warnings: list[str]
+    archive: Path | None = None
+    seconds: float = 0.0
+    elapsed: float = 0.0
+
+
+def restore_all(
+    model: Any,
+    sources: Sequence[Path],
+    folder: Path,
+    limits: Limits,
+    options: Options,
+    *,
+    suffix: str | None = None,
+    progress: Fraction = lambda fraction: None,
+) -> Outcome:
+    """Restore files into ``folder``, format by ``suffix`` (None: their own); one bad file does not stop the rest."""
+    limits.check_count(sources)
+    reports, views = [], []
+    total = sum(_seconds(source, limits) for source in sources)
+    step = _fraction(total, progress)
+    for number, source in enumerate(sources):
+        place = folder / str(number)
+        report = _restore(model, source, place, limits, options, suffix, step)
+        if report.status == "restored":
+            sounds = {"before": source, "after": Path(report.target)}
+            seen = view(source.name, sounds, place / "seen", top=model.sample_rate / 2)
+            views.append(seen | {"file": Path(report.target), "saved_as": _saved_as(Path(report.target))})
+        reports.append(report)
+    done = [report for report in reports if report.status == "restored"]
+    return Outcome(
+        views,
+        [_said(report, str(report.error)) for report in reports if report.error],
+        [f"{Path(report.source).name}: {warning}" for report in reports for warning in report.warnings],
+        _packed([Path(report.target) for report in done], folder / "restored.zip") if len(done) > 1 else None,
+        sum(report.seconds for report in done),
+        sum(report.elapsed for report in done),
+    )
+
+
+def simulate_one(source: Path, folder: Path, limits: Limits, *, sensor: str, seed: int = 0) -> Path:
+    """Clean speech as the preset ``sensor`` would hear it: the file that `twostage simulate` makes of it, as WAV."""
+    if sensor not in PRESETS:
+        raise ConfigError(f"sensor {sensor}: none of {', '.join(PRESETS)}")
+    limits.check_length(source)
+    target = folder / f"{source.stem}-{sensor}.wav"
+    simulate_recording(source, target, PRESETS[sensor], seed, source.name)
+    return target
+
+
+def sample(name: str) -> Path | None:
+    """A recording of the project's own: samples/NAME.flac, installed or in the repository."""
+    return next((home / f"{name}.flac" for home in SAMPLES if (home / f"{name}.flac").is_file()), None)
+
+
+def sentence(error: Exception, source: Path) -> str:
+    """One of FAILURES as a visitor may read it: the file by its name alone."""
+    return reason(error, source).replace(str(source), source.name)
+
+
+def _restore(
+    model: Any, source: Path, place: Path, limits: Limits, options: Options, suffix: str | None, step: Progress
+) -> Report:
+    (job,) = plan([str(source)], f"{place}/", suffix=suffix)
+    try:
+        if job.error:
+            raise AudioError(job.error)
+        limits.check_length(source)
+        return restore_file(model, source, job.target, options, progress=_bounded(source, limits, step))
+    except FAILURES as error:
+        return Report(str(source), str(job.target), status="failed", error=reason(error, source))
+
+
+def _bounded(source: Path, limits: Limits, step: Progress) -> Progress:
+    """Also stops a file that has more sound than its header says."""
+    done = 0.0
+
+    def hear(seconds: float) -> None:
+        nonlocal done
+        done += seconds
+        limits.check_seconds(source, done)
+        step(seconds)
+
+    return hear
+
+
+def _seconds(source: Path, limits: Limits) -> float:
+    try:
+        return limits.check_length(source)
+    except AudioError:
+        return 0.0  # its turn to complain comes
+
+
+def _fraction(total: float, progress: Fraction) -> Progress:
+    done = 0.0
+
+    def hear(seconds: float) -> None:
+        nonlocal done
+        done += seconds
+        progress(min(1.0, done / total) if total else 1.0)
+
+    return hear
+
+
+def _said(report: Report, error: str) -> str:
+    """A line on a file that names it, and no folder of this machine."""
+    for path in (Path(report.source), Path(report.target)):
+        error = error.replace(str(path), path.name)
+    name = Path(report.source).name
+    return error if name in error else f"{name}: {error}"
+
+
+def _saved_as(path: Path) -> str:
+    """A name that a downloads folder can hold beside the original's."""
+    return f"{path.stem}-restored{path.suffix}"
+
+
+def _packed(files: Sequence[Path], archive: Path) -> Path:
+    taken: set[str] = set()
+    with ZipFile(archive, "w", ZIP_STORED) as packed:  # sound hardly compresses
+        for file in files:
+            name, number = _saved_as(file), 2
+            while name in taken:
+                name, number = f"{file.stem}-restored ({number}){file.suffix}", number + 1
+            taken.add(name)
+            packed.write(file, name)
+    return archive
