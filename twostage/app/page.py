@@ -9,6 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import gradio as gr
+from gradio import processing_utils
+from starlette.middleware import Middleware
+
 from twostage.app.guard import Guard
 from twostage.app.limits import Limits
 from twostage.app.results import Results
@@ -16,15 +20,7 @@ from twostage.app.service import Service, Wishes
 from twostage.app.work import Models
 from twostage.audio import FORMATS
 from twostage.data.presets import PRESETS
-from twostage.errors import ConfigError, OutputError
-
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read as gradio is imported, and as a page starts
-try:
-    import gradio as gr
-    from gradio import processing_utils
-    from starlette.middleware import Middleware
-except ImportError:
-    raise ConfigError("the page needs gradio: pip install 'twostage[app]'") from None
+from twostage.errors import OutputError
 
 KEEP = "as it came"  # the format of an output
 HEAD = """
@@ -98,8 +94,12 @@ def _launch(page: Any, address: Address, limits: Limits) -> str:
 
 @contextmanager
 def _environment(home: Path) -> Iterator[None]:
-    """Let gradio keep its files in ``home`` alone."""
-    wanted = {"GRADIO_TEMP_DIR": str(home / "files"), "GRADIO_EXAMPLES_CACHE": str(home / "examples")}
+    """Let gradio keep its files in ``home`` alone, and call nobody."""
+    wanted = {
+        "GRADIO_TEMP_DIR": str(home / "files"),
+        "GRADIO_EXAMPLES_CACHE": str(home / "examples"),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+    }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:

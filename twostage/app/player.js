@@ -36,14 +36,14 @@ function show() {
   const stage = make("div");
   const names = value.items.map((item, place) => make("option", { value: place }, [item.name]));
   const choice = make("select", { ariaLabel: "Recording", onchange: () => open(stage, value.items[choice.value]) }, names);
-  const all = value.archive ? [save(value.archive, value.archive.orig_name, "Download all")] : [];
+  const all = value.archive ? [save(value.archive, "Download all")] : [];
   const head = value.items.length > 1 ? [choice] : [make("strong", {}, [value.items[0].name])];
   root.append(make("div", { className: "ts-row" }, [...head, ...all]), stage);
   open(stage, value.items[0]);
 }
 
-function save(file, name, label) {
-  return make("a", { className: "ts-button ts-save", href: file.url, download: name }, [label]);
+function save(file, label) {
+  return make("a", { className: "ts-button ts-save", href: file.url, download: file.orig_name }, [label]);
 }
 
 function open(stage, item) {
@@ -124,7 +124,7 @@ function open(stage, item) {
     ...audios,
     make("div", { className: "ts-row" }, [
       play, ...(audios.length > 1 ? [swap] : []), make("div", { className: "ts-tracks" }, labels), where,
-      ...(item.file ? [save(item.file, item.saved_as, "Download")] : []),
+      ...(item.file ? [save(item.file, "Download")] : []),
     ]),
     slider,
     make("div", { className: "ts-pictures" }, [...rows, axis(item.seconds)]),

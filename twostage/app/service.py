@@ -77,7 +77,7 @@ class Service:
                 sounds = {"clean": source, sensor: bone, "restored": restored["file"]}
                 seen = view(bone.name, sounds, folder / "seen", top=restored["top"])
                 # what came back is told of the sensor's sound, not of the clean speech
-                seen |= {name: restored[name] for name in ("gained", "file", "saved_as")}
+                seen |= {name: restored[name] for name in ("gained", "file")}
                 return told(outcome, wishes), self._player([seen])
         except FAILURES as error:
             return complaints([sentence(error, source)]), None

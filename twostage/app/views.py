@@ -21,7 +21,8 @@ def view(name: str, sounds: Mapping[str, Path], folder: Path, *, top: float) -> 
     and ``levels`` in dB of the third octaves at ``hertz``, None where its sample rate has no room for them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tracks, seconds = [], 0.0
+    tracks: list[dict[str, Any]] = []
+    seconds = 0.0
     for number, (label, path) in enumerate(sounds.items()):
         copy, picture = folder / f"{number}.flac", folder / f"{number}.png"
         panel = _listen(path, copy)

@@ -73,14 +73,15 @@ def restore_all(
         if report.status == "restored":
             sounds = {"before": source, "after": Path(report.target)}
             seen = view(source.name, sounds, place / "seen", top=model.sample_rate / 2)
-            views.append(seen | {"file": Path(report.target), "saved_as": _saved_as(Path(report.target))})
+            views.append(seen | {"file": _renamed(Path(report.target))})
         reports.append(report)
     done = [report for report in reports if report.status == "restored"]
+    files = [seen["file"] for seen in views]
     return Outcome(
         views,
         [_said(report, str(report.error)) for report in reports if report.error],
         [f"{Path(report.source).name}: {warning}" for report in reports for warning in report.warnings],
-        _packed([Path(report.target) for report in done], folder / "restored.zip") if len(done) > 1 else None,
+        _packed(files, folder / "restored.zip") if len(files) > 1 else None,
         sum(report.seconds for report in done),
         sum(report.elapsed for report in done),
     )
@@ -158,18 +159,18 @@ def _said(report: Report, error: str) -> str:
     return error if name in error else f"{name}: {error}"
 
 
-def _saved_as(path: Path) -> str:
-    """A name that a downloads folder can hold beside the original's."""
-    return f"{path.stem}-restored{path.suffix}"
+def _renamed(path: Path) -> Path:
+    """The file under a name that a downloads folder can hold beside the original's."""
+    return path.rename(path.with_name(f"{path.stem}-restored{path.suffix}"))
 
 
 def _packed(files: Sequence[Path], archive: Path) -> Path:
     taken: set[str] = set()
     with ZipFile(archive, "w", ZIP_STORED) as packed:  # sound hardly compresses
         for file in files:
-            name, number = _saved_as(file), 2
+            name, number = file.name, 2
             while name in taken:
-                name, number = f"{file.stem}-restored ({number}){file.suffix}", number + 1
+                name, number = f"{file.stem} ({number}){file.suffix}", number + 1
             taken.add(name)
             packed.write(file, name)
     return archive

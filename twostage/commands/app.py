@@ -40,11 +40,15 @@ def run(args: Namespace) -> int:
     from threading import Event
 
     from twostage.app.limits import Limits
-    from twostage.app.page import Address, serving
     from twostage.app.results import Results
     from twostage.checkpoint import load
+    from twostage.errors import ConfigError
     from twostage.restoration import Options
 
+    try:
+        from twostage.app.page import Address, serving
+    except ImportError as error:
+        raise ConfigError(f"the page needs gradio ({error}): pip install 'twostage[app]'") from None
     limits = Limits(args.max_mb, args.max_seconds, args.max_files, args.queue, args.jobs, args.keep)
     results = Results(args.results) if args.results else None
     seconds = Options(args.seconds).seconds
