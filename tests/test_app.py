@@ -209,13 +209,13 @@ def test_a_root_that_is_a_link_itself_is_the_users_choice(scores, tmp_path):
 
 
 def test_results_are_shown_with_their_sounds(scores, desk, speech):
-    for system in ("raw input", "default"):
+    for system in ("clean", "default", "raw_input"):
         audio.write(scores / "one" / "sounds" / "say.wav" / f"{system}.flac", speech(4000), RATE)
     shower = replace(desk, results=Results(scores))
     said, table, pictures, player = shower.show("one")
     assert (said, table) == ("", "# one")
     assert [(picture["name"], picture["file"].read_bytes()) for picture in pictures] == [("chart", b"\x89PNG chart")]
-    assert [track["label"] for track in player["items"][0]["tracks"]] == ["default", "raw input"]
+    assert [track["label"] for track in player["items"][0]["tracks"]] == ["raw input", "default", "clean"]
     said, table, pictures, player = shower.show("../secret")
     assert "../secret: no results of that name" in said
     assert (table, pictures, player) == ("", None, None)

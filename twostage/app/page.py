@@ -57,7 +57,10 @@ def serving(
     ``models`` are paths by label, the first label and the first device the ones chosen.
     """
     limits = limits or Limits()
-    with TemporaryDirectory(prefix="twostage-app-") as home, _environment(Path(home).resolve()):
+    with (
+        TemporaryDirectory(prefix="twostage-app-", ignore_cleanup_errors=True) as home,
+        _environment(Path(home).resolve()),
+    ):
         service = Service(Path(home).resolve(), Models(models), devices, limits, lambda value: value, results, seconds)
         page = build(service)
         try:
@@ -158,7 +161,7 @@ def _restore_tab(service: Service) -> None:
         return service.restore([*(files or []), *([spoken] if spoken else [])], wishes, progress)
 
     inputs = [files, spoken, model, device, rate, suffix, level, low]
-    _on(button.click, restore, inputs, [said, player], show_progress_on=said, scroll_to_output=True)
+    _work_on(button.click, restore, inputs, [said, player], service)
     if sample:
         _on(sample.click, lambda: [service.sample("throat")], [], [files])
 
@@ -189,14 +192,7 @@ def _simulate_tab(service: Service) -> None:
     ) -> Any:
         return service.simulate(file or spoken, sensor, int(seed or 0), Wishes(model, device), progress)
 
-    _on(
-        button.click,
-        simulate,
-        [file, spoken, sensor, seed, model, device],
-        [said, player],
-        show_progress_on=said,
-        scroll_to_output=True,
-    )
+    _work_on(button.click, simulate, [file, spoken, sensor, seed, model, device], [said, player], service)
     if sample:
         _on(sample.click, lambda: service.sample("clean"), [], [file])
 
@@ -206,15 +202,21 @@ def _results_tab(service: Service, page: Any) -> None:
     assert results is not None
     with gr.Row():
         folder = gr.Dropdown(results.names(), value=None, label="Folder", elem_id="folder")
-        again = gr.Button("Look again", scale=0, min_width=120)
+        again = gr.Button("Look again", scale=0, min_width=160)
     said = _said("complaint")
     table = gr.Markdown(elem_classes="ts-table")
     player = _player("results-player")
     pictures = gr.HTML(html_template=PICTURES, js_on_load=None)
     service = _publishing(service, player)
-    _on(folder.change, service.show, [folder], [said, table, pictures, player])
+    _work_on(folder.change, service.show, [folder], [said, table, pictures, player], service)
     _on(again.click, lambda: gr.Dropdown(choices=results.names()), [], [folder])
     _on(page.load, lambda: gr.Dropdown(choices=results.names()), [], [folder])
+
+
+def _work_on(event: Any, do: Any, inputs: list[Any], outputs: list[Any], service: Service) -> None:
+    """What takes time waits in one queue, whatever it is; the first output tells of its progress."""
+    shared = {"concurrency_id": "work", "concurrency_limit": service.limits.jobs}
+    _on(event, do, inputs, outputs, show_progress_on=outputs[0], scroll_to_output=True, **shared)
 
 
 def _on(event: Any, do: Any, inputs: list[Any], outputs: list[Any], **how: Any) -> None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twostage.errors import ConfigError, DataError
-from twostage.evaluate import PICTURES, SOUNDS, TABLE
+from twostage.evaluate import CLEAN, PICTURES, SOUNDS, TABLE, file_name
+from twostage.report import RAW
 
 DEPTH = 4  # folders below the root that are looked through
 
@@ -49,11 +50,12 @@ class Results:
         return self._inside([*folder.glob("*.png"), *folder.glob(f"{PICTURES}/*.png")])
 
     def sounds(self, name: str) -> dict[str, dict[str, Path]]:
-        """Of each utterance that was kept, the sound of each system, as `twostage evaluate` left them."""
+        """Of each utterance that was kept, the sound of each system: the raw input first, the clean speech last."""
         found: dict[str, dict[str, Path]] = {}
-        for path in self._inside(self._folder(name).glob(f"{SOUNDS}/*/*.flac")):
-            found.setdefault(path.parent.name, {})[path.stem] = path
-        return found
+        files = self._inside(self._folder(name).glob(f"{SOUNDS}/*/*.flac"))
+        for path in sorted(files, key=lambda path: (path.stem == CLEAN, path.stem != file_name(RAW))):
+            found.setdefault(path.parent.name, {})[path.stem.replace("_", " ")] = path
+        return dict(sorted(found.items()))
 
     def _folder(self, name: str) -> Path:
         if name not in self.names():

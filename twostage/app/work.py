@@ -64,26 +64,32 @@ def restore_all(
 ) -> Outcome:
     """Restore files into ``folder``, format by ``suffix`` (None: their own); one bad file does not stop the rest."""
     limits.check_count(sources)
-    reports, views = [], []
-    total = sum(_seconds(source, limits) for source in sources)
-    step = _fraction(total, progress)
+    reports: list[Report] = []
+    views, failures = [], []
+    step = _fraction(sum(_seconds(source, limits) for source in sources), progress)
     for number, source in enumerate(sources):
         place = folder / str(number)
-        report = _restore(model, source, place, limits, options, suffix, step)
-        if report.status == "restored":
-            sounds = {"before": source, "after": Path(report.target)}
+        (job,) = plan([str(source)], f"{place}/", suffix=suffix)
+        try:
+            if job.error:
+                raise AudioError(job.error)
+            limits.check_length(source)
+            report = restore_file(model, source, job.target, options, progress=_bounded(source, limits, step))
+            sounds = {"before": source, "after": job.target}
             seen = view(source.name, sounds, place / "seen", top=model.sample_rate / 2)
-            views.append(seen | {"file": _renamed(Path(report.target))})
+        except FAILURES as error:
+            failures.append(sentence(error, source, job.target))
+            continue
+        views.append(seen | {"file": _renamed(job.target)})
         reports.append(report)
-    done = [report for report in reports if report.status == "restored"]
     files = [seen["file"] for seen in views]
     return Outcome(
         views,
-        [_said(report, str(report.error)) for report in reports if report.error],
+        failures,
         [f"{Path(report.source).name}: {warning}" for report in reports for warning in report.warnings],
         _packed(files, folder / "restored.zip") if len(files) > 1 else None,
-        sum(report.seconds for report in done),
-        sum(report.elapsed for report in done),
+        sum(report.seconds for report in reports),
+        sum(report.elapsed for report in reports),
     )
 
 
@@ -102,22 +108,12 @@ def sample(name: str) -> Path | None:
     return next((home / f"{name}.flac" for home in SAMPLES if (home / f"{name}.flac").is_file()), None)
 
 
-def sentence(error: Exception, source: Path) -> str:
-    """One of FAILURES as a visitor may read it: the file by its name alone."""
-    return reason(error, source).replace(str(source), source.name)
-
-
-def _restore(
-    model: Any, source: Path, place: Path, limits: Limits, options: Options, suffix: str | None, step: Progress
-) -> Report:
-    (job,) = plan([str(source)], f"{place}/", suffix=suffix)
-    try:
-        if job.error:
-            raise AudioError(job.error)
-        limits.check_length(source)
-        return restore_file(model, source, job.target, options, progress=_bounded(source, limits, step))
-    except FAILURES as error:
-        return Report(str(source), str(job.target), status="failed", error=reason(error, source))
+def sentence(error: Exception, source: Path, *others: Path) -> str:
+    """One of FAILURES as a visitor may read it: it names ``source``, and no folder of this machine."""
+    text = reason(error, source)
+    for path in (source, *others):
+        text = text.replace(str(path), path.name)
+    return text if source.name in text else f"{source.name}: {text}"
 
 
 def _bounded(source: Path, limits: Limits, step: Progress) -> Progress:
@@ -149,14 +145,6 @@ def _fraction(total: float, progress: Fraction) -> Progress:
         progress(min(1.0, done / total) if total else 1.0)
 
     return hear
-
-
-def _said(report: Report, error: str) -> str:
-    """A line on a file that names it, and no folder of this machine."""
-    for path in (Path(report.source), Path(report.target)):
-        error = error.replace(str(path), path.name)
-    name = Path(report.source).name
-    return error if name in error else f"{name}: {error}"
 
 
 def _renamed(path: Path) -> Path:
