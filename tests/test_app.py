@@ -3,6 +3,8 @@
 import asyncio
 import json
 import shutil
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from zipfile import ZipFile
@@ -219,6 +221,25 @@ def test_results_are_shown_with_their_sounds(scores, desk, speech):
     said, table, pictures, player = shower.show("../secret")
     assert "../secret: no results of that name" in said
     assert (table, pictures, player) == ("", None, None)
+
+
+def test_closing_stops_work_waits_for_it_and_lets_none_begin(recordings, desk):
+    order, closer = [], threading.Thread(target=lambda: (desk.shift.close(), order.append("closed")))
+
+    def progress(part, *, desc):
+        if desc == "loading tiny":
+            closer.start()
+            while closer.is_alive() and not desk.shift._closed:
+                time.sleep(0.01)
+        order.append(desc)
+
+    file, wishes = str(recordings / "a/take.wav"), Wishes("tiny", "cpu")
+    said, shown = desk.restore([file, file], wishes, progress)
+    closer.join(10)
+    assert (order, shown) == (["loading tiny", "closed"], None)
+    assert "The page is closing" in said
+    assert "The page is closing" in desk.restore([file], wishes, silent)[0]
+    assert list(desk.home.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", Limits.__dataclass_fields__)

@@ -51,6 +51,7 @@ LAYERS = {
     "data.calibration": 5,
     "data.simulation": 5,
     "app.guard": 0,
+    "app.shift": 1,
     "app.limits": 3,
     "app.views": 4,
     "app.work": 7,

@@ -1,10 +1,12 @@
 """Claims about the page as a browser has it. Needs gradio; where a browser takes part, playwright and Chromium."""
 
 import io
+import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -18,8 +20,10 @@ from browser import chromium, required
 from twostage import audio
 from twostage.app.limits import Limits
 from twostage.app.results import Results
+from twostage.app.service import Service
 from twostage.app.work import sample
 from twostage.cli import main
+from twostage.errors import AudioError
 
 required("gradio")
 from twostage.app.page import Address, serving  # noqa: E402 - where there is gradio
@@ -253,6 +257,32 @@ def test_no_file_can_be_read_but_what_was_given(page, scores):
     assert home.name.startswith("twostage-app-")
     assert status(f"{page}gradio_api/file={home}/samples/throat.flac") == 403
     assert status(page) == 200
+
+
+def test_who_comes_when_the_queue_is_full_is_told_so(tiny_path, monkeypatch):
+    started, go = threading.Event(), threading.Event()
+
+    def slow(self, *arguments):
+        started.set()
+        go.wait(20)
+        raise AudioError("enough")
+
+    monkeypatch.setattr(Service, "simulate", slow)
+    with serving(Address(port=0), {"tiny": [str(tiny_path)]}, ["cpu"], Limits(queue=1, jobs=1)) as url:
+        config = json.load(urllib.request.urlopen(f"{url}config", timeout=10))
+        number = next(place for place, event in enumerate(config["dependencies"]) if len(event["inputs"]) == 6)
+
+        def ask():
+            data = [None, None, "throat", 0, "tiny", "cpu"]
+            body = json.dumps({"data": data, "fn_index": config["dependencies"][number]["id"], "session_hash": "x"})
+            headers = {"Content-Type": "application/json"}
+            return status(urllib.request.Request(f"{url}gradio_api/queue/join", body.encode(), headers))
+
+        answers = [ask()]
+        assert started.wait(20)
+        answers += [ask(), ask()]
+        go.set()
+    assert answers == [200, 200, 503]
 
 
 def test_uploads_are_deleted_in_time_and_everything_at_the_end(tiny_path):

@@ -66,6 +66,7 @@ def serving(
         try:
             yield _launch(page, address, limits)
         finally:
+            service.shift.close()
             page.close(verbose=False)
 
 
@@ -102,6 +103,8 @@ def _environment(home: Path) -> Iterator[None]:
         "GRADIO_TEMP_DIR": str(home / "files"),
         "GRADIO_EXAMPLES_CACHE": str(home / "examples"),
         "GRADIO_ANALYTICS_ENABLED": "False",
+        "NO_PROXY": "*",  # gradio asks its own server whether it is there
+        "no_proxy": "*",
     }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)

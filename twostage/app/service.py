@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from tempfile import mkdtemp
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from twostage.app.limits import Limits
 from twostage.app.results import Results
+from twostage.app.shift import Shift
 from twostage.app.views import view
 from twostage.app.work import Models, Outcome, restore_all, sample, sentence, simulate_one
 from twostage.audio import info
@@ -50,6 +51,7 @@ class Service:
     publish: Callable[[Any], Any]
     results: Results | None = None
     seconds: float = 10.0  # of a window
+    shift: Shift = field(default_factory=Shift)
 
     def restore(self, files: Sequence[str], wishes: Wishes, progress: Progress) -> tuple[str, Any]:
         """Restored files: what to say, and what the player shows."""
@@ -117,6 +119,7 @@ class Service:
         model = self.models.get(wishes.model, wishes.device)
 
         def restoring(part: float) -> None:
+            self.shift.go_on()
             progress(part, desc="restoring")
 
         return restore_all(model, sources, folder, self.limits, options, suffix=wishes.suffix, progress=restoring)
@@ -126,11 +129,12 @@ class Service:
 
     @contextmanager
     def _folder(self) -> Iterator[Path]:
-        folder = Path(mkdtemp(prefix="work-", dir=self.home))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        with self.shift.work():
+            folder = Path(mkdtemp(prefix="work-", dir=self.home))
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def told(outcome: Outcome, wishes: Wishes) -> str:

@@ -70,6 +70,7 @@ def restore_all(
     for number, source in enumerate(sources):
         place = folder / str(number)
         (job,) = plan([str(source)], f"{place}/", suffix=suffix)
+        step(0.0)  # whoever listens may stop the rest here
         try:
             if job.error:
                 raise AudioError(job.error)
