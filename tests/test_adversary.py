@@ -17,6 +17,8 @@ from twostage.vocoder import Vocoder, VocoderConfig
 
 JUDGES = DiscriminatorConfig(periods=(2,), scales=1, width=0.0625)
 SPECTRAL = DiscriminatorConfig(periods=(), scales=0, resolutions=(128, 256), width=0.125)
+MELGAN = DiscriminatorConfig(periods=(), scales=0, melgan=2, width=0.125)
+BANDS = DiscriminatorConfig(periods=(), scales=0, bands=3, width=0.125)
 MEL = MelConfig(n_mels=16)
 VOCODER = VocoderConfig(
     mel=MEL,
@@ -47,7 +49,9 @@ def moved(before, module) -> bool:
     return any(not torch.equal(before[key], tensor) for key, tensor in module.state_dict().items())
 
 
-@pytest.mark.parametrize("judges", [JUDGES, SPECTRAL], ids=["waveform", "spectrogram"])
+@pytest.mark.parametrize(
+    "judges", [JUDGES, SPECTRAL, MELGAN, BANDS], ids=["waveform", "spectrogram", "melgan", "bands"]
+)
 def test_it_learns_to_tell_real_from_fake(sound, judges):
     torch.manual_seed(0)
     judge = Adversary(AdversaryConfig(judges), OptimizerConfig())
@@ -88,6 +92,7 @@ def test_feature_matching_is_left_out_where_nobody_asks(sound):
     [
         ("least_squares", losses.least_squares_real_fake, losses.least_squares_fool),
         ("hinge", losses.hinge_real_fake, losses.hinge_fool),
+        ("bounded_hinge", losses.hinge_real_fake, losses.bounded_hinge_fool),
     ],
 )
 def test_the_loss_is_the_one_that_was_named(sound, loss, separate, fool):

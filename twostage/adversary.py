@@ -15,6 +15,7 @@ from twostage import optim
 from twostage.discriminators import DiscriminatorConfig, Discriminators
 from twostage.errors import ConfigError
 from twostage.losses import (
+    bounded_hinge_fool,
     feature_matching,
     hinge_fool,
     hinge_real_fake,
@@ -27,6 +28,7 @@ from twostage.optim import OptimizerConfig
 LOSSES = {
     "least_squares": (least_squares_real_fake, least_squares_fool),
     "hinge": (hinge_real_fake, hinge_fool),
+    "bounded_hinge": (hinge_real_fake, bounded_hinge_fool),
 }
 Precision = Callable[[], AbstractContextManager[object]]
 
