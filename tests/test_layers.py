@@ -40,6 +40,7 @@ LAYERS = {
     "plots": 3,
     "windows": 3,
     "mel_discriminator": 3,
+    "balance": 3,
     "adversary": 4,
     "pipeline": 4,
     "data.presets": 3,

@@ -74,4 +74,4 @@ def modulated(low: NDArray[np.float64], bands: int) -> NDArray[np.float64]:
 
 
 def _centred(taps: int) -> NDArray[np.float64]:
-    return np.arange(taps) - (taps - 1) / 2
+    return np.arange(taps, dtype=np.float64) - (taps - 1) / 2
