@@ -92,7 +92,8 @@ class Eben(nn.Module):
     def late(self, audio: Tensor) -> Tensor:
         """The same of a multiple of ``stride``, ``delay`` samples late: a causal model's next piece of a stream."""
         heard = self.pqmf.analysis(audio)[:, : self.config.heard]
-        made = self.conv_post(self.unet(self.conv_pre(heard))).float()
+        x = self.conv_pre(heard.to(self.conv_pre.weight.dtype))
+        made = self.conv_post(self.unet(x)).float()
         silent = (0, 0, 0, self.config.bands - self.config.heard)
         return self.pqmf.synthesis(torch.tanh(made + F.pad(heard, silent)))
 

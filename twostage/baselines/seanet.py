@@ -78,7 +78,7 @@ class Seanet(nn.Module):
 
     def late(self, audio: Tensor) -> Tensor:
         """The same of a multiple of ``stride``: a causal model's next piece of a stream."""
-        x = self.conv_pre(audio)
+        x = self.conv_pre(audio.to(next(self.conv_pre.parameters()).dtype))
         return torch.tanh(self.conv_post(x + self.unet(x)).float())
 
     def fold(self) -> "Seanet":
