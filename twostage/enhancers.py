@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from twostage.baselines.bwe import Bwe, BweConfig
+from twostage.baselines.dccrn import Dccrn, DccrnConfig
 from twostage.baselines.shift import Lowpass, LowpassConfig, Shift, ShiftConfig
 from twostage.baselines.wave_unet import WaveUnet, WaveUnetConfig
 from twostage.pipeline import TwoStage, TwoStageConfig
@@ -21,6 +22,7 @@ ENHANCERS: dict[str, tuple[type[Any], type[nn.Module]]] = {  # audio (B, 1, T) -
     "shift": (ShiftConfig, Shift),
     "wave-unet": (WaveUnetConfig, WaveUnet),
     "bwe": (BweConfig, Bwe),
+    "dccrn": (DccrnConfig, Dccrn),
 }
 KINDS = {**STAGES, **ENHANCERS}
 
