@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from twostage.baselines.bilstm import Bilstm, BilstmConfig
 from twostage.baselines.bwe import Bwe, BweConfig
 from twostage.baselines.dccrn import Dccrn, DccrnConfig
 from twostage.baselines.shift import Lowpass, LowpassConfig, Shift, ShiftConfig
@@ -23,6 +24,7 @@ ENHANCERS: dict[str, tuple[type[Any], type[nn.Module]]] = {  # audio (B, 1, T) -
     "wave-unet": (WaveUnetConfig, WaveUnet),
     "bwe": (BweConfig, Bwe),
     "dccrn": (DccrnConfig, Dccrn),
+    "bilstm": (BilstmConfig, Bilstm),
 }
 KINDS = {**STAGES, **ENHANCERS}
 
