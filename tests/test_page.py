@@ -85,7 +85,7 @@ def visit(browser, page):
     def go(width=1280, scheme="light"):
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
         tab = contexts[-1].new_page()
-        tab.set_default_timeout(20000)
+        tab.set_default_timeout(60000)
         tab.route("**/*", outside)
         tab.on("websocket", lambda socket: wrong.append(socket.url))
         tab.on("pageerror", lambda error: wrong.append(str(error)))
@@ -224,7 +224,7 @@ def test_results_of_an_evaluation(visit):
 
 def status(request):
     try:
-        return urllib.request.urlopen(request, timeout=10).status
+        return urllib.request.urlopen(request, timeout=60).status
     except urllib.error.HTTPError as error:
         return error.code
 
@@ -264,12 +264,12 @@ def test_who_comes_when_the_queue_is_full_is_told_so(tiny_path, monkeypatch):
 
     def slow(self, *arguments):
         started.set()
-        go.wait(20)
+        go.wait(60)
         raise AudioError("enough")
 
     monkeypatch.setattr(Service, "simulate", slow)
     with serving(Address(port=0), {"tiny": [str(tiny_path)]}, ["cpu"], Limits(queue=1, jobs=1)) as url:
-        config = json.load(urllib.request.urlopen(f"{url}config", timeout=10))
+        config = json.load(urllib.request.urlopen(f"{url}config", timeout=60))
         number = next(place for place, event in enumerate(config["dependencies"]) if len(event["inputs"]) == 6)
 
         def ask():
@@ -279,7 +279,7 @@ def test_who_comes_when_the_queue_is_full_is_told_so(tiny_path, monkeypatch):
             return status(urllib.request.Request(f"{url}gradio_api/queue/join", body.encode(), headers))
 
         answers = [ask()]
-        assert started.wait(20)
+        assert started.wait(60)
         answers += [ask(), ask()]
         go.set()
     assert answers == [200, 200, 503]
@@ -288,10 +288,10 @@ def test_who_comes_when_the_queue_is_full_is_told_so(tiny_path, monkeypatch):
 def test_uploads_are_deleted_in_time_and_everything_at_the_end(tiny_path):
     with serving(Address(port=0), {"tiny": [str(tiny_path)]}, ["cpu"], Limits(keep=1)) as url:
         home = Path(os.environ["GRADIO_TEMP_DIR"]).parent
-        given = urllib.request.urlopen(upload(url, b"sound"), timeout=10).read().decode().strip('[]"\n')
+        given = urllib.request.urlopen(upload(url, b"sound"), timeout=60).read().decode().strip('[]"\n')
         assert Path(given).read_bytes() == b"sound"
         assert status(f"{url}gradio_api/file={given}") == 200
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while Path(given).exists() and time.monotonic() < deadline:
             time.sleep(0.2)
         assert not Path(given).exists()
@@ -311,9 +311,9 @@ def test_the_command_serves_says_where_and_leaves_nothing(tiny_path, tmp_path):
     line = process.stdout.readline()
     assert line.startswith(f"twostage: http://127.0.0.1:{port}/ ")
     assert main(["app", "--port", str(port), "--model", f"mine={tiny_path}"]) == 1  # the port is taken
-    assert b"mine" in urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10).read()
+    assert b"mine" in urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60).read()
     process.terminate()
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (0, "")
     assert list(tmp_path.iterdir()) == []
 
