@@ -285,13 +285,13 @@ def ask(path, body=b"", kind=b"application/json", method="POST"):
 
 def test_the_guard_lets_through_what_stays_here():
     body = json.dumps(
-        {"data": [[{"path": "/tmp/a.wav", "url": "http://127.0.0.1/gradio_api/file=/tmp/a.wav"}]]}
+        {"data": [[{"path": "/files/a.wav", "url": "http://127.0.0.1/gradio_api/file=/files/a.wav"}]]}
     ).encode()
     status, headers, echoed = ask("/gradio_api/queue/join", body)
     assert (status, echoed) == (200, body)
     assert headers[b"content-security-policy"] == POLICY.encode()
     assert "http" not in POLICY
-    assert ask("/gradio_api/file=/tmp/a.wav", method="GET")[0] == 200
+    assert ask("/gradio_api/file=/files/a.wav", method="GET")[0] == 200
     assert ask("/gradio_api/upload", b"x" * (MOST + 1), b"multipart/form-data")[0] == 200
 
 

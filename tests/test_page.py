@@ -236,6 +236,41 @@ def upload(url, content):
     return urllib.request.Request(f"{url}gradio_api/upload", head + content + b"\r\n--x--\r\n", headers)
 
 
+def joining(url, data, session):
+    """The request that a button sends with ``data``: the button whose work takes as many inputs."""
+    events = json.load(urllib.request.urlopen(f"{url}config", timeout=60))["dependencies"]
+    number = next(event["id"] for event in events if len(event["inputs"]) == len(data))
+    body = json.dumps({"data": data, "fn_index": number, "session_hash": session}).encode()
+    return urllib.request.Request(f"{url}gradio_api/queue/join", body, {"Content-Type": "application/json"})
+
+
+def asked(url, files, session):
+    """All that the page answers when it shall restore ``files``."""
+    assert status(joining(url, [files, None, "tiny", "cpu", "model", "wav", "input", 0], session)) == 200
+    events = urllib.request.urlopen(f"{url}gradio_api/queue/data?session_hash={session}", timeout=60)
+    return events.read().decode()
+
+
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("place", ["secret.wav", "link.wav", "files/../secret.wav"])
+def test_a_request_cannot_name_a_file_that_was_not_uploaded(page, tmp_path, speech, marked, place):
+    audio.write(tmp_path / "secret.wav", speech(4000), 16000)
+    (tmp_path / "link.wav").symlink_to("secret.wav")
+    meta = {"meta": {"_type": "gradio.FileData"}} if marked else {}
+    named = {"path": f"{tmp_path}/{place}", "orig_name": "secret.wav", **meta}
+    for wish in ([named], [named["path"]]):
+        answers = asked(page, wish, f"{marked}-{place}-{len(str(wish))}".replace("/", ""))
+        assert '"success":false' in answers
+        assert "1 restored" not in answers
+
+
+def test_a_request_can_name_a_file_that_was_uploaded(page):
+    given = urllib.request.urlopen(upload(page, THROAT.read_bytes()), timeout=60).read().decode().strip('[]"\n')
+    answers = asked(page, [{"path": given, "orig_name": "a.wav", "meta": {"_type": "gradio.FileData"}}], "uploaded")
+    assert '"success":true' in answers
+    assert "1 restored" in answers
+
+
 def test_an_upload_has_a_limit_whoever_sends_it(page):
     assert status(upload(page, bytes(1000))) == 200
     assert status(upload(page, bytes(2 << 20))) == 413
@@ -269,18 +304,10 @@ def test_who_comes_when_the_queue_is_full_is_told_so(tiny_path, monkeypatch):
 
     monkeypatch.setattr(Service, "simulate", slow)
     with serving(Address(port=0), {"tiny": [str(tiny_path)]}, ["cpu"], Limits(queue=1, jobs=1)) as url:
-        config = json.load(urllib.request.urlopen(f"{url}config", timeout=60))
-        number = next(place for place, event in enumerate(config["dependencies"]) if len(event["inputs"]) == 6)
-
-        def ask():
-            data = [None, None, "throat", 0, "tiny", "cpu"]
-            body = json.dumps({"data": data, "fn_index": config["dependencies"][number]["id"], "session_hash": "x"})
-            headers = {"Content-Type": "application/json"}
-            return status(urllib.request.Request(f"{url}gradio_api/queue/join", body.encode(), headers))
-
-        answers = [ask()]
+        request = joining(url, [None, None, "throat", 0, "tiny", "cpu"], "x")
+        answers = [status(request)]
         assert started.wait(60)
-        answers += [ask(), ask()]
+        answers += [status(request), status(request)]
         go.set()
     assert answers == [200, 200, 503]
 
