@@ -113,7 +113,9 @@ class Restorer(nn.Module):
         def blocks(channels: int) -> nn.Sequential:
             return nn.Sequential(*(ResBlock(channels, causal=causal) for _ in range(config.blocks)))
 
-        self.conv_pre = weight_norm(Conv2d(1 + config.inputs + sum(config.rows[config.inputs :]), top, (3, 3), causal=causal))
+        self.conv_pre = weight_norm(
+            Conv2d(1 + config.inputs + sum(config.rows[config.inputs :]), top, (3, 3), causal=causal)
+        )
         self.encoder = nn.ModuleList(blocks(narrow) for narrow, _, _ in levels)
         self.downs = nn.ModuleList(weight_norm(Conv2d(narrow, wide, s, stride=s)) for narrow, wide, s in levels)
         self.bottleneck = nn.Sequential(*(ResBlock(config.channels[-1], d, causal=causal) for d in config.dilations))

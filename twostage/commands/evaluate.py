@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twostage.commands.restore import PRECISION_HELP, PRECISIONS, device_for, precision_for
+from twostage.commands.simulate import add_air_arguments, air_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ HELP = "score the raw input, restored speech and copy-synthesis against clean sp
 EXAMPLE = """
 twostage evaluate --pairs pairs.csv -o scores
 twostage evaluate --clean dev.csv --simulate throat --model default --model mine=runs/restorer vocoder.safetensors
+twostage evaluate --clean dev.csv --simulate throat --air-snr -5 --noise noise/ --model runs/fusion vocoder.safetensors
 twostage evaluate --merge scores/p02 scores/p21 scores/p32 -o scores/all
 """
 
@@ -30,6 +32,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     what.add_argument("--clean", metavar="CSV", help="manifest of clean speech, degraded by --simulate")
     what.add_argument("--merge", metavar="DIR", nargs="+", type=Path, help="join the scores of these folders instead")
     parser.add_argument("--simulate", metavar="SENSOR", help="preset or YAML file of the sensor, with --clean")
+    add_air_arguments(parser)
     parser.add_argument(
         "--model",
         metavar="[LABEL=]MODEL",
@@ -69,6 +72,7 @@ def run(args: Namespace) -> int:
     device = device_for(args.device)
     args.precision = precision_for(args.precision, device)
     systems = evaluate.load_systems(_models(args.model), device, args.precision)
+    evaluate.check_inputs(systems, source)
     settings = _settings(args) | {"models": evaluate.fingerprint(systems)}
     results = evaluate.resume(args.out, settings, overwrite=args.overwrite) if args.out else evaluate.Results()
     results.failures += problems
@@ -107,7 +111,7 @@ def _entries(args: Namespace) -> tuple[Source, list[Entry], list[str]]:
     sensor = load_sensor(args.simulate) if args.simulate else None
     entries = read_manifest(manifest, problems=problems)
     chosen = select(entries, paired=bool(args.pairs), speakers=args.only_speaker, limit=args.limit)
-    return Source(Path(manifest).absolute().parent, sensor, args.seed), chosen, problems
+    return Source(Path(manifest).absolute().parent, sensor, args.seed, air_for(args)), chosen, problems
 
 
 def _models(given: Sequence[Sequence[str]] | None) -> dict[str, list[str]]:
@@ -128,6 +132,7 @@ def _models(given: Sequence[Sequence[str]] | None) -> dict[str, list[str]]:
 def _settings(args: Namespace) -> dict[str, Any]:
     """What decides the scores, to know whether an evaluation that stopped was the same one."""
     names = ("pairs", "clean", "simulate", "limit", "only_speaker", "keep_low_band", "seed", "precision")
+    names += ("air_snr", "noise")
     return {name: getattr(args, name) for name in names}
 
 
