@@ -53,9 +53,9 @@ def export(
 ) -> Written:
     """Write ``model`` as ONNX, once it was found equal to PyTorch; an existing file is replaced.
 
-    Audio (1, 1, T) -> (1, 1, T), T a multiple of ``hop_length``; or, with ``stream``, a causal model's step: audio
-    (1, 1, stride) and states, zeros at the start, -> restored audio, ``delay`` samples late, and states for the next.
-    With ``speech`` (T,) as the model hears it, int8, calibrated on that.
+    Audio (1, inputs, T) -> (1, 1, T), T a multiple of ``hop_length``; or, with ``stream``, a causal model's step:
+    audio (1, inputs, stride) and states, zeros at the start, -> restored audio, ``delay`` samples late, and states for
+    the next. With ``speech`` (T,) as the model hears it, int8, calibrated on that (a model of one input).
 
     Raises CheckpointError if the model cannot be exported so, or its file differs from PyTorch by more than TOLERANCE.
     """
@@ -87,7 +87,7 @@ def _quantized(source: Path, says: OnnxHeader, speech: Iterable[Audio]) -> Path:
     model, target = OnnxEnhancer(source), source.with_name("int8.onnx")
     whole = (audio[: len(audio) // says.hop_length * says.hop_length] for audio in speech)
     with _quietly():
-        quantize(source, target, (given for audio in whole for given, _ in model.runs(audio)), says.as_metadata())
+        quantize(source, target, (given for audio in whole for given, _ in model.runs(audio[None])), says.as_metadata())
     return target
 
 
@@ -101,6 +101,7 @@ def header(model: TwoStage, stream: bool, provenance: Mapping[str, Any]) -> Onnx
         stride=model.stride,
         context=model.context,
         delay=model.delay,
+        inputs=model.inputs,
         streaming=stream,
         int8=False,
         parameters=costs.parameters(model),
@@ -122,24 +123,25 @@ def mel_difference(model: TwoStage, other: OnnxEnhancer) -> float:
 
 
 def _voices(model: TwoStage) -> list[Tensor]:
-    """Something like speech (1, 1, T) of HOPS lengths."""
+    """Something like speech (1, inputs, T) of HOPS lengths; every further channel has more noise."""
     generator, voices = torch.Generator().manual_seed(0), []
     for hops in HOPS:
         time = torch.arange(hops * model.hop_length) / model.sample_rate
         tones = torch.stack([torch.sin(k * (700 * time + 20 * torch.sin(4 * time))) for k in range(1, 20)]).mean(0)
-        noise = torch.randn(time.shape, generator=generator)
-        voices.append((0.5 * tones * torch.sin(9 * time + 1) + 0.002 * noise)[None, None])
+        noise = torch.randn((model.inputs, *time.shape), generator=generator)
+        louder = 10.0 ** torch.arange(model.inputs)[:, None]
+        voices.append((0.5 * tones * torch.sin(9 * time + 1) + 0.002 * louder * noise)[None])
     return voices
 
 
 def _whole(model: TwoStage) -> Any:
     hops = torch.export.Dim("hops", min=1)
-    audio, shapes = torch.zeros(1, 1, 20 * model.hop_length), {AUDIO: {2: model.hop_length * hops}}
+    audio, shapes = torch.zeros(1, model.inputs, 20 * model.hop_length), {AUDIO: {2: model.hop_length * hops}}
     return _program(torch.export.export(model, (audio,), dynamic_shapes=shapes), [AUDIO], [RESTORED])
 
 
 def _step(model: TwoStage) -> Any:
-    step, audio = Step(model), torch.zeros(1, 1, model.stride)
+    step, audio = Step(model), torch.zeros(1, model.inputs, model.stride)
     names = list(step.states)
     given = (audio, *(torch.zeros_like(state) for state in step.states.values()))
     program = torch.export.export(step, given)
@@ -158,12 +160,12 @@ def _program(program: torch.export.ExportedProgram, inputs: list[str], outputs: 
 
 
 class Step(nn.Module):
-    """A causal model's next piece: audio (1, 1, stride) and states -> restored audio and states."""
+    """A causal model's next piece: audio (1, inputs, stride) and states -> restored audio and states."""
 
     def __init__(self, model: TwoStage) -> None:
         super().__init__()
         self.model = model
-        self.states = self._run(torch.zeros(1, 1, model.stride), {})[1]
+        self.states = self._run(torch.zeros(1, model.inputs, model.stride), {})[1]
 
     def forward(self, audio: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         restored, after = self._run(audio, dict(zip(self.states, states, strict=True)))

@@ -58,9 +58,7 @@ class Stream:
         if self.inputs == 1 and audio.ndim != 1:
             raise AudioError(f"samples have shape {audio.shape}, wanted (T,): a stream is of one channel")
         if self.inputs > 1 and (audio.ndim != 2 or len(audio) != self.inputs):
-            raise AudioError(
-                f"samples have shape {audio.shape}, wanted ({self.inputs}, T): this model hears bone and air"
-            )
+            raise AudioError(f"samples have shape {audio.shape}, wanted ({self.inputs}, T): bone and air")
         if not np.isfinite(audio).all():
             raise AudioError("samples are NaN or infinite")
         return self._out(self._work.push(np.atleast_2d(audio) * self._gain))

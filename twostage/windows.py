@@ -105,7 +105,7 @@ def enhance(
 
 
 def forward(model: Enhancer, audio: Audio, skip: int, keep: int) -> Audio:
-    """Samples (keep,) of what the model makes of (inputs, T), from ``skip`` on; T need not be a whole number of hops."""
+    """Samples (keep,) of what the model makes of (inputs, T), from ``skip`` on; T may end within a hop."""
     padded = match_length(audio, ceil(audio.shape[1] / model.hop_length) * model.hop_length)
     with torch.inference_mode():
         given = torch.from_numpy(padded.copy()).to(device_of(model))[None]

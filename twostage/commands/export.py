@@ -42,6 +42,8 @@ def run(args: Namespace) -> int:
     model = load(*args.model)
     if not isinstance(model, TwoStage):
         raise CheckpointError(f"{args.model[0]}: is ONNX already")
+    if args.int8 and model.inputs > 1:
+        raise CheckpointError(f"{args.model[0]}: hears {model.inputs} channels; --int8 is for models of one")
     speech = _speech(args, model.sample_rate) if args.int8 else None
     written = export(model, args.out, stream=args.stream, provenance=provenances(*args.model), speech=speech)
     what = "log-mels within" if args.int8 else "within"

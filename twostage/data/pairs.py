@@ -48,9 +48,7 @@ class PairConfig:
     ambient_chance: float = 0.3  # of a simulated segment, to hear a file of the noise folder instead of pink noise
     ambient_db: tuple[float, float] = (-40.0, -20.0)  # its level range after leaking in, before the sensor's response
     gate_db: float = 0.0  # by how much the room's noise is taken off clean speech, at most; 0 = not
-    air_snr_db: tuple[
-        float, ...
-    ] = ()  # range of an air microphone's, in noise of the folder or pink; none: no such one
+    air_snr_db: tuple[float, ...] = ()  # range of an air microphone's, in noise of the folder or pink; none: no air
     speed: float = 0.0  # both channels are played faster or slower by up to this share: other voices, other tempo
     cache_gigabytes: float = 2.0  # sound kept in memory, 16 bits a sample
 
@@ -65,9 +63,7 @@ class PairConfig:
                 f"data.speed must be 0 to below 1, data.gate_db not negative: {self.speed}, {self.gate_db}"
             )
         if self.air_snr_db and (len(self.air_snr_db) != 2 or not self.air_snr_db[0] <= self.air_snr_db[1]):
-            raise ConfigError(
-                f"data.air_snr_db is {list(self.air_snr_db)}, must be a lowest and a highest value, or []"
-            )
+            raise ConfigError(f"data.air_snr_db is {list(self.air_snr_db)}, must be [lowest, highest] or []")
         if self.sensor_weights and len(self.sensor_weights) != len(self.sensors):
             raise ConfigError(
                 f"data.sensor_weights has {len(self.sensor_weights)} values, data.sensors {len(self.sensors)}"
