@@ -92,7 +92,8 @@ class OnnxEnhancer(nn.Module):
             yield given, self._run(given)
             return
         with streaming(self):
-            yield from self._steps(np.pad(audio, ((0, 0), (0, self.delay + -audio.shape[1] % self.stride))))
+            silence = self.delay + -(audio.shape[1] + self.delay) % self.stride
+            yield from self._steps(np.pad(audio, ((0, 0), (0, silence))))
 
     def late(self, audio: Tensor) -> Tensor:
         """As ``TwoStage.late``: the next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late."""

@@ -1,7 +1,7 @@
 """``twostage export``: a model as ONNX."""
 
 from argparse import ArgumentParser, Namespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twostage.errors import CheckpointError, ConfigError
 
@@ -35,16 +35,18 @@ def run(args: Namespace) -> int:
     from twostage.checkpoint import load, provenances
     from twostage.export import export
     from twostage.files import check_writable
-    from twostage.pipeline import TwoStage
+    from twostage.onnx_file import OnnxEnhancer
+    from twostage.windows import inputs_of
 
     _check(args)
     check_writable(Path(args.out), args.overwrite)
     model = load(*args.model)
-    if not isinstance(model, TwoStage):
+    if isinstance(model, OnnxEnhancer):
         raise CheckpointError(f"{args.model[0]}: is ONNX already")
-    if args.int8 and model.inputs > 1:
-        raise CheckpointError(f"{args.model[0]}: hears {model.inputs} channels; --int8 is for models of one")
-    speech = _speech(args, model.sample_rate) if args.int8 else None
+    audible: Any = model
+    if args.int8 and inputs_of(model) > 1:
+        raise CheckpointError(f"{args.model[0]}: hears {inputs_of(model)} channels; --int8 is for models of one")
+    speech = _speech(args, audible.sample_rate) if args.int8 else None
     written = export(model, args.out, stream=args.stream, provenance=provenances(*args.model), speech=speech)
     what = "log-mels within" if args.int8 else "within"
     size = f"{written.size / 1e6:.1f} MB, {written.operators} operators"
