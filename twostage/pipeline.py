@@ -36,7 +36,7 @@ class TwoStage(nn.Module):
         super().__init__()
         self.config = config
         self.mel = LogMel(config.vocoder.mel)
-        self.hearing = Hearing(config.restorer, self.mel)
+        self.hearing = Hearing(config.restorer)
         self.restorer = Restorer(config.restorer)
         self.vocoder = Vocoder(config.vocoder)
 
@@ -62,7 +62,7 @@ class TwoStage(nn.Module):
         """The restored log-mel (B, n_mels, L), and what was heard of the bone channel, for the vocoder."""
         spectra = self.mel.stft.compressed(audio)
         bone, _, *air = spectra.chunk(1 + self.inputs, -3)
-        return self.restorer(self.hearing.of([bone, *air])), spectra.narrow(-3, 0, 2 * audio.shape[0])
+        return self.restorer(self.hearing.of(self.mel, [bone, *air])), spectra.narrow(-3, 0, 2 * audio.shape[0])
 
     def _missing(self, length: int) -> int:
         """Zeros that a causal model's audio is to be followed by, for its end to come out as that of a stream."""

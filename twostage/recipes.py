@@ -68,7 +68,7 @@ def train_restorer(settings: RestorerRun, *, resume: bool = False) -> None:
         listener = _listener(settings.valid.vocoder, mel)
 
     def estimate(restorer: nn.Module, example: Example) -> Estimate:
-        restored = restorer(task.hearing(example.degraded))
+        restored = restorer(task.hearing(mel, example.degraded))
         if not listener:
             return Estimate(restored[0], None)
         heard = mel.stft.compressed(example.degraded[:, :1])

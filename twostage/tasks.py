@@ -121,11 +121,11 @@ class Restoring(nn.Module):
     def __init__(self, restorer: RestorerConfig, weights: RestoringWeights, quantile: float = 0.5) -> None:
         super().__init__()
         self.mel, self.weights, self.quantile = LogMel(restorer.mel), weights, quantile
-        self.hearing = Hearing(restorer, self.mel)
+        self.hearing = Hearing(restorer)
         self.intelligibility = Intelligibility(restorer.mel) if weights.intelligibility else None
 
     def forward(self, model: nn.Module, pair: Pair) -> Output:
-        real, fake = self.mel(pair.clean), model(self.hearing(pair.degraded)).float()
+        real, fake = self.mel(pair.clean), model(self.hearing(self.mel, pair.degraded)).float()
         terms = {"mel": mel_quantile(fake, real, self.quantile)}
         if self.weights.delta:
             terms["delta"] = delta_l1(fake, real)
@@ -163,7 +163,7 @@ class Finetuning(nn.Module):
     def forward(self, model: Any, pair: Pair) -> Output:
         learns = any(p.requires_grad for p in model.restorer.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-            restored = model.restorer(model.hearing(pair.degraded)).float()
+            restored = model.restorer(model.hearing(model.mel, pair.degraded)).float()
         start = max(0, restored.shape[-1] - self.frames) // 2
         fake = model.vocoder(restored[..., start : start + self.frames]).float()
         real = pair.clean[..., start * model.hop_length :][..., : fake.shape[-1]]
