@@ -42,7 +42,8 @@ class Stream:
         self.sample_rate, self.inputs = model.sample_rate, inputs_of(model)
         if np.size(gain_db) not in (1, self.inputs):
             raise ConfigError(f"gain_db is {gain_db}, must be one number for each of {self.inputs} inputs, or for all")
-        self._gain = np.float32(10) ** (np.broadcast_to(np.float32(gain_db), self.inputs)[:, None] / 20)
+        decibels = np.broadcast_to(np.asarray(gain_db, np.float32), self.inputs)
+        self._gain = (10 ** (decibels[:, None] / 20)).astype(np.float32)
         self._work = _Pieces(model) if getattr(model, "causal", False) else _Windows(model, seconds)
         self.latency = self._work.latency
         self._closed = False

@@ -66,7 +66,8 @@ def examples(
 def _with_air(example: Example, config: PairConfig, place: int, noise: Sequence[str]) -> Example:
     if not config.air_snr_db:
         return example
-    air = Air(seeded(int(place), "snr").uniform(*config.air_snr_db), tuple(sorted(noise)))
+    lowest, highest = config.air_snr_db
+    air = Air(seeded(int(place), "snr").uniform(lowest, highest), tuple(sorted(noise)))
     heard = levelled(air.of(example.clean[0, 0].numpy(), config.sample_rate, str(place)), config.sample_rate)
     return example._replace(degraded=torch.cat([example.degraded, torch.from_numpy(heard)[None, None]], 1))
 

@@ -132,8 +132,7 @@ def _models(given: Sequence[Sequence[str]] | None) -> dict[str, list[str]]:
 def _settings(args: Namespace) -> dict[str, Any]:
     """What decides the scores, to know whether an evaluation that stopped was the same one."""
     names = ("pairs", "clean", "simulate", "limit", "only_speaker", "keep_low_band", "seed", "precision")
-    names += ("air_snr", "noise")
-    return {name: getattr(args, name) for name in names}
+    return {name: getattr(args, name) for name in (*names, "air_snr", "noise")}
 
 
 def _merge(args: Namespace) -> int:

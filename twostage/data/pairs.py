@@ -213,7 +213,8 @@ class PairDataset:
 
     def _air(self, clean: Floats, room: Floats | None, rng: np.random.Generator) -> Floats:
         """Clean speech (T,) at LEVEL in noise, ``room`` or a stretch of a file, as loud together as it was alone."""
-        snr = rng.uniform(*self.config.air_snr_db)
+        lowest, highest = self.config.air_snr_db
+        snr = rng.uniform(lowest, highest)
         noise = self._noise(rng) if room is None else room
         together = 10 * np.log10(1 + 10 ** (-snr / 10))
         return _gained(noisy(clean, noise, self.config.sample_rate, snr, level=LEVEL), -together)
