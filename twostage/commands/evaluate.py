@@ -48,6 +48,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--pictures", metavar="N", type=int, default=3, help="utterances to draw and keep (default: 3)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help=PRECISION_HELP)
+    parser.add_argument(
+        "--costs", metavar="JSON", type=Path, help="summary of another evaluation of these models, whose costs hold"
+    )
     parser.add_argument("--overwrite", action="store_true", help="begin anew in a folder that holds an evaluation")
 
 
@@ -72,7 +75,7 @@ def run(args: Namespace) -> int:
     settings = _settings(args) | {"models": evaluate.fingerprint(systems)}
     results = evaluate.resume(args.out, settings, overwrite=args.overwrite) if args.out else evaluate.Results()
     results.failures += problems
-    costs = evaluate.measure_costs(systems)
+    costs = evaluate.known_costs(args.costs, systems) if args.costs else evaluate.measure_costs(systems)
     with tqdm(total=len(entries), unit="file", disable=None) as bar:
         evaluate.evaluate(
             entries,
