@@ -59,7 +59,7 @@ BEGIN, END = "<!-- benchmark.py writes from here -->", "<!-- benchmark.py writes
 LARGEST = 150_000  # bytes of a picture of the report
 PROBE = 12  # steps that are timed, after two that warm up
 
-# Steps that one core makes in a third of a second or so: at this length, many small steps teach more than few large ones.
+# Steps that take one core half a second or less: so short a training learns more from many small than from few large.
 SMALL = {
     "two-stage": ("data.batch=4", "data.samples=24576"),
     "wave-unet": ("optimizer.learning_rate=1e-3",),
@@ -126,19 +126,21 @@ class Task:
         return [*(f"data.{name}={json.dumps(pairs[name])}" for name in SHARED), *quiet, f"device={self.budget.device}"]
 
     def lengths(self, system: str, steps: int) -> list[str]:
-        """Settings that are its own: the YAML's lengths in steps as shares of ``steps``, and what suits the budget."""
+        """The YAML's lengths in steps as shares of ``steps``, and settings of its own."""
         given: Any = self.recipe(system)
         fall = [f"optimizer.cooldown={max(1, steps // 3)}", "optimizer.decay=1.0"]
         rise = [f"optimizer.warmup={min(given.optimizer.warmup, steps // 20)}"]
         judge = [f"adversary.start={given.adversary.start * steps // given.steps}"]
         often = [f"save={max(1, steps // 8)}", f"valid.every={max(1, steps // 2)}", f"report={max(1, steps // 20)}"]
-        own = [*self.budget.settings, *self.precision(), *self.budget.own.get(system, ()), *self.budget.last]
-        return [f"steps={steps}", *fall, *rise, *judge, *often, *own, *self.settings]
+        return [f"steps={steps}", *fall, *rise, *judge, *often, *self.own(system), *self.settings]
 
-    def precision(self) -> list[str]:
-        """On a core, bfloat16 where it computes in that: a step of either kind takes 0.6 to 0.9 of the time."""
-        on_core = self.budget.device == "cpu"
-        return ["precision=bfloat16"] if on_core and computes_bfloat16("cpu") else []
+    def own(self, system: str) -> list[str]:
+        """What suits the budget; on a core, bfloat16 where it computes in that."""
+        budget, halves = self.budget, ()
+        if budget.device == "cpu" and computes_bfloat16("cpu"):
+            halves = ("precision=bfloat16",)
+        given = (*budget.settings, *halves, *budget.own.get(system, ()), *budget.last)
+        return [f"{name}={value}" for name, value in dict(text.split("=", 1) for text in given).items()]
 
     def sets(self) -> dict[str, list[object]]:
         """What is scored: held-out speech through two simulated sensors, and the real pairs."""
@@ -189,8 +191,7 @@ class Plan:
         if system not in known:
             share = budget.minutes * 60 / len(TRAINED)
             steps = budget.steps or max(1, round(share / seconds_per_step(self.task, system)))
-            own = [text for text in self.task.lengths(system, steps) if text.startswith(("model.", "data.", "adv"))]
-            known[system] = {"steps": steps, "seconds": None, "own": own}
+            known[system] = {"steps": steps, "seconds": None, "own": self.task.own(system)}
             write_json(self.path, self.values)
         return int(known[system]["steps"])
 
@@ -338,14 +339,34 @@ def smaller(source: Path, target: Path) -> None:
     from PIL import Image
 
     picture = Image.open(source).convert("RGB")
-    while True:
-        data = BytesIO()
-        picture.quantize(64).save(data, "PNG", optimize=True)
-        if data.tell() < LARGEST:
-            break
-        picture = picture.resize((picture.width * 9 // 10, picture.height * 9 // 10), Image.Resampling.LANCZOS)
+    data = _palette(picture)
+    while len(data) > LARGEST:
+        scale = 0.95 * (LARGEST / len(data)) ** 0.5
+        size = round(picture.width * scale), round(picture.height * scale)
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+        data = _palette(picture)
     with replacing(target) as partial:
-        partial.write_bytes(data.getvalue())
+        partial.write_bytes(data)
+
+
+def _palette(picture: Any) -> bytes:
+    file = BytesIO()
+    picture.quantize(64).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def check_setting(text: str) -> None:
+    name, equals, _ = text.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"{text}: not key=value")
+    if name in ("run", "steps", "device", "data.train", "data.valid", "data.noise"):
+        raise ConfigError(f"{text}: is set by the budget")
+
+
+def check_data(folder: Path) -> None:
+    for name in ("train", "dev", "pairs"):
+        if not (folder / f"{name}.csv").is_file():
+            raise DataError(f"{folder / name}.csv: no such file")
 
 
 def main() -> None:
@@ -366,9 +387,13 @@ def main() -> None:
     unknown = sorted(set(systems) - {*FREE, *TRAINED})
     if unknown:
         raise ConfigError(f"--systems: no system {', '.join(unknown)}; there are {', '.join([*FREE, *TRAINED])}")
-    data = options.data or (sample_data(options.out / "data") if options.budget == "smoke" else None)
-    if not data:
+    for text in options.settings:
+        check_setting(text)
+    if options.data:
+        check_data(options.data)
+    elif options.budget != "smoke":
         raise ConfigError(f"--budget {options.budget} needs --data")
+    data = options.data or sample_data(options.out / "data")
     benchmark(Task(options.budget, data.absolute(), options.out, tuple(options.settings)), systems)
 
 

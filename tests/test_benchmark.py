@@ -1,17 +1,18 @@
 """Claims about scripts/benchmark.py: from speech to the tables, on where it stopped, and what is wrong in a line."""
 
 import json
-import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from twostage import audio, checkpoint
-from twostage.config import EnhancerRun, load_config
-from twostage.errors import ConfigError, DataError
+from twostage import audio, checkpoint, plots
+from twostage.config import EnhancerRun, RestorerRun, load_config
+from twostage.errors import ConfigError, DataError, TwoStageError
 from twostage.report import read_rows
 
 RATE = 16000
@@ -38,6 +39,8 @@ def data(tmp_path_factory: pytest.TempPathFactory, speech: Callable[..., np.ndar
 @pytest.fixture
 def task(script: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(script.SMALL, "wave-unet", SMALL)
+    for picture in ("draw", "draw_charts"):  # what test_compare and test_plots look at; they take longer than the rest
+        monkeypatch.setattr(plots, picture, lambda path, *_, **__: path.parent.mkdir(exist_ok=True))
     return script.Task("smoke", data, tmp_path / "out", ("seed=7",))
 
 
@@ -104,3 +107,104 @@ def test_what_was_stopped_goes_on_where_it_was(script, task, monkeypatch):
     log = (task.out / "runs" / "wave-unet" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log if '"train"' in line] == [1, 2]
     assert len(read_rows(task.out / "pairs" / "wave-unet" / "utterances.csv")) == 2
+
+
+def test_a_folder_of_another_benchmark_is_not_gone_on_with(script, task):
+    script.benchmark(task, ["lowpass"])
+    plan = script.Plan(task)
+    plan.steps("wave-unet")
+    other = script.Task("smoke", task.data, task.out, ("seed=8",))
+    with pytest.raises(
+        ConfigError, match=r"plan.json: settings is \['seed=7'\], not \['seed=8'\]; name another folder"
+    ):
+        script.benchmark(other, ["lowpass"])
+    (task.out / "plan.json").write_text("{}")
+    with pytest.raises(DataError, match=r"plan.json: not the plan of a benchmark \('budget'\)"):
+        script.benchmark(task, ["lowpass"])
+
+
+def test_steps_are_an_even_share_of_the_budget_whichever_systems_are_chosen(script, data, tmp_path, monkeypatch):
+    asked = []
+
+    def takes(task, *arguments):
+        steps = int(next(text for text in arguments if text.startswith("steps=")).partition("=")[2])
+        asked.append(arguments)
+        (task.out / "probe").mkdir(parents=True, exist_ok=True)
+        return 3.0 + 0.5 * steps
+
+    monkeypatch.setattr(script, "timed", takes)
+    plan = script.Plan(script.Task("cpu-hour", data, tmp_path))
+    assert plan.steps("bwe") == round(3600 / len(script.TRAINED) / 0.5)
+    assert len(asked) == 2
+    assert script.Plan(script.Task("cpu-hour", data, tmp_path)).steps("bwe") == plan.steps("bwe")
+    assert len(asked) == 2
+
+
+def test_every_system_has_the_same_pairs_and_its_own_lengths(script, data, tmp_path):
+    task = script.Task("cpu-hour", data, tmp_path)
+    there = ("two-stage", "wave-unet", "bwe")
+    runs = {}
+    for system in there:
+        kind = RestorerRun if system == "two-stage" else EnhancerRun
+        command, *words = task.training(system, tmp_path / system, 600)
+        assert command == ("train-restorer" if system == "two-stage" else "train-enhancer")
+        runs[system] = load_config(kind, words[:1], words[1:])
+    for run in runs.values():
+        assert run.data.sensors == ("any", "in-ear", "forehead", "temple", "eben")
+        assert (run.data.gate_db, run.data.speed, run.data.eq_db) == (20, 0.1, 2)
+        assert (run.threads, run.steps, run.optimizer.cooldown, run.optimizer.decay) == (1, 600, 200, 1)
+    assert [run.optimizer.warmup for run in runs.values()] == [30, 0, 30]
+    assert runs["bwe"].adversary.start == 300  # half of the steps, as in its YAML
+    assert runs["wave-unet"].weights.own == {"mse": 1}
+
+
+def test_a_report_keeps_what_was_written_around_it(script, task, tmp_path, capsys):
+    script.benchmark(task, SYSTEMS)
+    picture = np.random.default_rng(0).integers(0, 255, (400, 600, 3), np.uint8)
+    Image.fromarray(picture).save(task.out / "comparison" / "throat" / "cost.png")
+    script.report(task.out, tmp_path / "docs")
+    path = tmp_path / "docs" / "COMPARISON.md"
+    text = path.read_text()
+    assert re.findall("^##? .*", text, re.MULTILINE) == ["# Comparison", "## Budget: smoke", *headings(script)]
+    assert "| wave-unet | 2 |" in text
+    assert "![cost: throat](comparison/throat-cost.png)" in text
+    drawn = list((tmp_path / "docs" / "comparison").iterdir())
+    assert [file.name for file in drawn] == ["throat-cost.png"]
+    assert 75_000 < drawn[0].stat().st_size < 150_000
+    mine = text.replace("# Comparison\n", "# Comparison\n\nMine.\n", 1) + "\nMine too.\n"
+    path.write_text(mine)
+    script.report(task.out, tmp_path / "docs")
+    assert path.read_text() == mine
+    path.write_text("Mine alone.\n")
+    with pytest.raises(DataError, match=r"COMPARISON.md: lacks the lines <!-- benchmark.py writes from here -->"):
+        script.report(task.out, tmp_path / "docs")
+    assert path.read_text() == "Mine alone.\n"
+
+
+def headings(script: ModuleType) -> list[str]:
+    return [f"## {heading}" for heading in script.SETS.values()]
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        ([], "give --budget, or --report"),
+        (["--budget", "cpu-hour"], "--budget cpu-hour needs --data"),
+        (
+            ["--budget", "smoke", "--systems", "lowpas"],
+            "--systems: no system lowpas; there are lowpass, shift,",
+        ),
+        (["--budget", "cpu-hour", "--data", "{tmp}/no"], "{tmp}/no/train.csv: no such file"),
+        (["--budget", "cpu-hour", "--data", "{data}", "fast"], "fast: not key=value"),
+        (["--budget", "cpu-hour", "--data", "{data}", "steps=3"], "steps=3: is set by the budget"),
+        (["--report", "{tmp}"], "{tmp}/out/plan.json: not the plan of a benchmark"),
+    ],
+)
+def test_what_is_wrong_is_one_line(script, data, tmp_path, monkeypatch, words, what):
+    places = {"data": data, "tmp": tmp_path}
+    monkeypatch.setattr("sys.argv", ["benchmark", "-o", f"{tmp_path}/out", *(word.format(**places) for word in words)])
+    with pytest.raises(TwoStageError) as error:
+        script.main()
+    assert str(error.value).startswith(what.format(**places))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()

@@ -47,6 +47,7 @@ NAMES = tuple(report.COLUMNS)
 SAVE_EVERY = 10.0  # seconds
 ROWS, SETTINGS, TABLE, SUMMARY = "utterances.csv", "settings.json", "table.md", "summary.json"
 PICTURES, SOUNDS, CLEAN = "spectrograms", "sounds", "clean"
+COPY = ", copy-synthesis"  # ends the name of a vocoder that is fed with clean speech
 
 
 class CopySynthesis(nn.Module):
@@ -118,7 +119,7 @@ def load_systems(models: Mapping[str, Sequence[str]], device: str = "cpu", preci
             systems.append(System(label, model, hears_clean=False))  # type: ignore[arg-type]
         if isinstance(model, Vocoder | TwoStage) and isinstance(vocoder, Vocoder):
             copy = CopySynthesis(vocoder).eval().to(device)
-            systems.append(System(f"{label}, copy-synthesis", copy, hears_clean=True))
+            systems.append(System(f"{label}{COPY}", copy, hears_clean=True))
     return systems
 
 
