@@ -10,10 +10,11 @@ nothing. Settings as key=value go to every training.
 
 A budget is the time for the training of all systems together. Each has an even share of it, whichever are chosen, so
 that they can be trained in several calls; cpu-hour counts the time of one core, in whatever thread, and not the wall
-clock. Steps follow from a few that are timed first, which is not counted. What is equal: speech, simulated
-sensors, augmentation, and that time. What is not: steps, and with them the segments that a system hears. Each keeps its
-YAML's recipe but for the lengths in steps, which shrink with the training (an adversary joins where it did, as a share
-of the steps; the learning rate falls over the last third), and the settings below that suit a budget.
+clock. Steps follow from a few that are timed first, which is not counted. What is equal: speech, simulated sensors,
+augmentation, and that time. What is not: steps, and with them the segments that a system hears. Each keeps its YAML's
+recipe but for lengths in steps, which shrink with the training, and for the settings below that suit a budget. An
+adversary joins where it did, as a share of the steps; the learning rate rises over the first twentieth and falls over
+the last third.
 
 What is complete is skipped, what was stopped goes on. --report writes COMPARISON.md and comparison/ into a folder; text
 outside the marked part of a COMPARISON.md that is there stays.
@@ -47,6 +48,7 @@ SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 FREE = ("lowpass", "shift")  # need no training
 # a budget is shared by all of these; `two-stage` trains its restorer, in front of the shipped vocoder
 TRAINED = ("two-stage", "bilstm", "wave-unet", "dccrn", "dpcrn", "bsrnn", "seanet", "eben", "bwe")
+SHARES = len(TRAINED) + 2  # with those that hear a second microphone too
 SHARED = ("sensors", "sensor_weights", "gate_db", "speed", "eq_db")  # of restorer.yaml: the same pairs for all
 WEIGHTS = LAST  # not best, which was chosen on the speech that is scored
 PLAN, DONE = "plan.json", "complete"
@@ -62,8 +64,10 @@ PROBE = 12  # steps that are timed, after two that warm up
 # Steps that take one core half a second or less: so short a training learns more from many small than from few large.
 SMALL = {
     "two-stage": ("data.batch=4", "data.samples=24576"),
-    "wave-unet": ("optimizer.learning_rate=1e-3",),
+    "wave-unet": ("optimizer.learning_rate=3e-4", "optimizer.clip=1.0"),  # 1e-3 saturates it
     "bwe": ("model.channels=64", "data.samples=8192", "adversary.discriminator.width=0.125"),
+    "seanet": ("adversary.discriminator.width=0.25", "optimizer.learning_rate=3e-4"),
+    "eben": ("adversary.discriminator.width=0.25",),
 }
 ON_A_CORE = ("threads=1", "data.batch=2", "data.samples=16384", "optimizer.ema=0.99")
 
@@ -128,11 +132,11 @@ class Task:
     def lengths(self, system: str, steps: int) -> list[str]:
         """The YAML's lengths in steps as shares of ``steps``, and settings of its own."""
         given: Any = self.recipe(system)
+        rise = [f"optimizer.warmup={steps // 20}"]
         fall = [f"optimizer.cooldown={max(1, steps // 3)}", "optimizer.decay=1.0"]
-        rise = [f"optimizer.warmup={min(given.optimizer.warmup, steps // 20)}"]
         judge = [f"adversary.start={given.adversary.start * steps // given.steps}"]
         often = [f"save={max(1, steps // 8)}", f"valid.every={max(1, steps // 2)}", f"report={max(1, steps // 20)}"]
-        return [f"steps={steps}", *fall, *rise, *judge, *often, *self.own(system), *self.settings]
+        return [f"steps={steps}", *rise, *fall, *judge, *often, *self.own(system), *self.settings]
 
     def own(self, system: str) -> list[str]:
         """What suits the budget; on a core, bfloat16 where it computes in that."""
@@ -189,7 +193,7 @@ class Plan:
             return 1
         known, budget = self.values["systems"], self.task.budget
         if system not in known:
-            share = budget.minutes * 60 / len(TRAINED)
+            share = budget.minutes * 60 / SHARES
             steps = budget.steps or max(1, round(share / seconds_per_step(self.task, system)))
             known[system] = {"steps": steps, "seconds": None, "own": self.task.own(system)}
             write_json(self.path, self.values)
@@ -321,7 +325,7 @@ def report(out: Path, folder: Path) -> None:
 def settled(plan: Mapping[str, Any]) -> list[str]:
     """What every system was given, as Markdown."""
     budget = BUDGETS[plan["budget"]]
-    share = f"{budget.minutes * 60 / len(TRAINED):.0f} s of training each" if budget.minutes else "a few steps each"
+    share = f"{budget.minutes * 60 / SHARES:.0f} s of training each" if budget.minutes else "a few steps each"
     lines = [f"{share}, on {plan['machine']}. Seconds are of {'processor' if budget.device == 'cpu' else 'wall'} time."]
     if plan["settings"]:
         lines += ["", f"Settings of all: `{' '.join(plan['settings'])}`."]

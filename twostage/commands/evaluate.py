@@ -72,10 +72,11 @@ def run(args: Namespace) -> int:
     device = device_for(args.device)
     args.precision = precision_for(args.precision, device)
     systems = evaluate.load_systems(_models(args.model), device, args.precision)
+    known = evaluate.known_costs(args.costs, systems) if args.costs else {}
     settings = _settings(args) | {"models": evaluate.fingerprint(systems)}
     results = evaluate.resume(args.out, settings, overwrite=args.overwrite) if args.out else evaluate.Results()
     results.failures += problems
-    costs = evaluate.known_costs(args.costs, systems) if args.costs else evaluate.measure_costs(systems)
+    costs = known or evaluate.measure_costs(systems)
     with tqdm(total=len(entries), unit="file", disable=None) as bar:
         evaluate.evaluate(
             entries,
