@@ -66,8 +66,8 @@ SMALL = {
     "two-stage": ("data.batch=4", "data.samples=24576"),
     "wave-unet": ("optimizer.learning_rate=3e-4", "optimizer.clip=1.0"),  # 1e-3 saturates it
     "bwe": ("model.channels=64", "data.samples=8192", "adversary.discriminator.width=0.125"),
-    "seanet": ("adversary.discriminator.width=0.25", "optimizer.learning_rate=3e-4"),
-    "eben": ("adversary.discriminator.width=0.25",),
+    "seanet": ("model.channels=16", "adversary.discriminator.width=0.125", "optimizer.learning_rate=3e-4"),
+    "eben": ("adversary.discriminator.width=0.125",),
 }
 ON_A_CORE = ("threads=1", "data.batch=2", "data.samples=16384", "optimizer.ema=0.99")
 
