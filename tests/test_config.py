@@ -76,6 +76,7 @@ def test_settings_survive_yaml(given: list[str], tmp_path: Path) -> None:
         ("steps=0", "steps, report and save must be at least 1"),
         ("steps=1.5", "steps is 1.5, must be of type int"),
         ("adversary.adaptive=1", "adversary.adaptive is 1, must be of type bool"),
+        ("adversary.adaptive=both", "adversary.adaptive is 'both', must be true, false or 'each'"),
         ("optimizer.betas=[0.9]", r"optimizer.betas is \[0.9\], must have 2 entries"),
         ("optimizer.betas=[0.9,1.5]", r"betas and ema must be in \[0, 1\): .*1.5"),
         ("optimizer=3", "optimizer: 3 is not a mapping"),

@@ -5,6 +5,8 @@ from typing import Any
 from torch import nn
 
 from twostage.baselines.bwe import Bwe, BweConfig
+from twostage.baselines.eben import Eben, EbenConfig
+from twostage.baselines.seanet import Seanet, SeanetConfig
 from twostage.baselines.shift import Lowpass, LowpassConfig, Shift, ShiftConfig
 from twostage.baselines.wave_unet import WaveUnet, WaveUnetConfig
 from twostage.pipeline import TwoStage, TwoStageConfig
@@ -21,6 +23,8 @@ ENHANCERS: dict[str, tuple[type[Any], type[nn.Module]]] = {  # audio (B, 1, T) -
     "shift": (ShiftConfig, Shift),
     "wave-unet": (WaveUnetConfig, WaveUnet),
     "bwe": (BweConfig, Bwe),
+    "seanet": (SeanetConfig, Seanet),
+    "eben": (EbenConfig, Eben),
 }
 KINDS = {**STAGES, **ENHANCERS}
 

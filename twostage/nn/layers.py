@@ -19,23 +19,33 @@ Size = tuple[int, int]  # bands, then frames
 
 
 class Conv1d(nn.Conv1d):
-    """(B, C, L) -> (B, C', L)."""
+    """(B, C, L) -> (B, C', L), or, with a ``stride``, which the kernel must cover, (B, C', L / stride)."""
 
-    def __init__(self, inputs: int, outputs: int, kernel_size: int, *, dilation: int = 1, causal: bool = False) -> None:
-        past = (kernel_size - 1) * dilation
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        bias: bool = True,
+        causal: bool = False,
+    ) -> None:
+        past = (kernel_size - 1) * dilation + 1 - stride
         self.sides = 0 if causal else past // 2
-        super().__init__(inputs, outputs, kernel_size, dilation=dilation, padding=self.sides)
+        super().__init__(inputs, outputs, kernel_size, stride, self.sides, dilation, bias=bias)
         self.past = Past(past) if causal and past else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.past(x)
         if short.is_short(x):
             x = F.pad(x, (self.sides, self.sides))
-            return short.conv1d(x, self.weight, self.bias, self.dilation[0])
+            return short.conv1d(x, self.weight, self.bias, self.stride[0], self.dilation[0])
         if torch.compiler.is_exporting():  # one operator; written into, the view below would be scattered
             return super().forward(x)
         x, weight = _level(x), self.weight[:, :, None]
-        return F.conv2d(x, weight, self.bias, 1, (0, self.sides), (1, *self.dilation))[:, :, 0]
+        return F.conv2d(x, weight, self.bias, (1, *self.stride), (0, self.sides), (1, *self.dilation))[:, :, 0]
 
 
 class Conv2d(nn.Conv2d):
@@ -67,10 +77,12 @@ class Conv2d(nn.Conv2d):
 class ConvTranspose1d(nn.ConvTranspose1d):
     """(B, C, L) -> (B, C', L * rate); ``kernel_size`` is the rate plus an even number, or, if causal, any above it."""
 
-    def __init__(self, inputs: int, outputs: int, kernel_size: int, rate: int, *, causal: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel_size: int, rate: int, *, bias: bool = True, causal: bool = False
+    ) -> None:
         over = kernel_size - rate
         self.sides = 0 if causal else over // 2
-        super().__init__(inputs, outputs, kernel_size, rate, padding=self.sides)
+        super().__init__(inputs, outputs, kernel_size, rate, self.sides, bias=bias)
         self.overlap = Overlap(over) if causal and over else None
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
