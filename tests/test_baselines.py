@@ -29,13 +29,13 @@ JUDGES = ["adversary.discriminator.width=0.0625", "adversary.start=1"]
 SYSTEMS: dict[str, tuple[float, list[str]]] = {
     "lowpass": (0.0, []),
     "shift": (0.0, []),
-    "wave-unet": (6.18, ["model.levels=4", "model.channels=8"]),
+    "wave-unet": (6.18, ["model.levels=3", "model.channels=8"]),
     "bwe": (
         0.91,
-        ["model.channels=16", "model.stacks=1", "model.layers=4", "adversary.discriminator.scales=1", *JUDGES],
+        ["model.channels=16", "model.stacks=1", "model.layers=3", "adversary.discriminator.scales=1", *JUDGES],
     ),
-    "seanet": (8.34, ["model.channels=8", "model.strides=[2,4]", "model.bottleneck=8", *JUDGES]),
-    "eben": (1.94, ["model.channels=8", "model.strides=[2,4]", "model.bottleneck=8", *JUDGES]),
+    "seanet": (8.34, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *JUDGES]),
+    "eben": (1.94, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *JUDGES]),
     "two-stage": (
         3.65,
         [

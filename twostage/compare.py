@@ -39,9 +39,9 @@ def compare(folders: Sequence[Path], out: Path, *, metric: str = "estoi", title:
     report.write_text(out / TABLE, text)
     _write_csv(out / CSV, _flat(results, costs))
     charts = cost_charts(results, costs, metric)
-    if charts:
-        plots.draw_charts(out / COST, charts, overwrite=True)
     systems = list(dict.fromkeys(row.system for row in results.rows))
+    if charts:
+        plots.draw_charts(out / COST, charts, names=systems, overwrite=True)
     kept = kept_sounds(folders, systems)
     for name, sounds in kept.items():
         draw(out / PICTURES / f"{name}.png", sounds)
@@ -53,7 +53,7 @@ def compare(folders: Sequence[Path], out: Path, *, metric: str = "estoi", title:
         _write_csv(out / BANDS_CSV, rows)
         lines = {system: list(zip(centres, e, strict=True)) for system, e in errors.items()}
         up = f"error of band levels, dB ({len(kept)} utterances)"
-        plots.draw_charts(out / BANDS, [plots.Chart("Hz", up, lines, logarithmic=False)], overwrite=True)
+        plots.draw_charts(out / BANDS, [plots.Chart("Hz", up, lines, logarithmic=False)], names=systems, overwrite=True)
     return text
 
 

@@ -121,8 +121,13 @@ class Chart:
     levels: Mapping[str, float] = field(default_factory=dict)
 
 
-def draw_charts(path: str | Path, charts: Sequence[Chart], *, overwrite: bool = False) -> None:
-    """Write charts into a PNG, two in a row; a line has one colour in all of them, and the legend is one."""
+def draw_charts(
+    path: str | Path, charts: Sequence[Chart], *, names: Sequence[str] = (), overwrite: bool = False
+) -> None:
+    """Write charts into a PNG, two in a row; a line has one colour in all of them, and the legend is one.
+
+    ``names``, some of which may have no line: pictures that are given the same have the same colours.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -133,8 +138,9 @@ def draw_charts(path: str | Path, charts: Sequence[Chart], *, overwrite: bool = 
     rows = -(-len(charts) // columns)
     figure = Figure(figsize=(3 + (7.5 if columns == 1 else 4.6 * columns), 0.8 + 3.4 * rows), layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    names = list(dict.fromkeys(name for chart in charts for name in chart.lines))
-    looks = dict(zip(names, _looks(len(names)), strict=True))
+    drawn = {name for chart in charts for name in chart.lines}
+    names = list(dict.fromkeys([*names, *(name for chart in charts for name in chart.lines)]))
+    looks = {name: look for name, look in zip(names, _looks(len(names)), strict=True) if name in drawn}
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, chart in zip(axes, charts, strict=False):
         for name, points in chart.lines.items():
