@@ -48,7 +48,13 @@ SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 FREE = ("lowpass", "shift")  # need no training
 # a budget is shared by all of these; `two-stage` trains its restorer, in front of the shipped vocoder
 TRAINED = ("two-stage", "bilstm", "wave-unet", "dccrn", "dpcrn", "bsrnn", "seanet", "eben", "bwe")
-SHARES = len(TRAINED) + 2  # with those that hear a second microphone too
+FUSION = ("two-stage-fusion", "seanet-fusion")  # hear a second microphone, in the air, as well
+SYSTEMS = (*FREE, *TRAINED, *FUSION)
+FILES = {
+    "two-stage": ["restorer"],
+    "two-stage-fusion": ["restorer", "fusion"],
+    "seanet-fusion": ["seanet", "seanet-fusion"],
+}
 SHARED = ("sensors", "sensor_weights", "gate_db", "speed", "eq_db")  # of restorer.yaml: the same pairs for all
 WEIGHTS = LAST  # not best, which was chosen on the speech that is scored
 PLAN, DONE = "plan.json", "complete"
@@ -56,6 +62,7 @@ SETS = {  # what is scored, and its heading
     "throat": "Held-out speech through a simulated throat microphone",
     "eben": "Held-out speech through a simulated in-ear microphone (EBEN's)",
     "pairs": "Real pairs of a throat microphone",
+    "fusion": "Held-out speech through a simulated throat microphone and, as loud as noise, through the air",
 }
 BEGIN, END = "<!-- benchmark.py writes from here -->", "<!-- benchmark.py writes to here -->"
 LARGEST = 150_000  # bytes of a picture of the report
@@ -64,9 +71,11 @@ PROBE = 12  # steps that are timed
 # Steps that take one core half a second or less: so short a training learns more from many small than from few large.
 SMALL = {
     "two-stage": ("data.batch=4", "data.samples=24576"),
+    "two-stage-fusion": ("data.batch=4", "data.samples=24576"),
     "wave-unet": ("optimizer.learning_rate=3e-4", "optimizer.clip=1.0"),  # 1e-3 saturates it
     "bwe": ("model.channels=64", "data.samples=8192", "adversary.discriminator.width=0.125"),
     "seanet": ("model.channels=16", "adversary.discriminator.width=0.125", "optimizer.learning_rate=3e-4"),
+    "seanet-fusion": ("model.channels=16", "adversary.discriminator.width=0.125", "optimizer.learning_rate=3e-4"),
     "eben": ("adversary.discriminator.width=0.125",),
 }
 ON_A_CORE = ("threads=1", "data.batch=2", "data.samples=16384", "optimizer.ema=0.99")
@@ -115,13 +124,13 @@ class Task:
 
     def recipe(self, system: str) -> RunConfig:
         """What the YAML of ``system`` says."""
-        kind = RestorerRun if system == "two-stage" else EnhancerRun
-        return load_config(kind, [yaml(system)], [*self.lists(), "run=."])
+        kind = RestorerRun if of_two_stages(system) else EnhancerRun
+        return load_config(kind, files(system), [*self.lists(), "run=."])
 
     def training(self, system: str, folder: Path, steps: int) -> list[str]:
         """The command that trains ``system`` for ``steps``."""
-        command = "train-restorer" if system == "two-stage" else "train-enhancer"
-        return [command, yaml(system), f"run={folder}", *self.lists(), *self.common(), *self.lengths(system, steps)]
+        command = "train-restorer" if of_two_stages(system) else "train-enhancer"
+        return [command, *files(system), f"run={folder}", *self.lists(), *self.common(), *self.lengths(system, steps)]
 
     def common(self) -> list[str]:
         """Settings that are the same for all: the pairs, and that what is measured on the way costs no time."""
@@ -146,18 +155,31 @@ class Task:
         given = (*budget.settings, *halves, *budget.own.get(system, ()), *budget.last)
         return [f"{name}={value}" for name, value in dict(text.split("=", 1) for text in given).items()]
 
-    def sets(self) -> dict[str, list[object]]:
-        """What is scored: held-out speech through two simulated sensors, and the real pairs."""
+    def sets(self, system: str) -> dict[str, list[object]]:
+        """What ``system`` is scored on: held-out speech through two simulated sensors, and the real pairs.
+
+        With a second microphone those that hear it, and for comparison their like that hear one.
+        """
         dev = ["--clean", self.data / "dev.csv", "--limit", self.budget.limit]
+        noise = ["--noise", self.data / "noise"] if (self.data / "noise").is_dir() else []
+        both: dict[str, list[object]] = {"fusion": [*dev, "--simulate", "throat", "--air-snr", 0, *noise]}
+        if system in FUSION:
+            return both
         return {
             "throat": [*dev, "--simulate", "throat"],
             "eben": [*dev, "--simulate", "eben"],
             "pairs": ["--pairs", self.data / "pairs.csv"],
+            **(both if f"{system}-fusion" in FUSION else {}),
         }
 
 
-def yaml(system: str) -> str:
-    return "restorer" if system == "two-stage" else system
+def files(system: str) -> list[str]:
+    """Its configurations; most have the system's name."""
+    return FILES.get(system, [system])
+
+
+def of_two_stages(system: str) -> bool:
+    return system.startswith("two-stage")
 
 
 def run(*arguments: object) -> None:
@@ -193,7 +215,7 @@ class Plan:
             return 1
         known, budget = self.values["systems"], self.task.budget
         if system not in known:
-            share = budget.minutes * 60 / SHARES
+            share = budget.minutes * 60 / len(TRAINED + FUSION)
             steps = budget.steps or max(1, round(share / seconds_per_step(self.task, system)))
             known[system] = {"steps": steps, "seconds": None, "own": self.task.own(system)}
             write_json(self.path, self.values)
@@ -252,13 +274,13 @@ def made(weights: Path) -> int | None:
 def evaluate(task: Task, system: str, weights: Path) -> None:
     """Score on every set that has no mark of being complete. What it costs is measured once."""
     model: list[object] = [f"{system}={weights}"]
-    if system == "two-stage":
+    if of_two_stages(system):
         vocoder = task.out / "vocoder.safetensors"
         if not vocoder.exists():
             checkpoint.save(vocoder, checkpoint.load_stage("default", "vocoder"), provenance={"taken_from": "default"})
         model.append(vocoder)
     costs: list[object] = []
-    for name, given in task.sets().items():
+    for name, given in task.sets(system).items():
         folder = task.out / name / system
         if not (folder / DONE).exists():
             shown = ["--pictures", task.budget.pictures, "--device", task.budget.device]
@@ -269,10 +291,11 @@ def evaluate(task: Task, system: str, weights: Path) -> None:
 
 def compare(task: Task) -> None:
     """A table and pictures of each set, of all systems that are complete."""
-    for name in task.sets():
-        folders = [task.out / name / system for system in (*FREE, *TRAINED)]
+    for name in SETS:
+        folders = [task.out / name / system for system in SYSTEMS]
         done = [folder for folder in folders if (folder / DONE).exists()]
-        run("compare", *done, "-o", task.out / "comparison" / name, "--title", f"{task.name}: {name}")
+        if done:
+            run("compare", *done, "-o", task.out / "comparison" / name, "--title", f"{task.name}: {name}")
 
 
 def sample_data(folder: Path) -> Path:
@@ -325,12 +348,23 @@ def report(out: Path, folder: Path) -> None:
 def settled(plan: Mapping[str, Any]) -> list[str]:
     """What every system was given, as Markdown."""
     budget = BUDGETS[plan["budget"]]
-    share = f"{budget.minutes * 60 / SHARES:.0f} s of training each" if budget.minutes else "a few steps each"
+    share = (
+        f"{budget.minutes * 60 / len(TRAINED + FUSION):.0f} s of training each"
+        if budget.minutes
+        else "a few steps each"
+    )
     lines = [f"{share}, on {plan['machine']}. Seconds are of {'processor' if budget.device == 'cpu' else 'wall'} time."]
+    lines += [
+        "",
+        "Equal: speech, simulated sensors, augmentation, and that time. Not equal: steps, hence the speech that",
+    ]
+    lines += [
+        "was heard. Not in the time: what the vocoder behind the two-stage restorers learnt before, on clean speech."
+    ]
     if plan["settings"]:
         lines += ["", f"Settings of all: `{' '.join(plan['settings'])}`."]
     lines += ["", "| system | steps | seconds | its settings at this budget |", "| --- | ---: | ---: | --- |"]
-    for system in TRAINED:
+    for system in (*TRAINED, *FUSION):
         if system in plan["systems"]:
             found = plan["systems"][system]
             seconds = "-" if found["seconds"] is None else f"{found['seconds']:.0f}"
@@ -378,7 +412,7 @@ def main() -> None:
     parser.add_argument("--budget", choices=BUDGETS)
     parser.add_argument("--data", type=Path, metavar="DATA", help="folder of the speech; not needed for smoke")
     parser.add_argument("-o", "--out", type=Path, metavar="OUT", required=True, help="trainings, scores and tables")
-    parser.add_argument("--systems", default=",".join([*FREE, *TRAINED]), metavar="NAME,...", help="some of them alone")
+    parser.add_argument("--systems", default=",".join(SYSTEMS), metavar="NAME,...", help="some of them alone")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write DIR/COMPARISON.md of what OUT holds")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of every training")
     options = parser.parse_args()
@@ -388,9 +422,9 @@ def main() -> None:
     if not options.budget:
         raise ConfigError("give --budget, or --report")
     systems = options.systems.split(",")
-    unknown = sorted(set(systems) - {*FREE, *TRAINED})
+    unknown = sorted(set(systems) - set(SYSTEMS))
     if unknown:
-        raise ConfigError(f"--systems: no system {', '.join(unknown)}; there are {', '.join([*FREE, *TRAINED])}")
+        raise ConfigError(f"--systems: no system {', '.join(unknown)}; there are {', '.join(SYSTEMS)}")
     for text in options.settings:
         check_setting(text)
     if options.data:

@@ -35,6 +35,7 @@ SYSTEMS: dict[str, tuple[float, list[str]]] = {
         ["model.channels=16", "model.stacks=1", "model.layers=3", "adversary.discriminator.scales=1", *JUDGES],
     ),
     "seanet": (8.34, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *JUDGES]),
+    "seanet-fusion": (8.34, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *JUDGES]),
     "eben": (1.94, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *JUDGES]),
     "two-stage": (
         3.65,
@@ -44,6 +45,7 @@ SYSTEMS: dict[str, tuple[float, list[str]]] = {
         ],
     ),
 }
+FILES = {"two-stage": [], "seanet-fusion": ["seanet", "seanet-fusion"]}  # all others have the system's name
 NAMES = sorted({path.stem for path in BASELINES.glob("*.yaml")} | {"two-stage"})
 FAST = [
     "threads=1",
@@ -60,7 +62,7 @@ PLAIN = ["valid.metrics=[mel_l1]", "valid.best=mel_l1", "optimizer.cooldown=0", 
 
 def settings(name: str, corpus: Path, run: Path, *more: str, small: bool = True) -> EnhancerRun:
     """Of ``name``'s YAML; two-stage, whose stages train apart, has none as one system."""
-    files = [] if name == "two-stage" else [name]
+    files = FILES.get(name, [name])
     given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={run}"]
     named = ["enhancer=two-stage", "steps=4"] if not files else []
     return load_config(EnhancerRun, files, [*given, *named, *FAST, *BRIEF, *PLAIN, *(SYSTEMS[name][1] * small), *more])
@@ -72,12 +74,12 @@ def built(run: EnhancerRun) -> nn.Module:
 
 def test_every_system_has_a_yaml_and_a_line_here() -> None:
     assert set(NAMES) <= set(SYSTEMS)
-    with_yaml = {load_config(EnhancerRun, [name], given()).enhancer for name in NAMES if name != "two-stage"}
-    assert with_yaml == set(ENHANCERS) - {"two-stage"}
+    assert {settings(name, Path(__file__), Path("x"), small=False).enhancer for name in NAMES} == set(ENHANCERS)
 
 
-def given() -> list[str]:
-    return [f"data.train=[{__file__}]", f"data.valid=[{__file__}]", "run=x"]
+def inputs(run: EnhancerRun) -> int:
+    """Channels that it hears."""
+    return getattr(run.architecture, "inputs", 1)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -109,7 +111,7 @@ def test_one_batch_overfits(name: str, corpus: Path, speech) -> None:
     if not any(weight.requires_grad for weight in model.parameters()):
         pytest.skip("nothing to learn by steps")
     clean = torch.from_numpy(speech(4096)).view(1, 1, -1)
-    pair = Pair(torch.nn.functional.avg_pool1d(clean, 9, 1, 4), clean)
+    pair = Pair(torch.nn.functional.avg_pool1d(clean, 9, 1, 4).expand(-1, inputs(run), -1), clean)
     weights, losses = content(run.weights), []
     training = Training(model, OptimizerConfig(learning_rate=3e-3, clip=5.0))
     fit(
@@ -153,15 +155,15 @@ def test_a_training_moves_its_weights_and_goes_on_bitwise(
 
 
 def test_a_file_is_restored(trained: tuple[str, Path], tmp_path: Path, speech) -> None:
-    _, run = trained
-    sound = speech(12345)
+    name, run = trained
+    sound = np.stack([speech(12345)] * inputs(settings(name, Path(__file__), run)))
     audio.write(tmp_path / "in.wav", sound, 16000)
     weights = str(run / "last.safetensors")
     assert main(["restore", str(tmp_path / "in.wav"), "-o", str(tmp_path / "out"), "--model", weights]) == 0
     (made,) = (tmp_path / "out").iterdir()
     restored = audio.read(made)[0][0]
-    heard = audio.read(tmp_path / "in.wav")[0][0]
-    np.testing.assert_allclose(restored, restore(checkpoint.load(weights), heard, 16000), atol=2e-4)
+    heard = np.squeeze(audio.read(tmp_path / "in.wav")[0])
+    np.testing.assert_allclose(restored, restore(checkpoint.load(weights), heard, 16000).reshape(-1), atol=2e-4)
     assert np.abs(restored).max() > 0.01
 
 
