@@ -107,6 +107,12 @@ def test_what_is_wrong_is_named_in_one_line(given: list[str], setting: str, what
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_an_adversary_stored_before_it_had_more_judges_and_balance_is_the_same(adaptive: bool) -> None:
+    stored = {"adaptive": adaptive, "discriminator": {"periods": [2], "scales": 1, "width": 0.25, "resolutions": []}}
+    assert build(AdversaryConfig, stored) == AdversaryConfig(DiscriminatorConfig((2,), 1, 0.25), adaptive=adaptive)
+
+
 @pytest.mark.parametrize(
     ("settings", "what"),
     [

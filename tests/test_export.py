@@ -110,6 +110,12 @@ def test_a_file_says_what_pytorch_says_at_every_length(
     torch.testing.assert_close(whole(given), expected, atol=2e-5, rtol=0)
 
 
+def test_digital_silence_stays_finite(centred: TwoStage, whole: OnnxEnhancer, speech: Speech) -> None:
+    given = sound(speech, 60 * 256)
+    given[..., 20 * 256 :] = 0
+    torch.testing.assert_close(whole(given), centred(given), atol=2e-5, rtol=0)
+
+
 def test_a_causal_model_of_dynamic_length(causal: TwoStage, folder: Path, speech: Speech) -> None:
     export(causal, folder / "causal.onnx", provenance={})
     model = OnnxEnhancer(folder / "causal.onnx")

@@ -122,7 +122,10 @@ class SpectrogramDiscriminator(nn.Module):
 
 
 class MelganDiscriminator(nn.Module):
-    """Grouped convolutions on the raw waveform at one resolution, each at a quarter of the rate of the one before."""
+    """Grouped convolutions on the raw waveform at one resolution, each at a quarter of the rate of the one before.
+
+    As many ``groups`` as its channels divide by where that is less; 0: of four channels each.
+    """
 
     def __init__(self, width: float = 1.0, groups: int = 0) -> None:
         super().__init__()

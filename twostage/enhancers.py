@@ -4,7 +4,9 @@ from typing import Any
 
 from torch import nn
 
+from twostage.baselines.bilstm import Bilstm, BilstmConfig
 from twostage.baselines.bwe import Bwe, BweConfig
+from twostage.baselines.dccrn import Dccrn, DccrnConfig
 from twostage.baselines.eben import Eben, EbenConfig
 from twostage.baselines.seanet import Seanet, SeanetConfig
 from twostage.baselines.shift import Lowpass, LowpassConfig, Shift, ShiftConfig
@@ -23,6 +25,8 @@ ENHANCERS: dict[str, tuple[type[Any], type[nn.Module]]] = {  # audio (B, 1, T) -
     "shift": (ShiftConfig, Shift),
     "wave-unet": (WaveUnetConfig, WaveUnet),
     "bwe": (BweConfig, Bwe),
+    "dccrn": (DccrnConfig, Dccrn),
+    "bilstm": (BilstmConfig, Bilstm),
     "seanet": (SeanetConfig, Seanet),
     "eben": (EbenConfig, Eben),
 }

@@ -123,9 +123,12 @@ def header(model: Any, stream: bool, provenance: Mapping[str, Any]) -> OnnxHeade
 
 
 def difference(model: Any, other: OnnxEnhancer) -> float:
-    """The largest between samples of the two, at several lengths."""
+    """The largest between samples of the two, at several lengths, and on speech that stops; NaN if one of them is."""
+    voices = _voices(model)
+    stopped = voices[-1].clone()
+    stopped[..., stopped.shape[-1] // 2 :] = 0
     with torch.inference_mode():
-        return max(float((model(audio) - other(audio)).abs().max()) for audio in _voices(model))
+        return float(torch.stack([(model(a) - other(a)).abs().max() for a in (*voices, stopped)]).max())
 
 
 def mel_difference(model: TwoStage, other: OnnxEnhancer) -> float:

@@ -60,10 +60,11 @@ class Conv2d(nn.Conv2d):
         stride: Size = (1, 1),
         dilation: Size = (1, 1),
         causal: bool = False,
+        bias: bool = True,
     ) -> None:
         bands, frames = ((k - 1) * d + 1 - s for k, d, s in zip(kernel_size, dilation, stride, strict=True))
         self.sides = (bands // 2, 0 if causal else frames // 2)
-        super().__init__(inputs, outputs, kernel_size, stride, self.sides, dilation)
+        super().__init__(inputs, outputs, kernel_size, stride, self.sides, dilation, bias=bias)
         self.past = Past(frames) if causal and frames else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,10 +102,12 @@ class ConvTranspose1d(nn.ConvTranspose1d):
 class ConvTranspose2d(nn.ConvTranspose2d):
     """(B, C, F, L) -> (B, C', F * s, L * s'); ``kernel_size`` as for ConvTranspose1d, of each axis."""
 
-    def __init__(self, inputs: int, outputs: int, kernel_size: Size, stride: Size, *, causal: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel_size: Size, stride: Size, *, causal: bool = False, bias: bool = True
+    ) -> None:
         bands, frames = (k - s for k, s in zip(kernel_size, stride, strict=True))
         self.sides = (bands // 2, 0 if causal else frames // 2)
-        super().__init__(inputs, outputs, kernel_size, stride, self.sides)
+        super().__init__(inputs, outputs, kernel_size, stride, self.sides, bias=bias)
         self.overlap = Overlap(frames) if causal and frames else None
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -124,6 +127,20 @@ class GRU(nn.GRU):
     def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
         x, last = super().forward(x, self.hidden.carried if hidden is None else hidden)  # type: ignore[has-type]
         self.hidden.keep(last)
+        return x
+
+
+class LSTM(nn.LSTM):
+    """An LSTM of one direction over (B, L, C), which carries hidden state and cell: -> (B, L, hidden_size)."""
+
+    def __init__(self, inputs: int, hidden_size: int, layers: int = 1) -> None:
+        super().__init__(inputs, hidden_size, layers, batch_first=True)
+        self.state = Carry()
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        given = self.state.carried if state is None else state
+        x, last = super().forward(x, None if given is None else tuple(given))
+        self.state.keep(torch.stack(last))
         return x
 
 
