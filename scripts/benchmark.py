@@ -72,6 +72,8 @@ PROBE = 12  # steps that are timed
 SMALL = {
     "two-stage": ("data.batch=4", "data.samples=24576"),
     "two-stage-fusion": ("data.batch=4", "data.samples=24576"),
+    "bilstm": ("data.batch=4", "data.samples=32768"),
+    "dccrn": ("data.batch=1",),
     "wave-unet": ("optimizer.learning_rate=3e-4", "optimizer.clip=1.0"),  # 1e-3 saturates it
     "bwe": ("model.channels=64", "data.samples=8192", "adversary.discriminator.width=0.125"),
     "seanet": ("model.channels=16", "adversary.discriminator.width=0.125", "optimizer.learning_rate=3e-4"),

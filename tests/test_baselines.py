@@ -34,6 +34,8 @@ SYSTEMS: dict[str, tuple[float, list[str]]] = {
         0.91,
         ["model.channels=16", "model.stacks=1", "model.layers=3", "adversary.discriminator.scales=1", *JUDGES],
     ),
+    "bilstm": (4.34, ["model.units=32", "model.layers=1", "model.n_fft=128", "model.hop_length=32"]),
+    "dccrn": (3.67, ["model.channels=[8,16]", "model.lstm_units=16", "model.lookahead=2"]),
     "seanet": (8.34, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *JUDGES]),
     "seanet-fusion": (8.34, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *JUDGES]),
     "eben": (1.94, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *JUDGES]),
@@ -56,7 +58,7 @@ FAST = [
     "data.speed=0",
     "data.gate_db=0",
 ]
-BRIEF = ["save=2", "report=1", "valid.every=4", "valid.items=1", "valid.seconds=0.5", "valid.show=0"]
+BRIEF = ["save=2", "report=1", "valid.every=2", "valid.items=1", "valid.seconds=0.5", "valid.show=0"]
 PLAIN = ["valid.metrics=[mel_l1]", "valid.best=mel_l1", "optimizer.cooldown=0", "optimizer.warmup=0"]
 
 
@@ -112,6 +114,7 @@ def test_one_batch_overfits(name: str, corpus: Path, speech) -> None:
         pytest.skip("nothing to learn by steps")
     clean = torch.from_numpy(speech(4096)).view(1, 1, -1)
     pair = Pair(torch.nn.functional.avg_pool1d(clean, 9, 1, 4).expand(-1, inputs(run), -1), clean)
+    getattr(model, "prepare", list)([pair])
     weights, losses = content(run.weights), []
     training = Training(model, OptimizerConfig(learning_rate=3e-3, clip=5.0))
     fit(
