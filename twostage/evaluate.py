@@ -48,6 +48,7 @@ NAMES = tuple(report.COLUMNS)
 SAVE_EVERY = 10.0  # seconds
 ROWS, SETTINGS, TABLE, SUMMARY = "utterances.csv", "settings.json", "table.md", "summary.json"
 PICTURES, SOUNDS, CLEAN = "spectrograms", "sounds", "clean"
+COPY = ", copy-synthesis"  # ends the name of a vocoder that is fed with clean speech
 
 
 class CopySynthesis(nn.Module):
@@ -135,7 +136,7 @@ def load_systems(models: Mapping[str, Sequence[str]], device: str = "cpu", preci
             systems.append(System(label, model, hears_clean=False))  # type: ignore[arg-type]
         if isinstance(model, Vocoder | TwoStage) and isinstance(vocoder, Vocoder):
             copy = CopySynthesis(vocoder).eval().to(device)
-            systems.append(System(f"{label}, copy-synthesis", copy, hears_clean=True))
+            systems.append(System(f"{label}{COPY}", copy, hears_clean=True))
     return systems
 
 
@@ -340,6 +341,23 @@ def measure_costs(systems: Iterable[System]) -> dict[str, Costs]:
     return {system.name: measure(system.model) for system in systems}
 
 
+def known_costs(path: Path, systems: Sequence[System]) -> dict[str, Costs]:
+    """Costs of the systems as the summary of another evaluation has them, which must have been of the same weights."""
+    summary = _json(path)
+    costs, models = _costs(summary, path), summary.get("settings", {}).get("models")
+    for name, digest in fingerprint(systems).items():
+        if name not in costs or models.get(name) != digest:
+            raise DataError(f"{path}: holds no costs of {name} with these weights")
+    return {system.name: costs[system.name] for system in systems}
+
+
+def _costs(summary: Mapping[str, Any], path: Path) -> dict[str, Costs]:
+    try:
+        return {name: Costs(**cost) for name, cost in summary["costs"].items()}
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a summary ({error!r})") from None
+
+
 def resume(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> Results:
     """Rows of an evaluation that began in ``folder`` with the same settings; none where there is none.
 
@@ -374,11 +392,8 @@ def merge(folders: Sequence[Path]) -> tuple[Results, dict[str, Costs]]:
             if repr(other) != repr(row):  # NaN differs from itself, its name does not
                 raise DataError(f"{where} and {folder} differ in the scores of {row.system} on {row.utterance}")
         summary = _json(folder / SUMMARY)
-        try:
-            failures += summary["failures"]
-            costs = {name: Costs(**cost) for name, cost in summary["costs"].items()} | costs
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{folder / SUMMARY}: not a summary ({error!r})") from None
+        costs = _costs(summary, folder / SUMMARY) | costs
+        failures += summary.get("failures", [])
     return Results([row for row, _ in found.values()], failures), costs
 
 

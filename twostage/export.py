@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -66,6 +67,8 @@ def export(
         raise CheckpointError("--stream needs a causal model: frames of this one depend on later sound (mel.causal)")
     if speech is not None and not isinstance(model, TwoStage):
         raise CheckpointError(f"{path}: models of two stages alone become int8, this is a {kind_of(model)}")
+    if not isfinite(model.context):
+        raise CheckpointError(f"{path}: a {kind_of(model)} does not become ONNX: its output depends on all of a signal")
     require("onnx", "onnxscript", "onnxruntime")
     import onnx
 

@@ -51,6 +51,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--pictures", metavar="N", type=int, default=3, help="utterances to draw and keep (default: 3)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help=PRECISION_HELP)
+    parser.add_argument(
+        "--costs", metavar="JSON", type=Path, help="summary of another evaluation of these models, whose costs hold"
+    )
     parser.add_argument("--overwrite", action="store_true", help="begin anew in a folder that holds an evaluation")
 
 
@@ -73,10 +76,11 @@ def run(args: Namespace) -> int:
     args.precision = precision_for(args.precision, device)
     systems = evaluate.load_systems(_models(args.model), device, args.precision)
     evaluate.check_inputs(systems, source)
+    known = evaluate.known_costs(args.costs, systems) if args.costs else {}
     settings = _settings(args) | {"models": evaluate.fingerprint(systems)}
     results = evaluate.resume(args.out, settings, overwrite=args.overwrite) if args.out else evaluate.Results()
     results.failures += problems
-    costs = evaluate.measure_costs(systems)
+    costs = known or evaluate.measure_costs(systems)
     with tqdm(total=len(entries), unit="file", disable=None) as bar:
         evaluate.evaluate(
             entries,
