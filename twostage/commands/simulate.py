@@ -5,15 +5,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twostage.commands.restore import FORMATS
-from twostage.errors import AudioError, TwoStageError
+from twostage.errors import AudioError, ConfigError, TwoStageError
 
 if TYPE_CHECKING:
+    from twostage.data.air import Air
     from twostage.data.manifest import Entry
 
 HELP = "make body-conducted speech from clean speech, as a sensor would pick it up"
 EXAMPLE = """
 twostage simulate clean/ bone/ --sensor throat --seed 1
 twostage simulate clean/ bone/ --sensor my_sensor.yaml --manifest pairs.jsonl
+twostage simulate clean/ headset/ --air-snr 0 --noise noise/
 """
 
 
@@ -23,11 +25,36 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("out", metavar="OUT_DIR", help="a folder; trees are kept")
     add("--sensor", default="throat", help="eben, throat, in-ear, forehead, temple or a YAML file (default: throat)")
     add("--seed", type=int, default=0, help="same seed, same file name: same sound (default: 0)")
+    add_air_arguments(parser)
     add("--format", choices=FORMATS, help="format of the outputs (default: that of the input)")
     add("--manifest", metavar="FILE.jsonl", help="write a manifest of the pairs that arise")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     existing.add_argument("--skip-existing", action="store_true", help="leave out inputs whose output exists")
+
+
+def add_air_arguments(parser: ArgumentParser) -> None:
+    """Those of an air microphone beside the sensor, for ``air_for``."""
+    add = parser.add_argument
+    add("--air-snr", metavar="DB", type=float, help="add an air microphone, a second channel, with so much noise")
+    add("--noise", metavar="FOLDER", help="sounds that --air-snr draws from (default: pink noise)")
+
+
+def air_for(args: Namespace) -> "Air | None":
+    """The air microphone that --air-snr, --noise and --seed mean."""
+    from math import isfinite
+
+    from twostage import audio
+    from twostage.data.air import Air
+
+    if args.air_snr is None:
+        if args.noise:
+            raise ConfigError(f"--noise {args.noise}: goes with --air-snr")
+        return None
+    if not isfinite(args.air_snr):
+        raise ConfigError(f"--air-snr is {args.air_snr}, must be a number of dB")
+    noise = tuple(str(path) for path, _ in audio.find([args.noise])) if args.noise else ()
+    return Air(args.air_snr, noise, args.seed)
 
 
 def run(args: Namespace) -> int:
@@ -40,7 +67,7 @@ def run(args: Namespace) -> int:
     from twostage.data.presets import load_sensor
     from twostage.data.simulation import simulate_recording
 
-    sensor = load_sensor(args.sensor)
+    sensor, air = load_sensor(args.sensor), air_for(args)
     files = audio.find([args.clean])
     _check(args, files)
     entries: list[Entry] = []
@@ -49,7 +76,8 @@ def run(args: Namespace) -> int:
         target = _target(args, relative)
         try:
             if not (args.skip_existing and target.exists()):
-                simulate_recording(source, target, sensor, args.seed, relative.as_posix(), overwrite=args.overwrite)
+                name = relative.as_posix()
+                simulate_recording(source, target, sensor, args.seed, name, air=air, overwrite=args.overwrite)
                 made += 1
             entries.append(_pair(source, target, relative))
         except TwoStageError as error:
