@@ -9,8 +9,8 @@ noise/ (room sound). `smoke` needs none: it goes through every step with the sam
 nothing. Settings as key=value go to every training.
 
 A budget is the time for the training of all systems together. Each has an even share of it, whichever are chosen, so
-that they can be trained in several calls; cpu-hour counts the time of one core, in whatever thread, and not the wall
-clock. Steps follow from a few that are timed first, which is not counted. What is equal: speech, simulated sensors,
+that they can be trained in several calls; cpu-hour and cpu-half-hour count the time of one core, in whatever thread, and
+not the wall clock. Steps follow from a few that are timed first, which is not counted. What is equal: speech, simulated sensors,
 augmentation, and that time. What is not: steps, and with them the segments that a system hears. Each keeps its YAML's
 recipe but for lengths in steps, which shrink with the training, and for the settings below that suit a budget. An
 adversary joins where it did, as a share of the steps; the learning rate rises over the first twentieth and falls over
@@ -102,6 +102,7 @@ class Budget:
 
 BUDGETS = {
     "smoke": Budget(0, "cpu", 1, 1, 2, ON_A_CORE, SMALL, ("data.samples=8192", "data.batch=1")),
+    "cpu-half-hour": Budget(30, "cpu", 24, 3, 0, ON_A_CORE, SMALL),
     "cpu-hour": Budget(60, "cpu", 24, 3, 0, ON_A_CORE, SMALL),
     "gpu-hour": Budget(60, "cuda", 116),
 }
