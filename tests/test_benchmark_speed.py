@@ -1,12 +1,10 @@
 """Claims about scripts/benchmark_speed.py: its quick form measures everything, and its judgement of a plain step."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -19,12 +17,23 @@ def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
     return load_script("benchmark_speed")
 
 
-def test_the_quick_form_measures_draws_and_writes(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "benchmark_speed.py"), "--quick", "--threads", "1"]
-    command += ["--training", "tiny", "--out", str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == (tmp_path / "speed.md").read_text().strip()
+def test_the_quick_form_measures_draws_and_writes(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each measure would have a process of its own; here that is the first of the lengths, whose memory it tells."""
+    alone = script.in_a_process
+
+    def measured(kind: str, threads: int, **arguments: Any) -> dict[str, Any]:
+        if arguments.get("seconds") == script.QUICK_LENGTHS[0]:
+            return alone(kind, threads, **arguments)
+        return {"threads": threads} | json.loads(json.dumps(script.MEASURES[kind](**arguments)))
+
+    monkeypatch.setattr(script, "in_a_process", measured)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    words = ["--quick", "--threads", "1", "--training", "tiny", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["benchmark_speed", *words])
+    script.main()
+    assert capsys.readouterr().out.strip() == (tmp_path / "speed.md").read_text().strip()
     assert (tmp_path / "speed.png").read_bytes()[:4] == b"\x89PNG"
     found = json.loads((tmp_path / "speed.json").read_text())
     row = found["speed"][0]
@@ -32,6 +41,7 @@ def test_the_quick_form_measures_draws_and_writes(tmp_path: Path) -> None:
     stages = [row["factors"][name] for name in ("mel", "restorer", "vocoder", "Griffin-Lim")]
     assert min(stages) > 0
     assert [r["seconds"] for r in found["lengths"]] == [0.5, 1.0]
+    assert min(r["memory"] for r in found["lengths"]) > 100
     assert found["training"][0]["equal"] is True
 
 

@@ -144,7 +144,7 @@ class FakeDevices(ModuleType):
     def Stream(self, *, callback: Any, samplerate: int, blocksize: int, **options: Any) -> Any:
         if samplerate != self.rate:
             raise self.PortAudioError("Invalid sample rate")
-        assert (options["channels"], options["dtype"]) == (1, "float32")
+        assert (options["channels"], options["dtype"]) == ((1, 1), "float32")  # in and out
         self.run = lambda: [
             self._hop(callback, self.microphone[i : i + blocksize], i == 0)
             for i in range(0, len(self.microphone), blocksize)

@@ -91,6 +91,17 @@ def test_what_costs_nothing_or_waits_for_all_has_no_place_on_that_axis(folders):
     charts = compare.cost_charts(Results([row]), {"free": Costs(5, 0.0, 0.1, "cpu", 1, None)}, "stoi")
     assert [chart.across for chart in charts] == ["million parameters", "real-time factor"]
     assert charts[0].lines == {"free": [(5e-6, 0.5)]}
+    cheap = {"free": Costs(5, 0.0, 1e-6, "cpu", 1, None)}  # it hands its input on
+    assert [chart.across for chart in compare.cost_charts(Results([row]), cheap, "stoi")] == ["million parameters"]
+
+
+def test_cost_is_drawn_beside_the_input_and_without_copy_synthesis():
+    scores = {"raw input": 0.4, "model": 0.5, "model, copy-synthesis": 0.9}
+    rows = [report.Row("u", "c", "s", 1.0, name, dict.fromkeys(report.COLUMNS, s)) for name, s in scores.items()]
+    costs = {name: Costs(5, 1.0, 0.1, "cpu", 1, None) for name in list(scores)[1:]}
+    for chart in compare.cost_charts(Results(rows), costs, "estoi"):
+        assert list(chart.lines) == ["model"]
+        assert chart.levels == {"raw input": 0.4}
 
 
 def test_mistakes_are_named(folders, tmp_path, capsys):

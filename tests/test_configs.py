@@ -12,7 +12,7 @@ from twostage.restorer import Restorer
 from twostage.vocoder import Vocoder
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-OVERLAYS = {"tiny", "adapt", "content", "causal", "hifigan_v1", "hifigan_v2", "hifigan_v3"}
+OVERLAYS = {"tiny", "adapt", "fusion", "content", "causal", "hifigan_v1", "hifigan_v2", "hifigan_v3"}
 FAST = ["steps=2", "save=1", "report=1", "valid.every=2", "data.samples=2048"]
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 from argparse import ArgumentParser
+from copy import deepcopy
 from functools import partial
 
 import numpy as np
@@ -91,6 +92,31 @@ def test_restored_and_copy_synthesis_are_rows_with_costs_and_pictures(corpus, ti
     assert summary["costs"]["ours"]["gmac"] > summary["costs"]["voc, copy-synthesis"]["gmac"] > 0
     assert "## speaker: a" in capsys.readouterr().out
     assert [path.name for path in (corpus / "out" / "spectrograms").iterdir()] == ["a_bone.wav.png"]
+
+
+def test_costs_of_the_same_weights_are_taken_from_another_evaluation(corpus, tiny, tiny_path, monkeypatch):
+    measured = []
+
+    def measure(model):
+        measured.append(model)
+        return costs.Costs(7, 0.5, 0.1, "cpu", 1, 0.25)
+
+    monkeypatch.setattr(evaluate, "measure", measure)
+    arguments = ("--pairs", corpus / "pairs.csv", "--limit", 1, "--pictures", 0)
+    run(*arguments, "--model", f"ours={tiny_path}", "-o", corpus / "first")
+    assert len(measured) == 2
+    known = ("--costs", corpus / "first" / "summary.json")
+    run(*arguments, "--model", f"ours={tiny_path}", "-o", corpus / "second", *known)
+    assert len(measured) == 2
+    first, second = (json.loads((corpus / name / "summary.json").read_text()) for name in ("first", "second"))
+    assert first["costs"] == second["costs"]
+    with pytest.raises(DataError, match=r"summary.json: holds no costs of other with these weights"):
+        run(*arguments, "--model", f"other={tiny_path}", "-o", corpus / "third", *known)
+    moved = deepcopy(tiny)
+    next(moved.parameters()).add_(1)
+    checkpoint.save(corpus / "moved.safetensors", moved, provenance={})
+    with pytest.raises(DataError, match=r"summary.json: holds no costs of ours with these weights"):
+        run(*arguments, "--model", f"ours={corpus / 'moved.safetensors'}", "-o", corpus / "third", *known)
 
 
 def test_the_directory_of_a_vocoders_training_gives_copy_synthesis(tmp_path, tiny):

@@ -105,7 +105,7 @@ def run(pair: Pair, weights: RestoringWeights, steps: int, **rules) -> list[dict
     def report(_: Training, progress: Progress) -> None:
         seen.append(progress.values)
 
-    fit(training, Restoring(MEL, weights), iter(lambda: pair, None), weights, steps=steps, report=report)
+    fit(training, Restoring(RESTORER, weights), iter(lambda: pair, None), weights, steps=steps, report=report)
     return seen
 
 

@@ -2,6 +2,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
 
 from twostage import audio, plots
 from twostage.errors import OutputError
@@ -54,3 +57,34 @@ def test_charts_are_drawn_and_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "speed.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(OutputError, match=r"speed.png"):
         plots.draw_charts(tmp_path / "speed.png", charts)
+
+
+@pytest.mark.parametrize(
+    ("panels", "size"), [(1, (1000, 340)), (4, (1000, 1060)), (8, (1000, 810)), (14, (1500, 1000))]
+)
+def test_many_spectrograms_stand_in_rows(tmp_path: Path, panels: int, size: tuple[int, int]) -> None:
+    given = [plots.spectrogram([tone(8000, 16000, 500.0)], 16000, 8000, f"{n}") for n in range(panels)]
+    plots.draw(tmp_path / "a.png", given)
+    assert Image.open(tmp_path / "a.png").size == size
+
+
+@pytest.mark.parametrize(("low", "high"), [(2.3, 3.6), (2.3, 15), (0.2, 20), (1e-3, 1), (1e-6, 1), (5, 5)])
+def test_a_logarithmic_axis_has_few_plain_numbers(low: float, high: float) -> None:
+    figure = Figure()
+    axis = figure.subplots()
+    axis.plot([low, high], [0, 1])
+    axis.set_xscale("log")
+    plots._name_decades(axis, [low, high])
+    FigureCanvasAgg(figure).draw()
+    left, right = axis.get_xlim()
+    places = [place for place in axis.get_xticks() if left <= place <= right]
+    texts = [text.get_text() for text in axis.get_xticklabels() if left <= text.get_position()[0] <= right]
+    assert 1 <= len(places) <= 10
+    assert [float(text) for text in texts] == pytest.approx(places, rel=1e-5)
+    assert not any(text.get_text() for text in axis.get_xticklabels(minor=True))
+
+
+def test_twenty_names_have_twenty_colours() -> None:
+    looks = plots._looks(30)
+    assert len({look["color"] for look in looks}) == 20
+    assert len({(look["color"], look["marker"]) for look in looks}) == 30

@@ -60,6 +60,8 @@ def test_the_settings_that_are_told_are_ones_that_a_training_takes(
     monkeypatch.chdir(tmp_path)
     for path in re.findall(r"[\w.]+\.(?:jsonl|csv)", " ".join(["x.csv", *arguments])):
         Path(path).touch()
+    for folder in re.findall(r"data\.noise=(\S+)", " ".join(arguments)):
+        Path(folder).mkdir()
     Path("mine.yaml").write_text("run: r\ndata: {train: [x.csv], valid: [x.csv]}\n")
     args = cli.parse(arguments)
     args.settings = ["mine.yaml" if "..." in text else text for text in args.settings]

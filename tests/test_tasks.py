@@ -56,24 +56,24 @@ def joint() -> TwoStage:
 
 def test_restoring_is_the_l1_of_log_mels(pair):
     mel, model = LogMel(MEL), Restorer(RESTORER)
-    output = Restoring(MEL, RestoringWeights())(model, pair)
+    output = Restoring(RESTORER, RestoringWeights())(model, pair)
     assert output.terms.keys() == {"mel"}
     torch.testing.assert_close(output.terms["mel"], mel_l1(model(mel(pair.degraded)), mel(pair.clean)))
 
 
 def test_an_adversary_of_stage_one_compares_log_mels(pair):
     mel, model = LogMel(MEL), Restorer(RESTORER)
-    output = Restoring(MEL, RestoringWeights())(model, pair)
+    output = Restoring(RESTORER, RestoringWeights())(model, pair)
     torch.testing.assert_close(output.fake, model(mel(pair.degraded)))
     assert torch.equal(output.real, mel(pair.clean))
 
 
 def test_similarity_counts_from_the_floor_of_the_mel(pair):
-    terms = Restoring(MEL, RestoringWeights(ssim=1))(Restorer(RESTORER), pair._replace(degraded=pair.clean)).terms
+    terms = Restoring(RESTORER, RestoringWeights(ssim=1))(Restorer(RESTORER), pair._replace(degraded=pair.clean)).terms
     assert terms.keys() == {"mel", "ssim"}
     assert terms["ssim"] < 0.01  # what begins as the input is like it
     silent = pair._replace(degraded=torch.zeros_like(pair.clean))
-    output = Restoring(MEL, RestoringWeights(ssim=1))(Restorer(RESTORER), silent)
+    output = Restoring(RESTORER, RestoringWeights(ssim=1))(Restorer(RESTORER), silent)
     wanted = ssim_distance(output.fake, output.real, floor=math.log(1e-5))
     torch.testing.assert_close(output.terms["ssim"], wanted)
     assert wanted > 0.5
@@ -111,7 +111,7 @@ def test_gradients_reach_exactly_what_learns(pair, learns):
 @pytest.mark.parametrize(
     ("task", "model"),
     [
-        (Restoring(MEL, RestoringWeights(delta=1, intelligibility=1, ssim=1)), Restorer(RESTORER)),
+        (Restoring(RESTORER, RestoringWeights(delta=1, intelligibility=1, ssim=1)), Restorer(RESTORER)),
         (Vocoding(MEL, VocodingWeights(multi_mel=1, stft=1)), Vocoder(VOCODER)),
         (Finetuning(MEL, FinetuningWeights(restored=1), 4), joint()),
     ],
@@ -157,7 +157,7 @@ def by_heart(model, task, pair, weights, steps, *, rate=2e-3, adversary=None):
 
 def test_stage_one_learns_one_batch_by_heart(pair):
     first, last = by_heart(
-        Restorer(RESTORER), Restoring(MEL, RestoringWeights()), pair, RestoringWeights(), 80, rate=5e-3
+        Restorer(RESTORER), Restoring(RESTORER, RestoringWeights()), pair, RestoringWeights(), 80, rate=5e-3
     )
     assert last < 0.4 * first
 

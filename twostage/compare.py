@@ -11,17 +11,18 @@ from twostage import audio, metrics, plots, report
 from twostage.audio import Audio
 from twostage.costs import Costs
 from twostage.errors import DataError
-from twostage.evaluate import CLEAN, PICTURES, RATE, SOUNDS, TABLE, Results, draw, file_name, merge
+from twostage.evaluate import CLEAN, COPY, PICTURES, RATE, SOUNDS, TABLE, Results, draw, file_name, merge
 from twostage.files import replacing
 from twostage.metrics import HIGHER_IS_BETTER
-from twostage.report import COLUMNS, summarize
+from twostage.report import COLUMNS, RAW, summarize
 
 CSV, COST, BANDS, BANDS_CSV = "table.csv", "cost.png", "bands.png", "bands.csv"
+NOTHING = 1e-4  # of the time: what hands its input on
 PRICES = {  # axis -> what it is of a system's costs
     "GMAC for a second of audio": lambda cost: cost.gmac,
     "million parameters": lambda cost: cost.parameters / 1e6,
     "latency, ms": lambda cost: cost.latency and cost.latency * 1000,
-    "real-time factor": lambda cost: cost.real_time_factor,
+    "real-time factor": lambda cost: cost.real_time_factor if cost.real_time_factor > NOTHING else None,
 }
 
 
@@ -38,9 +39,9 @@ def compare(folders: Sequence[Path], out: Path, *, metric: str = "estoi", title:
     report.write_text(out / TABLE, text)
     _write_csv(out / CSV, _flat(results, costs))
     charts = cost_charts(results, costs, metric)
-    if charts:
-        plots.draw_charts(out / COST, charts, overwrite=True)
     systems = list(dict.fromkeys(row.system for row in results.rows))
+    if charts:
+        plots.draw_charts(out / COST, charts, names=systems, overwrite=True)
     kept = kept_sounds(folders, systems)
     for name, sounds in kept.items():
         draw(out / PICTURES / f"{name}.png", sounds)
@@ -52,20 +53,25 @@ def compare(folders: Sequence[Path], out: Path, *, metric: str = "estoi", title:
         _write_csv(out / BANDS_CSV, rows)
         lines = {system: list(zip(centres, e, strict=True)) for system, e in errors.items()}
         up = f"error of band levels, dB ({len(kept)} utterances)"
-        plots.draw_charts(out / BANDS, [plots.Chart("Hz", up, lines, logarithmic=False)], overwrite=True)
+        plots.draw_charts(out / BANDS, [plots.Chart("Hz", up, lines, logarithmic=False)], names=systems, overwrite=True)
     return text
 
 
 def cost_charts(results: Results, costs: Mapping[str, Costs], metric: str) -> list[plots.Chart]:
-    """A chart for each price: systems by what they cost and score. What costs nothing has no place on it."""
+    """A chart for each price: systems by what they cost and score. What costs nothing has no place on it.
+
+    Nor has copy-synthesis, which hears the clean speech: beside it, all others are one heap.
+    """
     means = {system: found[metric].mean for system, found in summarize(results.rows).items()}
+    means = {system: mean for system, mean in means.items() if not system.endswith(COPY)}
+    raw = {RAW: means[RAW]} if RAW in means else {}
     heading = f"{COLUMNS[metric][0]} ({'higher' if HIGHER_IS_BETTER[metric] else 'lower'} is better)"
     charts = []
     for axis, price in PRICES.items():
         prices = {system: price(costs[system]) for system in means if system in costs}
         points = {system: [(float(paid), means[system])] for system, paid in prices.items() if paid}
         if points:
-            charts.append(plots.Chart(axis, heading, points, from_zero=False))
+            charts.append(plots.Chart(axis, heading, points, from_zero=False, levels=raw))
     return charts
 
 

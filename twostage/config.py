@@ -137,6 +137,12 @@ class RunConfig:
         if self.data.samples % mel.hop_length:
             raise ConfigError(f"data.samples is {self.data.samples}, must divide by mel.hop_length, {mel.hop_length}")
 
+    def check_inputs(self, name: str, inputs: int) -> None:
+        """Raise ConfigError if a model of so many ``inputs``, a setting of that ``name``, gets other channels."""
+        if inputs != self.data.channels:
+            given = f"{list(self.data.air_snr_db)}: 2 channels" if self.data.air_snr_db else "empty"
+            raise ConfigError(f"{name} is {inputs}, but data.air_snr_db is {given}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RestorerRun(RunConfig):
@@ -153,6 +159,7 @@ class RestorerRun(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_mel(self.restorer.mel)
+        self.check_inputs("restorer.inputs", self.restorer.inputs)
         if not 0 < self.quantile < 1:
             raise ConfigError(f"quantile is {self.quantile}, must lie between 0 and 1")
         audible = [name for name in self.valid.metrics if name != "mel_l1"]
@@ -218,7 +225,7 @@ class EnhancerRun(RunConfig):
         if self.enhancer not in ENHANCERS:
             raise ConfigError(f"enhancer is {self.enhancer!r}, must be one of {', '.join(ENHANCERS)}")
         self.check_mel(self.mel)
-        _ = self.architecture
+        self.check_inputs("model.inputs", getattr(self.architecture, "inputs", 1))
 
     @property
     def architecture(self) -> Any:

@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from twostage.onnx_file import OnnxEnhancer
-from twostage.windows import Enhancer, device_of
+from twostage.windows import Enhancer, device_of, inputs_of
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def latency(model: Enhancer) -> float | None:
 
 
 def _noise(model: Enhancer, seconds: float) -> Tensor:
-    """Audio (1, 1, T) of about ``seconds``, T a multiple of the model's stride."""
+    """Audio (1, inputs, T) of about ``seconds``, T a multiple of the model's stride."""
     strides = max(1, round(seconds * model.sample_rate / model.stride))
     generator = torch.Generator().manual_seed(0)
-    return 0.05 * torch.randn(1, 1, strides * model.stride, generator=generator).to(device_of(model))
+    return 0.05 * torch.randn(1, inputs_of(model), strides * model.stride, generator=generator).to(device_of(model))

@@ -29,24 +29,26 @@ from torch import Tensor, nn
 from twostage import audio, checkpoint, metrics, plots, report
 from twostage.audio import Audio
 from twostage.costs import Costs, measure
+from twostage.data.air import Air
 from twostage.data.manifest import Entry
 from twostage.data.presets import Sensor
 from twostage.data.simulate import simulate_file
-from twostage.errors import AudioError, DataError, TwoStageError
+from twostage.errors import AudioError, ConfigError, DataError, TwoStageError
 from twostage.features import LogMel
 from twostage.onnx_file import ONNX, OnnxEnhancer
 from twostage.pipeline import TwoStage
 from twostage.precision import convert
-from twostage.report import RAW, Row
+from twostage.report import AIR, RAW, Row
 from twostage.restoration import restore
 from twostage.vocoder import Vocoder
-from twostage.windows import Enhancer
+from twostage.windows import Enhancer, inputs_of
 
 RATE = metrics.SAMPLE_RATE
 NAMES = tuple(report.COLUMNS)
 SAVE_EVERY = 10.0  # seconds
 ROWS, SETTINGS, TABLE, SUMMARY = "utterances.csv", "settings.json", "table.md", "summary.json"
 PICTURES, SOUNDS, CLEAN = "spectrograms", "sounds", "clean"
+COPY = ", copy-synthesis"  # ends the name of a vocoder that is fed with clean speech
 
 
 class CopySynthesis(nn.Module):
@@ -75,18 +77,34 @@ class System:
 
 @dataclass(frozen=True)
 class Source:
-    """Where utterances come from: as recorded in pairs, or simulated from clean speech as `twostage simulate` does."""
+    """Where utterances come from: as recorded in pairs, or simulated from clean speech as `twostage simulate` does.
+
+    With ``air``, a noisy air microphone is made beside that on the body.
+    """
 
     folder: Path  # that names are relative to
     sensor: Sensor | None = None
     seed: int = 0
+    air: Air | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of what every utterance is heard through."""
+        return (RAW, AIR) if self.air else (RAW,)
 
     def name(self, entry: Entry) -> str:
         path = entry.clean if self.sensor else entry.name
         return Path(os.path.relpath(path or "", self.folder)).as_posix()
 
     def read(self, entry: Entry) -> tuple[Audio, Audio]:
-        """Degraded and clean speech, (T,) each at 16 kHz, lengths as they are."""
+        """Degraded and clean speech at 16 kHz, (T,) each, lengths as they are; with an air channel, degraded (2, T)."""
+        bone, clean = self._bone(entry)
+        if not self.air:
+            return bone, clean
+        air = self.air.of(clean, RATE, self.name(entry))
+        return np.stack([bone, audio.match_length(air, len(bone))]), clean
+
+    def _bone(self, entry: Entry) -> tuple[Audio, Audio]:
         clean = _read(entry.clean or "")
         if self.sensor:
             return simulate_file(clean[None], RATE, self.sensor, self.seed, self.name(entry))[0], clean
@@ -118,7 +136,7 @@ def load_systems(models: Mapping[str, Sequence[str]], device: str = "cpu", preci
             systems.append(System(label, model, hears_clean=False))  # type: ignore[arg-type]
         if isinstance(model, Vocoder | TwoStage) and isinstance(vocoder, Vocoder):
             copy = CopySynthesis(vocoder).eval().to(device)
-            systems.append(System(f"{label}, copy-synthesis", copy, hears_clean=True))
+            systems.append(System(f"{label}{COPY}", copy, hears_clean=True))
     return systems
 
 
@@ -127,6 +145,13 @@ def _load(paths: Sequence[str], device: str) -> nn.Module:
     if len(files) == 1 and files[0].suffix != ONNX and checkpoint.read_header(files[0]).kind == "vocoder":
         return checkpoint.load_stage(files[0], folded=True).eval().requires_grad_(False).to(device)
     return checkpoint.load(*paths, device=device)
+
+
+def check_inputs(systems: Iterable[System], source: Source) -> None:
+    """Raise ConfigError for a model that hears more than there is."""
+    for system in systems:
+        if not system.hears_clean and inputs_of(system.model) > len(source.inputs):
+            raise ConfigError(f"--model {system.name}: hears bone and air, and there is no air channel: see --air-snr")
 
 
 def fingerprint(systems: Iterable[System]) -> dict[str, str]:
@@ -177,7 +202,7 @@ def evaluate(
     ``jobs`` above 1, that many processes score while this one runs the models.
     """
     metrics.require_packages()
-    done = results.done([RAW, *(system.name for system in systems)])
+    done = results.done([*source.inputs, *(system.name for system in systems)])
     waiting: deque[tuple[str, list[Future[Row]]]] = deque()
     saved = time.monotonic()
     try:
@@ -252,14 +277,19 @@ def _rows(
 def estimates(
     degraded: Audio, clean: Audio, systems: Sequence[System], keep_low_band: float = 0.0
 ) -> Iterator[tuple[str, Audio]]:
-    """The raw input and what every system makes of its input: name and (T,) at 16 kHz."""
-    yield RAW, degraded
+    """The raw input, (T,) or bone and air (2, T), and what every system makes of it: name and (T,) at 16 kHz.
+
+    A system of one input hears the bone alone.
+    """
+    channels = np.atleast_2d(degraded)
+    yield from zip((RAW, AIR), channels, strict=False)
     for system in systems:
-        heard, low = (clean, 0.0) if system.hears_clean else (degraded, keep_low_band)
+        given = channels if inputs_of(system.model) > 1 else channels[0]
+        heard, low = (clean, 0.0) if system.hears_clean else (given, keep_low_band)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of silence: the scores' own note says so
             out = restore(system.model, heard, RATE, keep_low_band=low)
-        yield system.name, audio.resample(out, system.model.sample_rate, RATE)
+        yield system.name, audio.resample(out.reshape(-1), system.model.sample_rate, RATE)
 
 
 def _score(row: Row, clean: Audio, estimate: Audio) -> Row:
@@ -311,6 +341,23 @@ def measure_costs(systems: Iterable[System]) -> dict[str, Costs]:
     return {system.name: measure(system.model) for system in systems}
 
 
+def known_costs(path: Path, systems: Sequence[System]) -> dict[str, Costs]:
+    """Costs of the systems as the summary of another evaluation has them, which must have been of the same weights."""
+    summary = _json(path)
+    costs, models = _costs(summary, path), summary.get("settings", {}).get("models")
+    for name, digest in fingerprint(systems).items():
+        if name not in costs or models.get(name) != digest:
+            raise DataError(f"{path}: holds no costs of {name} with these weights")
+    return {system.name: costs[system.name] for system in systems}
+
+
+def _costs(summary: Mapping[str, Any], path: Path) -> dict[str, Costs]:
+    try:
+        return {name: Costs(**cost) for name, cost in summary["costs"].items()}
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a summary ({error!r})") from None
+
+
 def resume(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> Results:
     """Rows of an evaluation that began in ``folder`` with the same settings; none where there is none.
 
@@ -345,11 +392,8 @@ def merge(folders: Sequence[Path]) -> tuple[Results, dict[str, Costs]]:
             if repr(other) != repr(row):  # NaN differs from itself, its name does not
                 raise DataError(f"{where} and {folder} differ in the scores of {row.system} on {row.utterance}")
         summary = _json(folder / SUMMARY)
-        try:
-            failures += summary["failures"]
-            costs = {name: Costs(**cost) for name, cost in summary["costs"].items()} | costs
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{folder / SUMMARY}: not a summary ({error!r})") from None
+        costs = _costs(summary, folder / SUMMARY) | costs
+        failures += summary.get("failures", [])
     return Results([row for row, _ in found.values()], failures), costs
 
 

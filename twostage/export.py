@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +27,7 @@ from twostage.griffinlim import GriffinLim
 from twostage.nn.streaming import carries, streaming
 from twostage.onnx_file import AUDIO, NEXT, RESTORED, OnnxEnhancer, OnnxHeader, require
 from twostage.pipeline import TwoStage
+from twostage.windows import inputs_of
 
 OPSET = 20
 TOLERANCE = 1e-4  # to PyTorch, full scale being 1
@@ -55,9 +57,9 @@ def export(
 ) -> Written:
     """Write ``model``, an enhancer, as ONNX, once it was found equal to PyTorch; an existing file is replaced.
 
-    Audio (1, 1, T) -> (1, 1, T), T a multiple of ``unit``; or, with ``stream``, a causal model's step: audio
-    (1, 1, stride) and states, zeros at the start, -> restored audio, ``delay`` samples late, and states for the next.
-    With ``speech`` (T,) as the model hears it, int8, calibrated on that.
+    Audio (1, inputs, T) -> (1, 1, T), T a multiple of ``unit``; or, with ``stream``, a causal model's step: audio
+    (1, inputs, stride) and states, zeros at the start, -> restored audio, ``delay`` samples late, and states for the
+    next. With ``speech`` (T,) as the model hears it, int8, calibrated on that (a model of one input).
 
     Raises CheckpointError if the model cannot be exported so, or its file differs from PyTorch by more than TOLERANCE.
     """
@@ -65,6 +67,8 @@ def export(
         raise CheckpointError("--stream needs a causal model: frames of this one depend on later sound (mel.causal)")
     if speech is not None and not isinstance(model, TwoStage):
         raise CheckpointError(f"{path}: models of two stages alone become int8, this is a {kind_of(model)}")
+    if not isfinite(model.context):
+        raise CheckpointError(f"{path}: a {kind_of(model)} does not become ONNX: its output depends on all of a signal")
     require("onnx", "onnxscript", "onnxruntime")
     import onnx
 
@@ -95,7 +99,7 @@ def _quantized(source: Path, says: OnnxHeader, speech: Iterable[Audio]) -> Path:
     model, target = OnnxEnhancer(source), source.with_name("int8.onnx")
     whole = (audio[: len(audio) // says.hop_length * says.hop_length] for audio in speech)
     with _quietly():
-        quantize(source, target, (given for audio in whole for given, _ in model.runs(audio)), says.as_metadata())
+        quantize(source, target, (given for audio in whole for given, _ in model.runs(audio[None])), says.as_metadata())
     return target
 
 
@@ -115,6 +119,7 @@ def header(model: Any, stream: bool, provenance: Mapping[str, Any]) -> OnnxHeade
         stride=model.stride,
         context=model.context,
         delay=getattr(model, "delay", 0),
+        inputs=inputs_of(model),
         streaming=stream,
         int8=False,
         parameters=costs.parameters(model),
@@ -139,24 +144,25 @@ def mel_difference(model: TwoStage, other: OnnxEnhancer) -> float:
 
 
 def _voices(model: Any) -> list[Tensor]:
-    """Something like speech (1, 1, T) of HOPS lengths."""
+    """Something like speech (1, inputs, T) of HOPS lengths; every further channel has more noise."""
     generator, voices = torch.Generator().manual_seed(0), []
     for hops in HOPS:
         time = torch.arange(hops * unit(model)) / model.sample_rate
         tones = torch.stack([torch.sin(k * (700 * time + 20 * torch.sin(4 * time))) for k in range(1, 20)]).mean(0)
-        noise = torch.randn(time.shape, generator=generator)
-        voices.append((0.5 * tones * torch.sin(9 * time + 1) + 0.002 * noise)[None, None])
+        noise = torch.randn((inputs_of(model), *time.shape), generator=generator)
+        louder = 10.0 ** torch.arange(inputs_of(model))[:, None]
+        voices.append((0.5 * tones * torch.sin(9 * time + 1) + 0.002 * louder * noise)[None])
     return voices
 
 
 def _whole(model: Any) -> Any:
     hops = torch.export.Dim("hops", min=1)
-    audio, shapes = torch.zeros(1, 1, 20 * unit(model)), {AUDIO: {2: unit(model) * hops}}
+    audio, shapes = torch.zeros(1, inputs_of(model), 20 * unit(model)), {AUDIO: {2: unit(model) * hops}}
     return _program(torch.export.export(model, (audio,), dynamic_shapes=shapes), [AUDIO], [RESTORED])
 
 
 def _step(model: Any) -> Any:
-    step, audio = Step(model), torch.zeros(1, 1, model.stride)
+    step, audio = Step(model), torch.zeros(1, inputs_of(model), model.stride)
     names = list(step.states)
     given = (audio, *(torch.zeros_like(state) for state in step.states.values()))
     program = torch.export.export(step, given)
@@ -175,12 +181,12 @@ def _program(program: torch.export.ExportedProgram, inputs: list[str], outputs: 
 
 
 class Step(nn.Module):
-    """A causal model's next piece: audio (1, 1, stride) and states -> restored audio and states."""
+    """A causal model's next piece: audio (1, inputs, stride) and states -> restored audio and states."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self.states = self._run(torch.zeros(1, 1, model.stride), {})[1]
+        self.states = self._run(torch.zeros(1, inputs_of(model), model.stride), {})[1]
 
     def forward(self, audio: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         restored, after = self._run(audio, dict(zip(self.states, states, strict=True)))

@@ -92,8 +92,12 @@ class Stft(nn.Module):
             )
 
     def compressed(self, audio: Tensor) -> Tensor:
-        """Complex spectrograms of the audio and, after them, of the root of its samples: (2 B, n_fft // 2 + 1, L)."""
-        return self.spectrum(torch.cat([audio, audio.sign() * audio.abs().sqrt()]))
+        """Complex spectrograms of the audio and, after them, of the root of its samples: (2 B, n_fft // 2 + 1, L).
+
+        Of audio (B, C, T), those are of its first channel; the others follow, ((C + 1) B, n_fft // 2 + 1, L).
+        """
+        first, *others = audio.split(1, -2)
+        return self.spectrum(torch.cat([first, first.sign() * first.abs().sqrt(), *others]))
 
     def _pad(self, audio: Tensor) -> Tensor:
         if self.past is not None:

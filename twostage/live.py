@@ -13,7 +13,7 @@ from twostage.audio import Audio
 from twostage.errors import AudioError, ConfigError
 from twostage.stream import Stream
 
-FORMATS: dict[str, np.dtype[Any]] = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}  # little-endian, one channel
+FORMATS: dict[str, np.dtype[Any]] = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}  # little-endian
 FULL = 32768  # full scale of s16
 CHUNK = 65536  # bytes read at most at once; a pipe gives what is there
 WARM = 20  # hops before the clock runs
@@ -65,17 +65,19 @@ class Timing:
 
 
 class Pcm:
-    """Raw samples of one channel, to and from bytes that may arrive cut anywhere."""
+    """Raw samples, to and from bytes that may arrive cut anywhere: ``channels`` interleaved come in, one goes out."""
 
-    def __init__(self, name: str) -> None:
-        self._type, self._rest, self.clipped = FORMATS[name], b"", 0
+    def __init__(self, name: str, channels: int = 1) -> None:
+        self._type, self._channels, self._rest, self.clipped = FORMATS[name], channels, b"", 0
 
     def decode(self, data: bytes) -> Audio:
-        data = self._rest + data
-        whole = len(data) // self._type.itemsize * self._type.itemsize
+        """Samples (T,), or of several channels (C, T)."""
+        data, frame = self._rest + data, self._type.itemsize * self._channels
+        whole = len(data) // frame * frame
         self._rest = data[whole:]
         samples = np.frombuffer(data[:whole], self._type).astype(np.float32)
-        return samples / np.float32(FULL) if self._type.kind == "i" else samples
+        samples = samples / np.float32(FULL) if self._type.kind == "i" else samples
+        return samples if self._channels == 1 else samples.reshape(-1, self._channels).T
 
     def encode(self, samples: Audio) -> bytes:
         if self._type.kind == "i":
@@ -99,9 +101,9 @@ def pipe(stream: Stream, source: BinaryIO, sink: BinaryIO, pcm: Pcm) -> None:
 
 
 def against_the_clock(stream: Stream, blocks: Iterable[Audio], hop: int, work: list[float]) -> Iterator[Audio]:
-    """Push blocks (T,) hop by hop; yield what comes out, and append to ``work`` the seconds that each hop took."""
+    """Push blocks (T,), or (C, T), hop by hop; yield what comes out, and append to ``work`` each hop's seconds."""
     for _ in range(WARM):
-        stream.push(np.zeros(hop, np.float32))
+        stream.push(np.zeros(hop if stream.inputs == 1 else (stream.inputs, hop), np.float32))
     stream.reset()
     for block in in_hops(blocks, hop):
         began = time.perf_counter()
@@ -112,14 +114,14 @@ def against_the_clock(stream: Stream, blocks: Iterable[Audio], hop: int, work: l
 
 
 def in_hops(blocks: Iterable[Audio], hop: int) -> Iterator[Audio]:
-    """The same samples (T,) in blocks of ``hop``, the last one shorter."""
-    rest = np.zeros(0, np.float32)
+    """The same samples (..., T) in blocks of ``hop``, the last one shorter."""
+    rest: Audio | None = None
     for block in blocks:
-        rest = np.concatenate([rest, block])
-        whole = len(rest) // hop * hop
-        yield from np.split(rest[:whole], whole // hop) if whole else ()
-        rest = rest[whole:]
-    if len(rest):
+        rest = block if rest is None else np.concatenate([rest, block], axis=-1)
+        whole = rest.shape[-1] // hop * hop
+        yield from np.split(rest[..., :whole], whole // hop, axis=-1) if whole else ()
+        rest = rest[..., whole:]
+    if rest is not None and rest.size:
         yield rest
 
 
@@ -137,14 +139,15 @@ def converse(stream: Stream, hop: int, devices: tuple[str | int | None, str | in
     def on_hop(heard: Audio, spoken: Audio, _frames: int, _time: object, status: object) -> None:
         nonlocal lost, ready
         lost += bool(status)
-        ready = np.concatenate([ready, stream.push(heard[:, 0])])
+        ready = np.concatenate([ready, stream.push(heard[:, 0] if stream.inputs == 1 else heard.T)])
         count = min(len(ready), len(spoken))
         # until the first sample is ready, silence comes before it
         spoken[:] = 0
         spoken[len(spoken) - count :, 0] = ready[:count]
         ready = ready[count:]
 
-    options = {"samplerate": stream.sample_rate, "blocksize": hop, "device": devices, "channels": 1, "dtype": "float32"}
+    options = {"samplerate": stream.sample_rate, "blocksize": hop, "device": devices, "dtype": "float32"}
+    options["channels"] = (stream.inputs, 1)
     try:
         with sounddevice.Stream(callback=on_hop, latency="low", **options):
             sounddevice.sleep(ceil(seconds * 1000) if seconds else LONGEST)

@@ -120,7 +120,11 @@ class Monitor:
     @torch.no_grad()
     def _show(self, training: Training, place: int, example: Example) -> None:
         found, rate = self.estimate(training.ema, example), self.settings.data.sample_rate
-        sides = {"degraded": self.mel(example.degraded)[0], "made": found.mel, "clean": self.mel(example.clean)[0]}
+        sides = {
+            "degraded": self.mel(example.degraded[:, :1])[0],
+            "made": found.mel,
+            "clean": self.mel(example.clean)[0],
+        }
         self.log.picture(training.step, f"held_out_{place}", {name: mel.cpu().numpy() for name, mel in sides.items()})
         if found.audio is not None:
             self.log.sound(training.step, f"held_out_{place}/made", found.audio, rate)

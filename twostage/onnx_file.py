@@ -41,6 +41,7 @@ class OnnxHeader:
     int8: bool
     parameters: int
     gmac: float
+    inputs: int = 1  # channels of audio
 
     def as_metadata(self) -> dict[str, str]:
         return {"format": "twostage", "version": "1"} | {name: json.dumps(v) for name, v in asdict(self).items()}
@@ -51,13 +52,13 @@ class OnnxHeader:
         if metadata.get("format") != "twostage":
             raise CheckpointError(f"{source}: ONNX, but not of twostage (`twostage export` makes such files)")
         try:
-            return build(cls, {f.name: json.loads(metadata[f.name]) for f in fields(cls)})
-        except (KeyError, json.JSONDecodeError, ConfigError) as error:
+            return build(cls, {f.name: json.loads(metadata[f.name]) for f in fields(cls) if f.name in metadata})
+        except (json.JSONDecodeError, ConfigError) as error:
             raise CheckpointError(f"{source}: settings inside cannot be read: {error}") from None
 
 
 class OnnxEnhancer(nn.Module):
-    """Audio (B, 1, T) -> (B, 1, T // hop_length * hop_length) by onnxruntime on the CPU, at torch's number of threads.
+    """Audio (B, inputs, T) -> (B, 1, T // hop_length * hop_length) by onnxruntime, on torch's number of CPU threads.
 
     A file of one step runs step after step; what comes out is the same. It takes a stream as a causal TwoStage does.
     """
@@ -69,6 +70,7 @@ class OnnxEnhancer(nn.Module):
         self._session = _session(self.path)
         self.header = OnnxHeader.of(self._session.get_modelmeta().custom_metadata_map, str(path))
         self.sample_rate, self.hop_length = self.header.sample_rate, self.header.hop_length
+        self.inputs = self.header.inputs
         self.stride, self.context, self.delay = self.header.stride, self.header.context, self.header.delay
         self.latency = self.stride + (self.delay if self.header.streaming else self.context)
         self.causal, self.states = self.header.streaming, Carry()
@@ -76,31 +78,32 @@ class OnnxEnhancer(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         length = audio.shape[-1] // self.hop_length * self.hop_length
-        rows = audio[:, 0, :length].float().cpu().numpy()
+        rows = audio[..., :length].float().cpu().numpy()
         if not length:
-            return audio[..., :0]
+            return audio[:, :1, :0]
         late = self.delay if self.header.streaming else 0
         made = [np.concatenate([out[RESTORED] for _, out in self.runs(row)], -1) for row in rows]
         return torch.from_numpy(np.concatenate(made)[..., late : late + length])
 
     def runs(self, audio: NDArray[np.float32]) -> Iterator[tuple[Values, Values]]:
-        """What goes in and what comes out, run by run, for audio (T,) of whole hops."""
+        """What goes in and what comes out, run by run, for audio (inputs, T) of whole hops."""
         if not self.header.streaming:
-            given = {AUDIO: audio[None, None]}
+            given = {AUDIO: audio[None]}
             yield given, self._run(given)
             return
         with streaming(self):
-            yield from self._steps(np.pad(audio, (0, self.delay + -(len(audio) + self.delay) % self.stride)))
+            silence = self.delay + -(audio.shape[1] + self.delay) % self.stride
+            yield from self._steps(np.pad(audio, ((0, 0), (0, silence))))
 
     def late(self, audio: Tensor) -> Tensor:
         """As ``TwoStage.late``: the next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late."""
-        made = [out[RESTORED] for _, out in self._steps(audio[0, 0].float().cpu().numpy())]
+        made = [out[RESTORED] for _, out in self._steps(audio[0].float().cpu().numpy())]
         return torch.from_numpy(np.concatenate(made, -1))
 
     def _steps(self, audio: NDArray[np.float32]) -> Iterator[tuple[Values, Values]]:
-        for start in range(0, len(audio), self.stride):
+        for start in range(0, audio.shape[1], self.stride):
             states = self._silence() if self.states.carried is None else self.states.carried
-            given = {AUDIO: audio[None, None, start : start + self.stride], **states}
+            given = {AUDIO: audio[None, :, start : start + self.stride], **states}
             made = self._run(given)
             self.states.keep({name: made[NEXT + name] for name in states})
             yield given, made

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from twostage.errors import ConfigError
 from twostage.features import LogMel
+from twostage.hearing import Hearing
 from twostage.restorer import Restorer, RestorerConfig
 from twostage.vocoder import Vocoder, VocoderConfig
 
@@ -26,12 +27,16 @@ class TwoStageConfig:
 
 
 class TwoStage(nn.Module):
-    """Bone-conducted audio (B, 1, T) -> restored audio (B, 1, T // hop_length * hop_length)."""
+    """Bone-conducted audio (B, 1, T) -> restored audio (B, 1, T // hop_length * hop_length).
+
+    Of a restorer with two inputs, bone and air: (B, 2, T) -> (B, 1, T // hop_length * hop_length).
+    """
 
     def __init__(self, config: TwoStageConfig) -> None:
         super().__init__()
         self.config = config
         self.mel = LogMel(config.vocoder.mel)
+        self.hearing = Hearing(config.restorer)
         self.restorer = Restorer(config.restorer)
         self.vocoder = Vocoder(config.vocoder)
 
@@ -54,9 +59,10 @@ class TwoStage(nn.Module):
         return self.vocoder.late(*self.restored(audio))
 
     def restored(self, audio: Tensor) -> tuple[Tensor, Tensor]:
-        """The restored log-mel (B, n_mels, L), and what was heard, for the vocoder."""
-        heard = self.mel.stft.compressed(audio)
-        return self.restorer(self.mel.of(heard.chunk(2, -3)[0])), heard
+        """The restored log-mel (B, n_mels, L), and what was heard of the bone channel, for the vocoder."""
+        spectra = self.mel.stft.compressed(audio)
+        bone, _, *air = spectra.chunk(1 + self.inputs, -3)
+        return self.restorer(self.hearing.of(self.mel, [bone, *air])), spectra.narrow(-3, 0, 2 * audio.shape[0])
 
     def _missing(self, length: int) -> int:
         """Zeros that a causal model's audio is to be followed by, for its end to come out as that of a stream."""
@@ -72,6 +78,11 @@ class TwoStage(nn.Module):
     def causal(self) -> bool:
         """Whether ``late`` can take a stream in pieces."""
         return self.config.vocoder.mel.causal
+
+    @property
+    def inputs(self) -> int:
+        """Channels of audio: bone, or bone and air."""
+        return self.config.restorer.inputs
 
     @property
     def delay(self) -> int:

@@ -1,8 +1,10 @@
 """Pictures: spectrograms before and after, and curves. Files are read as streams: hours cost no more memory."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import log10
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +16,10 @@ from twostage.files import check_writable, replacing
 WINDOW = 0.032  # seconds
 COLUMNS = 1200  # of a picture: longer sounds are averaged in power
 RANGE = 80.0  # dB between black and white
-COLOURS, MARKS = [f"C{number}" for number in range(10)], "os^Dv<>"  # of charts; together, 70 names differ
+# of charts; with twenty colours, 140 names differ
+MARKS = "os^Dv<>"
+LEVEL: dict[str, Any] = {"color": "0.4", "linestyle": "--"}
+WIDE = 4  # panels below each other, at most; more of them stand in rows
 
 
 @dataclass(frozen=True)
@@ -57,25 +62,34 @@ def _columns(audio: Audio, n_fft: int, hop: int, together: int) -> NDArray[np.fl
 
 
 def draw(path: str | Path, panels: Sequence[Panel], *, top: float | None = None, overwrite: bool = False) -> None:
-    """Write panels below each other into a PNG; same frequencies, each from its own loudest 80 dB down."""
+    """Write panels into a PNG, many in rows; same frequencies, each from its own loudest 80 dB down."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     path = Path(path)
     check_writable(path, overwrite)
     top = top or min(panel.top for panel in panels)
-    figure = Figure(figsize=(10, 1 + 2.4 * len(panels)), layout="constrained")
+    columns = 1 if len(panels) <= WIDE else 2 if len(panels) <= 2 * WIDE else 3
+    rows = -(-len(panels) // columns)
+    size = (10, 1 + 2.4 * rows) if columns == 1 else (5 * columns, 0.5 + 1.9 * rows)
+    figure = Figure(figsize=size, layout="constrained")
     canvas = FigureCanvasAgg(figure)  # no pyplot: no display, no global state
-    axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
-    for axis, panel in zip(axes, panels, strict=True):
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis, panel in zip(axes, panels, strict=False):
         high = float(panel.decibels.max())
         extent = (0, max(panel.seconds, 1e-3), 0, panel.top / 1000)
         image = axis.imshow(
             panel.decibels, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=high - RANGE, vmax=high
         )
-        axis.set(title=panel.title, ylabel="kHz", ylim=(0, top / 1000))
-        figure.colorbar(image, ax=axis, label="dB", pad=0.01)
-    axes[-1].set_xlabel("seconds")
+        axis.set(title=panel.title, ylim=(0, top / 1000))
+        if columns == 1:
+            figure.colorbar(image, ax=axis, label="dB", pad=0.01)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis in axes[::columns]:
+        axis.set_ylabel("kHz")
+    for axis in axes[len(panels) - columns : len(panels)]:
+        axis.set_xlabel("seconds")
     with replacing(path, overwrite=overwrite) as partial:
         canvas.print_png(str(partial))
 
@@ -94,37 +108,74 @@ def _of_file(path: str | Path, title: str) -> Panel:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines by name, each a list of (x, y); ``across`` is logarithmic, ``up`` begins at zero, unless told otherwise."""
+    """Lines by name, each a list of (x, y); ``across`` is logarithmic, ``up`` begins at zero, unless told otherwise.
+
+    ``levels``: by name, a y that holds for every x.
+    """
 
     across: str
     up: str
     lines: Mapping[str, Sequence[tuple[float, float]]]
     logarithmic: bool = True
     from_zero: bool = True
+    levels: Mapping[str, float] = field(default_factory=dict)
 
 
-def draw_charts(path: str | Path, charts: Sequence[Chart], *, overwrite: bool = False) -> None:
-    """Write charts beside each other into a PNG; a line has one colour in all of them."""
+def draw_charts(
+    path: str | Path, charts: Sequence[Chart], *, names: Sequence[str] = (), overwrite: bool = False
+) -> None:
+    """Write charts into a PNG, two in a row; a line has one colour in all of them, and the legend is one.
+
+    ``names``, some of which may have no line: pictures that are given the same have the same colours.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     path = Path(path)
     check_writable(path, overwrite)
-    figure = Figure(figsize=(2 + 4.6 * len(charts), 3.4), layout="constrained")
+    columns = min(2, len(charts))
+    rows = -(-len(charts) // columns)
+    figure = Figure(figsize=(3 + (7.5 if columns == 1 else 4.6 * columns), 0.8 + 3.4 * rows), layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    names = list(dict.fromkeys(name for chart in charts for name in chart.lines))
-    handles = [
-        Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKS[i % len(MARKS)]) for i, _ in enumerate(names)
-    ]
-    for axis, chart in zip(figure.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
+    drawn = {name for chart in charts for name in chart.lines}
+    names = list(dict.fromkeys([*names, *(name for chart in charts for name in chart.lines)]))
+    looks = {name: look for name, look in zip(names, _looks(len(names)), strict=True) if name in drawn}
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis, chart in zip(axes, charts, strict=False):
         for name, points in chart.lines.items():
-            like = handles[names.index(name)]
-            axis.plot(*zip(*points, strict=True), color=like.get_color(), marker=like.get_marker())
+            axis.plot(*zip(*points, strict=True), **looks[name], label=name)
+        for level in chart.levels.values():
+            axis.axhline(level, **LEVEL)
         axis.set(xscale="log" if chart.logarithmic else "linear", xlabel=chart.across, ylabel=chart.up)
+        if chart.logarithmic:
+            _name_decades(axis, [x for points in chart.lines.values() for x, _ in points])
         axis.grid(alpha=0.3)
         if chart.from_zero:
             axis.set_ylim(bottom=0)
-    figure.legend(handles, names, loc="outside right upper")
+    for axis in axes[len(charts) :]:
+        axis.set_axis_off()
+    handles = {name: Line2D([], [], **look) for name, look in looks.items()}
+    handles |= {name: Line2D([], [], **LEVEL) for chart in charts for name in chart.levels}
+    figure.legend(list(handles.values()), list(handles), loc="outside right upper")
     with replacing(path, overwrite=overwrite) as partial:
         canvas.print_png(str(partial))
+
+
+def _looks(count: int) -> list[dict[str, Any]]:
+    """Colour and mark of each of ``count`` lines."""
+    from matplotlib import colormaps
+
+    shades = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    return [{"color": shades[2 * (i % 10) + i // 10 % 2], "marker": MARKS[i % len(MARKS)]} for i in range(count)]
+
+
+def _name_decades(axis: Any, values: Sequence[float]) -> None:
+    """Ticks of a logarithmic axis as plain numbers, of which a narrow range has more."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    decades = log10(max(values) / min(values))
+    steps = (1,) if decades > 3 else (1, 2, 5) if decades > 1 else (1, 2, 3, 5, 7)
+    axis.xaxis.set_major_locator(LogLocator(subs=steps) if decades > 0.5 else MaxNLocator(5))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())

@@ -63,15 +63,17 @@ def train_restorer(settings: RestorerRun, *, resume: bool = False) -> None:
     """Stage one: mel regression, and an adversary if it has weight. Raises TwoStageError for what the user can mend."""
     state, weights = _begin(settings, resume), settings.weights
     mel, model, listener = LogMel(settings.restorer.mel), Restorer(settings.restorer), None
+    task = Restoring(settings.restorer, weights, settings.quantile)
     if settings.valid.vocoder:
         listener = _listener(settings.valid.vocoder, mel)
 
     def estimate(restorer: nn.Module, example: Example) -> Estimate:
-        heard = mel.stft.compressed(example.degraded)
-        restored = restorer(mel.of(heard[:1]))
-        return Estimate(restored[0], listener(restored, heard)[0, 0].cpu().numpy() if listener else None)
+        restored = restorer(task.hearing(mel, example.degraded))
+        if not listener:
+            return Estimate(restored[0], None)
+        heard = mel.stft.compressed(example.degraded[:, :1])
+        return Estimate(restored[0], listener(restored, heard)[0, 0].cpu().numpy())
 
-    task = Restoring(settings.restorer.mel, weights, settings.quantile)
     _train(
         settings, Plan(model, mel, task, weights, estimate, _adversary(settings), _direction_of_last, listener), state
     )
@@ -97,6 +99,7 @@ def finetune(settings: FinetuneRun, *, resume: bool = False) -> None:
     if not isinstance(model, TwoStage):
         raise ConfigError(f"models: {', '.join(settings.models)}: not a model of two stages")
     settings.check_mel(model.config.vocoder.mel)
+    settings.check_inputs("restorer.inputs", model.inputs)
     model.requires_grad_(False)
     for part in TRAINABLE[settings.train]:
         getattr(model, part).requires_grad_(True)
@@ -156,7 +159,7 @@ def _train(settings: RunConfig, plan: Plan, state: dict[str, Any] | None) -> Non
     dataset = PairDataset(entries, data, noise=noise)
     valid = settings.valid
     held_out = examples(
-        read_manifest(*data.valid), data, items=valid.items, seconds=valid.seconds, hop_length=hop_length
+        read_manifest(*data.valid), data, items=valid.items, seconds=valid.seconds, hop_length=hop_length, noise=noise
     )
     _check_best(valid.best, held_out)
     if settings.threads:

@@ -15,7 +15,7 @@ from twostage.errors import DataError
 from twostage.files import replacing
 from twostage.metrics import HIGHER_IS_BETTER, SAMPLE_RATE
 
-RAW = "raw input"
+RAW, AIR = "raw input", "noisy air"
 COLUMNS = {  # metric -> heading and digits in tables
     "pesq": ("PESQ-WB", 2),
     "stoi": ("STOI", 3),

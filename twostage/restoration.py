@@ -35,7 +35,7 @@ from twostage.audio import (
 from twostage.errors import AudioError, ConfigError
 from twostage.files import check_writable, make_folder
 from twostage.levels import LEVEL, LevelMeter
-from twostage.windows import Enhancer, enhance, keep_low_band
+from twostage.windows import Enhancer, enhance, inputs_of, keep_low_band
 
 SILENCE = -90.0  # dBFS: the noise of 16-bit quantization; nothing to restore below it
 PEAK, LOSSY_PEAK = 0.99, 0.89  # decoders of lossy formats overshoot what was encoded
@@ -108,11 +108,20 @@ class Survey:
     def silent(self) -> NDArray[np.bool_]:
         return self.levels < SILENCE
 
-    def complaints(self) -> list[str]:
-        silent = [str(channel + 1) for channel in np.flatnonzero(self.silent)]
+    def spoken(self, inputs: int) -> "Survey":
+        """Of the first of every ``inputs`` channels: one for each that comes out."""
+        return Survey(self.frames, self.levels[::inputs])
+
+    def complaints(self, inputs: int) -> list[str]:
+        """About silence, for a model of so many ``inputs``."""
+        silent = np.flatnonzero(self.silent)
         if len(silent) == len(self.levels):
             return ["silent; restored as silence"]
-        return [f"channel {', '.join(silent)} silent; restored as silence"] if silent else []
+        lost, idle = (
+            ", ".join(str(channel + 1) for channel in silent if (channel % inputs > 0) == other)
+            for other in (False, True)
+        )
+        return [f"channel {lost} silent; restored as silence"] * bool(lost) + [f"channel {idle} silent"] * bool(idle)
 
 
 class Spill:
@@ -143,26 +152,29 @@ def restore(
 ) -> A:
     """Restore bone-conducted speech: (T,) or (C, T) -> the same at ``model.sample_rate``, each channel by itself.
 
+    A model of two inputs makes (1, T) of (2, T), bone and air; what is said of the input's level and band is of bone.
+
     ``audio`` is a numpy array or a tensor; the result is of its type, dtype and device. Integers are taken at their
     full scale. The length is ``round(T * model.sample_rate / sample_rate)``. ``seconds`` of a window bound the memory,
     they do not change the result; ``level`` "input" gives each channel the active level that it came with, "model"
     leaves the model's; below ``keep_low_band`` Hz the input itself is kept.
 
     Raises:
-        AudioError: the shape is wrong, there are no samples, or some are not finite.
+        AudioError: the shape is not what the model takes, there are no samples, or some are not finite.
     """
     options = Options(seconds, level, keep_low_band)
     samples, give_back = _as_float(audio, sample_rate)
     rows = np.atleast_2d(samples)
     blocks = np.split(rows, range(BLOCK, rows.shape[1], BLOCK), axis=1)
     source = Source("audio", int(sample_rate), len(rows), lambda: iter(blocks))
+    outputs = _outputs(model, source)
     survey = measure(source, model.sample_rate)
-    for complaint in survey.complaints():
+    for complaint in survey.complaints(inputs_of(model)):
         warnings.warn(f"the audio is {complaint}", stacklevel=2)
-    spill = Spill(io.BytesIO(), source.channels)
+    spill = Spill(io.BytesIO(), outputs)
     gains, _ = _render(model, source, survey, model.sample_rate, options, spill, PEAK, lambda _: None)
     out = np.concatenate([block * gains for block in spill.blocks()], axis=1)
-    return give_back(out.reshape(*samples.shape[:-1], -1))
+    return give_back(out.reshape(-1) if samples.ndim == 1 else out)
 
 
 def restore_file(
@@ -186,11 +198,12 @@ def restore_file(
         sound = Source(str(source), given.sample_rate, given.channels, reader.blocks)
         rate = model.sample_rate if options.sample_rate == "model" else given.sample_rate
         peak = LOSSY_PEAK if coding_for(target, given.subtype)[1] in LOSSY else PEAK
+        outputs = _outputs(model, sound)
         survey = measure(sound, model.sample_rate)
-        _check_space(target, 4 * given.channels * resampled_length(survey.frames, given.sample_rate, rate))
+        _check_space(target, 4 * outputs * resampled_length(survey.frames, given.sample_rate, rate))
         with (
-            Writer(target, rate, given.channels, subtype=given.subtype, overwrite=options.overwrite) as writer,
-            _spill_beside(target, given.channels) as spill,
+            Writer(target, rate, outputs, subtype=given.subtype, overwrite=options.overwrite) as writer,
+            _spill_beside(target, outputs) as spill,
         ):
             gains, limited = _render(model, sound, survey, rate, options, spill, peak, progress)
             for block in spill.blocks():
@@ -206,8 +219,17 @@ def restore_file(
         elapsed=elapsed,
         realtime_factor=elapsed * given.sample_rate / survey.frames,
         limited_db=limited,
-        warnings=survey.complaints(),
+        warnings=survey.complaints(inputs_of(model)),
     )
+
+
+def _outputs(model: Enhancer, source: Source) -> int:
+    """Channels that ``model`` makes of the source's. AudioError if it does not take as many."""
+    inputs = inputs_of(model)
+    if inputs > 1 and source.channels != inputs:
+        has = f"{source.channels} channel" + "s" * (source.channels > 1)
+        raise AudioError(f"{source.name}: has {has}; this model hears {inputs}, bone and air")
+    return source.channels // inputs
 
 
 def measure(source: Source, sample_rate: int) -> Survey:
@@ -250,17 +272,19 @@ def _render(
     gains = np.where(survey.silent, 0, _amplitude(LEVEL - np.where(survey.silent, 0, survey.levels)))[:, None]
     given = resampled(source.blocks(), source.sample_rate, model.sample_rate, source.channels)
     normal = (block * gains.astype(np.float32) for block in given)
-    pairs = enhance(model, normal, options.seconds, np.flatnonzero(~survey.silent))
+    spoken = survey.spoken(inputs_of(model))
+    pairs = enhance(model, normal, options.seconds, np.flatnonzero(~spoken.silent))
     restored = keep_low_band(_counted(pairs, model.sample_rate, progress), options.keep_low_band, model.sample_rate)
-    meter = LevelMeter(source.channels, rate)
+    outputs = len(spoken.levels)
+    meter = LevelMeter(outputs, rate)
     # back at the input's rate, the two roundings of the length must not show
     frames = resampled_length(survey.frames, source.sample_rate, rate)
-    for block in exactly(resampled(restored, model.sample_rate, rate, source.channels), frames, source.channels):
+    for block in exactly(resampled(restored, model.sample_rate, rate, outputs), frames, outputs):
         meter.add(block)
         spill.write(block)
     if not np.isfinite(meter.peak).all():
         raise AudioError(f"{source.name}: the model's output is not finite")
-    return _final_gains(meter, survey, options.level, peak)
+    return _final_gains(meter, spoken, options.level, peak)
 
 
 def _counted(

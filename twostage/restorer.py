@@ -17,6 +17,7 @@ from twostage.features import MelConfig
 from twostage.nn.layers import Conv2d, ConvTranspose2d, fold_weight_norm, weight_norm
 
 SLOPE = 0.1
+FEATURES = {"pitch": 2}  # rows of what a restorer may be told besides log-mels
 MEAN, SCALE = -6.0, 2.5  # of the log-mels of speech, roughly: brings the network's input near zero mean, unit deviation
 
 
@@ -26,7 +27,8 @@ class RestorerConfig:
 
     No ``band_strides`` are halvings. ``output`` is "mask" (a gain in the log domain, unbounded, added to the
     input) or "mapping" (the restored log-mel itself). With ``mel.causal``, a frame depends on the frames up to its own
-    or, where time is pooled, on those pooled with it.
+    or, where time is pooled, on those pooled with it. ``inputs``: 1, or 2 with an air microphone beside that on the
+    body; the mask is still added to the log-mel of the latter. ``features``: "pitch".
     """
 
     mel: MelConfig = field(default_factory=MelConfig)
@@ -36,6 +38,8 @@ class RestorerConfig:
     blocks: int = 1
     dilations: tuple[int, ...] = (1, 2, 4)
     output: str = "mask"
+    inputs: int = 1
+    features: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.channels) != len(self.time_strides) + 1:
@@ -55,11 +59,23 @@ class RestorerConfig:
             )
         if self.output not in ("mask", "mapping"):
             raise ConfigError(f"restorer.output is {self.output!r}, must be 'mask' or 'mapping'")
+        if self.inputs not in (1, 2):
+            raise ConfigError(f"restorer.inputs is {self.inputs}, must be 1 (bone) or 2 (bone and air)")
+        for name in self.features:
+            if name not in FEATURES:
+                raise ConfigError(f"restorer.features: no feature {name!r}; there are {', '.join(FEATURES)}")
+        if len(set(self.features)) < len(self.features):
+            raise ConfigError(f"restorer.features is {list(self.features)}: one is named twice")
 
     @property
     def strides(self) -> list[tuple[int, int]]:
         """Of each pooling, in bands and in time."""
         return list(zip(self.band_strides or [2] * len(self.time_strides), self.time_strides, strict=True))
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Of what a restorer is told: the bands of each input, then those of each feature."""
+        return (self.mel.n_mels,) * self.inputs + tuple(FEATURES[name] for name in self.features)
 
 
 def with_height(mel: Tensor) -> Tensor:
@@ -84,7 +100,10 @@ class ResBlock(nn.Module):
 
 
 class Restorer(nn.Module):
-    """ResUNet: (B, n_mels, L) log-mels of bone-conducted speech -> (B, n_mels, L) log-mels of clean speech."""
+    """ResUNet: (B, n_mels, L) log-mels of bone-conducted speech -> (B, n_mels, L) log-mels of clean speech.
+
+    With more inputs, and features, their rows follow those bands: (B, sum(config.rows), L), as ``Hearing`` gives them.
+    """
 
     def __init__(self, config: RestorerConfig) -> None:
         super().__init__()
@@ -94,7 +113,9 @@ class Restorer(nn.Module):
         def blocks(channels: int) -> nn.Sequential:
             return nn.Sequential(*(ResBlock(channels, causal=causal) for _ in range(config.blocks)))
 
-        self.conv_pre = weight_norm(Conv2d(2, top, (3, 3), causal=causal))
+        self.conv_pre = weight_norm(
+            Conv2d(1 + config.inputs + sum(config.rows[config.inputs :]), top, (3, 3), causal=causal)
+        )
         self.encoder = nn.ModuleList(blocks(narrow) for narrow, _, _ in levels)
         self.downs = nn.ModuleList(weight_norm(Conv2d(narrow, wide, s, stride=s)) for narrow, wide, s in levels)
         self.bottleneck = nn.Sequential(*(ResBlock(config.channels[-1], d, causal=causal) for d in config.dilations))
@@ -107,11 +128,20 @@ class Restorer(nn.Module):
         self.decoder = nn.ModuleList(blocks(narrow) for narrow, _, _ in reversed(levels))
         self.conv_post = weight_norm(Conv2d(top, 1, (3, 3), causal=causal), std=1e-4)
 
-    def forward(self, mel: Tensor) -> Tensor:
-        x = with_height(F.pad(mel, (0, -mel.shape[-1] % self.stride), mode="replicate"))
+    def forward(self, told: Tensor) -> Tensor:
+        mel = told[:, : self.config.mel.n_mels]
+        x = self._layers(F.pad(told, (0, -mel.shape[-1] % self.stride), mode="replicate"))
         x = self._unet(x.to(next(self.conv_pre.parameters()).dtype))[:, 0, :, : mel.shape[-1]].float() * SCALE
         restored = mel + x if self.config.output == "mask" else x + MEAN
         return restored.clamp_min(log(self.config.mel.clamp))
+
+    def _layers(self, told: Tensor) -> Tensor:
+        """Rows (B, R, L) as layers (B, C, n_mels, L): bone with its height, air, features the same in every band."""
+        inputs, n_mels = self.config.inputs, self.config.mel.n_mels
+        bone, *others = told.split(self.config.rows, 1)
+        air = [(mel[:, None] - MEAN) / SCALE for mel in others[: inputs - 1]]
+        features = [rows[:, :, None].expand(-1, -1, n_mels, -1) for rows in others[inputs - 1 :]]
+        return torch.cat([with_height(bone), *air, *features], 1)
 
     def _unet(self, x: Tensor) -> Tensor:
         x, skips = self.conv_pre(x), []

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from twostage.data.pairs import Pair
 from twostage.errors import ConfigError
 from twostage.features import LogMel, MelConfig
+from twostage.hearing import Hearing
 from twostage.losses import (
     Intelligibility,
     MultiResolutionStft,
@@ -25,6 +26,7 @@ from twostage.losses import (
     negative_si_sdr,
     ssim_distance,
 )
+from twostage.restorer import RestorerConfig
 
 
 class Output(NamedTuple):
@@ -116,13 +118,14 @@ ADVERSARIAL = ("adv", "fm")
 class Restoring(nn.Module):
     """Stage one: log-mels of degraded speech become those of the clean, or a ``quantile`` of what these could be."""
 
-    def __init__(self, mel: MelConfig, weights: RestoringWeights, quantile: float = 0.5) -> None:
+    def __init__(self, restorer: RestorerConfig, weights: RestoringWeights, quantile: float = 0.5) -> None:
         super().__init__()
-        self.mel, self.weights, self.quantile = LogMel(mel), weights, quantile
-        self.intelligibility = Intelligibility(mel) if weights.intelligibility else None
+        self.mel, self.weights, self.quantile = LogMel(restorer.mel), weights, quantile
+        self.hearing = Hearing(restorer)
+        self.intelligibility = Intelligibility(restorer.mel) if weights.intelligibility else None
 
     def forward(self, model: nn.Module, pair: Pair) -> Output:
-        real, fake = self.mel(pair.clean), model(self.mel(pair.degraded)).float()
+        real, fake = self.mel(pair.clean), model(self.hearing(self.mel, pair.degraded)).float()
         terms = {"mel": mel_quantile(fake, real, self.quantile)}
         if self.weights.delta:
             terms["delta"] = delta_l1(fake, real)
@@ -160,7 +163,7 @@ class Finetuning(nn.Module):
     def forward(self, model: Any, pair: Pair) -> Output:
         learns = any(p.requires_grad for p in model.restorer.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-            restored = model.restorer(model.mel(pair.degraded)).float()
+            restored = model.restorer(model.hearing(model.mel, pair.degraded)).float()
         start = max(0, restored.shape[-1] - self.frames) // 2
         fake = model.vocoder(restored[..., start : start + self.frames]).float()
         real = pair.clean[..., start * model.hop_length :][..., : fake.shape[-1]]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from twostage import audio
+from twostage.data.air import Air
 from twostage.data.manifest import Entry
 from twostage.data.pairs import PairConfig
 from twostage.data.simulate import load_sensor, seeded, simulate
@@ -22,7 +23,7 @@ Array = NDArray[np.float32]
 
 
 class Example(NamedTuple):
-    """Held-out speech, (1, 1, T) each; ``real`` if the degraded side was recorded."""
+    """Held-out speech, (1, 1, T) each, degraded (1, C, T); ``real`` if the degraded side was recorded."""
 
     name: str
     degraded: Tensor
@@ -41,17 +42,34 @@ Estimator = Callable[[nn.Module, Example], Estimate]
 
 
 def examples(
-    entries: Sequence[Entry], config: PairConfig, *, items: int, seconds: float, hop_length: int
+    entries: Sequence[Entry],
+    config: PairConfig,
+    *,
+    items: int,
+    seconds: float,
+    hop_length: int,
+    noise: Sequence[str] = (),
 ) -> list[Example]:
     """At most ``items`` of the entries, evenly spread, cut to ``seconds``; the same ones whenever it is called.
 
-    Clean speech alone is degraded by the config's sensors in turn, seeded by its place in the manifest.
+    Clean speech alone is degraded by the config's sensors in turn, seeded by its place in the manifest; so is the air
+    channel, if there is to be one, with a file of ``noise``.
     """
     usable = [entry for entry in entries if entry.clean]
     if not usable:
         raise DataError("data.valid: no entry has a clean file")
     places = np.unique(np.linspace(0, len(usable) - 1, min(items, len(usable))).round().astype(int))
-    return [_example(usable[place], config, int(place), seconds, hop_length) for place in places]
+    found = [_example(usable[place], config, int(place), seconds, hop_length) for place in places]
+    return [_with_air(example, config, place, noise) for example, place in zip(found, places, strict=True)]
+
+
+def _with_air(example: Example, config: PairConfig, place: int, noise: Sequence[str]) -> Example:
+    if not config.air_snr_db:
+        return example
+    lowest, highest = config.air_snr_db
+    air = Air(seeded(int(place), "snr").uniform(lowest, highest), tuple(sorted(noise)))
+    heard = levelled(air.of(example.clean[0, 0].numpy(), config.sample_rate, str(place)), config.sample_rate)
+    return example._replace(degraded=torch.cat([example.degraded, torch.from_numpy(heard)[None, None]], 1))
 
 
 def _example(entry: Entry, config: PairConfig, place: int, seconds: float, hop_length: int) -> Example:

@@ -18,6 +18,7 @@ CROSSOVER = 0.032  # seconds: length of the crossover's filter; its slope is abo
 class Enhancer(Protocol):
     """(B, 1, T) -> (B, 1, T // hop_length * hop_length) at ``sample_rate``.
 
+    One that hears bone and air says ``inputs``, 2, and takes (B, 2, T), bone first.
     An output sample depends on at most ``context`` input samples each side, all if infinite; a window that begins at a
     multiple of ``stride`` samples gives what the whole gives there. Lengths in samples.
     """
@@ -86,6 +87,7 @@ def enhance(
 ) -> Iterator[tuple[Audio, Audio]]:
     """Yield (input, enhanced) blocks (C, T) of a stream at the model's rate, each of ``channels`` by itself.
 
+    Of a model with several inputs, each so many channels of the stream make one, whose input is the first of them.
     Windows keep ``seconds`` each, all of it if that or the model's context is infinite; other channels come out as
     zeros. The stream is lengthened with zeros to a whole number of hops before the model and cut back after it.
     """
@@ -96,21 +98,27 @@ def enhance(
     chosen = list(channels)
     for window in windows(blocks, keep, context):
         kept = slice(window.skip, window.skip + window.keep)
-        enhanced = np.zeros((len(window.audio), window.keep), np.float32)
+        given = window.audio.reshape(-1, inputs_of(model), window.audio.shape[1])
+        enhanced = np.zeros((len(given), window.keep), np.float32)
         for channel in chosen:
-            enhanced[channel] = forward(model, window.audio[channel], window.skip, window.keep)
-        yield window.audio[:, kept], enhanced
+            enhanced[channel] = forward(model, given[channel], window.skip, window.keep)
+        yield given[:, 0, kept], enhanced
 
 
 def forward(model: Enhancer, audio: Audio, skip: int, keep: int) -> Audio:
-    """Samples (keep,) of what the model makes of (T,), from ``skip`` on; T need not be a whole number of hops."""
-    padded = match_length(audio, ceil(len(audio) / model.hop_length) * model.hop_length)
+    """Samples (keep,) of what the model makes of (inputs, T), from ``skip`` on; T may end within a hop."""
+    padded = match_length(audio, ceil(audio.shape[1] / model.hop_length) * model.hop_length)
     with torch.inference_mode():
-        given = torch.from_numpy(padded.copy()).to(device_of(model))[None, None]
+        given = torch.from_numpy(padded.copy()).to(device_of(model))[None]
         # a model of stages can save the later ones the context that only the earlier ones need
         cut = getattr(model, "window", None)
         out = cut(given, skip, keep) if cut else model(given)[..., skip : skip + keep]
         return out[0, 0].float().cpu().numpy()
+
+
+def inputs_of(model: object) -> int:
+    """Channels of audio that an enhancer hears at once: 1, or 2 if it hears bone and air."""
+    return getattr(model, "inputs", 1)
 
 
 def device_of(model: object) -> torch.device:

@@ -86,6 +86,10 @@ class Seanet(nn.Module):
         return fold_weight_norm(self)
 
     @property
+    def inputs(self) -> int:
+        return self.config.inputs
+
+    @property
     def sample_rate(self) -> int:
         return self.config.sample_rate
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twostage.commands.restore import PRECISION_HELP, PRECISIONS, device_for, precision_for
+from twostage.commands.simulate import add_air_arguments, air_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ HELP = "score the raw input, restored speech and copy-synthesis against clean sp
 EXAMPLE = """
 twostage evaluate --pairs pairs.csv -o scores
 twostage evaluate --clean dev.csv --simulate throat --model default --model mine=runs/restorer vocoder.safetensors
+twostage evaluate --clean dev.csv --simulate throat --air-snr -5 --noise noise/ --model runs/fusion vocoder.safetensors
 twostage evaluate --merge scores/p02 scores/p21 scores/p32 -o scores/all
 """
 
@@ -30,6 +32,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     what.add_argument("--clean", metavar="CSV", help="manifest of clean speech, degraded by --simulate")
     what.add_argument("--merge", metavar="DIR", nargs="+", type=Path, help="join the scores of these folders instead")
     parser.add_argument("--simulate", metavar="SENSOR", help="preset or YAML file of the sensor, with --clean")
+    add_air_arguments(parser)
     parser.add_argument(
         "--model",
         metavar="[LABEL=]MODEL",
@@ -48,6 +51,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--pictures", metavar="N", type=int, default=3, help="utterances to draw and keep (default: 3)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help=PRECISION_HELP)
+    parser.add_argument(
+        "--costs", metavar="JSON", type=Path, help="summary of another evaluation of these models, whose costs hold"
+    )
     parser.add_argument("--overwrite", action="store_true", help="begin anew in a folder that holds an evaluation")
 
 
@@ -69,10 +75,12 @@ def run(args: Namespace) -> int:
     device = device_for(args.device)
     args.precision = precision_for(args.precision, device)
     systems = evaluate.load_systems(_models(args.model), device, args.precision)
+    evaluate.check_inputs(systems, source)
+    known = evaluate.known_costs(args.costs, systems) if args.costs else {}
     settings = _settings(args) | {"models": evaluate.fingerprint(systems)}
     results = evaluate.resume(args.out, settings, overwrite=args.overwrite) if args.out else evaluate.Results()
     results.failures += problems
-    costs = evaluate.measure_costs(systems)
+    costs = known or evaluate.measure_costs(systems)
     with tqdm(total=len(entries), unit="file", disable=None) as bar:
         evaluate.evaluate(
             entries,
@@ -107,7 +115,7 @@ def _entries(args: Namespace) -> tuple[Source, list[Entry], list[str]]:
     sensor = load_sensor(args.simulate) if args.simulate else None
     entries = read_manifest(manifest, problems=problems)
     chosen = select(entries, paired=bool(args.pairs), speakers=args.only_speaker, limit=args.limit)
-    return Source(Path(manifest).absolute().parent, sensor, args.seed), chosen, problems
+    return Source(Path(manifest).absolute().parent, sensor, args.seed, air_for(args)), chosen, problems
 
 
 def _models(given: Sequence[Sequence[str]] | None) -> dict[str, list[str]]:
@@ -128,7 +136,7 @@ def _models(given: Sequence[Sequence[str]] | None) -> dict[str, list[str]]:
 def _settings(args: Namespace) -> dict[str, Any]:
     """What decides the scores, to know whether an evaluation that stopped was the same one."""
     names = ("pairs", "clean", "simulate", "limit", "only_speaker", "keep_low_band", "seed", "precision")
-    return {name: getattr(args, name) for name in names}
+    return {name: getattr(args, name) for name in (*names, "air_snr", "noise")}
 
 
 def _merge(args: Namespace) -> int:

@@ -36,6 +36,7 @@ def run(args: Namespace) -> int:
     from twostage.export import export
     from twostage.files import check_writable
     from twostage.onnx_file import OnnxEnhancer
+    from twostage.windows import inputs_of
 
     _check(args)
     check_writable(Path(args.out), args.overwrite)
@@ -43,6 +44,8 @@ def run(args: Namespace) -> int:
     if isinstance(model, OnnxEnhancer):
         raise CheckpointError(f"{args.model[0]}: is ONNX already")
     audible: Any = model
+    if args.int8 and inputs_of(model) > 1:
+        raise CheckpointError(f"{args.model[0]}: hears {inputs_of(model)} channels; --int8 is for models of one")
     speech = _speech(args, audible.sample_rate) if args.int8 else None
     written = export(model, args.out, stream=args.stream, provenance=provenances(*args.model), speech=speech)
     what = "log-mels within" if args.int8 else "within"

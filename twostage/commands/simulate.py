@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twostage.commands.restore import FORMATS
-from twostage.errors import AudioError, TwoStageError
+from twostage.errors import AudioError, ConfigError, TwoStageError
 
 if TYPE_CHECKING:
+    from twostage.data.air import Air
     from twostage.data.manifest import Entry
     from twostage.data.presets import Sensor
 
@@ -15,6 +16,7 @@ HELP = "make body-conducted speech from clean speech, as a sensor would pick it 
 EXAMPLE = """
 twostage simulate clean/ bone/ --sensor throat --seed 1
 twostage simulate clean/ bone/ --sensor my_sensor.yaml --manifest pairs.jsonl
+twostage simulate clean/ headset/ --air-snr 0 --noise noise/
 """
 
 
@@ -24,11 +26,36 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("out", metavar="OUT_DIR", help="a folder; trees are kept")
     add("--sensor", default="throat", help="eben, throat, in-ear, forehead, temple or a YAML file (default: throat)")
     add("--seed", type=int, default=0, help="same seed, same file name: same sound (default: 0)")
+    add_air_arguments(parser)
     add("--format", choices=FORMATS, help="format of the outputs (default: that of the input)")
     add("--manifest", metavar="FILE.jsonl", help="write a manifest of the pairs that arise")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     existing.add_argument("--skip-existing", action="store_true", help="leave out inputs whose output exists")
+
+
+def add_air_arguments(parser: ArgumentParser) -> None:
+    """Those of an air microphone beside the sensor, for ``air_for``."""
+    add = parser.add_argument
+    add("--air-snr", metavar="DB", type=float, help="add an air microphone, a second channel, with so much noise")
+    add("--noise", metavar="FOLDER", help="sounds that --air-snr draws from (default: pink noise)")
+
+
+def air_for(args: Namespace) -> "Air | None":
+    """The air microphone that --air-snr, --noise and --seed mean."""
+    from math import isfinite
+
+    from twostage import audio
+    from twostage.data.air import Air
+
+    if args.air_snr is None:
+        if args.noise:
+            raise ConfigError(f"--noise {args.noise}: goes with --air-snr")
+        return None
+    if not isfinite(args.air_snr):
+        raise ConfigError(f"--air-snr is {args.air_snr}, must be a number of dB")
+    noise = tuple(str(path) for path, _ in audio.find([args.noise])) if args.noise else ()
+    return Air(args.air_snr, noise, args.seed)
 
 
 def run(args: Namespace) -> int:
@@ -40,7 +67,7 @@ def run(args: Namespace) -> int:
     from twostage.data.manifest import write_manifest
     from twostage.data.presets import load_sensor
 
-    sensor = load_sensor(args.sensor)
+    sensor, air = load_sensor(args.sensor), air_for(args)
     files = audio.find([args.clean])
     _check(args, files)
     entries: list[Entry] = []
@@ -49,7 +76,7 @@ def run(args: Namespace) -> int:
         target = _target(args, relative)
         try:
             if not (args.skip_existing and target.exists()):
-                _make(source, target, sensor, args.seed, relative.as_posix(), args.overwrite)
+                _make(source, target, sensor, air, args.seed, relative.as_posix(), args.overwrite)
                 made += 1
             entries.append(_pair(source, target, relative))
         except TwoStageError as error:
@@ -82,7 +109,9 @@ def _target(args: Namespace, relative: Path) -> Path:
     return target.with_suffix(f".{args.format}") if args.format else target
 
 
-def _make(source: Path, target: Path, sensor: "Sensor", seed: int, name: str, overwrite: bool) -> None:
+def _make(
+    source: Path, target: Path, sensor: "Sensor", air: "Air | None", seed: int, name: str, overwrite: bool
+) -> None:
     import numpy as np
 
     from twostage import audio
@@ -94,7 +123,11 @@ def _make(source: Path, target: Path, sensor: "Sensor", seed: int, name: str, ov
     clean, sample_rate = audio.read(source)
     if not np.isfinite(clean).all():
         raise AudioError(f"{source}: holds NaN or infinite samples")
+    if air and len(clean) > 1:
+        raise AudioError(f"{source}: has {len(clean)} channels; --air-snr makes two of a file with one")
     made = simulate_file(clean, sample_rate, sensor, seed, name)
+    if air:
+        made = np.concatenate([made, air.of(clean[0], sample_rate, name)[None]])
     peak = float(np.abs(made).max())
     if peak > 0.99:  # quieter rather than clipped
         made = made * np.float32(0.99 / peak)

@@ -5,7 +5,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from twostage.errors import ConfigError
+from twostage.errors import AudioError, ConfigError
 
 if TYPE_CHECKING:
     from twostage.live import Timing
@@ -28,10 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|PATH",
         help="what restore --model takes (default: causal); one that looks ahead runs in windows, seconds late",
     )
-    add("--format", choices=("s16", "f32"), default="s16", help="of raw PCM, little-endian, one channel (default: s16)")
+    add(
+        "--format",
+        choices=("s16", "f32"),
+        default="s16",
+        help="of raw PCM, little-endian; of two channels, interleaved (default: s16)",
+    )
     add(
         "--gain",
-        metavar="DB|auto",
+        metavar="DB[,DB]|auto",
         help="brings the input to the active level of -26 dBFS that models expect, and is "
         "taken back from the output; auto, for a file alone and its default, measures it (else: 0)",
     )
@@ -39,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, default=1, help="of the processor (default: 1)")
     way = parser.add_mutually_exclusive_group()
     way.add_argument(
-        "--file", metavar="FILE", help="play a sound file's first channel through, and say how long it took"
+        "--file", metavar="FILE", help="play a sound file's first channel (or two) through, and say how long it took"
     )
     way.add_argument("--live", action="store_true", help="from the microphone to the loudspeaker (extra: live)")
     add("-o", "--out", metavar="OUT", help="with --file: what came out, at the model's rate")
@@ -70,23 +75,22 @@ def run(args: argparse.Namespace) -> int:
     model = load(*args.model or ["causal"])
     if args.file:
         return _file(args, model, gain)
-    stream = _stream(args, model, gain or 0.0)
-    print(
-        f"twostage: {stream.sample_rate} Hz, one channel, latency {stream.latency / stream.sample_rate * 1000:.0f} ms",
-        file=sys.stderr,
-    )
+    stream = _stream(args, model, gain or [0.0])
+    channels = "one channel" if stream.inputs == 1 else "bone and air"
+    latency = stream.latency / stream.sample_rate * 1000
+    print(f"twostage: {stream.sample_rate} Hz, {channels}, latency {latency:.0f} ms", file=sys.stderr)
     return _live(args, stream, model.stride) if args.live else _pipe(args, stream)  # type: ignore[arg-type]
 
 
-def _stream(args: argparse.Namespace, model: Any, gain_db: float) -> "Stream":
+def _stream(args: argparse.Namespace, model: Any, gain_db: list[float]) -> "Stream":
     from twostage.stream import Stream
 
     return Stream(model, seconds=args.seconds, gain_db=gain_db)
 
 
-def _decibels(text: str) -> float:
+def _decibels(text: str) -> list[float]:
     try:
-        return float(text)
+        return [float(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(f"--gain {text}: must be a number of dB, or auto") from None
 
@@ -94,7 +98,7 @@ def _decibels(text: str) -> float:
 def _pipe(args: argparse.Namespace, stream: "Stream") -> int:
     from twostage.live import Pcm, pipe
 
-    pcm = Pcm(args.format)
+    pcm = Pcm(args.format, stream.inputs)
     pipe(stream, sys.stdin.buffer, sys.stdout.buffer, pcm)
     if pcm.clipped:
         print(f"twostage: {pcm.clipped} samples clipped: lower the input's level", file=sys.stderr)
@@ -111,24 +115,29 @@ def _live(args: argparse.Namespace, stream: "Stream", hop: int) -> int:
     return 0
 
 
-def _file(args: argparse.Namespace, model: Any, gain: float | None) -> int:
+def _file(args: argparse.Namespace, model: Any, gain: list[float] | None) -> int:
     from pathlib import Path
 
     from twostage.files import check_writable, replacing
+    from twostage.windows import inputs_of
 
     for path in filter(None, (args.out, args.json)):
         check_writable(Path(path), args.overwrite)
-    gain = _measured_gain(args.file, model.sample_rate) if gain is None else gain
+    gain = _measured_gain(args.file, model.sample_rate, inputs_of(model)) if gain is None else gain
     timing = _play(args, model, gain)
-    print(f"{args.file}: gain {gain:+.1f} dB (for a live stream of this microphone: --gain {gain:.0f})")
+    said, short = ", ".join(f"{g:+.1f}" for g in gain), ",".join(f"{g:.0f}" for g in gain)
+    print(f"{args.file}: gain {said} dB (for a live stream of this microphone: --gain {short})")
     print("\n".join(timing.lines()))
     if args.json:
         with replacing(args.json) as partial:
-            partial.write_text(json.dumps({"gain_db": gain, **timing.as_json()}, indent=2) + "\n", encoding="utf-8")
+            partial.write_text(
+                json.dumps({"gain_db": gain[0] if len(gain) == 1 else gain, **timing.as_json()}, indent=2) + "\n",
+                encoding="utf-8",
+            )
     return 0
 
 
-def _play(args: argparse.Namespace, model: Any, gain: float) -> "Timing":
+def _play(args: argparse.Namespace, model: Any, gain: list[float]) -> "Timing":
     from contextlib import ExitStack
 
     from twostage.audio import Reader, Writer, resampled
@@ -136,11 +145,13 @@ def _play(args: argparse.Namespace, model: Any, gain: float) -> "Timing":
 
     rate, work, samples = model.sample_rate, list[float](), 0
     with Reader(args.file) as reader, _stream(args, model, gain) as stream, ExitStack() as stack:
-        blocks = resampled((block[:1] for block in reader.blocks()), reader.info.sample_rate, rate, 1)
+        _check_channels(args.file, reader.info.channels, stream.inputs)
+        given = (block[: stream.inputs] for block in reader.blocks())
+        blocks = resampled(given, reader.info.sample_rate, rate, stream.inputs)
         writer = None
         if args.out:
             writer = stack.enter_context(Writer(args.out, rate, 1, overwrite=args.overwrite))
-        for out in against_the_clock(stream, (block[0] for block in blocks), model.stride, work):
+        for out in against_the_clock(stream, (b[0] if stream.inputs == 1 else b for b in blocks), model.stride, work):
             samples += len(out)
             if writer:
                 writer.write(out[None])
@@ -148,13 +159,19 @@ def _play(args: argparse.Namespace, model: Any, gain: float) -> "Timing":
     return Timing.of(work, model.stride / rate, latency, samples / rate)
 
 
-def _measured_gain(path: str, rate: int) -> float:
-    """What brings the first channel of a file to the level that models are trained at."""
+def _check_channels(path: str, channels: int, inputs: int) -> None:
+    if channels < inputs:
+        raise AudioError(f"{path}: has {channels} channel; this model hears {inputs}, bone and air")
+
+
+def _measured_gain(path: str, rate: int, inputs: int) -> list[float]:
+    """What brings the first channels of a file to the level that models are trained at."""
     from twostage.audio import Reader
     from twostage.levels import LEVEL
     from twostage.restoration import SILENCE, Source, measure
 
     with Reader(path) as reader:
-        source = Source(path, reader.info.sample_rate, 1, lambda: (block[:1] for block in reader.blocks()))
-        level = float(measure(source, rate).levels[0])
-    return LEVEL - level if level > SILENCE else 0.0
+        _check_channels(path, reader.info.channels, inputs)
+        source = Source(path, reader.info.sample_rate, inputs, lambda: (b[:inputs] for b in reader.blocks()))
+        levels = measure(source, rate).levels
+    return [float(LEVEL - level) if level > SILENCE else 0.0 for level in levels]

@@ -14,6 +14,7 @@ from scipy import fft
 from torch import Tensor
 
 from twostage import audio
+from twostage.data.air import looped, noisy, pink
 from twostage.data.gate import gate
 from twostage.data.manifest import Entry
 from twostage.data.presets import Sensor, load_sensor
@@ -24,7 +25,7 @@ from twostage.levels import LEVEL, active_level
 
 
 class Pair(NamedTuple):
-    """Degraded and clean speech, (B, 1, T) each, in step to the sample."""
+    """Degraded and clean speech, in step to the sample: (B, 1, T) each; degraded (B, 2, T), bone and air, with both."""
 
     degraded: Tensor
     clean: Tensor
@@ -47,6 +48,7 @@ class PairConfig:
     ambient_chance: float = 0.3  # of a simulated segment, to hear a file of the noise folder instead of pink noise
     ambient_db: tuple[float, float] = (-40.0, -20.0)  # its level range after leaking in, before the sensor's response
     gate_db: float = 0.0  # by how much the room's noise is taken off clean speech, at most; 0 = not
+    air_snr_db: tuple[float, ...] = ()  # range of an air microphone's, in noise of the folder or pink; none: no air
     speed: float = 0.0  # both channels are played faster or slower by up to this share: other voices, other tempo
     cache_gigabytes: float = 2.0  # sound kept in memory, 16 bits a sample
 
@@ -60,12 +62,19 @@ class PairConfig:
             raise ConfigError(
                 f"data.speed must be 0 to below 1, data.gate_db not negative: {self.speed}, {self.gate_db}"
             )
+        if self.air_snr_db and (len(self.air_snr_db) != 2 or not self.air_snr_db[0] <= self.air_snr_db[1]):
+            raise ConfigError(f"data.air_snr_db is {list(self.air_snr_db)}, must be [lowest, highest] or []")
         if self.sensor_weights and len(self.sensor_weights) != len(self.sensors):
             raise ConfigError(
                 f"data.sensor_weights has {len(self.sensor_weights)} values, data.sensors {len(self.sensors)}"
             )
         if any(w < 0 for w in self.sensor_weights) or (self.sensor_weights and not any(self.sensor_weights)):
             raise ConfigError(f"data.sensor_weights is {self.sensor_weights}, must be positive")
+
+    @property
+    def channels(self) -> int:
+        """Of the degraded side: bone, or bone and air."""
+        return 2 if self.air_snr_db else 1
 
 
 @dataclass
@@ -123,9 +132,12 @@ class Cache:
 class PairDataset:
     """Draws segments of pairs, real or simulated, from the entries of manifests.
 
+    With ``air_snr_db``, an air microphone is made of the clean side. What leaks into a simulated bone sensor, if that
+    is of the noise folder, is what the air microphone hears.
+
     Entries with both channels are real pairs; entries with clean speech alone are degraded by the sensors. Both
     channels are brought to LEVEL, by the level of the whole file; what was simulated, to that of its source.
-    ``noise``: files of room sound for the simulator.
+    ``noise``: files of room sound for the simulator and the air microphone.
     """
 
     def __init__(self, entries: Sequence[Entry], config: PairConfig, *, noise: Sequence[str] = ()) -> None:
@@ -148,14 +160,18 @@ class PairDataset:
         self._clean_odds, self._real_odds = _odds(self.clean), _odds(self.real)
 
     def item(self, rng: np.random.Generator, *, real: bool) -> tuple[Floats, Floats]:
-        """One segment: degraded and clean, (T,) float32 each."""
-        degraded, clean = self._recorded(rng) if real else self._simulated(rng)
+        """One segment: degraded (C, T), bone first, and clean (1, T), float32."""
+        degraded, clean, room = self._recorded(rng) if real else self._simulated(rng)
         config = self.config
         if rng.random() < config.eq_chance and config.eq_db > 0:
             degraded = equalise(degraded, config.sample_rate, config.eq_db, rng)
         joint = rng.uniform(-config.joint_jitter_db, config.joint_jitter_db)
         alone = rng.uniform(-config.degraded_jitter_db, config.degraded_jitter_db)
-        return _gained(degraded, joint + alone), _gained(clean, joint)
+        sides = [_gained(degraded, joint + alone)]
+        if config.air_snr_db:  # last, lest it change what is drawn without
+            alone = rng.uniform(-config.degraded_jitter_db, config.degraded_jitter_db)
+            sides.append(_gained(self._air(clean, room, rng), joint + alone))
+        return np.stack(sides), _gained(clean, joint)[None]
 
     def batch(self, size: int, seed: int, step: int, *, rank: int = 0, world: int = 1) -> Pair:
         """Batch number ``step``; with several ranks, each one's part of a joint batch of ``size * world``."""
@@ -165,10 +181,10 @@ class PairDataset:
             # the integer part rises real_share * (size * world) times in a joint batch, give or take one
             count = [int(np.floor((index + more) * self.config.real_share + offset)) for more in (0, 1)]
             items.append(self.item(seeded(seed, step, index), real=count[1] > count[0]))
-        degraded, clean = (torch.from_numpy(np.stack(side)[:, None]) for side in zip(*items, strict=True))
+        degraded, clean = (torch.from_numpy(np.stack(side)) for side in zip(*items, strict=True))
         return Pair(degraded, clean)
 
-    def _recorded(self, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    def _recorded(self, rng: np.random.Generator) -> tuple[Floats, Floats, None]:
         entry = self.real[_pick(self._real_odds, rng)]
         assert entry.clean is not None  # what `real` is made of
         assert entry.degraded is not None
@@ -179,19 +195,39 @@ class PairDataset:
         start = first + _start(last - first, samples, rng)
         clean = _levelled(self._clean, entry.clean, start, samples)
         degraded = _levelled(self._degraded, entry.degraded, start + delay, samples)
-        return self._played(degraded, rate), self._played(clean, rate)
+        return self._played(degraded, rate), self._played(clean, rate), None
 
-    def _simulated(self, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    def _simulated(self, rng: np.random.Generator) -> tuple[Floats, Floats, Floats | None]:
+        """Degraded and clean speech, and the sound of the room, if there is one."""
         entry = self.clean[_pick(self._clean_odds, rng)]
         assert entry.clean is not None  # what `clean` is made of
         rate, samples = self._pace(rng)
         start = _start(self._clean.describe(entry.clean)[0], samples, rng)
         clean = self._played(_levelled(self._clean, entry.clean, start, samples), rate)
         if not self.sensors:
-            return clean, clean
+            return clean, clean, None
         sensor = self.sensors[int(rng.choice(len(self.sensors), p=self._weights))]
         ambient = self._ambient(rng)
-        return simulate(clean, self.config.sample_rate, sensor, rng, level=LEVEL, ambient=ambient), clean
+        degraded = simulate(clean, self.config.sample_rate, sensor, rng, level=LEVEL, ambient=ambient)
+        return degraded, clean, ambient[0] if ambient else None
+
+    def _air(self, clean: Floats, room: Floats | None, rng: np.random.Generator) -> Floats:
+        """Clean speech (T,) at LEVEL in noise, ``room`` or a stretch of a file, as loud together as it was alone."""
+        lowest, highest = self.config.air_snr_db
+        snr = rng.uniform(lowest, highest)
+        noise = self._noise(rng) if room is None else room
+        together = 10 * np.log10(1 + 10 ** (-snr / 10))
+        return _gained(noisy(clean, noise, self.config.sample_rate, snr, level=LEVEL), -together)
+
+    def _noise(self, rng: np.random.Generator) -> Floats:
+        samples = self.config.samples
+        if not self.noise:
+            return pink(samples, self.config.sample_rate, rng)
+        path = self.noise[int(rng.integers(len(self.noise)))]
+        length, _ = self._degraded.describe(path)
+        if length >= samples:
+            return self._degraded.segment(path, _start(length, samples, rng), samples)
+        return looped(self._degraded.segment(path, 0, length), samples, int(rng.integers(length)))
 
     def _pace(self, rng: np.random.Generator) -> tuple[int, int]:
         """The rate in Hz that a segment is taken to have, and the samples that fill it then."""

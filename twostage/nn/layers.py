@@ -137,9 +137,9 @@ class LSTM(nn.LSTM):
         super().__init__(inputs, hidden_size, layers, batch_first=True)
         self.state = Carry()
 
-    def forward(self, x: Tensor, state: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, state: Tensor | None = None) -> Tensor:
         given = self.state.carried if state is None else state
-        x, last = super().forward(x, None if given is None else tuple(given))
+        x, last = super().forward(x, None if given is None else tuple(given))  # type: ignore[has-type]
         self.state.keep(torch.stack(last))
         return x
 

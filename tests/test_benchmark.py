@@ -1,0 +1,214 @@
+"""Claims about scripts/benchmark.py: from speech to the tables, on where it stopped, and what is wrong in a line."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from twostage import audio, checkpoint, plots
+from twostage.config import EnhancerRun, RestorerRun, load_config
+from twostage.errors import ConfigError, DataError, TwoStageError
+from twostage.report import read_rows
+
+RATE = 16000
+SYSTEMS = ("lowpass", "wave-unet")
+SMALL = ("model.levels=3", "model.channels=4")
+
+
+@pytest.fixture(scope="module")
+def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("benchmark")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, speech: Callable[..., np.ndarray]) -> Path:
+    """A second each of speech to train with and to score, which is a pair as well."""
+    folder = tmp_path_factory.mktemp("data")
+    for seed, name in enumerate(("train", "dev")):
+        audio.write(folder / f"{name}.wav", speech(RATE, seed=seed), RATE)
+        (folder / f"{name}.csv").write_text(f"path,speaker,seconds\n{name}.wav,{name},1.0\n")
+    (folder / "pairs.csv").write_text("bone,air,speaker,seconds\ntrain.wav,dev.wav,p,1.0\n")
+    return folder
+
+
+@pytest.fixture
+def task(script: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(script.SMALL, "wave-unet", SMALL)
+    for picture in ("draw", "draw_charts"):  # what test_compare and test_plots look at; they take longer than the rest
+        monkeypatch.setattr(plots, picture, lambda path, *_, **__: path.parent.mkdir(exist_ok=True))
+    return script.Task("smoke", data, tmp_path / "out", ("seed=7",))
+
+
+def times(out: Path) -> dict[Path, int]:
+    kept = [path for path in out.rglob("*") if path.is_file() and "comparison" not in path.parts]
+    return {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_from_speech_to_the_tables_and_a_second_call_has_nothing_to_do(script, task, capsys):
+    script.benchmark(task, SYSTEMS)
+    for name in ("throat", "eben", "pairs"):
+        table = (task.out / "comparison" / name / "table.md").read_text()
+        rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| wave-unet")]
+        scores = [float(cell.split()[0]) for row in rows for cell in row[1:]]
+        assert len(scores) == 17
+        assert np.isfinite(scores).all()
+    plan = json.loads((task.out / "plan.json").read_text())
+    assert plan["systems"].keys() == {"wave-unet"}
+    assert plan["systems"]["wave-unet"]["steps"] == 2
+    assert plan["systems"]["wave-unet"]["seconds"] > 0
+    weights = task.out / "runs" / "wave-unet" / "last.safetensors"
+    assert checkpoint.read_header(weights).provenance["steps"] == 2
+    assert checkpoint.read_header(weights).config["levels"] == 3
+    # what a system costs is measured once
+    costs = [
+        json.loads((task.out / name / "wave-unet" / "summary.json").read_text())["costs"]
+        for name in task.sets("wave-unet")
+    ]
+    assert costs[0] == costs[1] == costs[2]
+
+    before = times(task.out)
+    capsys.readouterr()
+    script.benchmark(task, SYSTEMS)
+    assert times(task.out) == before
+    done = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("twostage ")]
+    assert done == ["compare"] * 3
+
+
+class Killed(Exception):
+    pass
+
+
+def test_what_was_stopped_goes_on_where_it_was(script, task, monkeypatch):
+    """It dies before every command that it runs, and once in the middle of a training; the rest is as it would be."""
+    asked: list[str] = []
+    really = script.twostage
+
+    def dying(command):
+        key = " ".join(command[:2]) + command[command.index("-o") + 1] if "-o" in command else command[0]
+        if key not in asked:
+            asked.append(key)
+            if command[0] == "train-enhancer" and "wave-unet" in command:
+                really([*command, "steps=1"])
+            raise Killed
+        return really(command)
+
+    monkeypatch.setattr(script, "twostage", dying)
+    deaths = 0
+    while True:
+        try:
+            script.benchmark(task, SYSTEMS)
+            break
+        except Killed:
+            deaths += 1
+    assert deaths == len(asked) == 1 + 6 + 3  # of two trainings, one needs nothing
+    assert checkpoint.read_header(task.out / "runs" / "wave-unet" / "last.safetensors").provenance["steps"] == 2
+    log = (task.out / "runs" / "wave-unet" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log if '"train"' in line] == [1, 2]
+    assert len(read_rows(task.out / "pairs" / "wave-unet" / "utterances.csv")) == 2
+
+
+def test_a_folder_of_another_benchmark_is_not_gone_on_with(script, task):
+    script.benchmark(task, ["lowpass"])
+    plan = script.Plan(task)
+    plan.steps("wave-unet")
+    other = script.Task("smoke", task.data, task.out, ("seed=8",))
+    with pytest.raises(
+        ConfigError, match=r"plan.json: settings is \['seed=7'\], not \['seed=8'\]; name another folder"
+    ):
+        script.benchmark(other, ["lowpass"])
+    (task.out / "plan.json").write_text("{}")
+    with pytest.raises(DataError, match=r"plan.json: not the plan of a benchmark \('budget'\)"):
+        script.benchmark(task, ["lowpass"])
+
+
+def test_steps_are_an_even_share_of_the_budget_whichever_systems_are_chosen(script, data, tmp_path, monkeypatch):
+    asked = []
+
+    def takes(task, *arguments):
+        steps = int(next(text for text in arguments if text.startswith("steps=")).partition("=")[2])
+        asked.append(arguments)
+        (task.out / "probe").mkdir(parents=True, exist_ok=True)
+        return 3.0 + 0.5 * steps
+
+    monkeypatch.setattr(script, "timed", takes)
+    plan = script.Plan(script.Task("cpu-hour", data, tmp_path))
+    assert plan.steps("bwe") == round(3600 / 11 / 0.5)
+    assert len(asked) == 3
+    assert script.Plan(script.Task("cpu-hour", data, tmp_path)).steps("bwe") == plan.steps("bwe")
+    assert len(asked) == 3
+
+
+def test_every_system_has_the_same_pairs_and_its_own_lengths(script, data, tmp_path):
+    task = script.Task("cpu-hour", data, tmp_path)
+    there = ("two-stage", "wave-unet", "bwe")
+    runs = {}
+    for system in there:
+        kind = RestorerRun if system == "two-stage" else EnhancerRun
+        command, *words = task.training(system, tmp_path / system, 600)
+        assert command == ("train-restorer" if system == "two-stage" else "train-enhancer")
+        runs[system] = load_config(kind, words[:1], words[1:])
+    for run in runs.values():
+        assert run.data.sensors == ("any", "in-ear", "forehead", "temple", "eben")
+        assert (run.data.gate_db, run.data.speed, run.data.eq_db) == (20, 0.1, 2)
+        assert (run.threads, run.steps, run.optimizer.cooldown, run.optimizer.decay) == (1, 600, 200, 1)
+    assert [run.optimizer.warmup for run in runs.values()] == [30] * 3
+    assert runs["bwe"].adversary.start == 300  # half of the steps, as in its YAML
+    assert runs["wave-unet"].weights.own == {"mse": 1}
+
+
+def test_a_report_keeps_what_was_written_around_it(script, task, tmp_path, monkeypatch):
+    script.benchmark(task, SYSTEMS)
+    monkeypatch.setattr(script, "LARGEST", 20_000)
+    picture = np.random.default_rng(0).integers(0, 255, (150, 300, 3), np.uint8)
+    Image.fromarray(picture).save(task.out / "comparison" / "throat" / "cost.png")
+    script.report(task.out, tmp_path / "docs")
+    path = tmp_path / "docs" / "COMPARISON.md"
+    text = path.read_text()
+    assert re.findall("^##? .*", text, re.MULTILINE) == ["# Comparison", "## Budget: smoke", *headings(script)]
+    assert "| wave-unet | 2 |" in text
+    assert "![cost: throat](comparison/throat-cost.png)" in text
+    drawn = list((tmp_path / "docs" / "comparison").iterdir())
+    assert [file.name for file in drawn] == ["throat-cost.png"]
+    assert 10_000 < drawn[0].stat().st_size < 20_000
+    mine = text.replace("# Comparison\n", "# Comparison\n\nMine.\n", 1) + "\nMine too.\n"
+    path.write_text(mine)
+    script.report(task.out, tmp_path / "docs")
+    assert path.read_text() == mine
+    path.write_text("Mine alone.\n")
+    with pytest.raises(DataError, match=r"COMPARISON.md: lacks the lines <!-- benchmark.py writes from here -->"):
+        script.report(task.out, tmp_path / "docs")
+    assert path.read_text() == "Mine alone.\n"
+
+
+def headings(script: ModuleType) -> list[str]:
+    return [f"## {heading}" for name, heading in script.SETS.items() if name != "fusion"]
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        ([], "give --budget, or --report"),
+        (["--budget", "cpu-hour"], "--budget cpu-hour needs --data"),
+        (
+            ["--budget", "smoke", "--systems", "lowpas"],
+            "--systems: no system lowpas; there are lowpass, shift,",
+        ),
+        (["--budget", "cpu-hour", "--data", "{tmp}/no"], "{tmp}/no/train.csv: no such file"),
+        (["--budget", "cpu-hour", "--data", "{data}", "fast"], "fast: not key=value"),
+        (["--budget", "cpu-hour", "--data", "{data}", "steps=3"], "steps=3: is set by the budget"),
+        (["--report", "{tmp}"], "{tmp}/out/plan.json: not the plan of a benchmark"),
+    ],
+)
+def test_what_is_wrong_is_one_line(script, data, tmp_path, monkeypatch, words, what):
+    places = {"data": data, "tmp": tmp_path}
+    monkeypatch.setattr("sys.argv", ["benchmark", "-o", f"{tmp_path}/out", *(word.format(**places) for word in words)])
+    with pytest.raises(TwoStageError) as error:
+        script.main()
+    assert str(error.value).startswith(what.format(**places))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()

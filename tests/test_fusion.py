@@ -1,0 +1,378 @@
+"""Claims about two microphones: the air channel that is made, who hears it, and one channel that comes out."""
+
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import twostage
+from twostage import audio, checkpoint, evaluate, levels, recipes
+from twostage.checkpoint import load
+from twostage.cli import main
+from twostage.config import EnhancerRun, RestorerRun, load_config
+from twostage.data.air import Air, looped, noisy, pink
+from twostage.data.manifest import Entry, read_manifest
+from twostage.data.pairs import Pair, PairConfig, PairDataset
+from twostage.errors import AudioError, ConfigError
+from twostage.export import TOLERANCE, export
+from twostage.features import LogMel, MelConfig
+from twostage.hearing import Hearing
+from twostage.optim import OptimizerConfig
+from twostage.pipeline import TwoStage, TwoStageConfig
+from twostage.report import AIR, RAW
+from twostage.restorer import Restorer, RestorerConfig
+from twostage.tasks import Restoring, RestoringWeights
+from twostage.trainer import Training, fit
+from twostage.validation import examples
+from twostage.vocoder import VocoderConfig
+
+Speech = Callable[..., np.ndarray]
+RATE = 16000
+MEL = MelConfig(n_mels=16)
+CAUSAL = MelConfig(n_fft=512, win_length=512, n_mels=16, causal=True)
+BOTH = RestorerConfig(
+    mel=MEL, channels=(8, 16), time_strides=(2,), blocks=1, dilations=(1,), inputs=2, features=("pitch",)
+)
+DATA = PairConfig(samples=8192, sensors=("eben",), eq_db=2.0, speed=0.1, air_snr_db=(-10.0, 10.0))
+
+
+def lively(mel: MelConfig, griffin_lim: int = 1) -> TwoStage:
+    """A fusion model with pitch, of weights that pass their input on."""
+    torch.manual_seed(0)
+    vocoder = VocoderConfig(
+        mel,
+        upsample_rates=(16, 16),
+        upsample_kernel_sizes=(32, 32),
+        upsample_initial_channel=16,
+        resblock=2,
+        resblock_kernel_sizes=(3,),
+        resblock_dilation_sizes=((1, 3),),
+        griffin_lim=griffin_lim,
+        heard_below=4000.0 if griffin_lim else 0.0,
+    )
+    model = TwoStage(TwoStageConfig(replace(BOTH, mel=mel), vocoder)).eval().fold().requires_grad_(False)
+    for name, weight in model.named_parameters():
+        fan = weight[0].numel() if weight.ndim > 1 else 1
+        weight.copy_(torch.randn(weight.shape) * (0.1 if name.endswith("bias") else 1.2 / fan**0.5))
+    return model
+
+
+@pytest.fixture(scope="module")
+def fusion() -> TwoStage:
+    return lively(MEL)
+
+
+@pytest.fixture(scope="module")
+def headset(speech: Speech) -> np.ndarray:
+    """Three seconds of bone and air (2, T), some samples more than whole hops."""
+    clean = speech(3 * RATE + 100)
+    return np.stack([np.convolve(clean, np.ones(8) / 8, "same"), Air(0.0).of(clean, RATE, "x")]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two sounds, both shorter than a segment."""
+    folder = tmp_path_factory.mktemp("noise")
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        audio.write(folder / f"{seed}.wav", 0.1 * rng.standard_normal(3000 + 9000 * seed).clip(-3, 3), RATE)
+    return folder
+
+
+@pytest.mark.parametrize("snr", [-10.0, 0.0, 7.5])
+def test_the_noise_lies_as_far_below_the_speech_as_asked(speech: Speech, noise: Path, snr: float) -> None:
+    clean = speech(2 * RATE)
+    for air in (Air(snr), Air(snr, tuple(map(str, noise.iterdir())))):
+        added = air.of(clean, RATE, "a") - clean
+        found = levels.active_level(clean, RATE) - levels.active_level(added, RATE)
+        assert found == pytest.approx(snr, abs=0.1)
+        np.testing.assert_array_equal(air.of(clean, RATE, "a"), clean + added)
+        assert np.abs(air.of(clean, RATE, "b") - clean - added).max() > 1e-3
+
+
+def test_the_noise_of_a_part_follows_the_level_of_the_whole(speech: Speech) -> None:
+    pause = 1e-4 * speech(RATE)
+    added = noisy(pause, pink(RATE, RATE, np.random.default_rng(0)), RATE, 10.0, level=-26.0) - pause
+    assert levels.active_level(added, RATE) == pytest.approx(-36, abs=0.1)
+    silence = np.zeros(RATE, np.float32)
+    assert np.array_equal(noisy(silence, pause, RATE, 0.0), silence)
+    assert np.array_equal(noisy(pause, silence, RATE, 0.0), pause)
+
+
+def test_pink_noise_falls_by_3_db_an_octave_and_short_noise_begins_again() -> None:
+    power = np.abs(np.fft.rfft(pink(1 << 16, RATE, np.random.default_rng(0)))) ** 2
+    octave = [power[n : 2 * n].mean() for n in (1 << 11, 1 << 14)]  # three octaves apart
+    assert 10 * np.log10(octave[0] / octave[1]) == pytest.approx(9.03, abs=0.3)
+    assert looped(np.arange(4.0), 7, 3).tolist() == [3, 0, 1, 2, 3, 0, 1]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_training_hears_the_snr_that_was_drawn(paired_corpus: Path, noise: Path, share: float) -> None:
+    config = replace(DATA, real_share=share, air_snr_db=(3.0, 3.0), joint_jitter_db=0, degraded_jitter_db=0, speed=0)
+    files = [str(path) for path in noise.iterdir()]
+    dataset = PairDataset(read_manifest(paired_corpus), replace(config, samples=RATE), noise=files)
+    degraded, clean = dataset.batch(3, 0, 0)
+    for (_, air), (spoken,) in zip(degraded.numpy(), clean.numpy(), strict=True):
+        gain = 10 ** (-10 * np.log10(1 + 10**-0.3) / 20)  # as loud together as the speech alone
+        added = air / gain - spoken
+        assert levels.LEVEL - levels.active_level(added, RATE) == pytest.approx(3.0, abs=0.1)
+
+
+def test_batches_of_two_microphones_are_pure_and_leave_the_others_as_they_were(
+    corpus: Path, paired_corpus: Path, noise: Path
+) -> None:
+    entries = read_manifest(corpus, paired_corpus)
+    config = replace(DATA, real_share=0.5)
+    files = [str(path) for path in noise.iterdir()]
+    first, again = (PairDataset(entries, config, noise=files) for _ in range(2))
+    again.batch(3, 0, 5)
+    one, two = first.batch(4, 0, 2), again.batch(4, 0, 2)
+    assert one.degraded.shape == (4, 2, 8192)
+    assert one.clean.shape == (4, 1, 8192)
+    assert torch.equal(one.degraded, two.degraded)
+    assert not torch.equal(one.degraded[:, 1], first.batch(4, 0, 3).degraded[:, 1])
+    alone = PairDataset(entries, replace(config, air_snr_db=()), noise=files).batch(4, 0, 2)
+    assert torch.equal(one.degraded[:, :1], alone.degraded)
+    assert torch.equal(one.clean, alone.clean)
+
+
+def test_the_levels_of_the_microphones_are_independent(corpus: Path) -> None:
+    still = replace(DATA, joint_jitter_db=0, degraded_jitter_db=0)
+    plain, moved = (
+        PairDataset(read_manifest(corpus), config).batch(6, 0, 0)
+        for config in (still, replace(still, degraded_jitter_db=6))
+    )
+    gains = 20 * (moved.degraded.std(-1) / plain.degraded.std(-1)).log10()
+    assert gains.abs().max() <= 6.01
+    assert gains.std(0).min() > 1
+    assert (gains[:, 0] - gains[:, 1]).abs().min() > 0.01
+
+
+def test_held_out_speech_has_both_channels_level_and_repeats(corpus: Path) -> None:
+    entries = read_manifest(corpus)
+    one, two = (examples(entries, DATA, items=2, seconds=0.8, hop_length=256) for _ in range(2))
+    bone = examples(entries, replace(DATA, air_snr_db=()), items=2, seconds=0.8, hop_length=256)
+    for example, again, alone in zip(one, two, bone, strict=True):
+        assert example.degraded.shape == (1, 2, 12800)
+        assert torch.equal(example.degraded, again.degraded)
+        assert torch.equal(example.degraded[:, :1], alone.degraded)
+        assert levels.active_level(example.degraded[0, 1].numpy(), RATE) == pytest.approx(levels.LEVEL, abs=0.01)
+
+
+def pair(headset: np.ndarray, speech: Speech) -> Pair:
+    clean = torch.from_numpy(speech(3 * RATE + 100))[None, None, :8192]
+    return Pair(torch.from_numpy(headset)[None, :, :8192], clean)
+
+
+def test_a_restorer_is_told_of_bone_air_and_pitch_in_this_order(headset: np.ndarray) -> None:
+    sound, mel = torch.from_numpy(headset)[None].expand(2, -1, -1), LogMel(MEL)
+    told = Hearing(BOTH)(mel, sound)
+    torch.testing.assert_close(told[:, :16], mel(sound[:, :1]))
+    torch.testing.assert_close(told[:, 16:32], mel(sound[:, 1:]))
+    assert told.shape[1] == 34
+    pitched = told[0, 33] > 0.9  # a voice of 100 to 140 Hz: below the middle of 60 to 400
+    assert pitched.float().mean() > 0.3
+    assert (told[0, 32, pitched] > -0.7).all()
+    assert (told[0, 32, pitched] < 0).all()
+
+
+@pytest.mark.parametrize("config", [BOTH, replace(BOTH, features=()), replace(BOTH, inputs=1)])
+def test_everything_that_a_restorer_is_told_has_weight(config: RestorerConfig) -> None:
+    torch.manual_seed(0)
+    told = torch.randn(1, sum(config.rows), 8, requires_grad=True)
+    model = Restorer(config)
+    torch.nn.init.normal_(model.conv_post.parametrizations.weight.original0)
+    model(told).square().sum().backward()
+    assert told.grad is not None
+    assert (told.grad.abs().sum(-1) > 0).all()
+
+
+def test_a_fusion_learns_one_batch_by_heart(headset: np.ndarray, speech: Speech) -> None:
+    torch.manual_seed(0)
+    batch, seen = pair(headset, speech), list[float]()
+    training = Training(Restorer(BOTH), OptimizerConfig(learning_rate=5e-3, betas=(0.9, 0.99), ema=0))
+    task, weights = Restoring(BOTH, RestoringWeights()), RestoringWeights()
+    fit(
+        training,
+        task,
+        iter(lambda: batch, None),
+        weights,
+        steps=80,
+        report=lambda _, p: seen.append(float(p.values["mel"])),
+    )
+    assert seen[-1] < 0.4 * seen[0]
+
+
+def test_restorers_of_before_are_of_one_input() -> None:
+    config = load("default").config
+    assert isinstance(config, TwoStageConfig)
+    assert config.restorer.inputs == 1
+    assert config.restorer.rows == (80,)
+
+
+def test_windows_of_two_channels_equal_the_whole(fusion: TwoStage, headset: np.ndarray) -> None:
+    whole = twostage.restore(fusion, headset, RATE, seconds=float("inf"))
+    assert whole.shape == (1, headset.shape[1])
+    np.testing.assert_allclose(twostage.restore(fusion, headset, RATE, seconds=0.3), whole, atol=1e-5)
+    quiet = headset * np.float32([[1], [0.01]])  # each microphone is brought to its level
+    np.testing.assert_allclose(twostage.restore(fusion, quiet, RATE), whole, atol=1e-4)
+    assert levels.active_level(whole[0], RATE) == pytest.approx(levels.active_level(headset[0], RATE), abs=0.1)
+    other = np.stack([headset[0], headset[1, ::-1]])
+    assert np.abs(twostage.restore(fusion, other, RATE) - whole).max() > 1e-3
+    kept = twostage.restore(fusion, headset, RATE, keep_low_band=7900.0)
+    assert np.corrcoef(kept[0], headset[0])[0, 1] > 0.99  # it is bone that is kept
+
+
+def test_a_stream_of_two_channels_equals_the_whole(fusion: TwoStage, headset: np.ndarray) -> None:
+    headset = headset[:, : headset.shape[1] // 256 * 256]
+    for model in (lively(CAUSAL), fusion):
+        assert model.inputs == 2
+        with torch.no_grad():
+            whole = model(torch.from_numpy(headset)[None])[0, 0].numpy()
+        with twostage.Stream(model, seconds=0.5) as stream:
+            pieces = [stream.push(piece) for piece in np.array_split(headset, 7, axis=1)]
+            out = np.concatenate([*pieces, stream.flush()])
+        assert out.shape == headset.shape[1:]
+        np.testing.assert_allclose(out[: len(whole)], whole, atol=1e-5)
+    with pytest.raises(AudioError, match=r"samples have shape \(10,\), wanted \(2, T\): bone and air"):
+        twostage.Stream(fusion).push(np.zeros(10))
+    with pytest.raises(ConfigError, match="must be one number for each of 2 inputs"):
+        twostage.Stream(fusion, gain_db=(1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def fusion_path(fusion: TwoStage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("fusion") / "fusion.safetensors"
+    checkpoint.save(path, fusion, provenance={})
+    return path
+
+
+def test_two_channels_go_in_and_one_comes_out(fusion_path: Path, headset: np.ndarray, tmp_path: Path, capsys) -> None:
+    audio.write(tmp_path / "two.wav", headset, RATE)
+    audio.write(tmp_path / "one.wav", headset[0], RATE)
+    restoring = ["restore", "--model", str(fusion_path), "-o"]
+    assert main([*restoring, str(tmp_path / "out.wav"), str(tmp_path / "two.wav"), "--plot"]) == 0
+    made, rate = audio.read(tmp_path / "out.wav")
+    assert (made.shape, rate) == ((1, headset.shape[1]), RATE)
+    assert main([*restoring, str(tmp_path / "no.wav"), str(tmp_path / "one.wav")]) == 1
+    assert "one.wav: has 1 channel; this model hears 2, bone and air" in capsys.readouterr().err
+    assert not (tmp_path / "no.wav").exists()
+    streaming = ["stream", "--model", str(fusion_path), "--file"]
+    assert main([*streaming, str(tmp_path / "two.wav"), "-o", str(tmp_path / "stream.wav")]) == 0
+    streamed = audio.read(tmp_path / "stream.wav")[0]
+    assert np.abs(streamed).max() > 0.01
+    assert streamed.shape == made.shape
+    with pytest.raises(AudioError, match="has 3 channels; this model hears 2"):
+        twostage.restore(load(fusion_path), np.zeros((3, 999)), RATE)
+    with pytest.warns(UserWarning, match="the audio is channel 2 silent$"):
+        twostage.restore(load(fusion_path), headset * [[1], [0]], RATE)
+
+
+def test_an_evaluation_has_rows_of_both_microphones(
+    fusion_path: Path, tiny_path: Path, corpus: Path, noise: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(evaluate, "measure_costs", lambda systems: {})
+    given = ["evaluate", "--clean", str(corpus), "--simulate", "eben", "--pictures", "0", "--limit", "1"]
+    models = ["--model", f"both={fusion_path}", "--model", f"bone={tiny_path}"]
+    airy = [*given, "--air-snr", "-5", "--noise", str(noise)]
+    with redirect_stdout(StringIO()) as table:
+        assert main([*airy, *models, "-o", str(tmp_path / "a")]) == 0
+        assert main([*given, *models[2:], "-o", str(tmp_path / "b")]) == 0
+    rows, alone = (evaluate.report.read_rows(tmp_path / name / "utterances.csv") for name in "ab")
+    assert [row.system for row in rows][:2] == [RAW, AIR]
+    assert "| noisy air | 1 |" in table.getvalue()
+    scores = {row.system: row.scores for row in rows}
+    assert scores["both"] != scores["bone"]
+    assert scores[AIR] != scores[RAW]
+    for row in alone:  # a model of bone hears what it heard before
+        assert row.scores == scores[row.system]
+
+
+def test_a_fusion_cannot_be_evaluated_without_air(fusion_path: Path, corpus: Path, capsys) -> None:
+    given = ["evaluate", "--clean", str(corpus), "--simulate", "eben"]
+    assert main([*given, "--model", f"both={fusion_path}"]) != 0
+    assert "--model both: hears bone and air, and there is no air channel: see --air-snr" in capsys.readouterr().err
+    assert main([*given, "--noise", "x"]) != 0
+    assert "--noise x: goes with --air-snr" in capsys.readouterr().err
+
+
+def test_simulated_files_are_what_is_evaluated(speech: Speech, noise: Path, tmp_path: Path, capsys) -> None:
+    audio.write(tmp_path / "in" / "a.wav", speech(RATE), RATE)
+    audio.write(tmp_path / "in" / "two.wav", np.stack([speech(RATE)] * 2), RATE)
+    settings = ["--sensor", "eben", "--air-snr", "-3", "--noise", str(noise), "--seed", "3"]
+    assert main(["simulate", str(tmp_path / "in"), str(tmp_path / "out"), *settings]) == 1
+    assert "two.wav: has 2 channels; --air-snr makes two of a file with one" in capsys.readouterr().err
+    files = tuple(sorted(map(str, noise.iterdir())))
+    source = evaluate.Source(tmp_path / "in", evaluate.Sensor(cutoff=600.0), 3, Air(-3.0, files, 3))
+    made, _ = source.read(Entry(str(tmp_path / "in" / "a.wav"), None, "s", 1.0))
+    written = audio.read(tmp_path / "out" / "a.wav")[0]
+    assert written.shape == made.shape == (2, RATE)
+    assert np.abs(made[1] - written[1]).max() <= 2**-14
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["restorer.inputs=2"], "restorer.inputs is 2, but data.air_snr_db is empty"),
+        (["data.air_snr_db=[0,5]"], "restorer.inputs is 1, but data.air_snr_db is [0.0, 5.0]: 2 channels"),
+        (["data.air_snr_db=[5,0]"], "data.air_snr_db is [5.0, 0.0], must be [lowest, highest] or []"),
+        (["restorer.inputs=3"], "restorer.inputs is 3, must be 1 (bone) or 2 (bone and air)"),
+        (["restorer.features=[colour]"], "restorer.features: no feature 'colour'; there are pitch"),
+    ],
+)
+def test_settings_that_disagree_are_named(corpus: Path, settings: list[str], message: str) -> None:
+    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run=x"]
+    with pytest.raises(ConfigError) as error:
+        load_config(RestorerRun, ["restorer", "tiny"], [*given, *settings])
+    assert str(error.value) == message
+
+
+def test_the_overlay_trains_and_its_weights_restore(corpus: Path, noise: Path, headset: np.ndarray, tmp_path) -> None:
+    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={tmp_path / 'run'}", "steps=2", "valid.every=2"]
+    more = [f"data.noise={noise}", "restorer.features=[pitch]", "threads=1"]
+    settings = load_config(RestorerRun, ["restorer", "tiny", "fusion"], [*given, *more])
+    recipes.train_restorer(settings)
+    model = checkpoint.load_stage(tmp_path / "run")
+    assert model.config == settings.restorer
+    assert model.config.inputs == 2
+    voice = TwoStage(TwoStageConfig(settings.restorer, VocoderConfig(settings.restorer.mel))).vocoder
+    checkpoint.save(tmp_path / "v.safetensors", voice, provenance={})
+    made = twostage.restore(load(tmp_path / "run", tmp_path / "v.safetensors"), headset, RATE)
+    assert made.shape == (1, headset.shape[1])
+
+
+def test_an_exported_fusion_says_what_pytorch_says(headset: np.ndarray, tmp_path: Path) -> None:
+    model, path = lively(CAUSAL, griffin_lim=0), tmp_path / "m.onnx"
+    assert export(model, path, stream=True, provenance={}).difference <= TOLERANCE
+    onnx = load(path)
+    assert onnx.inputs == 2
+    whole = twostage.restore(model, headset, RATE)
+    np.testing.assert_allclose(twostage.restore(onnx, headset, RATE), whole, atol=1e-3)
+
+
+def test_int8_is_for_one_input(fusion_path: Path, tmp_path: Path, capsys) -> None:
+    arguments = [str(fusion_path), str(tmp_path / "m.onnx"), "--int8", "--calibrate", str(tmp_path)]
+    assert main(["export", *arguments]) != 0
+    assert "hears 2 channels; --int8 is for models of one" in capsys.readouterr().err
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_seanet_of_two_inputs_trains_and_restores(corpus: Path, headset: np.ndarray, tmp_path: Path) -> None:
+    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={tmp_path / 'run'}", "threads=1"]
+    small = ["model.channels=2", "weights={mel: 1, adv: 0, fm: 0}", "steps=2", "data.samples=4096", "data.batch=2"]
+    judged = ["valid={every: 2, items: 1, seconds: 1.0, metrics: [mel_l1], best: mel_l1}"]
+    with pytest.raises(ConfigError, match=r"model.inputs is 2, but data.air_snr_db is empty"):
+        load_config(EnhancerRun, ["seanet", "seanet-fusion"], [*given, "data.air_snr_db=[]"])
+    settings = load_config(EnhancerRun, ["seanet", "seanet-fusion"], [*given, *small, *judged])
+    recipes.train_enhancer(settings)
+    model = load(tmp_path / "run" / "last.safetensors")
+    whole = twostage.restore(model, headset, RATE, seconds=float("inf"))
+    assert whole.shape == (1, headset.shape[1])
+    np.testing.assert_allclose(twostage.restore(model, headset, RATE, seconds=1.0), whole, atol=1e-5)
+    other = np.stack([headset[0], headset[1, ::-1]])
+    assert np.abs(twostage.restore(model, other, RATE) - whole).max() > 1e-3
