@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from twostage.baselines.bilstm import Bilstm, BilstmConfig
+from twostage.baselines.bsrnn import Bsrnn, BsrnnConfig
 from twostage.baselines.bwe import Bwe, BweConfig
 from twostage.baselines.dccrn import Dccrn, DccrnConfig
 from twostage.baselines.eben import Eben, EbenConfig
@@ -27,6 +28,7 @@ ENHANCERS: dict[str, tuple[type[Any], type[nn.Module]]] = {  # audio (B, 1, T) -
     "bwe": (BweConfig, Bwe),
     "dccrn": (DccrnConfig, Dccrn),
     "bilstm": (BilstmConfig, Bilstm),
+    "bsrnn": (BsrnnConfig, Bsrnn),
     "seanet": (SeanetConfig, Seanet),
     "eben": (EbenConfig, Eben),
 }

@@ -3,7 +3,7 @@
 Source: Zheng, Zhang, Sun, Yang and Xing, "A Novel Throat Microphone Speech Enhancement Framework Based on Deep BLSTM
 Recurrent Neural Networks", ICCC 2018, pages 1258 to 1262: magnitude spectra of a throat microphone, transformed
 directly by bidirectional LSTMs (Graves and Schmidhuber, 2005). What is ours:
-- sizes (4.4 M parameters) and the STFT: the paper's were not to be had, so neither is compared with
+- sizes (4.3 M parameters) and the STFT: the paper's were not to be had, so neither is compared with
 - speakers of training and use differ, where theirs is trained for one speaker
 - both channels are divided by the peak of the bone's, which at the end is multiplied with again: the level stays
 - one dense layer behind the LSTMs; the squared error of normalised log-magnitudes

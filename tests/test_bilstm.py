@@ -1,0 +1,166 @@
+"""Claims about BiLSTM: what it measures before training, that it travels, that phase and level stay, and that it learns."""
+
+from math import inf, log
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import twostage
+from twostage import checkpoint
+from twostage.baselines.bilstm import HIGHEST, NARROW, Bilstm, BilstmConfig
+from twostage.errors import ConfigError, DataError
+from twostage.features import magnitudes
+
+TINY = BilstmConfig(n_fft=64, hop_length=16, units=6, layers=2)
+
+
+def pairs(count=3, length=1600):
+    """(degraded, clean) of noise, one duller than the other; the last batch is shorter and louder."""
+    generator = torch.Generator().manual_seed(0)
+    for place in range(count):
+        clean = 0.1 * torch.randn(2, 1, length if place < count - 1 else length // 2, generator=generator)
+        gain = 1 if place < count - 1 else 4
+        yield gain * nn.functional.avg_pool1d(clean, 5, 1, 2), gain * clean
+
+
+def prepared(config=TINY):
+    torch.manual_seed(0)
+    model = Bilstm(config).eval().requires_grad_(False)
+    model.prepare(pairs())
+    return model
+
+
+def test_default_size():
+    lstms = sum(2 * 4 * 256 * (inputs + 256 + 2) for inputs in (257, 512, 512))
+    assert sum(weight.numel() for weight in Bilstm(BilstmConfig()).parameters()) == lstms + 513 * 257 == 4_340_481
+
+
+def test_mean_and_deviation_of_both_channels_are_those_of_all_frames():
+    model = prepared()
+    for side, found in enumerate((model.bone, model.air)):
+        levels = []
+        for pair in pairs():
+            peak = pair[0].abs().amax((1, 2), keepdim=True)  # the bone's, for both channels
+            levels += magnitudes(model.stft.spectrum(pair[side] / peak)).log()
+        together = torch.cat(levels, -1)  # (33, L)
+        wanted = torch.stack([together.mean(-1), together.std(-1, correction=0)])
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    assert (model.air - model.bone)[0, 20:].min() > 0.5  # the mean of high bins, which the bone lacks
+
+
+def test_what_was_measured_replaces_what_was_before_and_knows_no_gain():
+    model = prepared()
+    before = model.bone.clone(), model.air.clone()
+    model.prepare((0.01 * degraded, 0.01 * clean) for degraded, clean in pairs())
+    torch.testing.assert_close((model.bone, model.air), before, atol=1e-4, rtol=1e-4)
+
+
+def test_a_bin_that_never_moves_has_a_deviation_all_the_same():
+    model, tone = Bilstm(TINY), torch.ones(1, 1, 640)
+    model.prepare([(tone, tone)])
+    assert model.bone[1].min() == pytest.approx(NARROW, rel=1e-3)
+    assert model(tone).isfinite().all()
+
+
+@pytest.mark.parametrize("silent", [0, 1])
+def test_silent_pairs_are_refused(silent):
+    pair = [torch.randn(1, 1, 640), torch.randn(1, 1, 640)]
+    pair[silent] = torch.zeros(1, 1, 640)
+    with pytest.raises(DataError, match="bilstm: one side of the pairs is silent"):
+        Bilstm(TINY).prepare([tuple(pair)])
+
+
+def test_restored_from_a_file_it_is_the_same(tmp_path):
+    model, audio = prepared(), 0.1 * torch.randn(1, 1, 1600)
+    checkpoint.save(tmp_path / "model.safetensors", model, provenance={})
+    again = checkpoint.load(tmp_path / "model.safetensors", precision="bf16")
+    assert torch.equal(again.bone, model.bone)
+    assert torch.equal(again.air, model.air)
+    assert again.air.abs().max() > 1
+    assert torch.equal(again(audio), model(audio))  # no convolution, nothing to convert
+    found = twostage.restore(again, audio[0, 0].numpy(), 16000, seconds=0.01, level="model")  # all at once all the same
+    assert found.shape == (1600,)
+    assert np.isfinite(found).all()
+
+
+def test_it_reads_backwards_and_does_not_stream():
+    model, audio = prepared(), torch.randn(1, 1, 1600)
+    audio[..., 100] = 9  # the peak
+    other = audio.clone()
+    other[..., 1500:] *= 0.5
+    assert (model(audio) != model(other))[0, 0, :1300].any()
+    assert model.context == model.latency == inf
+    with pytest.raises(ConfigError, match=r"^this model needs all of the signal at once .*: it cannot stream$"):
+        twostage.Stream(model)
+
+
+def test_phase_stays_and_levels_are_what_was_found():
+    model, audio = prepared(), torch.randn(1, 1, 1600)
+    nn.init.zeros_(model.dense.weight)
+    nn.init.zeros_(model.dense.bias)
+    spectrum, peak = model.stft.spectrum(audio), audio.abs().max()
+    mean = model.air[0, :, None].exp() * peak  # the mean of the air's levels in every frame
+    torch.testing.assert_close(model(audio), model.istft(spectrum / spectrum.abs() * mean), atol=1e-4, rtol=1e-3)
+
+
+def test_the_level_goes_through():
+    model, audio = prepared(), torch.randn(1, 1, 1600)
+    torch.testing.assert_close(model(0.01 * audio), 0.01 * model(audio), atol=1e-5, rtol=1e-3)
+
+
+def test_silence_stays_silent_and_loud_speech_finite():
+    model = prepared()
+    assert model(torch.zeros(1, 1, 800)).abs().max() == 0
+    assert model(1000 * torch.randn(1, 1, 800)).isfinite().all()
+    nn.init.constant_(model.dense.bias, 1e4)  # whatever it finds, no bin is further above the mean
+    mean, deviation = model.air.max(1).values
+    # a frame's samples add up at most its bins
+    assert model(torch.randn(1, 1, 800)).abs().max().log() < mean + HIGHEST * deviation + log(33 * 10)
+
+
+@pytest.mark.parametrize("length", [16, 100])
+def test_whole_hops_come_out(length):
+    assert prepared()(torch.randn(2, 1, length)).shape == (2, 1, length // 16 * 16)
+
+
+def test_one_batch_overfits(speech):
+    torch.manual_seed(0)
+    model = Bilstm(BilstmConfig(n_fft=128, hop_length=64, units=16, layers=1))
+    clean = torch.from_numpy(speech(4096)).view(2, 1, 2048)
+    degraded = nn.functional.avg_pool1d(clean, 9, 1, 4)
+    model.prepare([(degraded, clean)])
+    optimizer, losses = torch.optim.Adam(model.parameters(), 1e-2), []
+    for _ in range(150):
+        _, terms = model.terms(degraded, clean)
+        terms["mse"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(terms["mse"].detach()))
+    assert losses[0] == pytest.approx(1, abs=0.2)  # as if the mean were guessed
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_gradients_reach_every_weight_under_autocast_too():
+    for enabled in (False, True):
+        model = Bilstm(TINY)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out, terms = model.terms(torch.randn(2, 1, 320), torch.randn(2, 1, 320))
+        assert out.dtype == torch.float32
+        terms["mse"].backward()
+        assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"units": 0}, "model.units is 0, must"),
+        ({"layers": 0}, "model.layers is 0, must"),
+        ({"hop_length": 257}, "model.hop_length is 257, must be at most half of model.n_fft, 512"),
+        ({"hop_length": 127}, "model.hop_length is 127, must .* even"),
+    ],
+)
+def test_settings_that_cannot_be_name_the_field(settings, what):
+    with pytest.raises(ConfigError, match=what):
+        BilstmConfig(**settings)

@@ -1,0 +1,189 @@
+"""Claims about BSRNN: its sizes, bands that are cut and joined, masks and what is added, and that it streams."""
+
+from math import inf
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import twostage
+from twostage import checkpoint
+from twostage.baselines.bsrnn import Bsrnn, BsrnnConfig, Estimate, Split
+from twostage.costs import gmac_per_second, parameters
+from twostage.errors import ConfigError
+from twostage.features import as_channels, as_complex
+
+SMALL = {"n_fft": 64, "hop_length": 16, "bands": (3, 5, 8, 17), "features": 4, "layers": 2}
+
+
+def lively(**settings):
+    """A model in eval mode whose output is about as loud as its input."""
+    torch.manual_seed(0)
+    model = Bsrnn(BsrnnConfig(**SMALL, **settings)).eval().requires_grad_(False)
+    for band in model.estimate.bands:
+        band[3].weight.mul_(5)
+    return model
+
+
+def test_sizes():
+    assert parameters(Bsrnn(BsrnnConfig())) == 956_940
+    assert parameters(Bsrnn(BsrnnConfig(causal=True))) == 821_260
+    assert parameters(Bsrnn(BsrnnConfig(features=128))) > 10e6  # as many features as the music paper has
+
+
+def test_bands_are_those_of_the_music_paper_to_half_a_bin():
+    edges = np.cumsum(BsrnnConfig().bands)[:-1] * 16000 / 512
+    theirs = np.r_[100:1000:100, 1000:4000:250, 4000:8000:500]
+    # bins of 31.25 Hz: ten equal bands up to 1 kHz are not to be had
+    np.testing.assert_allclose(edges, theirs, atol=70)
+    assert set(edges) >= {1000, 1250, 4000, 4500, 7500}
+
+
+def test_the_cost_is_that_of_its_matrices():
+    n, bins, bands, layers = 4, 33, 4, 2
+    lstm = 4 * 2 * n * (n + 2 * n)
+    pair = bands * (lstm + 2 * n * n) + bands * (2 * lstm + 4 * n * n)
+    frame = n * (2 * bins + bands) + layers * pair + bands * n * 4 * n + 4 * n * 8 * bins
+    model, frames = lively(causal=True), 1 + 3  # those that follow the signal's end, until all of it is out
+    assert gmac_per_second(model, 16 / 16000) == pytest.approx(frame * frames * 1e-6, rel=1e-6)
+
+
+def test_bands_see_their_own_bins_alone_and_are_joined_in_order():
+    torch.manual_seed(0)
+    config = BsrnnConfig(**SMALL)
+    split, estimate, x = Split(config), Estimate(config), torch.randn(2, 2, 33, 5)
+    other = x.clone()
+    other[:, :, 3:8] += 1
+    features = split(x), split(other)
+    assert (features[0] != features[1]).any(-1).any(-1)[0].tolist() == [False, True, False, False]
+    made = [estimate(one) for one in features]
+    assert made[0].shape == (2, 4, 33, 5)  # a mask and what is added, both complex
+    changed = (made[0] != made[1]).any(-1).any(1)[0]
+    assert changed.nonzero().flatten().tolist() == list(range(3, 8))
+
+
+def test_a_band_keeps_its_level_beside_its_shape():
+    split, x = Split(BsrnnConfig(**SMALL)), torch.randn(1, 2, 33, 4)
+    loud, louder = split(10 * x), split(100 * x)
+    moved = torch.stack([dense.weight[:, -1] for dense in split.dense]) / 2  # 20 dB, a quarter of a tenfold power
+    torch.testing.assert_close(louder - loud, moved[None, :, None].expand_as(loud), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("output", ["mask", "mapping", "both"])
+def test_what_comes_out_is_a_mask_a_spectrum_or_their_sum(output, monkeypatch):
+    model, audio = lively(output=output), torch.randn(2, 1, 320)
+    heard, made = model.stft.spectrum(audio), torch.randn(2, 4 if output == "both" else 2, 33, 20)
+    monkeypatch.setattr(model.estimate, "forward", lambda _: made)
+    one, two = as_complex(made[:, :2]), as_complex(made[:, -2:])
+    wanted = {"mask": one * heard, "mapping": one, "both": one * heard + two}[output]
+    torch.testing.assert_close(model(audio), model.istft(wanted), atol=1e-5, rtol=0)
+
+
+def test_a_mask_leaves_nothing_where_nothing_was_and_an_addition_does():
+    high = torch.sin(torch.arange(3200) * 2 * torch.pi * 3 / 8)[None, None]  # 6 kHz
+    levels = {}
+    for output in ("mask", "mapping", "both"):
+        low = lively(output=output)(high)[..., 64:-64]
+        spectrum = as_channels(Bsrnn(BsrnnConfig(**SMALL)).stft.spectrum(low))
+        levels[output] = float(spectrum[:, :, 2:12].abs().mean())
+    assert levels["mask"] < 0.01 * min(levels["mapping"], levels["both"])
+
+
+@pytest.mark.parametrize(("output", "size"), [("both", 7), ("mask", 16), ("mapping", 500)])
+def test_streaming_equals_offline(output, size):
+    model = lively(output=output, causal=True)
+    audio = np.random.default_rng(0).standard_normal(800).astype(np.float32)
+    with twostage.Stream(model) as stream:
+        assert stream.latency == model.latency == 64
+        found = np.concatenate([*(stream.push(audio[i : i + size]) for i in range(0, 800, size)), stream.flush()])
+    whole = model(torch.from_numpy(audio)[None, None])[0, 0].numpy()
+    assert np.abs(whole).max() > 0.01
+    np.testing.assert_allclose(found, whole, atol=1e-5, rtol=0)
+
+
+def test_causal_a_sample_waits_for_its_latency_and_no_longer():
+    model, audio = lively(causal=True), torch.randn(1, 1, 800)
+    other = audio.clone()
+    other[..., 400:] += 1
+    first = int((model(audio) != model(other))[0, 0].nonzero()[0])
+    assert 400 - model.latency <= first < 400
+
+
+def test_otherwise_all_of_the_signal_is_needed():
+    model, audio = lively(), torch.randn(1, 1, 800)
+    other = audio.clone()
+    other[..., 700:] += 1
+    assert model.context == model.latency == inf
+    assert int((model(audio) != model(other))[0, 0].nonzero()[0]) < 600
+    with pytest.raises(ConfigError, match="needs all of the signal at once"):
+        twostage.Stream(model)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_silence_stays_silent_under_a_mask_and_loud_speech_finite(causal):
+    assert lively(output="mask", causal=causal)(torch.zeros(1, 1, 800)).abs().max() == 0
+    for output in ("mask", "mapping", "both"):
+        model = lively(output=output, causal=causal)
+        assert model(1000 * torch.randn(1, 1, 800)).isfinite().all()
+        assert model(torch.zeros(1, 1, 800)).isfinite().all()
+
+
+@pytest.mark.parametrize("length", [16, 100])
+def test_whole_hops_come_out(length):
+    for causal in (False, True):
+        assert lively(causal=causal)(torch.randn(2, 1, length)).shape == (2, 1, length // 16 * 16)
+
+
+def test_restored_from_a_file_it_is_the_same(tmp_path):
+    model, audio = lively(causal=True), 0.1 * torch.randn(1, 1, 800)
+    checkpoint.save(tmp_path / "model.safetensors", model, provenance={})
+    again = checkpoint.load(tmp_path / "model.safetensors", precision="bf16")
+    assert again.config == model.config
+    assert torch.equal(again(audio), model(audio))  # no convolution, nothing to convert
+
+
+def test_one_batch_overfits(speech):
+    torch.manual_seed(0)
+    model = Bsrnn(BsrnnConfig(n_fft=128, hop_length=64, bands=(5, 10, 50), features=8, layers=1))
+    clean = 3 * torch.from_numpy(speech(4096)).view(2, 1, 2048)
+    degraded = nn.functional.avg_pool1d(clean, 9, 1, 4)
+    optimizer, losses = torch.optim.Adam(model.parameters(), 1e-2), []
+    for _ in range(100):
+        _, terms = model.terms(degraded, clean)
+        terms["spectrum"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(terms["spectrum"].detach()))
+    assert losses[-1] < 0.25 * losses[0]
+    untouched = nn.functional.l1_loss(*(as_channels(model.stft.spectrum(audio)) for audio in (degraded, clean)))
+    assert losses[-1] < untouched
+
+
+@pytest.mark.parametrize("settings", [{}, {"causal": True, "output": "mask"}, {"output": "mapping"}])
+def test_gradients_reach_every_weight_under_autocast_too(settings):
+    for enabled in (False, True):
+        model = Bsrnn(BsrnnConfig(**SMALL, **settings))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out, terms = model.terms(torch.randn(2, 1, 320), torch.randn(2, 1, 320))
+        assert out.dtype == torch.float32
+        terms["spectrum"].backward()
+        assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"features": 0}, "model.features is 0, must"),
+        ({"layers": 0}, "model.layers is 0, must"),
+        ({"hop_length": 257}, "model.hop_length is 257, must be at most half of model.n_fft, 512"),
+        ({"hop_length": 127}, "model.hop_length is 127, must .* even"),
+        ({"bands": (100, 100)}, r"model.bands is \[100, 100\], must be positive and add up to .* 257"),
+        ({"bands": (0, 257)}, r"model.bands is \[0, 257\], must be positive"),
+        ({"bands": ()}, r"model.bands is \[\], must"),
+        ({"output": "X"}, "model.output is 'X', must be one of mask, mapping, both"),
+    ],
+)
+def test_settings_that_cannot_be_name_the_field(settings, what):
+    with pytest.raises(ConfigError, match=what):
+        BsrnnConfig(**settings)

@@ -1,0 +1,40 @@
+"""Claims about recurrent baselines from the shell: they train, go on, restore in any precision, and say what they cannot."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from twostage import audio, checkpoint
+from twostage.cli import main
+
+FAST = ["data.samples=2048", "data.batch=2", "threads=1", "save=1", "report=1"]
+VALID = ["valid.every=2", "valid.items=1", "valid.seconds=0.3", "valid.show=0", "valid.metrics=[mel_l1]"]
+SMALL = {
+    "bsrnn": ["model.n_fft=64", "model.hop_length=16", "model.bands=[3,13,17]", "model.features=4", "model.layers=1"],
+    "bilstm": ["model.n_fft=64", "model.hop_length=16", "model.units=4", "model.layers=1"],
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_recurrent_system_from_training_to_a_recording(name, paired_corpus, speech, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pairs = [f"data.train=[{paired_corpus}]", f"data.valid=[{paired_corpus}]", "data.real_share=1", "data.sensors=[]"]
+    given = ["train-enhancer", name, *FAST, *VALID, *SMALL[name], *pairs, "valid.best=mel_l1", "--run"]
+    assert main([*given, "whole", "steps=2"]) == 0
+    assert main([*given, "parts", "steps=1"]) == 0
+    assert main([*given, "parts", "steps=2", "--resume"]) == 0
+    whole, parts = (checkpoint.load(Path(run, "last.safetensors")).state_dict() for run in ("whole", "parts"))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    audio.write("in.wav", speech(3000), 16000)
+    for precision in ("float32", "bf16"):
+        options = ["--precision", precision, "--device", "cpu", "-o", f"{precision}.wav"]
+        assert main(["restore", "in.wav", "--model", "whole/last.safetensors", *options]) == 0
+        restored = audio.read(f"{precision}.wav")[0]
+        assert restored.shape[-1] == 3000
+        assert np.abs(restored).max() > 0.001
+    capsys.readouterr()
+    assert main(["export", "--model", "whole/last.safetensors", "-o", "model.onnx"]) == 1
+    assert f"a {name} does not become ONNX" in capsys.readouterr().err
+    assert not Path("model.onnx").exists()
