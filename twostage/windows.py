@@ -1,8 +1,8 @@
-"""A stream of sound through an enhancer in windows, equal to the whole at once; and the splice of the low band."""
+"""Windows of a stream of sound, of which an enhancer makes what it makes of the whole; the splice of the low band."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import ceil
 from typing import Protocol
 
 import numpy as np
@@ -79,27 +79,6 @@ def windows(blocks: Iterable[Audio], keep: int, context: int) -> Iterator[Window
     for block in blocks:
         yield from cutter.push(block)
     yield from cutter.flush()
-
-
-def enhance(
-    model: Enhancer, blocks: Iterable[Audio], seconds: float, channels: Iterable[int]
-) -> Iterator[tuple[Audio, Audio]]:
-    """Yield (input, enhanced) blocks (C, T) of a stream at the model's rate, each of ``channels`` by itself.
-
-    Windows keep ``seconds`` each, all of it if that or the model's context is infinite; other channels come out as
-    zeros. The stream is lengthened with zeros to a whole number of hops before the model and cut back after it.
-    """
-    # a model that needs all of the signal gets it in one window
-    seconds, reach = (min(seconds, 1e9), model.context) if isfinite(model.context) else (1e9, 0)
-    keep = max(1, round(seconds * model.sample_rate / model.stride)) * model.stride
-    context = ceil(reach / model.stride) * model.stride
-    chosen = list(channels)
-    for window in windows(blocks, keep, context):
-        kept = slice(window.skip, window.skip + window.keep)
-        enhanced = np.zeros((len(window.audio), window.keep), np.float32)
-        for channel in chosen:
-            enhanced[channel] = forward(model, window.audio[channel], window.skip, window.keep)
-        yield window.audio[:, kept], enhanced
 
 
 def forward(model: Enhancer, audio: Audio, skip: int, keep: int) -> Audio:
