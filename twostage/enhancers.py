@@ -7,6 +7,7 @@ from torch import nn
 from twostage.baselines.bilstm import Bilstm, BilstmConfig
 from twostage.baselines.bwe import Bwe, BweConfig
 from twostage.baselines.dccrn import Dccrn, DccrnConfig
+from twostage.baselines.dpcrn import Dpcrn, DpcrnConfig
 from twostage.baselines.eben import Eben, EbenConfig
 from twostage.baselines.seanet import Seanet, SeanetConfig
 from twostage.baselines.shift import Lowpass, LowpassConfig, Shift, ShiftConfig
@@ -26,6 +27,7 @@ ENHANCERS: dict[str, tuple[type[Any], type[nn.Module]]] = {  # audio (B, 1, T) -
     "wave-unet": (WaveUnetConfig, WaveUnet),
     "bwe": (BweConfig, Bwe),
     "dccrn": (DccrnConfig, Dccrn),
+    "dpcrn": (DpcrnConfig, Dpcrn),
     "bilstm": (BilstmConfig, Bilstm),
     "seanet": (SeanetConfig, Seanet),
     "eben": (EbenConfig, Eben),

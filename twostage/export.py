@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -63,6 +64,9 @@ def export(
     """
     if stream and not getattr(model, "causal", False):
         raise CheckpointError("--stream needs a causal model: frames of this one depend on later sound (mel.causal)")
+    if not stream and not isfinite(model.context):
+        step = "; its step does (--stream)" if getattr(model, "causal", False) else ""
+        raise CheckpointError(f"{path}: a {kind_of(model)} needs all of a signal and does not become ONNX{step}")
     if speech is not None and not isinstance(model, TwoStage):
         raise CheckpointError(f"{path}: models of two stages alone become int8, this is a {kind_of(model)}")
     require("onnx", "onnxscript", "onnxruntime")
