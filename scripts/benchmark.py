@@ -9,12 +9,12 @@ noise/ (room sound). `smoke` needs none: it goes through every step with the sam
 nothing. Settings as key=value go to every training.
 
 A budget is the time for the training of all systems together. Each has an even share of it, whichever are chosen, so
-that they can be trained in several calls; cpu-hour and cpu-half-hour count the time of one core, in whatever thread, and
-not the wall clock. Steps follow from a few that are timed first, which is not counted. What is equal: speech, simulated sensors,
-augmentation, and that time. What is not: steps, and with them the segments that a system hears. Each keeps its YAML's
-recipe but for lengths in steps, which shrink with the training, and for the settings below that suit a budget. An
-adversary joins where it did, as a share of the steps; the learning rate rises over the first twentieth and falls over
-the last third.
+that they can be trained in several calls; cpu-hour and cpu-half-hour count the time of one core, in whatever thread,
+and not the wall clock. Steps follow from a few that are timed first, which is not counted. What is equal: speech,
+simulated sensors, augmentation, and that time. What is not: steps, and with them the segments that a system hears. Each
+keeps its YAML's recipe but for lengths in steps, which shrink with the training, and for the settings below that suit a
+budget. An adversary joins where it did, as a share of the steps; the learning rate rises over the first twentieth and
+falls over the last third.
 
 What is complete is skipped, what was stopped goes on. --report writes COMPARISON.md and comparison/ into a folder; text
 outside the marked part of a COMPARISON.md that is there stays.

@@ -1,4 +1,4 @@
-"""Claims about BiLSTM: what it measures before training, that it travels, that phase and level stay, and that it learns."""
+"""Claims about BiLSTM: what it measures before training, that it travels, phase and level stay, it learns."""
 
 from math import inf, log
 

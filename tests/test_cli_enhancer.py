@@ -1,4 +1,4 @@
-"""Claims about recurrent baselines from the shell: they train, go on, restore in any precision, and say what they cannot."""
+"""Claims about recurrent baselines from the shell: they train, go on, restore, and say what they cannot."""
 
 from pathlib import Path
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from twostage import costs
 from twostage.pipeline import TwoStage, TwoStageConfig
@@ -26,6 +27,18 @@ from twostage.vocoder import Vocoder, VocoderConfig
 )
 def test_macs_are_those_counted_by_hand(layer, shape, expected):
     assert costs.macs(layer, torch.zeros(shape)) == expected
+
+
+@pytest.mark.filterwarnings("ignore:TF32")
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_recurrent_layers_cost_what_they_do_step_by_step(kind):
+    layer, x = kind(3, 5, num_layers=2, bidirectional=True, batch_first=True), torch.zeros(2, 4, 3)
+    counter = FlopCounterMode(display=False)
+    with torch.backends.mkldnn.flags(enabled=False), torch.no_grad(), counter:  # its fused layers would not be seen
+        given = layer(x)[0]
+    assert costs.macs(layer, x) == counter.get_total_flops() // 2 > 0
+    with costs.Recurrences():
+        assert layer(x)[0].shape == given.shape
 
 
 def test_hifigan_v1_takes_what_its_sizes_say():

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 import twostage
 from twostage import audio, levels, restoration
 from twostage.errors import AudioError, ConfigError
+from twostage.pieces import enhance
 from twostage.pipeline import TwoStage
 from twostage.restoration import Options, restore, restore_file
-from twostage.windows import enhance, keep_low_band, windows
+from twostage.windows import keep_low_band, windows
 
 Speech = Callable[..., np.ndarray]
 

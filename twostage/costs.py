@@ -1,13 +1,14 @@
 """What a model costs: multiply-accumulates for a second of audio, parameters, time."""
 
 import time
-import warnings
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from twostage.onnx_file import OnnxEnhancer
@@ -35,18 +36,31 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+class Recurrences(TorchFunctionMode):
+    """Counts LSTMs and GRUs by their weights, instead of step by step; what they give is not worked out."""
+
+    macs = 0
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function not in (torch.lstm, torch.gru):
+            return function(*args, **(kwargs or {}))
+        x, state, weights, *_, bidirectional, _ = args
+        self.macs += x.shape[0] * x.shape[1] * sum(weight.numel() for weight in weights if weight.ndim == 2)
+        states = state if function is torch.lstm else (state,)
+        return x.new_zeros(*x.shape[:2], states[0].shape[-1] * (1 + bidirectional)), *states
+
+
 def macs(module: nn.Module, *inputs: Tensor) -> int:
     """Multiply-accumulates of one forward: convolutions, matrix products and recurrent layers, biases not counted.
 
     Fourier transforms, activations and sums are not counted either. Shapes alone are worked out, no values.
     """
-    counter = FlopCounterMode(display=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the next line's, of TF32 on other hardware
-        plain = torch.backends.mkldnn.flags(enabled=False)  # its fused recurrent layers are not seen by the counter
-        with plain, torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
-            module(*inputs)
-    return counter.get_total_flops() // 2
+    counter, recurrences = FlopCounterMode(display=False), Recurrences()
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter, recurrences:
+        module(*inputs)
+    return counter.get_total_flops() // 2 + recurrences.macs
 
 
 def gmac_per_second(model: Enhancer, seconds: float = 2.0) -> float:

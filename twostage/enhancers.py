@@ -8,6 +8,7 @@ from twostage.baselines.bilstm import Bilstm, BilstmConfig
 from twostage.baselines.bsrnn import Bsrnn, BsrnnConfig
 from twostage.baselines.bwe import Bwe, BweConfig
 from twostage.baselines.dccrn import Dccrn, DccrnConfig
+from twostage.baselines.dpcrn import Dpcrn, DpcrnConfig
 from twostage.baselines.eben import Eben, EbenConfig
 from twostage.baselines.seanet import Seanet, SeanetConfig
 from twostage.baselines.shift import Lowpass, LowpassConfig, Shift, ShiftConfig
@@ -27,6 +28,7 @@ ENHANCERS: dict[str, tuple[type[Any], type[nn.Module]]] = {  # audio (B, 1, T) -
     "wave-unet": (WaveUnetConfig, WaveUnet),
     "bwe": (BweConfig, Bwe),
     "dccrn": (DccrnConfig, Dccrn),
+    "dpcrn": (DpcrnConfig, Dpcrn),
     "bilstm": (BilstmConfig, Bilstm),
     "bsrnn": (BsrnnConfig, Bsrnn),
     "seanet": (SeanetConfig, Seanet),

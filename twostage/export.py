@@ -65,10 +65,11 @@ def export(
     """
     if stream and not getattr(model, "causal", False):
         raise CheckpointError("--stream needs a causal model: frames of this one depend on later sound (mel.causal)")
+    if not stream and not isfinite(model.context):
+        step = "; its step does (--stream)" if getattr(model, "causal", False) else ""
+        raise CheckpointError(f"{path}: a {kind_of(model)} does not become ONNX: it needs all of a signal{step}")
     if speech is not None and not isinstance(model, TwoStage):
         raise CheckpointError(f"{path}: models of two stages alone become int8, this is a {kind_of(model)}")
-    if not isfinite(model.context):
-        raise CheckpointError(f"{path}: a {kind_of(model)} does not become ONNX: its output depends on all of a signal")
     require("onnx", "onnxscript", "onnxruntime")
     import onnx
 

@@ -35,7 +35,7 @@ class OnnxHeader:
     sample_rate: int
     hop_length: int
     stride: int
-    context: int
+    context: int | float
     delay: int
     streaming: bool
     int8: bool

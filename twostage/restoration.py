@@ -1,7 +1,7 @@
 """Restore recordings of any rate, length and number of channels: arrays, tensors and files, always as a stream.
 
-A first pass measures each channel's level; a second brings it to the level that models are trained at, restores it in
-windows, and spills the result to a temporary file, because its loudness and peak must be known before it is written.
+A first pass measures each channel's level; a second brings it to the level that models are trained at, restores it
+in pieces, and spills the result to a temporary file, because its loudness and peak must be known before it is written.
 """
 
 import io
@@ -35,7 +35,8 @@ from twostage.audio import (
 from twostage.errors import AudioError, ConfigError, TwoStageError
 from twostage.files import check_writable, make_folder
 from twostage.levels import LEVEL, LevelMeter
-from twostage.windows import Enhancer, enhance, inputs_of, keep_low_band
+from twostage.pieces import enhance
+from twostage.windows import Enhancer, inputs_of, keep_low_band
 
 SILENCE = -90.0  # dBFS: the noise of 16-bit quantization; nothing to restore below it
 PEAK, LOSSY_PEAK = 0.99, 0.89  # decoders of lossy formats overshoot what was encoded

@@ -1,22 +1,16 @@
 """Speech as it comes: pushed in pieces of any size, restored as soon as the model can."""
 
-import copy
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from math import ceil, isfinite
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
-from torch import nn
 
 from twostage.audio import Audio
 from twostage.errors import AudioError, ConfigError
-from twostage.nn.streaming import forget, streaming
-from twostage.windows import Cutter, Enhancer, Window, device_of, forward, inputs_of
-
-PIECE = 10.0  # seconds that a causal model takes at once, however much is pushed: bounds the memory
+from twostage.pieces import Pieces
+from twostage.windows import Cutter, Enhancer, Window, forward, inputs_of
 
 
 class Stream:
@@ -44,7 +38,7 @@ class Stream:
             raise ConfigError(f"gain_db is {gain_db}, must be one number for each of {self.inputs} inputs, or for all")
         decibels = np.broadcast_to(np.asarray(gain_db, np.float32), self.inputs)
         self._gain = (10 ** (decibels[:, None] / 20)).astype(np.float32)
-        self._work = _Pieces(model) if getattr(model, "causal", False) else _Windows(model, seconds)
+        self._work = Pieces(model) if getattr(model, "causal", False) else _Windows(model, seconds)
         self.latency = self._work.latency
         self._closed = False
 
@@ -89,49 +83,6 @@ class Stream:
         return (np.concatenate([np.zeros(0, np.float32), *parts]) / self._gain[0]).astype(np.float32, copy=False)
 
 
-class _Pieces:
-    """A causal model, fed multiples of its stride."""
-
-    def __init__(self, model: Any) -> None:
-        self._model: Any = _twin(model)
-        self._stride, self._delay = model.stride, model.delay
-        self._device, self._inputs = device_of(model), inputs_of(model)
-        self._longest = ceil(PIECE * model.sample_rate / model.stride) * model.stride
-        self.latency = model.stride + model.delay
-        self._open = ExitStack()
-        self._open.enter_context(streaming(self._model))
-        self.reset()
-
-    def reset(self) -> None:
-        forget(self._model)
-        self._pending = np.zeros((self._inputs, 0), np.float32)
-        self._late = self._delay  # samples still to come that are of before the signal
-        self._owed = 0  # samples that went in and have not come out
-
-    def push(self, audio: Audio) -> Iterator[Audio]:
-        self._owed += audio.shape[1]
-        pending = np.concatenate([self._pending, audio], axis=1)
-        ready = pending.shape[1] // self._stride * self._stride
-        self._pending = pending[:, ready:].copy()
-        for start in range(0, ready, self._longest):
-            yield self._step(pending[:, start : min(start + self._longest, ready)])
-
-    def flush(self) -> Iterator[Audio]:
-        if self._owed:
-            missing = self._delay + -(self._pending.shape[1] + self._delay) % self._stride
-            owed = self._owed
-            rest = np.concatenate([*self.push(np.zeros((self._inputs, missing), np.float32))])
-            yield rest[:owed]
-
-    def _step(self, piece: Audio) -> Audio:
-        with torch.inference_mode():
-            out = self._model.late(torch.from_numpy(piece)[None].to(self._device))[0, 0].cpu().numpy()
-        early = min(self._late, len(out))
-        self._late -= early
-        self._owed -= len(out) - early
-        return out[early:]
-
-
 class _Windows:
     """A model that looks ahead, run on windows with their context."""
 
@@ -158,9 +109,3 @@ class _Windows:
 
     def _forward(self, window: Window) -> Audio:
         return forward(self._model, window.audio, window.skip, window.keep)
-
-
-def _twin(model: nn.Module) -> nn.Module:
-    """A model with state of its own and the same weights, not copies of them."""
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)

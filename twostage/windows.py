@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import ceil
 from typing import Protocol
 
 import numpy as np
@@ -80,29 +80,6 @@ def windows(blocks: Iterable[Audio], keep: int, context: int) -> Iterator[Window
     for block in blocks:
         yield from cutter.push(block)
     yield from cutter.flush()
-
-
-def enhance(
-    model: Enhancer, blocks: Iterable[Audio], seconds: float, channels: Iterable[int]
-) -> Iterator[tuple[Audio, Audio]]:
-    """Yield (input, enhanced) blocks (C, T) of a stream at the model's rate, each of ``channels`` by itself.
-
-    Of a model with several inputs, each so many channels of the stream make one, whose input is the first of them.
-    Windows keep ``seconds`` each, all of it if that or the model's context is infinite; other channels come out as
-    zeros. The stream is lengthened with zeros to a whole number of hops before the model and cut back after it.
-    """
-    # a model that needs all of the signal gets it in one window
-    seconds, reach = (min(seconds, 1e9), model.context) if isfinite(model.context) else (1e9, 0)
-    keep = max(1, round(seconds * model.sample_rate / model.stride)) * model.stride
-    context = ceil(reach / model.stride) * model.stride
-    chosen = list(channels)
-    for window in windows(blocks, keep, context):
-        kept = slice(window.skip, window.skip + window.keep)
-        given = window.audio.reshape(-1, inputs_of(model), window.audio.shape[1])
-        enhanced = np.zeros((len(given), window.keep), np.float32)
-        for channel in chosen:
-            enhanced[channel] = forward(model, given[channel], window.skip, window.keep)
-        yield given[:, 0, kept], enhanced
 
 
 def forward(model: Enhancer, audio: Audio, skip: int, keep: int) -> Audio:

@@ -15,7 +15,7 @@ inputs comes to, within 3 %. It is causal but for the decoder's look-ahead, a fr
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from math import ceil, inf
+from math import inf
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from twostage.errors import ConfigError
 from twostage.features import Istft, Stft, as_channels, as_complex, complex_product, magnitudes
 from twostage.nn.layers import LSTM, Conv2d, ConvTranspose2d
-from twostage.nn.streaming import Late
+from twostage.nn.streaming import Late, offline
 
 KERNEL = (5, 2)  # bands, frames
 STRIDE = (2, 1)
@@ -100,7 +100,7 @@ class Complex(nn.Module):
         self.real, self.imaginary, self.axis = make(), make(), axis
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = torch.cat(x.chunk(2, self.axis))  # each layer hears both in one batch
+        parts = torch.cat(x.chunk(2, self.axis)).to(next(self.real.parameters()).dtype)  # each layer hears both at once
         (rr, ri), (ir, ii) = self.real(parts).chunk(2), self.imaginary(parts).chunk(2)
         return torch.cat([rr - ii, ri + ir], self.axis)
 
@@ -222,9 +222,7 @@ class Dccrn(nn.Module):
         self.late_spectrum = Late(config.lookahead)
 
     def forward(self, audio: Tensor) -> Tensor:
-        length = audio.shape[-1] // self.hop_length * self.hop_length
-        following = ceil(self.delay / self.hop_length) * self.hop_length
-        return self.late(F.pad(audio[..., :length], (0, following)))[..., self.delay : self.delay + length]
+        return offline(self, audio)
 
     def late(self, audio: Tensor) -> Tensor:
         """The next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late.

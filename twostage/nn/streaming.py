@@ -6,6 +6,7 @@ Leaves alone hold state. A causal convolution is ``Past`` and a convolution with
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import ceil
 from typing import Any
 
 import torch
@@ -78,6 +79,14 @@ def forget(model: nn.Module) -> None:
     """Go back to the start of a stream."""
     for leaf in carries(model).values():
         leaf.carried = None
+
+
+def offline(model: Any, audio: Tensor) -> Tensor:
+    """What a causal model's ``late`` makes of all of a signal: (B, 1, T) -> (B, 1, T // hop_length * hop_length)."""
+    length = audio.shape[-1] // model.hop_length * model.hop_length
+    following = ceil(model.delay / model.stride) * model.stride
+    made: Tensor = model.late(F.pad(audio[..., :length], (0, following)))
+    return made[..., model.delay : model.delay + length]
 
 
 @contextmanager

@@ -1,0 +1,202 @@
+"""Claims about DPCRN: sizes of the paper, a mask that knows no level, its loss, and that it streams."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import twostage
+from twostage import checkpoint
+from twostage.audio import read, write
+from twostage.baselines import dccrn
+from twostage.baselines.dpcrn import Down, Dpcrn, DpcrnConfig, InstantNorm, Up
+from twostage.cli import main
+from twostage.costs import gmac_per_second, parameters
+from twostage.errors import ConfigError
+from twostage.export import export
+from twostage.onnx_file import OnnxEnhancer
+from twostage.precision import convert
+
+SMALL = {"n_fft": 40, "hop_length": 20, "channels": (4, 6), "strides": (2, 1), "blocks": 1, "units": 8}
+TINY = DpcrnConfig(**SMALL)
+
+
+def lively(config=TINY):
+    """A model that was trained a little, as far as statistics go, in eval mode."""
+    torch.manual_seed(0)
+    model = Dpcrn(config).train()
+    with torch.no_grad():
+        for _ in range(8):
+            model(torch.randn(4, 1, 400))
+    return model.eval().requires_grad_(False)
+
+
+def test_sizes_are_the_papers():
+    model = Dpcrn(DpcrnConfig())
+    assert parameters(model) == 805_350
+    assert parameters(model) / 1e6 == pytest.approx(0.8, abs=0.01)  # the paper's abstract
+    assert model.config.bands == [201, 100, 50, 50, 50, 50]  # as in the authors' code
+
+
+def test_the_cost_is_that_of_its_sizes():
+    widths, bands = [2, 32, 32, 32, 64, 128], [100, 50, 50, 50, 50]
+    down = sum(i * o * k * b for i, o, k, b in zip(widths, widths[1:], [10, 6, 6, 6, 6], bands, strict=False))
+    intra, inter, dense = 2 * 4 * 64 * (128 + 64), 4 * 128 * (128 + 128), 2 * 128 * 128
+    frames = 4 / (4 + 1)  # one follows the signal's end, until all of it is out
+    found = gmac_per_second(Dpcrn(DpcrnConfig()), 0.05) * frames
+    assert found == pytest.approx(80e-9 * (3 * down + 2 * 50 * (intra + inter + dense)), rel=1e-6)
+
+
+@pytest.mark.parametrize(("bands", "kernel", "stride"), [(201, 5, 2), (100, 3, 2), (50, 3, 1), (24, 5, 2), (21, 3, 2)])
+def test_the_decoder_gives_back_the_encoders_bands(bands, kernel, stride):
+    x = torch.randn(1, 2, bands, 4)
+    lower = Down(2, 3, bands, kernel, stride)(x)
+    assert lower.shape == (1, 3, bands // stride, 4)
+    assert Up(3, 2, bands, kernel, stride)(lower, lower).shape == x.shape
+
+
+def test_instant_normalisation_sees_one_frame():
+    x = 3 * torch.randn(2, 4, 9, 5) + 1
+    made = InstantNorm(4, 9)(x)
+    torch.testing.assert_close(made.mean((1, 2)), torch.zeros(2, 5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(made.square().mean((1, 2)), torch.ones(2, 5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(InstantNorm(4, 9)(x[..., 2:3]), made[..., 2:3])
+
+
+def test_a_mask_made_of_normalised_frames_knows_no_level():
+    model, audio = lively(), torch.randn(1, 1, 400)
+    torch.testing.assert_close(model(100 * audio), 100 * model(audio), rtol=1e-3, atol=1e-2)
+    assert model(torch.zeros(1, 1, 400)).abs().max() == 0
+    mapping = lively(DpcrnConfig(**SMALL, output="mapping"))
+    assert (mapping(100 * audio) - 100 * mapping(audio)).abs().max() > 1
+
+
+def test_the_loss_is_the_papers():
+    model = lively()
+    degraded, clean = torch.randn(2, 3, 1, 390)
+    enhanced, terms = model.terms(degraded, clean)
+    clean = clean[..., :380]
+    ratios = clean.square().sum(-1) / (clean - enhanced).square().sum(-1)
+    assert float(terms["snr"]) == pytest.approx(-10 * float(ratios.log10().mean()), rel=1e-4)
+    fake, real = model.stft.spectrum(enhanced), model.stft.spectrum(clean)
+    pairs = (fake.real, real.real), (fake.imag, real.imag), (fake.abs(), real.abs())
+    errors = sum(float((one - other).square().mean()) for one, other in pairs)
+    assert float(terms["spectrum"]) == pytest.approx(float(np.log(errors)), abs=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"norm": "instance"}, {"output": "mapping"}])
+@pytest.mark.parametrize("size", [7, 333])
+def test_streaming_equals_offline(settings, size):
+    model = lively(DpcrnConfig(**SMALL, **settings))
+    audio = np.random.default_rng(0).standard_normal(800).astype(np.float32)
+    with twostage.Stream(model) as stream:
+        assert stream.latency == model.latency == 40
+        found = np.concatenate([*(stream.push(audio[i : i + size]) for i in range(0, 800, size)), stream.flush()])
+    whole = model(torch.from_numpy(audio)[None, None])[0, 0].numpy()
+    assert np.abs(whole).max() > 0.01
+    np.testing.assert_allclose(found, whole, atol=1e-5, rtol=0)
+
+
+def test_a_sample_waits_for_its_latency_and_no_longer():
+    model, audio = lively(), torch.randn(1, 1, 800)
+    other = audio.clone()
+    other[..., 400:] += 1
+    first = int((model(audio) != model(other))[0, 0].nonzero()[0])
+    assert 400 - model.latency <= first < 400
+
+
+def test_instance_normalisation_has_statistics_of_training():
+    model, audio = lively(DpcrnConfig(**SMALL, norm="instance")), torch.randn(1, 1, 400)
+    norms = [module for module in model.modules() if isinstance(module, nn.InstanceNorm2d)]
+    assert len(norms) == 3  # of the input, and two in the block
+    assert all(norm.running_mean.abs().sum() > 0 for norm in norms)
+    torch.testing.assert_close(model(audio)[..., :180], model(audio[..., :200])[..., :180], rtol=0, atol=1e-6)
+
+
+def test_one_batch_overfits(speech):
+    torch.manual_seed(0)
+    model = Dpcrn(DpcrnConfig(n_fft=128, hop_length=64, channels=(8, 16), strides=(2, 1), blocks=1, units=16))
+    clean = 3 * torch.from_numpy(speech(4096)).view(2, 1, 2048)
+    degraded = nn.functional.avg_pool1d(clean, 9, 1, 4)
+    optimizer, losses = torch.optim.Adam(model.parameters(), 3e-3), []
+    for _ in range(40):
+        _, terms = model.terms(degraded, clean)
+        (terms["snr"] + terms["spectrum"]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(terms["snr"].detach()))
+    assert losses[-1] < losses[0] - 6  # dB
+
+
+@pytest.mark.parametrize("settings", [{}, {"norm": "instance", "output": "mapping"}])
+def test_gradients_reach_every_weight_under_autocast_too(settings):
+    for enabled in (False, True):
+        model = Dpcrn(DpcrnConfig(**SMALL, **settings))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out, terms = model.terms(torch.randn(2, 1, 200), torch.randn(2, 1, 200))
+        assert out.dtype == torch.float32
+        (terms["snr"] + terms["spectrum"]).backward()
+        assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.parameters())
+
+
+def complex_one():
+    torch.manual_seed(0)
+    config = dccrn.DccrnConfig(n_fft=64, win_length=48, hop_length=16, channels=(4, 8), lstm_units=8, lookahead=1)
+    return dccrn.Dccrn(config).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("make", [lively, complex_one])
+def test_convolutions_in_bfloat16_come_near(make):
+    model, audio = make(), 0.1 * torch.randn(1, 1, 400)
+    exact = model(audio)
+    near = convert(model, "bf16")(audio)
+    assert near.dtype == torch.float32
+    assert 0 < (near - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_it_trains_restores_and_exports_or_says_why_not(paired_corpus, speech, tmp_path, capsys):
+    model = [f"model.{name}={list(value) if isinstance(value, tuple) else value}" for name, value in SMALL.items()]
+    fast = ["steps=2", "threads=1", "data.samples=2048", "data.batch=2", "valid.every=2", "valid.items=1"]
+    fast += ["valid.seconds=0.3", "valid.show=0", "valid.metrics=[mel_l1]", "valid.best=mel_l1", "data.sensors=[]"]
+    data = [f"data.train=[{paired_corpus}]", f"data.valid=[{paired_corpus}]", "data.real_share=1"]
+    run, sound = tmp_path / "run", tmp_path / "sound.wav"
+    assert main(["train-enhancer", "dpcrn", *model, *fast, *data, "--run", str(run)]) == 0
+    weights = str(run / "last.safetensors")
+    assert checkpoint.load(weights).config == TINY
+    write(sound, speech(4000), 16000)
+    for name, more in (("a.wav", []), ("b.wav", ["--precision", "bf16"])):
+        assert main(["restore", str(sound), "-o", str(tmp_path / name), "--model", weights, *more]) == 0
+        assert read(tmp_path / name)[0].shape == (1, 4000)
+    capsys.readouterr()
+    assert main(["export", weights, str(tmp_path / "whole.onnx")]) == 1
+    assert "a dpcrn does not become ONNX: it needs all of a signal; its step does" in capsys.readouterr().err
+    assert not (tmp_path / "whole.onnx").exists()
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporter, on its own future
+def test_a_step_becomes_onnx(tmp_path):
+    model = lively()
+    assert export(model, tmp_path / "step.onnx", provenance={}, stream=True).difference < 1e-4
+    audio = np.random.default_rng(0).standard_normal(800).astype(np.float32)
+    with twostage.Stream(OnnxEnhancer(tmp_path / "step.onnx")) as stream:
+        found = np.concatenate([stream.push(audio), stream.flush()])
+    np.testing.assert_allclose(found, model(torch.from_numpy(audio)[None, None])[0, 0], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"channels": ()}, r"model.channels is \[\], must"),
+        ({"strides": (2, 1)}, r"model.strides is \[2, 1\], must"),
+        ({"strides": (3, 2, 1, 1, 1)}, r"model.strides is \[3, 2, 1, 1, 1\], must"),
+        ({"blocks": -1}, "model.blocks is -1, must"),
+        ({"units": 5}, "model.units is 5, must be even"),
+        ({"hop_length": 201}, "model.hop_length is 201, must"),
+        ({"n_fft": 16, "hop_length": 8}, "model.n_fft is 16: 2 bands"),
+        ({"output": "both"}, "model.output is 'both', must be mask or mapping"),
+        ({"norm": "batch"}, "model.norm is 'batch', must be instant or instance"),
+    ],
+)
+def test_settings_that_cannot_be_name_the_field(settings, what):
+    with pytest.raises(ConfigError, match=what):
+        DpcrnConfig(**settings)

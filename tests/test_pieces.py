@@ -1,0 +1,74 @@
+"""Claims about pieces: a model of infinite context needs no more memory for a long recording, and hears no seam."""
+
+from math import inf
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from twostage.nn.layers import GRU
+from twostage.nn.streaming import Late
+from twostage.pieces import enhance
+from twostage.restoration import restore
+
+
+class Remembering(nn.Module):
+    """A GRU from hop to hop of 10 samples, 7 samples late."""
+
+    causal, context, sample_rate, hop_length, stride, delay = True, inf, 1000, 10, 10, 7
+
+    def __init__(self, heard):
+        super().__init__()
+        torch.manual_seed(0)
+        self.gru, self.later, self.note = GRU(10, 10), Late(7), heard.append
+
+    def forward(self, audio):
+        return self.late(nn.functional.pad(audio, (0, 10)))[..., 7:-3]
+
+    def late(self, audio):
+        self.note(audio.shape[-1])
+        return self.later(self.gru(audio.unflatten(-1, (-1, 10))[:, 0]).flatten(1)[:, None])
+
+
+@pytest.fixture
+def heard():
+    return []
+
+
+@pytest.fixture
+def model(heard):
+    return Remembering(heard).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("frames", [4, 333, 5000])
+def test_a_recording_in_pieces_is_the_whole(model, heard, frames):
+    given = np.random.default_rng(0).standard_normal((3, frames)).astype(np.float32)
+    whole = np.zeros_like(given)
+    padded = np.pad(given, [(0, 0), (0, -frames % 10)])
+    whole[[0, 2]] = model(torch.from_numpy(padded[[0, 2]])[:, None])[:, 0, :frames].numpy()
+    del heard[:]
+    pairs = list(enhance(model, np.array_split(given, 4, axis=1), 0.1, [0, 2]))
+    assert max(heard) <= 100
+    assert np.array_equal(np.concatenate([before for before, _ in pairs], axis=1), given)
+    np.testing.assert_allclose(np.concatenate([after for _, after in pairs], axis=1), whole, atol=1e-5, rtol=0)
+    assert frames < 100 or np.abs(whole[0] - whole[2]).max() > 0.1
+
+
+def test_a_seam_would_be_heard(model):
+    """The claim above is not an empty one: from an empty state, the same samples give others."""
+    given = torch.randn(1, 1, 1000)
+    assert (model(given)[..., 500:] - model(given[..., 500:])).abs().max() > 1e-2
+
+
+def test_restoring_takes_pieces_too_and_ten_seconds_at_most(model, heard):
+    given = np.random.default_rng(0).standard_normal(25_003).astype(np.float32)
+    whole, pieces = (restore(model, given, 1000, seconds=seconds, level="model") for seconds in (inf, 0.5))
+    assert max(heard) == 10_000
+    np.testing.assert_allclose(pieces, whole, atol=1e-5, rtol=0)
+
+
+def test_silent_channels_stay_as_long_as_they_were(model):
+    pairs = list(enhance(model, [np.ones((2, 555), np.float32)], 0.1, []))
+    assert sum(after.shape[1] for _, after in pairs) == 555
+    assert not any(after.any() for _, after in pairs)
