@@ -32,13 +32,16 @@ from twostage.audio import (
     resampled,
     resampled_length,
 )
-from twostage.errors import AudioError, ConfigError
+from twostage.errors import AudioError, ConfigError, TwoStageError
 from twostage.files import check_writable, make_folder
 from twostage.levels import LEVEL, LevelMeter
 from twostage.windows import Enhancer, enhance, keep_low_band
 
 SILENCE = -90.0  # dBFS: the noise of 16-bit quantization; nothing to restore below it
 PEAK, LOSSY_PEAK = 0.99, 0.89  # decoders of lossy formats overshoot what was encoded
+
+# what goes wrong with one file and does not stop the next
+FAILURES = (TwoStageError, OSError, MemoryError, torch.OutOfMemoryError)
 
 A = TypeVar("A", bound=Any)
 Progress = Callable[[float], None]
@@ -48,7 +51,7 @@ Progress = Callable[[float], None]
 class Options:
     """How to restore: ``seconds`` of a window, ``level`` "input" or "model", ``keep_low_band`` in Hz (0: nothing).
 
-    ``sample_rate`` of the output file: "model" or "input".
+    ``sample_rate`` of the output file: "model" or "input". ``batch`` windows go through the model at once.
     """
 
     seconds: float = 10.0
@@ -56,8 +59,11 @@ class Options:
     keep_low_band: float = 0.0
     sample_rate: str = "model"
     overwrite: bool = False
+    batch: int = 1
 
     def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ConfigError(f"batch is {self.batch}, must be at least 1")
         if not self.seconds > 0:
             raise ConfigError(f"seconds is {self.seconds}, must be positive")
         if self.level not in ("input", "model"):
@@ -210,6 +216,15 @@ def restore_file(
     )
 
 
+def explain(error: BaseException, source: str | Path) -> str:
+    """One line for one of FAILURES, of the work on ``source``."""
+    if isinstance(error, TwoStageError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{source}: {error.strerror or error}"
+    return f"{source}: out of memory; shorter windows (--seconds) need less"
+
+
 def measure(source: Source, sample_rate: int) -> Survey:
     """Measure each channel's active level as it is at ``sample_rate``.
 
@@ -250,7 +265,7 @@ def _render(
     gains = np.where(survey.silent, 0, _amplitude(LEVEL - np.where(survey.silent, 0, survey.levels)))[:, None]
     given = resampled(source.blocks(), source.sample_rate, model.sample_rate, source.channels)
     normal = (block * gains.astype(np.float32) for block in given)
-    pairs = enhance(model, normal, options.seconds, np.flatnonzero(~survey.silent))
+    pairs = enhance(model, normal, options.seconds, np.flatnonzero(~survey.silent), options.batch)
     restored = keep_low_band(_counted(pairs, model.sample_rate, progress), options.keep_low_band, model.sample_rate)
     meter = LevelMeter(source.channels, rate)
     # back at the input's rate, the two roundings of the length must not show

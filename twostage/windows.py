@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby, islice
 from math import ceil
 from typing import Protocol
 
@@ -82,34 +83,51 @@ def windows(blocks: Iterable[Audio], keep: int, context: int) -> Iterator[Window
 
 
 def enhance(
-    model: Enhancer, blocks: Iterable[Audio], seconds: float, channels: Iterable[int]
+    model: Enhancer, blocks: Iterable[Audio], seconds: float, channels: Iterable[int], batch: int = 1
 ) -> Iterator[tuple[Audio, Audio]]:
     """Yield (input, enhanced) blocks (C, T) of a stream at the model's rate, each of ``channels`` by itself.
 
     Windows keep ``seconds`` each, all of it if infinite; other channels come out as zeros. The stream is lengthened
-    with zeros to a whole number of hops before the model and cut back after it.
+    with zeros to a whole number of hops before the model and cut back after it. ``batch`` windows go through the model
+    at once, which may change the last bits.
     """
     strides = max(1, round(min(seconds, 1e9) * model.sample_rate / model.stride))
     keep = strides * model.stride
     context = ceil(model.context / model.stride) * model.stride
     chosen = list(channels)
-    for window in windows(blocks, keep, context):
-        kept = slice(window.skip, window.skip + window.keep)
-        enhanced = np.zeros((len(window.audio), window.keep), np.float32)
-        for channel in chosen:
-            enhanced[channel] = forward(model, window.audio[channel], window.skip, window.keep)
-        yield window.audio[:, kept], enhanced
+    for group in _alike(windows(blocks, keep, context), batch):
+        skip, kept = group[0].skip, group[0].keep
+        rows = [window.audio[channel] for window in group for channel in chosen]
+        made = [forward_rows(model, np.stack(rows[i : i + batch]), skip, kept) for i in range(0, len(rows), batch)]
+        restored = iter(np.concatenate(made) if made else ())
+        for window in group:
+            enhanced = np.zeros((len(window.audio), kept), np.float32)
+            for channel in chosen:
+                enhanced[channel] = next(restored)
+            yield window.audio[:, skip : skip + kept], enhanced
+
+
+def _alike(stream: Iterable[Window], most: int) -> Iterator[list[Window]]:
+    """Windows that follow each other, of one length and place, in groups of at most ``most``."""
+    for _, run in groupby(stream, lambda window: (window.audio.shape, window.skip, window.keep)):
+        while group := list(islice(run, most)):
+            yield group
 
 
 def forward(model: Enhancer, audio: Audio, skip: int, keep: int) -> Audio:
     """Samples (keep,) of what the model makes of (T,), from ``skip`` on; T need not be a whole number of hops."""
-    padded = match_length(audio, ceil(len(audio) / model.hop_length) * model.hop_length)
+    return forward_rows(model, audio[None], skip, keep)[0]
+
+
+def forward_rows(model: Enhancer, audio: Audio, skip: int, keep: int) -> Audio:
+    """As ``forward``, of several at once: (B, T) -> (B, keep)."""
+    padded = match_length(audio, ceil(audio.shape[-1] / model.hop_length) * model.hop_length)
     with torch.inference_mode():
-        given = torch.from_numpy(padded.copy()).to(device_of(model))[None, None]
+        given = torch.from_numpy(padded.copy()).to(device_of(model))[:, None]
         # a model of stages can save the later ones the context that only the earlier ones need
         cut = getattr(model, "window", None)
         out = cut(given, skip, keep) if cut else model(given)[..., skip : skip + keep]
-        return out[0, 0].float().cpu().numpy()
+        return out[:, 0].float().cpu().numpy()
 
 
 def device_of(model: object) -> torch.device:

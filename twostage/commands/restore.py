@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     device = device_of(model).type if model else device  # ONNX stays on the CPU
     reports: list[Report] = []
     say = Voice(sys.stderr if args.json == "-" else sys.stdout)
-    with _terminable(), say.bar(pending) as progress:
+    with terminable(), say.bar(pending) as progress:
         try:
             for job in jobs:
                 reports.append(_do(model, job, options, progress, skip=job not in pending))
@@ -79,10 +79,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _do(model: Any, job: "Job", options: "Options", progress: "Progress", skip: bool) -> "Report":
-    import torch
-
     from twostage.files import check_writable
-    from twostage.restoration import Report, restore_file
+    from twostage.restoration import FAILURES, Report, explain, restore_file
 
     report = Report(str(job.source), str(job.target), status="failed", error=job.error)
     if job.error:
@@ -97,12 +95,8 @@ def _do(model: Any, job: "Job", options: "Options", progress: "Progress", skip: 
         if job.plot:
             _plot(job, model.sample_rate / 2, options.overwrite)
             report.plot = str(job.plot)
-    except TwoStageError as error:
-        report.error = str(error)
-    except OSError as error:
-        report.error = f"{job.source}: {error.strerror or error}"
-    except (MemoryError, torch.OutOfMemoryError):
-        report.error = f"{job.source}: out of memory; shorter windows (--seconds) need less"
+    except FAILURES as error:
+        report.error = explain(error, job.source)
     report.status = "failed" if report.error else report.status
     return report
 
@@ -250,7 +244,7 @@ def _load(names: list[str] | None, device: str, precision: str) -> Any:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Let SIGTERM end the work as Ctrl-C does, with nothing half-written left."""
     if threading.current_thread() is not threading.main_thread():
         yield
