@@ -19,6 +19,8 @@ LAYERS = {
     "nn.streaming": 0,
     "nn.layers": 1,
     "files": 1,
+    "stores": 2,
+    "results": 3,
     "schema": 1,
     "precision": 1,
     "features": 1,
@@ -54,6 +56,8 @@ LAYERS = {
     "enhancers": 5,
     "report": 6,
     "checkpoint": 6,
+    "corpus": 7,
+    "cluster": 8,
     "data.pairs": 6,
     "data.sensor": 6,
     "data.picture": 7,
@@ -86,9 +90,12 @@ OWNERS = {
     "onnxruntime": {"onnx_file", "quantization"},
     "onnx": {"export", "quantization"},
     "onnx_ir": {"export"},
+    "ray": {"cluster"},
+    "pyarrow": {"results"},
+    "fsspec": {"stores"},
     "librosa": set(),  # the oracle of tests
 }
-HEAVY = {"torch", "numpy", "scipy", "librosa", "matplotlib", "soundfile", "omegaconf", "safetensors", "tqdm"}
+HEAVY = {"torch", "numpy", "scipy", "librosa", "matplotlib", "soundfile", "omegaconf", "safetensors", "tqdm", "ray"}
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.stem != "__init__")
 

@@ -16,6 +16,7 @@ from twostage.commands import (
     import_hifigan,
     manifest,
     restore,
+    restore_corpus,
     simulate,
     stream,
     train_enhancer,
@@ -26,6 +27,7 @@ from twostage.errors import TwoStageError
 
 COMMANDS: dict[str, ModuleType] = {
     "restore": restore,
+    "restore-corpus": restore_corpus,
     "stream": stream,
     "train-enhancer": train_enhancer,
     "train-restorer": train_restorer,
