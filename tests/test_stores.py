@@ -65,7 +65,7 @@ def test_a_symbolic_link_does_not_lead_out(tmp_path: Path) -> None:
     for name in ("a/x.wav", "a/new/x.wav"):
         with store.scratch() as folder:
             (folder / "made.wav").write_bytes(b"1")
-            with pytest.raises(OutputError, match="leads out of .* by a symbolic link"):
+            with pytest.raises(OutputError, match=r"leads out of .* by a symbolic link"):
                 store.deliver(folder / "made.wav", name)
     assert [path.name for path in (tmp_path / "elsewhere").rglob("*")] == ["x.wav"]
     assert (tmp_path / "elsewhere" / "x.wav").read_bytes() == b"precious"
@@ -98,7 +98,7 @@ def test_a_source_is_itself_or_a_copy_with_its_suffix(tmp_path: Path) -> None:
     fsspec.filesystem("memory").pipe_file("/sources/y.flac", b"2")
     copy = fetch("memory://sources/y.flac", tmp_path)
     assert (copy.suffix, copy.read_bytes()) == (".flac", b"2")
-    with pytest.raises(AudioError, match="memory://sources/z.flac: no such file"):
+    with pytest.raises(AudioError, match=r"memory://sources/z.flac: no such file"):
         fetch("memory://sources/z.flac", tmp_path)
     with pytest.raises(AudioError, match="memory://sources: "):
         fetch("memory://sources", tmp_path)

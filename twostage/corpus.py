@@ -240,7 +240,7 @@ def _located(path: str, home: str) -> str:
     if _is_url(path):
         return path
     if _is_url(home):
-        return f"{home}/{path}"
+        return path if path.startswith("/") else f"{home}/{path}"
     return (Path(home) / path).as_posix()
 
 
