@@ -1,4 +1,4 @@
-"""Claims about a corpus without a cluster: names, what is done, the table, and files that come out as from `restore`."""
+"""Claims about a corpus without a cluster: names, resuming, the table, and files that come out as from `restore`."""
 
 import json
 from collections.abc import Callable

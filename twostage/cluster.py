@@ -6,11 +6,15 @@ that kills whoever does it is done once more file by file, so that only the file
 
 import logging
 import os
+import signal
+import socket
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
+from math import ceil
 from typing import Any
 
 from twostage.corpus import Item, Job, Weights, Worker, failure
@@ -69,45 +73,46 @@ class Actor:
 
 @contextmanager
 def cluster(config: ClusterConfig) -> Iterator[Crew]:
-    """Join a cluster, or start one, for as long as the block lasts. Ray says nothing within it, and nor does logging.
+    """Join a cluster, or start one, for as long as the block lasts.
 
-    What it would say of a worker's death is on stdout, hence whoever has something to say keeps that before.
-
-    Raises ConfigError if there is none, or it is too small.
+    Within it logging is silent, and so is stdout, where Ray tells of a worker's death: keep a stdout from before.
+    Raises ConfigError if there is no cluster, or it is too small.
     """
     require("ray", "pyarrow", "pandas")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
-    silent = logging.root.manager.disable
+    silent, terminate = logging.root.manager.disable, signal.getsignal(signal.SIGTERM)
     logging.disable(logging.CRITICAL)
-    try:
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        try:
             with _unheard():
                 _join(config)
             yield _crew(config, ray.cluster_resources())
-    finally:
-        ray.shutdown()
-        logging.disable(silent)
+        finally:
+            ray.shutdown()
+            logging.disable(silent)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, terminate)  # Ray has put one of its own there
 
 
 def restored(
     items: Sequence[Item], job: Job, weights: Weights, crew: Crew, *, worker: type[Worker] = Worker
 ) -> Iterator[list[Result]]:
-    """Restore ``items`` on the cluster joined; yields results as they come, one for each item in the end."""
-    import ray
+    """Restore ``items`` on the cluster joined; yields results as they come, one for each item in the end.
 
-    sent = ray.put(weights)
+    Raises ConfigError if the cluster cannot do any work.
+    """
     missing = {item.source: item for item in items}
     size = max(1, min(MOST, len(items) // (crew.workers * TASKS)))
     for files in (size, 1):  # alone, a file can kill nothing but its own work
-        for results in _map(list(missing.values()), files, (worker, job, sent, crew.device, crew.threads), crew):
+        for results in _map(list(missing.values()), files, (worker, job, weights), crew):
             for result in results:
                 missing.pop(result.path, None)
             yield results
     lost = [
-        failure(item, f"{item.source}: each worker that restored it died, {RETRIES + 1} times over", job.model)
+        failure(item, f"{item.source}: whoever restored it died, or could not write its results", job.model)
         for item in missing.values()
     ]
     Table(Store(job.dest)).add(lost)
@@ -115,33 +120,41 @@ def restored(
         yield lost
 
 
-def _map(items: Sequence[Item], files: int, arguments: tuple[Any, ...], crew: Crew) -> Iterator[list[Result]]:
+def _map(
+    items: Sequence[Item], files: int, work: tuple[type[Worker], Job, Weights], crew: Crew
+) -> Iterator[list[Result]]:
     """Results of ``items``, ``files`` of them at a time; none of those whose work kept dying."""
-    import ray.data
-
     if not items:
         return
+    import ray.data
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.max_errored_blocks = -1
-    workers = min(crew.workers, -(-len(items) // files))
-    dataset = ray.data.from_items([asdict(item) for item in items], override_num_blocks=-(-len(items) // files))
+    worker, job, weights = work
+    pieces = ceil(len(items) / files)
+    workers = min(crew.workers, pieces)
+    dataset = ray.data.from_items([asdict(item) for item in items], override_num_blocks=pieces)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray means to rename the last two
         done = dataset.map_batches(
             Actor,
             batch_size=None,
             batch_format="pyarrow",
-            fn_constructor_args=arguments,
+            fn_constructor_args=(worker, job, ray.put(weights), crew.device, crew.threads),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
             num_cpus=crew.threads,
             num_gpus=1 if crew.device == "cuda" else 0,
             max_restarts=-1,
             max_task_retries=RETRIES,
         )
-    for table in done.iter_batches(batch_size=None, batch_format="pyarrow"):
-        rows: Any = table
-        yield [Result(**row) for row in rows.to_pylist()]
+    try:
+        for table in done.iter_batches(batch_size=None, batch_format="pyarrow"):
+            rows: Any = table
+            yield [Result(**row) for row in rows.to_pylist()]
+    except ray.exceptions.RayError as error:
+        last = str(error).strip().rpartition("\n")[2]
+        raise ConfigError(f"the cluster cannot work: {last}") from None
 
 
 def _join(config: ClusterConfig) -> None:
@@ -150,6 +163,7 @@ def _join(config: ClusterConfig) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     try:
         if config.address:
+            _check_reachable(config.address)
             ray.init(config.address, **quiet)
             return
         # more workers than cores are slow, and not a reason to wait for ever
@@ -158,6 +172,13 @@ def _join(config: ClusterConfig) -> None:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = config.address or "on this machine"
         raise ConfigError(f"no cluster {where}: {str(error).strip().partition(chr(10))[0]}") from None
+
+
+def _check_reachable(address: str) -> None:
+    """An error at once where Ray would try for minutes. Addresses of other forms, such as auto, are left to Ray."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from twostage.checkpoint import DEFAULT, load, stage_files
 from twostage.data.manifest import read_paths
 from twostage.errors import AudioError, ConfigError, OutputError
 from twostage.jobs import renamed
+from twostage.precision import shortfall
 from twostage.restoration import FAILURES, Options, explain, restore_file
 from twostage.results import FAILED, PARTS, RESTORED, TABLE, Result, Table
 from twostage.stores import SCRATCH, Store, fetch, read_text, reason
@@ -98,7 +99,8 @@ class Worker:
     def __init__(self, job: Job, weights: Weights, device: str = "cpu", threads: int = 1) -> None:
         torch.set_num_threads(threads)
         self.job, self._store = job, Store(job.dest)
-        self._model = weights.load(device, job.precision)
+        self._lacking = shortfall(job.precision, device)
+        self._model = weights.load(device, "float32" if self._lacking else job.precision)
 
     def __call__(self, items: Sequence[Item]) -> list[Result]:
         results = [self.restore(item) for item in items]
@@ -129,7 +131,7 @@ class Worker:
             report.sample_rate,
             report.realtime_factor,
             self.job.model,
-            warnings="; ".join(report.warnings),
+            warnings="; ".join([self._lacking, *report.warnings] if self._lacking else report.warnings),
             finished=time.time(),
         )
 

@@ -17,7 +17,7 @@ twostage restore-corpus corpus.jsonl -o restored/ --workers 4
 twostage restore-corpus s3://bucket/corpus.csv -o s3://bucket/restored --address auto --format flac
 """
 PACE = 10.0  # seconds between lines of progress
-SHOWN = 20  # errors; all are in the table
+SHOWN = 20  # errors, and warnings; all are in the table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +85,7 @@ class Voice:
 
     def __init__(self, out: Any, files: int, skipped: int) -> None:
         self._out, self._files, self._skipped = out, files, skipped
-        self._seconds, self._where = 0.0, ""
+        self._seconds, self._where, self._warned = 0.0, "", 0
         self._started = self._said = time.monotonic()
         self.counts: Counter[str] = Counter()
 
@@ -100,15 +100,17 @@ class Voice:
             self._seconds += result.seconds
             if result.error and self.counts["failed"] <= SHOWN:
                 print(f"twostage: error: {result.error}", file=sys.stderr, flush=True)
-            if result.warnings:
+            self._warned += bool(result.warnings)
+            if result.warnings and self._warned <= SHOWN:
                 print(f"twostage: warning: {result.path}: {result.warnings}", file=sys.stderr, flush=True)
         if time.monotonic() - self._said > PACE:
             self._said = time.monotonic()
             self._line(self._state())
 
     def summary(self) -> None:
-        if self.counts["failed"] > SHOWN:
-            print(f"twostage: {self.counts['failed'] - SHOWN} more errors are in the table", file=sys.stderr)
+        for kind, count in (("errors", self.counts["failed"]), ("warnings", self._warned)):
+            if count > SHOWN:
+                print(f"twostage: {count - SHOWN} more {kind} are in the table", file=sys.stderr)
         left = self._files - self.counts.total()
         self._line(self._state() + (f"; {left} not done, the same command goes on with them" if left else ""))
 
