@@ -38,6 +38,7 @@ from twostage.errors import TwoStageError
 from twostage.features import LogMel
 from twostage.files import make_folder
 from twostage.losses import least_squares_fool, mel_l1
+from twostage.memory import keep_freed
 from twostage.metrics import score
 from twostage.nn.layers import fold_weight_norm
 from twostage.pipeline import TwoStage
@@ -277,6 +278,7 @@ def in_a_process(kind: str, threads: int, **arguments: Any) -> dict[str, Any]:
 
 
 def child(kind: str, threads: int, arguments: dict[str, Any]) -> None:
+    keep_freed()  # as the command line does
     torch.set_num_threads(threads)
     print(json.dumps(MEASURES[kind](**arguments)))
 

@@ -7,6 +7,7 @@ import torch
 
 from twostage import losses
 from twostage.adversary import Adversary, AdversaryConfig
+from twostage.balance import Balance
 from twostage.data.pairs import Pair
 from twostage.discriminators import DiscriminatorConfig, Discriminators
 from twostage.features import MelConfig
@@ -17,6 +18,8 @@ from twostage.vocoder import Vocoder, VocoderConfig
 
 JUDGES = DiscriminatorConfig(periods=(2,), scales=1, width=0.0625)
 SPECTRAL = DiscriminatorConfig(periods=(), scales=0, resolutions=(128, 256), width=0.125)
+MELGAN = DiscriminatorConfig(periods=(), scales=0, melgan=2, width=0.125)
+BANDS = DiscriminatorConfig(periods=(), scales=0, bands=3, width=0.125)
 MEL = MelConfig(n_mels=16)
 VOCODER = VocoderConfig(
     mel=MEL,
@@ -47,7 +50,9 @@ def moved(before, module) -> bool:
     return any(not torch.equal(before[key], tensor) for key, tensor in module.state_dict().items())
 
 
-@pytest.mark.parametrize("judges", [JUDGES, SPECTRAL], ids=["waveform", "spectrogram"])
+@pytest.mark.parametrize(
+    "judges", [JUDGES, SPECTRAL, MELGAN, BANDS], ids=["waveform", "spectrogram", "melgan", "bands"]
+)
 def test_it_learns_to_tell_real_from_fake(sound, judges):
     torch.manual_seed(0)
     judge = Adversary(AdversaryConfig(judges), OptimizerConfig())
@@ -88,6 +93,7 @@ def test_feature_matching_is_left_out_where_nobody_asks(sound):
     [
         ("least_squares", losses.least_squares_real_fake, losses.least_squares_fool),
         ("hinge", losses.hinge_real_fake, losses.hinge_fool),
+        ("bounded_hinge", losses.hinge_real_fake, losses.bounded_hinge_fool),
     ],
 )
 def test_the_loss_is_the_one_that_was_named(sound, loss, separate, fool):
@@ -166,8 +172,44 @@ def test_the_adaptive_weight_levels_the_gradients_at_the_last_layer(sound):
     judged = training.adversary.judge(output.fake, output.real)
     content, adversarial = 0.1 * output.terms["mel"] + 0.1 * judged["fm"], judged["adv"]
     lengths = [torch.autograd.grad(loss, layer, retain_graph=True)[0].norm() for loss in (content, adversarial)]
-    torch.testing.assert_close(values["adaptive"], lengths[0] / (lengths[1] + 1e-4), rtol=0.02, atol=0)
-    assert 1 < values["adaptive"] < 1e4
+    torch.testing.assert_close(values["adaptive_adv"], lengths[0] / (lengths[1] + 1e-4), rtol=0.02, atol=0)
+    assert 1 < values["adaptive_adv"] < 1e4
+
+
+def test_each_loss_pulls_at_the_last_layer_alike_and_averaged(sound):
+    weights = VocodingWeights()
+    _, _, training = run(sound, 0)
+    layer = training.model.conv_post.parametrizations.weight.original1
+    output = Vocoding(MEL, weights)(training.model, Pair(*sound))
+    losses = output.terms | training.adversary.judge(output.fake, output.real)
+    balance = Balance()
+    for scale, length in ((1e3, 1), (3e3, 3 / 1.2)):  # three times as long, of which a tenth counts
+        scaled = {name: scale * loss for name, loss in losses.items()}
+        factors = balance.factors(scaled, layer)
+        for name, loss in scaled.items():
+            (gradient,) = torch.autograd.grad(factors[name] * loss, layer, retain_graph=True)
+            assert float(gradient.norm()) == pytest.approx(length, rel=0.02), name
+
+
+def test_each_loss_is_balanced_in_a_training_and_the_lengths_are_part_of_its_state(sound):
+    weights = VocodingWeights(mel=3, adv=1, fm=0)
+    _, seen, training = run(sound, 3, weights, adaptive="each")
+    last = seen[-1]
+    assert {name for name in last if name.startswith("adaptive")} == {"adaptive_mel", "adaptive_adv"}
+    wanted = 3 * last["mel"] * last["adaptive_mel"] + last["adv"] * last["adaptive_adv"]
+    torch.testing.assert_close(last["loss"], wanted)
+    stored = training.adversary.state_dict()
+    other = adversary(adaptive="each")
+    other.load_state_dict(stored)
+    assert other.balance.lengths == training.adversary.balance.lengths != {}
+    del stored["lengths"]  # as states were before
+    other.load_state_dict(stored)
+    assert other.balance.lengths == {}
+
+
+def test_no_balance_is_kept_of_what_is_not_balanced(sound):
+    for adaptive in (False, True):
+        assert run(sound, 1, adaptive=adaptive)[2].adversary.balance.lengths == {}
 
 
 @pytest.mark.parametrize("width", [0.0625, 0.25, 1.0])

@@ -6,6 +6,7 @@ import torch
 from twostage.baselines.bwe import Bwe, BweConfig
 from twostage.costs import gmac_per_second, parameters
 from twostage.errors import ConfigError
+from twostage.precision import convert
 
 TINY = BweConfig(channels=8, layers=3)
 
@@ -90,6 +91,14 @@ def test_one_batch_overfits(speech):
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.05 * losses[0]
     assert losses[-1] < 0.7 * float((degraded - clean).abs().mean())
+
+
+def test_convolutions_in_bfloat16_come_near():
+    model, audio = lively().float(), 0.1 * torch.randn(1, 1, 200)
+    exact = model(audio)
+    near = convert(model, "bf16")(audio)
+    assert near.dtype == torch.float32
+    assert 0 < (near - exact).abs().max() < 0.1 * exact.abs().max()
 
 
 def test_gradients_reach_every_weight_under_autocast_too():

@@ -76,6 +76,7 @@ def test_settings_survive_yaml(given: list[str], tmp_path: Path) -> None:
         ("steps=0", "steps, report and save must be at least 1"),
         ("steps=1.5", "steps is 1.5, must be of type int"),
         ("adversary.adaptive=1", "adversary.adaptive is 1, must be of type bool"),
+        ("adversary.adaptive=both", "adversary.adaptive is 'both', must be true, false or 'each'"),
         ("optimizer.betas=[0.9]", r"optimizer.betas is \[0.9\], must have 2 entries"),
         ("optimizer.betas=[0.9,1.5]", r"betas and ema must be in \[0, 1\): .*1.5"),
         ("optimizer=3", "optimizer: 3 is not a mapping"),
@@ -104,6 +105,12 @@ def test_what_is_wrong_is_named_in_one_line(given: list[str], setting: str, what
     with pytest.raises(ConfigError, match=what) as caught:
         load_config(VocoderRun, files, [*given, setting] if "=" in setting else given)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_an_adversary_stored_before_it_had_more_judges_and_balance_is_the_same(adaptive: bool) -> None:
+    stored = {"adaptive": adaptive, "discriminator": {"periods": [2], "scales": 1, "width": 0.25, "resolutions": []}}
+    assert build(AdversaryConfig, stored) == AdversaryConfig(DiscriminatorConfig((2,), 1, 0.25), adaptive=adaptive)
 
 
 @pytest.mark.parametrize(

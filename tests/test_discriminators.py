@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from twostage.discriminators import DiscriminatorConfig, Discriminators, MultiPeriod, MultiResolution, MultiScale
+from twostage.band_discriminator import BandDiscriminator
+from twostage.discriminators import DiscriminatorConfig, Discriminators, multi_period, multi_resolution, multi_scale
 from twostage.errors import ConfigError
+from twostage.nn.layers import fold_weight_norm
 
 SMALL = DiscriminatorConfig(width=0.0625)
 RESOLUTIONS = (256, 512, 1024)
@@ -26,7 +28,7 @@ def test_a_judge_a_period_and_a_scale_with_logits_last(length):
 
 
 def test_a_period_sees_columns_a_period_apart():
-    judge = MultiPeriod((3,), 0.0625).eval()
+    judge = multi_period((3,), 0.0625).eval()
     audio = torch.randn(1, 1, 300)
     other = audio.clone()
     other[..., 151] += 1
@@ -35,7 +37,7 @@ def test_a_period_sees_columns_a_period_apart():
 
 
 def test_scales_halve_and_the_first_alone_is_spectral():
-    judge = MultiScale(3, 0.0625)
+    judge = multi_scale(3, 0.0625)
     lengths = [maps[0].shape[-1] for maps in judge(torch.randn(1, 1, 1024))]
     assert lengths == [1024, 513, 257]
     assert [any("_u" in key for key in d.state_dict()) for d in judge.discriminators] == [True, False, False]
@@ -43,7 +45,7 @@ def test_scales_halve_and_the_first_alone_is_spectral():
 
 @pytest.mark.parametrize("length", [64, 1000, 1001, 2310])
 def test_a_judge_a_resolution_with_logits_last(length):
-    results = MultiResolution(RESOLUTIONS, 0.0625)(torch.randn(2, 1, length))
+    results = multi_resolution(RESOLUTIONS, 0.0625)(torch.randn(2, 1, length))
     assert [len(maps) for maps in results] == [6] * 3
     for maps, n_fft in zip(results, RESOLUTIONS, strict=True):
         frames = -(-length // (n_fft // 4))
@@ -85,15 +87,68 @@ def test_a_faint_tone_beside_a_loud_one_is_plain_in_the_spectrogram_alone():
 
 
 def test_a_resolution_hears_magnitudes_and_no_phase():
-    judge, audio = MultiResolution((256,), 0.0625), torch.randn(1, 1, 1024)
+    judge, audio = multi_resolution((256,), 0.0625), torch.randn(1, 1, 1024)
     assert change(judge, audio, -audio) < 1e-6
     assert change(judge, audio, 2 * audio) > 0.1
+
+
+def only(**settings):
+    return DiscriminatorConfig(periods=(), scales=0, **settings)
+
+
+@pytest.mark.parametrize(
+    ("config", "millions"),
+    [
+        (only(melgan=3), 16.9),  # MelGAN's code: four channels a group
+        (only(melgan=3, melgan_groups=4), 56.6),  # SEANet's judges in the table of the EBEN paper
+        (only(melgan=1, melgan_groups=4, bands=3), 27.8),  # EBEN's, there
+    ],
+    ids=["melgan", "seanet", "eben"],
+)
+def test_sizes_of_the_papers_of_melgan_and_eben(config, millions):
+    judges = fold_weight_norm(Discriminators(config))
+    assert sum(p.numel() for p in judges.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+@pytest.mark.parametrize("length", [64, 1000, 1001, 2310])
+def test_judges_of_melgan_and_of_bands_with_logits_last(length):
+    results = Discriminators(only(melgan=3, bands=3, width=0.0625))(torch.randn(2, 1, length))
+    assert [len(maps) for maps in results] == [7] * 3 + [8] * 3
+    assert [maps[0].shape[-1] for maps in results[:3]] == [length, length // 2 + 1, (length // 2 + 1) // 2 + 1]
+    assert [maps[0].shape for maps in results[3:]] == [(2, 3, -(-length // 4))] * 3
+    assert all(maps[-1].ndim == 2 and len(maps[-1]) == 2 for maps in results)
+
+
+def test_judges_of_bands_do_not_hear_the_lowest():
+    judges = Discriminators(only(bands=3, width=0.0625))
+    time = torch.arange(8000.0)[None, None] / 16000
+    low, high = (torch.sin(2 * torch.pi * hertz * time) for hertz in (600.0, 3000.0))
+    heard = [float(judges.bands.pqmf.analysis(sound)[:, -3:, 50:].square().mean()) for sound in (low, high)]
+    assert heard[0] < 1e-4 * heard[1]
+    fades = torch.hann_window(8000)[None, None]  # its ends would be heard
+    beside, inside = ((high + 0.1 * more) * fades for more in (low, high))
+    assert change(judges, high * fades, beside) < 0.2 * change(judges, high * fades, inside)
+
+
+def test_a_band_is_judged_apart_until_the_last_layer():
+    judge = BandDiscriminator(3, 2, 0.0625)
+    bands = torch.randn(1, 3, 64)
+    other = bands.clone()
+    other[:, 1] += 1
+    for before, after in list(zip(judge(bands), judge(other), strict=True))[:-1]:
+        changed = (before != after).amax((0, 2)).view(3, -1).any(-1)
+        assert changed.tolist() == [False, True, False]
+
+
+def test_what_is_not_named_is_not_there():
+    keys = Discriminators(SMALL).state_dict().keys()
+    assert {key.partition(".")[0] for key in keys} == {"mpd", "msd"}
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-6, 0.1])
 def test_the_gradient_of_a_spectrograms_judge_reaches_the_audio_and_is_finite(level):
     audio = (level * torch.randn(1, 1, 1000)).requires_grad_()
-    sum(maps[-1].square().mean() for maps in MultiResolution(RESOLUTIONS, 0.0625)(audio)).backward()
+    sum(maps[-1].square().mean() for maps in multi_resolution(RESOLUTIONS, 0.0625)(audio)).backward()
     assert audio.grad.isfinite().all()
     # to the very last sample, though 1000 is no multiple of the hop; silence has no slope
     assert bool((audio.grad != 0).all()) == (level > 0)
@@ -105,8 +160,10 @@ def test_the_gradient_of_a_spectrograms_judge_reaches_the_audio_and_is_finite(le
         ({"width": 0.03}, "discriminator.width is 0.03, must be a multiple of 1/16"),
         ({"periods": (1,)}, "periods must be at least 2"),
         ({"scales": -1}, "scales not negative"),
-        ({"periods": (), "scales": 0}, "one of periods, scales and resolutions must be present"),
+        ({"periods": (), "scales": 0}, "one of periods, scales, resolutions, melgan and bands"),
         ({"resolutions": (512, 100)}, r"discriminator.resolutions is \(512, 100\), must be multiples of 8"),
+        ({"melgan": -1}, "discriminator.melgan is -1, melgan_groups 0, must not be negative"),
+        ({"bands": 5}, "discriminator.bands is 5, must be from 0 to of_bands, which is 4"),
         ({"resolutions": (0,)}, r"discriminator.resolutions is \(0,\), must be multiples of 8"),
     ],
 )

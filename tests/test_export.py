@@ -1,9 +1,10 @@
 """Claims about ONNX files: they say what PyTorch says, at every length and step by step, and what they are."""
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from shutil import copyfile
 from types import SimpleNamespace
@@ -17,6 +18,8 @@ from torch import Tensor
 
 import twostage
 from twostage import audio, checkpoint, costs, evaluate, griffinlim
+from twostage.baselines.eben import Eben, EbenConfig
+from twostage.baselines.seanet import Seanet, SeanetConfig
 from twostage.cli import main
 from twostage.data.calibration import calibration_speech
 from twostage.data.presets import Sensor
@@ -105,6 +108,12 @@ def test_a_file_says_what_pytorch_says_at_every_length(
     assert expected.shape == (1, 1, hops * 256)
     assert expected.abs().max() > 0.005
     torch.testing.assert_close(whole(given), expected, atol=2e-5, rtol=0)
+
+
+def test_digital_silence_stays_finite(centred: TwoStage, whole: OnnxEnhancer, speech: Speech) -> None:
+    given = sound(speech, 60 * 256)
+    given[..., 20 * 256 :] = 0
+    torch.testing.assert_close(whole(given), centred(given), atol=2e-5, rtol=0)
 
 
 def test_a_causal_model_of_dynamic_length(causal: TwoStage, folder: Path, speech: Speech) -> None:
@@ -332,3 +341,43 @@ def test_the_snippet_of_the_docs_streams(
     with torch.no_grad():
         expected = causal(torch.from_numpy(given)[None, None])[0, 0]
     torch.testing.assert_close(late[512:], expected[:-512], atol=2e-5, rtol=0)
+
+
+LITTLE = {"channels": 2, "strides": (2,), "bottleneck": 2}
+
+
+@pytest.mark.parametrize(
+    ("model", "stream"),
+    [
+        (Seanet(SeanetConfig(**LITTLE)), False),
+        (Eben(EbenConfig(**LITTLE, causal=True)), True),
+    ],
+    ids=["seanet", "a step of eben"],
+)
+def test_one_stage_systems_become_files(model: Seanet | Eben, stream: bool, tmp_path: Path, speech: Speech) -> None:
+    model = model.eval().fold().requires_grad_(False)
+    written = export(model, tmp_path / "x.onnx", provenance={"from": "here"}, stream=stream)
+    assert written.difference < 1e-5
+    loaded = twostage.load(tmp_path / "x.onnx")
+    assert isinstance(loaded, OnnxEnhancer)
+    assert loaded.header.config == json.loads(json.dumps(asdict(model.config)))
+    assert loaded.hop_length == loaded.stride == model.stride
+    heard = torch.from_numpy(speech(1000))[None, None]
+    torch.testing.assert_close(
+        loaded(heard), model(heard)[..., : 1000 // model.stride * model.stride], atol=1e-5, rtol=0
+    )
+    with twostage.Stream(loaded) as ours, twostage.Stream(model) as theirs:
+        found, wanted = (np.concatenate([s.push(speech(1000)), s.flush()]) for s in (ours, theirs))
+    np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=0)
+
+
+def test_one_stage_systems_that_cannot_are_refused_and_nothing_is_written(tmp_path: Path, speech: Speech) -> None:
+    both = Seanet(SeanetConfig(**LITTLE, inputs=2)).eval()
+    with pytest.raises(CheckpointError, match=r"x.onnx: a seanet does not become ONNX: .*2 channels"):
+        export(both, tmp_path / "x.onnx", provenance={})
+    one = Eben(EbenConfig(**LITTLE)).eval()
+    with pytest.raises(CheckpointError, match=r"x.onnx: models of two stages alone become int8, this is a eben"):
+        export(one, tmp_path / "x.onnx", provenance={}, speech=[speech(1000)])
+    with pytest.raises(CheckpointError, match="--stream needs a causal model"):
+        export(one, tmp_path / "x.onnx", provenance={}, stream=True)
+    assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from twostage.errors import ConfigError
-from twostage.features import LogMel, MelConfig, Stft
+from twostage.features import Istft, LogMel, MelConfig, Stft
 
 SMALL = MelConfig(sample_rate=8000, n_fft=128, win_length=128, hop_length=32, n_mels=16, fmax=4000)
 
@@ -101,3 +101,14 @@ def test_a_difference_names_its_fields():
 def test_settings_that_cannot_be_name_the_field(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         MelConfig(**settings)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("n_fft", "win_length", "hop_length"), [(512, 512, 128), (512, 400, 100), (400, 400, 200)])
+def test_the_inverse_gives_the_sound_back(causal: bool, n_fft: int, win_length: int, hop_length: int) -> None:
+    stft = Stft(n_fft, hop_length, win_length, causal=causal)
+    audio, istft = torch.randn(2, 1, 20 * hop_length), Istft(stft)
+    made = istft(stft.spectrum(audio))
+    assert made.shape == audio.shape
+    assert istft.delay == (n_fft - hop_length if causal else 0)
+    torch.testing.assert_close(made[..., istft.delay :], audio[..., : audio.shape[-1] - istft.delay], atol=1e-5, rtol=0)

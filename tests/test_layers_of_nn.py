@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from twostage.nn.layers import fold_weight_norm, reach, weight_norm
+from twostage.nn.layers import Conv1d, fold_weight_norm, reach, weight_norm
 
 
 @pytest.mark.parametrize("layer", [nn.Conv1d(3, 4, 5), nn.ConvTranspose1d(3, 4, 4, 2), nn.Conv2d(2, 3, 3)])
@@ -36,3 +36,20 @@ def test_reach(layers, steps):
     pulse[..., 50] = 1
     touched = stack(pulse)[0, 0].nonzero().flatten().tolist()
     assert (touched[0], touched[-1]) == (50 - steps, 50 + steps)
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["short", "long"])
+@pytest.mark.parametrize(("kernel_size", "stride", "dilation"), [(4, 2, 1), (16, 8, 1), (3, 1, 9), (3, 2, 2)])
+def test_a_convolution_is_torchs_and_a_causal_one_ends_with_its_stride(kernel_size, stride, dilation, grad):
+    torch.manual_seed(0)
+    x, past = torch.randn(1, 3, 64), (kernel_size - 1) * dilation + 1 - stride
+    for causal in (False, True):
+        conv = Conv1d(3, 5, kernel_size, stride=stride, dilation=dilation, bias=False, causal=causal)
+        assert conv.bias is None
+        padded = torch.nn.functional.pad(x, (past, 0) if causal else (past // 2, past // 2))
+        with torch.set_grad_enabled(grad):
+            found = conv(x)
+        wanted = torch.nn.functional.conv1d(padded, conv.weight, None, stride, 0, dilation)
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+        if causal:
+            assert found.shape == (1, 5, 64 // stride)

@@ -22,6 +22,7 @@ def maps(*logits: float) -> list[list[torch.Tensor]]:
         (losses.least_squares_fool(maps(0.1, -0.5)), 0.81 + 2.25),
         (losses.hinge_real_fake(maps(0.8, 2.0), maps(0.1, -3.0)), 0.2 + 1.1 + 0 + 0),
         (losses.hinge_fool(maps(0.1, -0.5)), -0.1 + 0.5),
+        (losses.bounded_hinge_fool(maps(0.1, -0.5, 3.0)), 0.9 + 1.5 + 0),
         (losses.feature_matching(maps(1.0, 2.0), maps(0.5, 2.5)), 1.0 + 1.0),
         (losses.mel_l1(torch.zeros(1, 2, 2), torch.tensor([[[1.0, 2.0], [3.0, -4.0]]])), 2.5),
         (losses.delta_l1(torch.zeros(1, 2, 2), torch.tensor([[[1.0, 2.0], [3.0, -4.0]]])), 4.0 + 4.0),

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from twostage.errors import ConfigError
 from twostage.features import LogMel, MelConfig, Stft
 from twostage.nn import short
-from twostage.nn.layers import GRU, Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
-from twostage.nn.streaming import Overlap, Past, carries, streaming
+from twostage.nn.layers import GRU, LSTM, Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
+from twostage.nn.streaming import Late, Overlap, Past, carries, streaming
 from twostage.pipeline import TwoStage, TwoStageConfig
 from twostage.restorer import Restorer, RestorerConfig
 from twostage.vocoder import VocoderConfig
@@ -46,6 +46,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "transposed 1d, long": (lambda: ConvTranspose1d(3, 4, 19, 4, causal=True), (3,)),
     "transposed 2d": (lambda: ConvTranspose2d(3, 4, (4, 3), (2, 1), causal=True), (3, 8)),
     "gru": (lambda: Timed(GRU(3, 5, 2)), (3,)),
+    "lstm": (lambda: Timed(LSTM(3, 5, 2)), (3,)),
 }
 
 
@@ -232,3 +233,12 @@ def test_settings_that_cannot_be_name_the_field() -> None:
         RestorerConfig(band_strides=(4, 4))
     with pytest.raises(ConfigError, match=r"mel.n_mels is 80, must divide by 64"):
         RestorerConfig(channels=(4, 4), time_strides=(1,), band_strides=(64,))
+
+
+def test_what_is_late_comes_as_it_was() -> None:
+    late, x = Late(7), torch.randn(2, 3, 40)
+    with streaming(late):
+        joined = pieces(late, x, 5)
+    assert torch.equal(joined, late(x))
+    assert torch.equal(joined[..., 7:], x[..., :-7])
+    assert joined[..., :7].abs().max() == 0

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from twostage import optim
+from twostage.balance import Balance
 from twostage.discriminators import DiscriminatorConfig, Discriminators
 from twostage.errors import ConfigError
 from twostage.losses import (
+    bounded_hinge_fool,
     feature_matching,
     hinge_fool,
     hinge_real_fake,
@@ -27,6 +29,7 @@ from twostage.optim import OptimizerConfig
 LOSSES = {
     "least_squares": (least_squares_real_fake, least_squares_fool),
     "hinge": (hinge_real_fake, hinge_fool),
+    "bounded_hinge": (hinge_real_fake, bounded_hinge_fool),
 }
 Precision = Callable[[], AbstractContextManager[object]]
 
@@ -37,19 +40,22 @@ class AdversaryRules:
 
     ``start``: steps of content losses alone before it joins. ``generator_steps``: the generator's to one of its own.
     ``adaptive`` scales the adversarial loss so that its gradient at the generator's last layer is as long as that of
-    all other losses together, before its weight (Esser et al., VQGAN, 2021). ``init``: another training's state whose
-    discriminators to begin with.
+    all other losses together, before its weight (Esser et al., VQGAN, 2021); or, as "each", every loss so that its
+    gradient there has the length of its weight (``Balance``). ``init``: another training's state whose discriminators
+    to begin with.
     """
 
     loss: str = "least_squares"
     start: int = 0
     generator_steps: int = 1
-    adaptive: bool = False
+    adaptive: bool | str = False
     init: str = ""
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise ConfigError(f"adversary.loss is {self.loss!r}, must be one of {', '.join(LOSSES)}")
+        if self.adaptive not in (False, True, "each"):
+            raise ConfigError(f"adversary.adaptive is {self.adaptive!r}, must be true, false or 'each'")
         if self.start < 0 or self.generator_steps < 1:
             raise ConfigError(
                 f"adversary.start is {self.start}, must not be negative; "
@@ -111,6 +117,7 @@ class Adversary:
         self.config, self._optimizing, self._precision = config, optimizer, precision
         self.discriminators = config.discriminators().to(device)
         self.optimizer = optim.adamw(self.discriminators.parameters(), optimizer)
+        self.balance = Balance()
         self._separation = wrap(Separation(self.discriminators, config.loss))
 
     def learn(self, fake: Tensor, real: Tensor, rate: float) -> dict[str, Tensor]:
@@ -132,11 +139,16 @@ class Adversary:
         return losses | {"fm": feature_matching(of_real, of_fake)} if matching else losses
 
     def state_dict(self) -> dict[str, Any]:
-        return {"discriminators": self.discriminators.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {
+            "discriminators": self.discriminators.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lengths": dict(self.balance.lengths),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.discriminators.load_state_dict(state["discriminators"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.balance.lengths = dict(state.get("lengths", {}))  # states from before there were any are without
 
 
 def _float(maps: list[list[Tensor]]) -> list[list[Tensor]]:

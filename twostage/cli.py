@@ -24,6 +24,7 @@ from twostage.commands import (
     train_vocoder,
 )
 from twostage.errors import TwoStageError
+from twostage.memory import keep_freed
 
 COMMANDS: dict[str, ModuleType] = {
     "restore": restore,
@@ -81,6 +82,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; its exit code. 1 is a failure that a line on stderr explains, 2 wrong usage, 130 Ctrl-C."""
     args = parse(argv)
+    keep_freed()
     try:
         code: int = args.run(args)
         sys.stdout.flush()

@@ -1,20 +1,24 @@
 """Judges of waveforms. Each maps audio (B, 1, T) to a list of lists of feature maps, the last of each its logits.
 
-Source: Kong et al., "HiFi-GAN", 2020, section 2.3; the multi-scale one after Kumar et al., "MelGAN", 2019, the
-multi-resolution one after Jang et al., "UnivNet", Interspeech 2021.
+Source: Kong et al., "HiFi-GAN", 2020, section 2.3, whose multi-scale ones are after those of Kumar et al., "MelGAN",
+2019, section 2.2, which are here too; the multi-resolution ones after Jang et al., "UnivNet", Interspeech 2021.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
+from math import gcd
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from twostage.band_discriminator import MultiBand
 from twostage.errors import ConfigError
 from twostage.features import Stft
 from twostage.nn.layers import feature_maps, weight_norm
 
-SLOPE = 0.1
+SLOPE, MELGAN_SLOPE = 0.1, 0.2
 COMPRESSION = 0.3  # power of a magnitude
 
 
@@ -23,12 +27,18 @@ class DiscriminatorConfig:
     """``width`` scales every channel count; 1 is the papers'. ``scales`` counts resolutions 1, 1/2, 1/4, ...
 
     ``resolutions`` are the windows, in samples, of the spectrograms that are judged; UnivNet's are 512, 1024 and 2048.
+    ``melgan`` counts the resolutions that MelGAN's judges hear, whose inner convolutions have ``melgan_groups``, or, at
+    0, as many as leave four channels to each. ``bands``: EBEN's judges hear the upper ones out of ``of_bands``.
     """
 
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)
     scales: int = 3
     width: float = 1.0
     resolutions: tuple[int, ...] = ()
+    melgan: int = 0
+    melgan_groups: int = 0
+    bands: int = 0
+    of_bands: int = 4
 
     def __post_init__(self) -> None:
         if self.width * 16 < 1 or (self.width * 16) % 1:
@@ -37,8 +47,16 @@ class DiscriminatorConfig:
             raise ConfigError(f"discriminator.resolutions is {self.resolutions}, must be multiples of 8")
         if self.scales < 0 or any(p < 2 for p in self.periods):
             raise ConfigError("discriminator: periods must be at least 2, scales not negative")
-        if not (self.periods or self.scales or self.resolutions):
-            raise ConfigError("discriminator: one of periods, scales and resolutions must be present")
+        if self.melgan < 0 or self.melgan_groups < 0:
+            raise ConfigError(
+                f"discriminator.melgan is {self.melgan}, melgan_groups {self.melgan_groups}, must not be negative"
+            )
+        if not 0 <= self.bands <= self.of_bands or self.of_bands < 2:
+            raise ConfigError(
+                f"discriminator.bands is {self.bands}, must be from 0 to of_bands, which is {self.of_bands}, at least 2"
+            )
+        if not (self.periods or self.scales or self.resolutions or self.melgan or self.bands):
+            raise ConfigError("discriminator: one of periods, scales, resolutions, melgan and bands must be present")
 
 
 class PeriodDiscriminator(nn.Module):
@@ -103,23 +121,44 @@ class SpectrogramDiscriminator(nn.Module):
         return feature_maps(x, self.convs, self.conv_post, SLOPE)
 
 
-class MultiPeriod(nn.Module):
-    """MPD: one judge a period, (B, 1, T) -> list of maps each."""
+class MelganDiscriminator(nn.Module):
+    """Grouped convolutions on the raw waveform at one resolution, each at a quarter of the rate of the one before.
 
-    def __init__(self, periods: tuple[int, ...], width: float = 1.0) -> None:
+    As many ``groups`` as its channels divide by where that is less; 0: of four channels each.
+    """
+
+    def __init__(self, width: float = 1.0, groups: int = 0) -> None:
         super().__init__()
-        self.discriminators = nn.ModuleList(PeriodDiscriminator(p, width) for p in periods)
+        sizes = [int(width * c) for c in (16, 64, 256, 1024, 1024)]
+        self.convs = nn.ModuleList(
+            [
+                weight_norm(nn.Conv1d(1, sizes[0], 15, padding=7, padding_mode="reflect")),
+                *(
+                    weight_norm(nn.Conv1d(i, o, 41, 4, 20, groups=gcd(i, o, groups or max(1, i // 4))))
+                    for i, o in pairwise(sizes)
+                ),
+                weight_norm(nn.Conv1d(sizes[-1], sizes[-1], 5, padding=2)),
+            ]
+        )
+        self.conv_post = weight_norm(nn.Conv1d(sizes[-1], 1, 3, padding=1))
+
+    def forward(self, audio: Tensor) -> list[Tensor]:
+        return feature_maps(audio, self.convs, self.conv_post, MELGAN_SLOPE)
+
+
+class Family(nn.Module):
+    """Judges of one kind, (B, 1, T) -> list of maps each."""
+
+    def __init__(self, judges: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.discriminators = nn.ModuleList(judges)
 
     def forward(self, audio: Tensor) -> list[list[Tensor]]:
         return [judge(audio) for judge in self.discriminators]
 
 
-class MultiScale(nn.Module):
-    """MSD: one judge a halving of the rate, the first with spectral norm, (B, 1, T) -> list of maps each."""
-
-    def __init__(self, scales: int, width: float = 1.0) -> None:
-        super().__init__()
-        self.discriminators = nn.ModuleList(ScaleDiscriminator(width, spectral=i == 0) for i in range(scales))
+class Halving(Family):
+    """Judges of one kind, each at half the rate of the one before, (B, 1, T) -> list of maps each."""
 
     def forward(self, audio: Tensor) -> list[list[Tensor]]:
         results = []
@@ -129,26 +168,33 @@ class MultiScale(nn.Module):
         return results
 
 
-class MultiResolution(nn.Module):
-    """MRSD: one judge a resolution, (B, 1, T) -> list of maps each."""
+def multi_period(periods: Iterable[int], width: float = 1.0) -> Family:
+    """MPD."""
+    return Family(PeriodDiscriminator(period, width) for period in periods)
 
-    def __init__(self, resolutions: tuple[int, ...], width: float = 1.0) -> None:
-        super().__init__()
-        self.discriminators = nn.ModuleList(SpectrogramDiscriminator(n_fft, width) for n_fft in resolutions)
 
-    def forward(self, audio: Tensor) -> list[list[Tensor]]:
-        return [judge(audio) for judge in self.discriminators]
+def multi_scale(scales: int, width: float = 1.0) -> Halving:
+    """MSD: the first with spectral norm."""
+    return Halving(ScaleDiscriminator(width, spectral=scale == 0) for scale in range(scales))
+
+
+def multi_resolution(resolutions: Iterable[int], width: float = 1.0) -> Family:
+    """MRSD."""
+    return Family(SpectrogramDiscriminator(n_fft, width) for n_fft in resolutions)
 
 
 class Discriminators(nn.Module):
-    """MPD, MSD and MRSD as one: (B, 1, T) -> list of lists of maps."""
+    """All that a configuration names as one: (B, 1, T) -> list of lists of maps."""
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
-        self.config = config
-        self.mpd = MultiPeriod(tuple(config.periods), config.width)
-        self.msd = MultiScale(config.scales, config.width)
-        self.mrsd = MultiResolution(tuple(config.resolutions), config.width)
+        self.config, width = config, config.width
+        self.mpd = multi_period(config.periods, width)
+        self.msd = multi_scale(config.scales, width)
+        self.mrsd = multi_resolution(config.resolutions, width)
+        self.melgan = Halving(MelganDiscriminator(width, config.melgan_groups) for _ in range(config.melgan))
+        self.bands = MultiBand(config.bands, config.of_bands, width) if config.bands else None
 
     def forward(self, audio: Tensor) -> list[list[Tensor]]:
-        return [*self.mpd(audio), *self.msd(audio), *self.mrsd(audio)]
+        results = [*self.mpd(audio), *self.msd(audio), *self.mrsd(audio), *self.melgan(audio)]
+        return [*results, *self.bands(audio)] if self.bands else results

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError
 from torch.nn import functional as F
 
 from twostage import costs
@@ -28,7 +29,8 @@ from twostage.pipeline import TwoStage
 
 OPSET = 20
 TOLERANCE = 1e-4  # to PyTorch, full scale being 1
-HOPS = (1, 2, 3, 125)  # lengths that a file is checked at
+HOPS = (1, 2, 3, 125)  # lengths that a file is checked at, in units
+REFUSALS = (RuntimeError, NotImplementedError, UserError)  # torch's, of what its exporters cannot do
 
 
 @dataclass(frozen=True)
@@ -44,28 +46,34 @@ class Written:
 
 
 def export(
-    model: TwoStage,
+    model: Any,
     path: str | Path,
     *,
     provenance: Mapping[str, Any],
     stream: bool = False,
     speech: Iterable[Audio] | None = None,
 ) -> Written:
-    """Write ``model`` as ONNX, once it was found equal to PyTorch; an existing file is replaced.
+    """Write ``model``, an enhancer, as ONNX, once it was found equal to PyTorch; an existing file is replaced.
 
-    Audio (1, 1, T) -> (1, 1, T), T a multiple of ``hop_length``; or, with ``stream``, a causal model's step: audio
+    Audio (1, 1, T) -> (1, 1, T), T a multiple of ``unit``; or, with ``stream``, a causal model's step: audio
     (1, 1, stride) and states, zeros at the start, -> restored audio, ``delay`` samples late, and states for the next.
     With ``speech`` (T,) as the model hears it, int8, calibrated on that.
 
     Raises CheckpointError if the model cannot be exported so, or its file differs from PyTorch by more than TOLERANCE.
     """
-    if stream and not model.causal:
+    if stream and not getattr(model, "causal", False):
         raise CheckpointError("--stream needs a causal model: frames of this one depend on later sound (mel.causal)")
+    if speech is not None and not isinstance(model, TwoStage):
+        raise CheckpointError(f"{path}: models of two stages alone become int8, this is a {kind_of(model)}")
     require("onnx", "onnxscript", "onnxruntime")
     import onnx
 
     with _quietly(), torch.no_grad():
-        program = _step(real(model)) if stream else _whole(real(model))
+        try:
+            program = _step(real(model)) if stream else _whole(real(model))
+        except REFUSALS as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise CheckpointError(f"{path}: a {kind_of(model)} does not become ONNX: {reason}") from None
     says = header(model, stream, provenance)
     program.model.metadata_props.update(says.as_metadata())
     with TemporaryDirectory() as folder:
@@ -91,16 +99,22 @@ def _quantized(source: Path, says: OnnxHeader, speech: Iterable[Audio]) -> Path:
     return target
 
 
-def header(model: TwoStage, stream: bool, provenance: Mapping[str, Any]) -> OnnxHeader:
+def unit(model: Any) -> int:
+    """Samples that a file's audio is a multiple of; of a one-stage system its stride, so that it has nothing to pad."""
+    size: int = model.hop_length if isinstance(model, TwoStage) else model.stride
+    return size
+
+
+def header(model: Any, stream: bool, provenance: Mapping[str, Any]) -> OnnxHeader:
     return OnnxHeader(
         kind=kind_of(model),
         config=asdict(model.config),
         provenance=dict(provenance),
         sample_rate=model.sample_rate,
-        hop_length=model.hop_length,
+        hop_length=unit(model),
         stride=model.stride,
         context=model.context,
-        delay=model.delay,
+        delay=getattr(model, "delay", 0),
         streaming=stream,
         int8=False,
         parameters=costs.parameters(model),
@@ -108,10 +122,13 @@ def header(model: TwoStage, stream: bool, provenance: Mapping[str, Any]) -> Onnx
     )
 
 
-def difference(model: TwoStage, other: OnnxEnhancer) -> float:
-    """The largest between samples of the two, at several lengths."""
+def difference(model: Any, other: OnnxEnhancer) -> float:
+    """The largest between samples of the two, at several lengths, and on speech that stops; NaN if one of them is."""
+    voices = _voices(model)
+    stopped = voices[-1].clone()
+    stopped[..., stopped.shape[-1] // 2 :] = 0
     with torch.inference_mode():
-        return max(float((model(audio) - other(audio)).abs().max()) for audio in _voices(model))
+        return float(torch.stack([(model(a) - other(a)).abs().max() for a in (*voices, stopped)]).max())
 
 
 def mel_difference(model: TwoStage, other: OnnxEnhancer) -> float:
@@ -121,24 +138,24 @@ def mel_difference(model: TwoStage, other: OnnxEnhancer) -> float:
         return float((mel(model(audio)) - mel(other(audio))).abs().mean())
 
 
-def _voices(model: TwoStage) -> list[Tensor]:
+def _voices(model: Any) -> list[Tensor]:
     """Something like speech (1, 1, T) of HOPS lengths."""
     generator, voices = torch.Generator().manual_seed(0), []
     for hops in HOPS:
-        time = torch.arange(hops * model.hop_length) / model.sample_rate
+        time = torch.arange(hops * unit(model)) / model.sample_rate
         tones = torch.stack([torch.sin(k * (700 * time + 20 * torch.sin(4 * time))) for k in range(1, 20)]).mean(0)
         noise = torch.randn(time.shape, generator=generator)
         voices.append((0.5 * tones * torch.sin(9 * time + 1) + 0.002 * noise)[None, None])
     return voices
 
 
-def _whole(model: TwoStage) -> Any:
+def _whole(model: Any) -> Any:
     hops = torch.export.Dim("hops", min=1)
-    audio, shapes = torch.zeros(1, 1, 20 * model.hop_length), {AUDIO: {2: model.hop_length * hops}}
+    audio, shapes = torch.zeros(1, 1, 20 * unit(model)), {AUDIO: {2: unit(model) * hops}}
     return _program(torch.export.export(model, (audio,), dynamic_shapes=shapes), [AUDIO], [RESTORED])
 
 
-def _step(model: TwoStage) -> Any:
+def _step(model: Any) -> Any:
     step, audio = Step(model), torch.zeros(1, 1, model.stride)
     names = list(step.states)
     given = (audio, *(torch.zeros_like(state) for state in step.states.values()))
@@ -160,7 +177,7 @@ def _program(program: torch.export.ExportedProgram, inputs: list[str], outputs: 
 class Step(nn.Module):
     """A causal model's next piece: audio (1, 1, stride) and states -> restored audio and states."""
 
-    def __init__(self, model: TwoStage) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
         self.states = self._run(torch.zeros(1, 1, model.stride), {})[1]
@@ -226,9 +243,11 @@ class RealGriffinLim(GriffinLim):
         return (audio if self.overlap is None else self.overlap(audio)) / coverage
 
 
-def real(model: TwoStage) -> TwoStage:
-    """A copy that computes the same without complex numbers."""
+def real(model: Any) -> Any:
+    """A copy that computes the same; of two stages, without complex numbers."""
     model = deepcopy(model)
+    if not isinstance(model, TwoStage):
+        return model.eval()
     kernel, limiter = waves(model.mel.stft), model.vocoder.griffin_lim
     model.mel.stft = RealStft(model.mel.stft, kernel)
     if limiter is not None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twostage.errors import ConfigError
-from twostage.nn.streaming import Past
+from twostage.nn.streaming import Overlap, Past
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,68 @@ class Stft(nn.Module):
         mirrored = min(side, audio.shape[-1] - 1)
         audio = F.pad(audio[:, None], (mirrored, mirrored), mode="reflect")[:, 0]
         return F.pad(audio, (side - mirrored, side - mirrored))
+
+
+class Istft(nn.Module):
+    """Inverse of ``Stft.spectrum``, by least squares: (B, n_fft // 2 + 1, L) -> (B, 1, L * hop_length).
+
+    Of causal frames, ``delay`` samples late: a sample is complete when the last frame that it lies in is there.
+    Source: Griffin and Lim, "Signal estimation from modified short-time Fourier transform", TASSP 1984, equation 6.
+    """
+
+    window: Tensor
+
+    def __init__(self, stft: Stft) -> None:
+        super().__init__()
+        self.n_fft, self.hop_length = stft.n_fft, stft.hop_length
+        self.delay = 0 if stft.past is None else stft.n_fft - stft.hop_length
+        self.overlap = Overlap(self.delay) if self.delay else None
+        before = (stft.n_fft - stft.win_length) // 2
+        window = F.pad(stft.window, (before, stft.n_fft - stft.win_length - before))
+        self.register_buffer("window", window[:, None], persistent=False)
+
+    def forward(self, spectrum: Tensor) -> Tensor:
+        with torch.autocast(spectrum.device.type, enabled=False):
+            frames = torch.fft.irfft(spectrum, self.n_fft, dim=1) * self.window
+            return self._complete(self._overlapped(frames)) / self._coverage(frames.shape[-1])
+
+    def _coverage(self, frames: int) -> Tensor:
+        """How much of L frames' squared windows lies on each sample: (1, 1, L * hop_length)."""
+        squares = self.window.square()
+        if self.overlap is None:
+            return self._complete(self._overlapped(squares.expand(1, -1, frames)))
+        # every frame that a sample could be in is there or will be
+        hops = F.pad(squares[:, 0], (0, -self.n_fft % self.hop_length)).unflatten(0, (-1, self.hop_length))
+        return hops.sum(0).repeat(frames)[None, None]
+
+    def _overlapped(self, frames: Tensor) -> Tensor:
+        """Add frames (B, n_fft, L), each a hop after the one before: (B, 1, (L - 1) * hop_length + n_fft)."""
+        size = (1, (frames.shape[-1] - 1) * self.hop_length + self.n_fft)
+        return F.fold(frames, size, (1, self.n_fft), stride=(1, self.hop_length))[:, :, 0]
+
+    def _complete(self, audio: Tensor) -> Tensor:
+        """Without the padding, or what hangs over the end of it: (B, 1, L * hop_length)."""
+        if self.overlap is not None:
+            complete: Tensor = self.overlap(audio)
+            return complete
+        side = (self.n_fft - self.hop_length) // 2
+        return audio[..., side : audio.shape[-1] - side]
+
+
+def as_channels(spectrum: Tensor) -> Tensor:
+    """Complex (B, F, L) -> real and imaginary parts (B, 2, F, L)."""
+    return torch.view_as_real(spectrum).movedim(-1, 1)
+
+
+def as_complex(parts: Tensor) -> Tensor:
+    """Real and imaginary parts (B, 2, F, L) -> complex (B, F, L)."""
+    return torch.complex(*parts.float().unbind(1))
+
+
+def complex_product(one: Tensor, other: Tensor) -> Tensor:
+    """Of two spectrograms as real and imaginary parts, (B, 2, F, L)."""
+    (a, b), (c, d) = one.unbind(1), other.unbind(1)
+    return torch.stack([a * c - b * d, a * d + b * c], 1)
 
 
 def power(spectrum: Tensor) -> Tensor:

@@ -87,7 +87,8 @@ class GriffinLim(nn.Module):
     def _size(spectrum: Tensor, faint: float) -> Tensor:
         """Magnitudes (B, n_fft // 2 + 1, L), those of bins that hold nothing at a floor."""
         size = power(spectrum).sqrt()
-        return size + (faint * size.amax(1, keepdim=True) + TINY)
+        # not "+ TINY", which the exporter takes for nothing: digital silence would be divided by zero
+        return (size + faint * size.amax(1, keepdim=True)).clamp_min(TINY)
 
     def magnitudes(self, mel: Tensor, heard: Tensor | None = None) -> Tensor:
         """Magnitudes (B, n_fft // 2 + 1, L) whose log-mels are ``mel`` (B, n_mels, L).

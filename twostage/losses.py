@@ -36,6 +36,11 @@ def hinge_fool(fake: Maps) -> Tensor:
     return torch.stack([-f[-1].mean() for f in fake]).sum()
 
 
+def bounded_hinge_fool(fake: Maps) -> Tensor:
+    """Generator's hinge loss as SEANet and EBEN have it: logits above one gain nothing."""
+    return torch.stack([F.relu(1 - f[-1]).mean() for f in fake]).sum()
+
+
 def feature_matching(real: Maps, fake: Maps) -> Tensor:
     """L1 between hidden maps, mean of each, summed (Kumar et al., MelGAN, 2019; HiFi-GAN, equation 4)."""
     pairs = [(r, f) for rs, fs in zip(real, fake, strict=True) for r, f in zip(rs[:-1], fs[:-1], strict=True)]

@@ -90,7 +90,7 @@ class OnnxEnhancer(nn.Module):
             yield given, self._run(given)
             return
         with streaming(self):
-            yield from self._steps(np.pad(audio, (0, self.delay + -len(audio) % self.stride)))
+            yield from self._steps(np.pad(audio, (0, self.delay + -(len(audio) + self.delay) % self.stride)))
 
     def late(self, audio: Tensor) -> Tensor:
         """As ``TwoStage.late``: the next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late."""

@@ -34,7 +34,8 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
     if get_origin(kind) is tuple:
         return _tuple(get_args(kind), value, name)
     if get_origin(kind) is UnionType:
-        return None if value is None else _convert(next(k for k in get_args(kind) if k is not type(None)), value, name)
+        kinds = get_args(kind)
+        return value if type(value) in kinds else _convert(next(k for k in kinds if k is not type(None)), value, name)
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:

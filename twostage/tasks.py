@@ -217,13 +217,18 @@ class WaveformTerms(nn.Module):
         return terms
 
 
+def named(weights: Weights) -> dict[str, float]:
+    """Weights by the names of their terms, a system's own among them."""
+    by_name = asdict(weights)
+    return by_name | by_name.pop("own", {})
+
+
 def total(terms: Mapping[str, Tensor], weights: Weights, pending: Collection[str] = ()) -> Tensor:
     """The weighted sum. ``pending``: weights whose terms come at a later step.
 
     Raises ConfigError for a term that has no weight, and for a weight other than zero that has no term.
     """
-    by_name = asdict(weights)
-    by_name |= by_name.pop("own", {})
+    by_name = named(weights)
     for name in terms:
         if name not in by_name:
             raise ConfigError(f"loss term {name} has no weight; weights has {', '.join(by_name)}")

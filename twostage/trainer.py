@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from twostage import optim
 from twostage.adversary import Adversary, Precision
+from twostage.balance import mean_of_processes
 from twostage.data.pairs import Pair
 from twostage.errors import TwoStageError
 from twostage.losses import adaptive_weight
 from twostage.optim import OptimizerConfig
-from twostage.tasks import ADVERSARIAL, Output, Task, Weights, total
+from twostage.tasks import ADVERSARIAL, Output, Task, Weights, named, total
 
 
 class Guided(nn.Module):
@@ -119,27 +120,29 @@ def _learn(
     training: Training, output: Output, weights: Weights, rate: float, last_layer: Tensor | None
 ) -> dict[str, Tensor]:
     """One step of the adversary, if it is its turn, and one of the model."""
-    adversary, terms, logs, pending = training.adversary, output.terms, {}, ADVERSARIAL if training.adversary else ()
+    adversary, terms, logs, factors = training.adversary, output.terms, {}, {}
+    pending = ADVERSARIAL if adversary else ()
     if adversary and training.step >= adversary.config.start:
         if output.fake is None or output.real is None:
             raise TwoStageError("this task makes nothing that an adversary could judge")
         if (training.step - adversary.config.start) % adversary.config.generator_steps == 0:
             logs = adversary.learn(output.fake, output.real, rate)
         losses = adversary.judge(output.fake, output.real, matching=bool(getattr(weights, "fm", 0)))
-        if adversary.config.adaptive and last_layer is not None:
-            content = terms | {name: loss for name, loss in losses.items() if name != "adv"}
-            logs["adaptive"] = _balance(content, losses["adv"], weights, last_layer)
-            losses["adv"] = losses["adv"] * logs["adaptive"]
         terms, pending = terms | losses, ()
-    loss = total(terms, weights, pending)
+        if adversary.config.adaptive and last_layer is not None:
+            factors = _factors(adversary, terms, weights, last_layer)
+            logs |= {f"adaptive_{name}": factor for name, factor in factors.items()}
+    loss = total({name: term * factors.get(name, 1) for name, term in terms.items()}, weights, pending)
     loss.backward()
     logs["grad"] = optim.apply(training.optimizer, training.optimizing, rate)
     return {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}, **logs}
 
 
-def _balance(content: dict[str, Tensor], adversarial: Tensor, weights: Weights, last_layer: Tensor) -> Tensor:
-    weight = adaptive_weight(total(content, weights, ADVERSARIAL), adversarial, last_layer)
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(weight, torch.distributed.ReduceOp.SUM)
-        weight = weight / torch.distributed.get_world_size()
-    return weight
+def _factors(adversary: Adversary, terms: dict[str, Tensor], weights: Weights, last_layer: Tensor) -> dict[str, Tensor]:
+    """What an adaptive adversary multiplies losses with, by their names."""
+    if adversary.config.adaptive == "each":
+        pulling = named(weights)
+        return adversary.balance.factors({name: term for name, term in terms.items() if pulling.get(name)}, last_layer)
+    content = {name: term for name, term in terms.items() if name != "adv"}
+    weight = adaptive_weight(total(content, weights, ADVERSARIAL), terms["adv"], last_layer)
+    return {"adv": mean_of_processes(weight)}

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
-from math import ceil
+from math import ceil, isfinite
 from typing import Protocol
 
 import numpy as np
@@ -19,8 +19,8 @@ CROSSOVER = 0.032  # seconds: length of the crossover's filter; its slope is abo
 class Enhancer(Protocol):
     """(B, 1, T) -> (B, 1, T // hop_length * hop_length) at ``sample_rate``.
 
-    An output sample depends on at most ``context`` input samples each side; a window that begins at a multiple of
-    ``stride`` samples gives what the whole gives there. Lengths in samples.
+    An output sample depends on at most ``context`` input samples each side, all if infinite; a window that begins at a
+    multiple of ``stride`` samples gives what the whole gives there. Lengths in samples.
     """
 
     @property
@@ -33,7 +33,7 @@ class Enhancer(Protocol):
     def stride(self) -> int: ...
 
     @property
-    def context(self) -> int: ...
+    def context(self) -> float: ...
 
     def __call__(self, audio: Tensor, /) -> Tensor: ...
 
@@ -87,13 +87,14 @@ def enhance(
 ) -> Iterator[tuple[Audio, Audio]]:
     """Yield (input, enhanced) blocks (C, T) of a stream at the model's rate, each of ``channels`` by itself.
 
-    Windows keep ``seconds`` each, all of it if infinite; other channels come out as zeros. The stream is lengthened
-    with zeros to a whole number of hops before the model and cut back after it. ``batch`` windows go through the model
-    at once, which may change the last bits.
+    Windows keep ``seconds`` each, all of it if that or the model's context is infinite; other channels come out as
+    zeros. The stream is lengthened with zeros to a whole number of hops before the model and cut back after it.
+    ``batch`` windows go through the model at once, which may change the last bits.
     """
-    strides = max(1, round(min(seconds, 1e9) * model.sample_rate / model.stride))
-    keep = strides * model.stride
-    context = ceil(model.context / model.stride) * model.stride
+    # a model that needs all of the signal gets it in one window
+    seconds, reach = (min(seconds, 1e9), model.context) if isfinite(model.context) else (1e9, 0)
+    keep = max(1, round(seconds * model.sample_rate / model.stride)) * model.stride
+    context = ceil(reach / model.stride) * model.stride
     chosen = list(channels)
     for group in _alike(windows(blocks, keep, context), batch):
         skip, kept = group[0].skip, group[0].keep

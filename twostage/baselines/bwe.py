@@ -83,7 +83,7 @@ class Bwe(nn.Module):
         self.conv_post = weight_norm(Conv1d(config.channels, 1, 1))
 
     def forward(self, audio: Tensor) -> Tensor:
-        x = self.conv_pre(audio)
+        x = self.conv_pre(audio.to(next(self.conv_pre.parameters()).dtype))
         total = torch.zeros_like(x)
         for layer in self.layers:
             x, share = layer(x)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twostage.errors import ConfigError, DataError
-from twostage.features import Stft, magnitudes, power
+from twostage.features import Istft, Stft, magnitudes, power
 
 ACTIVE = 1e-4  # of the power of a segment's loudest frame: 40 dB below it, a frame is a pause and is not fitted to
 DECIBELS = 20 / log(10)  # of a neper
@@ -113,6 +113,7 @@ class Shift(nn.Module):
         super().__init__()
         self.config = config
         self.stft = Stft(config.n_fft, config.hop_length)
+        self.istft = Istft(self.stft)
         above = torch.arange(config.first, config.n_fft // 2 + 1)
         origin = config.first - config.width + (above - config.first) % config.width
         slope = config.slope * torch.log2(above / origin.clamp_min(1))
@@ -126,7 +127,7 @@ class Shift(nn.Module):
         audio = audio[..., : spectrum.shape[-1] * self.hop_length].float()
         gain = (self.correction[self.band] / DECIBELS).exp()[:, None]
         change = self._copied(spectrum) * gain - spectrum[:, self.config.first :]
-        return audio + self._waveform(F.pad(change, (0, 0, self.config.first, 0)))
+        return audio + self.istft(F.pad(change, (0, 0, self.config.first, 0)))
 
     @torch.no_grad()
     def prepare(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -152,18 +153,6 @@ class Shift(nn.Module):
     def _copied(self, spectrum: Tensor) -> Tensor:
         """What the bins above the cutoff would be without correction: (B, n_fft // 2 + 1, L) -> (B, bins, L)."""
         return spectrum[:, self.origin] * (self.slope / DECIBELS).exp()[:, None]
-
-    def _waveform(self, spectrum: Tensor) -> Tensor:
-        """Inverse of ``Stft.spectrum``: (B, n_fft // 2 + 1, L) -> (B, 1, L * hop_length), by least squares."""
-        window = self.stft.window[:, None]
-        frames = torch.fft.irfft(spectrum, self.config.n_fft, dim=1) * window
-        return self._overlapped(frames) / self._overlapped(window.square().expand(1, -1, frames.shape[-1]))
-
-    def _overlapped(self, frames: Tensor) -> Tensor:
-        """Add frames (B, n_fft, L), each a hop after the one before, without the padding: (B, 1, L * hop_length)."""
-        length, side = frames.shape[-1] * self.hop_length, (self.config.n_fft - self.hop_length) // 2
-        size, kernel, stride = (1, length + 2 * side), (1, self.config.n_fft), (1, self.hop_length)
-        return F.fold(frames, size, kernel, stride=stride)[:, :, 0, side : side + length]
 
     @property
     def sample_rate(self) -> int:

@@ -75,7 +75,7 @@ class WaveUnet(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         heard = F.pad(audio, (0, -audio.shape[-1] % self.stride))
-        x, skips = heard, []
+        x, skips = heard.to(self.conv_post.weight.dtype), []
         for down in self.downs:
             skips.append(F.leaky_relu(down(x), SLOPE))
             x = skips[-1][..., ::2]

@@ -1,7 +1,7 @@
 """``twostage export``: a model as ONNX."""
 
 from argparse import ArgumentParser, Namespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twostage.errors import CheckpointError, ConfigError
 
@@ -35,14 +35,15 @@ def run(args: Namespace) -> int:
     from twostage.checkpoint import load, provenances
     from twostage.export import export
     from twostage.files import check_writable
-    from twostage.pipeline import TwoStage
+    from twostage.onnx_file import OnnxEnhancer
 
     _check(args)
     check_writable(Path(args.out), args.overwrite)
     model = load(*args.model)
-    if not isinstance(model, TwoStage):
+    if isinstance(model, OnnxEnhancer):
         raise CheckpointError(f"{args.model[0]}: is ONNX already")
-    speech = _speech(args, model.sample_rate) if args.int8 else None
+    audible: Any = model
+    speech = _speech(args, audible.sample_rate) if args.int8 else None
     written = export(model, args.out, stream=args.stream, provenance=provenances(*args.model), speech=speech)
     what = "log-mels within" if args.int8 else "within"
     size = f"{written.size / 1e6:.1f} MB, {written.operators} operators"

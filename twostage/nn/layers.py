@@ -19,23 +19,33 @@ Size = tuple[int, int]  # bands, then frames
 
 
 class Conv1d(nn.Conv1d):
-    """(B, C, L) -> (B, C', L)."""
+    """(B, C, L) -> (B, C', L), or, with a ``stride``, which the kernel must cover, (B, C', L / stride)."""
 
-    def __init__(self, inputs: int, outputs: int, kernel_size: int, *, dilation: int = 1, causal: bool = False) -> None:
-        past = (kernel_size - 1) * dilation
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        bias: bool = True,
+        causal: bool = False,
+    ) -> None:
+        past = (kernel_size - 1) * dilation + 1 - stride
         self.sides = 0 if causal else past // 2
-        super().__init__(inputs, outputs, kernel_size, dilation=dilation, padding=self.sides)
+        super().__init__(inputs, outputs, kernel_size, stride, self.sides, dilation, bias=bias)
         self.past = Past(past) if causal and past else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.past(x)
         if short.is_short(x):
             x = F.pad(x, (self.sides, self.sides))
-            return short.conv1d(x, self.weight, self.bias, self.dilation[0])
+            return short.conv1d(x, self.weight, self.bias, self.stride[0], self.dilation[0])
         if torch.compiler.is_exporting():  # one operator; written into, the view below would be scattered
             return super().forward(x)
         x, weight = _level(x), self.weight[:, :, None]
-        return F.conv2d(x, weight, self.bias, 1, (0, self.sides), (1, *self.dilation))[:, :, 0]
+        return F.conv2d(x, weight, self.bias, (1, *self.stride), (0, self.sides), (1, *self.dilation))[:, :, 0]
 
 
 class Conv2d(nn.Conv2d):
@@ -50,10 +60,11 @@ class Conv2d(nn.Conv2d):
         stride: Size = (1, 1),
         dilation: Size = (1, 1),
         causal: bool = False,
+        bias: bool = True,
     ) -> None:
         bands, frames = ((k - 1) * d + 1 - s for k, d, s in zip(kernel_size, dilation, stride, strict=True))
         self.sides = (bands // 2, 0 if causal else frames // 2)
-        super().__init__(inputs, outputs, kernel_size, stride, self.sides, dilation)
+        super().__init__(inputs, outputs, kernel_size, stride, self.sides, dilation, bias=bias)
         self.past = Past(frames) if causal and frames else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,10 +78,12 @@ class Conv2d(nn.Conv2d):
 class ConvTranspose1d(nn.ConvTranspose1d):
     """(B, C, L) -> (B, C', L * rate); ``kernel_size`` is the rate plus an even number, or, if causal, any above it."""
 
-    def __init__(self, inputs: int, outputs: int, kernel_size: int, rate: int, *, causal: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel_size: int, rate: int, *, bias: bool = True, causal: bool = False
+    ) -> None:
         over = kernel_size - rate
         self.sides = 0 if causal else over // 2
-        super().__init__(inputs, outputs, kernel_size, rate, padding=self.sides)
+        super().__init__(inputs, outputs, kernel_size, rate, self.sides, bias=bias)
         self.overlap = Overlap(over) if causal and over else None
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -89,10 +102,12 @@ class ConvTranspose1d(nn.ConvTranspose1d):
 class ConvTranspose2d(nn.ConvTranspose2d):
     """(B, C, F, L) -> (B, C', F * s, L * s'); ``kernel_size`` as for ConvTranspose1d, of each axis."""
 
-    def __init__(self, inputs: int, outputs: int, kernel_size: Size, stride: Size, *, causal: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel_size: Size, stride: Size, *, causal: bool = False, bias: bool = True
+    ) -> None:
         bands, frames = (k - s for k, s in zip(kernel_size, stride, strict=True))
         self.sides = (bands // 2, 0 if causal else frames // 2)
-        super().__init__(inputs, outputs, kernel_size, stride, self.sides)
+        super().__init__(inputs, outputs, kernel_size, stride, self.sides, bias=bias)
         self.overlap = Overlap(frames) if causal and frames else None
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -112,6 +127,20 @@ class GRU(nn.GRU):
     def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
         x, last = super().forward(x, self.hidden.carried if hidden is None else hidden)  # type: ignore[has-type]
         self.hidden.keep(last)
+        return x
+
+
+class LSTM(nn.LSTM):
+    """An LSTM of one direction over (B, L, C), which carries hidden state and cell: -> (B, L, hidden_size)."""
+
+    def __init__(self, inputs: int, hidden_size: int, layers: int = 1) -> None:
+        super().__init__(inputs, hidden_size, layers, batch_first=True)
+        self.state = Carry()
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        given = self.state.carried if state is None else state
+        x, last = super().forward(x, None if given is None else tuple(given))
+        self.state.keep(torch.stack(last))
         return x
 
 

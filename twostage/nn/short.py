@@ -24,11 +24,12 @@ def is_short(x: Tensor) -> bool:
     )
 
 
-def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilation: int) -> Tensor:
     """``F.conv1d`` without padding: (1, C, L) -> (1, C', L')."""
     (_, channels, length), (_, channel, frame), (outputs, _, kernel) = x.shape, x.stride(), weight.shape
-    out = length - (kernel - 1) * dilation
-    seen = x.as_strided((out, kernel, channels), (frame, dilation * frame, channel), x.storage_offset())
+    out = (length - (kernel - 1) * dilation - 1) // stride + 1
+    steps = (stride * frame, dilation * frame, channel)
+    seen = x.as_strided((out, kernel, channels), steps, x.storage_offset())
     return F.linear(seen.reshape(out, -1), weight.mT.reshape(outputs, -1), bias).t()[None]
 
 

@@ -44,6 +44,13 @@ class Past(Carry):
         return str(self.steps)
 
 
+class Late(Past):
+    """What comes in, ``steps`` later, zeros at the start: (..., L) -> (..., L)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[..., : x.shape[-1]]
+
+
 class Overlap(Carry):
     """Adds what hung over the end of the last piece, holds back what hangs over this: (..., L + steps) -> (..., L)."""
 

@@ -1,0 +1,175 @@
+"""Claims about DCCRN: sizes of the paper, layers that are complex numbers' own, masks, and that it streams."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import twostage
+from twostage import checkpoint
+from twostage.baselines.dccrn import MASKINGS, Complex, ComplexNorm, Dccrn, DccrnConfig
+from twostage.costs import gmac_per_second, parameters
+from twostage.errors import ConfigError
+from twostage.nn.layers import LSTM, Conv2d
+
+SMALL = {"n_fft": 64, "win_length": 48, "hop_length": 16, "channels": (4, 8), "lstm_units": 8}
+TINY = DccrnConfig(**SMALL, masking="C", lookahead=2)
+
+
+def lively(config=TINY):
+    """A model that was trained a little, as far as statistics go, in eval mode."""
+    torch.manual_seed(0)
+    model = Dccrn(config).train()
+    with torch.no_grad():
+        for _ in range(20):
+            model(torch.randn(4, 1, 800))
+    return model.eval().requires_grad_(False)
+
+
+def test_sizes_are_the_papers():
+    model = Dccrn(DccrnConfig())
+    assert parameters(model) == 3_670_189
+    assert parameters(model) / 1e6 == pytest.approx(3.7, abs=0.05)  # the paper's table 1
+    assert [down.conv.real.out_channels for down in model.downs] == [16, 32, 64, 128, 128, 128]
+
+
+def test_the_cost_is_that_of_later_papers_counted_without_zeros():
+    widths, bands = [2, 32, 64, 128, 256, 256, 256], [256, 128, 64, 32, 16, 8, 4]
+    down = sum(10 * i * o * b for i, o, b in zip(widths, widths[1:], bands[1:], strict=False))
+    up = sum(10 * 2 * i * o * b for o, i, b in zip(widths, widths[1:], bands[1:], strict=False))
+    lstms = 4 * 4 * 128 * (512 + 3 * 128) + 2 * 128 * 512
+    frames = 8 / (8 + 11)  # 11 follow the signal's end, until all of it is out
+    found = gmac_per_second(Dccrn(DccrnConfig()), 0.05) * frames
+    assert found == pytest.approx(160e-9 * (down + up + lstms), rel=1e-6)
+    assert found == pytest.approx(8.54, abs=0.02)
+    assert 160e-9 * (down + 2 * up + lstms) == pytest.approx(14.4, rel=0.03)
+
+
+def test_a_complex_convolution_is_that_of_complex_numbers():
+    torch.manual_seed(0)
+    layer = Complex(lambda: Conv2d(3, 4, (3, 3), bias=False))
+    x = torch.randn(2, 3, 8, 9, dtype=torch.complex64)
+    weight = torch.complex(layer.real.weight, layer.imaginary.weight)
+    expected = nn.functional.conv2d(x, weight, padding=1)
+    found = layer(torch.cat([x.real, x.imag], 1))
+    torch.testing.assert_close(torch.complex(*found.chunk(2, 1)), expected)
+
+
+def test_a_complex_lstm_mixes_four_real_ones():
+    torch.manual_seed(0)
+    layer = Complex(lambda: LSTM(3, 4), -1)
+    real, imaginary = torch.randn(2, 2, 5, 3)
+    expected = torch.cat(
+        [
+            layer.real(real) - layer.imaginary(imaginary),
+            layer.imaginary(real) + layer.real(imaginary),
+        ],
+        -1,
+    )
+    torch.testing.assert_close(layer(torch.cat([real, imaginary], -1)), expected)
+
+
+def test_complex_normalisation_whitens_and_remembers():
+    torch.manual_seed(0)
+    norm, x = ComplexNorm(3), torch.randn(4, 6, 20, 30)
+    x[:, 3:] = 3 * x[:, 3:] + 2 * x[:, :3] + 1  # imaginary parts lean on the real ones
+    for _ in range(200):
+        made = norm(x)
+    real, imaginary = made.movedim(1, 0).flatten(1).chunk(2)
+    torch.testing.assert_close(made.mean((0, 2, 3)), torch.zeros(6), atol=1e-4, rtol=0)
+    torch.testing.assert_close(real.square().mean(1), torch.full((3,), 0.5), atol=1e-3, rtol=0)
+    torch.testing.assert_close(imaginary.square().mean(1), torch.full((3,), 0.5), atol=1e-3, rtol=0)
+    torch.testing.assert_close((real * imaginary).mean(1), torch.zeros(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(norm.eval()(x), made, atol=1e-3, rtol=0)
+    torch.testing.assert_close(norm(x[:1, :, :1]), made[:1, :, :1], atol=1e-3, rtol=0)  # nothing of what it is given
+
+
+def test_masks_are_the_papers():
+    mask, heard = torch.randn(2, 1, 2, 5, 7)
+    m, y = (torch.complex(*side.unbind(1)) for side in (mask, heard))
+    made = {name: torch.complex(*mix(mask, heard).unbind(1)) for name, mix in MASKINGS.items()}
+    torch.testing.assert_close(made["C"], m * y)
+    torch.testing.assert_close(made["E"], torch.polar(y.abs() * m.abs().tanh(), y.angle() + m.angle()))
+    torch.testing.assert_close(made["R"], torch.complex(m.real * y.real, m.imag * y.imag))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"lookahead": 2}, {"masking": "E", "lookahead": 0}, {"masking": "R", "lookahead": 1}]
+)
+@pytest.mark.parametrize("size", [7, 16, 500])
+def test_streaming_equals_offline(settings, size):
+    model = lively(DccrnConfig(**{**SMALL, **settings}))
+    audio = np.random.default_rng(0).standard_normal(3200).astype(np.float32)
+    with twostage.Stream(model) as stream:
+        assert stream.latency == model.latency == 64 + 16 * model.config.lookahead
+        found = np.concatenate([*(stream.push(audio[i : i + size]) for i in range(0, 3200, size)), stream.flush()])
+    whole = model(torch.from_numpy(audio)[None, None])[0, 0].numpy()
+    assert np.abs(whole).max() > 0.01
+    np.testing.assert_allclose(found, whole, atol=1e-5, rtol=0)
+
+
+def test_a_sample_waits_for_its_latency_and_no_longer():
+    model, audio = lively(), torch.randn(1, 1, 1600)
+    other = audio.clone()
+    other[..., 800:] += 1
+    first = int((model(audio) != model(other))[0, 0].nonzero()[0])
+    assert 800 - model.latency <= first < 800 - 16 * model.config.lookahead
+
+
+def test_silence_stays_silent_and_loud_speech_finite():
+    model = lively()
+    assert model(torch.zeros(1, 1, 800)).abs().max() == 0
+    assert model(1000 * torch.randn(1, 1, 800)).isfinite().all()
+
+
+def test_restored_from_a_file_it_is_the_same(tmp_path):
+    model, audio = lively(), 0.1 * torch.randn(1, 1, 1600)
+    checkpoint.save(tmp_path / "model.safetensors", model, provenance={})
+    again = checkpoint.load(tmp_path / "model.safetensors")
+    assert torch.equal(again(audio), model(audio))
+    found = twostage.restore(again, audio[0, 0].numpy(), 16000, seconds=0.01, level="model")  # all at once all the same
+    assert found.shape == (1600,)
+    assert np.isfinite(found).all()
+
+
+def test_one_batch_overfits(speech):
+    torch.manual_seed(0)
+    model = Dccrn(DccrnConfig(n_fft=256, win_length=256, hop_length=128, channels=(8, 16), masking="C", lookahead=1))
+    clean = 3 * torch.from_numpy(speech(8192)).view(2, 1, 4096)
+    degraded = nn.functional.avg_pool1d(clean, 9, 1, 4)
+    optimizer, losses = torch.optim.Adam(model.parameters(), 3e-3), []
+    for _ in range(60):
+        _, terms = model.terms(degraded, clean)
+        (terms["spectrum"] + terms["magnitude"]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(terms["spectrum"].detach()))
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_gradients_reach_every_weight_under_autocast_too():
+    for enabled in (False, True):
+        model = Dccrn(TINY)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out, terms = model.terms(torch.randn(2, 1, 320), torch.randn(2, 1, 320))
+        assert out.dtype == torch.float32
+        terms["spectrum"].backward()
+        assert all(weight.grad is not None and weight.grad.abs().sum() > 1e-6 for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"channels": (3,)}, r"model.channels is \[3\], .* even"),
+        ({"lstm_units": 5}, "model.lstm_units 5: must be even"),
+        ({"lstm_layers": 0}, "model.lstm_layers is 0, must"),
+        ({"n_fft": 500}, "model.n_fft is 500, half of it must"),
+        ({"hop_length": 201}, "model.hop_length is 201, must"),
+        ({"win_length": 600}, "model.hop_length is 100, must"),
+        ({"masking": "X"}, "model.masking is 'X', must be one of R, C, E"),
+        ({"lookahead": 7}, "model.lookahead is 7, must be 0 to 6"),
+    ],
+)
+def test_settings_that_cannot_be_name_the_field(settings, what):
+    with pytest.raises(ConfigError, match=what):
+        DccrnConfig(**settings)

@@ -1,0 +1,160 @@
+"""Claims about EBEN: sizes of the paper, what its bands hear, how far it sees, and a stream that is the whole."""
+
+import numpy as np
+import pytest
+import torch
+
+import twostage
+from twostage import checkpoint
+from twostage.baselines.eben import Eben, EbenConfig
+from twostage.costs import gmac_per_second, parameters
+from twostage.errors import ConfigError
+from twostage.precision import convert
+
+SMALL = {"channels": 4, "strides": (2, 2), "bottleneck": 4}
+TINY, CAUSAL = EbenConfig(**SMALL), EbenConfig(**SMALL, causal=True)
+
+
+def lively(config=TINY):
+    """A folded model of random weights that passes its input on at every layer."""
+    torch.manual_seed(0)
+    model = Eben(config).fold().eval().requires_grad_(False)
+    for weight in model.parameters():
+        weight.copy_(torch.randn(weight.shape) * weight[0].numel() ** -0.5)
+    return model
+
+
+def test_sizes_are_the_papers():
+    model = Eben(EbenConfig()).fold()
+    assert parameters(model) == 1_941_984
+    assert parameters(model) == pytest.approx(1.9e6, rel=0.03)  # the published figure
+    assert gmac_per_second(model) == pytest.approx(0.678, abs=0.001)
+    assert [down[-1].out_channels for down in model.unet.downs] == [64, 128, 256]
+    assert model.stride == 256
+
+
+def test_without_weights_the_low_band_comes_through_a_tanh_alone(speech):
+    model = Eben(TINY).eval()
+    torch.nn.init.zeros_(model.conv_post.weight)
+    audio = 0.01 * torch.from_numpy(speech(4000))[None, None]
+    bands = model.pqmf.analysis(torch.nn.functional.pad(audio, (0, 32)))
+    bands[:, 1:] = 0
+    torch.testing.assert_close(model(audio), model.pqmf.synthesis(bands)[..., 28:4028], atol=1e-5, rtol=0)
+
+
+def test_the_upper_bands_of_the_input_are_not_heard():
+    model, time = lively(), torch.arange(8000.0)[None, None] / 16000
+    fades = torch.hann_window(8000)[None, None]  # its ends would be heard
+    sound = [fades * torch.sin(2 * torch.pi * hertz * time) for hertz in (500.0, 5000.0, 600.0)]
+    plain, upper, lower = (model(0.1 * (sound[0] + more)) for more in (0, sound[1], sound[2]))
+    assert (upper - plain).abs().max() < 1e-3 * (lower - plain).abs().max()
+
+
+@pytest.mark.parametrize("config", [TINY, CAUSAL], ids=["centred", "causal"])
+def test_a_sample_reaches_its_context_to_within_a_stride_and_no_further(config):
+    model = lively(config)
+    sides = 2 * (13 + 1 + 2 * (13 + 1)) + 2 * 3 * 4 + 2
+    assert model.context == 28 + 4 * sides * (1 + config.causal) + 15
+    audio = torch.zeros(1, 1, 16 * 200)
+    before = after = 0
+    for place in range(1600, 1616):  # reach depends on where in a stride it lies
+        audio.zero_()[..., place] = 1.0  # silence gives silence: the layers have no biases
+        changed = model(audio)[0, 0].nonzero().flatten()
+        before, after = max(before, place - int(changed[0])), max(after, int(changed[-1]) - place)
+    assert model.context - 2 * model.stride < after <= model.context
+    assert model.latency - 2 * model.stride < before <= model.latency
+    assert model.latency == (28 + 15 if config.causal else model.context)
+
+
+@pytest.mark.parametrize("config", [TINY, CAUSAL], ids=["centred", "causal"])
+def test_a_window_with_its_context_is_as_the_whole(config):
+    model, audio = lively(config), torch.randn(1, 1, 16 * 200)
+    context = -(-model.context // 16) * 16
+    part = model(audio[..., 400 : 400 + 2 * context + 160])[..., context : context + 160]
+    torch.testing.assert_close(part, model(audio)[..., 400 + context : 560 + context], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("length", [1, 16, 1001])
+def test_as_many_samples_come_out_as_go_in(length):
+    assert Eben(TINY)(torch.randn(2, 1, length)).shape == (2, 1, length)
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-6, 1e4])
+def test_silence_and_noise_at_any_level_come_out_finite(level):
+    out = Eben(TINY)(level * torch.randn(1, 1, 800))
+    assert out.abs().max() < 10  # a few bands of at most one, as their filters add up
+    assert bool(out.any()) == (level > 0)
+
+
+@pytest.mark.parametrize("size", [1, 16, 100, 1003])
+def test_a_stream_of_the_causal_one_is_the_whole(size):
+    model = lively(CAUSAL)
+    audio = 0.1 * np.random.default_rng(0).standard_normal(1003).astype(np.float32)
+    with twostage.Stream(model) as stream:
+        assert stream.latency == 16 + 28
+        out = [stream.push(audio[start : start + size]) for start in range(0, len(audio), size)]
+        found = np.concatenate([*out, stream.flush()])
+    with torch.no_grad():
+        expected = model(torch.from_numpy(audio)[None, None])[0, 0].numpy()
+    assert np.abs(expected).max() > 0.01
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+
+
+def test_folding_and_a_file_keep_the_output(tmp_path):
+    torch.manual_seed(0)
+    model, audio = Eben(TINY).eval(), torch.randn(1, 1, 200)
+    before = model(audio)
+    checkpoint.save(tmp_path / "model.safetensors", model, provenance={})
+    torch.testing.assert_close(checkpoint.load(tmp_path / "model.safetensors")(audio), before, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.fold()(audio), before, atol=1e-5, rtol=0)
+    assert not any("parametrizations" in key for key in model.state_dict())
+
+
+def test_one_batch_overfits(speech):
+    torch.manual_seed(0)
+    model = Eben(EbenConfig(channels=8, strides=(2, 2), bottleneck=8))
+    clean = 3 * torch.from_numpy(speech(4096)).view(2, 1, 2048)
+    degraded = torch.nn.functional.avg_pool1d(clean, 17, 1, 8)
+    optimizer, losses = torch.optim.Adam(model.parameters(), 5e-3), []
+    for _ in range(150):
+        loss = (model(degraded) - clean).abs().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.3 * losses[0]
+    assert losses[-1] < 0.5 * float((degraded - clean).abs().mean())
+
+
+def test_convolutions_in_bfloat16_come_near():
+    model, audio = lively().float(), 0.1 * torch.randn(1, 1, 200)
+    exact = model(audio)
+    near = convert(model, "bf16")(audio)
+    assert near.dtype == torch.float32
+    assert 0 < (near - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_gradients_reach_every_weight_under_autocast_too():
+    for enabled in (False, True):
+        model = Eben(TINY)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = model(torch.randn(1, 1, 200))
+        assert out.dtype == torch.float32
+        out.square().mean().backward()
+        assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"bands": 1}, "model.bands is 1, must be at least 2"),
+        ({"heard": 5}, "model.heard is 5, must be from 1 to model.bands, 4"),
+        ({"taps": 30}, "model.taps is 30, must be a multiple of 8"),
+        ({"channels": 0}, "model.channels is 0, must"),
+        ({"bottleneck": 0}, "model.bottleneck is 0, must"),
+        ({"strides": (3,)}, r"model.strides is \[3\], must be one or more, each even"),
+    ],
+)
+def test_settings_that_cannot_be_name_the_field(settings, what):
+    with pytest.raises(ConfigError, match=what):
+        EbenConfig(**settings)

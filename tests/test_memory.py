@@ -1,0 +1,33 @@
+"""Claims about the heap: pages are cleared once, not for every tensor."""
+
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from twostage.memory import keep_freed
+kept = keep_freed() if sys.argv[1] == "keep" else None
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+begun = faults()
+for _ in range(20):
+    np.full(2**23, 1.0)  # 64 MB, beyond what the heap learns to keep by itself
+print(kept, faults() - begun)
+"""
+
+
+def run(how: str) -> tuple[str, int]:
+    done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
+    kept, faults = done.stdout.split()
+    return kept, int(faults)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc alone")
+def test_freed_memory_is_used_again() -> None:
+    (_, before), (kept, after) = run("leave"), run("keep")
+    if kept == "False":
+        pytest.skip("this C library has no mallopt")
+    assert after < before / 5

@@ -1,0 +1,157 @@
+"""Claims about SEANet: sizes of the paper, how far it sees, a stream that is the whole, and that all of it learns."""
+
+import numpy as np
+import pytest
+import torch
+
+import twostage
+from twostage import checkpoint
+from twostage.baselines.seanet import Seanet, SeanetConfig
+from twostage.costs import gmac_per_second, parameters
+from twostage.errors import ConfigError
+from twostage.precision import convert
+
+SMALL = {"channels": 4, "strides": (2, 4), "bottleneck": 4}
+TINY, CAUSAL = SeanetConfig(**SMALL), SeanetConfig(**SMALL, causal=True)
+
+
+def lively(config=TINY):
+    """A folded model of random weights that passes its input on at every layer, in double precision."""
+    torch.manual_seed(0)
+    model = Seanet(config).fold().double().eval().requires_grad_(False)
+    for weight in model.parameters():
+        weight.copy_(torch.randn(weight.shape) * (weight[0].numel() if weight.ndim > 1 else 100) ** -0.5)
+    return model
+
+
+def test_sizes_are_those_of_the_reimplementation():
+    model = Seanet(SeanetConfig()).fold()
+    assert parameters(model) == 8_339_585
+    assert parameters(model) == pytest.approx(8.3e6, rel=0.01)  # in the tables of the EBEN paper
+    assert parameters(Seanet(SeanetConfig(channels=8)).fold()) == pytest.approx(0.7e6, rel=0.02)  # streaming, as there
+    assert gmac_per_second(model) == pytest.approx(4.783, abs=0.001)
+    assert [down[-1].out_channels for down in model.unet.downs] == [64, 128, 256, 512]
+    assert model.stride == 256
+
+
+def test_a_second_microphone_costs_one_more_channel_of_the_first_convolution():
+    both = Seanet(SeanetConfig(inputs=2)).fold()
+    assert parameters(both) - 8_339_585 == 7 * 32
+    pair = torch.randn(1, 2, 300, dtype=torch.float64)
+    model = lively(SeanetConfig(**SMALL, inputs=2))
+    out = model(pair)
+    assert out.shape == (1, 1, 300)
+    for heard in range(2):
+        other = pair.clone()
+        other[:, heard] = 0
+        assert (model(other) - out).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("config", [TINY, CAUSAL], ids=["centred", "causal"])
+def test_a_sample_reaches_its_context_to_within_a_stride_and_no_further(config):
+    model = lively(config)
+    half = 2 * (13 + 1 + 2 * (13 + 2)) + 2 * 3 * 8 + 2 * 3
+    assert model.context == half * (1 + config.causal) + 7
+    audio = torch.randn(1, 1, 8 * 160, dtype=torch.float64)
+    before = after = 0
+    for place in range(640, 648):  # reach depends on where in a stride it lies
+        other = audio.clone()
+        other[..., place] += 1
+        changed = (model(audio) != model(other))[0, 0].nonzero().flatten()
+        before, after = max(before, place - int(changed[0])), max(after, int(changed[-1]) - place)
+    assert model.context - model.stride < after <= model.context
+    assert model.latency - model.stride < before <= model.latency
+    assert model.latency == (7 if config.causal else model.context)
+
+
+@pytest.mark.parametrize("config", [TINY, CAUSAL], ids=["centred", "causal"])
+def test_a_window_with_its_context_is_as_the_whole(config):
+    model, audio = lively(config), torch.randn(1, 1, 8 * 200, dtype=torch.float64)
+    context = -(-model.context // 8) * 8
+    part = model(audio[..., 400 : 400 + 2 * context + 160])[..., context : context + 160]
+    torch.testing.assert_close(part, model(audio)[..., 400 + context : 560 + context], atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("length", [1, 8, 1001])
+def test_as_many_samples_come_out_as_go_in(length):
+    out = Seanet(TINY)(torch.randn(2, 1, length))
+    assert out.shape == (2, 1, length)
+    assert out.abs().max() <= 1
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-6, 1e4])
+def test_silence_and_noise_at_any_level_come_out_finite(level):
+    assert Seanet(TINY)(level * torch.randn(1, 1, 800)).isfinite().all()
+
+
+@pytest.mark.parametrize("size", [1, 8, 100, 1003])
+def test_a_stream_of_the_causal_one_is_the_whole(size):
+    model = lively(CAUSAL).float()
+    audio = 0.1 * np.random.default_rng(0).standard_normal(1003).astype(np.float32)
+    with twostage.Stream(model) as stream:
+        assert stream.latency == 8
+        out = [stream.push(audio[start : start + size]) for start in range(0, len(audio), size)]
+        found = np.concatenate([*out, stream.flush()])
+    with torch.no_grad():
+        expected = model(torch.from_numpy(audio)[None, None])[0, 0].numpy()
+    assert np.abs(expected).max() > 0.01
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+
+
+def test_folding_and_a_file_keep_the_output(tmp_path):
+    torch.manual_seed(0)
+    model, audio = Seanet(TINY).eval(), torch.randn(1, 1, 200)
+    before = model(audio)
+    checkpoint.save(tmp_path / "model.safetensors", model, provenance={})
+    torch.testing.assert_close(checkpoint.load(tmp_path / "model.safetensors")(audio), before, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.fold()(audio), before, atol=1e-5, rtol=0)
+    assert not any("parametrizations" in key for key in model.state_dict())
+
+
+def test_one_batch_overfits(speech):
+    torch.manual_seed(0)
+    model = Seanet(SeanetConfig(channels=8, strides=(2, 4), bottleneck=8))
+    clean = 3 * torch.from_numpy(speech(2048)).view(2, 1, 1024)
+    degraded = torch.nn.functional.avg_pool1d(clean, 9, 1, 4)
+    optimizer, losses = torch.optim.Adam(model.parameters(), 3e-3), []
+    for _ in range(150):
+        loss = (model(degraded) - clean).abs().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.1 * losses[0]
+    assert losses[-1] < 0.7 * float((degraded - clean).abs().mean())
+
+
+def test_convolutions_in_bfloat16_come_near():
+    model, audio = lively().float(), 0.1 * torch.randn(1, 1, 200)
+    exact = model(audio)
+    near = convert(model, "bf16")(audio)
+    assert near.dtype == torch.float32
+    assert 0 < (near - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_gradients_reach_every_weight_under_autocast_too():
+    for enabled in (False, True):
+        model = Seanet(TINY)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = model(torch.randn(1, 1, 200))
+        assert out.dtype == torch.float32
+        out.square().mean().backward()
+        assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"inputs": 0}, "model.inputs is 0, must"),
+        ({"channels": 0}, "model.channels is 0, must"),
+        ({"bottleneck": 0}, "model.bottleneck is 0, must"),
+        ({"strides": ()}, r"model.strides is \[\], must be one or more"),
+        ({"strides": (2, 3)}, r"model.strides is \[2, 3\], must be one or more, each even"),
+    ],
+)
+def test_settings_that_cannot_be_name_the_field(settings, what):
+    with pytest.raises(ConfigError, match=what):
+        SeanetConfig(**settings)

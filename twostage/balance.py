@@ -1,0 +1,37 @@
+"""Losses that pull alike: each is divided by the length of its gradient at the last layer, averaged over steps.
+
+Source: Defossez et al., "High Fidelity Neural Audio Compression" (EnCodec), 2022, section 3.4, as the authors of EBEN
+have it: gradients at the last layer's weights, a momentum of 0.9, an average that begins at the first length.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+MOMENTUM = 0.9
+LEAST, MOST = 1e-4, 1e4  # of a length, and of a factor
+
+
+class Balance:
+    """Keeps the averaged ``lengths`` by name of loss, which go into the state of a training."""
+
+    def __init__(self) -> None:
+        self.lengths: dict[str, Tensor] = {}
+
+    def factors(self, losses: Mapping[str, Tensor], last_layer: Tensor) -> dict[str, Tensor]:
+        """What to multiply each of ``losses`` with, in (0, MOST], without gradient; one step of the averages."""
+        gradients = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in losses.values()]
+        lengths = mean_of_processes(torch.stack([gradient.norm() for gradient in gradients]).detach())
+        for name, length in zip(losses, lengths.unbind(), strict=True):
+            before = self.lengths.get(name, length).to(length.device)
+            self.lengths[name] = MOMENTUM * before + (1 - MOMENTUM) * length
+        return {name: (1 / (self.lengths[name] + LEAST)).clamp(max=MOST) for name in losses}
+
+
+def mean_of_processes(value: Tensor) -> Tensor:
+    """The mean over the processes of a distributed training; ``value`` itself where there is one."""
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(value, torch.distributed.ReduceOp.SUM)
+        value = value / torch.distributed.get_world_size()
+    return value

@@ -1,0 +1,47 @@
+"""EBEN's judges of bands: each hears the upper bands of audio side by side, at steps of its own.
+
+Source: Hauret et al., "EBEN", ICASSP 2023, section 2.2; sizes, slope and dilations are those of the authors' code. What
+differs: every convolution keeps the length, or halves it, whatever its dilation; and a number of bands that 30, the
+channels of the first layer, does not divide by has a few channels less.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twostage.nn.layers import feature_maps, weight_norm
+from twostage.nn.pqmf import Pqmf
+
+SLOPE = 0.2
+DILATIONS = (1, 2, 3)
+TAPS = 8  # of the bands' filters, for each band
+
+
+class BandDiscriminator(nn.Module):
+    """Dilated convolutions, a group of channels to each band, which the last alone mixes: (B, bands, L) -> maps."""
+
+    def __init__(self, bands: int, dilation: int, width: float = 1.0) -> None:
+        super().__init__()
+        sizes = [bands] + [bands * max(1, int(width * c / bands)) for c in (30, 60, 120, 240, 480, 960, 960)]
+        kernels, strides = (3, 7, 7, 7, 7, 7, 5), (1, 2, 2, 2, 2, 2, 1)
+        self.convs = nn.ModuleList(
+            weight_norm(nn.Conv1d(i, o, k, s, dilation * (k // 2), dilation, groups=bands))
+            for i, o, k, s in zip(sizes, sizes[1:], kernels, strides, strict=False)
+        )
+        self.conv_post = weight_norm(nn.Conv1d(sizes[-1], 1, 3, padding=1))
+
+    def forward(self, bands: Tensor) -> list[Tensor]:
+        return feature_maps(bands, self.convs, self.conv_post, SLOPE)
+
+
+class MultiBand(nn.Module):
+    """One judge a dilation, all of the upper ``bands`` out of ``of_bands``: (B, 1, T) -> list of maps each."""
+
+    def __init__(self, bands: int, of_bands: int, width: float = 1.0) -> None:
+        super().__init__()
+        self.count, self.pqmf = bands, Pqmf(of_bands, TAPS * of_bands)
+        self.discriminators = nn.ModuleList(BandDiscriminator(bands, dilation, width) for dilation in DILATIONS)
+
+    def forward(self, audio: Tensor) -> list[list[Tensor]]:
+        whole = F.pad(audio, (0, -audio.shape[-1] % self.pqmf.bands))  # or the last samples would not be judged
+        upper = self.pqmf.analysis(whole)[:, -self.count :]
+        return [judge(upper) for judge in self.discriminators]

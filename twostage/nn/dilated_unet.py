@@ -1,0 +1,86 @@
+"""A U-Net along time: dilated residual units, strided convolutions between them, skips that are added.
+
+Sources: Tagliasacchi, Li, Misiunas and Roblek, "SEANet", Interspeech 2020, section 2, and Hauret et al., "EBEN", ICASSP
+2023, which takes it over. Where its activations stand is as in the latter's code.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import prod
+
+from torch import Tensor, nn
+
+from twostage.nn.layers import Conv1d, ConvTranspose1d, reach, weight_norm
+
+DILATIONS = (1, 3, 9)
+BOTTOM = 7  # kernel size of the convolutions at the bottom
+
+
+class DilatedUnet(nn.Module):
+    """(B, channels, L) -> (B, channels, L), L a multiple of ``stride``. Every level has twice the channels of the last.
+
+    ``unit`` makes a residual unit of kernel size 3 from its channels and dilation; ``strides``, all even, are those of
+    the levels, ``bottleneck`` the channels in the middle of the bottom.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        strides: Sequence[int],
+        bottleneck: int,
+        *,
+        unit: Callable[[int, int], nn.Module],
+        activation: nn.Module,
+        bias: bool = True,
+        causal: bool = False,
+    ) -> None:
+        super().__init__()
+        self.strides, self.activation = tuple(strides), activation
+        widths = [channels * 2**level for level in range(len(strides) + 1)]
+        levels = list(zip(pairwise(widths), strides, strict=True))
+        how = {"bias": bias, "causal": causal}
+        self.downs = nn.ModuleList(
+            nn.Sequential(
+                *(unit(narrow, dilation) for dilation in DILATIONS),
+                weight_norm(Conv1d(narrow, wide, 2 * stride, stride=stride, **how)),
+            )
+            for (narrow, wide), stride in levels
+        )
+        self.bottom = nn.Sequential(
+            activation,
+            weight_norm(Conv1d(widths[-1], bottleneck, BOTTOM, **how)),
+            activation,
+            weight_norm(Conv1d(bottleneck, widths[-1], BOTTOM, **how)),
+            activation,
+        )
+        self.ups = nn.ModuleList(
+            nn.Sequential(
+                weight_norm(ConvTranspose1d(wide, narrow, 2 * stride, stride, **how)),
+                activation,
+                *(unit(narrow, dilation) for dilation in DILATIONS),
+            )
+            for (narrow, wide), stride in reversed(levels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = []
+        for down in self.downs:
+            x = down(self.activation(x))
+            skips.append(x)
+        x = self.bottom(x)
+        for up in self.ups:
+            x = up(x + skips.pop())
+        return x
+
+    @property
+    def stride(self) -> int:
+        return prod(self.strides)
+
+    @property
+    def reach(self) -> int:
+        """Steps that an output step depends on beyond its stride, on each side, at most; causal, twice, all before."""
+        reached, step = 0, 1
+        for stride in self.strides:
+            reached += 2 * (reach((3, dilation) for dilation in DILATIONS) + stride // 2) * step
+            step *= stride
+        return reached + 2 * reach([(BOTTOM, 1)]) * step
