@@ -87,6 +87,7 @@ class Voice:
         self._out, self._files, self._skipped = out, files, skipped
         self._seconds, self._where, self._warned = 0.0, "", 0
         self._started = self._said = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the workers were ready, and how much was done
         self.counts: Counter[str] = Counter()
 
     def begin(self, where: str) -> None:
@@ -103,6 +104,8 @@ class Voice:
             self._warned += bool(result.warnings)
             if result.warnings and self._warned <= SHOWN:
                 print(f"twostage: warning: {result.path}: {result.warnings}", file=sys.stderr, flush=True)
+        if results and not self._first:
+            self._first = time.monotonic(), self.counts.total()
         if time.monotonic() - self._said > PACE:
             self._said = time.monotonic()
             self._line(self._state())
@@ -120,8 +123,13 @@ class Voice:
         words += [f"{self._skipped} done before"] if self._skipped else []
         words += [f"{self.counts['failed']} failed"] if self.counts["failed"] else []
         pace = f"; {self._seconds:.1f} s of sound in {elapsed:.1f} s{self._where}" if self._seconds else ""
-        left = f", {elapsed / done * (self._files - done):.0f} s left" if 0 < done < self._files else ""
-        return f"{', '.join(words)} of {self._files + self._skipped}{pace}{left}"
+        return f"{', '.join(words)} of {self._files + self._skipped}{pace}{self._left(done)}"
+
+    def _left(self, done: int) -> str:
+        since, before = self._first or (0.0, done)
+        if not before < done < self._files:
+            return ""
+        return f", {(time.monotonic() - since) / (done - before) * (self._files - done):.0f} s left"
 
     def _line(self, text: str) -> None:
         print(text, file=self._out, flush=True)
