@@ -36,8 +36,11 @@ SYSTEMS: dict[str, tuple[float, list[str]]] = {
     ),
     "bilstm": (4.34, ["model.units=32", "model.layers=1", "model.n_fft=128", "model.hop_length=32"]),
     "dccrn": (3.67, ["model.channels=[8,16]", "model.lstm_units=16", "model.lookahead=2"]),
-    "bsrnn": (1.0, ["model.n_fft=128", "model.hop_length=32", "model.bands=[5,10,50]", "model.features=8", "model.layers=1"]),
-    "dpcrn": (0.8, ["model.channels=[8,16]", "model.strides=[2,2]", "model.blocks=1", "model.units=16"]),
+    "bsrnn": (
+        0.957,
+        ["model.n_fft=128", "model.hop_length=32", "model.bands=[5,10,50]", "model.features=8", "model.layers=1"],
+    ),
+    "dpcrn": (0.805, ["model.channels=[8,16]", "model.strides=[2,2]", "model.blocks=1", "model.units=16"]),
     "seanet": (8.34, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *JUDGES]),
     "seanet-fusion": (8.34, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *JUDGES]),
     "eben": (1.94, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *JUDGES]),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from twostage import audio
-from twostage.data.manifest import Entry, pair, read_manifest, scan, split_by_speaker, write_manifest
+from twostage.data.manifest import Entry, pair, read_manifest, read_paths, scan, split_by_speaker, write_manifest
 from twostage.errors import DataError, OutputError, TwoStageError
 
 Make = Callable[..., None]
@@ -184,3 +184,25 @@ def test_impossible_splits(fraction: float, speakers: int, message: str) -> None
 def test_a_split_of_two_speakers_leaves_one_on_each_side() -> None:
     train, held = split_by_speaker([Entry("x", None, "a", 1.0), Entry("y", None, "b", 9.0)], 0.5)
     assert len(train) == len(held) == 1
+
+
+def test_paths_of_a_manifest_need_nothing_else() -> None:
+    table = "bone,air,speaker\nb/1.wav,a/1.wav,x\n,a/2.wav,x\n"
+    assert read_paths(table, "m.CSV") == ["b/1.wav", "a/2.wav"]
+    lines = '{"path": "s3://b/1.wav"}\n\n{"clean": "c.wav", "degraded": "d.wav", "speaker": "x", "seconds": 1.0}\n'
+    assert read_paths(lines, "m.jsonl") == ["s3://b/1.wav", "d.wav"]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        ("path\n", "m.csv", "m.csv: no entries"),
+        ("name\nx.wav\n", "m.csv", "m.csv:2: needs a column path"),
+        ('{"path": 3}', "m.jsonl", "m.jsonl:1: path is 3, must be text"),
+        ('\n["x.wav"]', "m.jsonl", "m.jsonl:2: not a JSON object"),
+        ("x.wav", "m.jsonl", "m.jsonl:1: not JSON"),
+    ],
+)
+def test_paths_that_are_not_there_are_said_so(text: str, name: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_paths(text, name)

@@ -31,8 +31,8 @@ def commands(text: str) -> Iterator[list[str]]:
 
 
 def told() -> Iterator[list[str]]:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", readme, re.MULTILINE | re.DOTALL):
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/CLUSTER.md"))
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         yield from () if language else commands(block)
     for module in cli.COMMANDS.values():
         yield from commands(module.EXAMPLE)

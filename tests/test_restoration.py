@@ -68,6 +68,22 @@ def test_windows_equal_the_whole(tiny: TwoStage, speech: Speech, frames: int, se
     assert np.abs(whole - windowed).max() < 1e-5
 
 
+def test_a_batch_of_windows_is_what_they_are_one_by_one(tiny: TwoStage, speech: Speech) -> None:
+    stereo = np.stack([speech(40000), speech(40000, seed=1)])
+    sizes = []
+    hook = tiny.restorer.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    single, batched = (
+        np.concatenate([out for _, out in enhance(tiny, [stereo], 0.2, [0, 1], batch)], axis=1) for batch in (1, 3)
+    )
+    hook.remove()
+    assert sizes[0] == 1
+    assert max(sizes) == 3
+    assert sum(sizes[: sizes.index(2)]) == sum(sizes[sizes.index(2) :])  # as many windows as before
+    assert single.shape == stereo.shape
+    assert np.abs(single).max() > 1e-3
+    assert np.abs(single - batched).max() < 1e-5
+
+
 def test_the_context_is_needed(tiny: TwoStage, speech: Speech) -> None:
     """The claim above is not an empty one: half the context, and the tiny model's windows differ."""
     given = speech(40000)

@@ -17,6 +17,7 @@ from twostage.commands import (
     import_hifigan,
     manifest,
     restore,
+    restore_corpus,
     simulate,
     stream,
     train_enhancer,
@@ -28,6 +29,7 @@ from twostage.memory import keep_freed
 
 COMMANDS: dict[str, ModuleType] = {
     "restore": restore,
+    "restore-corpus": restore_corpus,
     "stream": stream,
     "train-enhancer": train_enhancer,
     "train-restorer": train_restorer,

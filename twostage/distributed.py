@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -24,6 +25,14 @@ class Team:
             return module
         # buffers stay as they are: they move alike in all processes, and a copy within a step would break its backward
         return DistributedDataParallel(module, broadcast_buffers=False)
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every process calls this with, by rank."""
+        if self.world == 1:
+            return [value]
+        values = [None] * self.world
+        distributed.all_gather_object(values, value)
+        return values
 
 
 @contextmanager

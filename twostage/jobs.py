@@ -34,7 +34,7 @@ def plan(inputs: Sequence[str], out: str, *, suffix: str | None = None, plot: bo
             jobs.append(Job(Path(name), Path(out), error=str(error)))
             continue
         kept = [(file, below) for file, below in found if not _written_before(file, name, out)]
-        jobs += [Job(file, Path(out) / _renamed(below, suffix)) for file, below in kept]
+        jobs += [Job(file, Path(out) / renamed(below, suffix)) for file, below in kept]
     return _with_plots(_distinct(jobs), plot)
 
 
@@ -65,7 +65,8 @@ def _written_before(file: Path, name: str, out: str) -> bool:
     return folder != place and folder in place.parents and place in file.resolve().parents
 
 
-def _renamed(path: Path, suffix: str | None) -> Path:
+def renamed(path: Path, suffix: str | None = None) -> Path:
+    """The name of a restored file: with ``suffix``, else its own where that can be written, else WAV."""
     own = path.suffix.lower().lstrip(".")
     if suffix is None and own in FORMATS:
         return path

@@ -6,6 +6,7 @@ A causal model carries its state from piece to piece; any other sees windows, wi
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from itertools import groupby, islice
 from math import ceil, isfinite
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from twostage.audio import Audio
 from twostage.nn.streaming import forget, streaming
-from twostage.windows import Enhancer, device_of, forward, inputs_of, windows
+from twostage.windows import Enhancer, Window, device_of, forward_rows, inputs_of, windows
 
 PIECE = 10.0  # seconds that a causal model takes at once, however much is pushed: bounds the memory
 LONGEST = 1e9  # seconds of a window that is to hold all of a signal
@@ -71,29 +72,44 @@ def _twin(model: nn.Module) -> nn.Module:
 
 
 def enhance(
-    model: Enhancer, blocks: Iterable[Audio], seconds: float, channels: Iterable[int]
+    model: Enhancer, blocks: Iterable[Audio], seconds: float, channels: Iterable[int], batch: int = 1
 ) -> Iterator[tuple[Audio, Audio]]:
     """Yield (input, enhanced) blocks (C, T) of a stream at the model's rate, each of ``channels`` by itself.
 
     Of a model with several inputs, each so many channels of the stream make one, whose input is the first of them.
     Pieces and windows are of ``seconds``, or all of it, if that or the context of a model that looks ahead is infinite;
-    other channels come out as zeros.
+    other channels come out as zeros. ``batch`` windows go through the model at once, which may change the last bits.
     """
-    run = _in_pieces if getattr(model, "causal", False) else _in_windows
-    yield from run(model, blocks, min(seconds, LONGEST), list(channels))
+    seconds, chosen = min(seconds, LONGEST), list(channels)
+    if getattr(model, "causal", False):
+        yield from _in_pieces(model, blocks, seconds, chosen)
+    else:
+        yield from _in_windows(model, blocks, seconds, chosen, batch)
 
 
 def _in_windows(
-    model: Enhancer, blocks: Iterable[Audio], seconds: float, channels: list[int]
+    model: Enhancer, blocks: Iterable[Audio], seconds: float, channels: list[int], batch: int
 ) -> Iterator[tuple[Audio, Audio]]:
     seconds, reach = (seconds, model.context) if isfinite(model.context) else (LONGEST, 0)
     context = ceil(reach / model.stride) * model.stride
-    for window in windows(blocks, _whole_strides(model, seconds), context):
-        given = _grouped(window.audio, model)
-        enhanced = np.zeros((len(given), window.keep), np.float32)
-        for channel in channels:
-            enhanced[channel] = forward(model, given[channel], window.skip, window.keep)
-        yield given[:, 0, window.skip : window.skip + window.keep], enhanced
+    for group in _alike(windows(blocks, _whole_strides(model, seconds), context), batch):
+        skip, keep = group[0].skip, group[0].keep
+        given = [_grouped(window.audio, model) for window in group]
+        rows = [audio[channel] for audio in given for channel in channels]
+        made = [forward_rows(model, np.stack(rows[i : i + batch]), skip, keep) for i in range(0, len(rows), batch)]
+        restored = iter(np.concatenate(made) if made else ())
+        for audio in given:
+            enhanced = np.zeros((len(audio), keep), np.float32)
+            for channel in channels:
+                enhanced[channel] = next(restored)
+            yield audio[:, 0, skip : skip + keep], enhanced
+
+
+def _alike(stream: Iterable[Window], most: int) -> Iterator[list[Window]]:
+    """Windows that follow each other, of one length and place, in groups of at most ``most``."""
+    for _, run in groupby(stream, lambda window: (window.audio.shape, window.skip, window.keep)):
+        while group := list(islice(run, most)):
+            yield group
 
 
 def _in_pieces(

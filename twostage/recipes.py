@@ -172,6 +172,7 @@ def _train(settings: RunConfig, plan: Plan, state: dict[str, Any] | None) -> Non
             _keep(settings, plan.model)
             return
         training = _training(settings, plan, mates, state)
+        _check_same(mates, settings, training.step, len(entries))
         for module in (plan.mel, plan.task, plan.listener):
             if module is not None:
                 module.to(mates.device)
@@ -199,6 +200,18 @@ def _train(settings: RunConfig, plan: Plan, state: dict[str, Any] | None) -> Non
                     settings, log, placed, estimate=plan.estimate, mel=plan.mel, interruption=interruption
                 )
                 fit(training, plan.task, feed, plan.weights, report=monitor, **how)
+
+
+def _check_same(mates: Team, settings: RunConfig, step: int, files: int) -> None:
+    """Raise ConfigError if a process has other settings, another step or other data: they would not learn one model."""
+    for rank, (theirs, their_step, their_files) in enumerate(mates.gather((settings, step, files))):
+        if changed := difference(settings, theirs):
+            raise ConfigError(
+                f"process {mates.rank} differs from process {rank}: {changed.replace(', was', ', there')}"
+            )
+        if (step, files) != (their_step, their_files):
+            ours, other = (f"step {s} and {f} files" for s, f in ((step, files), (their_step, their_files)))
+            raise ConfigError(f"process {mates.rank} differs from process {rank}: it is at {ours}, there {other}")
 
 
 def _keep(settings: RunConfig, model: nn.Module) -> None:

@@ -50,7 +50,7 @@ Progress = Callable[[float], None]
 class Options:
     """How to restore: ``seconds`` of a window, ``level`` "input" or "model", ``keep_low_band`` in Hz (0: nothing).
 
-    ``sample_rate`` of the output file: "model" or "input".
+    ``sample_rate`` of the output file: "model" or "input". ``batch`` windows go through the model at once.
     """
 
     seconds: float = 10.0
@@ -58,8 +58,11 @@ class Options:
     keep_low_band: float = 0.0
     sample_rate: str = "model"
     overwrite: bool = False
+    batch: int = 1
 
     def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ConfigError(f"batch is {self.batch}, must be at least 1")
         if not self.seconds > 0:
             raise ConfigError(f"seconds is {self.seconds}, must be positive")
         if self.level not in ("input", "model"):
@@ -225,7 +228,7 @@ def restore_file(
     )
 
 
-def reason(error: Exception, source: str | Path) -> str:
+def explain(error: Exception, source: str | Path) -> str:
     """One of FAILURES as the line that tells why ``source`` is not restored."""
     if isinstance(error, TwoStageError):
         return str(error)
@@ -284,7 +287,7 @@ def _render(
     given = resampled(source.blocks(), source.sample_rate, model.sample_rate, source.channels)
     normal = (block * gains.astype(np.float32) for block in given)
     spoken = survey.spoken(inputs_of(model))
-    pairs = enhance(model, normal, options.seconds, np.flatnonzero(~spoken.silent))
+    pairs = enhance(model, normal, options.seconds, np.flatnonzero(~spoken.silent), options.batch)
     restored = keep_low_band(_counted(pairs, model.sample_rate, progress), options.keep_low_band, model.sample_rate)
     outputs = len(spoken.levels)
     meter = LevelMeter(outputs, rate)

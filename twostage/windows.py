@@ -84,13 +84,18 @@ def windows(blocks: Iterable[Audio], keep: int, context: int) -> Iterator[Window
 
 def forward(model: Enhancer, audio: Audio, skip: int, keep: int) -> Audio:
     """Samples (keep,) of what the model makes of (inputs, T), from ``skip`` on; T may end within a hop."""
-    padded = match_length(audio, ceil(audio.shape[1] / model.hop_length) * model.hop_length)
+    return forward_rows(model, audio[None], skip, keep)[0]
+
+
+def forward_rows(model: Enhancer, audio: Audio, skip: int, keep: int) -> Audio:
+    """As ``forward``, of several at once: (B, inputs, T) -> (B, keep)."""
+    padded = match_length(audio, ceil(audio.shape[-1] / model.hop_length) * model.hop_length)
     with torch.inference_mode():
-        given = torch.from_numpy(padded.copy()).to(device_of(model))[None]
+        given = torch.from_numpy(padded.copy()).to(device_of(model))
         # a model of stages can save the later ones the context that only the earlier ones need
         cut = getattr(model, "window", None)
         out = cut(given, skip, keep) if cut else model(given)[..., skip : skip + keep]
-        return out[0, 0].float().cpu().numpy()
+        return out[:, 0].float().cpu().numpy()
 
 
 def inputs_of(model: object) -> int:

@@ -16,7 +16,7 @@ from twostage.app.views import view
 from twostage.app.work import Models, Outcome, restore_all, sample, sentence, simulate_one
 from twostage.audio import info
 from twostage.errors import ConfigError
-from twostage.restoration import FAILURES, Options, reason
+from twostage.restoration import FAILURES, Options, explain
 
 
 class Progress(Protocol):
@@ -62,7 +62,7 @@ class Service:
                 outcome = self._restored(sources, folder, wishes, progress)
                 return told(outcome, wishes), self._player(outcome.views, outcome.archive)
         except FAILURES as error:
-            return complaints([reason(error, "this request")]), None
+            return complaints([explain(error, "this request")]), None
 
     def simulate(self, file: str | None, sensor: str, seed: int, wishes: Wishes, progress: Progress) -> tuple[str, Any]:
         """Clean speech, what a sensor would hear of it, and what is restored from that."""
@@ -82,7 +82,7 @@ class Service:
                 seen |= {name: restored[name] for name in ("gained", "file")}
                 return told(outcome, wishes), self._player([seen])
         except FAILURES as error:
-            return complaints([sentence(error, source) if file else reason(error, source)]), None
+            return complaints([sentence(error, source) if file else explain(error, source)]), None
 
     def show(self, name: str | None) -> tuple[str, str, Any, Any]:
         """A folder of results: a complaint, the table's Markdown, pictures, sounds."""
@@ -100,7 +100,7 @@ class Service:
                 ]
                 return "", self.results.table(name), self.publish(pictures), self._player(views)
         except FAILURES as error:
-            return complaints([reason(error, name).replace(str(self.results.root), "")]), "", None, None
+            return complaints([explain(error, name).replace(str(self.results.root), "")]), "", None, None
 
     def sample(self, name: str) -> str | None:
         """A copy of a sample of the project's own below ``home``; None if it is not installed."""

@@ -14,7 +14,7 @@ from twostage.data.presets import PRESETS
 from twostage.data.simulation import simulate_recording
 from twostage.errors import AudioError, ConfigError
 from twostage.jobs import plan
-from twostage.restoration import FAILURES, Options, Progress, Report, reason, restore_file
+from twostage.restoration import FAILURES, Options, Progress, Report, explain, restore_file
 
 SAMPLES = (Path(__file__).parent.parent / "samples", Path(__file__).parent.parent.parent / "samples")
 Fraction = Callable[[float], None]
@@ -111,7 +111,7 @@ def sample(name: str) -> Path | None:
 
 def sentence(error: Exception, source: Path, *others: Path) -> str:
     """One of FAILURES as a visitor may read it: it names ``source``, and no folder of this machine."""
-    text = reason(error, source)
+    text = explain(error, source)
     for path in (source, *others):
         text = text.replace(str(path), path.name)
     return text if source.name in text else f"{source.name}: {text}"

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _do(model: Any, job: "Job", options: "Options", progress: "Progress", skip: bool) -> "Report":
     from twostage.files import check_writable
-    from twostage.restoration import FAILURES, Report, reason, restore_file
+    from twostage.restoration import FAILURES, Report, explain, restore_file
 
     report = Report(str(job.source), str(job.target), status="failed", error=job.error)
     if job.error:
@@ -96,7 +96,7 @@ def _do(model: Any, job: "Job", options: "Options", progress: "Progress", skip: 
             _plot(job, model.sample_rate / 2, options.overwrite)
             report.plot = str(job.plot)
     except FAILURES as error:
-        report.error = reason(error, job.source)
+        report.error = explain(error, job.source)
     report.status = "failed" if report.error else report.status
     return report
 

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -75,6 +75,27 @@ def write_manifest(path: str | os.PathLike[str], entries: Iterable[Entry], *, ov
     path = Path(path)
     with replacing(path, overwrite=overwrite) as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(_relative(entry, path.parent), ensure_ascii=False) + "\n" for entry in entries)
+
+
+def read_paths(text: str, name: str) -> list[str]:
+    """The path that stands for each entry of a manifest's ``text``, as it is written there; see ``Entry.name``.
+
+    ``name`` is the manifest's: a CSV, or else JSONL, which may hold a CSV's fields as well. No file is looked at, and
+    neither speaker nor length need be there. Raises DataError.
+    """
+    rows: Iterable[tuple[int, Any]] = enumerate(csv.DictReader(text.splitlines()), 2)
+    if not name.lower().endswith(".csv"):
+        lines = enumerate(text.splitlines(), 1)
+        rows = ((number, _object(line, f"{name}:{number}")) for number, line in lines if line.strip())
+    paths = []
+    for number, row in rows:
+        clean, degraded = _named(row, f"{name}:{number}")
+        if not isinstance(path := degraded or clean, str):
+            raise DataError(f"{name}:{number}: path is {path!r}, must be text")
+        paths.append(path)
+    if not paths:
+        raise DataError(f"{name}: no entries")
+    return paths
 
 
 def split_by_speaker(entries: Sequence[Entry], fraction: float, seed: int = 0) -> tuple[list[Entry], list[Entry]]:
@@ -232,10 +253,7 @@ def _read_one(path: Path, problems: list[str] | None) -> list[Entry]:
 
 
 def _from_csv(row: dict[str, str | None], where: str, folder: Path) -> Entry:
-    clean = row.get("air") or row.get("clean") or row.get("path")
-    degraded = row.get("bone") or row.get("degraded")
-    if not clean and not degraded:
-        raise DataError(f"{where}: needs a column path, or bone and air")
+    clean, degraded = _named(row, where)
     entry = Entry(clean, degraded, row.get("speaker") or "", 0.0, row.get("corpus") or row.get("sensor") or "")
     entry = _absolute(entry, folder)
     try:
@@ -246,13 +264,27 @@ def _from_csv(row: dict[str, str | None], where: str, folder: Path) -> Entry:
     return _checked(replace(entry, seconds=found, delay=delay), where)
 
 
-def _from_json(line: str, where: str, folder: Path) -> Entry:
+def _named(row: Mapping[str, Any], where: str) -> tuple[Any, Any]:
+    """The clean and the degraded file of a row."""
+    clean = row.get("air") or row.get("clean") or row.get("path")
+    degraded = row.get("bone") or row.get("degraded")
+    if not clean and not degraded:
+        raise DataError(f"{where}: needs a column path, or bone and air")
+    return clean, degraded
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
     try:
         values = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON: {error.msg}") from None
-    if isinstance(values, dict):
-        values = {"clean": None, "degraded": None} | values
+    if not isinstance(values, dict):
+        raise DataError(f"{where}: not a JSON object")
+    return values
+
+
+def _from_json(line: str, where: str, folder: Path) -> Entry:
+    values = {"clean": None, "degraded": None} | _object(line, where)
     try:
         entry = build(Entry, values, where)
     except ConfigError as error:

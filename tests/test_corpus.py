@@ -1,0 +1,314 @@
+"""Claims about a corpus without a cluster: names, resuming, the table, and files that come out as from `restore`."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+
+from twostage import audio, cluster, corpus
+from twostage.cli import main
+from twostage.cluster import ClusterConfig
+from twostage.corpus import Item, Job, Weights, Worker, begin, plan, refused, safe_name, sources
+from twostage.errors import CheckpointError, ConfigError, DataError, OutputError
+from twostage.restoration import Options
+from twostage.results import PARTS, TABLE, Result, Table, decode, distinct
+from twostage.stores import Store
+
+Speech = Callable[..., np.ndarray]
+
+
+@pytest.fixture
+def manifest(tmp_path: Path, speech: Speech, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Good and bad recordings in "in", and a manifest of them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    stereo = np.stack([speech(20000, 44100), speech(20000, 44100, seed=1)])
+    audio.write("in/good.wav", speech(6000), 16000)
+    audio.write("in/sub/stereo.flac", stereo, 44100, subtype="PCM_24")
+    audio.write("in/silent.wav", np.zeros(3000), 8000)
+    Path("in/text.wav").write_text("not a sound" * 30)
+    names = ("good.wav", "sub/stereo.flac", "silent.wav", "text.wav", "missing.wav")
+    Path("in/m.csv").write_text("path\n" + "".join(f"{name}\n" for name in names))
+    return tmp_path / "in" / "m.csv"
+
+
+@pytest.fixture
+def job(tiny_path: Path) -> Job:
+    return Job("out", Weights.read(str(tiny_path)).digest)
+
+
+def items(manifest: Path, *, done: dict[str, Result] | None = None, suffix: str = "") -> list[Item]:
+    return list(plan(*sources(str(manifest)), done or {}, suffix=suffix))
+
+
+def result(path: str, status: str = "restored", **values: Any) -> Result:
+    return Result(path, f"{path}.wav", status, **values)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("/c/a/x.wav", "a/x.wav"),  # below the manifest: the tree is kept
+        ("/d/a/x.wav", "d/a/x.wav"),  # absolute
+        ("/c/../../etc/x.wav", "etc/x.wav"),
+        ("/c/a/../../../x.wav", "x.wav"),
+        ("/c/..", "_"),
+        ("/c/a/..\\..\\..\\x.wav", "x.wav"),
+        ("/c/C:\\windows\\x.wav", "C_/windows/x.wav"),  # drive letters
+        ("/c/C:x.wav", "C_x.wav"),
+        ("/c/\\\\server\\share\\x.wav", "server/share/x.wav"),
+        ("s3://bucket/a/x.wav", "bucket/a/x.wav"),
+        ("s3://bucket/../../x.wav", "x.wav"),
+        ("/c/a//./x.wav", "a/x.wav"),
+        ("/c/ . / .. /x.wav", "x.wav"),
+        ("/c/x.wav. .", "x.wav"),  # what Windows would drop
+        ("/c/a\nb\x00.wav", "a_b_.wav"),
+        ("/c/results.parquet/x.wav", "_results.parquet/x.wav"),  # the corpus's own files
+        ("/c/.twostage/x.wav", "_.twostage/x.wav"),
+        ("/c/Corpus.JSON", "_Corpus.JSON"),
+    ],
+)
+def test_names_stay_below_the_folder(source: str, name: str) -> None:
+    assert safe_name(source, "/c") == name
+    below = Path("/dest") / name
+    assert ".." not in below.parts
+    assert below.is_relative_to("/dest")
+
+
+def test_names_do_not_collide() -> None:
+    """Neither by another format, nor where letters are the same in both cases, or a letter is written in two ways."""
+    found = ["/c/a.wav", "/c/a.flac", "/c/A.wav", "/c/\u00e9.wav", "/c/e\u0301.wav", "/c/b/../a.wav"]
+    planned = list(plan(found, "/c", {}, suffix="wav"))
+    assert [item.source for item in planned] == found
+    assert [item.name.partition("-")[0] for item in planned] == ["a.wav", "a", "A", "\u00e9.wav", "e\u0301", "a"]
+    assert len({corpus._folded(item.name) for item in planned}) == len(found)
+    assert all(item.name.endswith(".wav") for item in planned)
+    assert list(plan(found, "/c", {}, suffix="wav")) == planned  # the same in every run
+
+
+def test_what_is_done_keeps_its_name_and_is_left_out() -> None:
+    done = {"/c/a.wav": Result("/c/a.wav", "a.wav", "restored")}
+    (item,) = plan(["/c/a.wav", "/c/A.wav"], "/c", done)
+    assert item.source == "/c/A.wav"
+    assert item.name != "A.wav"
+
+
+def test_formats_that_cannot_be_written_become_wav() -> None:
+    found = ["/c/a.mp3", "/c/b.m4a", "/c/take.2"]
+    assert [item.name for item in plan(found, "/c", {})] == ["a.mp3", "b.wav", "take.2.wav"]
+    assert [item.name for item in plan(found, "/c", {}, suffix="flac")] == ["a.flac", "b.flac", "take.2.flac"]
+
+
+def test_sources_are_relative_to_their_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("m.csv").write_text("path\na.wav\n./a.wav\n/abs/b.wav\ns3://b/c.wav\na.wav\n")
+    found = [f"{tmp_path}/a.wav", "/abs/b.wav", "s3://b/c.wav"]
+    assert sources("m.csv") == (found, str(tmp_path))
+    fsspec.filesystem("memory").pipe_file("/corpus/m.jsonl", b'{"degraded": "d/a.wav"}\n{"path": "/abs/b.wav"}\n')
+    assert sources("memory://corpus/m.jsonl") == (
+        ["memory://corpus/d/a.wav", "/abs/b.wav"],
+        "memory://corpus",
+    )
+
+
+def test_files_come_out_as_from_restore(manifest: Path, job: Job, tiny_path: Path) -> None:
+    """The same bytes, and the same words for what is wrong."""
+    assert main(["restore", "in", "-o", "plain", "--model", str(tiny_path), "--device", "cpu", "--json", "r.json"]) == 1
+    begin(job)
+    results = {item.name: r for item, r in _restored(job, tiny_path, items(manifest))}
+    for report in json.loads(Path("r.json").read_text())["files"]:
+        below = Path(report["target"]).relative_to("plain").as_posix()
+        ours = results.pop(below)
+        assert (ours.status, ours.seconds, ours.sample_rate) == (
+            report["status"],
+            report["seconds"],
+            report["sample_rate"],
+        )
+        assert ours.warnings == "; ".join(report["warnings"])
+        if ours.status == "failed":
+            assert ours.error == report["error"].replace("in/", f"{manifest.parent}/")
+        else:
+            assert Path("out", below).read_bytes() == Path("plain", below).read_bytes()
+            assert ours.realtime_factor > 0
+            assert ours.model == job.model
+    (missing,) = results.values()
+    assert missing.error == f"{manifest.parent}/missing.wav: no such file"
+
+
+def _restored(job: Job, weights: Path, given: list[Item]) -> list[tuple[Item, Result]]:
+    return list(zip(given, Worker(job, Weights.read(str(weights)))(given), strict=True))
+
+
+def test_a_corpus_far_away_comes_out_the_same(manifest: Path, job: Job, tiny_path: Path) -> None:
+    begin(job)
+    near = _restored(job, tiny_path, items(manifest))
+    memory, root = fsspec.filesystem("memory"), f"memory:/{manifest.parent}"
+    memory.put(str(manifest.parent), str(manifest.parent), recursive=True)
+    far = replace(job, dest=f"{root}-out")
+    begin(far)
+    found = list(plan(*sources(f"{root}/m.csv"), {}))
+    for (item, ours), (_, other) in zip(_restored(far, tiny_path, found), near, strict=True):
+        assert (ours.output, ours.status) == (other.output, other.status)
+        assert ours.error == other.error.replace(str(manifest.parent), root)
+        if ours.status == "restored":
+            assert memory.cat_file(f"{manifest.parent}-out/{item.name}") == Path("out", item.name).read_bytes()
+    assert Table(Store(far.dest)).read().keys() == {item.source for item in found}
+
+
+def test_a_later_run_goes_on_with_what_is_not_restored(manifest: Path, job: Job, tiny_path: Path) -> None:
+    assert begin(job) == {}
+    given = items(manifest)
+    _restored(job, tiny_path, given[:2])
+    _restored(job, tiny_path, given[3:])  # both failed
+    done = begin(job)
+    assert done.keys() == {item.source for item in given[:2]}
+    assert [item.name for item in items(manifest, done=done)] == ["silent.wav", "text.wav", "missing.wav"]
+    audio.write("in/missing.wav", np.full(100, 0.1), 16000)
+    _restored(job, tiny_path, items(manifest, done=done))
+    assert begin(job).keys() == {item.source for item in given} - {f"{manifest.parent}/text.wav"}
+    assert begin(job, overwrite=True) == {}
+    assert Table(Store("out")).read() == {}
+
+
+def test_work_that_is_done_twice_is_in_the_table_once(manifest: Path, job: Job, tiny_path: Path) -> None:
+    """A process that dies before its row is written has left an output."""
+    begin(job)
+    given = items(manifest)[:2]
+    _restored(job, tiny_path, given)
+    before = {item.name: Path("out", item.name).read_bytes() for item in given}
+    _restored(job, tiny_path, given)  # the same part
+    _restored(job, tiny_path, given[:1])  # another
+    assert len(list(Path("out", PARTS).iterdir())) == 2
+    assert Table(Store("out")).fold().keys() == {item.source for item in given}
+    assert len(decode(Path("out", TABLE).read_bytes(), TABLE)) == 2
+    assert list(Path("out", PARTS).iterdir()) == []
+    assert {item.name: Path("out", item.name).read_bytes() for item in given} == before
+
+
+def test_the_table_keeps_what_was_restored_then_what_came_last() -> None:
+    first, second = result("a", "failed", error="1", finished=1.0), result("a", "failed", error="2", finished=2.0)
+    good = result("a", finished=0.5)
+    assert distinct([first, second, result("b")]) == {"a": second, "b": result("b")}
+    assert distinct([second, first])["a"] == second
+    assert distinct([good, second])["a"] == distinct([second, good])["a"] == good
+
+
+def test_a_table_killed_while_it_is_folded_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+    table = Table(store)
+    table.add([result("a")])
+    table.fold()
+    table.add([result("b")])
+    monkeypatch.setattr(Store, "remove", lambda self, names: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        table.fold()
+    monkeypatch.undo()
+    assert len(store.names(PARTS)) == 1
+    assert table.fold() == {"a": result("a"), "b": result("b")}
+    assert store.names(PARTS) == []
+
+
+def test_a_damaged_table_is_named(tmp_path: Path) -> None:
+    (tmp_path / TABLE).write_bytes(b"no parquet")
+    with pytest.raises(DataError, match=rf"{tmp_path}/{TABLE}: not a table of results, or damaged"):
+        Table(Store(str(tmp_path))).read()
+
+
+def test_a_folder_of_something_else_is_left_alone(manifest: Path, job: Job) -> None:
+    before = sorted(Path("in").iterdir())
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match=r"in: holds good.wav and no corpus.json"):
+            begin(replace(job, dest="in"), overwrite=overwrite)
+    assert sorted(Path("in").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "other"}, "out: model is 'other', was '"),
+        ({"suffix": "flac"}, "out: format is 'flac', was ''"),
+        ({"options": Options(level="model")}, "out: level is 'model', was 'input'"),
+    ],
+)
+def test_a_corpus_is_not_mixed(manifest: Path, job: Job, change: dict[str, Any], message: str) -> None:
+    begin(job)
+    begin(replace(job, options=Options(seconds=5.0, batch=4)))  # the outputs are the same
+    with pytest.raises(ConfigError, match=message):
+        begin(replace(job, **change))
+    begin(replace(job, **change), overwrite=True)
+    assert begin(replace(job, **change)) == {}
+
+
+def test_sources_among_the_outputs_are_refused(manifest: Path, job: Job) -> None:
+    begin(job)
+    given = [Item(f"{manifest.parent.parent}/out/x.wav", "x.wav"), Item(str(manifest.parent / "good.wav"), "good.wav")]
+    given.append(Item("nowhere://b/x.wav", "b/x.wav"))
+    errors = {source: result.error for source, result in refused(given, job).items()}
+    assert errors == {
+        given[0].source: f"{given[0].source}: lies in out, which is written to",
+        given[2].source: "nowhere://b/x.wav: Protocol not known: nowhere",
+    }
+
+
+def test_weights_travel_as_they_are(tiny_path: Path, tmp_path: Path) -> None:
+    weights = Weights.read(str(tiny_path))
+    ((name, content),) = weights.files
+    (tmp_path / "other.safetensors").write_bytes(content)
+    assert Weights.read(str(tmp_path / "other.safetensors")).digest == weights.digest
+    two = Weights((("a", b"1"), ("b", b"2")))
+    assert two.digest == Weights(two.files[::-1]).digest != weights.digest
+    assert name == "tiny.safetensors"
+    with pytest.raises(CheckpointError, match="none: no such file"):
+        Weights.read("none")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"workers": -1}, "workers is -1"),
+        ({"threads": 0}, "threads is 0"),
+        ({"device": "tpu"}, "device is 'tpu'"),
+    ],
+)
+def test_impossible_clusters(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ClusterConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("config", "resources", "message"),
+    [
+        (ClusterConfig(device="cuda"), {"CPU": 8.0}, "device is 'cuda', but the cluster has no GPU"),
+        (ClusterConfig(threads=16), {"CPU": 8.0}, "threads is 16, but the cluster has 8 cores"),
+    ],
+)
+def test_clusters_that_are_too_small(config: ClusterConfig, resources: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        cluster._crew(config, resources)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.csv"], "none.csv: no such file"),
+        (["in/m.csv", "--batch", "0"], "batch is 0, must be at least 1"),
+        (["in/m.csv", "--workers", "-1"], "workers is -1, must be 0 or more"),
+        (["in/m.csv", "-o", "in"], "in: holds good.wav and no corpus.json"),
+        (["in/m.csv", "-o", "nowhere://b/out"], "nowhere://b/out: Protocol not known: nowhere"),
+        (["in/m.csv", "--model", "none"], "none: no such file, folder or shipped model"),
+    ],
+)
+def test_mistakes_are_one_line(
+    manifest: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    model = [] if "--model" in arguments else ["--model", str(tiny_path)]
+    assert main(["restore-corpus", "-o", "out", *arguments, *model]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"twostage: error: {message}")
+    assert len(err.splitlines()) == 1
+    assert not Path("out").exists()

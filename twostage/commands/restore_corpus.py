@@ -1,0 +1,135 @@
+"""``twostage restore-corpus``: the files of a manifest, restored on many processes or machines."""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from twostage.commands.restore import FORMATS, PRECISION_HELP, PRECISIONS, terminable
+
+if TYPE_CHECKING:
+    from twostage.results import Result
+
+HELP = "restore the files of a manifest on a Ray cluster, with a table of results; a run that ends early can go on"
+EXAMPLE = """
+twostage restore-corpus corpus.jsonl -o restored/ --workers 4
+twostage restore-corpus s3://bucket/corpus.csv -o s3://bucket/restored --address auto --format flac
+"""
+PACE = 10.0  # seconds between lines of progress
+SHOWN = 20  # errors, and warnings; all are in the table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("manifest", metavar="MANIFEST", help=".jsonl or .csv, a path or URL; its paths are relative to it, or URLs")
+    add("-o", "--out", required=True, metavar="DEST", help="a new folder, or one to go on with; a path or URL")
+    add(
+        "--model",
+        nargs="+",
+        action="extend",
+        metavar="NAME|PATH",
+        help="as for restore; its files are sent to all machines (default: default)",
+    )
+    add("--address", default="", metavar="HOST:PORT", help="a Ray cluster, or auto (default: of this machine alone)")
+    add("--workers", type=int, default=0, metavar="N", help="that hold a model each (default: as many as fit)")
+    add("--threads", type=int, default=1, metavar="N", help="of each worker (default: 1)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto is cuda where the cluster has GPUs")
+    add("--batch", type=int, default=1, metavar="N", help="windows that go through the model at once (default: 1)")
+    add("--precision", choices=PRECISIONS, default="float32", help=PRECISION_HELP)
+    add("--sample-rate", choices=("model", "input"), default="model", help="rate of the outputs (default: model)")
+    add("--format", choices=FORMATS, default="", help="format of the outputs (default: that of the input)")
+    add("--level", choices=("input", "model"), default="input", help="loudness of the outputs (default: input)")
+    add("--keep-low-band", type=float, default=0.0, metavar="HZ", help="keep the input itself below this frequency")
+    add("--seconds", type=float, default=10.0, help="length of a window: bounds the memory (default: 10)")
+    add("--overwrite", action="store_true", help="forget what a former run has done, and restore all again")
+
+
+def run(args: argparse.Namespace) -> int:
+    from twostage import corpus
+    from twostage.cluster import ClusterConfig, cluster, restored
+    from twostage.restoration import Options
+    from twostage.results import Table
+    from twostage.stores import Store
+
+    config = ClusterConfig(args.address, args.workers, args.threads, args.device)
+    options = Options(args.seconds, args.level, args.keep_low_band, args.sample_rate, batch=args.batch)
+    sources, home = corpus.sources(args.manifest)
+    weights = corpus.Weights.read(*args.model or [])
+    weights.load()  # a mistake now rather than on every machine
+    precision = "float32" if args.precision == "float32" else "bfloat16"
+    job = corpus.Job(args.out, weights.digest, options, precision, args.format)
+    done = corpus.begin(job, overwrite=args.overwrite)
+    table = Table(Store(args.out))
+    items = list(corpus.plan(sources, home, done, suffix=args.format))
+    refused = corpus.refused(items, job)
+    table.add(list(refused.values()))
+    pending = [item for item in items if item.source not in refused]
+    voice = Voice(sys.stdout, len(items), len(sources) - len(items))
+    voice.hear(list(refused.values()))
+    try:
+        if pending:
+            with cluster(config) as crew, terminable():
+                voice.begin(f"{crew.workers} x {crew.device}")
+                for results in restored(pending, job, weights, crew):
+                    voice.hear(results)
+    finally:
+        table.fold()
+        Store(args.out).sweep()
+        voice.summary()
+    return int(voice.counts["failed"] > 0)
+
+
+class Voice:
+    """What the user sees: a line now and then, the first errors, a summary."""
+
+    def __init__(self, out: Any, files: int, skipped: int) -> None:
+        self._out, self._files, self._skipped = out, files, skipped
+        self._seconds, self._where, self._warned = 0.0, "", 0
+        self._started = self._said = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the workers were ready, and how much was done
+        self.counts: Counter[str] = Counter()
+
+    def begin(self, where: str) -> None:
+        self._where = f" on {where}"
+        self._started = self._said = time.monotonic()
+        self._line(f"{self._files} files to restore{self._where}, {self._skipped} done before")
+
+    def hear(self, results: "list[Result]") -> None:
+        for result in results:
+            self.counts[result.status] += 1
+            self._seconds += result.seconds
+            if result.error and self.counts["failed"] <= SHOWN:
+                print(f"twostage: error: {result.error}", file=sys.stderr, flush=True)
+            self._warned += bool(result.warnings)
+            if result.warnings and self._warned <= SHOWN:
+                print(f"twostage: warning: {result.path}: {result.warnings}", file=sys.stderr, flush=True)
+        if results and not self._first:
+            self._first = time.monotonic(), self.counts.total()
+        if time.monotonic() - self._said > PACE:
+            self._said = time.monotonic()
+            self._line(self._state())
+
+    def summary(self) -> None:
+        for kind, count in (("errors", self.counts["failed"]), ("warnings", self._warned)):
+            if count > SHOWN:
+                print(f"twostage: {count - SHOWN} more {kind} are in the table", file=sys.stderr)
+        left = self._files - self.counts.total()
+        self._line(self._state() + (f"; {left} not done, the same command goes on with them" if left else ""))
+
+    def _state(self) -> str:
+        elapsed, done = time.monotonic() - self._started, self.counts.total()
+        words = [f"{self.counts['restored']} restored"]
+        words += [f"{self._skipped} done before"] if self._skipped else []
+        words += [f"{self.counts['failed']} failed"] if self.counts["failed"] else []
+        pace = f"; {self._seconds:.1f} s of sound in {elapsed:.1f} s{self._where}" if self._seconds else ""
+        return f"{', '.join(words)} of {self._files + self._skipped}{pace}{self._left(done)}"
+
+    def _left(self, done: int) -> str:
+        since, before = self._first or (0.0, done)
+        if not before < done < self._files:
+            return ""
+        return f", {(time.monotonic() - since) / (done - before) * (self._files - done):.0f} s left"
+
+    def _line(self, text: str) -> None:
+        print(text, file=self._out, flush=True)
