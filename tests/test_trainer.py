@@ -23,13 +23,12 @@ from twostage.tasks import Restoring, RestoringWeights
 from twostage.trainer import Training, fit
 from twostage.validation import examples
 
-MEL = MelConfig(n_mels=16)
+RESTORER = RestorerConfig(MelConfig(n_mels=16), channels=(4, 8), time_strides=(2,), blocks=1, dilations=(1,))
 
 
 def training(**optimizing) -> Training:
     torch.manual_seed(0)
-    model = Restorer(RestorerConfig(mel=MEL, channels=(4, 8), time_strides=(2,), blocks=1, dilations=(1,)))
-    return Training(model, OptimizerConfig(**optimizing))
+    return Training(Restorer(RESTORER), OptimizerConfig(**optimizing))
 
 
 def pairs():
@@ -41,7 +40,7 @@ def test_every_step_is_reported_and_counted():
     one, seen = training(), []
     fit(
         one,
-        Restoring(MEL, RestoringWeights()),
+        Restoring(RESTORER, RestoringWeights()),
         pairs(),
         RestoringWeights(),
         steps=3,
@@ -53,7 +52,7 @@ def test_every_step_is_reported_and_counted():
 
 def test_the_averaged_weights_follow_the_weights():
     one = training(ema=0.0)
-    fit(one, Restoring(MEL, RestoringWeights()), pairs(), RestoringWeights(), steps=2)
+    fit(one, Restoring(RESTORER, RestoringWeights()), pairs(), RestoringWeights(), steps=2)
     for key, tensor in one.model.state_dict().items():
         torch.testing.assert_close(one.ema.state_dict()[key], tensor)
     assert not any(p.requires_grad for p in one.ema.parameters())
@@ -64,7 +63,7 @@ def test_a_batch_comes_first_for_the_step_that_is_next():
     one.step = 2
     fit(
         one,
-        Restoring(MEL, RestoringWeights()),
+        Restoring(RESTORER, RestoringWeights()),
         (taken.append(1) or pair for pair in pairs()),
         RestoringWeights(),
         steps=5,
