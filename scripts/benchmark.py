@@ -376,11 +376,13 @@ def settled(plan: Mapping[str, Any]) -> list[str]:
 
 
 def smaller(source: Path, target: Path) -> None:
-    """A picture in 64 colours, shrunk until it takes less than LARGEST bytes."""
+    """A picture as it is, or in 64 colours and shrunk until it takes less than LARGEST bytes."""
     from PIL import Image
 
+    data = source.read_bytes()
     picture = Image.open(source).convert("RGB")
-    data = _palette(picture)
+    if len(data) > LARGEST:
+        data = _palette(picture)
     while len(data) > LARGEST:
         scale = 0.95 * (LARGEST / len(data)) ** 0.5
         size = round(picture.width * scale), round(picture.height * scale)

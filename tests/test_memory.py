@@ -12,9 +12,10 @@ from twostage.memory import keep_freed
 kept = keep_freed() if sys.argv[1] == "keep" else None
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+np.full(2**23, 1.0)  # 64 MB, beyond what the heap learns to keep by itself
 begun = faults()
 for _ in range(20):
-    np.full(2**23, 1.0)  # 64 MB, beyond what the heap learns to keep by itself
+    np.full(2**23, 1.0)
 print(kept, faults() - begun)
 """
 
@@ -30,4 +31,4 @@ def test_freed_memory_is_used_again() -> None:
     (_, before), (kept, after) = run("leave"), run("keep")
     if kept == "False":
         pytest.skip("this C library has no mallopt")
-    assert after < before / 5
+    assert after < 20 <= before  # a new mapping is touched for the first time once at least, by pages of any size
