@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import twostage
 from twostage import audio, levels, restoration
+from twostage.audio import match_length
 from twostage.errors import AudioError, ConfigError
 from twostage.pieces import enhance
 from twostage.pipeline import TwoStage
@@ -271,8 +272,26 @@ def test_stages_do_not_change_a_window(tiny: TwoStage, speech: Speech) -> None:
     given = torch.from_numpy(speech(40000))[None, None]
     skip, keep = 16 * 512, 20 * 512 + 77
     wanted = tiny(given)[..., skip : skip + keep]
-    assert torch.allclose(tiny.window(given, skip, keep), wanted, atol=1e-6)
-    assert torch.allclose(tiny.window(given, 0, 39900), tiny(given)[..., :39900], atol=1e-6)
+    assert torch.allclose(tiny.relay()(given, skip, keep), wanted, atol=1e-6)
+    assert torch.allclose(tiny.relay()(given, 0, 39900), tiny(given)[..., :39900], atol=1e-6)
+
+
+def test_windows_in_turn_make_nothing_twice(tiny: TwoStage, speech: Speech, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, vocoder = speech(120000)[None], tiny.vocoder
+    generated: list[int] = []
+
+    def generate(mel: Tensor) -> Tensor:
+        generated.append(mel.shape[-1])
+        return type(vocoder).generate(vocoder, mel)
+
+    monkeypatch.setattr(vocoder, "generate", generate)
+    made = np.concatenate([block for _, block in enhance(tiny, [given], 0.8, [0])], axis=1)
+    whole = tiny(torch.from_numpy(match_length(given, 469 * 256))[None])[0, :, :120000]
+    assert np.allclose(made, whole.detach().numpy(), atol=1e-6)
+    *windows, whole_frames = generated
+    assert len(windows) > 5
+    # beside the frames that are kept, what a convolution must see to the left of new ones, and what the last sees ahead
+    assert sum(windows) == whole_frames + (len(windows) - 1) * 2 * vocoder.generator_context
 
 
 def test_a_file_is_not_replaced_by_its_own_restoration(speech: Speech, tmp_path: Path) -> None:

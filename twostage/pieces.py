@@ -6,7 +6,7 @@ A causal model carries its state from piece to piece; any other sees windows, wi
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from itertools import groupby, islice
+from itertools import groupby, islice, repeat
 from math import ceil, isfinite
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from twostage.audio import Audio
 from twostage.nn.streaming import forget, streaming
-from twostage.windows import Enhancer, Window, device_of, forward_rows, inputs_of, windows
+from twostage.windows import Enhancer, Window, device_of, forward_in_turn, inputs_of, windows
 
 PIECE = 10.0  # seconds that a causal model takes at once, however much is pushed: bounds the memory
 LONGEST = 1e9  # seconds of a window that is to hold all of a signal
@@ -92,11 +92,14 @@ def _in_windows(
 ) -> Iterator[tuple[Audio, Audio]]:
     seconds, reach = (seconds, model.context) if isfinite(model.context) else (LONGEST, 0)
     context = ceil(reach / model.stride) * model.stride
+    alone = [forward_in_turn(model) for _ in channels]
     for group in _alike(windows(blocks, _whole_strides(model, seconds), context), batch):
         skip, keep = group[0].skip, group[0].keep
         given = [_grouped(window.audio, model) for window in group]
         rows = [audio[channel] for audio in given for channel in channels]
-        made = [forward_rows(model, np.stack(rows[i : i + batch]), skip, keep) for i in range(0, len(rows), batch)]
+        runs = alone if batch == 1 else map(forward_in_turn, repeat(model))
+        starts = range(0, len(rows), batch)
+        made = [run(np.stack(rows[i : i + batch]), skip, keep) for i, run in zip(starts, runs, strict=False)]
         restored = iter(np.concatenate(made) if made else ())
         for audio in given:
             enhanced = np.zeros((len(audio), keep), np.float32)

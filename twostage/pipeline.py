@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 from math import ceil
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -41,15 +43,12 @@ class TwoStage(nn.Module):
         self.vocoder = Vocoder(config.vocoder)
 
     def forward(self, audio: Tensor) -> Tensor:
-        return self.window(audio, 0, audio.shape[-1] // self.hop_length * self.hop_length)
+        length = audio.shape[-1] // self.hop_length * self.hop_length
+        return self.late(F.pad(audio, (0, self._missing(audio.shape[-1]))))[..., self.delay : self.delay + length]
 
-    def window(self, audio: Tensor, skip: int, keep: int) -> Tensor:
-        """``forward(audio)[..., skip : skip + keep]``, with stage two, most of the work, run on what it needs alone."""
-        hop, context = self.hop_length, self.vocoder.context
-        mel, heard = self.restored(F.pad(audio, (0, self._missing(audio.shape[-1]))))
-        frames = slice(max(0, skip // hop - context), ceil((skip + keep + self.delay) / hop) + context)
-        start = skip + self.delay - frames.start * hop
-        return self.vocoder.late(mel[..., frames], heard[..., frames])[..., start : start + keep]
+    def relay(self) -> "Relay":
+        """For windows of one signal, in their order."""
+        return Relay(self)
 
     def late(self, audio: Tensor) -> Tensor:
         """A causal model's next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late.
@@ -110,5 +109,70 @@ class TwoStage(nn.Module):
     @property
     def context(self) -> int:
         """Samples that an output sample depends on, on each side, at most."""
-        analysis = -(-self.config.vocoder.mel.n_fft // self.hop_length)
-        return self.hop_length * (analysis + self.restorer.context + self.vocoder.context)
+        return self.hop_length * (self.frames_heard + self.vocoder.context)
+
+    @property
+    def frames_heard(self) -> int:
+        """Frames of the input, on each side, that a restored frame depends on, at most."""
+        return -(-self.config.vocoder.mel.n_fft // self.hop_length) + self.restorer.context
+
+
+class Made(NamedTuple):
+    """What a window has made past its end: restored mels, what was heard, and samples before Griffin-Lim."""
+
+    mel: Tensor
+    heard: Tensor
+    audio: Tensor
+
+
+class Relay:
+    """Windows of one signal through both stages: every frame is restored once, every sample generated once.
+
+    Griffin-Lim alone goes over its context again. For models that are not causal; those carry their state.
+    """
+
+    def __init__(self, model: TwoStage) -> None:
+        self._model = model
+        self._made: Made | None = None
+
+    def __call__(self, audio: Tensor, skip: int, keep: int) -> Tensor:
+        """Samples (B, 1, keep) of ``model(signal)`` that begin ``skip`` behind the start of ``audio`` (B, inputs, T).
+
+        ``audio`` begins at a multiple of ``model.stride`` and holds ``model.context`` on each side, where there is so
+        much. The first window may lie anywhere; each that follows begins where the one before it ended.
+        """
+        vocoder, hop, made = self._model.vocoder, self._model.hop_length, self._made
+        # places are in frames from the start of `audio`; mels are needed further around than samples
+        first, end, far, near = skip // hop, ceil((skip + keep) / hop), vocoder.context, vocoder.finish_context
+        mels, samples = (first + far, first + near) if made else (max(0, first - far), max(0, first - near))
+        mel, heard = self._restored(audio, mels, end + far)
+        if made:
+            mel, heard = torch.cat([made.mel, mel], -1), torch.cat([made.heard, heard], -1)
+            mels -= made.mel.shape[-1]
+        sound = self._generated(mel, samples - mels, end + near - mels)
+        if made:
+            sound = torch.cat([made.audio, sound], -1)
+            samples -= made.audio.shape[-1] // hop
+        self._made = Made(
+            mel[..., max(0, end - far - mels) :].clone(),
+            heard[..., max(0, end - far - mels) :].clone(),
+            sound[..., max(0, end - near - samples) * hop :].clone(),
+        )
+        frames = slice(samples - mels, end + near - mels)
+        finished = vocoder.finish(sound, mel[..., frames], heard[..., frames])
+        return finished[..., skip - samples * hop :][..., :keep]
+
+    def _restored(self, audio: Tensor, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """``model.restored`` of frames from ``begin`` to ``end``."""
+        whole, hop = self._model.restorer.stride, self._model.hop_length
+        lead = max(0, begin - self._model.frames_heard) // whole * whole
+        mel, heard = self._model.restored(audio[..., lead * hop :])
+        return mel[..., begin - lead : end - lead], heard[..., begin - lead : end - lead]
+
+    def _generated(self, mel: Tensor, begin: int, end: int) -> Tensor:
+        """Samples of frames from ``begin`` to ``end`` of ``mel``."""
+        context, hop = self._model.vocoder.generator_context, self._model.hop_length
+        lead = max(0, begin - context)
+        return self._model.vocoder.generate(mel[..., lead : end + context])[..., (begin - lead) * hop :][
+            ..., : (end - begin) * hop
+        ]

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from twostage.audio import Audio
 from twostage.errors import AudioError, ConfigError
 from twostage.pieces import Pieces
-from twostage.windows import Cutter, Enhancer, Window, forward, inputs_of
+from twostage.windows import Cutter, Enhancer, Window, forward_in_turn, inputs_of
 
 
 class Stream:
@@ -99,7 +99,7 @@ class _Windows:
         self.reset()
 
     def reset(self) -> None:
-        self._cutter = Cutter(self._keep, self._context)
+        self._cutter, self._run = Cutter(self._keep, self._context), forward_in_turn(self._model)
 
     def push(self, audio: Audio) -> Iterator[Audio]:
         return map(self._forward, self._cutter.push(audio))
@@ -108,4 +108,4 @@ class _Windows:
         return map(self._forward, self._cutter.flush())
 
     def _forward(self, window: Window) -> Audio:
-        return forward(self._model, window.audio, window.skip, window.keep)
+        return self._run(window.audio[None], window.skip, window.keep)[0]

@@ -156,8 +156,7 @@ class Vocoder(nn.Module):
 
     def late(self, mel: Tensor, heard: Tensor | None = None) -> Tensor:
         """The same, ``delay`` samples late, which is how a causal vocoder makes the pieces of a stream."""
-        audio = self.generate(mel)
-        return self.griffin_lim(audio, mel, heard) if self.griffin_lim and not self.training else audio
+        return self.finish(self.generate(mel), mel, heard)
 
     def generate(self, mel: Tensor) -> Tensor:
         """The same without Griffin-Lim."""
@@ -166,6 +165,10 @@ class Vocoder(nn.Module):
             x = up(F.leaky_relu_(x, SLOPE))
             x = reduce(Tensor.add_, (block(x) for block in blocks)).div_(len(blocks))
         return torch.tanh(self.conv_post(F.leaky_relu_(x, LAST_SLOPE)).float())
+
+    def finish(self, audio: Tensor, mel: Tensor, heard: Tensor | None) -> Tensor:
+        """What ``generate`` made of ``mel``, with Griffin-Lim, if there is any and this is no training."""
+        return self.griffin_lim(audio, mel, heard) if self.griffin_lim and not self.training else audio
 
     def _levels(self) -> list[list[nn.Module]]:
         width = len(self.config.resblock_kernel_sizes)
@@ -184,6 +187,16 @@ class Vocoder(nn.Module):
     @property
     def context(self) -> int:
         """Frames of mel that an output sample depends on, on each side, at most."""
+        return self.generator_context + self.finish_context
+
+    @property
+    def finish_context(self) -> int:
+        """The same of ``finish``."""
+        return self.griffin_lim.context if self.griffin_lim else 0
+
+    @property
+    def generator_context(self) -> int:
+        """The same of ``generate``."""
         config, rate, frames = self.config, 1, 3.0
         widest = max(
             RESBLOCKS[config.resblock].reach(k, tuple(d))
@@ -194,4 +207,4 @@ class Vocoder(nn.Module):
             rate *= up
             frames += widest / rate
         frames = (frames + 3 / rate) * (2 if config.mel.causal else 1)  # causal, all of it in the past
-        return ceil(frames) + (self.griffin_lim.context if self.griffin_lim else 0)
+        return ceil(frames)

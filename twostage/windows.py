@@ -1,7 +1,8 @@
 """A stream of sound through an enhancer in windows, equal to the whole at once; and the splice of the low band."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from typing import Protocol
 
@@ -82,20 +83,25 @@ def windows(blocks: Iterable[Audio], keep: int, context: int) -> Iterator[Window
     yield from cutter.flush()
 
 
-def forward(model: Enhancer, audio: Audio, skip: int, keep: int) -> Audio:
-    """Samples (keep,) of what the model makes of (inputs, T), from ``skip`` on; T may end within a hop."""
-    return forward_rows(model, audio[None], skip, keep)[0]
+def forward_in_turn(model: Enhancer) -> Callable[[Audio, int, int], Audio]:
+    """A function of one signal's windows, in their order: (B, inputs, T), skip, keep -> samples (B, keep) from there.
+
+    T may end within a hop. The first window may lie anywhere.
+    """
+    relay = getattr(model, "relay", None)  # of a model of stages, which need not make twice what windows share
+    run: Callable[[Tensor, int, int], Tensor] = relay() if relay else partial(_part, model)
+
+    def forward(audio: Audio, skip: int, keep: int) -> Audio:
+        padded = match_length(audio, ceil(audio.shape[-1] / model.hop_length) * model.hop_length)
+        with torch.inference_mode():
+            out = run(torch.from_numpy(padded.copy()).to(device_of(model)), skip, keep)
+            return out[:, 0].float().cpu().numpy()
+
+    return forward
 
 
-def forward_rows(model: Enhancer, audio: Audio, skip: int, keep: int) -> Audio:
-    """As ``forward``, of several at once: (B, inputs, T) -> (B, keep)."""
-    padded = match_length(audio, ceil(audio.shape[-1] / model.hop_length) * model.hop_length)
-    with torch.inference_mode():
-        given = torch.from_numpy(padded.copy()).to(device_of(model))
-        # a model of stages can save the later ones the context that only the earlier ones need
-        cut = getattr(model, "window", None)
-        out = cut(given, skip, keep) if cut else model(given)[..., skip : skip + keep]
-        return out[:, 0].float().cpu().numpy()
+def _part(model: Enhancer, audio: Tensor, skip: int, keep: int) -> Tensor:
+    return model(audio)[..., skip : skip + keep]
 
 
 def inputs_of(model: object) -> int:
