@@ -19,8 +19,9 @@ from twostage.data.pairs import Pair
 from twostage.enhancers import ENHANCERS
 from twostage.onnx_file import OnnxEnhancer
 from twostage.optim import OptimizerConfig
+from twostage.precision import CONVOLUTIONS, convert
 from twostage.restoration import restore
-from twostage.tasks import Enhancing, EnhancingWeights
+from twostage.tasks import Enhancing, EnhancingWeights, total
 from twostage.trainer import Training, fit
 
 BASELINES = Path(__file__).parent.parent / "configs" / "baselines"
@@ -109,6 +110,12 @@ def content(weights: EnhancingWeights) -> EnhancingWeights:
     return alone if any(asdict(alone).values()) else replace(alone, mel=1.0)
 
 
+def dulled(clean: np.ndarray, channels: int) -> Pair:
+    """A mean of nine samples in every channel, and the clean speech."""
+    audio = torch.from_numpy(clean).view(1, 1, -1)
+    return Pair(torch.nn.functional.avg_pool1d(audio, 9, 1, 4).expand(-1, channels, -1), audio)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_one_batch_overfits(name: str, corpus: Path, speech) -> None:
     """Content losses of its YAML fall by four tenths in fifty steps; a GAN without such is led by its log-mels."""
@@ -117,8 +124,7 @@ def test_one_batch_overfits(name: str, corpus: Path, speech) -> None:
     model = built(run)
     if not any(weight.requires_grad for weight in model.parameters()):
         pytest.skip("nothing to learn by steps")
-    clean = torch.from_numpy(speech(4096)).view(1, 1, -1)
-    pair = Pair(torch.nn.functional.avg_pool1d(clean, 9, 1, 4).expand(-1, inputs(run), -1), clean)
+    pair = dulled(speech(4096), inputs(run))
     getattr(model, "prepare", list)([pair])
     weights, losses = content(run.weights), []
     training = Training(model, OptimizerConfig(learning_rate=3e-3, clip=5.0))
@@ -131,6 +137,41 @@ def test_one_batch_overfits(name: str, corpus: Path, speech) -> None:
         report=lambda _, progress: losses.append(float(progress.values["loss"])),
     )
     assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_reach_every_weight(name: str, autocast: bool, corpus: Path, speech) -> None:
+    """And what comes out is float32, under autocast to bfloat16 too."""
+    run = settings(name, corpus, Path("x"))
+    model, pair = built(run), dulled(speech(4096), inputs(run))
+    learning = [weight for weight in model.parameters() if weight.requires_grad]
+    if not learning:
+        pytest.skip("nothing to learn by steps")
+    getattr(model, "prepare", list)([pair])
+    weights = content(run.weights)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert model(pair.degraded).dtype == torch.float32
+        terms = Enhancing(run.mel, weights)(model, pair).terms
+    total(terms, weights).backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in learning)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_convolutions_in_bfloat16_come_near(name: str, corpus: Path) -> None:
+    torch.manual_seed(0)
+    run = settings(name, corpus, Path("x"))
+    model, audio = built(run), 0.1 * torch.randn(1, inputs(run), 4096)
+    getattr(model, "fold", model.eval)()
+    model.eval().requires_grad_(False)
+    for weight in model.parameters():  # as they begin, some let next to nothing through
+        weight.copy_(torch.randn(weight.shape) * (weight[0].numel() if weight.ndim > 1 else 100) ** -0.5)
+    exact = model(audio)
+    near = convert(model, "bf16")(audio)
+    assert near.dtype == torch.float32
+    convolves = any(isinstance(module, CONVOLUTIONS) for module in model.modules())
+    assert bool(near.ne(exact).any()) == convolves
+    assert (near - exact).abs().max() < 0.1 * exact.abs().max()
 
 
 @pytest.fixture(scope="module", params=NAMES)

@@ -6,16 +6,11 @@ import torch
 from torch import nn
 
 import twostage
-from twostage import checkpoint
-from twostage.audio import read, write
-from twostage.baselines import dccrn
 from twostage.baselines.dpcrn import Down, Dpcrn, DpcrnConfig, InstantNorm, Up
-from twostage.cli import main
 from twostage.costs import gmac_per_second, parameters
 from twostage.errors import ConfigError
 from twostage.export import export
 from twostage.onnx_file import OnnxEnhancer
-from twostage.precision import convert
 
 SMALL = {"n_fft": 40, "hop_length": 20, "channels": (4, 6), "strides": (2, 1), "blocks": 1, "units": 8}
 TINY = DpcrnConfig(**SMALL)
@@ -137,40 +132,6 @@ def test_gradients_reach_every_weight_under_autocast_too(settings):
         assert out.dtype == torch.float32
         (terms["snr"] + terms["spectrum"]).backward()
         assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.parameters())
-
-
-def complex_one():
-    torch.manual_seed(0)
-    config = dccrn.DccrnConfig(n_fft=64, win_length=48, hop_length=16, channels=(4, 8), lstm_units=8, lookahead=1)
-    return dccrn.Dccrn(config).eval().requires_grad_(False)
-
-
-@pytest.mark.parametrize("make", [lively, complex_one])
-def test_convolutions_in_bfloat16_come_near(make):
-    model, audio = make(), 0.1 * torch.randn(1, 1, 400)
-    exact = model(audio)
-    near = convert(model, "bf16")(audio)
-    assert near.dtype == torch.float32
-    assert 0 < (near - exact).abs().max() < 0.1 * exact.abs().max()
-
-
-def test_it_trains_restores_and_exports_or_says_why_not(paired_corpus, speech, tmp_path, capsys):
-    model = [f"model.{name}={list(value) if isinstance(value, tuple) else value}" for name, value in SMALL.items()]
-    fast = ["steps=2", "threads=1", "data.samples=2048", "data.batch=2", "valid.every=2", "valid.items=1"]
-    fast += ["valid.seconds=0.3", "valid.show=0", "valid.metrics=[mel_l1]", "valid.best=mel_l1", "data.sensors=[]"]
-    data = [f"data.train=[{paired_corpus}]", f"data.valid=[{paired_corpus}]", "data.real_share=1"]
-    run, sound = tmp_path / "run", tmp_path / "sound.wav"
-    assert main(["train-enhancer", "dpcrn", *model, *fast, *data, "--run", str(run)]) == 0
-    weights = str(run / "last.safetensors")
-    assert checkpoint.load(weights).config == TINY
-    write(sound, speech(4000), 16000)
-    for name, more in (("a.wav", []), ("b.wav", ["--precision", "bf16"])):
-        assert main(["restore", str(sound), "-o", str(tmp_path / name), "--model", weights, *more]) == 0
-        assert read(tmp_path / name)[0].shape == (1, 4000)
-    capsys.readouterr()
-    assert main(["export", weights, str(tmp_path / "whole.onnx")]) == 1
-    assert "a dpcrn does not become ONNX: it needs all of a signal; its step does" in capsys.readouterr().err
-    assert not (tmp_path / "whole.onnx").exists()
 
 
 @pytest.mark.filterwarnings("ignore")  # of the exporter, on its own future
