@@ -11,7 +11,7 @@ from mkdocs.structure.files import File, Files
 from settings import Setting, settings
 
 from twostage import cli
-from twostage.config import BASELINES, DataConfig, EnhancerRun, FinetuneRun, RestorerRun, RunConfig, VocoderRun
+from twostage.config import BASELINES, EnhancerRun, FinetuneRun, RestorerRun, RunConfig, VocoderRun
 from twostage.data.presets import PRESETS, Sensor
 from twostage.enhancers import ENHANCERS
 
@@ -48,7 +48,7 @@ def configuration() -> str:
 
 _INTRODUCTION = """# Configuration
 
-A setting is a field of a dataclass: in a YAML file, `section: {field: value}`; on the command line, `section.field=value`.
+A setting is a field of a dataclass: in a YAML file `section: {field: value}`, on the command line `section.field=value`.
 Files and values are merged from left to right, and what is unknown, of the wrong type or impossible is an error of one
 line before anything runs:
 
@@ -60,7 +60,7 @@ The merged settings lie in the training's directory as `config.yaml`. This page 
 (`twostage/config.py` and what it names); the defaults are those of the dataclasses, which the
 [shipped files](#shipped-files) change."""
 
-_SENSORS = """What a YAML file that `data.sensors` names may say, and `twostage fit-sensor` writes. Presets, which need no file:
+_SENSORS = """What a YAML file that `data.sensors` names may say, and `twostage fit-sensor` writes. Presets need no file:
 {}; besides, `any` draws another sensor for every segment."""
 
 

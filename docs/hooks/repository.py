@@ -1,4 +1,4 @@
-"""What the site takes from elsewhere in the repository, so that it is written once: texts, pictures, sound, links to them.
+"""What the site takes from elsewhere in the repository, so that it is written once: texts, pictures, sound.
 
 A page may hold sections of README.md, each called for by a comment that GitHub does not show:
 
