@@ -96,7 +96,7 @@ class RunConfig:
     """What every training has."""
 
     run: str  # directory of the training
-    steps: int  # in all
+    steps: int  # how many, in all
     data: DataConfig  # which speech
     seed: int = 0  # of weights and data
     init: str = ""  # weights to start from: a name, a folder or a file; of both stages, the one that is trained

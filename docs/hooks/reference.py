@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAININGS = {
     "train-restorer": RestorerRun, "train-vocoder": VocoderRun, "finetune": FinetuneRun, "train-enhancer": EnhancerRun
 }  # fmt: skip
-WIDTH = "96"  # characters of a command's help
+WIDTH = "82"  # characters of a command's help
 
 
 def on_files(files: Files, config: Any, **_: Any) -> Files:
@@ -48,7 +48,7 @@ def configuration() -> str:
 
 _INTRODUCTION = """# Configuration
 
-A setting is a field of a dataclass: in a YAML file `section: {field: value}`, on the command line `section.field=value`.
+A setting is a field of a dataclass: in YAML `section: {field: value}`, on the command line `section.field=value`.
 Files and values are merged from left to right, and what is unknown, of the wrong type or impossible is an error of one
 line before anything runs:
 
@@ -60,7 +60,7 @@ The merged settings lie in the training's directory as `config.yaml`. This page 
 (`twostage/config.py` and what it names); the defaults are those of the dataclasses, which the
 [shipped files](#shipped-files) change."""
 
-_SENSORS = """What a YAML file that `data.sensors` names may say, and `twostage fit-sensor` writes. Presets need no file:
+_SENSORS = """What a YAML file of `data.sensors` may say, and `twostage fit-sensor` writes. These presets need no file:
 {}; besides, `any` draws another sensor for every segment."""
 
 
@@ -74,8 +74,9 @@ def _section(cls: type, told: dict[type, str], prefix: str = "", *, own: bool = 
             anchor = told.get(one.section)
             here = told.setdefault(one.section, f"{cls.__name__}.{one.name}".lower())
             yield f"{'####' if prefix else '###'} {name}" + ("" if anchor else f" {{#{here}}}")
-            yield f"{one.meaning[0].upper()}{one.meaning[1:]}." + (f" Fields as [above](#{anchor})." if anchor else "")
-            if not anchor:
+            if anchor:
+                yield f"{one.meaning[0].upper()}{one.meaning[1:]}. Fields as [above](#{anchor})."
+            else:
                 yield _doc(one.section)
                 yield from _section(one.section, told, f"{name}.")
 
