@@ -237,6 +237,7 @@ def load_config(cls: type[C], files: Iterable[str], overrides: Sequence[str] = (
 
 
 def to_yaml(settings: RunConfig) -> str:
+    """The text of a file that ``load_config`` makes the same settings of."""
     return OmegaConf.to_yaml(OmegaConf.create(plain(settings)))
 
 
