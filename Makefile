@@ -21,7 +21,7 @@ format:
 # the site of the documents in site/, to be read without a server
 docs:
 	$(PYTHON) -m pip install --quiet --editable '.[docs]'
-	$(PYTHON) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 
 sample:
 	$(PYTHON) scripts/make_sample.py --overwrite
