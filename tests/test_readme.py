@@ -236,3 +236,5 @@ def test_python_that_is_told_runs(name: str, tmp_path: Path, monkeypatch: pytest
     for _, _, block in (told for told in PYTHON if told[0] == name):
         exec(block, made)
     assert "restored" in made or sum(map(len, played)) == 8000
+    assert "report" not in made or made["report"].seconds == 0.5
+    assert ("report" in made) == (name == "docs/restore.md")

@@ -1,8 +1,8 @@
 """What the site takes from elsewhere in the repository, so that it is written once: texts, pictures, sound.
 
-A page may hold sections of README.md, each called for by a comment that GitHub does not show:
+A page may hold sections of README.md: each in the place of a link to it, which stands on a line of its own,
 
-    <!-- README.md: Two commands -->
+    [README: two commands](../README.md#two-commands)
 
 Links stay as they are right in the repository; those that lead to a file that is no page lose their target.
 """
@@ -31,7 +31,8 @@ TEXTS = {page: source for source, page in PAGES.items() if source.endswith(".md"
 
 FENCE = re.compile(r"(^```.*?^```|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
-INCLUDE = re.compile(r"^<!-- README\.md: (.+?) -->$", re.MULTILINE)
+INCLUDE = re.compile(r"^\[README: .+?\]\([./]+/README\.md#(.+?)\)$", re.MULTILINE)
+HEADING = re.compile(r"^#+ (.+)\n", re.MULTILINE)
 SOUND = re.compile(r'<a href="([^"]+\.flac)">(.*?)</a>')
 DRAWING = re.compile(r'<img alt="([^"]*)" src="([^"]+\.svg)" ?/?>')
 
@@ -46,8 +47,10 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
 
 def on_page_markdown(text: str, page: Any, **_: Any) -> str:
     here = page.file.src_uri
-    text = rebased(text, TEXTS.get(here, f"docs/{here}"), here)
-    return INCLUDE.sub(lambda found: rebased(section(found[1]), "README.md", here), text)
+    parts = INCLUDE.split(text)  # text and anchors in turn
+    parts[::2] = [rebased(part, TEXTS.get(here, f"docs/{here}"), here) for part in parts[::2]]
+    parts[1::2] = [rebased(section(anchor), "README.md", here) for anchor in parts[1::2]]
+    return "".join(parts)
 
 
 def on_page_content(text: str, page: Any, **_: Any) -> str:
@@ -55,13 +58,14 @@ def on_page_content(text: str, page: Any, **_: Any) -> str:
     return DRAWING.sub(lambda found: _inline(found[1], page.file.src_uri, found[2]), text)
 
 
-def section(heading: str) -> str:
-    """What stands below ``heading`` in README.md, up to the next one."""
+def section(anchor: str) -> str:
+    """What stands below a heading of README.md, named as GitHub names its anchor, up to the next heading."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#+ |\Z)", outside(text, _no_headings), re.M | re.S)
-    if not found:
-        raise PluginError(f"README.md has no section {heading!r}")
-    return text[found.start(1) : found.end(1)].strip()
+    headings = list(HEADING.finditer(outside(text, _no_headings)))
+    for heading, following in zip(headings, [*headings[1:], None], strict=True):
+        if re.sub(r"[^\w -]", "", heading[1].lower()).replace(" ", "-") == anchor:
+            return text[heading.end() : following.start() if following else None].strip()
+    raise PluginError(f"README.md has no section #{anchor}")
 
 
 def _no_headings(code: str) -> str:
