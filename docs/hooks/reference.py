@@ -28,6 +28,10 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
     return files
 
 
+def on_page_content(text: str, page: Any, **_: Any) -> str:
+    return f'<div class="settings">{text}</div>' if page.file.src_uri == "configuration.md" else text
+
+
 def configuration() -> str:
     """Every field of every run, as tables."""
     told: dict[type, str] = {}
