@@ -42,7 +42,12 @@ def configuration() -> str:
     for name, (config, module) in ENHANCERS.items():
         if name != "two-stage":
             parts += [f"### {name}", _doc(module), _doc(config), table(settings(config), "model.")]
-    parts += ["## Sensors", _SENSORS.format(", ".join(f"`{name}`" for name in PRESETS)), table(settings(Sensor), "")]
+    parts += [
+        "## Sensors",
+        _SENSORS.format(", ".join(f"`{name}`" for name in PRESETS)),
+        _doc(Sensor),
+        table(settings(Sensor), ""),
+    ]
     parts += ["## Shipped files", "As `configs/` has them; `twostage train-restorer restorer adapt` takes two of them."]
     for path in [*sorted(ROOT.glob("configs/*.yaml")), *sorted(ROOT.glob(f"configs/{BASELINES}/*.yaml"))]:
         name = path.relative_to(ROOT / "configs").with_suffix("")
@@ -65,7 +70,7 @@ The merged settings lie in the training's directory as `config.yaml`. This page 
 [shipped files](#shipped-files) change."""
 
 _SENSORS = """What a YAML file of `data.sensors` may say, and `twostage fit-sensor` writes. These presets need no file:
-{}; besides, `any` draws another sensor for every segment."""
+{}. `any` draws another sensor for every segment."""
 
 
 def _section(cls: type, told: dict[type, str], prefix: str = "", *, own: bool = False) -> Iterator[str]:
