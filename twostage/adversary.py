@@ -38,18 +38,16 @@ Precision = Callable[[], AbstractContextManager[object]]
 class AdversaryRules:
     """What holds for every adversary, whatever it judges.
 
-    ``start``: steps of content losses alone before it joins. ``generator_steps``: the generator's to one of its own.
     ``adaptive`` scales the adversarial loss so that its gradient at the generator's last layer is as long as that of
     all other losses together, before its weight (Esser et al., VQGAN, 2021); or, as "each", every loss so that its
-    gradient there has the length of its weight (``Balance``). ``init``: another training's state whose discriminators
-    to begin with.
+    gradient there has the length of its weight (``Balance``).
     """
 
-    loss: str = "least_squares"
-    start: int = 0
-    generator_steps: int = 1
-    adaptive: bool | str = False
-    init: str = ""
+    loss: str = "least_squares"  # least_squares, hinge, or bounded_hinge (logits above one gain nothing)
+    start: int = 0  # steps of content losses alone before it joins
+    generator_steps: int = 1  # the generator's to one of the judges'
+    adaptive: bool | str = False  # true: the adversarial loss to all others; "each": every loss; false: neither
+    init: str = ""  # another training's state.pt, whose discriminators to begin with
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
@@ -71,7 +69,7 @@ class AdversaryRules:
 class AdversaryConfig(AdversaryRules):
     """The adversary of a vocoder, whose judges are of audio (B, 1, T)."""
 
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)  # the judges of audio
 
     def discriminators(self) -> nn.Module:
         return Discriminators(self.discriminator)
@@ -84,7 +82,7 @@ class MelAdversaryConfig(AdversaryRules):
     Its section has a name of its own, so that one file can hold the judges of both stages.
     """
 
-    mel_discriminator: MelDiscriminatorConfig = field(default_factory=MelDiscriminatorConfig)
+    mel_discriminator: MelDiscriminatorConfig = field(default_factory=MelDiscriminatorConfig)  # the judge of log-mels
 
     def discriminators(self) -> nn.Module:
         return MelDiscriminator(self.mel_discriminator)

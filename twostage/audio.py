@@ -1,7 +1,7 @@
 """Sound files and sample rates: the only place that touches soundfile and soxr.
 
 Everything streams: a file is read and written in blocks (C, T) of float32, full scale 1.0, and never held whole unless
-asked to (:func:`read`). Written files appear under their name only when they are complete.
+asked to (``read``). Written files appear under their name only when they are complete.
 """
 
 import os

@@ -38,18 +38,14 @@ PACKAGES = {"pesq": "pesq", "stoi": "pystoi", "estoi": "pystoi"}
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(PairConfig):
-    """Which speech, and how segments are drawn from it (the inherited fields).
+    """Which speech, and how segments are drawn from it (the inherited fields)."""
 
-    ``train`` and ``valid`` are manifests, ``noise`` a folder of room sound. A batch is ``batch`` segments a process.
-    ``ahead``: batches that are made in advance.
-    """
-
-    train: tuple[str, ...] = ()
-    valid: tuple[str, ...] = ()
-    exclude_speakers: tuple[str, ...] = ()
-    noise: str = ""
-    batch: int = 16
-    ahead: int = 4
+    train: tuple[str, ...] = ()  # manifests to learn from
+    valid: tuple[str, ...] = ()  # manifests to be measured on
+    exclude_speakers: tuple[str, ...] = ()  # left out of train
+    noise: str = ""  # folder of room sound; empty: pink noise
+    batch: int = 16  # segments a step, of each process
+    ahead: int = 4  # batches that are made in advance
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,20 +63,15 @@ class DataConfig(PairConfig):
 
 @dataclass(frozen=True)
 class ValidConfig:
-    """Measuring on held-out speech, every ``every`` steps, with the averaged weights.
+    """Measuring on held-out speech, with the averaged weights."""
 
-    ``items`` files, spread over the manifest, of at most ``seconds``. ``best`` names the metric whose best weights are
-    kept, with ``_real`` or ``_simulated`` behind it for one kind of pairs. ``vocoder``: the model, alone or of
-    both stages, that makes a restorer's log-mels audible. ``show``: items whose sound and picture are logged.
-    """
-
-    every: int = 1000
-    items: int = 16
-    seconds: float = 6.0
-    metrics: tuple[str, ...] = ("mel_l1",)
-    best: str = "mel_l1"
-    vocoder: str = ""
-    show: int = 2
+    every: int = 1000  # steps from one measurement to the next
+    items: int = 16  # files, spread over the manifests
+    seconds: float = 6.0  # of a file, at most
+    metrics: tuple[str, ...] = ("mel_l1",)  # pesq, stoi, estoi, lsd, mel_l1, mcd, si_sdr
+    best: str = "mel_l1"  # metric whose best weights are kept; _real or _simulated behind it is of such pairs alone
+    vocoder: str = ""  # model, alone or of both stages, that makes a restorer's log-mels audible
+    show: int = 2  # files whose sound and picture are logged
 
     def __post_init__(self) -> None:
         for name in self.metrics:
@@ -102,23 +93,20 @@ class ValidConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What every training has. ``run`` is its directory; intervals are in steps; ``threads`` 0 is as many as there are.
+    """What every training has."""
 
-    ``init``: weights to start from, of a model's name, folder or file; of both stages, the one that is trained.
-    """
-
-    run: str
-    steps: int
-    data: DataConfig
-    seed: int = 0
-    init: str = ""
-    device: str = "auto"
-    precision: str = "float32"
-    threads: int = 0
-    report: int = 50
-    save: int = 500
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    valid: ValidConfig = field(default_factory=ValidConfig)
+    run: str  # directory of the training
+    steps: int  # how many, in all
+    data: DataConfig  # which speech
+    seed: int = 0  # of weights and data
+    init: str = ""  # weights to start from: a name, a folder or a file; of both stages, the one that is trained
+    device: str = "auto"  # auto, cpu or cuda
+    precision: str = "float32"  # float32 or bfloat16, of the networks
+    threads: int = 0  # of the CPU; 0: as many as there are
+    report: int = 50  # steps between two lines of the log
+    save: int = 500  # steps between two states to resume from
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)  # of the model, and of its judges
+    valid: ValidConfig = field(default_factory=ValidConfig)  # measuring on the way
 
     def __post_init__(self) -> None:
         if not self.run:
@@ -146,15 +134,15 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RestorerRun(RunConfig):
-    """Stage one. ``quantile`` of the log-mels that could be: 0.5 is the median; below, the unsure is left quieter.
+    """Stage one.
 
     ``adversary`` judges log-mels; it takes part if one of its weights, ``adv`` and ``fm``, is not zero.
     """
 
-    restorer: RestorerConfig = field(default_factory=RestorerConfig)
-    weights: RestoringWeights = field(default_factory=RestoringWeights)
-    adversary: MelAdversaryConfig = field(default_factory=MelAdversaryConfig)
-    quantile: float = 0.5
+    restorer: RestorerConfig = field(default_factory=RestorerConfig)  # the model
+    weights: RestoringWeights = field(default_factory=RestoringWeights)  # of the losses
+    adversary: MelAdversaryConfig = field(default_factory=MelAdversaryConfig)  # judge of log-mels
+    quantile: float = 0.5  # of the log-mels that could be; 0.5: the median; below it, the unsure is left quieter
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -173,9 +161,9 @@ class RestorerRun(RunConfig):
 class VocoderRun(RunConfig):
     """Stage two."""
 
-    vocoder: VocoderConfig = field(default_factory=VocoderConfig)
-    weights: VocodingWeights = field(default_factory=VocodingWeights)
-    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
+    vocoder: VocoderConfig = field(default_factory=VocoderConfig)  # the model
+    weights: VocodingWeights = field(default_factory=VocodingWeights)  # of the losses
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)  # judges of audio
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -184,16 +172,13 @@ class VocoderRun(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneRun(RunConfig):
-    """Both stages: ``models`` are what twostage.load takes, ``train`` what learns: vocoder, restorer or both.
+    """Both stages."""
 
-    The vocoder sees the middle ``frames`` of a segment, the restorer all of it.
-    """
-
-    models: tuple[str, ...]
-    train: str = "vocoder"
-    frames: int = 32
-    weights: FinetuningWeights = field(default_factory=FinetuningWeights)
-    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
+    models: tuple[str, ...]  # what twostage.load takes
+    train: str = "vocoder"  # what learns: vocoder, restorer or both
+    frames: int = 32  # middle of a segment that the vocoder makes; the restorer sees all of it
+    weights: FinetuningWeights = field(default_factory=FinetuningWeights)  # of the losses
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)  # judges of audio
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -209,16 +194,13 @@ class FinetuneRun(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EnhancerRun(RunConfig):
-    """A one-stage system: ``enhancer`` names it, ``model`` holds its settings, those of its file in twostage/baselines.
+    """A one-stage system."""
 
-    ``mel``: of the losses on log-mels, and of what is logged.
-    """
-
-    enhancer: str
-    model: dict = field(default_factory=dict)
-    mel: MelConfig = field(default_factory=MelConfig)
-    weights: EnhancingWeights = field(default_factory=EnhancingWeights)
-    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
+    enhancer: str  # name of the system
+    model: dict = field(default_factory=dict)  # its settings, as below, those of its file in twostage/baselines
+    mel: MelConfig = field(default_factory=MelConfig)  # of the losses on log-mels, and of what is logged
+    weights: EnhancingWeights = field(default_factory=EnhancingWeights)  # of the losses
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)  # judges of audio
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -255,6 +237,7 @@ def load_config(cls: type[C], files: Iterable[str], overrides: Sequence[str] = (
 
 
 def to_yaml(settings: RunConfig) -> str:
+    """The text of a file that ``load_config`` makes the same settings of."""
     return OmegaConf.to_yaml(OmegaConf.create(plain(settings)))
 
 

@@ -24,21 +24,16 @@ COMPRESSION = 0.3  # power of a magnitude
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """``width`` scales every channel count; 1 is the papers'. ``scales`` counts resolutions 1, 1/2, 1/4, ...
+    """Which judges there are, and how large. Those that count 0, or have nothing to look at, are left out."""
 
-    ``resolutions`` are the windows, in samples, of the spectrograms that are judged; UnivNet's are 512, 1024 and 2048.
-    ``melgan`` counts the resolutions that MelGAN's judges hear, whose inner convolutions have ``melgan_groups``, or, at
-    0, as many as leave four channels to each. ``bands``: EBEN's judges hear the upper ones out of ``of_bands``.
-    """
-
-    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
-    scales: int = 3
-    width: float = 1.0
-    resolutions: tuple[int, ...] = ()
-    melgan: int = 0
-    melgan_groups: int = 0
-    bands: int = 0
-    of_bands: int = 4
+    periods: tuple[int, ...] = (2, 3, 5, 7, 11)  # samples, of HiFi-GAN's multi-period judges
+    scales: int = 3  # of HiFi-GAN's multi-scale judges: sample rates 1, 1/2, 1/4, ...
+    width: float = 1.0  # scales every channel count; 1 is the papers'
+    resolutions: tuple[int, ...] = ()  # windows in samples of spectrograms that are judged; UnivNet: 512, 1024, 2048
+    melgan: int = 0  # sample rates 1, 1/2, 1/4, ... that MelGAN's judges hear
+    melgan_groups: int = 0  # of their inner convolutions; 0 leaves four channels to each group
+    bands: int = 0  # EBEN's judges hear the upper ones of of_bands
+    of_bands: int = 4  # into which the signal is split for them
 
     def __post_init__(self) -> None:
         if self.width * 16 < 1 or (self.width * 16) % 1:

@@ -13,20 +13,17 @@ from twostage.nn.streaming import Overlap, Past
 
 @dataclass(frozen=True)
 class MelConfig:
-    """Settings of a log-mel spectrogram, spelt as in librosa. Frequencies in Hz, lengths in samples.
+    """Settings of a log-mel spectrogram, spelt as in librosa."""
 
-    ``causal``: frame l ends with hop l instead of lying around it, and models made for these frames see the past alone.
-    """
-
-    sample_rate: int = 16000
-    n_fft: int = 1024
-    win_length: int = 1024
-    hop_length: int = 256
-    n_mels: int = 80
-    fmin: float = 0.0
-    fmax: float = 8000.0
-    clamp: float = 1e-5
-    causal: bool = False
+    sample_rate: int = 16000  # Hz
+    n_fft: int = 1024  # samples of the Fourier transform
+    win_length: int = 1024  # samples of the Hann window, at most n_fft
+    hop_length: int = 256  # samples from one frame to the next
+    n_mels: int = 80  # bands
+    fmin: float = 0.0  # Hz, where the lowest band begins
+    fmax: float = 8000.0  # Hz, where the highest band ends
+    clamp: float = 1e-5  # magnitudes below it count as it, before the logarithm
+    causal: bool = False  # frame l ends with hop l instead of lying around it: models of such frames see the past alone
 
     def __post_init__(self) -> None:
         if min(self.sample_rate, self.n_fft, self.win_length, self.hop_length, self.n_mels) < 1:

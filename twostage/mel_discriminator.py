@@ -18,13 +18,13 @@ SLOPE = 0.2  # pix2pix's
 
 @dataclass(frozen=True)
 class MelDiscriminatorConfig:
-    """``channels`` of the hidden convolutions, which are square, ``kernel_size`` bands by as many frames.
+    """Sizes of the judge of log-mels.
 
     At the defaults a logit judges 47 bands by 47 frames, which are 0.75 s at 16 kHz.
     """
 
-    channels: tuple[int, ...] = (16, 32, 64, 64)
-    kernel_size: int = 3
+    channels: tuple[int, ...] = (16, 32, 64, 64)  # of each hidden convolution
+    kernel_size: int = 3  # bands, and frames, of every convolution; odd
 
     def __post_init__(self) -> None:
         if not self.channels or min(self.channels) < 1:

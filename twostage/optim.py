@@ -12,23 +12,18 @@ from twostage.errors import ConfigError
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter, 2019) as HiFi-GAN sets it. Lengths in steps.
+    """AdamW (Loshchilov and Hutter, 2019) as HiFi-GAN sets it. Lengths in steps."""
 
-    The learning rate rises linearly over ``warmup``, shrinks by ``decay`` every ``decay_every`` steps, smoothly, and
-    falls linearly to zero over the last ``cooldown``. ``clip`` bounds the gradient's norm, ``ema`` is the decay of the
-    averaged weights; 0 turns either off.
-    """
-
-    learning_rate: float = 2e-4
-    betas: tuple[float, float] = (0.8, 0.99)
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    warmup: int = 0
-    decay: float = 0.999
-    decay_every: int = 1000
-    cooldown: int = 0
-    clip: float = 0.0
-    ema: float = 0.999
+    learning_rate: float = 2e-4  # at its highest
+    betas: tuple[float, float] = (0.8, 0.99)  # decay of the averages of gradients and of their squares
+    eps: float = 1e-8  # added to the root of the averaged squares
+    weight_decay: float = 0.01  # a step, times the learning rate
+    warmup: int = 0  # steps over which the rate rises from zero
+    decay: float = 0.999  # factor of the rate every decay_every steps, smoothly
+    decay_every: int = 1000  # steps
+    cooldown: int = 0  # last steps, over which the rate falls to zero
+    clip: float = 0.0  # bound of the gradient's norm; 0: none
+    ema: float = 0.999  # decay of the averaged weights, a step; 0: no average
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.eps <= 0:

@@ -19,8 +19,8 @@ from twostage.vocoder import Vocoder, VocoderConfig
 class TwoStageConfig:
     """The two stages' settings; their mel settings must be the same."""
 
-    restorer: RestorerConfig = field(default_factory=RestorerConfig)
-    vocoder: VocoderConfig = field(default_factory=VocoderConfig)
+    restorer: RestorerConfig = field(default_factory=RestorerConfig)  # stage one
+    vocoder: VocoderConfig = field(default_factory=VocoderConfig)  # stage two
 
     def __post_init__(self) -> None:
         difference = self.restorer.mel.difference(self.vocoder.mel)

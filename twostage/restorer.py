@@ -23,23 +23,21 @@ MEAN, SCALE = -6.0, 2.5  # of the log-mels of speech, roughly: brings the networ
 
 @dataclass(frozen=True)
 class RestorerConfig:
-    """Sizes of the U-Net: ``channels`` of each level, the strides in time and in bands of each pooling between them.
+    """Sizes of the U-Net.
 
-    No ``band_strides`` are halvings. ``output`` is "mask" (a gain in the log domain, unbounded, added to the
-    input) or "mapping" (the restored log-mel itself). With ``mel.causal``, a frame depends on the frames up to its own
-    or, where time is pooled, on those pooled with it. ``inputs``: 1, or 2 with an air microphone beside that on the
-    body; the mask is still added to the log-mel of the latter. ``features``: "pitch".
+    With ``mel.causal``, a frame depends on the frames up to its own or, where time is pooled, on those pooled with it.
+    With two inputs the mask is still added to the log-mel of the microphone on the body.
     """
 
-    mel: MelConfig = field(default_factory=MelConfig)
-    channels: tuple[int, ...] = (16, 32, 64, 96, 128)
-    time_strides: tuple[int, ...] = (2, 1, 1, 1)
-    band_strides: tuple[int, ...] = ()
-    blocks: int = 1
-    dilations: tuple[int, ...] = (1, 2, 4)
-    output: str = "mask"
-    inputs: int = 1
-    features: tuple[str, ...] = ()
+    mel: MelConfig = field(default_factory=MelConfig)  # the contract with the vocoder
+    channels: tuple[int, ...] = (16, 32, 64, 96, 128)  # of each level of the U-Net
+    time_strides: tuple[int, ...] = (2, 1, 1, 1)  # frames that each pooling between two levels joins
+    band_strides: tuple[int, ...] = ()  # bands that each pooling joins; empty: two
+    blocks: int = 1  # residual blocks a level, each way
+    dilations: tuple[int, ...] = (1, 2, 4)  # in frames, of the residual blocks at the bottom
+    output: str = "mask"  # mask: a gain in the log domain, unbounded, added to the input; mapping: the log-mel itself
+    inputs: int = 1  # microphones: 1, or 2, bone and then air
+    features: tuple[str, ...] = ()  # what it is told besides log-mels: "pitch"
 
     def __post_init__(self) -> None:
         if len(self.channels) != len(self.time_strides) + 1:

@@ -45,65 +45,54 @@ Task = Callable[[nn.Module, Pair], Output]
 
 @dataclass(frozen=True)
 class RestoringWeights:
-    """``mel``: L1 of log-mels; ``delta``: L1 of their slopes; ``intelligibility``: one minus STOI read off log-mels.
+    """What each loss counts in a training of stage one; 0 leaves it out."""
 
-    ``ssim``: one minus the structural similarity of log-mels; ``adv``, ``fm``: of an adversary that judges log-mels.
-    """
-
-    mel: float = 1.0
-    delta: float = 0.0
-    intelligibility: float = 0.0
-    ssim: float = 0.0
-    adv: float = 0.0
-    fm: float = 0.0
+    mel: float = 1.0  # L1 of log-mels, or the pinball loss of quantile
+    delta: float = 0.0  # L1 of the slopes of log-mels
+    intelligibility: float = 0.0  # one minus the mean of STOI and ESTOI, read off log-mels
+    ssim: float = 0.0  # one minus the structural similarity of log-mels
+    adv: float = 0.0  # adversarial, of a judge of log-mels
+    fm: float = 0.0  # feature matching, of that judge
 
 
 @dataclass(frozen=True)
 class VocodingWeights:
-    """HiFi-GAN's: L1 of log-mels, adversarial, feature matching.
+    """What each loss counts in a training of stage two; the defaults are HiFi-GAN's."""
 
-    ``multi_mel``: L1 of log-mels at many resolutions; ``stft``: the multi-resolution STFT loss; ``intelligibility``:
-    one minus STOI read off log-mels.
-    """
-
-    mel: float = 45.0
-    multi_mel: float = 0.0
-    stft: float = 0.0
-    intelligibility: float = 0.0
-    adv: float = 1.0
-    fm: float = 2.0
+    mel: float = 45.0  # L1 of log-mels
+    multi_mel: float = 0.0  # L1 of log-mels at many resolutions
+    stft: float = 0.0  # multi-resolution STFT loss
+    intelligibility: float = 0.0  # one minus the mean of STOI and ESTOI, read off log-mels
+    adv: float = 1.0  # adversarial
+    fm: float = 2.0  # feature matching: L1 of what the judges make of fake and real
 
 
 @dataclass(frozen=True)
 class FinetuningWeights:
-    """As for vocoding, on restored speech; ``restored``: L1 of the restorer's log-mels, which keeps them log-mels."""
+    """What each loss counts in a training of both stages."""
 
-    mel: float = 45.0
-    multi_mel: float = 0.0
-    stft: float = 0.0
-    intelligibility: float = 0.0
-    restored: float = 0.0
-    adv: float = 1.0
-    fm: float = 2.0
+    mel: float = 45.0  # L1 of log-mels
+    multi_mel: float = 0.0  # L1 of log-mels at many resolutions
+    stft: float = 0.0  # multi-resolution STFT loss
+    intelligibility: float = 0.0  # one minus the mean of STOI and ESTOI, read off log-mels
+    restored: float = 0.0  # L1 of the restorer's log-mels, which keeps them log-mels
+    adv: float = 1.0  # adversarial
+    fm: float = 2.0  # feature matching: L1 of what the judges make of fake and real
 
 
 @dataclass(frozen=True)
 class EnhancingWeights:
-    """As for vocoding; ``wave``: L1 of samples; ``si_sdr``: minus the SI-SDR in dB.
+    """What each loss counts in a training of a one-stage system."""
 
-    ``own``: weights of the terms that a system has of its own (its file names them); those that are not here are not
-    learnt from.
-    """
-
-    wave: float = 0.0
-    mel: float = 0.0
-    multi_mel: float = 0.0
-    stft: float = 0.0
-    si_sdr: float = 0.0
-    intelligibility: float = 0.0
-    adv: float = 0.0
-    fm: float = 0.0
-    own: dict = field(default_factory=dict)
+    wave: float = 0.0  # L1 of samples
+    mel: float = 0.0  # L1 of log-mels
+    multi_mel: float = 0.0  # L1 of log-mels at many resolutions
+    stft: float = 0.0  # multi-resolution STFT loss
+    si_sdr: float = 0.0  # minus the SI-SDR in dB
+    intelligibility: float = 0.0  # one minus the mean of STOI and ESTOI, read off log-mels
+    adv: float = 0.0  # adversarial
+    fm: float = 0.0  # feature matching: L1 of what the judges make of fake and real
+    own: dict = field(default_factory=dict)  # a system's own terms, by name (see its file); others are not learnt from
 
     def __post_init__(self) -> None:
         for name, weight in self.own.items():

@@ -23,23 +23,20 @@ LAST_SLOPE = 0.01  # the authors' code leaves torch's default before the output 
 
 @dataclass(frozen=True)
 class VocoderConfig:
-    """Sizes of a generator. ``resblock`` is the paper's type, 1 (two convolutions a dilation) or 2 (one).
-
-    ``griffin_lim``: iterations that finish its output at inference (not in training); 0 for the paper's vocoder.
-    ``heard_below``: Hz, up to which they take phase and harmonics from the restored input, if there is one.
+    """Sizes of a generator.
 
     With ``mel.causal``, a sample depends on the frames up to its own, and Griffin-Lim is 0 or 1.
     """
 
-    mel: MelConfig = field(default_factory=MelConfig)
-    upsample_rates: tuple[int, ...] = (8, 8, 2, 2)
-    upsample_kernel_sizes: tuple[int, ...] = (16, 16, 4, 4)
-    upsample_initial_channel: int = 256
-    resblock: int = 1
-    resblock_kernel_sizes: tuple[int, ...] = (3, 7)
-    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5))
-    griffin_lim: int = 0
-    heard_below: float = 0.0
+    mel: MelConfig = field(default_factory=MelConfig)  # the contract with the restorer
+    upsample_rates: tuple[int, ...] = (8, 8, 2, 2)  # of each level; they multiply to mel.hop_length
+    upsample_kernel_sizes: tuple[int, ...] = (16, 16, 4, 4)  # of each level: its rate plus an even number
+    upsample_initial_channel: int = 256  # channels before the first level; each level halves them
+    resblock: int = 1  # the paper's type: 1 (two convolutions a dilation) or 2 (one)
+    resblock_kernel_sizes: tuple[int, ...] = (3, 7)  # of the residual blocks that a level averages
+    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5))  # of each of them
+    griffin_lim: int = 0  # iterations that finish the output, not in training; 0: the paper's vocoder
+    heard_below: float = 0.0  # Hz, up to which they take phase and harmonics from the restored input; 0: nothing
 
     def __post_init__(self) -> None:
         if prod(self.upsample_rates) != self.mel.hop_length:

@@ -28,13 +28,13 @@ HIGHEST = 10.0  # of a normalised log-magnitude: ten deviations above the mean i
 
 @dataclass(frozen=True)
 class BilstmConfig:
-    """``units`` are those of one direction."""
+    """Sizes of the network."""
 
-    sample_rate: int = 16000
-    n_fft: int = 512
-    hop_length: int = 128
-    units: int = 256
-    layers: int = 3
+    sample_rate: int = 16000  # Hz
+    n_fft: int = 512  # samples of the Fourier transform
+    hop_length: int = 128  # samples from one frame to the next
+    units: int = 256  # of each layer, in one direction
+    layers: int = 3  # bidirectional
 
     def __post_init__(self) -> None:
         for name in ("units", "layers"):

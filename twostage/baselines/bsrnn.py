@@ -31,20 +31,20 @@ QUIET = 1e-8  # least mean power of a bin
 
 @dataclass(frozen=True)
 class BsrnnConfig:
-    """``bands``: how many bins each holds, from 0 Hz on. ``layers``: pairs, along time and across bands.
+    """Sizes of the network.
 
     ``output``: "mask", a complex number by which each bin is multiplied, as in the music paper; "mapping", the
     spectrogram itself; "both", their sum, as in the speech paper.
     """
 
-    sample_rate: int = 16000
-    n_fft: int = 512
-    hop_length: int = 128
-    bands: tuple[int, ...] = (*[3] * 8, *[4] * 2, *[8] * 12, *[16] * 7, 17)
-    features: int = 32
-    layers: int = 5
-    output: str = "both"
-    causal: bool = False
+    sample_rate: int = 16000  # Hz
+    n_fft: int = 512  # samples of the Fourier transform
+    hop_length: int = 128  # samples from one frame to the next
+    bands: tuple[int, ...] = (*[3] * 8, *[4] * 2, *[8] * 12, *[16] * 7, 17)  # bins that each band holds, from 0 Hz on
+    features: int = 32  # channels of each band
+    layers: int = 5  # pairs of recurrences, along time and across bands
+    output: str = "both"  # mask, mapping or both
+    causal: bool = False  # sees the past alone
 
     def __post_init__(self) -> None:
         for name in ("features", "layers"):

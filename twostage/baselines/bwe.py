@@ -24,14 +24,14 @@ from twostage.nn.layers import Conv1d, fold_weight_norm, reach, weight_norm
 
 @dataclass(frozen=True)
 class BweConfig:
-    """Layer i of each of ``stacks`` has a dilation of ``dilation_base`` to the power of i, from 0 to ``layers`` - 1."""
+    """Sizes of the network."""
 
-    sample_rate: int = 16000
-    channels: int = 128
-    stacks: int = 2
-    layers: int = 7
-    kernel_size: int = 3
-    dilation_base: int = 3
+    sample_rate: int = 16000  # Hz
+    channels: int = 128  # of every layer
+    stacks: int = 2  # of dilated layers
+    layers: int = 7  # of each stack
+    kernel_size: int = 3  # samples
+    dilation_base: int = 3  # layer i of a stack is dilated by its i-th power, from 0 on
 
     def __post_init__(self) -> None:
         for name in ("stacks", "layers", "dilation_base"):

@@ -45,21 +45,20 @@ MASKINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class DccrnConfig:
-    """``channels`` of each level and ``lstm_units`` count real and imaginary parts, so both are even.
+    """Sizes of the network. Channels and units count real and imaginary parts, so they are even.
 
-    ``masking``: R, C or E (section 2.3). That of E is at most 1: it takes noise away and cannot put in what the body
-    took, as those of the others can. ``lookahead``: frames, of which each of as many decoder layers sees one.
+    ``masking`` E is at most 1: it takes noise away and cannot put in what the body took, as the others can.
     """
 
-    sample_rate: int = 16000
-    n_fft: int = 512
-    win_length: int = 400
-    hop_length: int = 100
-    channels: tuple[int, ...] = (32, 64, 128, 256, 256, 256)
-    lstm_units: int = 256
-    lstm_layers: int = 2
-    masking: str = "E"
-    lookahead: int = 6
+    sample_rate: int = 16000  # Hz
+    n_fft: int = 512  # samples of the Fourier transform
+    win_length: int = 400  # samples of the window
+    hop_length: int = 100  # samples from one frame to the next
+    channels: tuple[int, ...] = (32, 64, 128, 256, 256, 256)  # of each level
+    lstm_units: int = 256  # of each layer
+    lstm_layers: int = 2  # at the bottom
+    masking: str = "E"  # R, C or E (the paper's section 2.3)
+    lookahead: int = 6  # frames, of which each of as many decoder layers sees one
 
     def __post_init__(self) -> None:
         if not self.channels or any(width < 2 or width % 2 for width in (*self.channels, self.lstm_units)):

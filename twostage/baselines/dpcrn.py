@@ -27,21 +27,21 @@ WIDE, NARROW = 5, 3  # bands that the first and the others see
 
 @dataclass(frozen=True)
 class DpcrnConfig:
-    """``strides``: of the levels' bands, 1 or 2. ``units``: of the recurrences, half of them each way across frequency.
+    """Sizes of the network.
 
-    ``output``: a complex "mask", or a "mapping", the spectrum itself. ``norm``: "instant", by statistics of one frame
-    over bands and channels, or "instance", by a channel's over an utterance in training, and their average in use.
+    ``norm``: "instant", by statistics of one frame over bands and channels, or "instance", by a channel's over an
+    utterance in training, and their average in use.
     """
 
-    sample_rate: int = 16000
-    n_fft: int = 400
-    hop_length: int = 200
-    channels: tuple[int, ...] = (32, 32, 32, 64, 128)
-    strides: tuple[int, ...] = (2, 2, 1, 1, 1)
-    blocks: int = 2
-    units: int = 128
-    output: str = "mask"
-    norm: str = "instant"
+    sample_rate: int = 16000  # Hz
+    n_fft: int = 400  # samples of the Fourier transform
+    hop_length: int = 200  # samples from one frame to the next
+    channels: tuple[int, ...] = (32, 32, 32, 64, 128)  # of each level
+    strides: tuple[int, ...] = (2, 2, 1, 1, 1)  # of each level's bins, 1 or 2
+    blocks: int = 2  # pairs of recurrences, across frequency and along time
+    units: int = 128  # of the recurrences; across frequency half of them each way
+    output: str = "mask"  # a complex "mask", or a "mapping", the spectrum itself
+    norm: str = "instant"  # instant or instance
 
     def __post_init__(self) -> None:
         if not self.channels or min(self.channels) < 1:

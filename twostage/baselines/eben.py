@@ -26,16 +26,16 @@ SLOPE = 0.01
 
 @dataclass(frozen=True)
 class EbenConfig:
-    """Of ``bands`` the lowest ``heard`` go in; filters have ``taps``. ``channels`` double with each of ``strides``."""
+    """Sizes of the network and of its filter bank."""
 
-    sample_rate: int = 16000
-    bands: int = 4
-    heard: int = 1
-    taps: int = 32
-    channels: int = 32
-    strides: tuple[int, ...] = (2, 4, 8)
-    bottleneck: int = 64
-    causal: bool = False
+    sample_rate: int = 16000  # Hz
+    bands: int = 4  # of the filter bank
+    heard: int = 1  # lowest bands, which go in
+    taps: int = 32  # of each filter, for each band
+    channels: int = 32  # at the top; each stride doubles them
+    strides: tuple[int, ...] = (2, 4, 8)  # of each level
+    bottleneck: int = 64  # channels at the bottom
+    causal: bool = False  # sees the past alone
 
     def __post_init__(self) -> None:
         if self.bands < 2:

@@ -25,14 +25,14 @@ KERNEL = 7  # of the first and the last convolution
 
 @dataclass(frozen=True)
 class SeanetConfig:
-    """``inputs`` microphones: 1, or 2, bone and then air. ``channels`` double with every one of ``strides``."""
+    """Sizes of the network."""
 
-    sample_rate: int = 16000
-    inputs: int = 1
-    channels: int = 32
-    strides: tuple[int, ...] = (2, 2, 8, 8)
-    bottleneck: int = 128
-    causal: bool = False
+    sample_rate: int = 16000  # Hz
+    inputs: int = 1  # microphones: 1, or 2, bone and then air
+    channels: int = 32  # at the top; each stride doubles them
+    strides: tuple[int, ...] = (2, 2, 8, 8)  # of each level
+    bottleneck: int = 128  # channels at the bottom
+    causal: bool = False  # sees the past alone
 
     def __post_init__(self) -> None:
         for name in ("inputs", "channels", "bottleneck"):

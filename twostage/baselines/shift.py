@@ -31,7 +31,7 @@ DECIBELS = 20 / log(10)  # of a neper
 class LowpassConfig:
     """There is nothing to set."""
 
-    sample_rate: int = 16000
+    sample_rate: int = 16000  # Hz
 
 
 class Lowpass(nn.Module):
@@ -53,19 +53,15 @@ class Lowpass(nn.Module):
 
 @dataclass(frozen=True)
 class ShiftConfig:
-    """What lies between ``source`` and ``cutoff``, in Hz, is copied to where nothing is, from ``cutoff`` on.
+    """What lies between ``source`` and ``cutoff`` is copied to where nothing is, from ``cutoff`` on."""
 
-    ``slope``: dB an octave by which a copy is quieter than what it is a copy of; -6 is about that of speech. ``bands``
-    of equal width above the cutoff are corrected, each by a gain of its own, once ``Shift.prepare`` has measured them.
-    """
-
-    sample_rate: int = 16000
-    cutoff: float = 1500.0
-    source: float = 500.0
-    slope: float = -6.0
-    bands: int = 16
-    n_fft: int = 512
-    hop_length: int = 128
+    sample_rate: int = 16000  # Hz
+    cutoff: float = 1500.0  # Hz
+    source: float = 500.0  # Hz
+    slope: float = -6.0  # dB an octave by which a copy is quieter than its source; -6 is about that of speech
+    bands: int = 16  # of equal width above the cutoff, each with its own gain, once Shift.prepare has measured them
+    n_fft: int = 512  # samples of the Fourier transform
+    hop_length: int = 128  # samples from one frame to the next
 
     def __post_init__(self) -> None:
         whole = self.hop_length > 0 and self.n_fft % self.hop_length == 0

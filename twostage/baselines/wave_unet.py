@@ -25,13 +25,13 @@ SLOPE = 0.2
 
 @dataclass(frozen=True)
 class WaveUnetConfig:
-    """Level l of ``levels`` has ``channels`` times l of them, the bottom one level more."""
+    """Sizes of the network."""
 
-    sample_rate: int = 16000
-    levels: int = 10
-    channels: int = 24
-    down_kernel_size: int = 15
-    up_kernel_size: int = 5
+    sample_rate: int = 16000  # Hz
+    levels: int = 10  # each halves the rate
+    channels: int = 24  # times l at level l, the bottom counting as one more
+    down_kernel_size: int = 15  # samples, on the way down
+    up_kernel_size: int = 5  # samples, on the way up
 
     def __post_init__(self) -> None:
         for name in ("levels", "channels"):

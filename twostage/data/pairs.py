@@ -35,8 +35,8 @@ class Pair(NamedTuple):
 class PairConfig:
     """How segments are drawn and varied. Levels and equalisation in dB."""
 
-    samples: int = 32768
-    sample_rate: int = 16000
+    samples: int = 32768  # of a segment
+    sample_rate: int = 16000  # Hz
     sensors: tuple[str, ...] = ("throat",)  # presets or YAML files that clean speech is degraded with; none: it is not
     sensor_weights: tuple[float, ...] = ()  # how often each; empty: alike
     real_share: float = 0.0  # of a batch, drawn from entries that have both channels
@@ -44,7 +44,7 @@ class PairConfig:
     joint_jitter_db: float = 2.0  # uniform, each way, of both channels
     degraded_jitter_db: float = 1.0  # the same, of the degraded channel alone
     eq_db: float = 0.0  # deviation of a random equaliser on the degraded channel, an octave wide
-    eq_chance: float = 0.5
+    eq_chance: float = 0.5  # of a segment, to be equalised
     ambient_chance: float = 0.3  # of a simulated segment, to hear a file of the noise folder instead of pink noise
     ambient_db: tuple[float, float] = (-40.0, -20.0)  # its level range after leaking in, before the sensor's response
     gate_db: float = 0.0  # by how much the room's noise is taken off clean speech, at most; 0 = not

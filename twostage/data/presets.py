@@ -41,20 +41,20 @@ class Sensor:
     """
 
     # EBEN's low-pass: second order, forward and backward (Hauret et al., "EBEN", ICASSP 2023, section 2); 0 = none
-    cutoff: float = 0.0
-    q: float = 1.0
+    cutoff: float = 0.0  # Hz, of EBEN's low-pass; 0 = none
+    q: float = 1.0  # of that filter
     filter_jitter: float = 0.0  # cut-off and q are each multiplied by U(1 - jitter, 1 + jitter)
     # the linear part: magnitude response and its deviation from one recording to the next
-    frequencies: Curve = ()
-    response_db: Curve = ()
-    response_spread_db: Curve = ()
+    frequencies: Curve = ()  # Hz, rising: the grid of all curves
+    response_db: Curve = ()  # empty: flat
+    response_spread_db: Curve = ()  # deviation of the response
     resonances: tuple[Curve, ...] = ()  # (Hz, q, dB) each
-    resonance_jitter: float = 0.1
+    resonance_jitter: float = 0.1  # each Hz is multiplied by U(1 - jitter, 1 + jitter)
     # the part that is not a linear filter. Under the skin a band follows less the sound that the mouth gives to it than
     # the voice itself: a dB more of clean speech in the band counts `slope` dB (a filter: 1), a dB more of voice (80 to
     # 500 Hz) counts `voice_slope` dB (a filter: 0)
-    slope: Curve = ()
-    voice_slope: Curve = ()
+    slope: Curve = ()  # dB that a band moves for a dB more of clean speech in it
+    voice_slope: Curve = ()  # dB that a band moves for a dB more of voice
     gain_spread_db: Curve = ()  # deviation of slow random gains by band
     gain_seconds: float = 0.1  # over which they stay alike
     coherence: Curve = ()  # magnitude-squared, between clean and simulated speech
@@ -62,18 +62,18 @@ class Sensor:
     headroom_db: float | None = None  # soft saturation this far above the active level
     # what is added
     noise_db: Curve = ()  # the sensor's noise, dB a Hz
-    noise_spread_db: float = 0.0
+    noise_spread_db: float = 0.0  # deviation of its level from one recording to the next
     white_noise: float = 0.0  # deviation relative to that of the speech
     ambient_db: float | None = None  # sound of the room that leaks in, through the sensor's response
-    heart_db: float | None = None
+    heart_db: float | None = None  # peaks of heartbeats
     thump_db: float | None = None  # peaks of bumps and of the cable
-    thumps_per_second: float = 0.3
-    breath_db: float | None = None
+    thumps_per_second: float = 0.3  # on average
+    breath_db: float | None = None  # of breathing, where it is loudest
     # the end of the chain
     band_limit: float = 0.0  # Hz, nothing above; 0 = none
-    band_limit_jitter: float = 0.0
+    band_limit_jitter: float = 0.0  # band_limit is multiplied by U(1 - jitter, 1 + jitter)
     rounding_db: float | None = None  # white noise over the whole band: what 16 bits leave of a quiet recording
-    rounding_spread_db: float = 0.0
+    rounding_spread_db: float = 0.0  # deviation of its level from one recording to the next
     level_jitter_db: float = 0.0  # uniform, each way
 
     def __post_init__(self) -> None:
