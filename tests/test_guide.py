@@ -39,7 +39,9 @@ def text_of(page: str) -> str:
 
 def shells(page: Path) -> Iterator[list[str]]:
     """Commands of a page's blocks without a language."""
-    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+    for language, block in re.findall(
+        r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    ):
         yield from () if language else commands(block)
 
 
@@ -177,9 +179,19 @@ def test_the_example_overfits_one_batch(example: ModuleType, corpus: Path, speec
 
 
 @pytest.mark.usefixtures("example")
-def test_the_example_goes_on_where_it_was_stopped(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_goes_on_where_it_was_stopped(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    given = ["train-enhancer", "gru-gains", "tiny", f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "save=1", "optimizer.cooldown=0"]
+    given = [
+        "train-enhancer",
+        "gru-gains",
+        "tiny",
+        f"data.train=[{corpus}]",
+        f"data.valid=[{corpus}]",
+        "save=1",
+        "optimizer.cooldown=0",
+    ]
     assert cli.main([*given, "steps=4", "run=whole"]) == 0
     assert cli.main([*given, "steps=2", "run=parts"]) == 0
     assert cli.main([*given, "steps=4", "run=parts", "--resume"]) == 0

@@ -27,7 +27,8 @@ def test_every_cell_runs_and_what_it_claims_holds(monkeypatch: pytest.MonkeyPatc
     notebook = nbformat.read(TOUR, as_version=4)
     nbformat.validate(notebook)
     where = {"metadata": {"path": str(TOUR.parent)}}
-    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources=where).execute()  # raises where one fails
+    client = nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources=where)
+    client.execute()  # raises where a cell does
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     kinds = [kind for output in outputs for kind in output.get("data", {})]
     assert kinds.count("image/png") == 2
