@@ -17,10 +17,9 @@ from test_readme import TRAININGS, commands
 from test_resume import assert_same_training
 from torch import nn
 
-from twostage import audio, checkpoint, cli, config, enhancers
+from twostage import audio, checkpoint, cli, config, costs, enhancers, metrics
 from twostage.commands import training
 from twostage.config import EnhancerRun, load_config
-from twostage.costs import gmac_per_second, parameters
 from twostage.data.pairs import Pair
 from twostage.errors import ConfigError
 from twostage.optim import OptimizerConfig
@@ -54,6 +53,12 @@ def run_as_written(page: str) -> Iterator[list[str]]:
 def files_of(page: str) -> dict[str, str]:
     """Blocks that say ``<!-- file: NAME -->``, by that name."""
     return dict(re.findall(r"^<!-- file: (\S+) -->\n```\w+\n(.*?)^```", text_of(page), re.MULTILINE | re.DOTALL))
+
+
+def log_of(run: Path) -> list[float]:
+    """Held-out L1 of log-mels, as a training logged it."""
+    lines = map(json.loads, (run / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    return [line["mel_l1"] for line in lines if line["kind"] == "valid"]
 
 
 TOLD = [(page.stem, arguments) for page in PAGES for arguments in shells(page)]
@@ -128,23 +133,28 @@ def test_settings_are_ones_that_a_training_takes(
     assert training.settings(cli.parse(arguments), SCHEMAS[arguments[0]]).run  # an unknown or impossible one raises
 
 
-def test_own_sensor_without_any_data_runs_as_written(workplace: Path) -> None:
+def test_own_sensor_without_any_data_runs_as_written(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "real_time_factor", lambda *_: 0.0)  # half of the time, and no test asserts one
     for arguments in run_as_written("own-sensor.md"):
         assert cli.main(arguments) == 0, arguments
-    systems = json.loads((workplace / "trial" / "scores" / "summary.json").read_text())["systems"]
-    for metric in MEASURES:
-        assert better
+    found = json.loads((workplace / "trial" / "scores" / "summary.json").read_text(encoding="utf-8"))["systems"]
+    raw, small, copied = (found[name] for name in ("raw input", "small", "small, copy-synthesis"))
+    for metric in ("lsd", "mel_l1"):
+        assert copied[metric]["mean"] < small[metric]["mean"] < 0.8 * raw[metric]["mean"]
+    for picture in ("restored.png", "sensor.png"):
+        assert (workplace / "trial" / picture).stat().st_size > 10_000
+    assert len(audio.read(workplace / "trial" / "restored.flac")[0][0]) == len(audio.read("samples/throat.flac")[0][0])
 
 
 @pytest.mark.usefixtures("example")
 def test_the_example_of_an_enhancer_runs_as_written(workplace: Path) -> None:
     for arguments in run_as_written("add-an-enhancer.md"):
         assert cli.main(arguments) == 0, arguments
+    assert (heard := log_of(workplace / "trial" / "gru-gains"))[-1] < heard[0]
     restored, streamed = (audio.read(workplace / "trial" / f"{name}.flac")[0][0] for name in ("restored", "streamed"))
     throat = audio.read(ROOT / "samples" / "throat.flac")[0][0]
-    assert restored.shape == streamed.shape == throat.shape
-    np.testing.assert_allclose(restored, streamed, atol=2e-3)  # 16 bits; the stream heard the level that it was told
-    assert not np.allclose(restored, throat, atol=0.01)
+    assert np.corrcoef(restored, streamed)[0, 1] > 0.9999  # a stream does not bring its output to the input's level
+    assert metrics.lsd(throat, restored) > 0.5
 
 
 def test_the_example_is_of_the_documented_size_and_in_the_table_of_tests(example: ModuleType) -> None:
@@ -153,11 +163,11 @@ def test_the_example_is_of_the_documented_size_and_in_the_table_of_tests(example
     model = example.GruGains(example.GruGainsConfig())
     row = ast.literal_eval(files_of("add-an-enhancer.md")["row.py"].partition(" = ")[2])
     assert set(map(type, row)) == set(map(type, SYSTEMS["dpcrn"]))
-    assert parameters(model) / 1e6 == pytest.approx(row[0], abs=0.006)
+    assert costs.parameters(model) / 1e6 == pytest.approx(row[0], abs=0.006)
     said = re.search(r"([\d.]+) M weights, ([\d.]+) GMAC", files_of("add-an-enhancer.md")["gru-gains.yaml"])
     assert said is not None
-    assert parameters(model) / 1e6 == pytest.approx(float(said[1]), abs=0.005)
-    assert gmac_per_second(model) == pytest.approx(float(said[2]), abs=0.005)
+    assert costs.parameters(model) / 1e6 == pytest.approx(float(said[1]), abs=0.005)
+    assert costs.gmac_per_second(model) == pytest.approx(float(said[2]), abs=0.005)
 
 
 def test_the_example_overfits_one_batch(example: ModuleType, corpus: Path, speech: Callable[..., np.ndarray]) -> None:
