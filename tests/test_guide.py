@@ -22,6 +22,7 @@ from twostage.commands import training
 from twostage.config import EnhancerRun, load_config
 from twostage.data.pairs import Pair
 from twostage.errors import ConfigError
+from twostage.onnx_file import OnnxEnhancer
 from twostage.optim import OptimizerConfig
 from twostage.tasks import Enhancing
 from twostage.trainer import Training, fit
@@ -155,6 +156,7 @@ def test_the_example_of_an_enhancer_runs_as_written(workplace: Path) -> None:
     throat = audio.read(ROOT / "samples" / "throat.flac")[0][0]
     assert np.corrcoef(restored, streamed)[0, 1] > 0.9999  # a stream does not bring its output to the input's level
     assert metrics.lsd(throat, restored) > 0.5
+    assert OnnxEnhancer(workplace / "trial" / "step.onnx").header.kind == "gru-gains"
 
 
 def test_the_example_is_of_the_documented_size_and_in_the_table_of_tests(example: ModuleType) -> None:
