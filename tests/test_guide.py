@@ -164,7 +164,7 @@ def test_the_example_is_of_the_documented_size_and_in_the_table_of_tests(example
     from test_baselines import SYSTEMS
 
     model = example.GruGains(example.GruGainsConfig())
-    ((name, (millions, small)),) = ast.literal_eval("{" + files_of("add-an-enhancer.md")["row.py"] + "}").items()
+    ((name, (millions, small)),) = ast.literal_eval("{" + files_of("add-an-enhancer.md")["row.txt"] + "}").items()
     assert set(map(type, (millions, small))) == set(map(type, SYSTEMS["dpcrn"]))
     assert costs.parameters(model) / 1e6 == pytest.approx(millions, abs=0.006)
     run = load_config(EnhancerRun, [name], [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run=x", *small])
