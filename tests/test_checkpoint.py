@@ -115,6 +115,20 @@ def test_a_shipped_model_is_found_by_its_name(
         checkpoint.load("nosuch")
 
 
+def test_a_stage_of_a_shipped_model_stands_beside_ones_own(
+    stages: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "checkpoints" / "default"
+    checkpoint.save(home / "vocoder.safetensors", vocoder(), provenance={})
+    checkpoint.save(home / "restorer.safetensors", Restorer(RESTORER), provenance={})
+    monkeypatch.setattr(checkpoint, "SHIPPED", (tmp_path / "checkpoints",))
+    audio = torch.randn(1, 1, 600)
+    mine = checkpoint.load(stages[0], "default/vocoder")
+    assert torch.equal(mine(audio), checkpoint.load(stages[0], home / "vocoder.safetensors")(audio))
+    with pytest.raises(CheckpointError, match=r"default/vocode: no such file, folder or shipped model \(default\)"):
+        checkpoint.load(stages[0], "default/vocode")
+
+
 def test_a_run_directory_gives_its_best_weights(stages: tuple[Path, Path], tmp_path: Path) -> None:
     for name in ("last", "best"):
         checkpoint.save(tmp_path / "run" / f"{name}.safetensors", Restorer(RESTORER), provenance={"name": name})

@@ -68,8 +68,9 @@ def save(
 def load(*paths: str | Path, device: str | torch.device = "cpu", precision: str = "float32") -> nn.Module:
     """An enhancer ready for inference: folded, in eval mode, on ``device``.
 
-    No path is the default model. One path is the name of a shipped model, a folder of weights or a file; a restorer's
-    file and a vocoder's, in any order, make a TwoStage; an ONNX file runs on the CPU wherever the others would be.
+    No path is the default model. One path is the name of a shipped model, or of one of its stages, such as
+    "default/vocoder", a folder of weights or a file; a restorer's file and a vocoder's, in any order, make a TwoStage;
+    an ONNX file runs on the CPU wherever the others would be.
     ``precision`` "bfloat16", or "bf16", is that of convolutions; a machine that does not compute in it takes float32,
     and warns. Raises CheckpointError, one line that names the file.
     """
@@ -281,6 +282,9 @@ def _find(path: str | Path) -> Path:
             if (home / path).is_dir():
                 return home / path
     if not Path(path).exists():
+        for file in (home / f"{path}{SUFFIX}" for home in SHIPPED):  # one stage of a shipped model: default/vocoder
+            if file.is_file():
+                return file
         names = sorted(
             {folder.name for home in SHIPPED if home.is_dir() for folder in home.iterdir() if folder.is_dir()}
         )

@@ -1,6 +1,7 @@
 """``twostage manifest``: list a corpus, pair it, align it, split it by speaker."""
 
 import json
+import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -148,8 +149,10 @@ def _summary(entries: "Sequence[Entry]") -> dict[str, Any]:
 
 def _table(verdicts: "Sequence[Verdict]") -> str:
     lines = [f"{'pair':40} {'s':>7} {'delay ms':>9} {'peak':>6} {'drift ms':>9} {'bone dB':>8} {'air dB':>8}  verdict"]
+    shared = os.path.commonpath([Path(v.name).parent for v in verdicts]) if verdicts else ""
     lines += [
-        f"{Path(v.name).name[-40:]:40} {v.seconds:7.2f} {v.delay * 1000:+9.3f} {v.peak:+6.2f} {v.drift * 1000:+9.3f} "
+        f"{Path(v.name).relative_to(shared).as_posix()[-40:]:40} "
+        f"{v.seconds:7.2f} {v.delay * 1000:+9.3f} {v.peak:+6.2f} {v.drift * 1000:+9.3f} "
         f"{v.bone_level:8.1f} {v.air_level:8.1f}  {v.problem or 'good'}"
         for v in verdicts
     ]
