@@ -71,6 +71,7 @@ def kill_one(folder: Path, killed: list[int], stop: threading.Event) -> None:
             return
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_the_middle_costs_nothing(
     manifest: str, tiny_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

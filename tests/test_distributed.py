@@ -63,6 +63,7 @@ def test_two_processes_get_the_gradients_of_the_joint_batch(corpus: Path, tmp_pa
     check_same_gradients(one, checkpoint.load_state(tmp_path / "two" / "state.pt"))
 
 
+@pytest.mark.slow
 def test_two_machines_train_as_the_documentation_says(corpus: Path, tmp_path: Path, one: dict[str, Any]) -> None:
     """Its commands, one a machine, both of them this one with one process each."""
     lines = re.findall(r"^torchrun (.*) scripts/train_vocoder.py", (ROOT / "docs/CLUSTER.md").read_text(), re.MULTILINE)

@@ -23,7 +23,7 @@ def test_normalising_and_folding_keep_the_output(layer):
 
 def test_a_given_deviation_is_drawn():
     torch.manual_seed(0)
-    assert float(weight_norm(nn.Conv1d(64, 64, 9), 0.01).weight.std()) == pytest.approx(0.01, rel=0.05)
+    assert float(weight_norm(nn.Conv1d(64, 64, 9), 0.01).weight.detach().std()) == pytest.approx(0.01, rel=0.05)
 
 
 @pytest.mark.parametrize(("layers", "steps"), [([], 0), ([(3, 1)], 1), ([(3, 1), (3, 3), (3, 5)], 9), ([(11, 5)], 25)])

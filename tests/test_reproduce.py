@@ -123,6 +123,7 @@ def reproduce(*words: object, python: object = sys.executable, **variables: str)
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
+@pytest.mark.slow
 def test_from_speech_to_the_table_and_a_second_call_has_nothing_to_do(
     data: Path, tmp_path: Path, quick_python: Path
 ) -> None:
