@@ -35,6 +35,7 @@ from twostage.audio import (
 from twostage.errors import AudioError, ConfigError, TwoStageError
 from twostage.files import check_writable, make_folder
 from twostage.levels import LEVEL, LevelMeter
+from twostage.memory import honest
 from twostage.pieces import enhance
 from twostage.windows import Enhancer, inputs_of, keep_low_band
 
@@ -182,6 +183,7 @@ def restore(
     return give_back(out.reshape(-1) if samples.ndim == 1 else out)
 
 
+@honest()
 def restore_file(
     model: Enhancer,
     source: str | Path,

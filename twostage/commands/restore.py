@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from twostage.errors import ConfigError, OutputError, TwoStageError
+from twostage.errors import ConfigError, OutputError, TwoStageError, one_line
 
 if TYPE_CHECKING:
     from twostage.jobs import Job
@@ -168,6 +168,7 @@ class Voice:
     def _line(self, text: str, file: Any) -> None:
         from tqdm import tqdm
 
+        text = one_line(text)
         if sys.stderr.isatty():
             tqdm.write(text, file=file)  # above the bar
         else:
