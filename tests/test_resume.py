@@ -96,7 +96,7 @@ class Dying(monitor.Monitor):
                 os.kill(os.getpid(), signal.SIGKILL)
             write = Path.write_bytes if moment == "writing weights" else torch.save
             def half(*args):
-                target = args[0] if moment == "writing weights" else args[1]
+                target = args[0] if moment == "writing weights" else args[1].name
                 with open(target, "wb") as file:
                     file.write(b"half")
                     file.flush()
