@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
+from twostage.files import replacing
+from twostage.schema import parse_json
+
 Array = NDArray[np.float32]
 # dark violet over red to pale yellow, after matplotlib's inferno
 COLOURS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float32) / 255
@@ -53,8 +56,11 @@ class RunLog:
     def _drop_after(self, step: int) -> None:
         if not self._lines.exists():
             return
-        kept = [line for line in self._lines.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-        self._lines.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        lines = self._lines.read_text(encoding="utf-8", errors="replace").splitlines()
+        kept = [line for line in lines if _step(line) <= step]
+        if len(kept) < len(lines):
+            with replacing(self._lines) as partial:  # killed here, a training must not lose what it has logged
+                partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 class Clock:
@@ -95,6 +101,7 @@ def coloured(values: Array, *, low: float, high: float) -> Array:
 
 def _step(line: str) -> float:
     try:
-        return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError):
+        step = float(parse_json(line)["step"])
+        return step if step == step else float("inf")
+    except (ValueError, LookupError, TypeError, OverflowError):
         return float("inf")  # the last line of a run that was killed
