@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from torturing import inputs
 from torturing.assets import Assets, preload
 from torturing.harness import Limits, Place, Session, complaints
+
 from twostage.files import replacing
 
 PARTS = {
@@ -103,7 +104,11 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def _kind(row: dict[str, Any]) -> str:
-    return str(row["kind"]).partition(":")[0].partition(",")[0] if ":" not in row["kind"] else row["kind"].partition(":")[0]
+    return (
+        str(row["kind"]).partition(":")[0].partition(",")[0]
+        if ":" not in row["kind"]
+        else row["kind"].partition(":")[0]
+    )
 
 
 def _cells(name: str, rows: Sequence[dict[str, Any]]) -> str:

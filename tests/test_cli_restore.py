@@ -268,10 +268,14 @@ def test_what_another_process_made_meanwhile_is_skipped(
     }
 
 
-def test_a_link_that_leads_to_itself_is_named(recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_link_that_leads_to_itself_is_named(
+    recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("in/circle.wav").symlink_to("circle.wav")
     assert run(tiny_path, "in/circle.wav", "-o", "out") == 1
-    assert "twostage: error: in/circle.wav: cannot be read (Too many levels of symbolic links)" in capsys.readouterr().err
+    assert (
+        "twostage: error: in/circle.wav: cannot be read (Too many levels of symbolic links)" in capsys.readouterr().err
+    )
 
 
 def test_planning_asks_of_each_job_once(recordings: Path, monkeypatch: pytest.MonkeyPatch) -> None:

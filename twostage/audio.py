@@ -138,7 +138,9 @@ def _check_readable(path: Path) -> None:
 
 
 def _check_plausible(path: str | Path, info: Info) -> None:
-    if info.format == "RAW":  # libsndfile takes anything that is named .au, .snd or .vox for the sound of old telephones
+    if (
+        info.format == "RAW"
+    ):  # libsndfile takes anything that is named .au, .snd or .vox for the sound of old telephones
         raise AudioError(f"{path}: {RAW}")
     if not SLOWEST <= info.sample_rate <= FASTEST:
         raise AudioError(f"{path}: its sample rate is {info.sample_rate} Hz, must be {SLOWEST} to {FASTEST}")
@@ -187,7 +189,9 @@ class Writer:
             raise AudioError(f"{self.path}: cannot write {channels} channels as {container}")
         self._partial = partial_name(self.path)
         try:
-            self._file = soundfile.SoundFile(os.fsencode(self._partial), "w", sample_rate, channels, coding, format=container)
+            self._file = soundfile.SoundFile(
+                os.fsencode(self._partial), "w", sample_rate, channels, coding, format=container
+            )
         except (soundfile.LibsndfileError, OSError, ValueError) as error:
             message = self._failure(error, f"{channels} channel(s) at {sample_rate} Hz as {container} {coding}")
             self._partial.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """Errors that are the user's to mend. The command line prints them as one line; everything else is a bug."""
 
-
 from unicodedata import category
 
 LONGEST = 1000  # characters of a message

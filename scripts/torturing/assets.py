@@ -148,7 +148,15 @@ def training(corpus: Path, command: str, run: str, *more: str, steps: int = STEP
     """Words of a small training of stage one (train-restorer) or two (train-vocoder), its state kept at every step."""
     stage = command.removeprefix("train-")
     manifests = f"data.train=[{corpus / 'clean.csv'}]", f"data.valid=[{corpus / 'clean.csv'}]"
-    quick = f"steps={steps}", "save=1", "report=1", "valid.every=3", "valid.items=1", "valid.show=1", "data.samples=2048"
+    quick = (
+        f"steps={steps}",
+        "save=1",
+        "report=1",
+        "valid.every=3",
+        "valid.items=1",
+        "valid.show=1",
+        "data.samples=2048",
+    )
     own = ("optimizer.cooldown=0",) if stage == "restorer" else ()
     return [command, stage, "tiny", *manifests, *quick, *own, *more, "--run", run]
 
@@ -157,7 +165,13 @@ def preload() -> None:
     """Import what commands import as they run, so that forks find it there."""
     import importlib
 
-    modules = ("matplotlib.figure", "matplotlib.backends.backend_agg", "scipy.signal", "scipy.fft", "torch.utils.tensorboard")
+    modules = (
+        "matplotlib.figure",
+        "matplotlib.backends.backend_agg",
+        "scipy.signal",
+        "scipy.fft",
+        "torch.utils.tensorboard",
+    )
     modules += ("yaml", "omegaconf", "tqdm", "torch.utils.flop_counter", "torch._dynamo", "torch.nn.utils.parametrize")
     modules += ("twostage.recipes", "twostage.jobs", "twostage.evaluate", "twostage.stream", "twostage.live")
     modules += ("twostage.export", "twostage.hifigan", "twostage.compare", "twostage.corpus", "twostage.cluster")

@@ -260,7 +260,10 @@ def sound_file(rng: Rng, number: int) -> tuple[str, str, bytes]:
     kind = str(rng.choice([*DAMAGE, *own, *own, *own]))
     changed = ({**DAMAGE, **own})[kind](rng, content)
     if rng.random() < 0.1:  # the name says something else
-        kind, suffix = f"{kind}, wrong suffix", str(rng.choice(["wav", "flac", "ogg", "mp3", "raw", "txt", "sd2", "xi"]))
+        kind, suffix = (
+            f"{kind}, wrong suffix",
+            str(rng.choice(["wav", "flac", "ogg", "mp3", "raw", "txt", "sd2", "xi"])),
+        )
     return f"{coding.lower() if container == 'OGG' else container.lower()}, {kind}", f"x.{suffix}", changed
 
 
@@ -379,13 +382,26 @@ def changed_line(rng: Rng, content: bytes) -> bytes:
 
 def odd_text(rng: Rng, content: bytes) -> bytes:
     """Characters that text should not have, or bytes that are no text."""
-    odd = (b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\t", b"\r", b"\xed\xa0\x80", "\u2028".encode(), b'"', b"'", b"{", b"&a")
+    odd = (
+        b"\x00",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf",
+        b"\t",
+        b"\r",
+        b"\xed\xa0\x80",
+        "\u2028".encode(),
+        b'"',
+        b"'",
+        b"{",
+        b"&a",
+    )
     place = int(rng.integers(len(content) + 1))
     return content[:place] + odd[int(rng.integers(len(odd)))] + content[place:]
 
 
 BOMB = "a: &a [0,0,0,0,0,0,0,0,0,0]\n" + "".join(
-    f"{after}: &{after} [{', '.join([f'*{before}'] * 10)}]\n" for before, after in zip("abcdefgh", "bcdefghi", strict=True)
+    f"{after}: &{after} [{', '.join([f'*{before}'] * 10)}]\n"
+    for before, after in zip("abcdefgh", "bcdefghi", strict=True)
 )
 HOSTILE_YAML = (
     BOMB + "steps: *i\n",
@@ -411,7 +427,7 @@ HOSTILE_YAML = (
     "",
     "- 1\n",
     "<<: [*x]\n",
-    "data: {train: [\"a\\0b\"]}\n",
+    'data: {train: ["a\\0b"]}\n',
     "0: 1\ntrue: 2\nnull: 3\n",
 )
 

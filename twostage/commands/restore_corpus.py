@@ -104,7 +104,9 @@ class Voice:
                 print(f"twostage: error: {one_line(result.error)}", file=sys.stderr, flush=True)
             self._warned += bool(result.warnings)
             if result.warnings and self._warned <= SHOWN:
-                print(f"twostage: warning: {one_line(f'{result.path}: {result.warnings}')}", file=sys.stderr, flush=True)
+                print(
+                    f"twostage: warning: {one_line(f'{result.path}: {result.warnings}')}", file=sys.stderr, flush=True
+                )
         if results and not self._first:
             self._first = time.monotonic(), self.counts.total()
         if time.monotonic() - self._said > PACE:
