@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from torturing import inputs
+from torturing import inputs, kills, pickles
 from torturing.assets import Assets, preload
 from torturing.harness import Limits, Place, Session, complaints
 
@@ -30,6 +30,8 @@ from twostage.files import replacing
 PARTS = {
     "audio": inputs.audio,
     "weights": inputs.weights,
+    "pickles": pickles.pickles,
+    "kills": kills.kills,
 }
 BEGIN, END = "<!-- torture: begin -->", "<!-- torture: end -->"
 

@@ -91,7 +91,7 @@ def test_excluded_speakers_leave_and_a_mistyped_one_is_an_error(tmp_path: Path) 
         (
             "m.csv",
             "path,speaker,seconds\nx.wav,p,1\n" + "y" * 200_000,
-            "m.csv:3: not CSV: field larger than field limit",
+            "m.csv:2: not CSV: field larger than field limit",
         ),
         ("m.csv", 'path,speaker\n"a\0b.wav",p\n', "cannot be read"),
         ("m.csv", "file,speaker\nx.wav,p\n", "m.csv:2: needs a column path"),

@@ -11,7 +11,7 @@ from twostage.errors import ConfigError
 
 T = TypeVar("T")
 SHORT = Repr()  # values in messages: a file can hold one that takes pages, or more memory than there is, to be shown
-SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 3, 100, 100
+SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 100, 100
 
 
 def parse_json(text: str | bytes) -> Any:
