@@ -37,6 +37,7 @@ FOREIGN = re.compile(
     r"^\w+(\.\w+)*(Error|Exception|Interrupt)\b|Segmentation|core dumped|onnxruntime:",
     re.MULTILINE,
 )
+LITTER = re.compile(r"\.part$|^tmp[a-z0-9_]{8}$")  # names of twostage's and of Python's temporary files
 Call = Callable[[], int | None]
 
 
@@ -101,7 +102,7 @@ class Place:
 
     def litter(self) -> list[str]:
         """Files that a command has begun and not finished."""
-        begun = [path for path in self.work.rglob("*") if path.name.endswith(".part") or path.name.startswith("tmp")]
+        begun = [path for path in self.work.rglob("*") if LITTER.search(path.name)]
         return sorted(str(path.relative_to(self.folder)) for path in [*begun, *self.temporary.rglob("*")])
 
     def start(self, call: Sequence[str] | Call, limits: Limits | None = None, **streams: IO[Any] | int) -> "Child":

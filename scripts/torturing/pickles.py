@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Iterator
 
@@ -110,22 +111,18 @@ def table_of_code(session: Session) -> None:
 
 
 def hostile_table() -> bytes:
-    """Parquet whose types name extensions of Ray's, with code where their settings belong."""
+    """Parquet whose column of paths is of Ray's type for Python objects, and holds code."""
     import pyarrow
     import pyarrow.parquet
 
     from twostage.results import Result, to_arrow
 
     table = to_arrow([Result("/a.wav", "a.wav", "restored")])
-    fields = []
-    names = ("ray.data.arrow_pickled_object", "ray.data.arrow_tensor", "ray.data.arrow_tensor_v2")
-    names += ("ray.data.arrow_variable_shaped_tensor", "arrow.py_extension_type")
-    for place, field in enumerate(table.schema):
-        name = names[place % len(names)]
-        metadata = {"ARROW:extension:name": name, "ARROW:extension:metadata": pickle.dumps(Evil())}
-        fields.append(field.with_metadata(metadata))
+    metadata = {"ARROW:extension:name": "ray.data.arrow_pickled_object", "ARROW:extension:metadata": b""}
+    objects = pyarrow.array([pickle.dumps(Evil())], pyarrow.large_binary())
+    table = table.set_column(0, pyarrow.field("path", objects.type, metadata=metadata), objects)
     file = io.BytesIO()
-    pyarrow.parquet.write_table(table.cast(pyarrow.schema(fields)), file)
+    pyarrow.parquet.write_table(table, file)
     return file.getvalue()
 
 
@@ -153,14 +150,14 @@ def escapes(session: Session, assets: Assets) -> None:
     sound = encoded(speech(np.random.default_rng(0)), RATE, "WAV", "PCM_16")
     model = ["--model", str(assets.tiny)]
     tries: dict[str, tuple[list[str], str | None]] = {
-        "restore, pattern": (["restore", "in/*/../../secret*.wav", "-o", "out", *model], None),
-        "restore, pattern above": (["restore", "in/../secret*.wav", "-o", "out", *model], None),
+        "restore, pattern": (["restore", "in/*/../../secret*.wav", "-o", "deep/out", *model], None),
+        "restore, pattern above": (["restore", "in/../secret*.wav", "-o", "deep/out", *model], None),
         "restore, folder above": (["restore", "in/a/../..", "-o", "below/out", *model], None),
         "restore, name": (["restore", "in/../secret.wav", "-o", "out", *model], None),
-        "simulate, pattern": (["simulate", "in/*/../../secret*.wav", "out"], None),
+        "simulate, pattern": (["simulate", "in/*/../../secret*.wav", "deep/out"], None),
         "simulate, folder": (["simulate", "in/../in", "out"], None),
         "restore, link among the inputs": (["restore", "links", "-o", "out", *model], None),
-        "evaluate": (["evaluate", "--pairs", "MANIFEST", "--model", str(assets.tiny), "-o", "out/scores"], "pairs"),
+        "evaluate": (["evaluate", "--pairs", "MANIFEST", "--model", str(assets.tiny), "-o", "out/scores", "--pictures", "1"], "pairs"),
         "evaluate, label": (
             ["evaluate", "--pairs", "MANIFEST", "--model", f"../../up={assets.tiny}", "-o", "out/scores"],
             "pairs",
@@ -182,10 +179,11 @@ def escapes(session: Session, assets: Assets) -> None:
             before = {name: (place.work / name).read_bytes() for name in place.files()}
             outcome = place.run(words, Limits(120, addresses=0))
             after = {name: (place.work / name).read_bytes() for name in place.files()}
-            allowed = ("out/", "below/out/")
+            allowed = ("out/", "deep/out/", "below/out/")
             strays = sorted(name for name in after if name not in before and not name.startswith(allowed))
             problems = [f"wrote {name}" for name in strays]
             problems += [f"changed {name}" for name in before if after.get(name) != before[name]]
+            shutil.rmtree(place.temporary / "ray", ignore_errors=True)  # Ray's own logs
             noted(row, outcome, complaints(outcome, lines=20) + problems)
 
 
