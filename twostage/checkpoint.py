@@ -215,12 +215,19 @@ def load_state(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such file")
     try:
         _check_sums(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = unpickled(path)
     except Exception:  # bytes that are no state can trip the unpickler anywhere
         raise CheckpointError(f"{path}: not a training state, damaged, or it holds code, which is not run") from None
     if not isinstance(state, dict) or "step" not in state:
         raise CheckpointError(f"{path}: not a training state")
     return state
+
+
+def unpickled(path: str | Path) -> Any:
+    """Tensors and plain containers of a torch file; whatever exception there is for one that holds anything else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a pickle's version: that of a foreign file is of no interest
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _check_sums(path: str | Path) -> None:

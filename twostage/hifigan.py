@@ -11,7 +11,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from twostage import checkpoint
@@ -92,7 +91,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = checkpoint.unpickled(path)
     except Exception:  # bytes that are no tensors can trip the unpickler anywhere
         raise CheckpointError(f"{path}: not a file of tensors, damaged, or it holds code, which is not run") from None
     if isinstance(state, dict) and isinstance(state.get("generator"), dict):
