@@ -39,6 +39,12 @@ def partial_name(path: Path) -> Path:
     return path.with_name(f".{kept}.{secrets.token_hex(4)}.{os.getpid()}{PARTIAL}")
 
 
+def sweep(folder: Path) -> None:
+    """Remove what a process that was killed had begun to write in ``folder``, which nobody else may write to now."""
+    for path in folder.glob(f".*{PARTIAL}"):
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
     """A hidden name to write to, which becomes ``path`` when the block ends well; nothing is left when it does not.
