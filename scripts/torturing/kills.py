@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from torturing.assets import Assets, training
 from torturing.harness import Child, Limits, Place, Session, complaints, noted
@@ -125,7 +126,7 @@ def _not_whole(run: Path) -> list[str]:
 
 def differences(one: Path, other: Path) -> list[str]:
     """In what two trainings ended differently; the time and where they are aside, nothing may be."""
-    found = [name for name in KEPT if (one / name).read_bytes() != (other / name).read_bytes()]
+    found = [name for name in KEPT if not _same(_weights(one / name), _weights(other / name))]
     states = [checkpoint.load_state(run / "state.pt") for run in (one, other)]
     for state in states:
         state["settings"].pop("run")
@@ -133,6 +134,12 @@ def differences(one: Path, other: Path) -> list[str]:
     if _logged(one) != _logged(other):
         found.append("log.jsonl")
     return [f"differs from the training that nothing disturbed: {name}" for name in found]
+
+
+def _weights(path: Path) -> tuple[Any, Any]:
+    """What a file says of itself, and its tensors; safetensors writes the former in any order."""
+    with safe_open(path, framework="pt") as file:
+        return file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
 
 
 def _same(one: object, other: object) -> bool:
