@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from torturing import inputs, kills, pickles
+from torturing import inputs, kills, pickles, places, volume
 from torturing.assets import Assets, preload
 from torturing.harness import Limits, Place, Session, complaints
 
@@ -32,6 +32,10 @@ PARTS = {
     "weights": inputs.weights,
     "pickles": pickles.pickles,
     "kills": kills.kills,
+    "disk": places.disk,
+    "signals": places.signals,
+    "many": volume.many,
+    "long": volume.long,
 }
 BEGIN, END = "<!-- torture: begin -->", "<!-- torture: end -->"
 
