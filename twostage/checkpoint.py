@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -203,8 +204,13 @@ def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write a training's state (tensors and plain containers), atomically: at any moment a complete one is on disk."""
 
     def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # given a name, torch says RuntimeError where the disk is full
-            torch.save(dict(state), file)
+        with _Frank(FileIO(temporary, "w")) as file:
+            try:
+                torch.save(dict(state), file)
+            except RuntimeError:
+                if file.refusal:
+                    raise file.refusal from None
+                raise
 
     replace_file(Path(path), write)
 
@@ -221,6 +227,19 @@ def load_state(path: str | Path) -> dict[str, Any]:
     if not isinstance(state, dict) or "step" not in state:
         raise CheckpointError(f"{path}: not a training state")
     return state
+
+
+class _Frank(BufferedWriter):
+    """A file that remembers why it could not be written: torch makes a RuntimeError of it that does not say so."""
+
+    refusal: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.refusal = error
+            raise
 
 
 def unpickled(path: str | Path) -> Any:
