@@ -44,6 +44,7 @@ def raising(error: BaseException) -> Run:
         (DataError("a\nb\x1b[31m.csv: no entries"), r"twostage: error: a\nb\x1b[31m.csv: no entries"),
         (OSError(28, "No space left on device"), "twostage: error: No space left on device"),
         (PermissionError(13, "Permission denied", "runs/a"), "twostage: error: runs/a: Permission denied"),
+        (FileNotFoundError(2, "No such file or directory", b"a"), "twostage: error: a: No such file or directory"),
         (MemoryError(), "twostage: error: out of memory"),
         (DataError("a" * 5000), f"twostage: error: {'a' * 500} ... {'a' * 495}"),
     ],

@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         # a disk that is full or gone can fail every write, that to standard output included
         _give_up_output()
-        named = f"{error.filename}: " if error.filename else ""
+        named = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         return _failed(f"{named}{error.strerror or error}")
 
 

@@ -193,7 +193,7 @@ def _train(settings: RunConfig, plan: Plan, state: dict[str, Any] | None) -> Non
             sweep(Path(settings.run))
             text = to_yaml(settings)
             checkpoint.replace_file(Path(settings.run, SETTINGS), lambda path: path.write_text(text, encoding="utf-8"))
-            with closing(RunLog(settings.run, training.step)) as log:
+            with RunLog(settings.run, training.step) as log:
                 placed = [
                     e._replace(degraded=e.degraded.to(mates.device), clean=e.clean.to(mates.device)) for e in held_out
                 ]
