@@ -176,6 +176,7 @@ def preload() -> None:
     modules += ("twostage.recipes", "twostage.jobs", "twostage.evaluate", "twostage.stream", "twostage.live")
     modules += ("twostage.export", "twostage.hifigan", "twostage.compare", "twostage.corpus", "twostage.cluster")
     modules += ("twostage.data.simulation", "twostage.data.calibration", "twostage.data.picture", "twostage.data.align")
+    modules += ("onnxscript", "torch.onnx", "torch.onnx._internal.exporter._core", "xml.etree.ElementTree")
     modules += ("twostage.app.page", "pesq", "pystoi", "onnxruntime", "pyarrow.parquet", "fsspec.implementations.local")
     for name in modules:
         importlib.import_module(name)

@@ -131,15 +131,18 @@ class Child:
         self._outcome: Outcome | None = None
         sys.stdout.flush()
         sys.stderr.flush()
+        self._pipe = os.pipe() if limits.file_size else None  # a file could not take what it says either
         with (
             open(stdin if stdin is not None else os.devnull, "rb", closefd=stdin is None) as given,
             open(self._said[0], "wb") as out,
             open(self._said[1], "wb") as err,
         ):
-            ends = (given.fileno(), _number(stdout, out), _number(stderr, err))
+            ends = (given.fileno(), _number(stdout, out), self._pipe[1] if self._pipe else _number(stderr, err))
             self.pid = os.fork()
             if not self.pid:
                 _become(place, call, limits, ends)
+        if self._pipe:
+            os.close(self._pipe[1])
 
     @property
     def elapsed(self) -> float:
@@ -183,6 +186,9 @@ class Child:
 
     def _end(self, status: int, usage: resource.struct_rusage, hung: bool) -> None:
         out, err = (path.read_bytes().decode(errors="replace") for path in self._said)
+        if self._pipe:
+            with open(self._pipe[0], "rb") as said:
+                err = said.read().decode(errors="replace")
         seconds, code = self.elapsed, os.waitstatus_to_exitcode(status)
         self._outcome = Outcome(code, seconds, usage.ru_maxrss / 1024, out, err, hung)
 
@@ -207,6 +213,7 @@ def _become(place: Place, call: Call, limits: Limits, ends: Sequence[int]) -> No
                 os.close(number)
                 name = ("stdin", "stdout", "stderr")[number]
                 setattr(sys, name, None)  # as Python starts with it
+        os.closerange(3, 4096)  # other ends of its own pipes among them: they would never end
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.environ["TMPDIR"] = tempfile.tempdir = str(place.temporary)
