@@ -8,6 +8,7 @@ are undone.
 import math
 import os
 import re
+import signal
 import time
 import warnings
 from collections import deque
@@ -17,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from multiprocessing import get_context
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -237,8 +238,25 @@ class _Here(Executor):
 
 
 def _scorers(jobs: int) -> Executor:
-    # spawn: a fork of a process whose torch has threads can hang
-    return ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) if jobs > 1 else _Here()
+    return ProcessPoolExecutor(jobs, _Undisturbed(), torch.set_num_threads, (1,)) if jobs > 1 else _Here()
+
+
+class _DeafProcess(SpawnProcess):
+    """Ctrl-C goes to all processes of a terminal; whoever began this one hears it and ends it."""
+
+    def start(self) -> None:
+        if not hasattr(signal, "pthread_sigmask"):
+            super().start()
+            return
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a new process inherits
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Undisturbed(SpawnContext):  # spawn: a fork of a process whose torch has threads can hang
+    Process = _DeafProcess
 
 
 @contextmanager
