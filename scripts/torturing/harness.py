@@ -206,13 +206,14 @@ def _become(place: Place, call: Call, limits: Limits, ends: Sequence[int]) -> No
         os.setpgid(0, 0)
         _die_with_parent()
         os.chdir(place.work)
-        for number, end in enumerate(ends):
+        for number, (end, name) in enumerate(zip(ends, ("stdin", "stdout", "stderr"), strict=True)):
             if end >= 0:
                 os.dup2(end, number)
+                stream = open(number, "w" if number else "r", buffering=1 if number == 2 else -1, closefd=False)
             else:
                 os.close(number)
-                name = ("stdin", "stdout", "stderr")[number]
-                setattr(sys, name, None)  # as Python starts with it
+                stream = None  # as Python starts with it
+            setattr(sys, name, stream)
         os.closerange(3, 4096)  # other ends of its own pipes among them: they would never end
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
