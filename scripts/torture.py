@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from torturing import inputs, kills, pickles, places, volume
-from torturing.assets import Assets, preload
+from torturing.assets import QUICK, Assets, preload
 from torturing.harness import Limits, Place, Session, complaints
 
 from twostage.files import replacing
@@ -37,6 +37,20 @@ PARTS = {
     "many": volume.many,
     "long": volume.long,
 }
+# kinds of files that read, and of names, which a short run has
+KINDS = ("weights, restore", "restorer and vocoder, restore", "weights, stream", "weights, init", "state, resume")
+KINDS += ("log of a run, resume", "settings of a run, resume", "generator, import-hifigan", "sensor, simulate")
+KINDS += ("generator's JSON, import-hifigan", "settings, train-restorer", "settings, train-vocoder", "JSONL, split")
+KINDS += ("JSONL, align", "CSV, split", "CSV, fit-sensor")
+NAMES = ("no UTF-8", "83 letters of three bytes", "escape", "suffix of raw sound", "link to itself", "endless device")
+ESCAPES = ("restore, pattern", "restore, folder above", "simulate, folder", "manifest align")
+SHORT = {
+    "audio": lambda session, assets: inputs.audio(session, assets, 20, NAMES),
+    "weights": lambda session, assets: inputs.weights(session, assets, 0, KINDS),
+    "pickles": lambda session, assets: pickles.pickles(session, assets, ("torch",), ESCAPES),
+    "kills": lambda session, assets: kills.kills(session, assets, 3, ("train-vocoder",)),
+    "disk": places.briefly,
+}
 BEGIN, END = "<!-- torture: begin -->", "<!-- torture: end -->"
 
 
@@ -45,18 +59,21 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("-o", "--out", type=Path, default=Path("results/torture"), help="folder of results")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"some of them (default: {','.join(PARTS)})")
     parser.add_argument("--seed", type=int, default=0, help="other damage, other moments (default: 0)")
+    parser.add_argument("--short", action="store_true", help="a few cases of the quick parts, which tests run")
     parser.add_argument("--again", action="store_true", help="run parts that are complete, too")
     parser.add_argument("--report", type=Path, metavar="FILE.md", help="write the table there and run nothing")
     parser.add_argument("--replay", type=Path, metavar="FOLDER", help="run a kept case again, and nothing else")
     args = parser.parse_args(words)
     args.parts = args.parts.split(",")
+    if args.short:
+        args.parts = [part for part in args.parts if part in SHORT]
     if unknown := set(args.parts) - PARTS.keys():
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     return args
 
 
 def run(args: argparse.Namespace) -> int:
-    preload()
+    preload(QUICK if args.short else ())
     session, assets = Session(args.out.absolute(), args.seed), Assets(args.out.absolute() / "assets")
     for part in args.parts:
         done = session.out / f"{part}.json"
@@ -64,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
             session.say(f"{part}: complete, skipped")
             continue
         session.begin(part)
-        PARTS[part](session, assets)
+        (SHORT if args.short else PARTS)[part](session, assets)
         result = session.result() | {"machine": machine(), "date": time.strftime("%Y-%m-%d")}
         with replacing(done) as partial:
             partial.write_text(json.dumps(result, indent=1) + "\n")

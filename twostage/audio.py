@@ -22,7 +22,8 @@ from twostage.files import check_writable, make_folder, partial_name
 
 Audio = NDArray[np.float32]
 
-BLOCK = 1 << 16  # samples read at once
+BLOCK = 1 << 16  # samples read at once, of each channel
+USUAL = 16  # channels; of more, fewer samples are taken at once, so that they need no more memory
 
 # suffix -> libsndfile's container, and the coding that it has unless told otherwise
 FORMATS = {
@@ -85,6 +86,7 @@ class Reader:
 
     def blocks(self, frames: int = BLOCK) -> Iterator[Audio]:
         """Yield the file from its start as (C, <= frames); an error if it is empty, cut off or damaged."""
+        frames = min(frames, block_length(self.info.channels))
         self._check_length()
         self.seek(0)
         total = 0
@@ -244,6 +246,15 @@ class Writer:
             os.replace(self._partial, self.path)
         except OSError as error:
             raise AudioError(f"{self.path}: cannot be written ({error.strerror})") from None
+
+
+def block_length(channels: int) -> int:
+    """Samples of so many channels to take at once.
+
+    >>> block_length(2), block_length(1024)
+    (65536, 1024)
+    """
+    return BLOCK * USUAL // max(USUAL, channels)
 
 
 def coding_for(path: str | Path, subtype: str | None = None) -> tuple[str, str]:

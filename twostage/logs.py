@@ -2,8 +2,8 @@
 
 import json
 import sys
-import time
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,6 +1,7 @@
 """What the parts start from: small models, a small corpus, sound files, all made from a seed."""
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,23 +162,22 @@ def training(corpus: Path, command: str, run: str, *more: str, steps: int = STEP
     return [command, stage, "tiny", *manifests, *quick, *own, *more, "--run", run]
 
 
-def preload() -> None:
-    """Import what commands import as they run, so that forks find it there."""
-    import importlib
+# what commands import as they run: first what most of them do
+QUICK = (
+    *("yaml", "omegaconf", "tqdm", "scipy.fft", "scipy.signal", "matplotlib.figure", "torch.utils.tensorboard"),
+    *("matplotlib.backends.backend_agg", "torch.nn.utils.parametrize", "torch._dynamo", "twostage.recipes"),
+    *("twostage.jobs", "twostage.plots", "twostage.live", "twostage.hifigan", "twostage.data.simulation"),
+)
+SLOW = (
+    *("torch.utils.flop_counter", "twostage.evaluate", "twostage.export", "twostage.compare", "twostage.corpus"),
+    *("twostage.cluster", "twostage.data.calibration", "twostage.data.picture", "twostage.app.page", "onnxscript"),
+    *("pesq", "pystoi", "onnxruntime", "pyarrow.parquet", "fsspec.implementations.local", "torch.onnx"),
+    *("torch.onnx._internal.exporter._core", "xml.etree.ElementTree"),
+)
 
-    modules = (
-        "matplotlib.figure",
-        "matplotlib.backends.backend_agg",
-        "scipy.signal",
-        "scipy.fft",
-        "torch.utils.tensorboard",
-    )
-    modules += ("yaml", "omegaconf", "tqdm", "torch.utils.flop_counter", "torch._dynamo", "torch.nn.utils.parametrize")
-    modules += ("twostage.recipes", "twostage.jobs", "twostage.evaluate", "twostage.stream", "twostage.live")
-    modules += ("twostage.export", "twostage.hifigan", "twostage.compare", "twostage.corpus", "twostage.cluster")
-    modules += ("twostage.data.simulation", "twostage.data.calibration", "twostage.data.picture", "twostage.data.align")
-    modules += ("onnxscript", "torch.onnx", "torch.onnx._internal.exporter._core", "xml.etree.ElementTree")
-    modules += ("twostage.app.page", "pesq", "pystoi", "onnxruntime", "pyarrow.parquet", "fsspec.implementations.local")
-    for name in modules:
+
+def preload(names: Sequence[str] = ()) -> None:
+    """Import modules, all of them by default, so that forks find them there."""
+    for name in names or (*QUICK, *SLOW):
         importlib.import_module(name)
     torch.set_num_threads(1)

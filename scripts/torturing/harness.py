@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from twostage import cli
 
@@ -41,8 +41,7 @@ LITTER = re.compile(r"\.part$|^tmp[a-z0-9_]{8}$")  # names of twostage's and of 
 Call = Callable[[], int | None]
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a command ended: ``code`` is negative if a signal ended it."""
 
     code: int

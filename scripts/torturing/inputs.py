@@ -20,8 +20,8 @@ WAYS_OUT = ((), (), (), ("--sample-rate", "input"), ("--format", "flac"), ("--fo
 BLOCK = 1 << 16
 
 
-def audio(session: Session, assets: Assets, count: int = 240) -> None:
-    """Damaged sound files through ``restore``, every tenth with the shipped default model; then names."""
+def audio(session: Session, assets: Assets, count: int = 240, names: Sequence[str] = ()) -> None:
+    """Damaged sound files through ``restore``, every tenth with the shipped default model; then ``names`` (all)."""
     for number in range(count):
         rng = np.random.default_rng([session.seed, 1, number])
         kind, name, content = sound_file(rng, number)
@@ -31,7 +31,21 @@ def audio(session: Session, assets: Assets, count: int = 240) -> None:
             place.put(name, content)
             outcome = place.run(["restore", name, "-o", "out/", "--model", model, *more])
             noted(row, outcome, complaints(outcome) + _unlike(place, name, outcome, "input" in more))
-    _names(session, assets)
+    _names(session, assets, names)
+    if not names:
+        _giants(session, assets)
+
+
+def _giants(session: Session, assets: Assets) -> None:
+    """Long files of many channels, mostly silence: the memory that they take must not grow with either."""
+    for number, (channels, seconds) in enumerate(((1000, 4.0), (250, 16.0))):
+        with session.case(f"giant-{number}", "giants") as (place, row):
+            sound = speech(np.random.default_rng(0), seconds)
+            with soundfile.SoundFile(place.work / "x.wav", "w", RATE, channels, "PCM_16") as file:
+                for block in np.array_split(sound, 100):
+                    file.write(np.pad(block, [(0, 0), (0, channels - 1)]))
+            outcome = place.run(["restore", "x.wav", "-o", "out/", "--model", str(assets.tiny)])
+            noted(row, outcome, complaints(outcome) + _unlike(place, "x.wav", outcome, False))
 
 
 def _unlike(place: Place, name: str, outcome: Outcome, same_rate: bool) -> list[str]:
@@ -63,7 +77,7 @@ def _verify(source: Path, made: Sequence[Path], same_rate: bool) -> int:
     return bool(problems)
 
 
-def _names(session: Session, assets: Assets) -> None:
+def _names(session: Session, assets: Assets, chosen: Sequence[str]) -> None:
     """Sound files whose content is sound and whose name or nature is not."""
     content = encoded(speech(np.random.default_rng(session.seed)), RATE, "WAV", "PCM_16")
     names: dict[str, str] = {
@@ -83,6 +97,8 @@ def _names(session: Session, assets: Assets) -> None:
         "suffix of raw sound": "a.raw",
     }
     for number, (kind, name) in enumerate(names.items()):
+        if chosen and kind not in chosen:
+            continue
         for where, given in (("file", f"in/{name}"), ("folder", "in")):
             with session.case(f"name-{number:02}-{where}", f"name, {kind}") as (place, row):
                 place.put(f"in/{name}", content)
@@ -101,6 +117,8 @@ def _names(session: Session, assets: Assets) -> None:
         "unreadable": lambda path: (path.write_bytes(content), path.chmod(0)),
     }
     for number, (kind, make) in enumerate(natures.items()):
+        if chosen and kind not in chosen:
+            continue
         with session.case(f"nature-{number:02}", f"nature, {kind}") as (place, row):
             make(place.work / "x.wav")
             outcome = place.run(["restore", "x.wav", "-o", "out/", "--model", str(assets.tiny)])
@@ -232,7 +250,7 @@ def weights(session: Session, assets: Assets, share: float = 1.0, kinds: Sequenc
         source = way.file(assets)
         for number in range(max(1, round(share * way.count))):
             rng = np.random.default_rng([session.seed, 2, index, number])
-            kind, content = mutated(rng, way.mutations, source.read_bytes(), number)
+            kind, content = mutated(rng, way.mutations, source.read_bytes(), number + index)
             name = f"{index:02}-{number:02}"
             with session.case(name, f"{way.kind}: {kind}") as (place, row):
                 for below, folder in way.beside(assets).items():

@@ -32,7 +32,9 @@ def kills(session: Session, assets: Assets, count: int = 110, stages: Sequence[s
         rng = np.random.default_rng([session.seed, 3, number])
         with session.case(f"{number:02}", stage) as (place, row):
             whole, seconds = wholes[stage]
-            killed, halves = _killed_to_its_end(place, row, training(assets.corpus, stage, "run", *STAGES[stage]), rng, seconds)
+            killed, halves = _killed_to_its_end(
+                place, row, training(assets.corpus, stage, "run", *STAGES[stage]), rng, seconds
+            )
             row.figures = {"kills": killed, "while a file was being written": halves}
             if not row.problems:
                 row.problems += differences(whole, place.work / "run")

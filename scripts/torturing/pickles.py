@@ -6,7 +6,7 @@ import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -73,12 +73,12 @@ YAMLS = {
 }
 
 
-def pickles(session: Session, assets: Assets, packings: tuple[str, ...] = ()) -> None:
-    """Each way of packing code (``packings``, all by default) through each way in, then names, then tables."""
+def pickles(session: Session, assets: Assets, packings: Sequence[str] = (), names: Sequence[str] = ()) -> None:
+    """Each way of packing code (``packings``, all by default) through each way in, then a table and ``names`` (all)."""
     sound = encoded(speech(np.random.default_rng(0)), RATE, "WAV", "PCM_16")
     contents = hostile()
     for packing in packings or contents:
-        for suffix in (".safetensors", ".pt", ".onnx"):
+        for suffix in (".pt",) if packings else (".safetensors", ".pt", ".onnx"):
             for number, (way, name, words) in enumerate(ways(assets, suffix)):
                 if suffix == ".onnx" and "--model" not in way:
                     continue
@@ -95,8 +95,9 @@ def pickles(session: Session, assets: Assets, packings: tuple[str, ...] = ()) ->
             place.put(name, b"seed: !!python/object/apply:os.mkdir [marker]\n")
             outcome = place.run(words)
             noted(row, outcome, complaints(outcome, codes=(1,)) + _ran(place))
-    table_of_code(session)
-    escapes(session, assets)
+    if not packings:
+        table_of_code(session)
+    escapes(session, assets, names)
 
 
 def _ran(place: Place) -> list[str]:
@@ -145,7 +146,7 @@ def _read_table() -> int:
     return 0
 
 
-def escapes(session: Session, assets: Assets) -> None:
+def escapes(session: Session, assets: Assets, chosen: Sequence[str] = ()) -> None:
     """Names that point out of the folder that is written to; a canary lies where they lead."""
     sound = encoded(speech(np.random.default_rng(0)), RATE, "WAV", "PCM_16")
     model = ["--model", str(assets.tiny)]
@@ -157,7 +158,10 @@ def escapes(session: Session, assets: Assets) -> None:
         "simulate, pattern": (["simulate", "in/*/../../secret*.wav", "deep/out"], None),
         "simulate, folder": (["simulate", "in/../in", "out"], None),
         "restore, link among the inputs": (["restore", "links", "-o", "out", *model], None),
-        "evaluate": (["evaluate", "--pairs", "MANIFEST", "--model", str(assets.tiny), "-o", "out/scores", "--pictures", "1"], "pairs"),
+        "evaluate": (
+            ["evaluate", "--pairs", "MANIFEST", "--model", str(assets.tiny), "-o", "out/scores", "--pictures", "1"],
+            "pairs",
+        ),
         "evaluate, label": (
             ["evaluate", "--pairs", "MANIFEST", "--model", f"../../up={assets.tiny}", "-o", "out/scores"],
             "pairs",
@@ -167,6 +171,8 @@ def escapes(session: Session, assets: Assets) -> None:
         "restore-corpus": (["restore-corpus", "MANIFEST", "-o", "out", "--workers", "1", *model], "paths"),
     }
     for number, (kind, (words, manifest)) in enumerate(tries.items()):
+        if chosen and kind not in chosen:
+            continue
         with session.case(f"escape-{number:02}", f"names: {kind.partition(',')[0]}") as (place, row):
             for name in ("in/a/x.wav", "secret.wav", "victim.wav", "in/b/y.wav"):
                 place.put(name, sound)
@@ -193,7 +199,7 @@ def _leading_out(place: Place, kind: str) -> str:
     names += ["../links/l.wav", "../links/d/secret.wav", "..", "../../../../../../etc/passwd"]
     if kind == "paths":
         return "".join(json.dumps({"path": name}) + "\n" for name in names)
-    lines = ({"clean": name, "degraded": name, "speaker": f"../s{i}", "seconds": 0.3} for i, name in enumerate(names[:6]))
+    lines = (
+        {"clean": name, "degraded": name, "speaker": f"../s{i}", "seconds": 0.3} for i, name in enumerate(names[:6])
+    )
     return "".join(json.dumps(line) + "\n" for line in lines)
-
-

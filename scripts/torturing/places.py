@@ -84,6 +84,17 @@ def disk(session: Session, assets: Assets, kinds: Sequence[str] = (), rounds: in
     _two(session, assets, rounds)
 
 
+def briefly(session: Session, assets: Assets) -> None:
+    """A full disk, a read-only folder and a signal to one command of each sort."""
+    for index, writer in enumerate(w for w in writers(assets) if w.kind in ("restore", "train-vocoder")):
+        wholes = {writer.kind: _whole(session, writer)}
+        _full(session, writer, f"full-{index}", wholes, 9000)
+        _read_only(session, writer, f"readonly-{index}")
+        _signalled(session, writer, f"signal-{index}", wholes, signal.SIGTERM, np.random.default_rng(session.seed))
+    _output_closed(session, writers(assets)[0], "streams")
+    _vanishing(session, writers(assets)[0], "vanish", np.random.default_rng(session.seed))
+
+
 SIZES = ((1, 10, 44), (100, 1000, 4096), (10_000, 20_000, 40_000))  # bytes, by round
 KILOBYTES = (4, 40, 120)
 
@@ -194,7 +205,10 @@ def _two(session: Session, assets: Assets, rounds: int) -> None:
     whole = _whole(session, writers(assets)[0])
     for option in ("", "--skip-existing", "--overwrite"):
         for number in range(rounds):
-            with session.case(f"two-{option.strip('-') or 'plain'}-{number}", f"two at once {option}".strip()) as (place, row):
+            with session.case(f"two-{option.strip('-') or 'plain'}-{number}", f"two at once {option}".strip()) as (
+                place,
+                row,
+            ):
                 _inputs(place)
                 words = ["restore", "in", "-o", "out", "--model", str(assets.tiny), *([option] if option else [])]
                 children = [place.start(words, FREE) for _ in range(2)]
@@ -216,19 +230,32 @@ def signals(session: Session, assets: Assets, kinds: Sequence[str] = (), rounds:
         for number in range(2 if writer.slow else rounds):
             rng = np.random.default_rng([session.seed, 6, index, number])
             kind = (signal.SIGINT, signal.SIGTERM)[number % 2]
-            with session.case(f"{index:02}-{number}", f"{kind.name}: {writer.kind}") as (place, row):
-                _inputs(place)
-                child = place.start(writer.at("out"), FREE)
-                _after(child, place, rng)
-                child.send(kind)
-                if number % 4 == 3:
-                    time.sleep(rng.uniform(0, 0.02))
-                    child.send(kind)
-                _ended(row, place, child, writer)
-                row.problems += _finished(place, writer, wholes)
+            _signalled(session, writer, f"{index:02}-{number}", wholes, kind, rng, twice=number % 4 == 3)
     if not kinds:
         _pipe(session, assets)
         _processes(session, assets)
+
+
+def _signalled(
+    session: Session,
+    writer: Writer,
+    name: str,
+    wholes: dict[str, Path],
+    kind: signal.Signals,
+    rng: np.random.Generator,
+    *,
+    twice: bool = False,
+) -> None:
+    with session.case(name, f"{kind.name}: {writer.kind}") as (place, row):
+        _inputs(place)
+        child = place.start(writer.at("out"), FREE)
+        _after(child, place, rng)
+        child.send(kind)
+        if twice:
+            time.sleep(rng.uniform(0, 0.02))
+            child.send(kind)
+        _ended(row, place, child, writer)
+        row.problems += _finished(place, writer, wholes)
 
 
 def _after(child: Child, place: Place, rng: np.random.Generator) -> None:
@@ -304,7 +331,7 @@ def _processes(session: Session, assets: Assets) -> None:
     for number, (kind, group) in enumerate(((signal.SIGINT, True), (signal.SIGTERM, False))):
         with session.case(f"pool-{number}", f"{kind.name}: evaluate --jobs 2") as (place, row):
             with _real(place, scoring) as child:
-                _until(child, lambda: _children(child.pid) >= 2, 60)  # noqa: B023
+                _until(child, lambda: _children(child.pid) >= 2, 60)
                 _sleep(child, 2.0)
                 (os.killpg if group else os.kill)(child.pid, kind)
             _ended(row, place, child, Writer("evaluate", []))
@@ -314,7 +341,7 @@ def _processes(session: Session, assets: Assets) -> None:
             place.put("in/m.csv", ("path\n" + "".join(f"{n}.wav\n" for n in range(FILES))).encode())
             words = ["restore-corpus", "in/m.csv", "-o", "out", "--workers", "1", *tiny]
             with _real(place, words) as child:
-                _until(child, lambda: len(list((place.work / "out").rglob("*.wav"))) >= 2, 120)  # noqa: B023
+                _until(child, lambda: len(list((place.work / "out").rglob("*.wav"))) >= 2, 120)
                 (os.killpg if group else os.kill)(child.pid, kind)
             shutil.rmtree(place.temporary / "ray", ignore_errors=True)  # Ray's own logs
             _ended(row, place, child, Writer("restore-corpus", []))

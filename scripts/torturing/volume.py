@@ -39,7 +39,10 @@ def many(session: Session, assets: Assets, count: int = 10_000) -> None:
             row.problems += [f"{changed} finished outputs were written again"] * (changed > 0)
             growth = max(sizes[len(sizes) // 10 :]) - sizes[len(sizes) // 10]
             row.problems += [f"memory grew by {growth:.0f} MB"] * (growth > GROWTH)
-            row.figures[f"after {kind.name if kind else 'the end'}"] = {"outputs": len(now), "growth, MB": round(growth, 1)}
+            row.figures[f"after {kind.name if kind else 'the end'}"] = {
+                "outputs": len(now),
+                "growth, MB": round(growth, 1),
+            }
             before = now
         row.problems += _compare(place, count)
         session.note(f"{count} files: " + "; ".join(f"{name}: {said}" for name, said in row.figures.items()))
@@ -85,7 +88,9 @@ def long(session: Session, assets: Assets, minutes: float = 60.0, stream_minutes
         if not outcome.code:
             out = soundfile.info(place.work / "out.flac")
             wanted = (round(minutes * 60 * RATE), RATE, 2)
-            row.problems += ["out.flac is of another length or rate"] * ((out.frames, out.samplerate, out.channels) != wanted)
+            row.problems += ["out.flac is of another length or rate"] * (
+                (out.frames, out.samplerate, out.channels) != wanted
+            )
         _tell(session, row, sizes, outcome.seconds, minutes)
     with session.case("stream", f"{stream_minutes:g} minutes of PCM, stream") as (place, row):
         seconds, samples, sizes = _streamed(place, row, stream_minutes)
