@@ -1,6 +1,6 @@
 """Try to break twostage, and write down what held: docs/RELIABILITY.md has the table.
 
-    python scripts/torture.py -o results/torture                              # all parts, about three quarters of an hour
+    python scripts/torture.py -o results/torture                              # all parts: three quarters of an hour
     python scripts/torture.py -o results/torture --parts audio,kills --seed 1
     python scripts/torture.py -o results/torture --report docs/RELIABILITY.md # the table between its markers
     python scripts/torture.py --replay results/torture/failures/audio/017     # a case again, in its folder
@@ -112,8 +112,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     """Markdown: a line a kind of case, and what broke."""
     lines = ["| part | cases | went through | refused in a line | stopped | broken | slowest | most memory |"]
     lines.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for result in results:
-        lines.append(_cells(result["part"], result["rows"]))
+    lines += [_cells(result["part"], result["rows"]) for result in results]
     for result in results:
         lines += ["", f"`{result['part']}`, {result['seconds'] / 60:.1f} minutes, by kind:", ""]
         lines += ["| | cases | went through | refused in a line | stopped | broken | slowest | most memory |"]

@@ -1,4 +1,4 @@
-"""Claims about the command line itself: whatever a command meets, its user reads a line, and gets the right exit code."""
+"""Claims about the command line itself: whatever a command meets, its user reads a line and gets an exit code."""
 
 import os
 import signal

@@ -41,8 +41,10 @@ def test_what_is_beyond_the_step_is_dropped(tmp_path: Path) -> None:
         b'{"step": NaN}',
         b"[" * 50_000,
         b"\x00" * 99,
-    ]
-    + [b'{"step": 1' + b"0" * 9999 + b"}", b'{"step": null}', b'{"loss": 1}'],
+        b'{"step": 1' + b"0" * 9999 + b"}",
+        b'{"step": null}',
+        b'{"loss": 1}',
+    ],
     ids=lambda torn: repr(torn[:15]),
 )
 def test_lines_that_a_crash_left_are_dropped(tmp_path: Path, torn: bytes) -> None:
@@ -74,14 +76,18 @@ def test_a_disk_that_is_full_is_a_line_and_no_word_of_a_thread(
     import resource
 
     limits, hook = resource.getrlimit(resource.RLIMIT_FSIZE), threading.excepthook
-    with pytest.raises(OutputError, match=rf"{tmp_path}: logs cannot be written \(File too large\)"):  # noqa: SIM117
+
+    def write() -> None:
         with RunLog(tmp_path) as log:
             resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
-            try:
-                for step in range(1, 100):
-                    log.scalars(step, {"loss": 1.0}, "train")
-            finally:
-                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            for step in range(1, 100):
+                log.scalars(step, {"loss": 1.0}, "train")
+
+    try:
+        with pytest.raises(OutputError, match=rf"{tmp_path}: logs cannot be written \(File too large\)"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert capsys.readouterr().err == ""
     assert threading.excepthook is hook
 

@@ -23,11 +23,11 @@ from torturing.harness import LONGEST, MEMORY, Outcome, complaints  # noqa: E402
 
 # part -> how many cases it has at least, and kinds that must be among them
 PARTS = {
-    "audio": (28, {"wav, rate", "name, no UTF-8"}),
+    "audio": (25, {"wav, rate", "name, no UTF-8"}),
     "weights": (15, set[str]()),
-    "pickles": (22, {"code: restore --model", "code: resume", "code: app --model", "names: manifest align"}),
+    "pickles": (20, {"code: restore --model", "code: resume", "code: restore-corpus --model", "names: manifest align"}),
     "kills": (1, {"train-vocoder"}),
-    "disk": (8, {"full (file size): train-vocoder", "read-only: restore", "SIGTERM: restore", "vanishing: restore"}),
+    "disk": (6, {"full (file size): train-vocoder", "read-only: restore", "SIGTERM: restore"}),
 }
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it forks, and reads /proc")

@@ -115,10 +115,10 @@ def _open_streams() -> None:
     """Give what is closed a place to go, and let names be printed that the terminal has no letters for."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process lives
+    for end in (sys.stdout, sys.stderr):
+        if isinstance(end, TextIOWrapper):
+            end.reconfigure(errors="backslashreplace")
 
 
 def _failed(error: object) -> int:
@@ -131,12 +131,12 @@ def _failed(error: object) -> int:
 
 def _give_up_output() -> None:
     """Nothing more is written to standard output, not even what waits for it when the process ends."""
-    for stream in (sys.stdout, sys.stderr):
+    for end in (sys.stdout, sys.stderr):
         try:
-            stream.flush()
+            end.flush()
         except (OSError, ValueError):
             with suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+                os.dup2(os.open(os.devnull, os.O_WRONLY), end.fileno())
 
 
 if __name__ == "__main__":

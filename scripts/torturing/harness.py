@@ -32,8 +32,11 @@ LONGEST = 1000  # characters of a line that is to be read
 NOBODY = 65534
 OURS = "twostage: "
 # what a user should never see on stderr
+LIBRARY = re.compile(
+    r"^(\[src/libmpg123|Warning: Xing stream).*\n?", re.MULTILINE
+)  # what libsndfile's decoder of MP3 says
 FOREIGN = re.compile(
-    r"Traceback|Exception ignored|Error in sys|^\S*Warning:|\.py:\d+: \w*Warning|terminate called|what\(\):|^\[src/|"
+    r"Traceback|Exception ignored|Error in sys|^\S*Warning:|\.py:\d+: \w*Warning|terminate called|what\(\):|"
     r"^\w+(\.\w+)*(Error|Exception|Interrupt)\b|Segmentation|core dumped|onnxruntime:",
     re.MULTILINE,
 )
@@ -208,7 +211,8 @@ def _become(place: Place, call: Call, limits: Limits, ends: Sequence[int]) -> No
         for number, (end, name) in enumerate(zip(ends, ("stdin", "stdout", "stderr"), strict=True)):
             if end >= 0:
                 os.dup2(end, number)
-                stream = open(number, "w" if number else "r", buffering=1 if number == 2 else -1, closefd=False)
+                kind = {"mode": "w" if number else "r", "buffering": 1 if number == 2 else -1}
+                stream = open(number, closefd=False, **kind)  # type: ignore[call-overload]  # noqa: SIM115
             else:
                 os.close(number)
                 stream = None  # as Python starts with it
@@ -250,6 +254,7 @@ def _die_with_parent() -> None:
 def complaints(outcome: Outcome, *, codes: Iterable[int] = (0, 1), lines: int = 1) -> list[str]:
     """What about an outcome breaks the contract. ``lines``: errors that a failure may name, at most."""
     found = []
+    outcome = outcome._replace(err=LIBRARY.sub("", outcome.err))
     if outcome.hung:
         found.append(f"hung, stopped after {outcome.seconds:.0f} s")
     elif outcome.code < 0 and outcome.code not in codes:

@@ -1,6 +1,5 @@
 """Damaged files through the commands that read them: sound, weights, settings, manifests, sensors, ONNX."""
 
-import io
 import os
 import shutil
 import sys
@@ -58,11 +57,11 @@ def _unlike(place: Place, name: str, outcome: Outcome, same_rate: bool) -> list[
 
 
 def _verify(source: Path, made: Sequence[Path], same_rate: bool) -> int:
-    """Compare with what libsndfile itself reads; by the content alone, whatever the name says."""
+    """Compare with what libsndfile itself reads."""
     if len(made) != 1:
         print(f"{len(made)} outputs", file=sys.stderr)
         return 1
-    with soundfile.SoundFile(io.BytesIO(source.read_bytes())) as given, soundfile.SoundFile(made[0]) as out:
+    with soundfile.SoundFile(os.fsencode(source)) as given, soundfile.SoundFile(made[0]) as out:
         frames = sum(len(block) for block in given.blocks(BLOCK, always_2d=True))
         rate = given.samplerate if same_rate else RATE
         wanted = max(1, round(frames * rate / given.samplerate))
@@ -99,7 +98,7 @@ def _names(session: Session, assets: Assets, chosen: Sequence[str]) -> None:
     for number, (kind, name) in enumerate(names.items()):
         if chosen and kind not in chosen:
             continue
-        for where, given in (("file", f"in/{name}"), ("folder", "in")):
+        for where, given in (("file", f"in/{name}"), ("folder", "in"))[len(chosen) > 0 :]:
             with session.case(f"name-{number:02}-{where}", f"name, {kind}") as (place, row):
                 place.put(f"in/{name}", content)
                 more = ("--json", "r.json", "--plot") if where == "folder" else ()

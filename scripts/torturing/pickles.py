@@ -80,7 +80,7 @@ def pickles(session: Session, assets: Assets, packings: Sequence[str] = (), name
     for packing in packings or contents:
         for suffix in (".pt",) if packings else (".safetensors", ".pt", ".onnx"):
             for number, (way, name, words) in enumerate(ways(assets, suffix)):
-                if suffix == ".onnx" and "--model" not in way:
+                if (suffix == ".onnx" and "--model" not in way) or (packings and way == "app --model"):
                     continue
                 case = f"{packing}-{suffix[1:]}-{number:02}".replace(" ", "-")
                 with session.case(case, f"code: {way}") as (place, row):

@@ -61,9 +61,11 @@ def writers(assets: Assets) -> list[Writer]:
         Writer("fit-sensor", ["fit-sensor", pairs, "-o", "OUT/s.yaml", "--plot"], ("--overwrite",)),
         Writer("evaluate", ["evaluate", "--pairs", pairs, "--model", "none", "-o", "OUT/e", "--pictures", "1"]),
     ]  # fmt: skip
-    for stage in ("train-restorer", "train-vocoder"):
-        found.append(Writer(stage, training(assets.corpus, stage, "OUT/run"), ("--resume",), trains=True))
-    return found
+    trainings = (
+        Writer(stage, training(assets.corpus, stage, "OUT/run"), ("--resume",), trains=True)
+        for stage in ("train-restorer", "train-vocoder")
+    )
+    return [*found, *trainings]
 
 
 def disk(session: Session, assets: Assets, kinds: Sequence[str] = (), rounds: int = 3) -> None:
@@ -91,8 +93,6 @@ def briefly(session: Session, assets: Assets) -> None:
         _full(session, writer, f"full-{index}", wholes, 9000)
         _read_only(session, writer, f"readonly-{index}")
         _signalled(session, writer, f"signal-{index}", wholes, signal.SIGTERM, np.random.default_rng(session.seed))
-    _output_closed(session, writers(assets)[0], "streams")
-    _vanishing(session, writers(assets)[0], "vanish", np.random.default_rng(session.seed))
 
 
 SIZES = ((1, 10, 44), (100, 1000, 4096), (10_000, 20_000, 40_000))  # bytes, by round

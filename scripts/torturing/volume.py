@@ -103,10 +103,8 @@ def _tell(session: Session, row: Any, sizes: list[float], seconds: float, minute
     growth = max(sizes[len(sizes) // 10 :]) - early
     row.figures = {"MB after a tenth": round(early), "most MB": round(max(sizes)), "seconds": round(seconds)}
     row.problems += [f"memory grew by {growth:.0f} MB"] * (growth > 4 * GROWTH)
-    pace = seconds / 60 / minutes
-    session.note(
-        f"{row.kind}: {seconds:.0f} s ({pace:.3f} x real time), {early:.0f} MB after a tenth of it, {max(sizes):.0f} at most"
-    )
+    pace = f"{seconds:.0f} s ({seconds / 60 / minutes:.3f} x real time)"
+    session.note(f"{row.kind}: {pace}, {early:.0f} MB after a tenth of it, {max(sizes):.0f} at most")
 
 
 def _long_file(path: Path, minutes: float) -> None:
