@@ -28,7 +28,7 @@ from twostage import cli
 MEMORY = 2048.0  # MB of resident memory that no command may pass
 ADDRESSES = 6 * 2**30  # bytes of address space beyond what the fork begins with: the machine's own protection
 SECONDS = 60.0  # after which a command counts as hung
-LONGEST = 1000  # characters of a line that is to be read
+LONGEST = 1050  # characters of a line that is to be read
 NOBODY = 65534
 OURS = "twostage: "
 # what a user should never see on stderr
@@ -251,8 +251,8 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def complaints(outcome: Outcome, *, codes: Iterable[int] = (0, 1), lines: int = 1) -> list[str]:
-    """What about an outcome breaks the contract. ``lines``: errors that a failure may name, at most."""
+def complaints(outcome: Outcome, *, codes: Iterable[int] = (0, 1), lines: int = 1, memory: float = MEMORY) -> list[str]:
+    """What about an outcome breaks the contract. ``lines``: errors that a failure may name, at most; ``memory``: MB."""
     found = []
     outcome = outcome._replace(err=LIBRARY.sub("", outcome.err))
     if outcome.hung:
@@ -265,7 +265,7 @@ def complaints(outcome: Outcome, *, codes: Iterable[int] = (0, 1), lines: int = 
         line = outcome.err[match.start() :].partition("\n")[0]
         last = f" ... {outcome.last}" if line.startswith("Traceback") else ""
         found.append(f"stderr: {(line + last)[:300]}")
-    if outcome.megabytes > MEMORY:
+    if outcome.megabytes > memory:
         found.append(f"{outcome.megabytes:.0f} MB of memory")
     said = [line for line in outcome.err.splitlines() if line.startswith(OURS) and ": warning: " not in line]
     if outcome.code == 1 and not 1 <= len(said) <= lines:

@@ -12,7 +12,7 @@ import soundfile
 
 from torturing import mutations
 from torturing.assets import Assets, training
-from torturing.harness import Limits, Outcome, Place, Session, complaints, noted
+from torturing.harness import MEMORY, Limits, Outcome, Place, Session, complaints, noted
 from torturing.mutations import RATE, Mutation, encoded, mutated, sound_file, speech
 
 WAYS_OUT = ((), (), (), ("--sample-rate", "input"), ("--format", "flac"), ("--format", "ogg"), ("--level", "model"))
@@ -139,6 +139,7 @@ class Way:
     beside: Callable[[Assets], dict[str, Path]] = lambda assets: {}
     name: str = ""
     lines: int = 1
+    memory: float = MEMORY
 
 
 SOUND = "corpus/0.wav"
@@ -185,6 +186,7 @@ def _resuming(assets: Assets) -> list[str]:
     return [*training(assets.corpus, "train-vocoder", "run", steps=3), "--resume"]
 
 
+ASKED = 8192.0  # MB: damaged settings may ask for a larger model, which is a user's to ask for
 WAYS = (
     Way("weights, restore", lambda a: a.tiny, mutations.WEIGHTS, _restoring, 56, _corpus),
     Way("restorer and vocoder, restore", lambda a: a.vocoder, mutations.WEIGHTS,
@@ -210,9 +212,9 @@ WAYS = (
         lambda a: ["import-hifigan", "published/generator", "FILE", "out.safetensors"], 20,
         lambda a: {"published": a.published}),
     Way("settings, train-restorer", lambda a: _settings(a, "restorer"), mutations.YAMLS,
-        lambda a: _with_settings(_one_step("train-restorer")(a)), 40, _corpus, "settings.yaml"),
+        lambda a: _with_settings(_one_step("train-restorer")(a)), 40, _corpus, "settings.yaml", memory=ASKED),
     Way("settings, train-vocoder", lambda a: _settings(a, "vocoder"), mutations.YAMLS,
-        lambda a: _with_settings(_one_step("train-vocoder")(a)), 24, _corpus, "settings.yaml"),
+        lambda a: _with_settings(_one_step("train-vocoder")(a)), 24, _corpus, "settings.yaml", memory=ASKED),
     Way("sensor, simulate", lambda a: a.sensor, mutations.YAMLS,
         lambda a: ["simulate", SOUND, "out", "--sensor", "FILE"], 40, _corpus),
     Way("sensor, train-restorer", lambda a: a.sensor, mutations.YAMLS,
@@ -258,7 +260,7 @@ def weights(session: Session, assets: Assets, share: float = 1.0, kinds: Sequenc
                 place.put(file, content)
                 words = [word.replace("FILE", file) for word in way.words(assets)]
                 outcome = place.run(words)
-                problems = complaints(outcome, lines=way.lines)
+                problems = complaints(outcome, lines=way.lines, memory=way.memory)
                 if (place.work / "marker").exists():
                     problems.append("code in the file was run")
                 if outcome.code == 0 and "out.wav" in words:
