@@ -293,3 +293,13 @@ def test_planning_asks_of_each_job_once(recordings: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(jobs.Job, "__eq__", counted)
     assert len(plan(["in/sub"], "out")) == 301
     assert compared < 301
+
+
+def test_a_bar_in_a_log_file_leaves_errors_lines_of_their_own(
+    recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "LONG", 0.0)
+    assert run(tiny_path, "in/good.wav", "in/text.wav", "-o", "out") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("restoring: ") for line in lines)
+    assert any(line.startswith("twostage: error: in/text.wav: not a sound file") for line in lines)

@@ -62,7 +62,9 @@ def _verify(source: Path, made: Sequence[Path], same_rate: bool) -> int:
         print(f"{len(made)} outputs", file=sys.stderr)
         return 1
     with soundfile.SoundFile(os.fsencode(source)) as given, soundfile.SoundFile(made[0]) as out:
-        frames = sum(len(block) for block in given.blocks(BLOCK, always_2d=True))
+        frames = 0
+        while len(block := given.read(BLOCK, always_2d=True)):  # its blocks() hides that a file ends early
+            frames += len(block)
         rate = given.samplerate if same_rate else RATE
         wanted = max(1, round(frames * rate / given.samplerate))
         found = finite = 0

@@ -168,11 +168,8 @@ class Voice:
     def _line(self, text: str, file: Any) -> None:
         from tqdm import tqdm
 
-        text = one_line(text)
-        if sys.stderr.isatty():
-            tqdm.write(text, file=file)  # above the bar
-        else:
-            print(text, file=file, flush=True)
+        tqdm.write(one_line(text), file=file)  # above the bar, which a log file has too if there is much to do
+        file.flush()
 
 
 def _seconds(job: "Job") -> float:
