@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import pickle
 import shutil
 import threading
 import time
@@ -19,7 +20,7 @@ from twostage.app.limits import Limits
 from twostage.app.results import Results
 from twostage.app.service import Service, Wishes
 from twostage.cli import main
-from twostage.errors import AudioError, ConfigError, DataError
+from twostage.errors import AudioError, CheckpointError, ConfigError, DataError
 from twostage.plots import spectrogram
 from twostage.restoration import Options
 
@@ -303,3 +304,17 @@ def test_the_guard_refuses_to_fetch(place):
 
 def test_the_guard_refuses_long_requests():
     assert ask("/gradio_api/queue/join", b"[" + b" " * MOST + b"]")[0] == 403
+
+
+class Evil:
+    def __reduce__(self):
+        return Path.touch, (Path("marker"),)
+
+
+@pytest.mark.parametrize("name", ["evil.safetensors", "evil.pt", "evil.onnx"])
+def test_a_model_with_code_in_it_is_refused_and_not_run(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(CheckpointError, match=name):
+        work.Models({"evil": [name]}).get("evil", "cpu")
+    assert not Path("marker").exists()

@@ -179,3 +179,59 @@ def test_find(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(AudioError, match="none: no sound files"):
         below("none")
+
+
+@pytest.mark.parametrize("rate", [1, 999, 1_000_001, 2**31 - 1])
+def test_rates_that_no_speech_has_are_refused(tmp_path: Path, rate: int) -> None:
+    audio.write(tmp_path / "a.wav", noise(100), 16000)
+    data = bytearray((tmp_path / "a.wav").read_bytes())
+    data[24:28] = rate.to_bytes(4, "little")
+    (tmp_path / "b.wav").write_bytes(data)
+    with pytest.raises(AudioError, match=rf"b\.wav: its sample rate is {rate} Hz, must be 1000 to 1000000"):
+        audio.info(tmp_path / "b.wav")
+
+
+@pytest.mark.parametrize("name", ["a.au", "a.snd", "a.vox", "a.raw", "a.RAW"])
+def test_a_name_makes_no_sound_of_what_has_no_header(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(np.random.default_rng(0).bytes(4000))
+    with pytest.raises(AudioError, match=rf"{name}: not a sound file that can be read \(it has no header"):
+        audio.read(tmp_path / name)
+
+
+def test_a_flac_that_cannot_be_sought_in_is_damaged(tmp_path: Path) -> None:
+    audio.write(tmp_path / "a.flac", noise(4800), 16000)
+    data = bytearray((tmp_path / "a.flac").read_bytes())
+    start = data.index(b"\xff\xf8", 42)  # the first frame
+    data[start : start + 200] = bytes(200)
+    (tmp_path / "a.flac").write_bytes(data)
+    with pytest.raises(AudioError, match=r"a\.flac: (damaged|truncated|not a sound file)"):
+        audio.read(tmp_path / "a.flac")
+
+
+@pytest.mark.parametrize("name", ["x" * 251 + ".wav", "\uac00" * 83 + ".wav", os.fsdecode(b"\xff\xfe.wav"), "a\nb.wav"])
+def test_any_name_that_a_disk_takes(tmp_path: Path, name: str) -> None:
+    audio.write(tmp_path / name, noise(100), 16000)
+    assert audio.read(tmp_path / name)[0].shape == (1, 100)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".wav", "a\0b.wav"])
+def test_names_that_no_disk_takes(tmp_path: Path, name: str) -> None:
+    with pytest.raises(AudioError, match="cannot be read"):
+        audio.read(tmp_path / name)
+
+
+def test_ogg_has_no_more_channels_than_its_encoder_survives(tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match=r"a\.ogg: cannot write 257 channels as OGG"):
+        audio.write(tmp_path / "a.ogg", noise(100, 257), 16000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_vanishes_is_named(tmp_path: Path) -> None:
+    def write() -> None:
+        with audio.Writer(tmp_path / "out" / "a.wav", 16000, 1) as writer:
+            writer.write(noise(100))
+            (tmp_path / "out").rename(tmp_path / "gone")
+
+    with pytest.raises(AudioError, match=r"out/a\.wav|\.part: no such file"):
+        write()

@@ -2,11 +2,13 @@
 
 import json
 import pickle
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from twostage import checkpoint
@@ -287,3 +289,58 @@ def test_a_foreign_training_state_is_one_line_and_never_runs(tmp_path: Path, con
     with pytest.raises(CheckpointError, match=r"state\.pt: not a training state") as caught:
         checkpoint.load_state(tmp_path / "state.pt")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", [0.3, 0.5, 0.7])
+def test_a_state_with_a_turned_bit_is_noticed(tmp_path: Path, place: float) -> None:
+    """torch.load gives other numbers and says nothing."""
+    checkpoint.save_state(tmp_path / "state.pt", {"step": 3, "model": vocoder().state_dict()})
+    data = bytearray((tmp_path / "state.pt").read_bytes())
+    data[int(place * len(data))] ^= 1
+    (tmp_path / "state.pt").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"state\.pt: not a training state, damaged"):
+        checkpoint.load_state(tmp_path / "state.pt")
+
+
+def test_weights_with_a_turned_bit_are_noticed(stages: tuple[Path, Path]) -> None:
+    data = bytearray(stages[1].read_bytes())
+    data[-100] ^= 1
+    stages[1].write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"v\.safetensors: damaged, the weights are not those that were written"):
+        checkpoint.load_stage(stages[1])
+
+
+def test_weights_from_before_they_had_a_sum_load(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "v.safetensors", vocoder(), provenance={})
+    with safe_open(tmp_path / "v.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    assert len(metadata.pop("sha256")) == 64
+    save_file(tensors, tmp_path / "old.safetensors", metadata)
+    loaded = checkpoint.load_stage(tmp_path / "old.safetensors")
+    torch.testing.assert_close(checkpoint.plain_state(loaded), tensors, atol=1e-6, rtol=0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of file size")
+def test_a_state_that_the_disk_does_not_take_is_a_line_and_leaves_the_one_before(tmp_path: Path) -> None:
+    import resource
+
+    state = {"step": 3, "model": vocoder().state_dict()}
+    checkpoint.save_state(tmp_path / "state.pt", state)
+    before, limits = (tmp_path / "state.pt").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"state\.pt: cannot be written: File too large"):
+            checkpoint.save_state(tmp_path / "state.pt", state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"state.pt": before}
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, '{"mel": 1' + "0" * 5000 + "}"])
+def test_settings_that_parsers_stumble_over_are_one_line(tmp_path: Path, text: str) -> None:
+    metadata = {"format": "twostage", "kind": "vocoder", "config": text}
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors", metadata)
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: settings inside cannot be read") as caught:
+        checkpoint.load_stage(tmp_path / "x.safetensors")
+    assert len(str(caught.value)) < 500 + len(str(tmp_path))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from twostage import audio, levels, restoration
+from twostage import audio, jobs, levels, restoration
 from twostage.cli import COMMANDS, main
 from twostage.commands import restore as command
 from twostage.jobs import plan
@@ -238,3 +238,68 @@ def test_help_is_quick_and_shows_examples(capsys: pytest.CaptureFixture[str]) ->
 
 def test_formats_are_those_that_can_be_written() -> None:
     assert set(command.FORMATS) == set(audio.FORMATS) - {"aif", "oga"}
+
+
+def test_what_another_process_made_meanwhile_is_skipped(
+    recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of them with --skip-existing share the work: before a file's turn, and while it is restored."""
+    honest, measure = restoration.restore_file, restoration.measure
+
+    def slow(model: object, source: Path, *rest: object, **more: object) -> restoration.Report:
+        audio.write("out/silent.wav", np.full(7, 0.1), 16000, overwrite=True)
+        return honest(model, source, *rest, **more)  # type: ignore[arg-type]
+
+    def late(source: restoration.Source, rate: int) -> restoration.Survey:
+        if source.name == "in/one.wav":
+            audio.write("out/one.wav", np.full(7, 0.1), 16000)
+        return measure(source, rate)
+
+    monkeypatch.setattr(restoration, "restore_file", slow)
+    monkeypatch.setattr(restoration, "measure", late)
+    assert run(tiny_path, "in/good.wav", "in/one.wav", "in/silent.wav", "-o", "out", "--skip-existing") == 0
+    out, err = capsys.readouterr()
+    assert "1 restored, 2 skipped" in out
+    assert err == ""
+    assert {name: audio.info(f"out/{name}").frames for name in listing("out")} == {
+        "good.wav": 6000,
+        "one.wav": 7,
+        "silent.wav": 7,
+    }
+
+
+def test_a_link_that_leads_to_itself_is_named(
+    recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("in/circle.wav").symlink_to("circle.wav")
+    assert run(tiny_path, "in/circle.wav", "-o", "out") == 1
+    assert (
+        "twostage: error: in/circle.wav: cannot be read (Too many levels of symbolic links)" in capsys.readouterr().err
+    )
+
+
+def test_planning_asks_of_each_job_once(recordings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand files take ten times as long as a thousand, not a hundred times."""
+    for number in range(300):
+        Path(f"in/sub/{number}.wav").touch()
+    compared = 0
+    same = jobs.Job.__eq__
+
+    def counted(self: jobs.Job, other: object) -> bool:
+        nonlocal compared
+        compared += 1
+        return bool(same(self, other))
+
+    monkeypatch.setattr(jobs.Job, "__eq__", counted)
+    assert len(plan(["in/sub"], "out")) == 301
+    assert compared < 301
+
+
+def test_a_bar_in_a_log_file_leaves_errors_lines_of_their_own(
+    recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "LONG", 0.0)
+    assert run(tiny_path, "in/good.wav", "in/text.wav", "-o", "out") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("restoring: ") for line in lines)
+    assert any(line.startswith("twostage: error: in/text.wav: not a sound file") for line in lines)

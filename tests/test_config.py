@@ -6,8 +6,9 @@ import pytest
 
 from twostage.adversary import AdversaryConfig, MelAdversaryConfig
 from twostage.config import FinetuneRun, RestorerRun, VocoderRun, difference, load_config, plain, to_yaml
+from twostage.data.presets import load_sensor
 from twostage.discriminators import DiscriminatorConfig
-from twostage.errors import ConfigError
+from twostage.errors import ConfigError, TwoStageError
 from twostage.mel_discriminator import MelDiscriminatorConfig
 from twostage.schema import build
 
@@ -166,3 +167,25 @@ def test_only_where_how_long_and_how_often_may_change(given: list[str]) -> None:
     assert difference(load_config(VocoderRun, ["vocoder"], [*given, *free]), before) == ""
     changed = load_config(VocoderRun, ["vocoder"], [*given, "vocoder.mel.fmax=7000"])
     assert difference(changed, before) == "vocoder.mel.fmax is 7000.0, was 8000.0"
+
+
+def test_values_in_messages_are_short(given: list[str], tmp_path: Path) -> None:
+    """A bomb of aliases is small in memory, and endless when it is shown."""
+    bomb = "&a [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]"
+    for name, inner in zip("bcdefghijklmno", "abcdefghijklmn", strict=True):
+        bomb = f"&{name} [{bomb}{f', *{inner}' * 9}]"
+    (tmp_path / "bomb.yaml").write_text(f"frequencies: {bomb}\n")
+    with pytest.raises(ConfigError, match=r"bomb\.yaml: sensor.frequencies\[0\] is \[\[\[") as caught:
+        load_sensor(tmp_path / "bomb.yaml")
+    assert len(str(caught.value)) < 1000
+    (tmp_path / "bad.yaml").write_text(f"steps: {[1] * 10_000}\n")
+    with pytest.raises(ConfigError, match=r"steps is \[1, 1, 1, 1, 1, 1, \.\.\.\], must be of type int"):
+        load_config(VocoderRun, ["vocoder", str(tmp_path / "bad.yaml")], given)
+
+
+@pytest.mark.parametrize("text", ["cutoff: 1" + "0" * 5000, "cutoff: 2026-02-31", "cutoff: " + "[" * 20_000])
+def test_sensors_that_yaml_stumbles_over_are_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(TwoStageError, match=r"s\.yaml: ") as caught:
+        load_sensor(tmp_path / "s.yaml")
+    assert "\n" not in str(caught.value)

@@ -1,6 +1,8 @@
 """Claims about a corpus without a cluster: names, resuming, the table, and files that come out as from `restore`."""
 
+import importlib
 import json
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +10,8 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from twostage import audio, cluster, corpus
@@ -16,7 +20,7 @@ from twostage.cluster import ClusterConfig
 from twostage.corpus import Item, Job, Weights, Worker, begin, plan, refused, safe_name, sources
 from twostage.errors import CheckpointError, ConfigError, DataError, OutputError
 from twostage.restoration import Options
-from twostage.results import PARTS, TABLE, Result, Table, decode, distinct
+from twostage.results import PARTS, TABLE, Result, Table, decode, distinct, to_arrow
 from twostage.stores import Store
 
 Speech = Callable[..., np.ndarray]
@@ -312,3 +316,22 @@ def test_mistakes_are_one_line(
     assert err.startswith(f"twostage: error: {message}")
     assert len(err.splitlines()) == 1
     assert not Path("out").exists()
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("marker"),)
+
+
+def test_a_table_with_code_in_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's type for objects unpickles them as it is read, once Ray is imported."""
+    monkeypatch.chdir(tmp_path)
+    table = to_arrow([result("a")])
+    objects = pyarrow.array([pickle.dumps(Evil())], pyarrow.large_binary())
+    metadata = {"ARROW:extension:name": "ray.data.arrow_pickled_object", "ARROW:extension:metadata": b""}
+    table = table.set_column(0, pyarrow.field("path", objects.type, metadata=metadata), objects)
+    pyarrow.parquet.write_table(table, TABLE)
+    importlib.import_module("ray.data.extensions")  # its types are known from here on
+    with pytest.raises(DataError, match=rf"{TABLE}: not a table of results, or damaged \(it has columns that are"):
+        Table(Store(str(tmp_path))).read()
+    assert not Path("marker").exists()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 from argparse import ArgumentParser
 from copy import deepcopy
 from functools import partial
@@ -275,3 +276,11 @@ def test_missing_scores_are_said_in_the_table():
     table = report.markdown(rows, {})
     assert "| raw input | 2 | 1.00 (n = 1) | 1.000 [1.000, 1.000]" in table
     assert "Without a score, 1 estimates: why." in table
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="of POSIX alone")
+def test_ctrl_c_is_left_to_whoever_began_the_scorers() -> None:
+    """A terminal sends it to all processes, and each would print a traceback."""
+    with evaluate._scorers(2) as pool:
+        assert pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, []).result() == {signal.SIGINT}
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from twostage.errors import OutputError
-from twostage.files import replacing
+from twostage.files import partial_name, replacing
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
@@ -51,3 +51,18 @@ def test_what_is_in_the_way_is_named(tmp_path: Path, name: str, what: str) -> No
 def test_a_write_that_fails_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"a\.txt: cannot be written \(No space left"), replacing(tmp_path / "a.txt"):
         raise OSError(28, "No space left on device")
+
+
+def test_processes_of_one_number_do_not_share_a_hidden_file(tmp_path: Path) -> None:
+    """As on two machines, or in two containers, that write to one disk."""
+    names = {partial_name(tmp_path / "a.wav") for _ in range(100)}
+    assert len(names) == 100
+    assert all(name.parent == tmp_path and name.name.startswith(".a.wav.") for name in names)
+
+
+@pytest.mark.parametrize("name", ["\uac00" * 85, "a" * 255, "\U0001f600" * 63])
+def test_hidden_names_fit_where_names_do(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    partial = partial_name(tmp_path / name)
+    partial.touch()
+    assert partial.name.encode().decode() == partial.name

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pickle
+import warnings
 from argparse import ArgumentParser
 
 import librosa
@@ -195,11 +197,11 @@ def test_code_in_a_pickle_is_refused_and_not_run(write, tmp_path, monkeypatch):
     assert not (tmp_path / "planted").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 broken"])
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 broken", pickle.dumps(Code(), protocol=4)])
 def test_what_is_no_torch_file_is_one_line(write, content):
     weights, config, out = write(STATE)
     weights.write_bytes(content)
-    with pytest.raises(CheckpointError, match="not a file of tensors"):
+    with warnings.catch_warnings(action="error"), pytest.raises(CheckpointError, match="not a file of tensors"):
         import_hifigan(weights, config, out)
 
 

@@ -30,7 +30,7 @@ LAYERS = {
     "band_discriminator": 2,
     "discriminators": 3,
     "optim": 1,
-    "logs": 1,
+    "logs": 2,
     "data.spectra": 1,
     "audio": 2,
     "data.gate": 2,

@@ -1,6 +1,7 @@
 """Manifests: what is read, what is refused, how folders are understood and speakers kept apart."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,6 +86,14 @@ def test_excluded_speakers_leave_and_a_mistyped_one_is_an_error(tmp_path: Path) 
         ("m.jsonl", '{"clean": "a.wav", "speaker": "p", "seconds": NaN}', "seconds is nan"),
         ("m.jsonl", json.dumps({"speaker": "p", "seconds": 1.0}), "neither clean nor degraded"),
         ("m.jsonl", "", "no entries"),
+        ("m.jsonl", "[" * 100_000, "m.jsonl:1: not JSON: nested too deeply"),
+        ("m.jsonl", '{"seconds": 1' + "0" * 5000 + "}", "m.jsonl:1: not JSON: Exceeds the limit"),
+        (
+            "m.csv",
+            "path,speaker,seconds\nx.wav,p,1\n" + "y" * 200_000,
+            "m.csv:2: not CSV: field larger than field limit",
+        ),
+        ("m.csv", 'path,speaker\n"a\0b.wav",p\n', "cannot be read"),
         ("m.csv", "file,speaker\nx.wav,p\n", "m.csv:2: needs a column path"),
         ("m.csv", "path,speaker,seconds\nx.wav,p,long\n", "m.csv:2"),
         ("m.csv", "path,speaker\nx.wav,p\n", "x.wav: no such file"),
@@ -206,3 +215,10 @@ def test_paths_of_a_manifest_need_nothing_else() -> None:
 def test_paths_that_are_not_there_are_said_so(text: str, name: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_paths(text, name)
+
+
+def test_names_that_are_no_utf8_come_back(tmp_path: Path) -> None:
+    entry = Entry(str(tmp_path / os.fsdecode(b"\xff\xfe.wav")), None, os.fsdecode(b"\xff"), 1.0)
+    write_manifest(tmp_path / "m.jsonl", [entry])
+    assert read_manifest(tmp_path / "m.jsonl") == [entry]
+    assert read_paths((tmp_path / "m.jsonl").read_text(), "m.jsonl") == [os.fsdecode(b"\xff\xfe.wav")]

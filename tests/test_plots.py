@@ -1,3 +1,4 @@
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -88,3 +89,13 @@ def test_twenty_names_have_twenty_colours() -> None:
     looks = plots._looks(30)
     assert len({look["color"] for look in looks}) == 20
     assert len({(look["color"], look["marker"]) for look in looks}) == 30
+
+
+@pytest.mark.parametrize("name", ["\uac00\ub098.wav", r"$\frac{$.wav", "a\nb\x1b.wav", "\udcff.wav", "$"])
+def test_any_name_is_drawn_without_a_word(tmp_path: Path, name: str) -> None:
+    panel = plots.spectrogram([tone(1600, 16000, 440.0)], 16000, 1600, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots.draw(tmp_path / "a.png", [panel])
+        plots.draw_charts(tmp_path / "b.png", [plots.Chart("x", name, {name: [(1.0, 1.0), (2.0, 2.0)]})])
+    assert Image.open(tmp_path / "a.png").size[0] > 500

@@ -335,3 +335,26 @@ def test_public_names() -> None:
     assert set(twostage.__all__) <= set(dir(twostage))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         twostage.nothing  # noqa: B018
+
+
+def test_many_channels_take_no_more_memory_than_some(
+    tiny: TwoStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks and windows of 320 channels are a twentieth as long, and what comes out is the same."""
+    channels, given = 20 * audio.USUAL, np.random.default_rng(0).normal(0, 0.1, (1, 30000)).astype(np.float32)
+    silent = np.zeros((channels - 1, given.shape[1]), np.float32)
+    audio.write(tmp_path / "many.wav", np.concatenate([given, silent]), 16000, subtype="FLOAT")
+    audio.write(tmp_path / "one.wav", given, 16000, subtype="FLOAT")
+    windows, blocks, honest = list[float](), list[int](), restoration.enhance
+
+    def watched(model: object, given: Iterator[np.ndarray], seconds: float, *rest: object) -> object:
+        windows.append(seconds)
+        return honest(model, (blocks.append(block.size) or block for block in given), seconds, *rest)  # type: ignore
+
+    monkeypatch.setattr(restoration, "enhance", watched)
+    for name in ("many", "one"):
+        restoration.restore_file(tiny, tmp_path / f"{name}.wav", tmp_path / f"{name}_out.wav")
+    assert windows == [0.5, 10.0]
+    assert max(blocks) <= audio.BLOCK * audio.USUAL < channels * given.shape[1]
+    many, one = (audio.read(tmp_path / f"{name}_out.wav")[0] for name in ("many", "one"))
+    assert np.allclose(many[0], one[0], atol=1e-5)

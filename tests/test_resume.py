@@ -74,8 +74,11 @@ def test_a_training_that_was_killed_is_bitwise_one_that_was_not(
     run = tmp_path / "killed"
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(corpus), str(run), moment], env=_environment())
     assert process.wait() == -signal.SIGKILL
+    begun = [path for path in run.iterdir() if path.suffix == ".part"]
+    assert len(begun) == (moment != "between steps")
     recipes.train_vocoder(vocoder(corpus, run), resume=True)
     assert_same_training(run, whole)
+    assert not any(path.exists() for path in begun)
 
 
 # dies without warning: half-way through the second file that it writes at step 4, or before it writes any
@@ -96,7 +99,7 @@ class Dying(monitor.Monitor):
                 os.kill(os.getpid(), signal.SIGKILL)
             write = Path.write_bytes if moment == "writing weights" else torch.save
             def half(*args):
-                target = args[0] if moment == "writing weights" else args[1]
+                target = args[0] if moment == "writing weights" else args[1].name
                 with open(target, "wb") as file:
                     file.write(b"half")
                     file.flush()

@@ -189,3 +189,15 @@ def test_a_causal_model_without_padding_in_the_past_would_be_noticed() -> None:
     )
     other.load_state_dict(causal.state_dict())
     assert float(np.abs(offline(other, audio) - offline(causal, audio)).max()) > 1e-2
+
+
+@pytest.mark.parametrize("gain", [201.0, -201.0, 1e9, [0.0, 1e9]])
+def test_gains_beyond_all_sound_are_refused(tiny: TwoStage, gain: float | list[float]) -> None:
+    with pytest.raises(ConfigError, match="gain_db is .* must lie between -200 and 200"):
+        twostage.Stream(tiny, gain_db=gain)
+
+
+def test_samples_beyond_all_sound_do_not_come_out_as_no_numbers(tiny: TwoStage) -> None:
+    stream = twostage.Stream(tiny, seconds=0.1)
+    with pytest.raises(AudioError, match="the model's output is not finite"), np.errstate(all="ignore"):
+        stream.push(np.full(32000, 3e38, np.float32))

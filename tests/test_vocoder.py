@@ -88,3 +88,19 @@ def test_settings_that_cannot_be_name_the_field(settings, what):
     dilations = {"resblock_dilation_sizes": ((1, 3), (1, 3)), "resblock_kernel_sizes": (3, 7)}
     with pytest.raises(ConfigError, match=what):
         VocoderConfig(**{**dilations, **settings})
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"upsample_rates": (-16, -16)},
+        {"upsample_kernel_sizes": (0, 0, 0, 0)},
+        {"resblock_kernel_sizes": (3, -1)},
+        {"resblock_dilation_sizes": ((1, 0), (1, 3))},
+        {"resblock_dilation_sizes": ((1, 3), ())},
+        {"upsample_initial_channel": 0},
+    ],
+)
+def test_sizes_below_one_are_refused(sizes: dict) -> None:
+    with pytest.raises(ConfigError, match="vocoder: rates, kernel sizes, dilations and channels must be at least 1"):
+        VocoderConfig(**sizes)

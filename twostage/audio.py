@@ -5,6 +5,7 @@ asked to (``read``). Written files appear under their name only when they are co
 """
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from twostage.files import check_writable, make_folder, partial_name
 
 Audio = NDArray[np.float32]
 
-BLOCK = 1 << 16  # samples read at once
+BLOCK = 1 << 16  # samples read at once, of each channel
+USUAL = 16  # channels; of more, fewer samples are taken at once, so that they need no more memory
 
 # suffix -> libsndfile's container, and the coding that it has unless told otherwise
 FORMATS = {
@@ -38,9 +40,12 @@ FORMATS = {
     "w64": ("W64", "PCM_16"),
     "rf64": ("RF64", "PCM_16"),
 }
+RAW = "not a sound file that can be read (it has no header that tells rate and coding)"
 LOSSY = ("VORBIS", "OPUS", "MPEG_LAYER_III")
 LINEAR = ("PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
 FOREIGN = ("m4a", "aac", "wma", "amr")  # sound that libsndfile cannot read: named in an error rather than passed over
+SLOWEST, FASTEST = 1000, 1_000_000  # Hz: outside, a header that lies, which would make hours or nothing of a file
+MOST_CHANNELS = {"OGG": 255}  # of containers whose encoder crashes with more, where others say so
 OPEN_ENDED = 0x7FFF0000  # lengths from here on are what recorders write when they do not know yet
 
 
@@ -66,16 +71,24 @@ class Reader:
         self.path = path
         _check_readable(Path(path))
         try:
-            self._file = soundfile.SoundFile(str(path))
+            self._file = soundfile.SoundFile(os.fsencode(path))
         except soundfile.LibsndfileError as error:
             raise AudioError(f"{path}: not a sound file that can be read ({_reason(error)})") from None
+        except TypeError:  # soundfile's word for a file named .raw
+            raise AudioError(f"{path}: {RAW}") from None
         file = self._file
         self.info = Info(file.samplerate, file.channels, file.frames, file.format, file.subtype)
+        try:
+            _check_plausible(path, self.info)
+        except AudioError:
+            file.close()
+            raise
 
     def blocks(self, frames: int = BLOCK) -> Iterator[Audio]:
         """Yield the file from its start as (C, <= frames); an error if it is empty, cut off or damaged."""
+        frames = min(frames, block_length(self.info.channels))
         self._check_length()
-        self._file.seek(0)
+        self.seek(0)
         total = 0
         while (block := self._read(frames)).shape[1]:
             total += block.shape[1]
@@ -98,7 +111,10 @@ class Reader:
             raise AudioError(f"{self.path}: holds no samples")
 
     def seek(self, frame: int) -> None:
-        self._file.seek(min(frame, self.info.frames))
+        try:
+            self._file.seek(min(frame, self.info.frames))
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"{self.path}: damaged ({_reason(error)})") from None
 
     def __enter__(self) -> Self:
         return self
@@ -108,18 +124,28 @@ class Reader:
 
 
 def _check_readable(path: Path) -> None:
-    if path.is_dir():
-        raise AudioError(f"{path}: is a folder, not a sound file")
-    if path.exists() and not path.is_file():
-        raise AudioError(f"{path}: is not a regular file")
     try:
+        kind = os.stat(path).st_mode
+        if stat.S_ISDIR(kind):
+            raise AudioError(f"{path}: is a folder, not a sound file")
+        if not stat.S_ISREG(kind):
+            raise AudioError(f"{path}: is not a regular file")
         with open(path, "rb") as file:
             if not file.read(1):
                 raise AudioError(f"{path}: is empty (0 bytes)")
     except FileNotFoundError:
         raise AudioError(f"{path}: no such file") from None
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        raise AudioError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
+
+
+def _check_plausible(path: str | Path, info: Info) -> None:
+    if (
+        info.format == "RAW"
+    ):  # libsndfile takes anything that is named .au, .snd or .vox for the sound of old telephones
+        raise AudioError(f"{path}: {RAW}")
+    if not SLOWEST <= info.sample_rate <= FASTEST:
+        raise AudioError(f"{path}: its sample rate is {info.sample_rate} Hz, must be {SLOWEST} to {FASTEST}")
 
 
 def _reason(error: soundfile.LibsndfileError) -> str:
@@ -161,9 +187,13 @@ class Writer:
         container, coding = coding_for(self.path, subtype)
         check_writable(self.path, overwrite)
         make_folder(self.path.parent)
+        if channels > MOST_CHANNELS.get(container, channels):
+            raise AudioError(f"{self.path}: cannot write {channels} channels as {container}")
         self._partial = partial_name(self.path)
         try:
-            self._file = soundfile.SoundFile(str(self._partial), "w", sample_rate, channels, coding, format=container)
+            self._file = soundfile.SoundFile(
+                os.fsencode(self._partial), "w", sample_rate, channels, coding, format=container
+            )
         except (soundfile.LibsndfileError, OSError, ValueError) as error:
             message = self._failure(error, f"{channels} channel(s) at {sample_rate} Hz as {container} {coding}")
             self._partial.unlink(missing_ok=True)
@@ -212,7 +242,19 @@ class Writer:
         if info(self._partial).frames < self.frames and self._file.format != "MP3":
             raise self._failure(OSError("the disk did not take all of it"), "the sound")
         check_writable(self.path, self._overwrite)  # it may have come into being meanwhile
-        os.replace(self._partial, self.path)
+        try:
+            os.replace(self._partial, self.path)
+        except OSError as error:
+            raise AudioError(f"{self.path}: cannot be written ({error.strerror})") from None
+
+
+def block_length(channels: int) -> int:
+    """Samples of so many channels to take at once.
+
+    >>> block_length(2), block_length(1024)
+    (65536, 1024)
+    """
+    return BLOCK * USUAL // max(USUAL, channels)
 
 
 def coding_for(path: str | Path, subtype: str | None = None) -> tuple[str, str]:

@@ -9,8 +9,11 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from hashlib import sha256
+from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,7 +28,7 @@ from twostage.nn.layers import fold_weight_norm
 from twostage.onnx_file import ONNX, OnnxEnhancer
 from twostage.pipeline import TwoStage, TwoStageConfig
 from twostage.precision import convert, shortfall
-from twostage.schema import build
+from twostage.schema import build, parse_json
 from twostage.vocoder import Vocoder
 
 SUFFIX = ".safetensors"
@@ -60,6 +63,7 @@ def save(
         "kind": kind_of(model),
         "config": json.dumps(asdict(model.config)),  # type: ignore[call-overload]
         "provenance": json.dumps(dict(provenance)),
+        "sha256": _digest(tensors),
     }
     content = serialise(tensors, metadata)
     replace_file(Path(path), lambda temporary: temporary.write_bytes(content))
@@ -133,8 +137,8 @@ def read_header(path: str | Path) -> Header:
             f"{path}: safetensors, but not of twostage (no kind that is known: {metadata.get('kind')})"
         )
     try:
-        config, provenance = json.loads(metadata["config"]), json.loads(metadata.get("provenance", "{}"))
-    except (KeyError, json.JSONDecodeError) as error:
+        config, provenance = parse_json(metadata["config"]), parse_json(metadata.get("provenance", "{}"))
+    except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: settings inside cannot be read: {error!r}") from None
     if not isinstance(config, dict) or not isinstance(provenance, dict):
         raise CheckpointError(f"{path}: settings inside cannot be read: not a JSON object")
@@ -199,20 +203,58 @@ def fold_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write a training's state (tensors and plain containers), atomically: at any moment a complete one is on disk."""
-    replace_file(Path(path), lambda temporary: torch.save(dict(state), temporary))
+
+    def write(temporary: Path) -> None:
+        with _Frank(FileIO(temporary, "w")) as file:
+            try:
+                torch.save(dict(state), file)
+            except RuntimeError:
+                if file.refusal:
+                    raise file.refusal from None
+                raise
+
+    replace_file(Path(path), write)
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
-    """Read a training's state, weights-only. Raises CheckpointError."""
+    """Read a training's state, weights-only. Raises CheckpointError; damage does not go unnoticed."""
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        _check_sums(path)
+        state = unpickled(path)
     except Exception:  # bytes that are no state can trip the unpickler anywhere
         raise CheckpointError(f"{path}: not a training state, damaged, or it holds code, which is not run") from None
     if not isinstance(state, dict) or "step" not in state:
         raise CheckpointError(f"{path}: not a training state")
     return state
+
+
+class _Frank(BufferedWriter):
+    """A file that remembers why it could not be written: torch makes a RuntimeError of it that does not say so."""
+
+    refusal: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.refusal = error
+            raise
+
+
+def unpickled(path: str | Path) -> Any:
+    """Tensors and plain containers of a torch file; whatever exception there is for one that holds anything else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a pickle's version: that of a foreign file is of no interest
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _check_sums(path: str | Path) -> None:
+    """Raise BadZipFile if the contents of a state are not what was written, which torch itself does not look at."""
+    with ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise BadZipFile(damaged)
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
@@ -245,9 +287,21 @@ def _open(path: Path) -> Any:
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         with _open(path) as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            written = (file.metadata() or {}).get("sha256")
     except SafetensorError as error:
         raise CheckpointError(f"{path}: damaged ({_first_line(error)})") from None
+    if written and written != _digest(tensors):  # files from before have none
+        raise CheckpointError(f"{path}: damaged, the weights are not those that were written")
+    return tensors
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names and values, whatever their order."""
+    digest = sha256()
+    for key in sorted(tensors):
+        digest.update(key.encode() + tensors[key].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _check(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:

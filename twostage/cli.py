@@ -4,6 +4,8 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from io import TextIOWrapper
 from types import ModuleType
 
 from twostage import __version__
@@ -24,8 +26,9 @@ from twostage.commands import (
     train_restorer,
     train_vocoder,
 )
-from twostage.errors import TwoStageError
-from twostage.memory import keep_freed
+from twostage.commands.restore import terminable
+from twostage.errors import TwoStageError, one_line
+from twostage.memory import honest, keep_freed
 
 COMMANDS: dict[str, ModuleType] = {
     "restore": restore,
@@ -83,21 +86,57 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; its exit code. 1 is a failure that a line on stderr explains, 2 wrong usage, 130 Ctrl-C."""
+    _open_streams()
     args = parse(argv)
     keep_freed()
     try:
-        code: int = args.run(args)
+        with terminable(), honest():
+            code: int = args.run(args)
         sys.stdout.flush()
         return code
     except TwoStageError as error:
-        print(f"twostage: error: {error}", file=sys.stderr)
-        return 1
+        return _failed(error)
     except KeyboardInterrupt:
         print("twostage: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
         return 1
+    except MemoryError as error:
+        return _failed(f"out of memory ({error})" if str(error) else "out of memory")
+    except OSError as error:
+        # a disk that is full or gone can fail every write, that to standard output included
+        _give_up_output()
+        named = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        return _failed(f"{named}{error.strerror or error}")
+
+
+def _open_streams() -> None:
+    """Give what is closed a place to go, and let names be printed that the terminal has no letters for."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process lives
+    for end in (sys.stdout, sys.stderr):
+        if isinstance(end, TextIOWrapper):
+            end.reconfigure(errors="backslashreplace")
+
+
+def _failed(error: object) -> int:
+    try:
+        print(f"twostage: error: {one_line(error)}", file=sys.stderr, flush=True)
+    except OSError:  # stderr has no room either: the exit code has to do
+        _give_up_output()
+    return 1
+
+
+def _give_up_output() -> None:
+    """Nothing more is written to standard output, not even what waits for it when the process ends."""
+    for end in (sys.stdout, sys.stderr):
+        try:
+            end.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), end.fileno())
 
 
 if __name__ == "__main__":

@@ -291,7 +291,7 @@ def _find(name: str) -> Path:
 def _read(path: Path) -> Any:
     try:
         values = OmegaConf.load(path)
-    except (YAMLError, UnicodeDecodeError, OSError) as error:
+    except (YAMLError, ValueError, RecursionError, OSError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {_first_line(error)}") from None
     if not OmegaConf.is_dict(values):
         raise ConfigError(f"{path}: not a mapping of fields to values")

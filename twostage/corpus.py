@@ -24,6 +24,7 @@ from twostage.jobs import renamed
 from twostage.precision import shortfall
 from twostage.restoration import FAILURES, Options, explain, restore_file
 from twostage.results import FAILED, PARTS, RESTORED, TABLE, Result, Table
+from twostage.schema import parse_json
 from twostage.stores import SCRATCH, Store, fetch, read_text, reason
 
 SETTINGS = "corpus.json"  # marks a folder as a corpus's, and says what it is restored with
@@ -164,8 +165,8 @@ def begin(job: Job, *, overwrite: bool = False) -> dict[str, Result]:
 
 def _check_same(job: Job, content: bytes) -> None:
     try:
-        before = dict(json.loads(content))
-    except ValueError:
+        before = dict(parse_json(content))
+    except (ValueError, TypeError):
         raise ConfigError(f"{job.dest}: {SETTINGS} cannot be read (--overwrite begins anew)") from None
     for name, value in job.settings.items():
         if before.get(name) != value:

@@ -1,5 +1,20 @@
 """Errors that are the user's to mend. The command line prints them as one line; everything else is a bug."""
 
+from unicodedata import category
+
+LONGEST = 1000  # characters of a message
+UNSEEN = ("Cc", "Cs", "Zl", "Zp")  # categories of characters that break a line, steer a terminal or cannot be encoded
+
+
+def one_line(text: object) -> str:
+    """A message as it may be printed: of one line whatever names and values it quotes, and not without end.
+
+    >>> one_line("a\\nb\\x1b.wav: no such file")
+    'a\\\\nb\\\\x1b.wav: no such file'
+    """
+    shown = "".join(repr(c)[1:-1] if category(c) in UNSEEN else c for c in str(text))
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2]} ... {shown[5 - LONGEST // 2 :]}"
+
 
 class TwoStageError(Exception):
     """A file, setting or value that cannot be used. The message names it and says what is wrong."""

@@ -5,10 +5,10 @@ made no error. All scores are taken at 16 kHz on the first channel, after delays
 are undone.
 """
 
-import json
 import math
 import os
 import re
+import signal
 import time
 import warnings
 from collections import deque
@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from multiprocessing import get_context
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from twostage.pipeline import TwoStage
 from twostage.precision import convert
 from twostage.report import AIR, RAW, Row
 from twostage.restoration import restore
+from twostage.schema import build, parse_json
 from twostage.vocoder import Vocoder
 from twostage.windows import Enhancer, inputs_of
 
@@ -237,8 +238,25 @@ class _Here(Executor):
 
 
 def _scorers(jobs: int) -> Executor:
-    # spawn: a fork of a process whose torch has threads can hang
-    return ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) if jobs > 1 else _Here()
+    return ProcessPoolExecutor(jobs, _Undisturbed(), torch.set_num_threads, (1,)) if jobs > 1 else _Here()
+
+
+class _DeafProcess(SpawnProcess):
+    """Ctrl-C goes to all processes of a terminal; whoever began this one hears it and ends it."""
+
+    def start(self) -> None:
+        if not hasattr(signal, "pthread_sigmask"):
+            super().start()
+            return
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a new process inherits
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Undisturbed(SpawnContext):  # spawn: a fork of a process whose torch has threads can hang
+    Process = _DeafProcess
 
 
 @contextmanager
@@ -344,7 +362,10 @@ def measure_costs(systems: Iterable[System]) -> dict[str, Costs]:
 def known_costs(path: Path, systems: Sequence[System]) -> dict[str, Costs]:
     """Costs of the systems as the summary of another evaluation has them, which must have been of the same weights."""
     summary = _json(path)
-    costs, models = _costs(summary, path), summary.get("settings", {}).get("models")
+    costs, settings = _costs(summary, path), summary.get("settings")
+    models = settings.get("models") if isinstance(settings, dict) else None
+    if not isinstance(models, dict):
+        raise DataError(f"{path}: does not say which weights its costs are of")
     for name, digest in fingerprint(systems).items():
         if name not in costs or models.get(name) != digest:
             raise DataError(f"{path}: holds no costs of {name} with these weights")
@@ -353,8 +374,8 @@ def known_costs(path: Path, systems: Sequence[System]) -> dict[str, Costs]:
 
 def _costs(summary: Mapping[str, Any], path: Path) -> dict[str, Costs]:
     try:
-        return {name: Costs(**cost) for name, cost in summary["costs"].items()}
-    except (KeyError, TypeError) as error:
+        return {name: build(Costs, cost, f"costs.{name}") for name, cost in summary["costs"].items()}
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise DataError(f"{path}: not a summary ({error!r})") from None
 
 
@@ -393,13 +414,16 @@ def merge(folders: Sequence[Path]) -> tuple[Results, dict[str, Costs]]:
                 raise DataError(f"{where} and {folder} differ in the scores of {row.system} on {row.utterance}")
         summary = _json(folder / SUMMARY)
         costs = _costs(summary, folder / SUMMARY) | costs
-        failures += summary.get("failures", [])
+        failed = summary.get("failures", [])
+        if not isinstance(failed, list):
+            raise DataError(f"{folder / SUMMARY}: failures is {failed!r}, must be a list")
+        failures += map(str, failed)
     return Results([row for row, _ in found.values()], failures), costs
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     except ValueError as error:

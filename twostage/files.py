@@ -1,19 +1,26 @@
 """Files that take their names when they are complete, and the folders that they lie in."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from twostage.errors import OutputError
 
+PARTIAL = ".part"  # ends the names of files that are not complete
+LATER_BYTES = bytes(range(0x80, 0xC0))  # of a character of UTF-8 that was cut
+
 
 def check_writable(path: Path, overwrite: bool) -> None:
     """An error if ``path`` exists already and may not be replaced."""
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path}: exists already (--overwrite replaces it)")
+    try:
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder")
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path}: exists already (--overwrite replaces it)")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def make_folder(path: Path) -> None:
@@ -24,8 +31,18 @@ def make_folder(path: Path) -> None:
 
 
 def partial_name(path: Path) -> Path:
-    """A hidden name beside ``path`` for what is not complete yet."""
-    return path.with_name(f".{path.name[-100:]}.{os.getpid()}.part")
+    """A hidden name beside ``path`` for what is not complete yet: nobody else's, and no longer than disks take.
+
+    It ends with this process's number, which machines that share a disk may have in common; hence the rest.
+    """
+    kept = os.fsdecode(os.fsencode(path.name)[-100:].lstrip(LATER_BYTES))
+    return path.with_name(f".{kept}.{secrets.token_hex(4)}.{os.getpid()}{PARTIAL}")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a process that was killed had begun to write in ``folder``, which nobody else may write to now."""
+    for path in folder.glob(f".*{PARTIAL}"):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

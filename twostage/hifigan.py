@@ -5,21 +5,17 @@ the slope of 0.01 before the last convolution. Their mel adds 1e-9 to the power 
 keeps it at 1e-10 or more: mels differ in near-silence alone, by less than 0.02.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
-from zipfile import BadZipFile
 
-import torch
 from torch import Tensor
 
 from twostage import checkpoint
 from twostage.errors import CheckpointError, ConfigError
-from twostage.schema import build
+from twostage.schema import build, parse_json
 from twostage.vocoder import Vocoder, VocoderConfig
 
 MEL = {  # theirs -> ours
@@ -36,7 +32,6 @@ TRAINING = (
     "fmax_for_loss", "num_workers", "dist_config",
 )  # fmt: skip
 CONVOLUTIONS = {"1": 3, "2": 2}  # dilations a block of either type reads; their code ignores further ones
-UNREADABLE = (UnpicklingError, BadZipFile, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError)
 
 
 def import_hifigan(weights: str | Path, config: str | Path, out: str | Path, *, overwrite: bool = False) -> Vocoder:
@@ -58,7 +53,7 @@ def import_hifigan(weights: str | Path, config: str | Path, out: str | Path, *, 
 def read_config(path: str | Path) -> VocoderConfig:
     """Settings from a published JSON. Raises ConfigError that names the file and the field."""
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except ValueError as error:
@@ -96,8 +91,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE:
+        state = checkpoint.unpickled(path)
+    except Exception:  # bytes that are no tensors can trip the unpickler anywhere
         raise CheckpointError(f"{path}: not a file of tensors, damaged, or it holds code, which is not run") from None
     if isinstance(state, dict) and isinstance(state.get("generator"), dict):
         others = ", ".join(map(str, state.keys() - {"generator"}))

@@ -1,5 +1,6 @@
 """Which file is restored into which: inputs as the user named them -> a list of jobs."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +62,13 @@ def _single(inputs: Sequence[str], out: Path, suffix: str | None, plot: bool) ->
 
 def _written_before(file: Path, name: str, out: str) -> bool:
     """Whether ``file`` lies in an output folder inside the input folder: a result of an earlier run."""
-    folder, place = Path(name).resolve(), Path(out).resolve()
-    return folder != place and folder in place.parents and place in file.resolve().parents
+    folder, place = _real(Path(name)), _real(Path(out))
+    return folder != place and folder in place.parents and place in _real(file).parents
+
+
+def _real(path: Path) -> Path:
+    """Without symbolic links; Path.resolve would raise RuntimeError where they lead in a circle."""
+    return Path(os.path.realpath(path))
 
 
 def renamed(path: Path, suffix: str | None = None) -> Path:
@@ -77,16 +83,15 @@ def renamed(path: Path, suffix: str | None = None) -> Path:
 def _distinct(jobs: Sequence[Job]) -> list[Job]:
     """Jobs without repetition; of two that would write the same file, the second gets an error."""
     writers: dict[Path, Path] = {}
-    kept = []
+    kept: dict[Job, None] = {}  # in the order of their coming
     for job in jobs:
-        first = job.source if job.error else writers.setdefault(job.target.resolve(), job.source)
-        if first != job.source and first.resolve() == job.source.resolve():
+        first = job.source if job.error else writers.setdefault(_real(job.target), job.source)
+        if first != job.source and _real(first) == _real(job.source):
             continue
         if first != job.source:
             job = Job(job.source, job.target, error=f"{job.source}: would write {job.target}, which {first} writes")
-        if job not in kept:
-            kept.append(job)
-    return kept
+        kept[job] = None
+    return list(kept)
 
 
 def _with_plots(jobs: Sequence[Job], plot: bool) -> list[Job]:

@@ -2,14 +2,21 @@
 
 import json
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from types import TracebackType
+from typing import Self, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
+
+from twostage.errors import OutputError
+from twostage.files import make_folder, replacing
+from twostage.schema import parse_json
 
 Array = NDArray[np.float32]
 # dark violet over red to pale yellow, after matplotlib's inferno
@@ -17,44 +24,87 @@ COLOURS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252
 
 
 class RunLog:
-    """The logs of one run directory, from ``step`` on: what an interrupted run logged beyond it is dropped."""
+    """The logs of one run directory, from ``step`` on: what an interrupted run logged beyond it is dropped.
+
+    Used in a ``with`` block. Raises OutputError, one line, where the logs cannot be written.
+    """
 
     def __init__(self, directory: str | Path, step: int = 0, *, console: TextIO | None = None) -> None:
         self.directory, self.console = Path(directory), console or sys.stderr
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_folder(self.directory)
         self._lines = self.directory / "log.jsonl"
-        self._drop_after(step)
-        self._board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step + 1)
+        self._told, threading.excepthook = threading.excepthook, self._of_a_thread
+        try:
+            with self._writing():
+                self._drop_after(step)
+                self._board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step + 1)
+        except BaseException:
+            threading.excepthook = self._told
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except OutputError:
+            if kind is None:  # what went wrong before matters more
+                raise
 
     def scalars(self, step: int, values: Mapping[str, float], kind: str) -> None:
         """Log ``values`` of a step below ``kind``, such as "train"."""
-        for name, value in values.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
         rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
-        with self._lines.open("a", encoding="utf-8") as file:
+        with self._writing():
+            for name, value in values.items():
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+        with self._writing(), self._lines.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "kind": kind, "time": round(time.time(), 1), **rounded}) + "\n")
 
     def sound(self, step: int, name: str, audio: Array, sample_rate: int) -> None:
         """Log (T,) audio."""
-        self._board.add_audio(name, np.clip(audio, -1, 1)[None], step, sample_rate)
+        with self._writing():
+            self._board.add_audio(name, np.clip(audio, -1, 1)[None], step, sample_rate)
 
     def picture(self, step: int, name: str, mels: Mapping[str, Array]) -> None:
         """Log (n_mels, L) log-mels, one below the other, low frequencies at the bottom, in the order of ``mels``."""
         rows = [np.pad(np.flipud(mel), ((0, 2), (0, 0)), constant_values=-np.inf) for mel in mels.values()]
         stacked = np.concatenate(rows)
-        self._board.add_image(name, coloured(stacked, low=-11.5, high=2.0), step)
+        with self._writing():
+            self._board.add_image(name, coloured(stacked, low=-11.5, high=2.0), step)
 
     def say(self, line: str) -> None:
         print(line, file=self.console, flush=True)
 
     def close(self) -> None:
-        self._board.close()
+        try:
+            with self._writing():
+                self._board.close()
+        finally:
+            threading.excepthook = self._told
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(f"{self.directory}: logs cannot be written ({error.strerror or error})") from None
+
+    def _of_a_thread(self, args: threading.ExceptHookArgs) -> None:
+        """TensorBoard's writer has a thread; what it raises is raised again where the log is written to next."""
+        if not isinstance(args.exc_value, OSError):
+            self._told(args)
 
     def _drop_after(self, step: int) -> None:
         if not self._lines.exists():
             return
-        kept = [line for line in self._lines.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-        self._lines.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        lines = self._lines.read_text(encoding="utf-8", errors="replace").splitlines()
+        kept = [line for line in lines if _step(line) <= step]
+        if len(kept) < len(lines):
+            with replacing(self._lines) as partial:  # killed here, a training must not lose what it has logged
+                partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 class Clock:
@@ -95,6 +145,7 @@ def coloured(values: Array, *, low: float, high: float) -> Array:
 
 def _step(line: str) -> float:
     try:
-        return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError):
+        step = float(parse_json(line)["step"])
+        return step if step == step else float("inf")
+    except (ValueError, LookupError, TypeError, OverflowError):
         return float("inf")  # the last line of a run that was killed

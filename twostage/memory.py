@@ -2,6 +2,8 @@
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers of M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
 LARGEST = 2**31 - 1  # bytes
@@ -16,3 +18,14 @@ def keep_freed() -> bool:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     return mallopt is not None and all(mallopt(option, LARGEST) for option in (MMAP_THRESHOLD, TRIM_THRESHOLD))
+
+
+@contextmanager
+def honest() -> Iterator[None]:
+    """Let torch raise MemoryError where the CPU's memory is not enough, as everything else does."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error):
+            raise MemoryError(str(error)) from None
+        raise

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from twostage.errors import CheckpointError, ConfigError
 from twostage.nn.streaming import Carry, streaming
-from twostage.schema import build
+from twostage.schema import build, parse_json
 
 ONNX = ".onnx"
 AUDIO, RESTORED, NEXT = "audio", "restored", "next."  # names in the graph; a state's new value is NEXT and its name
@@ -52,8 +52,8 @@ class OnnxHeader:
         if metadata.get("format") != "twostage":
             raise CheckpointError(f"{source}: ONNX, but not of twostage (`twostage export` makes such files)")
         try:
-            return build(cls, {f.name: json.loads(metadata[f.name]) for f in fields(cls) if f.name in metadata})
-        except (json.JSONDecodeError, ConfigError) as error:
+            return build(cls, {f.name: parse_json(metadata[f.name]) for f in fields(cls) if f.name in metadata})
+        except (ValueError, ConfigError) as error:
             raise CheckpointError(f"{source}: settings inside cannot be read: {error}") from None
 
 

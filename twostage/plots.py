@@ -1,5 +1,6 @@
 """Pictures: spectrograms before and after, and curves. Files are read as streams: hours cost no more memory."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log10
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twostage.audio import Audio, Reader
-from twostage.errors import AudioError
+from twostage.errors import AudioError, one_line
 from twostage.files import check_writable, replacing
 
 WINDOW = 0.032  # seconds
@@ -81,7 +82,7 @@ def draw(path: str | Path, panels: Sequence[Panel], *, top: float | None = None,
         image = axis.imshow(
             panel.decibels, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=high - RANGE, vmax=high
         )
-        axis.set(title=panel.title, ylim=(0, top / 1000))
+        axis.set(title=_plain(panel.title), ylim=(0, top / 1000))
         if columns == 1:
             figure.colorbar(image, ax=axis, label="dB", pad=0.01)
     for axis in axes[len(panels) :]:
@@ -90,8 +91,7 @@ def draw(path: str | Path, panels: Sequence[Panel], *, top: float | None = None,
         axis.set_ylabel("kHz")
     for axis in axes[len(panels) - columns : len(panels)]:
         axis.set_xlabel("seconds")
-    with replacing(path, overwrite=overwrite) as partial:
-        canvas.print_png(str(partial))
+    _print(canvas, path, overwrite)
 
 
 def paint(path: str | Path, panel: Panel, *, top: float) -> None:
@@ -158,7 +158,7 @@ def draw_charts(
             axis.plot(*zip(*points, strict=True), **looks[name], label=name)
         for level in chart.levels.values():
             axis.axhline(level, **LEVEL)
-        axis.set(xscale="log" if chart.logarithmic else "linear", xlabel=chart.across, ylabel=chart.up)
+        axis.set(xscale="log" if chart.logarithmic else "linear", xlabel=chart.across, ylabel=_plain(chart.up))
         if chart.logarithmic:
             _name_decades(axis, [x for points in chart.lines.values() for x, _ in points])
         axis.grid(alpha=0.3)
@@ -168,9 +168,19 @@ def draw_charts(
         axis.set_axis_off()
     handles = {name: Line2D([], [], **look) for name, look in looks.items()}
     handles |= {name: Line2D([], [], **LEVEL) for chart in charts for name in chart.levels}
-    figure.legend(list(handles.values()), list(handles), loc="outside right upper")
-    with replacing(path, overwrite=overwrite) as partial:
+    figure.legend(list(handles.values()), [_plain(name) for name in handles], loc="outside right upper")
+    _print(canvas, path, overwrite)
+
+
+def _print(canvas: Any, path: Path, overwrite: bool) -> None:
+    with replacing(path, overwrite=overwrite) as partial, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a name that the font has no letters for: boxes stand there
         canvas.print_png(str(partial))
+
+
+def _plain(text: str) -> str:
+    """A name as it is to be read: matplotlib would take what is between dollars for a formula."""
+    return one_line(text).replace("$", r"\$")
 
 
 def _looks(count: int) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ from twostage.distributed import Team, team
 from twostage.enhancers import ENHANCERS
 from twostage.errors import CheckpointError, ConfigError
 from twostage.features import LogMel
+from twostage.files import sweep
 from twostage.logs import RunLog
 from twostage.monitor import LAST, STATE, Interruption, Monitor, provenance
 from twostage.pipeline import TwoStage
@@ -189,9 +190,10 @@ def _train(settings: RunConfig, plan: Plan, state: dict[str, Any] | None) -> Non
             if mates.rank > 0:
                 fit(training, plan.task, feed, plan.weights, **how)
                 return
+            sweep(Path(settings.run))
             text = to_yaml(settings)
             checkpoint.replace_file(Path(settings.run, SETTINGS), lambda path: path.write_text(text, encoding="utf-8"))
-            with closing(RunLog(settings.run, training.step)) as log:
+            with RunLog(settings.run, training.step) as log:
                 placed = [
                     e._replace(degraded=e.degraded.to(mates.device), clean=e.clean.to(mates.device)) for e in held_out
                 ]

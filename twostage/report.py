@@ -214,6 +214,8 @@ def read_rows(path: Path) -> list[Row]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return [_row(values, f"{path}:{line}") for line, values in enumerate(csv.DictReader(file), 2)]
+    except csv.Error as error:
+        raise DataError(f"{path}: not CSV: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
 

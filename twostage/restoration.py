@@ -24,9 +24,11 @@ from numpy.typing import NDArray
 from twostage.audio import (
     BLOCK,
     LOSSY,
+    USUAL,
     Audio,
     Reader,
     Writer,
+    block_length,
     coding_for,
     exactly,
     resampled,
@@ -35,6 +37,7 @@ from twostage.audio import (
 from twostage.errors import AudioError, ConfigError, TwoStageError
 from twostage.files import check_writable, make_folder
 from twostage.levels import LEVEL, LevelMeter
+from twostage.memory import honest
 from twostage.pieces import enhance
 from twostage.windows import Enhancer, inputs_of, keep_low_band
 
@@ -142,7 +145,7 @@ class Spill:
 
     def blocks(self) -> Iterator[Audio]:
         self._file.seek(0)
-        while data := self._file.read(BLOCK * self._channels * 4):
+        while data := self._file.read(block_length(self._channels) * self._channels * 4):
             yield np.frombuffer(data, np.float32).reshape(-1, self._channels).T
 
 
@@ -182,6 +185,7 @@ def restore(
     return give_back(out.reshape(-1) if samples.ndim == 1 else out)
 
 
+@honest()
 def restore_file(
     model: Enhancer,
     source: str | Path,
@@ -287,7 +291,10 @@ def _render(
     given = resampled(source.blocks(), source.sample_rate, model.sample_rate, source.channels)
     normal = (block * gains.astype(np.float32) for block in given)
     spoken = survey.spoken(inputs_of(model))
-    pairs = enhance(model, normal, options.seconds, np.flatnonzero(~spoken.silent), options.batch)
+    seconds = (
+        options.seconds * USUAL / max(USUAL, source.channels)
+    )  # memory is for as much sound, however many share it
+    pairs = enhance(model, normal, seconds, np.flatnonzero(~spoken.silent), options.batch)
     restored = keep_low_band(_counted(pairs, model.sample_rate, progress), options.keep_low_band, model.sample_rate)
     outputs = len(spoken.levels)
     meter = LevelMeter(outputs, rate)

@@ -5,6 +5,7 @@ may be done twice, so a file may have several rows; reading keeps one. Parts are
 """
 
 import io
+from base64 import b64decode
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
@@ -102,11 +103,21 @@ def decode(content: bytes, name: str) -> list[Result]:
     import pyarrow.parquet
 
     try:
+        _check_plain(content)
         # a file handle of its own: pyarrow would take a column from a folder's name otherwise
         return [Result(**row) for row in pyarrow.parquet.ParquetFile(io.BytesIO(content)).read().to_pylist()]
-    except (pyarrow.ArrowException, TypeError) as error:
+    except (pyarrow.ArrowException, OSError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"{name}: not a table of results, or damaged ({reason})") from None
+
+
+def _check_plain(content: bytes) -> None:
+    """Raise ValueError for a file with types of somebody's own: those that Ray brings unpickle what they hold."""
+    import pyarrow.parquet
+
+    metadata = pyarrow.parquet.read_metadata(io.BytesIO(content)).metadata or {}
+    if b"ARROW:extension" in b64decode(metadata.get(b"ARROW:schema", b"")):
+        raise ValueError("it has columns that are neither text nor numbers")
 
 
 def to_arrow(results: Sequence[Result]) -> Any:

@@ -13,6 +13,9 @@ from twostage.pieces import Pieces
 from twostage.windows import Cutter, Enhancer, Window, forward_in_turn, inputs_of
 
 
+LOUDEST = 200.0  # dB of gain: more than from the quietest bit of 32 to full scale
+
+
 class Stream:
     """One channel of speech at ``model.sample_rate``, which comes out ``latency`` samples after it went in.
 
@@ -33,6 +36,8 @@ class Stream:
     def __init__(self, model: Enhancer, *, seconds: float = 1.0, gain_db: float | Sequence[float] = 0.0) -> None:
         if not (isfinite(seconds) and seconds > 0 and np.isfinite(gain_db).all()):
             raise ConfigError(f"seconds is {seconds}, must be positive; gain_db is {gain_db}, must be finite")
+        if np.abs(gain_db).max() > LOUDEST:
+            raise ConfigError(f"gain_db is {gain_db}, must lie between -{LOUDEST:g} and {LOUDEST:g}")
         self.sample_rate, self.inputs = model.sample_rate, inputs_of(model)
         if np.size(gain_db) not in (1, self.inputs):
             raise ConfigError(f"gain_db is {gain_db}, must be one number for each of {self.inputs} inputs, or for all")
@@ -46,6 +51,7 @@ class Stream:
         """Samples (T,), or (2, T), T of any size, in; those that are ready now, (T',) float32, out.
 
         Raises AudioError for another shape, samples that are not finite, a stream that is closed; nothing is taken in.
+        So does what comes out where it is not finite, of samples far beyond full scale.
         """
         if self._closed:
             raise AudioError("the stream is closed")
@@ -80,7 +86,10 @@ class Stream:
         self.close()
 
     def _out(self, parts: Iterator[Audio]) -> Audio:
-        return (np.concatenate([np.zeros(0, np.float32), *parts]) / self._gain[0]).astype(np.float32, copy=False)
+        made = (np.concatenate([np.zeros(0, np.float32), *parts]) / self._gain[0]).astype(np.float32, copy=False)
+        if not np.isfinite(made).all():
+            raise AudioError("the model's output is not finite: samples this large are no sound")
+        return made
 
 
 class _Windows:

@@ -39,6 +39,10 @@ class VocoderConfig:
     heard_below: float = 0.0  # Hz, up to which they take phase and harmonics from the restored input; 0: nothing
 
     def __post_init__(self) -> None:
+        sizes = (*self.upsample_rates, *self.upsample_kernel_sizes, *self.resblock_kernel_sizes)
+        sizes += sum(self.resblock_dilation_sizes, ())
+        if min(*sizes, self.upsample_initial_channel) < 1 or not all(self.resblock_dilation_sizes):
+            raise ConfigError("vocoder: rates, kernel sizes, dilations and channels must be at least 1")
         if prod(self.upsample_rates) != self.mel.hop_length:
             raise ConfigError(
                 f"vocoder.upsample_rates multiply to {prod(self.upsample_rates)}, "

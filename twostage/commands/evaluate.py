@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from twostage.commands.restore import PRECISION_HELP, PRECISIONS, device_for, precision_for
 from twostage.commands.simulate import add_air_arguments, air_for
+from twostage.errors import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -165,5 +166,5 @@ def _publish(args: Namespace, results: Results, costs: Mapping[str, Costs], sett
         summary = report.as_json(results.rows, costs, results.failures, settings)
         report.write_json(args.out / evaluate.SUMMARY, summary)
     for failure in results.failures:
-        print(f"twostage: failed: {failure}", file=sys.stderr)
+        print(f"twostage: failed: {one_line(failure)}", file=sys.stderr)
     return 1 if results.failures else 0

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from twostage.errors import ConfigError, TwoStageError
+from twostage.errors import ConfigError, OutputError, TwoStageError, one_line
 
 if TYPE_CHECKING:
     from twostage.jobs import Job
@@ -60,17 +60,19 @@ def run(args: argparse.Namespace) -> int:
     options = Options(args.seconds, args.level, args.keep_low_band, args.sample_rate, args.overwrite)
     _check_report_name(args)
     jobs = plan(args.inputs, args.out, suffix=args.format, plot=args.plot)
-    pending = [job for job in jobs if not job.error and not (args.skip_existing and job.target.exists())]
+    pending = [job for job in jobs if not job.error and not (args.skip_existing and _is_done(job))]
     device = device_for(args.device)
     precision = precision_for(args.precision, device)
     model = _load(args.model, device, precision) if pending else None
     device = device_of(model).type if model else device  # ONNX stays on the CPU
     reports: list[Report] = []
+    waiting = set(pending)
     say = Voice(sys.stderr if args.json == "-" else sys.stdout)
     with terminable(), say.bar(pending) as progress:
         try:
             for job in jobs:
-                reports.append(_do(model, job, options, progress, skip=job not in pending))
+                needed = model if job in waiting else None
+                reports.append(_do(needed, job, options, progress, skip=args.skip_existing))
                 say.file(reports[-1])
         finally:
             say.summary(reports, len(jobs), device)
@@ -85,7 +87,7 @@ def _do(model: Any, job: "Job", options: "Options", progress: "Progress", skip: 
     report = Report(str(job.source), str(job.target), status="failed", error=job.error)
     if job.error:
         return report
-    if skip:
+    if model is None or (skip and _is_done(job)):  # by now, maybe: of another process with the same folder
         report.status = "skipped"
         return report
     try:
@@ -96,9 +98,19 @@ def _do(model: Any, job: "Job", options: "Options", progress: "Progress", skip: 
             _plot(job, model.sample_rate / 2, options.overwrite)
             report.plot = str(job.plot)
     except FAILURES as error:
+        if skip and isinstance(error, OutputError) and _is_done(job):
+            report.status = "skipped"  # the other process was quicker
+            return report
         report.error = explain(error, job.source)
     report.status = "failed" if report.error else report.status
     return report
+
+
+def _is_done(job: "Job") -> bool:
+    try:
+        return job.target.exists()
+    except OSError:  # a name that is too long, say: its turn to complain comes
+        return False
 
 
 def _plot(job: "Job", top: float, overwrite: bool) -> None:
@@ -156,10 +168,8 @@ class Voice:
     def _line(self, text: str, file: Any) -> None:
         from tqdm import tqdm
 
-        if sys.stderr.isatty():
-            tqdm.write(text, file=file)  # above the bar
-        else:
-            print(text, file=file, flush=True)
+        tqdm.write(one_line(text), file=file)  # above the bar, which a log file has too if there is much to do
+        file.flush()
 
 
 def _seconds(job: "Job") -> float:

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from twostage.commands.restore import FORMATS, PRECISION_HELP, PRECISIONS, terminable
+from twostage.errors import one_line
 
 if TYPE_CHECKING:
     from twostage.results import Result
@@ -100,10 +101,12 @@ class Voice:
             self.counts[result.status] += 1
             self._seconds += result.seconds
             if result.error and self.counts["failed"] <= SHOWN:
-                print(f"twostage: error: {result.error}", file=sys.stderr, flush=True)
+                print(f"twostage: error: {one_line(result.error)}", file=sys.stderr, flush=True)
             self._warned += bool(result.warnings)
             if result.warnings and self._warned <= SHOWN:
-                print(f"twostage: warning: {result.path}: {result.warnings}", file=sys.stderr, flush=True)
+                print(
+                    f"twostage: warning: {one_line(f'{result.path}: {result.warnings}')}", file=sys.stderr, flush=True
+                )
         if results and not self._first:
             self._first = time.monotonic(), self.counts.total()
         if time.monotonic() - self._said > PACE:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twostage.commands.restore import FORMATS
-from twostage.errors import AudioError, ConfigError, TwoStageError
+from twostage.errors import AudioError, ConfigError, TwoStageError, one_line
 
 if TYPE_CHECKING:
     from twostage.data.air import Air
@@ -82,7 +82,7 @@ def run(args: Namespace) -> int:
             entries.append(_pair(source, target, relative))
         except TwoStageError as error:
             failed += 1
-            print(f"twostage: error: {error}", file=sys.stderr)
+            print(f"twostage: error: {one_line(error)}", file=sys.stderr)
     if args.manifest and entries:
         write_manifest(args.manifest, entries, overwrite=args.overwrite)
     print(f"{made} of {len(files)} files simulated in {args.out}" + (f", {failed} failed" if failed else ""))

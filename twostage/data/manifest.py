@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -18,8 +18,9 @@ from typing import Any
 from twostage import audio
 from twostage.errors import AudioError, ConfigError, DataError, TwoStageError
 from twostage.files import replacing
-from twostage.schema import build
+from twostage.schema import build, parse_json
 
+ESCAPED = "backslashreplace"  # a name that is no UTF-8 goes into JSON as JSON writes what has no letter
 Sides = dict[str, dict[str, Path]]  # utterance -> bone, air or clean -> file
 
 
@@ -73,7 +74,7 @@ def read_manifest(
 def write_manifest(path: str | os.PathLike[str], entries: Iterable[Entry], *, overwrite: bool = False) -> None:
     """Write entries as JSONL with paths relative to the manifest's folder."""
     path = Path(path)
-    with replacing(path, overwrite=overwrite) as partial, partial.open("w", encoding="utf-8") as file:
+    with replacing(path, overwrite=overwrite) as partial, partial.open("w", encoding="utf-8", errors=ESCAPED) as file:
         file.writelines(json.dumps(_relative(entry, path.parent), ensure_ascii=False) + "\n" for entry in entries)
 
 
@@ -83,7 +84,7 @@ def read_paths(text: str, name: str) -> list[str]:
     ``name`` is the manifest's: a CSV, or else JSONL, which may hold a CSV's fields as well. No file is looked at, and
     neither speaker nor length need be there. Raises DataError.
     """
-    rows: Iterable[tuple[int, Any]] = enumerate(csv.DictReader(text.splitlines()), 2)
+    rows: Iterable[tuple[int, Any]] = _csv_rows(text, name)
     if not name.lower().endswith(".csv"):
         lines = enumerate(text.splitlines(), 1)
         rows = ((number, _object(line, f"{name}:{number}")) for number, line in lines if line.strip())
@@ -237,7 +238,7 @@ def _read_one(path: Path, problems: list[str] | None) -> list[Entry]:
         raise DataError(f"{path}: {reason}") from None
     if path.suffix.lower() == ".csv":
         entries = []
-        for line, row in enumerate(csv.DictReader(text.splitlines()), 2):
+        for line, row in _csv_rows(text, str(path)):
             try:
                 entries.append(_from_csv(row, f"{path}:{line}", path.parent))
             except AudioError as error:
@@ -250,6 +251,15 @@ def _read_one(path: Path, problems: list[str] | None) -> list[Entry]:
         for number, line in enumerate(text.splitlines(), 1)
         if line.strip()
     ]
+
+
+def _csv_rows(text: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a CSV with the numbers of their lines."""
+    reader = csv.DictReader(text.splitlines())
+    try:
+        yield from enumerate(reader, 2)
+    except csv.Error as error:
+        raise DataError(f"{name}:{reader.line_num}: not CSV: {error}") from None
 
 
 def _from_csv(row: dict[str, str | None], where: str, folder: Path) -> Entry:
@@ -275,9 +285,9 @@ def _named(row: Mapping[str, Any], where: str) -> tuple[Any, Any]:
 
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
-        values = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON: {error.msg}") from None
+        values = parse_json(line)
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON: {error}") from None
     if not isinstance(values, dict):
         raise DataError(f"{where}: not a JSON object")
     return values

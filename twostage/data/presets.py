@@ -111,8 +111,8 @@ def load_sensor(name: str | os.PathLike[str]) -> Sensor:
         raise DataError(f"sensor {name}: neither a file nor one of {', '.join(PRESETS)}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: a number too long, no such day
+        raise DataError(f"{path}: not YAML: {str(error).partition(chr(10))[0]}") from None
     try:
         return build(Sensor, values, "sensor")
     except ConfigError as error:

@@ -1,0 +1,183 @@
+"""What the parts start from: small models, a small corpus, sound files, all made from a seed."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from torturing.harness import Limits, Place
+from torturing.mutations import RATE, speech
+from twostage import audio, checkpoint
+from twostage.data.presets import PRESETS, save_sensor
+from twostage.features import MelConfig
+from twostage.pipeline import TwoStage, TwoStageConfig
+from twostage.restorer import RestorerConfig
+from twostage.vocoder import VocoderConfig
+
+STEPS = 12
+
+
+def tiny(mel: MelConfig | None = None) -> TwoStage:
+    """A two-stage model of a few thousand random weights."""
+    torch.manual_seed(0)
+    mel = mel or MelConfig()
+    restorer = RestorerConfig(mel, channels=(4, 8), time_strides=(1 if mel.causal else 2,), dilations=(1,))
+    model = TwoStage(TwoStageConfig(restorer, VocoderConfig(mel, upsample_initial_channel=16)))
+    with torch.no_grad():
+        for name, weight in model.fold().named_parameters():
+            fan = weight[0].numel() if weight.ndim > 1 else 1  # the initial values are all but silent
+            weight.copy_(torch.randn(weight.shape) * (0.1 if name.endswith("bias") else 1.2 / fan**0.5))
+    return model.eval()
+
+
+class Assets:
+    """Files that are made once, in forks of this process so that it stays as it is: no threads, little memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _made(self, name: str, make: Callable[[Path], Any]) -> Path:
+        path = self.folder / name
+        if not path.exists():
+            place = Place(self.folder / "making" / name)
+            outcome = place.run(lambda: make(path), Limits(300, 0))
+            if outcome.code or not path.exists():
+                raise RuntimeError(f"{name} cannot be made: {outcome.err}")
+        return path
+
+    @property
+    def tiny(self) -> Path:
+        return self._made("tiny.safetensors", lambda path: checkpoint.save(path, tiny(), provenance={}))
+
+    @property
+    def causal(self) -> Path:
+        mel = MelConfig(causal=True)
+        return self._made("causal.safetensors", lambda path: checkpoint.save(path, tiny(mel), provenance={}))
+
+    @property
+    def restorer(self) -> Path:
+        return self._made("restorer.safetensors", lambda path: checkpoint.save(path, tiny().restorer, provenance={}))
+
+    @property
+    def vocoder(self) -> Path:
+        return self._made("vocoder.safetensors", lambda path: checkpoint.save(path, tiny().vocoder, provenance={}))
+
+    @property
+    def onnx(self) -> Path:
+        return self._exported("tiny.onnx", self.tiny, stream=False)
+
+    @property
+    def step(self) -> Path:
+        return self._exported("step.onnx", self.causal, stream=True)
+
+    def _exported(self, name: str, weights: Path, *, stream: bool) -> Path:
+        from twostage.export import export
+
+        return self._made(name, lambda path: export(checkpoint.load(weights), path, stream=stream, provenance={}) and 0)
+
+    @property
+    def sensor(self) -> Path:
+        return self._made("sensor.yaml", lambda path: save_sensor(path, PRESETS["throat"]))
+
+    @property
+    def corpus(self) -> Path:
+        """A folder of three clean files of two speakers and two pairs, with manifests of both, JSONL and CSV."""
+        return self._made("corpus", _corpus)
+
+    @property
+    def published(self) -> Path:
+        """A folder with a generator as HiFi-GAN's authors publish it."""
+        return self._made("published", _published)
+
+
+def _corpus(folder: Path) -> None:
+    hidden = folder.with_name("corpus.making")
+    clean, pairs = [], []
+    for seed in range(3):
+        sound = speech(np.random.default_rng(seed), 0.9 + seed / 20)[:, 0]
+        sound *= np.maximum(0.02, np.sin(np.arange(len(sound)) / 2500)) ** 0.5
+        seconds = len(sound) / RATE
+        audio.write(hidden / f"{seed}.wav", sound, RATE, overwrite=True)
+        clean.append((f"{seed}.wav", f"s{seed % 2}", seconds))
+        if seed:
+            bone = np.convolve(sound, np.ones(8) / 8, "same").astype(np.float32)
+            audio.write(hidden / f"bone{seed}.wav", bone, RATE, overwrite=True)
+            pairs.append((f"bone{seed}.wav", f"{seed}.wav", f"s{seed}", seconds))
+    texts = {
+        "clean.csv": "path,speaker,seconds\n" + "".join(f"{p},{s},{t}\n" for p, s, t in clean),
+        "pairs.csv": "bone,air,speaker,seconds\n" + "".join(f"{b},{a},{s},{t}\n" for b, a, s, t in pairs),
+        "clean.jsonl": "".join(
+            f'{{"clean": "{p}", "degraded": null, "speaker": "{s}", "seconds": {t}, "corpus": "", "delay": 0.0}}\n'
+            for p, s, t in clean
+        ),
+        "pairs.jsonl": "".join(
+            f'{{"clean": "{a}", "degraded": "{b}", "speaker": "{s}", "seconds": {t}, "corpus": "", "delay": 0.0}}\n'
+            for b, a, s, t in pairs
+        ),
+    }
+    for name, text in texts.items():
+        (hidden / name).write_text(text)
+    hidden.rename(folder)
+
+
+def _published(folder: Path) -> None:
+    import json
+
+    model = tiny().vocoder
+    hidden = folder.with_name("published.making")
+    hidden.mkdir(exist_ok=True)
+    torch.save({"generator": checkpoint.plain_state(model)}, hidden / "generator")
+    mel, config = model.config.mel, model.config
+    values = {
+        "resblock": "1", "num_gpus": 0, "batch_size": 16, "learning_rate": 0.0002, "segment_size": 8192,
+        "upsample_rates": list(config.upsample_rates), "upsample_kernel_sizes": list(config.upsample_kernel_sizes),
+        "upsample_initial_channel": config.upsample_initial_channel,
+        "resblock_kernel_sizes": list(config.resblock_kernel_sizes),
+        "resblock_dilation_sizes": [list(sizes) for sizes in config.resblock_dilation_sizes],
+        "num_mels": mel.n_mels, "n_fft": mel.n_fft, "hop_size": mel.hop_length, "win_size": mel.win_length,
+        "sampling_rate": mel.sample_rate, "fmin": 0, "fmax": 8000, "fmax_for_loss": None,
+    }  # fmt: skip
+    (hidden / "config.json").write_text(json.dumps(values))
+    hidden.rename(folder)
+
+
+def training(corpus: Path, command: str, run: str, *more: str, steps: int = STEPS) -> list[str]:
+    """Words of a small training of stage one (train-restorer) or two (train-vocoder), its state kept at every step."""
+    stage = command.removeprefix("train-")
+    manifests = f"data.train=[{corpus / 'clean.csv'}]", f"data.valid=[{corpus / 'clean.csv'}]"
+    quick = (
+        f"steps={steps}",
+        "save=1",
+        "report=1",
+        "valid.every=3",
+        "valid.items=1",
+        "valid.show=1",
+        "data.samples=2048",
+    )
+    own = ("optimizer.cooldown=0",) if stage == "restorer" else ()
+    return [command, stage, "tiny", *manifests, *quick, *own, *more, "--run", run]
+
+
+# what commands import as they run: first what most of them do
+QUICK = (
+    *("yaml", "omegaconf", "tqdm", "scipy.fft", "scipy.signal", "matplotlib.figure", "torch.utils.tensorboard"),
+    *("matplotlib.backends.backend_agg", "torch.nn.utils.parametrize", "torch._dynamo", "twostage.recipes"),
+    *("twostage.jobs", "twostage.plots", "twostage.live", "twostage.hifigan", "twostage.data.simulation"),
+)
+SLOW = (
+    *("torch.utils.flop_counter", "twostage.evaluate", "twostage.export", "twostage.compare", "twostage.corpus"),
+    *("twostage.cluster", "twostage.data.calibration", "twostage.data.picture", "twostage.app.page", "onnxscript"),
+    *("pesq", "pystoi", "onnxruntime", "pyarrow.parquet", "fsspec.implementations.local", "torch.onnx"),
+    *("torch.onnx._internal.exporter._core", "xml.etree.ElementTree"),
+)
+
+
+def preload(names: Sequence[str] = ()) -> None:
+    """Import modules, all of them by default, so that forks find them there."""
+    for name in names or (*QUICK, *SLOW):
+        importlib.import_module(name)
+    torch.set_num_threads(1)

@@ -1,0 +1,157 @@
+"""Much of everything: ten thousand files, an hour of sound."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from torturing.assets import Assets
+from torturing.harness import Child, Limits, Place, Session, complaints, noted
+from torturing.mutations import RATE, speech
+
+GROWTH = 64.0  # MB that memory may grow by, from the first tenth of the work to its end
+HIGH = 48000
+
+
+def many(session: Session, assets: Assets, count: int = 10_000) -> None:
+    """A folder of ``count`` short files, stopped by SIGTERM at a third and by SIGINT at two, resumed each time."""
+    with session.case("many", f"{count} files") as (place, row):
+        (place.work / "in").mkdir()
+        for number in range(count):
+            sound = speech(np.random.default_rng([session.seed, number]), 0.05 + number % 10 / 100)
+            folder = place.work / "in" / f"{number // 1000}"
+            folder.mkdir(exist_ok=True)
+            soundfile.write(folder / f"{number}.wav", sound, RATE, subtype="PCM_16")
+        words = ["restore", "in", "-o", "out", "--model", str(assets.tiny), "--skip-existing"]
+        before: dict[str, int] = {}
+        for part, kind in ((1 / 3, signal.SIGTERM), (2 / 3, signal.SIGINT), (2.0, None)):
+            child = place.start(words, Limits(1800, addresses=0))
+            sizes = _watched(child, lambda: _made(place) >= part * count, kind)  # noqa: B023
+            outcome = child.wait()
+            noted(row, outcome, complaints(outcome, codes=(130,) if kind else (0,)))
+            now = {name: os.stat(place.work / name).st_mtime_ns for name in place.files() if name.startswith("out/")}
+            changed = sum(now.get(name) != time for name, time in before.items())
+            row.problems += [f"{changed} finished outputs were written again"] * (changed > 0)
+            growth = max(sizes[len(sizes) // 10 :]) - sizes[len(sizes) // 10]
+            row.problems += [f"memory grew by {growth:.0f} MB"] * (growth > GROWTH)
+            row.figures[f"after {kind.name if kind else 'the end'}"] = {
+                "outputs": len(now),
+                "growth, MB": round(growth, 1),
+            }
+            before = now
+        row.problems += _compare(place, count)
+        session.note(f"{count} files: " + "; ".join(f"{name}: {said}" for name, said in row.figures.items()))
+
+
+def _made(place: Place) -> int:
+    return sum(len(files) for _, _, files in os.walk(place.work / "out"))
+
+
+def _watched(child: Child, is_so: Callable[[], bool], kind: signal.Signals | None, pause: float = 0.2) -> list[float]:
+    """Memory in MB at all moments of a child's life; ``kind`` is sent when it is so."""
+    sizes, sent = [], False
+    while child.poll() is None:
+        sizes.append(child.resident())
+        if kind and not sent and is_so():
+            child.send(kind)
+            sent = True
+        time.sleep(pause)
+    return [size for size in sizes if size] or [0.0]
+
+
+def _compare(place: Place, count: int) -> list[str]:
+    problems = []
+    found = sorted(path.relative_to(place.work / "in") for path in (place.work / "in").rglob("*.wav"))
+    made = sorted(path.relative_to(place.work / "out") for path in (place.work / "out").rglob("*") if path.is_file())
+    if found != made or len(made) != count:
+        problems.append(f"{len(made)} outputs, wanted {count}")
+    for name in made:
+        given, out = (soundfile.info(place.work / side / name) for side in ("in", "out"))
+        if (given.frames, out.samplerate) != (out.frames, RATE):
+            problems.append(f"{name}: {out.frames} samples at {out.samplerate} Hz")
+    return problems[:10]
+
+
+def long(session: Session, assets: Assets, minutes: float = 60.0, stream_minutes: float = 10.0) -> None:
+    """An hour of stereo at 48 kHz through the shipped default, and PCM through a stream, memory bounded."""
+    with session.case("file", f"{minutes:g} minutes of stereo, restore") as (place, row):
+        _long_file(place.work / "long.flac", minutes)
+        child = place.start(["restore", "long.flac", "-o", "out.flac", "--model", "default"], Limits(5400, addresses=0))
+        sizes = _watched(child, lambda: False, None, pause=1.0)
+        outcome = child.wait()
+        noted(row, outcome, complaints(outcome, codes=(0,)))
+        if not outcome.code:
+            out = soundfile.info(place.work / "out.flac")
+            wanted = (round(minutes * 60 * RATE), RATE, 2)
+            row.problems += ["out.flac is of another length or rate"] * (
+                (out.frames, out.samplerate, out.channels) != wanted
+            )
+        _tell(session, row, sizes, outcome.seconds, minutes)
+    with session.case("stream", f"{stream_minutes:g} minutes of PCM, stream") as (place, row):
+        seconds, samples, sizes = _streamed(place, row, stream_minutes)
+        row.problems += [f"{samples} samples came out"] * (samples != round(stream_minutes * 60) * RATE)
+        _tell(session, row, sizes, seconds, stream_minutes)
+
+
+def _tell(session: Session, row: Any, sizes: list[float], seconds: float, minutes: float) -> None:
+    early = sizes[len(sizes) // 10]
+    growth = max(sizes[len(sizes) // 10 :]) - early
+    row.figures = {"MB after a tenth": round(early), "most MB": round(max(sizes)), "seconds": round(seconds)}
+    row.problems += [f"memory grew by {growth:.0f} MB"] * (growth > 4 * GROWTH)
+    pace = f"{seconds:.0f} s ({seconds / 60 / minutes:.3f} x real time)"
+    session.note(f"{row.kind}: {pace}, {early:.0f} MB after a tenth of it, {max(sizes):.0f} at most")
+
+
+def _long_file(path: Path, minutes: float) -> None:
+    block = speech(np.random.default_rng(0), 10.0, HIGH, channels=2)
+    with soundfile.SoundFile(path, "w", HIGH, 2, "PCM_16") as file:
+        for _ in range(round(minutes * 6)):
+            file.write(block)
+
+
+def _streamed(place: Place, row: Any, minutes: float) -> tuple[float, int, list[float]]:
+    """Raw PCM in and out of ``twostage stream``, a second at a time."""
+    (take, give), (heard, said) = os.pipe(), os.pipe()
+    child = place.start(["stream"], Limits(5400, addresses=0), stdin=take, stdout=said)
+    os.close(take)
+    os.close(said)
+    os.set_blocking(heard, False)
+    second = (speech(np.random.default_rng(0), 1.0) * 32767).astype("<i2").tobytes()
+    samples, sizes = 0, list[float]()
+    for _ in range(round(minutes * 60)):
+        left = memoryview(second)
+        while left:
+            os.set_blocking(give, False)
+            try:
+                left = left[os.write(give, left) :]
+            except BlockingIOError:
+                time.sleep(0.002)
+            samples += _drained(heard)
+        sizes.append(child.resident())
+    os.close(give)
+    while child.poll() is None:
+        samples += _drained(heard)
+        time.sleep(0.002)
+    samples += _drained(heard)
+    os.close(heard)
+    outcome = child.wait()
+    noted(row, outcome, complaints(outcome, codes=(0,)))
+    return outcome.seconds, samples // 2, sizes
+
+
+def _drained(end: int) -> int:
+    """Bytes that were waiting."""
+    total = 0
+    while True:
+        try:
+            data = os.read(end, 1 << 16)
+        except BlockingIOError:
+            return total
+        if not data:
+            return total
+        total += len(data)

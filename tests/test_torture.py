@@ -1,0 +1,104 @@
+"""Claims about hostile input and hostile moments: the short form of scripts/torture.py (docs/RELIABILITY.md).
+
+Every command runs in a fork of one process that has imported everything; the seeds are fixed, so are damage and
+moments. A failure keeps its files below the test's folder, from where ``--replay`` runs it again.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from torturing import mutations  # noqa: E402 - found where the line above says
+from torturing.harness import LONGEST, MEMORY, Outcome, complaints  # noqa: E402
+
+# part -> how many cases it has at least, and kinds that must be among them
+PARTS = {
+    "audio": (25, {"wav, rate", "name, no UTF-8"}),
+    "weights": (15, set[str]()),
+    "pickles": (20, {"code: restore --model", "code: resume", "code: restore-corpus --model", "names: manifest align"}),
+    "kills": (1, {"train-vocoder"}),
+    "disk": (6, {"full (file size): train-vocoder", "read-only: restore", "SIGTERM: restore"}),
+}
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it forks, and reads /proc")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What became of each part's cases."""
+    out = tmp_path_factory.mktemp("torture")
+    command = [sys.executable, str(ROOT / "scripts" / "torture.py"), "--short", "-o", str(out)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    found = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
+    assert found.keys() == PARTS.keys(), done.stderr
+    return found
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_nothing_breaks(part: str, results: dict[str, Any]) -> None:
+    rows, (least, kinds) = results[part]["rows"], PARTS[part]
+    assert len(rows) >= least
+    assert kinds <= {row["kind"] for row in rows}
+    assert [(row["name"], row["kind"], row["problems"]) for row in rows if row["problems"]] == []
+
+
+def test_trainings_were_killed_while_they_wrote(results: dict[str, Any]) -> None:
+    figures = [row["figures"] for row in results["kills"]["rows"]]
+    assert sum(row["kills"] for row in figures) >= 3
+    assert sum(row["while a file was being written"] for row in figures) >= 1
+
+
+def test_some_of_the_damage_is_refused_and_some_is_not(results: dict[str, Any]) -> None:
+    """Else either the files are not damaged, or nothing is ever restored."""
+    for part in ("audio", "weights"):
+        assert {row["code"] for row in results[part]["rows"]} == {0, 1}
+
+
+GOOD = Outcome(0, 1.0, 100.0, "", "")
+REFUSED = Outcome(1, 1.0, 100.0, "", "twostage: error: a.wav: is empty (0 bytes)\n")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "complaint"),
+    [
+        (GOOD, ""),
+        (REFUSED, ""),
+        (REFUSED._replace(err=REFUSED.err * 2), "2 lines that say why"),
+        (REFUSED._replace(err=""), "0 lines that say why"),
+        (REFUSED._replace(err=REFUSED.err + "Traceback (most recent call last):\n  x\nKeyError: 1\n"), "Traceback"),
+        (GOOD._replace(err="/x.py:3: UserWarning: odd\n"), "UserWarning"),
+        (GOOD._replace(err="Exception ignored in: <x>\n"), "Exception ignored"),
+        (GOOD._replace(megabytes=MEMORY + 1), "MB of memory"),
+        (GOOD._replace(code=-signal.SIGSEGV), "died of SIGSEGV"),
+        (GOOD._replace(code=2), "exit code 2"),
+        (GOOD._replace(hung=True, code=-signal.SIGKILL), "hung"),
+        (REFUSED._replace(err=f"twostage: error: {'x' * LONGEST}\n"), "a line of"),
+    ],
+)
+def test_the_contract_can_be_broken(outcome: Outcome, complaint: str) -> None:
+    assert "; ".join(complaints(outcome)) == "" if not complaint else complaint in "; ".join(complaints(outcome))
+
+
+def test_damage_is_a_function_of_the_seed() -> None:
+    drawn = [[mutations.sound_file(np.random.default_rng([seed, n]), n) for n in range(12)] for seed in (0, 0, 1)]
+    assert [(kind, name) for kind, name, _ in drawn[0]] == [(kind, name) for kind, name, _ in drawn[1]]
+    # an Ogg has a serial number of its own, whoever writes it
+    same = [
+        a == b
+        for (kind, _, a), (_, _, b) in zip(*drawn[:2], strict=True)
+        if "vorbis" not in kind and "opus" not in kind
+    ]
+    assert len(same) >= 8
+    assert all(same)
+    assert drawn[0] != drawn[2]
