@@ -1,3 +1,4 @@
+import gc
 import os
 from pathlib import Path
 
@@ -235,3 +236,25 @@ def test_a_folder_that_vanishes_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(AudioError, match=r"out/a\.wav|\.part: no such file"):
         write()
+
+
+def test_an_interrupt_as_the_file_is_opened_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = soundfile.SoundFile
+
+    def interrupted(*args: object, **more: object) -> None:
+        honest(*args, **more).close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(soundfile, "SoundFile", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        audio.Writer(tmp_path / "a.wav", 16000, 1)
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_that_is_never_entered_leaves_nothing(tmp_path: Path) -> None:
+    writer = audio.Writer(tmp_path / "a.wav", 16000, 1)
+    assert len(list(tmp_path.iterdir())) == 1
+    del writer
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []

@@ -128,3 +128,21 @@ def test_names_that_the_terminal_has_no_letters_for() -> None:
     done = shell("</dev/null", PYTHONIOENCODING="latin-1:strict")
     assert done.returncode == 0
     assert done.stdout == "read 0 \\udcff\\uac00\n"
+
+
+def test_who_asks_twice_gets_the_same_answer(
+    command: Callable[[Run], int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second signal while the command says that it was interrupted."""
+    told = print
+
+    def disturbed(*words: object, **how: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        told(*words, **how)  # type: ignore[call-overload]
+
+    monkeypatch.setattr("builtins.print", disturbed)
+    assert command(raising(KeyboardInterrupt())) == 130
+    monkeypatch.undo()
+    assert capsys.readouterr().err == "twostage: interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

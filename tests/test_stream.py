@@ -193,7 +193,7 @@ def test_a_causal_model_without_padding_in_the_past_would_be_noticed() -> None:
 
 @pytest.mark.parametrize("gain", [201.0, -201.0, 1e9, [0.0, 1e9]])
 def test_gains_beyond_all_sound_are_refused(tiny: TwoStage, gain: float | list[float]) -> None:
-    with pytest.raises(ConfigError, match="gain_db is .* must lie between -200 and 200"):
+    with pytest.raises(ConfigError, match=r"gain_db is .* must lie between -200 and 200"):
         twostage.Stream(tiny, gain_db=gain)
 
 

@@ -6,6 +6,7 @@ asked to (``read``). Written files appear under their name only when they are co
 
 import os
 import stat
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,6 +191,8 @@ class Writer:
         if channels > MOST_CHANNELS.get(container, channels):
             raise AudioError(f"{self.path}: cannot write {channels} channels as {container}")
         self._partial = partial_name(self.path)
+        # Ctrl-C may come between any two lines, this one and the `with` block's first among them
+        weakref.finalize(self, self._partial.unlink, missing_ok=True)
         try:
             self._file = soundfile.SoundFile(
                 os.fsencode(self._partial), "w", sample_rate, channels, coding, format=container

@@ -2,9 +2,11 @@
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from types import ModuleType
 
@@ -89,15 +91,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_streams()
     args = parse(argv)
     keep_freed()
+    with terminable():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
-        with terminable(), honest():
+        with honest():
             code: int = args.run(args)
         sys.stdout.flush()
         return code
     except TwoStageError as error:
         return _failed(error)
     except KeyboardInterrupt:
-        print("twostage: interrupted", file=sys.stderr)
+        with _deaf():  # who asks twice is not to get a traceback of the last words
+            print("twostage: interrupted", file=sys.stderr, flush=True)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output left, as `head` does
         _give_up_output()
@@ -109,6 +117,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         _give_up_output()
         named = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         return _failed(f"{named}{error.strerror or error}")
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _open_streams() -> None:

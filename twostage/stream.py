@@ -12,7 +12,6 @@ from twostage.errors import AudioError, ConfigError
 from twostage.pieces import Pieces
 from twostage.windows import Cutter, Enhancer, Window, forward_in_turn, inputs_of
 
-
 LOUDEST = 200.0  # dB of gain: more than from the quietest bit of 32 to full scale
 
 

@@ -4,6 +4,7 @@ A fork has imported everything already, so a command costs what it does and not 
 leaves behind is looked at: how it ended, what it said, how much memory it took, and which files there are.
 """
 
+import atexit
 import ctypes
 import json
 import os
@@ -230,8 +231,11 @@ def _become(place: Place, call: Call, limits: Limits, ends: Sequence[int]) -> No
             os.setgroups([])
             os.setgid(limits.user)
             os.setuid(limits.user)
-        code = call() or 0
-        threading._shutdown()  # type: ignore[attr-defined]  # as an interpreter does at its end: a thread may hang it
+        try:
+            code = call() or 0
+        finally:  # as an interpreter does at its end: a thread may hang it
+            threading._shutdown()  # type: ignore[attr-defined]
+            atexit._run_exitfuncs()  # type: ignore[attr-defined]
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1
     except BaseException:

@@ -220,7 +220,7 @@ WAYS = (
     Way("sensor, simulate", lambda a: a.sensor, mutations.YAMLS,
         lambda a: ["simulate", SOUND, "out", "--sensor", "FILE"], 40, _corpus),
     Way("sensor, train-restorer", lambda a: a.sensor, mutations.YAMLS,
-        _one_step("train-restorer", "data.sensors=[FILE]"), 16, _corpus),
+        _one_step("train-restorer", "data.sensors=[FILE]", "data.sensor_weights=[]"), 16, _corpus),
     Way("JSONL, split", lambda a: a.corpus / "clean.jsonl", mutations.JSONLS,
         lambda a: ["manifest", "split", "FILE", "-o", "a.jsonl", "b.jsonl"], 24, _corpus, "corpus/x.jsonl"),
     Way("JSONL, align", lambda a: a.corpus / "pairs.jsonl", mutations.JSONLS,
