@@ -30,7 +30,7 @@ PARTS = {
     "disk": (6, {"full (file size): train-vocoder", "read-only: restore", "SIGTERM: restore"}),
 }
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it forks, and reads /proc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="it forks, and reads /proc")]
 
 
 @pytest.fixture(scope="module")

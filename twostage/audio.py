@@ -141,9 +141,8 @@ def _check_readable(path: Path) -> None:
 
 
 def _check_plausible(path: str | Path, info: Info) -> None:
-    if (
-        info.format == "RAW"
-    ):  # libsndfile takes anything that is named .au, .snd or .vox for the sound of old telephones
+    # libsndfile takes anything that is named .au, .snd or .vox for the sound of old telephones
+    if info.format == "RAW":
         raise AudioError(f"{path}: {RAW}")
     if not SLOWEST <= info.sample_rate <= FASTEST:
         raise AudioError(f"{path}: its sample rate is {info.sample_rate} Hz, must be {SLOWEST} to {FASTEST}")
