@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from twostage import cli
+from twostage.commands import restore
 from twostage.errors import DataError
 
 ROOT = Path(__file__).parent.parent
@@ -93,6 +94,7 @@ SPEAKING = """
 import sys
 from types import SimpleNamespace
 from twostage import cli
+from twostage.commands import restore
 def run(args):
     print("read", len(sys.stdin.read()), "\\udcff\\uac00")
     print("twostage: warning: none", file=sys.stderr)
@@ -133,7 +135,7 @@ def test_names_that_the_terminal_has_no_letters_for() -> None:
 def test_who_asks_twice_gets_the_same_answer(
     command: Callable[[Run], int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A second signal while the command says that it was interrupted."""
+    """Signals while the command says that it was interrupted: who stops a process often signals it twice."""
     told = print
 
     def disturbed(*words: object, **how: object) -> None:
@@ -141,8 +143,30 @@ def test_who_asks_twice_gets_the_same_answer(
         signal.raise_signal(signal.SIGINT)
         told(*words, **how)  # type: ignore[call-overload]
 
+    def run() -> int:
+        signal.raise_signal(signal.SIGTERM)
+        return 0
+
     monkeypatch.setattr("builtins.print", disturbed)
-    assert command(raising(KeyboardInterrupt())) == 130
+    assert command(run) == 130
     monkeypatch.undo()
     assert capsys.readouterr().err == "twostage: interrupted\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_who_asks_again_later_is_heard(command: Callable[[Run], int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restore, "PATIENCE", 0.05)
+    heard = list[int]()
+
+    def run() -> int:
+        for _ in range(2):
+            try:
+                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
+            except KeyboardInterrupt:
+                signal.raise_signal(signal.SIGTERM)
+                heard.append(1)
+            time.sleep(0.1)
+        return len(heard)
+
+    assert command(run) == 2
