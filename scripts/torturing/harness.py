@@ -113,7 +113,7 @@ class Place:
         if not callable(call):
             words = list(call)
             self.commands.append(words)
-            return Child(self, lambda: cli.main(words), limits or Limits(), **streams)
+            return Child(self, lambda: _main(words), limits or Limits(), **streams)
         return Child(self, call, limits or Limits(), **streams)
 
     def run(self, call: Sequence[str] | Call, limits: Limits | None = None, **streams: IO[Any] | int) -> Outcome:
@@ -151,9 +151,10 @@ class Child:
     def elapsed(self) -> float:
         return time.monotonic() - self._begun
 
-    def send(self, number: int) -> None:
+    def send(self, number: int, *, group: bool = False) -> None:
+        """A signal, if it runs still; to its own children too, as a terminal does."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            (os.killpg if group else os.kill)(self.pid, number)
 
     def poll(self) -> Outcome | None:
         """What became of it, None as long as it runs."""
@@ -194,6 +195,12 @@ class Child:
                 err = said.read().decode(errors="replace")
         seconds, code = self.elapsed, os.waitstatus_to_exitcode(status)
         self._outcome = Outcome(code, seconds, usage.ru_maxrss / 1024, out, err, hung)
+
+
+def _main(words: Sequence[str]) -> int:
+    """As the program ``twostage``, which takes its words from the command line."""
+    sys.argv = ["twostage", *words]
+    return cli.main()
 
 
 def _number(given: Any, default: IO[Any]) -> int:
