@@ -170,3 +170,33 @@ def test_who_asks_again_later_is_heard(command: Callable[[Run], int], monkeypatc
         return len(heard)
 
     assert command(run) == 2
+
+
+# a program that says when its command has ended, and takes its time with the rest
+LINGERING = """
+import atexit, signal, sys, time
+from types import SimpleNamespace
+from twostage import cli
+def run(args):
+    if args.settings:
+        signal.raise_signal(signal.SIGTERM)
+    return 0
+def add(parser):
+    parser.add_argument("settings", nargs="*")
+atexit.register(lambda: (print("ended", flush=True), time.sleep(1)))
+cli.COMMANDS["compare"] = SimpleNamespace(HELP="", EXAMPLE="", add_arguments=add, run=run)
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("words", "code"), [([], 0), (["stop"], 130)])
+def test_a_signal_while_the_process_ends_changes_nothing(kind: signal.Signals, words: list[str], code: int) -> None:
+    command = [sys.executable, "-c", LINGERING, "compare", *words]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, **streams) as process:  # type: ignore
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ended\n"
+        process.send_signal(kind)
+        assert process.communicate(timeout=60)[1] == ("twostage: interrupted\n" if code else "")
+    assert process.returncode == code

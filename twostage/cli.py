@@ -2,9 +2,10 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from io import TextIOWrapper
 from types import ModuleType
 
@@ -26,7 +27,7 @@ from twostage.commands import (
     train_restorer,
     train_vocoder,
 )
-from twostage.commands.restore import terminable
+from twostage.commands.restore import Once, answer, terminable
 from twostage.errors import TwoStageError, one_line
 from twostage.memory import honest, keep_freed
 
@@ -89,12 +90,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_streams()
     args = parse(argv)
     keep_freed()
-    with ExitStack() as stack:
-        stack.enter_context(terminable())
-        code = _run(args)
-        if code == INTERRUPTED and argv is None:
-            stack.pop_all()  # the process ends with this: a second signal is not to change how
-        return code
+    if argv is not None:
+        with terminable():
+            return _run(args)
+    answer(Once())
+    code = _run(args)
+    answer(signal.SIG_IGN)  # the process ends with this: a signal is not to change how
+    return code
 
 
 def _run(args: argparse.Namespace) -> int:

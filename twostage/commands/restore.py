@@ -272,14 +272,18 @@ class Once:
             raise KeyboardInterrupt
 
 
+def answer(handler: Any) -> dict[int, Any]:
+    """Have SIGINT and SIGTERM answered by ``handler``; the handlers that they had."""
+    return {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+
+
 @contextmanager
 def terminable() -> Iterator[None]:
     """Let SIGTERM end the work as Ctrl-C does, with nothing half-written left."""
     if threading.current_thread() is not threading.main_thread() or isinstance(signal.getsignal(signal.SIGTERM), Once):
         yield
         return
-    handler = Once()
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = answer(Once())
     try:
         yield
     finally:
