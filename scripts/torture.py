@@ -48,7 +48,7 @@ SHORT = {
     "audio": lambda session, assets: inputs.audio(session, assets, 20, NAMES),
     "weights": lambda session, assets: inputs.weights(session, assets, 0, KINDS),
     "pickles": lambda session, assets: pickles.pickles(session, assets, ("torch",), ESCAPES),
-    "kills": lambda session, assets: kills.kills(session, assets, 3, ("train-vocoder",)),
+    "kills": lambda session, assets: kills.kills(session, assets, 3, ("train-vocoder",), most=3),
     "disk": places.briefly,
 }
 BEGIN, END = "<!-- torture: begin -->", "<!-- torture: end -->"

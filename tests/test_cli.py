@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from twostage import cli
+from twostage.commands import restore
 from twostage.errors import DataError
 
 ROOT = Path(__file__).parent.parent
@@ -93,6 +94,7 @@ SPEAKING = """
 import sys
 from types import SimpleNamespace
 from twostage import cli
+from twostage.commands import restore
 def run(args):
     print("read", len(sys.stdin.read()), "\\udcff\\uac00")
     print("twostage: warning: none", file=sys.stderr)
@@ -133,7 +135,7 @@ def test_names_that_the_terminal_has_no_letters_for() -> None:
 def test_who_asks_twice_gets_the_same_answer(
     command: Callable[[Run], int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A second signal while the command says that it was interrupted."""
+    """Signals while the command says that it was interrupted: who stops a process often signals it twice."""
     told = print
 
     def disturbed(*words: object, **how: object) -> None:
@@ -141,8 +143,60 @@ def test_who_asks_twice_gets_the_same_answer(
         signal.raise_signal(signal.SIGINT)
         told(*words, **how)  # type: ignore[call-overload]
 
+    def run() -> int:
+        signal.raise_signal(signal.SIGTERM)
+        return 0
+
     monkeypatch.setattr("builtins.print", disturbed)
-    assert command(raising(KeyboardInterrupt())) == 130
+    assert command(run) == 130
     monkeypatch.undo()
     assert capsys.readouterr().err == "twostage: interrupted\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_who_asks_again_later_is_heard(command: Callable[[Run], int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restore, "PATIENCE", 0.05)
+    heard = list[int]()
+
+    def run() -> int:
+        for _ in range(2):
+            try:
+                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
+            except KeyboardInterrupt:
+                signal.raise_signal(signal.SIGTERM)
+                heard.append(1)
+            time.sleep(0.1)
+        return len(heard)
+
+    assert command(run) == 2
+
+
+# a program that says when its command has ended, and takes its time with the rest
+LINGERING = """
+import atexit, signal, sys, time
+from types import SimpleNamespace
+from twostage import cli
+def run(args):
+    if args.settings:
+        signal.raise_signal(signal.SIGTERM)
+    return 0
+def add(parser):
+    parser.add_argument("settings", nargs="*")
+atexit.register(lambda: (print("ended", flush=True), time.sleep(1)))
+cli.COMMANDS["compare"] = SimpleNamespace(HELP="", EXAMPLE="", add_arguments=add, run=run)
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("words", "code"), [([], 0), (["stop"], 130)])
+def test_a_signal_while_the_process_ends_changes_nothing(kind: signal.Signals, words: list[str], code: int) -> None:
+    command = [sys.executable, "-c", LINGERING, "compare", *words]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, **streams) as process:  # type: ignore
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ended\n"
+        process.send_signal(kind)
+        assert process.communicate(timeout=60)[1] == ("twostage: interrupted\n" if code else "")
+    assert process.returncode == code

@@ -4,9 +4,8 @@ import argparse
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from io import TextIOWrapper
 from types import ModuleType
 
@@ -28,7 +27,7 @@ from twostage.commands import (
     train_restorer,
     train_vocoder,
 )
-from twostage.commands.restore import terminable
+from twostage.commands.restore import Once, answer, terminable
 from twostage.errors import TwoStageError, one_line
 from twostage.memory import honest, keep_freed
 
@@ -91,8 +90,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_streams()
     args = parse(argv)
     keep_freed()
-    with terminable():
-        return _run(args)
+    if argv is not None:
+        with terminable():
+            return _run(args)
+    answer(Once())
+    code = _run(args)
+    answer(signal.SIG_IGN)  # the process ends with this: a signal is not to change how
+    return code
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -104,8 +108,7 @@ def _run(args: argparse.Namespace) -> int:
     except TwoStageError as error:
         return _failed(error)
     except KeyboardInterrupt:
-        with _deaf():  # who asks twice is not to get a traceback of the last words
-            print("twostage: interrupted", file=sys.stderr, flush=True)
+        print("twostage: interrupted", file=sys.stderr, flush=True)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output left, as `head` does
         _give_up_output()
@@ -117,19 +120,6 @@ def _run(args: argparse.Namespace) -> int:
         _give_up_output()
         named = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         return _failed(f"{named}{error.strerror or error}")
-
-
-@contextmanager
-def _deaf() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _open_streams() -> None:

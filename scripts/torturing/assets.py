@@ -1,5 +1,6 @@
 """What the parts start from: small models, a small corpus, sound files, all made from a seed."""
 
+import gc
 import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -181,3 +182,5 @@ def preload(names: Sequence[str] = ()) -> None:
     for name in names or (*QUICK, *SLOW):
         importlib.import_module(name)
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # a fork that collects garbage would copy all pages that it marks

@@ -31,6 +31,7 @@ ADDRESSES = 6 * 2**30  # bytes of address space beyond what the fork begins with
 SECONDS = 60.0  # after which a command counts as hung
 LONGEST = 1050  # characters of a line that is to be read
 NOBODY = 65534
+UNLIKE = 99  # exit code of a command that went through and made what it should not
 OURS = "twostage: "
 # what a user should never see on stderr
 LIBRARY = re.compile(
@@ -108,16 +109,35 @@ class Place:
         begun = [path for path in self.work.rglob("*") if LITTER.search(path.name)]
         return sorted(str(path.relative_to(self.folder)) for path in [*begun, *self.temporary.rglob("*")])
 
-    def start(self, call: Sequence[str] | Call, limits: Limits | None = None, **streams: IO[Any] | int) -> "Child":
-        """Begin a command of twostage, given as its words, or a function."""
+    def start(
+        self,
+        call: Sequence[str] | Call,
+        limits: Limits | None = None,
+        *,
+        then: Call | None = None,
+        **streams: IO[Any] | int,
+    ) -> "Child":
+        """Begin a command of twostage, given as its words, or a function.
+
+        ``then``: what looks at the outputs of a command that went through; what it returns is told by the exit code.
+        """
         if not callable(call):
             words = list(call)
             self.commands.append(words)
-            return Child(self, lambda: cli.main(words), limits or Limits(), **streams)
+            return Child(
+                self, lambda: _main(words) or int(bool(then and then()) * UNLIKE), limits or Limits(), **streams
+            )
         return Child(self, call, limits or Limits(), **streams)
 
-    def run(self, call: Sequence[str] | Call, limits: Limits | None = None, **streams: IO[Any] | int) -> Outcome:
-        return self.start(call, limits, **streams).wait()
+    def run(
+        self,
+        call: Sequence[str] | Call,
+        limits: Limits | None = None,
+        *,
+        then: Call | None = None,
+        **streams: IO[Any] | int,
+    ) -> Outcome:
+        return self.start(call, limits, then=then, **streams).wait()
 
 
 class Child:
@@ -151,9 +171,10 @@ class Child:
     def elapsed(self) -> float:
         return time.monotonic() - self._begun
 
-    def send(self, number: int) -> None:
+    def send(self, number: int, *, group: bool = False) -> None:
+        """A signal, if it runs still; to its own children too, as a terminal does."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            (os.killpg if group else os.kill)(self.pid, number)
 
     def poll(self) -> Outcome | None:
         """What became of it, None as long as it runs."""
@@ -194,6 +215,12 @@ class Child:
                 err = said.read().decode(errors="replace")
         seconds, code = self.elapsed, os.waitstatus_to_exitcode(status)
         self._outcome = Outcome(code, seconds, usage.ru_maxrss / 1024, out, err, hung)
+
+
+def _main(words: Sequence[str]) -> int:
+    """As the program ``twostage``, which takes its words from the command line."""
+    sys.argv = ["twostage", *words]
+    return cli.main()
 
 
 def _number(given: Any, default: IO[Any]) -> int:
@@ -258,6 +285,8 @@ def _die_with_parent() -> None:
 def complaints(outcome: Outcome, *, codes: Iterable[int] = (0, 1), lines: int = 1, memory: float = MEMORY) -> list[str]:
     """What about an outcome breaks the contract. ``lines``: errors that a failure may name, at most; ``memory``: MB."""
     found = []
+    if outcome.code == UNLIKE:
+        return [outcome.last]
     outcome = outcome._replace(err=LIBRARY.sub("", outcome.err))
     if outcome.hung:
         found.append(f"hung, stopped after {outcome.seconds:.0f} s")

@@ -28,8 +28,9 @@ def audio(session: Session, assets: Assets, count: int = 240, names: Sequence[st
         more = WAYS_OUT[number % len(WAYS_OUT)]
         with session.case(f"{number:03}", kind) as (place, row):
             place.put(name, content)
-            outcome = place.run(["restore", name, "-o", "out/", "--model", model, *more])
-            noted(row, outcome, complaints(outcome) + _unlike(place, name, outcome, "input" in more))
+            words = ["restore", name, "-o", "out/", "--model", model, *more]
+            outcome = place.run(words, then=lambda: _verify(Path(name), "input" in more))  # noqa: B023
+            noted(row, outcome, complaints(outcome) + _left(place, outcome))
     _names(session, assets, names)
     if not names:
         _giants(session, assets)
@@ -43,21 +44,20 @@ def _giants(session: Session, assets: Assets) -> None:
             with soundfile.SoundFile(place.work / "x.wav", "w", RATE, channels, "PCM_16") as file:
                 for block in np.array_split(sound, 100):
                     file.write(np.pad(block, [(0, 0), (0, channels - 1)]))
-            outcome = place.run(["restore", "x.wav", "-o", "out/", "--model", str(assets.tiny)])
-            noted(row, outcome, complaints(outcome) + _unlike(place, "x.wav", outcome, False))
+            words = ["restore", "x.wav", "-o", "out/", "--model", str(assets.tiny)]
+            outcome = place.run(words, then=lambda: _verify(Path("x.wav"), False))
+            noted(row, outcome, complaints(outcome) + _left(place, outcome))
 
 
-def _unlike(place: Place, name: str, outcome: Outcome, same_rate: bool) -> list[str]:
-    """What is wrong with what ``restore`` says that it has restored; nothing, if it has restored nothing."""
-    made = list((place.work / "out").rglob("*.*")) if (place.work / "out").is_dir() else []
-    if outcome.code:
-        return [f"left {path.name} behind a failure" for path in made if not path.name.endswith(".part")]
-    check = place.run(lambda: _verify(place.work / name, made, same_rate), Limits(addresses=0))
-    return [] if check.code == 0 else [check.last or f"cannot be checked: {check.code}"]
+def _left(place: Place, outcome: Outcome) -> list[str]:
+    """What a command that failed has left behind."""
+    made = [path.name for path in (place.work / "out").rglob("*.*") if not path.name.endswith(".part")]
+    return [f"left {name} behind a failure" for name in made] if outcome.code else []
 
 
-def _verify(source: Path, made: Sequence[Path], same_rate: bool) -> int:
-    """Compare with what libsndfile itself reads."""
+def _verify(source: Path, same_rate: bool) -> int:
+    """Compare what is in "out" with what libsndfile itself reads of ``source``; 1, and a line, if it is not alike."""
+    made = list(Path("out").rglob("*.*"))
     if len(made) != 1:
         print(f"{len(made)} outputs", file=sys.stderr)
         return 1
@@ -74,8 +74,9 @@ def _verify(source: Path, made: Sequence[Path], same_rate: bool) -> int:
         problems += [f"{found} samples, wanted {wanted}"] * (found != wanted)
         problems += [f"{out.samplerate} Hz, wanted {rate}"] * (out.samplerate != rate)
         problems += [f"{out.channels} channels, wanted {given.channels}"] * (out.channels != given.channels)
-    print("; ".join(problems), file=sys.stderr)
-    return bool(problems)
+    if problems:
+        print("; ".join(problems), file=sys.stderr)
+    return int(bool(problems))
 
 
 def _names(session: Session, assets: Assets, chosen: Sequence[str]) -> None:
