@@ -17,6 +17,7 @@ def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
     return load_script("benchmark_speed")
 
 
+@pytest.mark.slow
 def test_the_quick_form_measures_draws_and_writes(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

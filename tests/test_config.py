@@ -178,7 +178,7 @@ def test_values_in_messages_are_short(given: list[str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"bomb\.yaml: sensor.frequencies\[0\] is \[\[\[") as caught:
         load_sensor(tmp_path / "bomb.yaml")
     assert len(str(caught.value)) < 1000
-    (tmp_path / "bad.yaml").write_text(f"steps: {[1] * 10_000}\n")
+    (tmp_path / "bad.yaml").write_text(f"steps: {[1] * 5_000}\n")
     with pytest.raises(ConfigError, match=r"steps is \[1, 1, 1, 1, 1, 1, \.\.\.\], must be of type int"):
         load_config(VocoderRun, ["vocoder", str(tmp_path / "bad.yaml")], given)
 

@@ -56,6 +56,7 @@ def check_same_gradients(one: dict[str, Any], two: dict[str, Any]) -> None:
     assert one["best"] == pytest.approx(two["best"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_get_the_gradients_of_the_joint_batch(corpus: Path, tmp_path: Path, one: dict[str, Any]) -> None:
     process = start(["--standalone", "--nproc-per-node", "2"], settings(corpus, tmp_path / "two", 2))
     out, _ = process.communicate(timeout=120)

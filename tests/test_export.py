@@ -117,6 +117,7 @@ def test_digital_silence_stays_finite(centred: TwoStage, whole: OnnxEnhancer, sp
     torch.testing.assert_close(whole(given), centred(given), atol=2e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_causal_model_of_dynamic_length(causal: TwoStage, folder: Path, speech: Speech) -> None:
     export(causal, folder / "causal.onnx", provenance={})
     model = OnnxEnhancer(folder / "causal.onnx")

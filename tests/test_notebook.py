@@ -20,6 +20,7 @@ def test_it_is_kept_without_outputs() -> None:
     assert TOUR.stat().st_size < 20_000
 
 
+@pytest.mark.slow
 def test_every_cell_runs_and_what_it_claims_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
