@@ -129,7 +129,8 @@ def _open_streams() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process lives
     for end in (sys.stdout, sys.stderr):
         if isinstance(end, TextIOWrapper):
-            end.reconfigure(errors="backslashreplace")
+            with suppress(OSError):  # of one that was redirected behind Python's back, which then stays as it is
+                end.reconfigure(errors="backslashreplace")
 
 
 def _failed(error: object) -> int:
