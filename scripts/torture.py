@@ -1,6 +1,6 @@
 """Try to break twostage, and write down what held: docs/RELIABILITY.md has the table.
 
-    python scripts/torture.py -o results/torture                              # all parts: three quarters of an hour
+    python scripts/torture.py -o results/torture                              # all parts: an hour or more
     python scripts/torture.py -o results/torture --parts audio,kills --seed 1
     python scripts/torture.py -o results/torture --report docs/RELIABILITY.md # the table between its markers
     python scripts/torture.py --replay results/torture/failures/audio/017     # a case again, in its folder

@@ -232,7 +232,7 @@ def test_sections_of_the_readme_end_where_the_next_begins() -> None:
     errors = pytest.importorskip("mkdocs.exceptions")
     repository = hook("repository")
     text = repository.section("two-commands")
-    assert text.startswith("Python 3.11 and pip")
+    assert text.startswith("Python 3.11 or newer and pip")
     assert "python -m pytest" in text
     assert "## Restore" not in text
     assert "twostage stream" in repository.section("as-it-comes")  # behind a comment of a shell

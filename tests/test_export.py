@@ -195,6 +195,21 @@ def test_restoring_with_a_file_is_restoring(
     np.testing.assert_allclose(audio.read(tmp_path / "out.wav")[0][0], expected, atol=2e-4)
 
 
+def test_a_file_has_a_precision_of_its_own(
+    whole: OnnxEnhancer,
+    speech: Speech,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    audio.write(tmp_path / "in.wav", speech(4000), 16000)
+    command = ["restore", str(tmp_path / "in.wav"), "-o", str(tmp_path / "out.wav"), "--model", str(whole.path)]
+    assert main([*command, "--precision", "bf16", "--json", str(tmp_path / "report.json")]) == 0
+    assert capsys.readouterr().err == "twostage: warning: --precision bf16: ONNX runs as it was written\n"
+    assert json.loads((tmp_path / "report.json").read_text())["precision"] == "float32"
+
+
 def test_files_that_cannot_be_used_are_one_line(
     whole: OnnxEnhancer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -294,6 +294,13 @@ def test_windows_in_turn_make_nothing_twice(tiny: TwoStage, speech: Speech, monk
     assert sum(windows) == whole_frames + (len(windows) - 1) * 2 * vocoder.generator_context
 
 
+def test_windows_in_turn_begin_at_a_hop(tiny: TwoStage, speech: Speech) -> None:
+    given, relay = torch.from_numpy(speech(40000))[None, None], tiny.relay()
+    relay(given, 0, 10 * 512 + 100)
+    with pytest.raises(ValueError, match="a window begins at 5220, not at a multiple of 256"):
+        relay(given, 10 * 512 + 100, 512)
+
+
 def test_a_file_is_not_replaced_by_its_own_restoration(speech: Speech, tmp_path: Path) -> None:
     audio.write(tmp_path / "a.wav", speech(2000), 16000)
     with pytest.raises(AudioError, match="its own restoration"):

@@ -74,7 +74,7 @@ def load(*paths: str | Path, device: str | torch.device = "cpu", precision: str 
 
     No path is the default model. One path is the name of a shipped model, or of one of its stages, such as
     "default/vocoder", a folder of weights or a file; a restorer's file and a vocoder's, in any order, make a TwoStage;
-    an ONNX file runs on the CPU wherever the others would be.
+    an ONNX file runs on the CPU, as it was written, whatever the device and the precision.
     ``precision`` "bfloat16", or "bf16", is that of convolutions; a machine that does not compute in it takes float32,
     and warns. Raises CheckpointError, one line that names the file.
     """
@@ -267,8 +267,10 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # the rename itself must outlive a crash
-        os.close(folder)
+        try:
+            os.fsync(folder)  # the rename itself must outlive a crash
+        finally:
+            os.close(folder)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from None
     finally:

@@ -149,7 +149,3 @@ def _give_up_output() -> None:
         except (OSError, ValueError):
             with suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), end.fileno())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

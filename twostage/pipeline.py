@@ -139,9 +139,12 @@ class Relay:
         """Samples (B, 1, keep) of ``model(signal)`` that begin ``skip`` behind the start of ``audio`` (B, inputs, T).
 
         ``audio`` begins at a multiple of ``model.stride`` and holds ``model.context`` on each side, where there is so
-        much. The first window may lie anywhere; each that follows begins where the one before it ended.
+        much. The first window may lie anywhere; each that follows begins where the one before it ended, which only of
+        the last may be within a hop.
         """
         vocoder, hop, made = self._model.vocoder, self._model.hop_length, self._made
+        if made and skip % hop:
+            raise ValueError(f"a window begins at {skip}, not at a multiple of {hop}")
         # places are in frames from the start of `audio`; mels are needed further around than samples
         first, end, far, near = skip // hop, ceil((skip + keep) / hop), vocoder.context, vocoder.finish_context
         mels, samples = (first + far, first + near) if made else (max(0, first - far), max(0, first - near))

@@ -86,7 +86,7 @@ def windows(blocks: Iterable[Audio], keep: int, context: int) -> Iterator[Window
 def forward_in_turn(model: Enhancer) -> Callable[[Audio, int, int], Audio]:
     """A function of one signal's windows, in their order: (B, inputs, T), skip, keep -> samples (B, keep) from there.
 
-    T may end within a hop. The first window may lie anywhere.
+    T may end within a hop. The first window may lie anywhere; of those that follow only the last may end within a hop.
     """
     relay = getattr(model, "relay", None)  # of a model of stages, which need not make twice what windows share
     run: Callable[[Tensor, int, int], Tensor] = relay() if relay else partial(_part, model)

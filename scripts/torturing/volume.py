@@ -45,7 +45,10 @@ def many(session: Session, assets: Assets, count: int = 10_000) -> None:
             }
             before = now
         row.problems += _compare(place, count)
-        session.note(f"{count} files: " + "; ".join(f"{name}: {said}" for name, said in row.figures.items()))
+        grown = [
+            f"{name} {said['outputs']}, memory grown by {said['growth, MB']} MB" for name, said in row.figures.items()
+        ]
+        session.note(f"{count} files: " + "; ".join(grown))
 
 
 def _made(place: Place) -> int:

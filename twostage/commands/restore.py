@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from twostage.jobs import Job
     from twostage.restoration import Options, Progress, Report
 
-HELP = "restore bone-conducted recordings: files, folders or patterns, of any rate, length and number of channels"
+HELP = "restore bone-conducted recordings: files, folders or patterns, of any length and number of channels"
 EXAMPLE = """
 twostage restore recording.wav -o restored.wav --plot
 twostage restore recordings/ -o restored/ --format flac --sample-rate input --json report.json
@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from twostage.jobs import plan
+    from twostage.onnx_file import OnnxEnhancer
     from twostage.restoration import Options
     from twostage.windows import device_of
 
@@ -68,6 +69,9 @@ def run(args: argparse.Namespace) -> int:
     precision = precision_for(args.precision, device)
     model = _load(args.model, device, precision) if pending else None
     device = device_of(model).type if model else device  # ONNX stays on the CPU
+    if precision != "float32" and isinstance(model, OnnxEnhancer):
+        print(f"twostage: warning: --precision {args.precision}: ONNX runs as it was written", file=sys.stderr)
+        precision = "float32"
     reports: list[Report] = []
     waiting = set(pending)
     say = Voice(sys.stderr if args.json == "-" else sys.stdout)
