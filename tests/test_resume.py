@@ -120,7 +120,7 @@ def _environment() -> dict[str, str]:
 
 def test_an_interrupted_training_keeps_its_state_and_goes_on(corpus: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "stopped"
-    command = [sys.executable, "-m", "twostage.cli", "train-vocoder", "vocoder", "tiny", "steps=100000", "save=50000"]
+    command = [sys.executable, "-m", "twostage", "train-vocoder", "vocoder", "tiny", "steps=100000", "save=50000"]
     settings = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "valid.every=50000", "report=1"]
     fast = ["valid.items=1", "data.samples=2048", "--run", str(run)]
     process = subprocess.Popen([*command, *settings, *fast], env=_environment(), stderr=subprocess.PIPE, text=True)
