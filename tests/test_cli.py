@@ -12,8 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from twostage import cli
-from twostage.commands import restore
+from twostage import cli, signals
 from twostage.errors import DataError
 
 ROOT = Path(__file__).parent.parent
@@ -155,7 +154,7 @@ def test_who_asks_twice_gets_the_same_answer(
 
 
 def test_who_asks_again_later_is_heard(command: Callable[[Run], int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restore, "PATIENCE", 0.05)
+    monkeypatch.setattr(signals, "PATIENCE", 0.05)
     heard = list[int]()
 
     def run() -> int:

@@ -71,11 +71,6 @@ def test_every_page_tells_commands() -> None:
     assert len(TOLD) > 30
 
 
-@pytest.mark.parametrize("arguments", [arguments for _, arguments in TOLD], ids=" ".join)
-def test_a_command_exists_with_these_options(arguments: list[str]) -> None:
-    cli.parse(arguments)  # exits if not
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_lead_to_files_of_the_documentation(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))

@@ -52,6 +52,7 @@ LAYERS = {
     "data.manifest": 3,
     "onnx_file": 4,
     "costs": 5,
+    "signals": 0,
     "pieces": 4,
     "restoration": 5,
     "stream": 5,
@@ -183,11 +184,13 @@ def test_one_module_owns_each_dependency(dependency):
     assert users <= OWNERS[dependency]
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if name_of(p).startswith(("commands", "cli"))], ids=name_of)
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if name_of(p).startswith(("commands", "cli", "errors", "memory", "signals"))], ids=name_of
+)
 def test_commands_are_light_to_import(path):
     names = imports(path, everywhere=False)
     assert not HEAVY & {used.partition(".")[0] for used in names}
-    assert all(other.partition(".")[0] in ("commands", "errors", "memory") for other in ours(names))
+    assert all(other.partition(".")[0] in ("commands", "errors", "memory", "signals") for other in ours(names))
 
 
 def test_the_public_names_are_imported_when_asked():

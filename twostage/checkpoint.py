@@ -205,7 +205,7 @@ def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write a training's state (tensors and plain containers), atomically: at any moment a complete one is on disk."""
 
     def write(temporary: Path) -> None:
-        with _Frank(FileIO(temporary, "w")) as file:
+        with _Remembering(FileIO(temporary, "w")) as file:
             try:
                 torch.save(dict(state), file)
             except RuntimeError:
@@ -230,7 +230,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
     return state
 
 
-class _Frank(BufferedWriter):
+class _Remembering(BufferedWriter):
     """A file that remembers why it could not be written: torch makes a RuntimeError of it that does not say so."""
 
     refusal: OSError | None = None

@@ -27,9 +27,9 @@ from twostage.commands import (
     train_restorer,
     train_vocoder,
 )
-from twostage.commands.restore import Once, answer, terminable
 from twostage.errors import TwoStageError, one_line
 from twostage.memory import honest, keep_freed
+from twostage.signals import Once, answer, terminable
 
 COMMANDS: dict[str, ModuleType] = {
     "restore": restore,
@@ -142,7 +142,7 @@ def _failed(error: object) -> int:
 
 
 def _give_up_output() -> None:
-    """Nothing more is written to standard output, not even what waits for it when the process ends."""
+    """What standard output and error cannot take any more goes nowhere, not even what waits for the process's end."""
     for end in (sys.stdout, sys.stderr):
         try:
             end.flush()

@@ -176,6 +176,5 @@ class Relay:
         """Samples of frames from ``begin`` to ``end`` of ``mel``."""
         context, hop = self._model.vocoder.generator_context, self._model.hop_length
         lead = max(0, begin - context)
-        return self._model.vocoder.generate(mel[..., lead : end + context])[..., (begin - lead) * hop :][
-            ..., : (end - begin) * hop
-        ]
+        sound = self._model.vocoder.generate(mel[..., lead : end + context])
+        return sound[..., (begin - lead) * hop : (end - lead) * hop]

@@ -291,9 +291,8 @@ def _render(
     given = resampled(source.blocks(), source.sample_rate, model.sample_rate, source.channels)
     normal = (block * gains.astype(np.float32) for block in given)
     spoken = survey.spoken(inputs_of(model))
-    seconds = (
-        options.seconds * USUAL / max(USUAL, source.channels)
-    )  # memory is for as much sound, however many share it
+    # memory is for as much sound, however many channels share it
+    seconds = options.seconds * USUAL / max(USUAL, source.channels)
     pairs = enhance(model, normal, seconds, np.flatnonzero(~spoken.silent), options.batch)
     restored = keep_low_band(_counted(pairs, model.sample_rate, progress), options.keep_low_band, model.sample_rate)
     outputs = len(spoken.levels)

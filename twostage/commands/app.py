@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from twostage.commands.evaluate import models_by_label
-from twostage.commands.restore import device_for, terminable
+from twostage.commands.restore import device_for
 
 HELP = "serve a page: restore recordings in the browser, listen before and after, try a sensor, look at results"
 EXAMPLE = """
@@ -56,7 +56,7 @@ def run(args: Namespace) -> int:
     for paths in given.values():
         load(*paths)  # what cannot be used is said now, not to a visitor
     address, devices = Address(args.host, args.port), _devices(args.device)
-    with terminable(), serving(address, _offered(given), devices, limits, results=results, seconds=seconds) as url:
+    with serving(address, _offered(given), devices, limits, results=results, seconds=seconds) as url:
         print(f"twostage: {url} (Ctrl-C ends it and deletes what was given)", flush=True)
         try:
             Event().wait()

@@ -2,14 +2,10 @@
 
 import argparse
 import json
-import signal
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 from twostage.errors import ConfigError, OutputError, TwoStageError, one_line
@@ -26,7 +22,6 @@ twostage restore recordings/ -o restored/ --format flac --sample-rate input --js
 FORMATS = ("wav", "flac", "ogg", "opus", "mp3", "aiff", "au", "caf", "w64", "rf64")
 PRECISIONS = ("float32", "bfloat16", "bf16")
 PRECISION_HELP = "of convolutions; bf16 is bfloat16, and faster where the machine computes in it (default: float32)"
-PATIENCE = 1.0  # seconds in which a second signal is the same request
 LONG = 600.0  # seconds of sound: enough for a progress bar even in a log file
 
 
@@ -75,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     reports: list[Report] = []
     waiting = set(pending)
     say = Voice(sys.stderr if args.json == "-" else sys.stdout)
-    with terminable(), say.bar(pending) as progress:
+    with say.bar(pending) as progress:
         try:
             for job in jobs:
                 needed = model if job in waiting else None
@@ -258,38 +253,3 @@ def _load(names: list[str] | None, device: str, precision: str) -> Any:
     from twostage.checkpoint import load
 
     return load(*names or [], device=device, precision=precision)
-
-
-class Once:
-    """A handler of SIGINT and SIGTERM that raises KeyboardInterrupt, and not again at once.
-
-    Whoever stops a process often signals it twice, and the second must not cut short what the first has begun.
-    """
-
-    def __init__(self) -> None:
-        self._last = -inf
-
-    def __call__(self, number: int, frame: object) -> None:
-        now = time.monotonic()
-        if now > self._last + PATIENCE:
-            self._last = now
-            raise KeyboardInterrupt
-
-
-def answer(handler: Any) -> dict[int, Any]:
-    """Have SIGINT and SIGTERM answered by ``handler``; the handlers that they had."""
-    return {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Let SIGTERM end the work as Ctrl-C does, with nothing half-written left."""
-    if threading.current_thread() is not threading.main_thread() or isinstance(signal.getsignal(signal.SIGTERM), Once):
-        yield
-        return
-    before = answer(Once())
-    try:
-        yield
-    finally:
-        for number, former in before.items():
-            signal.signal(number, former)

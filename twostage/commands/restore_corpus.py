@@ -6,8 +6,9 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from twostage.commands.restore import FORMATS, PRECISION_HELP, PRECISIONS, terminable
+from twostage.commands.restore import FORMATS, PRECISION_HELP, PRECISIONS
 from twostage.errors import one_line
+from twostage.signals import terminable
 
 if TYPE_CHECKING:
     from twostage.results import Result
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     voice.hear(list(refused.values()))
     try:
         if pending:
-            with cluster(config) as crew, terminable():
+            with cluster(config) as crew, terminable():  # Ray has put a handler of its own in place of ours
                 voice.begin(f"{crew.workers} x {crew.device}")
                 for results in restored(pending, job, weights, crew):
                     voice.hear(results)
