@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 
 import torch
-import torchaudio
+import librosa
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -47,9 +47,10 @@ class MelConfig:
 
 def mel_basis(config: MelConfig, bins: int) -> Tensor:
     """Weights (bins, n_mels) of the bands at ``bins`` frequencies from 0 Hz to half the sample rate."""
-    return torchaudio.functional.melscale_fbanks(
-        bins, config.fmin, config.fmax, config.n_mels, config.sample_rate, "slaney", "slaney"
+    basis = librosa.filters.mel(
+        sr=config.sample_rate, n_fft=2 * (bins - 1), n_mels=config.n_mels, fmin=config.fmin, fmax=config.fmax
     )
+    return torch.from_numpy(basis.T.copy())
 
 
 class Stft(nn.Module):

@@ -73,7 +73,7 @@ def train_restorer(settings: RestorerRun, *, resume: bool = False) -> None:
         if not listener:
             return Estimate(restored[0], None)
         heard = mel.stft.compressed(example.degraded[:, :1])
-        return Estimate(restored[0], listener(restored, heard)[0, 0].cpu().numpy())
+        return Estimate(restored[0], listener(restored, heard, example.degraded[:, :1])[0, 0].cpu().numpy())
 
     _train(
         settings, Plan(model, mel, task, weights, estimate, _adversary(settings), _direction_of_last, listener), state
@@ -86,7 +86,9 @@ def train_vocoder(settings: VocoderRun, *, resume: bool = False) -> None:
     mel, model, weights = LogMel(settings.vocoder.mel), Vocoder(settings.vocoder), settings.weights
 
     def estimate(vocoder: nn.Module, example: Example) -> Estimate:
-        made = vocoder(mel(example.clean))
+        log_mel = mel(example.clean)
+        sensor = example.degraded[:, :1, : log_mel.shape[-1] * settings.vocoder.mel.hop_length]
+        made = vocoder(log_mel, sensor=sensor)
         return Estimate(mel(made)[0], made[0, 0].cpu().numpy())
 
     task = Vocoding(settings.vocoder.mel, weights)

@@ -126,14 +126,16 @@ class Restoring(nn.Module):
 
 
 class Vocoding(nn.Module):
-    """Stage two: log-mels of clean speech become its waveform. The degraded side is not looked at."""
+    """Stage two: log-mels of clean speech become its waveform; a generator that hears the sensor gets the degraded side."""
 
     def __init__(self, mel: MelConfig, weights: VocodingWeights) -> None:
         super().__init__()
         self.waveform = WaveformTerms(mel, weights)
 
     def forward(self, model: nn.Module, pair: Pair) -> Output:
-        fake = model(self.waveform.mel(pair.clean)).float()
+        mel = self.waveform.mel(pair.clean)
+        hop_length = self.waveform.mel.config.hop_length
+        fake = model(mel, sensor=pair.degraded[:, :1, : mel.shape[-1] * hop_length]).float()
         real = pair.clean[..., : fake.shape[-1]]
         return Output(self.waveform(fake, real), fake, real)
 
@@ -154,7 +156,9 @@ class Finetuning(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
             restored = model.restorer(model.hearing(model.mel, pair.degraded)).float()
         start = max(0, restored.shape[-1] - self.frames) // 2
-        fake = model.vocoder(restored[..., start : start + self.frames]).float()
+        restored_part = restored[..., start : start + self.frames]
+        sensor = pair.degraded[:, :1, start * model.hop_length :][..., : restored_part.shape[-1] * model.hop_length]
+        fake = model.vocoder(restored_part, sensor=sensor).float()
         real = pair.clean[..., start * model.hop_length :][..., : fake.shape[-1]]
         terms = self.waveform(fake, real)
         if self.weights.restored:

@@ -16,6 +16,7 @@ from twostage.errors import ConfigError
 from twostage.features import MelConfig
 from twostage.griffinlim import GriffinLim
 from twostage.nn.layers import Conv1d, ConvTranspose1d, fold_weight_norm, reach, weight_norm
+from twostage.sensor_encoder import SensorEncoder
 
 SLOPE = 0.1
 LAST_SLOPE = 0.01  # the authors' code leaves torch's default before the output convolution; their weights expect it
@@ -35,6 +36,7 @@ class VocoderConfig:
     resblock: int = 1  # the paper's type: 1 (two convolutions a dilation) or 2 (one)
     resblock_kernel_sizes: tuple[int, ...] = (3, 7)  # of the residual blocks that a level averages
     resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5))  # of each of them
+    hears_sensor: bool = False  # the generator gets the sensor's waveform at every rate, beside the mel
     griffin_lim: int = 0  # iterations that finish the output, not in training; 0: the paper's vocoder
     heard_below: float = 0.0  # Hz, up to which they take phase and harmonics from the restored input; 0: nothing
 
@@ -143,27 +145,45 @@ class Vocoder(nn.Module):
             RESBLOCKS[config.resblock](c, k, tuple(d), causal) for c in channels[1:] for k, d in blocks
         )
         self.conv_post = weight_norm(Conv1d(channels[-1], 1, 7, causal=causal))
+        self.encoder = None
+        if config.hears_sensor:
+            self.encoder = SensorEncoder(
+                channels, config.upsample_rates, config.upsample_kernel_sizes, causal=causal
+            )
         self.griffin_lim = None
         if config.griffin_lim:
             self.griffin_lim = GriffinLim(config.mel, config.griffin_lim, config.heard_below)
 
-    def forward(self, mel: Tensor, heard: Tensor | None = None) -> Tensor:
-        """``heard`` (2 B, n_fft // 2 + 1, L): ``Stft.compressed`` of what was restored, for Griffin-Lim."""
+    def forward(self, mel: Tensor, heard: Tensor | None = None, sensor: Tensor | None = None) -> Tensor:
+        """``heard`` (2 B, n_fft // 2 + 1, L): ``Stft.compressed`` of what was restored, for Griffin-Lim.
+
+        ``sensor`` (B, 1, L * hop_length): what was restored, for a generator with ``hears_sensor``.
+        """
         if not self.delay:
-            return self.late(mel, heard)
+            return self.late(mel, heard, sensor)
         frames = self.delay // self.config.mel.hop_length  # of silence, with which the last samples come
         mel = F.pad(mel, (0, frames), value=log(self.config.mel.clamp))
-        return self.late(mel, None if heard is None else F.pad(heard, (0, frames)))[..., self.delay :]
+        heard = None if heard is None else F.pad(heard, (0, frames))
+        sensor = None if sensor is None else F.pad(sensor, (0, self.delay))
+        return self.late(mel, heard, sensor)[..., self.delay :]
 
-    def late(self, mel: Tensor, heard: Tensor | None = None) -> Tensor:
+    def late(self, mel: Tensor, heard: Tensor | None = None, sensor: Tensor | None = None) -> Tensor:
         """The same, ``delay`` samples late, which is how a causal vocoder makes the pieces of a stream."""
-        return self.finish(self.generate(mel), mel, heard)
+        return self.finish(self.generate(mel, sensor), mel, heard)
 
-    def generate(self, mel: Tensor) -> Tensor:
-        """The same without Griffin-Lim."""
+    def generate(self, mel: Tensor, sensor: Tensor | None = None) -> Tensor:
+        """The same without Griffin-Lim. ``sensor`` (B, 1, L * hop_length): audio; None is silence."""
         x = self.conv_pre(mel.to(next(self.conv_pre.parameters()).dtype))
-        for up, blocks in zip(self.ups, self._levels(), strict=True):
+        if self.encoder is None:
+            skips: list[Tensor | None] = [None] * (1 + len(self.ups))
+        else:
+            if sensor is None:
+                sensor = mel.new_zeros(mel.shape[0], 1, mel.shape[-1] * self.config.mel.hop_length)
+            skips = [*self.encoder(sensor)]
+        x = x if skips[0] is None else x + skips[0]
+        for up, blocks, skip in zip(self.ups, self._levels(), skips[1:], strict=True):
             x = up(F.leaky_relu_(x, SLOPE))
+            x = x if skip is None else x + skip
             x = reduce(Tensor.add_, (block(x) for block in blocks)).div_(len(blocks))
         return torch.tanh(self.conv_post(F.leaky_relu_(x, LAST_SLOPE)).float())
 

@@ -47,6 +47,7 @@ class PairConfig:
     eq_chance: float = 0.5  # of a segment, to be equalised
     ambient_chance: float = 0.3  # of a simulated segment, to hear a file of the noise folder instead of pink noise
     ambient_db: tuple[float, float] = (-40.0, -20.0)  # its level range after leaking in, before the sensor's response
+    silent_prob: float = 0.0  # of a segment, that the degraded side is digital silence: a vocoder then has mels alone
     gate_db: float = 0.0  # by how much the room's noise is taken off clean speech, at most; 0 = not
     air_snr_db: tuple[float, ...] = ()  # range of an air microphone's, in noise of the folder or pink; none: no air
     speed: float = 0.0  # both channels are played faster or slower by up to this share: other voices, other tempo
@@ -55,7 +56,7 @@ class PairConfig:
     def __post_init__(self) -> None:
         if self.samples < 1 or self.sample_rate < 1:
             raise ConfigError(f"data.samples and data.sample_rate must be positive: {self.samples}, {self.sample_rate}")
-        for name in ("real_share", "eq_chance", "ambient_chance"):
+        for name in ("real_share", "eq_chance", "ambient_chance", "silent_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"data.{name} is {getattr(self, name)}, must lie between 0 and 1")
         if not 0 <= self.speed < 1 or self.gate_db < 0:
@@ -171,6 +172,8 @@ class PairDataset:
         if config.air_snr_db:  # last, lest it change what is drawn without
             alone = rng.uniform(-config.degraded_jitter_db, config.degraded_jitter_db)
             sides.append(_gained(self._air(clean, room, rng), joint + alone))
+        if config.silent_prob and rng.random() < config.silent_prob:
+            sides = [np.zeros_like(side) for side in sides]
         return np.stack(sides), _gained(clean, joint)[None]
 
     def batch(self, size: int, seed: int, step: int, *, rank: int = 0, world: int = 1) -> Pair:
