@@ -34,15 +34,16 @@ from typing import Any
 
 import torch
 
-from twostage import audio, checkpoint
+from twostage.audio import sound_files
 from twostage.cli import main as twostage
-from twostage.config import EnhancerRun, RestorerRun, RunConfig, load_config, plain
-from twostage.errors import ConfigError, DataError, TwoStageError
-from twostage.evaluate import CLEAN, SUMMARY
-from twostage.files import replacing
-from twostage.monitor import LAST
-from twostage.precision import computes_bfloat16
-from twostage.report import write_json, write_text
+from twostage.evaluation.report import write_json, write_text
+from twostage.evaluation.runner import CLEAN, SUMMARY
+from twostage.models import checkpoint
+from twostage.models.precision import computes_bfloat16
+from twostage.training.config import EnhancerRun, RestorerRun, RunConfig, load_config, plain
+from twostage.training.monitor import LAST
+from twostage.utils.errors import ConfigError, DataError, TwoStageError
+from twostage.utils.files import replacing
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 FREE = ("lowpass", "shift")  # need no training
@@ -304,8 +305,8 @@ def compare(task: Task) -> None:
 def sample_data(folder: Path) -> Path:
     """Manifests of two seconds of the sample recording, as training, held-out speech and pair alike."""
     for name in (CLEAN, "throat"):
-        sound, rate = audio.read(SAMPLES / f"{name}.flac")
-        audio.write(folder / f"{name}.flac", sound[:, : 2 * rate], rate, overwrite=True)
+        sound, rate = sound_files.read(SAMPLES / f"{name}.flac")
+        sound_files.write(folder / f"{name}.flac", sound[:, : 2 * rate], rate, overwrite=True)
     alone = "path,speaker,corpus,seconds\nclean.flac,sample,sample,2.0\n"
     pair = "bone,air,speaker,sensor,seconds\nthroat.flac,clean.flac,sample,throat,2.0\n"
     for name, text in (("train", alone), ("dev", alone), ("pairs", pair)):

@@ -30,22 +30,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twostage import audio, costs, plots
-from twostage.adversary import Adversary
-from twostage.checkpoint import load
-from twostage.config import VocoderRun, load_config
-from twostage.errors import TwoStageError
-from twostage.features import LogMel
-from twostage.files import make_folder
-from twostage.losses import least_squares_fool, mel_l1
-from twostage.memory import keep_freed
-from twostage.metrics import score
+from twostage.audio import plots, sound_files
+from twostage.evaluation import costs
+from twostage.evaluation.metrics import score
+from twostage.evaluation.report import write_json, write_text
+from twostage.inference.restoration import Options, restore, restore_file
+from twostage.models.checkpoint import load
+from twostage.models.features import LogMel
+from twostage.models.precision import computes_bfloat16, convert
+from twostage.models.two_stage import TwoStage
+from twostage.models.vocoder import Vocoder
 from twostage.nn.layers import fold_weight_norm
-from twostage.pipeline import TwoStage
-from twostage.precision import computes_bfloat16, convert
-from twostage.report import write_json, write_text
-from twostage.restoration import Options, restore, restore_file
-from twostage.vocoder import Vocoder
+from twostage.training.adversary import Adversary
+from twostage.training.config import VocoderRun, load_config
+from twostage.training.losses import least_squares_fool, mel_l1
+from twostage.utils.errors import TwoStageError
+from twostage.utils.files import make_folder
+from twostage.utils.memory import keep_freed
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "throat.flac"
 MATRIX = 2048  # rows and columns of the products that set the machine's rate
@@ -87,7 +88,7 @@ def peak_memory() -> float:
 
 def speech(seconds: float, multiple: int = 1) -> np.ndarray:
     """The sample recording (1, T) over and over, T cut to a multiple."""
-    sound, rate = audio.read(SAMPLE)
+    sound, rate = sound_files.read(SAMPLE)
     length = int(seconds * rate) // multiple * multiple
     return np.tile(sound[:1], -(-length // sound.shape[1]))[:, :length]
 
@@ -147,7 +148,7 @@ def measure_length(name: str, seconds: float, rounds: int) -> dict[str, Any]:
     model, options = load(name), Options(overwrite=True)
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "before.wav", Path(folder) / "after.wav"
-        with audio.Writer(before, 16000, 1) as writer:
+        with sound_files.Writer(before, 16000, 1) as writer:
             for begun in np.arange(0, seconds, 60):
                 writer.write(speech(min(60, seconds - begun)))
 
@@ -160,7 +161,7 @@ def measure_length(name: str, seconds: float, rounds: int) -> dict[str, Any]:
 
 def measure_quality(name: str) -> dict[str, Any]:
     """How far bfloat16 moves the restored sample, scored against that of float32; emulated where need be."""
-    sound, rate = audio.read(SAMPLE)
+    sound, rate = sound_files.read(SAMPLE)
     wanted = restore(load(name), sound[0], rate)  # type: ignore[arg-type]
     made = restore(convert(load(name), "bfloat16"), sound[0], rate)  # type: ignore[arg-type]
     ratio = 10 * np.log10(np.square(wanted).sum() / np.square(made - wanted).sum())

@@ -10,10 +10,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from twostage import checkpoint
 from twostage.cli import main as twostage
 from twostage.data.manifest import read_manifest
-from twostage.errors import TwoStageError
+from twostage.models import checkpoint
+from twostage.utils.errors import TwoStageError
 
 
 def step(*arguments: object) -> None:

@@ -11,10 +11,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from twostage import audio
-from twostage.data.simulate import PRESETS, seeded, simulate
-from twostage.errors import TwoStageError
-from twostage.levels import levelled
+from twostage.audio import sound_files
+from twostage.audio.levels import levelled
+from twostage.data.simulator import PRESETS, seeded, simulate
+from twostage.utils.errors import TwoStageError
 
 TEXT = (
     "A microphone on the throat hears every word, and almost nothing of the storm outside. What is missing is the air."
@@ -38,13 +38,13 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         speak(TEXT, Path(folder) / "speech.wav")
-        speech, rate = audio.read(Path(folder) / "speech.wav")
-    clean = audio.resample(speech[0], rate, SAMPLE_RATE)
+        speech, rate = sound_files.read(Path(folder) / "speech.wav")
+    clean = sound_files.resample(speech[0], rate, SAMPLE_RATE)
     clean = levelled(clean, SAMPLE_RATE)
     body = simulate(clean, SAMPLE_RATE, PRESETS[options.sensor], seeded(0, "sample"))
     body = levelled(body, SAMPLE_RATE)
     for name, sound in ("clean", clean), (options.sensor, body):
-        audio.write(SAMPLES / f"{name}.flac", sound, SAMPLE_RATE, overwrite=options.overwrite)
+        sound_files.write(SAMPLES / f"{name}.flac", sound, SAMPLE_RATE, overwrite=options.overwrite)
     return 0
 
 

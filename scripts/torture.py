@@ -25,7 +25,7 @@ from torturing import inputs, kills, pickles, places, volume
 from torturing.assets import QUICK, Assets, preload
 from torturing.harness import Limits, Place, Session, complaints
 
-from twostage.files import replacing
+from twostage.utils.files import replacing
 
 PARTS = {
     "audio": inputs.audio,

@@ -16,14 +16,14 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from twostage import checkpoint
+from twostage.audio.levels import levelled
 from twostage.data.manifest import read_manifest
-from twostage.errors import DataError, TwoStageError
-from twostage.evaluate import Source
-from twostage.features import MelConfig, mel_basis
-from twostage.levels import levelled
-from twostage.metrics import score
-from twostage.pipeline import TwoStage
+from twostage.evaluation.metrics import score
+from twostage.evaluation.runner import Source
+from twostage.models import checkpoint
+from twostage.models.features import MelConfig, mel_basis
+from twostage.models.two_stage import TwoStage
+from twostage.utils.errors import DataError, TwoStageError
 
 SCORES = ("stoi", "estoi", "pesq")
 PAUSE = 6.0  # natural-log power below the loudest frame

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from twostage import audio, checkpoint
-from twostage.pipeline import TwoStage, TwoStageConfig
-from twostage.restorer import RestorerConfig
-from twostage.vocoder import VocoderConfig
+from twostage.audio import sound_files
+from twostage.models import checkpoint
+from twostage.models.restorer import RestorerConfig
+from twostage.models.two_stage import TwoStage, TwoStageConfig
+from twostage.models.vocoder import VocoderConfig
 
 torch.set_num_threads(1)
 # what runs in the background of a shell script ignores Ctrl-C, and so would the processes that tests start and stop
@@ -62,7 +63,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, speech: Callable[..., np.nd
     """A manifest of three clean files of two speakers, about a second each."""
     folder = tmp_path_factory.mktemp("corpus")
     for seed in range(3):
-        audio.write(folder / f"{seed}.wav", speech(14000 + 1000 * seed, seed=seed), 16000)
+        sound_files.write(folder / f"{seed}.wav", speech(14000 + 1000 * seed, seed=seed), 16000)
     rows = "".join(f"{seed}.wav,s{seed % 2},{(14000 + 1000 * seed) / 16000}\n" for seed in range(3))
     (folder / "clean.csv").write_text(f"path,speaker,seconds\n{rows}")
     return folder / "clean.csv"
@@ -74,8 +75,10 @@ def paired_corpus(tmp_path_factory: pytest.TempPathFactory, speech: Callable[...
     folder = tmp_path_factory.mktemp("pairs")
     for seed in range(2):
         clean = speech(16000, seed=seed)
-        audio.write(folder / f"{seed}_air.wav", clean, 16000)
-        audio.write(folder / f"{seed}_bone.wav", np.convolve(clean, np.ones(8) / 8, "same").astype(np.float32), 16000)
+        sound_files.write(folder / f"{seed}_air.wav", clean, 16000)
+        sound_files.write(
+            folder / f"{seed}_bone.wav", np.convolve(clean, np.ones(8) / 8, "same").astype(np.float32), 16000
+        )
     rows = "".join(f"{seed}_bone.wav,{seed}_air.wav,s{seed},1.0\n" for seed in range(2))
     (folder / "pairs.csv").write_text(f"bone,air,speaker,seconds\n{rows}")
     return folder / "pairs.csv"

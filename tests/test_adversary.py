@@ -5,16 +5,16 @@ import copy
 import pytest
 import torch
 
-from twostage import losses
-from twostage.adversary import Adversary, AdversaryConfig
-from twostage.balance import Balance
 from twostage.data.pairs import Pair
-from twostage.discriminators import DiscriminatorConfig, Discriminators
-from twostage.features import MelConfig
-from twostage.optim import OptimizerConfig
-from twostage.tasks import Vocoding, VocodingWeights
-from twostage.trainer import Training, fit
-from twostage.vocoder import Vocoder, VocoderConfig
+from twostage.models.features import MelConfig
+from twostage.models.vocoder import Vocoder, VocoderConfig
+from twostage.training import losses
+from twostage.training.adversary import Adversary, AdversaryConfig
+from twostage.training.discriminators.audio import DiscriminatorConfig, Discriminators
+from twostage.training.loss_balancer import Balance
+from twostage.training.optim import OptimizerConfig
+from twostage.training.tasks import Vocoding, VocodingWeights
+from twostage.training.trainer import Training, fit
 
 JUDGES = DiscriminatorConfig(periods=(2,), scales=1, width=0.0625)
 SPECTRAL = DiscriminatorConfig(periods=(), scales=0, resolutions=(128, 256), width=0.125)

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from twostage import audio
+from twostage.audio import sound_files
 from twostage.data.align import AlignConfig, align, align_pair, estimate_delay
 from twostage.data.manifest import Entry
-from twostage.data.presets import PRESETS
-from twostage.data.simulate import simulate
+from twostage.data.sensors import PRESETS
+from twostage.data.simulator import simulate
 
 Speech = Callable[..., np.ndarray]
 RATE = 16000
@@ -94,8 +94,8 @@ def test_a_delay_beyond_the_limit_is_no_match(speech: Speech) -> None:
 
 def test_entries_get_their_delay_and_unreadable_ones_their_reason(tmp_path: Path, speech: Speech) -> None:
     air = speech(2 * RATE)
-    audio.write(tmp_path / "air.wav", air, RATE)
-    audio.write(tmp_path / "bone.wav", np.pad(audio.resample(air, RATE, 8000), (40, 0)), 8000)
+    sound_files.write(tmp_path / "air.wav", air, RATE)
+    sound_files.write(tmp_path / "bone.wav", np.pad(sound_files.resample(air, RATE, 8000), (40, 0)), 8000)
     (tmp_path / "bad.wav").write_bytes(b"noise")
     paths = {name: str(tmp_path / f"{name}.wav") for name in ("air", "bone", "bad")}
     entries = [

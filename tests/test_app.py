@@ -13,16 +13,17 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 
-from twostage import audio, checkpoint
 from twostage.app import views, work
 from twostage.app.guard import MOST, POLICY, Guard
 from twostage.app.limits import Limits
 from twostage.app.results import Results
 from twostage.app.service import Service, Wishes
+from twostage.audio import sound_files
+from twostage.audio.plots import spectrogram
 from twostage.cli import main
-from twostage.errors import AudioError, CheckpointError, ConfigError, DataError
-from twostage.plots import spectrogram
-from twostage.restoration import Options
+from twostage.inference.restoration import Options
+from twostage.models import checkpoint
+from twostage.utils.errors import AudioError, CheckpointError, ConfigError, DataError
 
 RATE = 16000
 LIMITS = Limits(seconds=10, files=3)
@@ -33,9 +34,9 @@ def recordings(tmp_path, speech):
     """Uploads as they come: good ones, two of one name, and bad ones."""
     folder = tmp_path / "uploads"
     for name, seed in (("a/take.wav", 0), ("b/take.wav", 1)):
-        audio.write(folder / name, speech(8000, seed=seed), RATE)
-    audio.write(folder / "stereo.flac", np.stack([speech(9000), speech(9000, seed=2)]), 44100, subtype="PCM_24")
-    audio.write(folder / "long.wav", np.zeros((2, 6 * RATE)), RATE)
+        sound_files.write(folder / name, speech(8000, seed=seed), RATE)
+    sound_files.write(folder / "stereo.flac", np.stack([speech(9000), speech(9000, seed=2)]), 44100, subtype="PCM_24")
+    sound_files.write(folder / "long.wav", np.zeros((2, 6 * RATE)), RATE)
     (folder / "text.wav").write_text("not a sound" * 30)
     return folder
 
@@ -121,7 +122,7 @@ def test_a_header_that_hides_the_length_does_not_help(recordings):
 
 
 def test_a_sensor_is_simulated_as_the_command_does(tmp_path, speech, desk):
-    audio.write(tmp_path / "clean" / "say.wav", speech(8000), RATE)
+    sound_files.write(tmp_path / "clean" / "say.wav", speech(8000), RATE)
     clean = str(tmp_path / "clean" / "say.wav")
     assert main(["simulate", clean, str(tmp_path / "bone"), "--sensor", "in-ear", "--seed", "3"]) == 0
     made = work.simulate_one(Path(clean), tmp_path / "app", LIMITS, sensor="in-ear", seed=3)
@@ -161,11 +162,11 @@ def test_where_the_band_came_back():
 
 
 def test_what_is_shown_has_copies_for_browsers_and_pictures_up_to_one_frequency(recordings, tmp_path, speech):
-    audio.write(tmp_path / "wide.wav", 2 * speech(2000, 48000)[None].repeat(4, 0), 48000, subtype="FLOAT")
-    audio.write(tmp_path / "narrow.wav", speech(1000, 8000), 8000)
+    sound_files.write(tmp_path / "wide.wav", 2 * speech(2000, 48000)[None].repeat(4, 0), 48000, subtype="FLOAT")
+    sound_files.write(tmp_path / "narrow.wav", speech(1000, 8000), 8000)
     sounds = {"wide": tmp_path / "wide.wav", "narrow": tmp_path / "narrow.wav"}
     seen = views.view("x", sounds, tmp_path / "seen", top=8000.0)
-    about = [audio.info(track["audio"]) for track in seen["tracks"]]
+    about = [sound_files.info(track["audio"]) for track in seen["tracks"]]
     assert [(i.format, i.subtype, i.channels, i.sample_rate) for i in about] == [
         ("FLAC", "PCM_16", 2, 48000),
         ("FLAC", "PCM_16", 1, 8000),
@@ -213,7 +214,7 @@ def test_a_root_that_is_a_link_itself_is_the_users_choice(scores, tmp_path):
 
 def test_results_are_shown_with_their_sounds(scores, desk, speech):
     for system in ("clean", "default", "raw_input"):
-        audio.write(scores / "one" / "sounds" / "say.wav" / f"{system}.flac", speech(4000), RATE)
+        sound_files.write(scores / "one" / "sounds" / "say.wav" / f"{system}.flac", speech(4000), RATE)
     shower = replace(desk, results=Results(scores))
     said, table, pictures, player = shower.show("one")
     assert (said, table) == ("", "# one")

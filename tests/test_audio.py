@@ -6,31 +6,31 @@ import numpy as np
 import pytest
 import soundfile
 
-from twostage import audio
-from twostage.errors import AudioError, OutputError
+from twostage.audio import sound_files
+from twostage.utils.errors import AudioError, OutputError
 
 
 def noise(frames: int, channels: int = 1, seed: int = 0) -> np.ndarray:
     return (0.1 * np.random.default_rng(seed).standard_normal((channels, frames))).astype(np.float32)
 
 
-@pytest.mark.parametrize("suffix", audio.FORMATS)
+@pytest.mark.parametrize("suffix", sound_files.FORMATS)
 @pytest.mark.parametrize("channels", [1, 2])
 def test_every_format_comes_back_with_its_length(tmp_path: Path, suffix: str, channels: int) -> None:
     given, path = noise(5001, channels), tmp_path / f"a.{suffix}"
-    audio.write(path, given, 16000)
-    read, rate = audio.read(path)
+    sound_files.write(path, given, 16000)
+    read, rate = sound_files.read(path)
     assert rate == 16000
     assert read.shape == given.shape
-    if audio.FORMATS[suffix][1] not in audio.LOSSY:
+    if sound_files.FORMATS[suffix][1] not in sound_files.LOSSY:
         assert np.abs(read - given).max() < 1e-4
 
 
 def test_parts_of_a_file(tmp_path: Path) -> None:
     given = noise(1000, 2)
-    audio.write(tmp_path / "a.wav", given, 8000, subtype="FLOAT")
-    assert np.array_equal(audio.read(tmp_path / "a.wav", start=100, frames=50)[0], given[:, 100:150])
-    assert np.array_equal(audio.read(tmp_path / "a.wav", start=990)[0], given[:, 990:])
+    sound_files.write(tmp_path / "a.wav", given, 8000, subtype="FLOAT")
+    assert np.array_equal(sound_files.read(tmp_path / "a.wav", start=100, frames=50)[0], given[:, 100:150])
+    assert np.array_equal(sound_files.read(tmp_path / "a.wav", start=990)[0], given[:, 990:])
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_parts_of_a_file(tmp_path: Path) -> None:
     ],
 )
 def test_coding_keeps_what_the_format_allows(name: str, given: str | None, wanted: tuple[str, str]) -> None:
-    assert audio.coding_for(name, given) == wanted
+    assert sound_files.coding_for(name, given) == wanted
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_unreadable_files_are_named(tmp_path: Path, content: bytes | None, messa
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(AudioError, match=message) as error:
-        audio.read(path)
+        sound_files.read(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -72,41 +72,41 @@ def test_unreadable_files_are_named(tmp_path: Path, content: bytes | None, messa
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "opus", "mp3", "aiff", "au", "caf", "w64", "rf64"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
 def test_truncated_files_are_noticed(tmp_path: Path, suffix: str, share: float) -> None:
-    audio.write(tmp_path / f"whole.{suffix}", noise(64000), 16000)
+    sound_files.write(tmp_path / f"whole.{suffix}", noise(64000), 16000)
     data = (tmp_path / f"whole.{suffix}").read_bytes()
     path = tmp_path / f"cut.{suffix}"
     path.write_bytes(data[: int(share * len(data))])
     with pytest.raises(AudioError, match=r"cut\.\w+: (truncated|damaged|not a sound file)"):
-        audio.read(path)
+        sound_files.read(path)
 
 
 @pytest.mark.parametrize("length", [0x7FFFFFFF, 0xFFFFFFFF])
 def test_recorders_that_do_not_know_the_length_yet(tmp_path: Path, length: int) -> None:
-    audio.write(tmp_path / "a.wav", noise(1000), 16000)
+    sound_files.write(tmp_path / "a.wav", noise(1000), 16000)
     data = bytearray((tmp_path / "a.wav").read_bytes())
     data[4:8] = data[40:44] = length.to_bytes(4, "little")
     (tmp_path / "b.wav").write_bytes(data)
-    assert audio.read(tmp_path / "b.wav")[0].shape == (1, 1000)
+    assert sound_files.read(tmp_path / "b.wav")[0].shape == (1, 1000)
 
 
 def test_no_samples(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.zeros((0, 1)), 16000)
     with pytest.raises(AudioError, match=r"a\.wav: holds no samples"):
-        audio.read(tmp_path / "a.wav")
+        sound_files.read(tmp_path / "a.wav")
 
 
 def test_an_existing_file_stays(tmp_path: Path) -> None:
-    audio.write(tmp_path / "a.wav", noise(10), 16000)
+    sound_files.write(tmp_path / "a.wav", noise(10), 16000)
     with pytest.raises(OutputError, match="exists already"):
-        audio.write(tmp_path / "a.wav", noise(20), 16000)
-    assert audio.info(tmp_path / "a.wav").frames == 10
-    audio.write(tmp_path / "a.wav", noise(20), 16000, overwrite=True)
-    assert audio.info(tmp_path / "a.wav").frames == 20
+        sound_files.write(tmp_path / "a.wav", noise(20), 16000)
+    assert sound_files.info(tmp_path / "a.wav").frames == 10
+    sound_files.write(tmp_path / "a.wav", noise(20), 16000, overwrite=True)
+    assert sound_files.info(tmp_path / "a.wav").frames == 20
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, ValueError])
 def test_an_interrupted_writer_leaves_nothing(tmp_path: Path, kind: type[BaseException]) -> None:
-    with pytest.raises(kind), audio.Writer(tmp_path / "a.wav", 16000, 1) as writer:  # noqa: PT012
+    with pytest.raises(kind), sound_files.Writer(tmp_path / "a.wav", 16000, 1) as writer:  # noqa: PT012
         writer.write(noise(100))
         raise kind
     assert list(tmp_path.iterdir()) == []
@@ -115,15 +115,15 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path: Path, kind: type[BaseExc
 @pytest.mark.parametrize(("name", "rate", "channels"), [("a.mp3", 7000, 1), ("a.mp3", 16000, 3), ("a.flac", 700000, 1)])
 def test_what_a_format_cannot_hold(tmp_path: Path, name: str, rate: int, channels: int) -> None:
     with pytest.raises(AudioError, match=rf"{name}: cannot write {channels} channel\(s\) at {rate} Hz"):
-        audio.write(tmp_path / name, noise(10, channels), rate)
+        sound_files.write(tmp_path / name, noise(10, channels), rate)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_no_space_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audio, "partial_name", lambda path: _Full())
+    monkeypatch.setattr(sound_files, "partial_name", lambda path: _Full())
     with pytest.raises(AudioError, match=r"a\.wav: cannot be written \(No space left on device\)"):
-        audio.write(tmp_path / "a.wav", noise(200000), 16000)
+        sound_files.write(tmp_path / "a.wav", noise(200000), 16000)
 
 
 class _Full(type(Path())):  # type: ignore[misc]
@@ -144,24 +144,24 @@ class _Full(type(Path())):  # type: ignore[misc]
 def test_resampling_has_the_exact_length(rates: tuple[int, int], frames: int) -> None:
     wanted = max(1, round(frames * rates[1] / rates[0]))
     given = noise(frames, 2)
-    whole = audio.resample(given, *rates)
+    whole = sound_files.resample(given, *rates)
     assert whole.shape == (2, wanted)
     blocks = np.array_split(given, 7, axis=1)
-    streamed = np.concatenate(list(audio.resampled(blocks, *rates, 2)), axis=1)
+    streamed = np.concatenate(list(sound_files.resampled(blocks, *rates, 2)), axis=1)
     assert np.allclose(streamed, whole, atol=1e-6)
 
 
 def test_resampling_keeps_a_tone() -> None:
     time = np.arange(48000) / 48000
-    out = audio.resample(np.sin(2 * np.pi * 440 * time).astype(np.float32), 48000, 16000)
+    out = sound_files.resample(np.sin(2 * np.pi * 440 * time).astype(np.float32), 48000, 16000)
     wanted = np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
     assert np.abs(out - wanted)[100:-100].max() < 1e-3
 
 
 def test_match_length() -> None:
     given = np.arange(6.0).reshape(2, 3)
-    assert audio.match_length(given, 2).tolist() == [[0, 1], [3, 4]]
-    assert audio.match_length(given, 4).tolist() == [[0, 1, 2, 0], [3, 4, 5, 0]]
+    assert sound_files.match_length(given, 2).tolist() == [[0, 1], [3, 4]]
+    assert sound_files.match_length(given, 4).tolist() == [[0, 1, 2, 0], [3, 4, 5, 0]]
 
 
 def test_find(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_find(tmp_path: Path) -> None:
         (tmp_path / name).touch()
 
     def below(*paths: str) -> list[str]:
-        return [str(relative) for _, relative in audio.find(tmp_path / p for p in paths)]
+        return [str(relative) for _, relative in sound_files.find(tmp_path / p for p in paths)]
 
     assert below(".") == ["a.wav", "s/c.FLAC", "s/t/d.ogg"]
     assert below("b.txt") == ["b.txt"]
@@ -184,53 +184,53 @@ def test_find(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rate", [1, 999, 1_000_001, 2**31 - 1])
 def test_rates_that_no_speech_has_are_refused(tmp_path: Path, rate: int) -> None:
-    audio.write(tmp_path / "a.wav", noise(100), 16000)
+    sound_files.write(tmp_path / "a.wav", noise(100), 16000)
     data = bytearray((tmp_path / "a.wav").read_bytes())
     data[24:28] = rate.to_bytes(4, "little")
     (tmp_path / "b.wav").write_bytes(data)
     with pytest.raises(AudioError, match=rf"b\.wav: its sample rate is {rate} Hz, must be 1000 to 1000000"):
-        audio.info(tmp_path / "b.wav")
+        sound_files.info(tmp_path / "b.wav")
 
 
 @pytest.mark.parametrize("name", ["a.au", "a.snd", "a.vox", "a.raw", "a.RAW"])
 def test_a_name_makes_no_sound_of_what_has_no_header(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(np.random.default_rng(0).bytes(4000))
     with pytest.raises(AudioError, match=rf"{name}: not a sound file that can be read \(it has no header"):
-        audio.read(tmp_path / name)
+        sound_files.read(tmp_path / name)
 
 
 def test_a_flac_that_cannot_be_sought_in_is_damaged(tmp_path: Path) -> None:
-    audio.write(tmp_path / "a.flac", noise(4800), 16000)
+    sound_files.write(tmp_path / "a.flac", noise(4800), 16000)
     data = bytearray((tmp_path / "a.flac").read_bytes())
     start = data.index(b"\xff\xf8", 42)  # the first frame
     data[start : start + 200] = bytes(200)
     (tmp_path / "a.flac").write_bytes(data)
     with pytest.raises(AudioError, match=r"a\.flac: (damaged|truncated|not a sound file)"):
-        audio.read(tmp_path / "a.flac")
+        sound_files.read(tmp_path / "a.flac")
 
 
 @pytest.mark.parametrize("name", ["x" * 251 + ".wav", "\uac00" * 83 + ".wav", os.fsdecode(b"\xff\xfe.wav"), "a\nb.wav"])
 def test_any_name_that_a_disk_takes(tmp_path: Path, name: str) -> None:
-    audio.write(tmp_path / name, noise(100), 16000)
-    assert audio.read(tmp_path / name)[0].shape == (1, 100)
+    sound_files.write(tmp_path / name, noise(100), 16000)
+    assert sound_files.read(tmp_path / name)[0].shape == (1, 100)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize("name", ["a" * 300 + ".wav", "a\0b.wav"])
 def test_names_that_no_disk_takes(tmp_path: Path, name: str) -> None:
     with pytest.raises(AudioError, match="cannot be read"):
-        audio.read(tmp_path / name)
+        sound_files.read(tmp_path / name)
 
 
 def test_ogg_has_no_more_channels_than_its_encoder_survives(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match=r"a\.ogg: cannot write 257 channels as OGG"):
-        audio.write(tmp_path / "a.ogg", noise(100, 257), 16000)
+        sound_files.write(tmp_path / "a.ogg", noise(100, 257), 16000)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_vanishes_is_named(tmp_path: Path) -> None:
     def write() -> None:
-        with audio.Writer(tmp_path / "out" / "a.wav", 16000, 1) as writer:
+        with sound_files.Writer(tmp_path / "out" / "a.wav", 16000, 1) as writer:
             writer.write(noise(100))
             (tmp_path / "out").rename(tmp_path / "gone")
 
@@ -247,13 +247,13 @@ def test_an_interrupt_as_the_file_is_opened_leaves_nothing(tmp_path: Path, monke
 
     monkeypatch.setattr(soundfile, "SoundFile", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        audio.Writer(tmp_path / "a.wav", 16000, 1)
+        sound_files.Writer(tmp_path / "a.wav", 16000, 1)
     gc.collect()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_writer_that_is_never_entered_leaves_nothing(tmp_path: Path) -> None:
-    writer = audio.Writer(tmp_path / "a.wav", 16000, 1)
+    writer = sound_files.Writer(tmp_path / "a.wav", 16000, 1)
     assert len(list(tmp_path.iterdir())) == 1
     del writer
     gc.collect()

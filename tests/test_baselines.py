@@ -11,18 +11,20 @@ import torch
 from test_resume import assert_same_training
 from torch import nn
 
-from twostage import audio, checkpoint, recipes
+from twostage.audio import sound_files
 from twostage.cli import main
-from twostage.config import EnhancerRun, load_config
-from twostage.costs import parameters
 from twostage.data.pairs import Pair
-from twostage.enhancers import ENHANCERS
-from twostage.onnx_file import OnnxEnhancer
-from twostage.optim import OptimizerConfig
-from twostage.precision import CONVOLUTIONS, convert
-from twostage.restoration import restore
-from twostage.tasks import Enhancing, EnhancingWeights, total
-from twostage.trainer import Training, fit
+from twostage.evaluation.costs import parameters
+from twostage.inference.restoration import restore
+from twostage.models import checkpoint
+from twostage.models.onnx_enhancer import OnnxEnhancer
+from twostage.models.precision import CONVOLUTIONS, convert
+from twostage.models.registry import ENHANCERS
+from twostage.training import recipes
+from twostage.training.config import EnhancerRun, load_config
+from twostage.training.optim import OptimizerConfig
+from twostage.training.tasks import Enhancing, EnhancingWeights, total
+from twostage.training.trainer import Training, fit
 
 BASELINES = Path(__file__).parent.parent / "configs" / "baselines"
 JUDGES = ["adversary.discriminator.width=0.0625", "adversary.start=1"]
@@ -206,12 +208,12 @@ def test_a_training_moves_its_weights_and_goes_on_bitwise(
 def test_a_file_is_restored(trained: tuple[str, Path], tmp_path: Path, speech) -> None:
     name, run = trained
     sound = np.stack([speech(12345)] * inputs(settings(name, Path(__file__), run)))
-    audio.write(tmp_path / "in.wav", sound, 16000)
+    sound_files.write(tmp_path / "in.wav", sound, 16000)
     weights = str(run / "last.safetensors")
     assert main(["restore", str(tmp_path / "in.wav"), "-o", str(tmp_path / "out"), "--model", weights]) == 0
     (made,) = (tmp_path / "out").iterdir()
-    restored = audio.read(made)[0][0]
-    heard = np.squeeze(audio.read(tmp_path / "in.wav")[0])
+    restored = sound_files.read(made)[0][0]
+    heard = np.squeeze(sound_files.read(tmp_path / "in.wav")[0])
     np.testing.assert_allclose(restored, restore(checkpoint.load(weights), heard, 16000).reshape(-1), atol=2e-4)
     assert np.abs(restored).max() > 0.01
 

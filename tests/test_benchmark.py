@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from twostage import audio, checkpoint, plots
-from twostage.config import EnhancerRun, RestorerRun, load_config
-from twostage.errors import ConfigError, DataError, TwoStageError
-from twostage.report import read_rows
+from twostage.audio import plots, sound_files
+from twostage.evaluation.report import read_rows
+from twostage.models import checkpoint
+from twostage.training.config import EnhancerRun, RestorerRun, load_config
+from twostage.utils.errors import ConfigError, DataError, TwoStageError
 
 RATE = 16000
 SYSTEMS = ("lowpass", "wave-unet")
@@ -30,7 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, speech: Callable[..., np.ndar
     """A second each of speech to train with and to score, which is a pair as well."""
     folder = tmp_path_factory.mktemp("data")
     for seed, name in enumerate(("train", "dev")):
-        audio.write(folder / f"{name}.wav", speech(RATE, seed=seed), RATE)
+        sound_files.write(folder / f"{name}.wav", speech(RATE, seed=seed), RATE)
         (folder / f"{name}.csv").write_text(f"path,speaker,seconds\n{name}.wav,{name},1.0\n")
     (folder / "pairs.csv").write_text("bone,air,speaker,seconds\ntrain.wav,dev.wav,p,1.0\n")
     return folder

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import twostage
-from twostage import checkpoint
-from twostage.baselines.bilstm import HIGHEST, NARROW, Bilstm, BilstmConfig
-from twostage.errors import ConfigError, DataError
-from twostage.features import magnitudes
+from twostage.models import checkpoint
+from twostage.models.baselines.bilstm import HIGHEST, NARROW, Bilstm, BilstmConfig
+from twostage.models.features import magnitudes
+from twostage.utils.errors import ConfigError, DataError
 
 TINY = BilstmConfig(n_fft=64, hop_length=16, units=6, layers=2)
 

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import twostage
-from twostage import checkpoint
-from twostage.baselines.bsrnn import Bsrnn, BsrnnConfig, Estimate, Split
-from twostage.costs import gmac_per_second, parameters
-from twostage.errors import ConfigError
-from twostage.features import as_channels, as_complex
+from twostage.evaluation.costs import gmac_per_second, parameters
+from twostage.models import checkpoint
+from twostage.models.baselines.bsrnn import Bsrnn, BsrnnConfig, Estimate, Split
+from twostage.models.features import as_channels, as_complex
+from twostage.utils.errors import ConfigError
 
 SMALL = {"n_fft": 64, "hop_length": 16, "bands": (3, 5, 8, 17), "features": 4, "layers": 2}
 

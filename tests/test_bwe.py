@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from twostage.baselines.bwe import Bwe, BweConfig
-from twostage.costs import gmac_per_second, parameters
-from twostage.errors import ConfigError
+from twostage.evaluation.costs import gmac_per_second, parameters
+from twostage.models.baselines.bwe import Bwe, BweConfig
+from twostage.utils.errors import ConfigError
 
 TINY = BweConfig(channels=8, layers=3)
 

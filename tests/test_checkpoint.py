@@ -11,12 +11,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from twostage import checkpoint
-from twostage.errors import CheckpointError
-from twostage.features import MelConfig
-from twostage.pipeline import TwoStage, TwoStageConfig
-from twostage.restorer import Restorer, RestorerConfig
-from twostage.vocoder import Vocoder, VocoderConfig
+from twostage.models import checkpoint
+from twostage.models.features import MelConfig
+from twostage.models.restorer import Restorer, RestorerConfig
+from twostage.models.two_stage import TwoStage, TwoStageConfig
+from twostage.models.vocoder import Vocoder, VocoderConfig
+from twostage.utils.errors import CheckpointError
 
 MEL = MelConfig(n_mels=16)
 RESTORER = RestorerConfig(mel=MEL, channels=(4, 8), time_strides=(2,), blocks=1, dilations=(1,))

@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from twostage import cli, signals
-from twostage.errors import DataError
+from twostage import cli
+from twostage.utils import signals
+from twostage.utils.errors import DataError
 
 ROOT = Path(__file__).parent.parent
 Run = Callable[[], int]

@@ -9,12 +9,13 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from twostage import audio, cli
+from twostage import cli
+from twostage.audio import sound_files
 from twostage.commands import fit_sensor, manifest, simulate
 from twostage.data.manifest import read_manifest
-from twostage.data.presets import PRESETS, load_sensor
-from twostage.data.simulate import simulate_file
-from twostage.errors import TwoStageError
+from twostage.data.sensors import PRESETS, load_sensor
+from twostage.data.simulator import simulate_file
+from twostage.utils.errors import TwoStageError
 
 RATE = 16000
 Speech = Callable[..., np.ndarray]
@@ -30,8 +31,8 @@ def run(module: ModuleType, *words: object) -> int:
 def clean(tmp_path: Path, speech: Speech) -> Path:
     """clean/p1/a.wav (stereo, 44.1 kHz) and clean/p2/b.flac."""
     stereo = np.stack([speech(44100, 44100), speech(44100, 44100, seed=1)])
-    audio.write(tmp_path / "clean/p1/a.wav", stereo, 44100)
-    audio.write(tmp_path / "clean/p2/b.flac", speech(RATE), RATE)
+    sound_files.write(tmp_path / "clean/p1/a.wav", stereo, 44100)
+    sound_files.write(tmp_path / "clean/p2/b.flac", speech(RATE), RATE)
     return tmp_path / "clean"
 
 
@@ -41,10 +42,10 @@ def test_simulate_keeps_the_tree_and_repeats(clean: Path, tmp_path: Path, capsys
     assert "2 of 2 files" in capsys.readouterr().out
     for name in ("p1/a.wav", "p2/b.flac"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-        before, after = audio.info(clean / name), audio.info(tmp_path / "one" / name)
+        before, after = sound_files.info(clean / name), sound_files.info(tmp_path / "one" / name)
         assert (before.sample_rate, before.channels, before.frames) == (after.sample_rate, after.channels, after.frames)
-    made, rate = audio.read(tmp_path / "one/p2/b.flac")
-    expected = simulate_file(audio.read(clean / "p2/b.flac")[0], rate, PRESETS["throat"], 3, "p2/b.flac")
+    made, rate = sound_files.read(tmp_path / "one/p2/b.flac")
+    expected = simulate_file(sound_files.read(clean / "p2/b.flac")[0], rate, PRESETS["throat"], 3, "p2/b.flac")
     np.testing.assert_allclose(made, expected, atol=2**-15)
     run(simulate, clean, tmp_path / "three", "--seed", 4)
     assert (tmp_path / "one/p2/b.flac").read_bytes() != (tmp_path / "three/p2/b.flac").read_bytes()
@@ -77,9 +78,9 @@ def test_simulate_goes_on_past_bad_files_and_says_so(
 
 def test_simulate_never_clips(tmp_path: Path, speech: Speech) -> None:
     loud = speech(RATE)
-    audio.write(tmp_path / "in/x.wav", loud / np.abs(loud).max(), RATE, subtype="FLOAT")
+    sound_files.write(tmp_path / "in/x.wav", loud / np.abs(loud).max(), RATE, subtype="FLOAT")
     run(simulate, tmp_path / "in", tmp_path / "out", "--sensor", "throat")
-    assert np.abs(audio.read(tmp_path / "out/x.wav")[0]).max() <= 0.991
+    assert np.abs(sound_files.read(tmp_path / "out/x.wav")[0]).max() <= 0.991
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_simulate_refuses_before_it_works(
 
 
 def test_two_inputs_must_not_have_one_output(clean: Path, tmp_path: Path) -> None:
-    audio.write(clean / "p2/b.wav", np.full(100, 0.1, np.float32), RATE)
+    sound_files.write(clean / "p2/b.wav", np.full(100, 0.1, np.float32), RATE)
     with pytest.raises(TwoStageError, match="same output"):
         run(simulate, clean, tmp_path / "out", "--format", "flac")
 
@@ -115,8 +116,8 @@ def recordings(tmp_path: Path, speech: Speech) -> Path:
         bone = simulate_file(air[None], RATE, PRESETS["forehead"], 0, str(number))[0]
         if number == 3:
             bone = 0.1 * rng.standard_normal(2 * RATE).astype(np.float32)
-        audio.write(tmp_path / f"recordings/air/p{number}/x.wav", air, RATE)
-        audio.write(tmp_path / f"recordings/bone/p{number}/x.wav", np.pad(bone, (30, 0)), RATE)
+        sound_files.write(tmp_path / f"recordings/air/p{number}/x.wav", air, RATE)
+        sound_files.write(tmp_path / f"recordings/bone/p{number}/x.wav", np.pad(bone, (30, 0)), RATE)
     return tmp_path / "recordings"
 
 
@@ -210,7 +211,7 @@ def test_an_output_that_cannot_be_written_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    audio.write(tmp_path / "clean" / "a.wav", speech(16000), RATE)
+    sound_files.write(tmp_path / "clean" / "a.wav", speech(16000), RATE)
     (tmp_path / "m.csv").write_text("path,speaker\nclean/a.wav,s\n")
     (tmp_path / "file").touch()
     assert cli.main(arguments) == 1

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from twostage import audio, checkpoint
+from twostage.audio import sound_files
 from twostage.cli import main
+from twostage.models import checkpoint
 
 FAST = ["data.samples=2048", "data.batch=2", "threads=1", "save=1", "report=1"]
 VALID = ["valid.every=2", "valid.items=1", "valid.seconds=0.3", "valid.show=0", "valid.metrics=[mel_l1]"]
@@ -27,11 +28,11 @@ def test_a_recurrent_system_from_training_to_a_recording(name, paired_corpus, sp
     assert main([*given, "parts", "steps=2", "--resume"]) == 0
     whole, parts = (checkpoint.load(Path(run, "last.safetensors")).state_dict() for run in ("whole", "parts"))
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
-    audio.write("in.wav", speech(3000), 16000)
+    sound_files.write("in.wav", speech(3000), 16000)
     for precision in ("float32", "bf16"):
         options = ["--precision", precision, "--device", "cpu", "-o", f"{precision}.wav"]
         assert main(["restore", "in.wav", "--model", "whole/last.safetensors", *options]) == 0
-        restored = audio.read(f"{precision}.wav")[0]
+        restored = sound_files.read(f"{precision}.wav")[0]
         assert restored.shape[-1] == 3000
         assert np.abs(restored).max() > 0.001
     capsys.readouterr()

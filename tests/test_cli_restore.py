@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from twostage import audio, jobs, levels, restoration
+from twostage.audio import levels, sound_files
 from twostage.cli import COMMANDS, main
 from twostage.commands import restore as command
-from twostage.jobs import plan
+from twostage.inference import jobs, restoration
+from twostage.inference.jobs import plan
 
 Speech = Callable[..., np.ndarray]
 ROOT = Path(__file__).parent.parent
@@ -26,10 +27,10 @@ def recordings(tmp_path: Path, speech: Speech, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in" / "sub").mkdir(parents=True)
     stereo = np.stack([speech(20000, 44100), speech(20000, 44100, seed=1)])
-    audio.write("in/good.wav", speech(6000), 16000)
-    audio.write("in/sub/stereo.flac", stereo, 44100, subtype="PCM_24")
-    audio.write("in/one.wav", np.full(1, 0.1), 16000)
-    audio.write("in/silent.wav", np.zeros(3000), 8000)
+    sound_files.write("in/good.wav", speech(6000), 16000)
+    sound_files.write("in/sub/stereo.flac", stereo, 44100, subtype="PCM_24")
+    sound_files.write("in/one.wav", np.full(1, 0.1), 16000)
+    sound_files.write("in/silent.wav", np.zeros(3000), 8000)
     soundfile.write("in/zero.wav", np.zeros(0), 16000)
     soundfile.write("in/nan.wav", np.array([0.1, np.nan]), 16000, subtype="FLOAT")
     Path("in/empty.wav").touch()
@@ -53,9 +54,11 @@ def test_a_folder_with_good_and_bad_files(
     assert run(tiny_path, "in", "-o", "out") == 1
     out, err = capsys.readouterr()
     assert listing("out") == ["good.wav", "one.wav", "silent.wav", "sub/stereo.flac"]
-    assert audio.info("out/sub/stereo.flac") == audio.Info(16000, 2, round(20000 * 16000 / 44100), "FLAC", "PCM_24")
-    assert audio.info("out/one.wav").frames == 1
-    assert not audio.read("out/silent.wav")[0].any()
+    assert sound_files.info("out/sub/stereo.flac") == sound_files.Info(
+        16000, 2, round(20000 * 16000 / 44100), "FLAC", "PCM_24"
+    )
+    assert sound_files.info("out/one.wav").frames == 1
+    assert not sound_files.read("out/silent.wav")[0].any()
     complaints = {line.split(": ")[2]: line for line in err.splitlines()}
     wanted = {"zero": "no samples", "nan": "NaN", "empty": "empty", "text": "not a sound file", "cut": "truncated"}
     for name, problem in wanted.items():
@@ -71,7 +74,7 @@ def test_one_file_into_one_file_with_report_and_picture(recordings: Path, tiny_p
     assert run(tiny_path, "in/sub/stereo.flac", "-o", "a/b.wav", *options) == 0
     assert listing("a") == ["b.png", "b.wav"]
     assert Path("a/b.png").read_bytes().startswith(b"\x89PNG")
-    assert audio.info("a/b.wav") == audio.Info(44100, 2, 20000, "WAV", "PCM_24")
+    assert sound_files.info("a/b.wav") == sound_files.Info(44100, 2, 20000, "WAV", "PCM_24")
     report = json.loads(Path("r.json").read_text())
     assert report["device"] == "cpu"
     assert report["model"] == [str(tiny_path)]
@@ -99,7 +102,7 @@ def test_existing_outputs(recordings: Path, tiny_path: Path, capsys: pytest.Capt
     assert "skipped" in capsys.readouterr().out
     assert Path("out/good.wav").read_text() == "precious"
     assert run(tiny_path, "in/good.wav", "-o", "out", "--overwrite") == 0
-    assert audio.info("out/good.wav").frames == 6000
+    assert sound_files.info("out/good.wav").frames == 6000
 
 
 def test_an_existing_picture_stops_before_the_work(
@@ -115,8 +118,8 @@ def test_patterns_formats_and_levels(recordings: Path, tiny_path: Path) -> None:
     assert run(tiny_path, "in/**/[gs]*o*.*a*", "-o", "out", "--format", "ogg", "--keep-low-band", "500") == 0
     assert listing("out") == ["good.ogg", "sub/stereo.ogg"]
     assert run(tiny_path, "in/good.wav", "-o", "loud.wav", "--level", "model") == 0
-    level = levels.active_level(audio.read("loud.wav")[0], 16000)
-    assert level != pytest.approx(levels.active_level(audio.read("in/good.wav")[0], 16000), abs=0.1)
+    level = levels.active_level(sound_files.read("loud.wav")[0], 16000)
+    assert level != pytest.approx(levels.active_level(sound_files.read("in/good.wav")[0], 16000), abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -155,20 +158,20 @@ def test_models_that_cannot_be_loaded(recordings: Path, capsys: pytest.CaptureFi
 
 
 def test_two_inputs_for_one_output(recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    audio.write("in/good.flac", np.full(100, 0.1), 16000)
+    sound_files.write("in/good.flac", np.full(100, 0.1), 16000)
     assert run(tiny_path, "in/good.flac", "in/good.wav", "in/good.wav", "-o", "out", "--format", "wav") == 1
     assert "in/good.wav: would write out/good.wav, which in/good.flac writes" in capsys.readouterr().err
-    assert audio.info("out/good.wav").frames == 100
+    assert sound_files.info("out/good.wav").frames == 100
 
 
 def test_results_inside_the_input_folder_are_not_restored_again(recordings: Path) -> None:
     Path("in/out").mkdir()
-    audio.write("in/out/good.wav", np.full(100, 0.1), 16000)
+    sound_files.write("in/out/good.wav", np.full(100, 0.1), 16000)
     assert Path("in/out/good.wav") not in {job.source for job in plan(["in"], "in/out")}
 
 
 def test_pictures_do_not_share_a_name(recordings: Path) -> None:
-    audio.write("in/good.flac", np.full(100, 0.1), 16000)
+    sound_files.write("in/good.flac", np.full(100, 0.1), 16000)
     plots = [job.plot.name for job in plan(["in/good.flac", "in/good.wav"], "out", plot=True) if job.plot]
     assert plots == ["good.png", "good.wav.png"]
 
@@ -209,7 +212,7 @@ def test_ctrl_c_says_what_was_done(
 
 
 def test_ctrl_c_leaves_no_half_written_output(recordings: Path, tiny_path: Path) -> None:
-    with audio.Writer("in/long.wav", 16000, 1) as writer:
+    with sound_files.Writer("in/long.wav", 16000, 1) as writer:
         for seed in range(20):
             writer.write(np.random.default_rng(seed).normal(0, 0.1, (1, 160000)).astype(np.float32))
     arguments = [sys.executable, "-m", "twostage", "restore", "in/long.wav", "-o", "out", "--model", str(tiny_path)]
@@ -237,7 +240,7 @@ def test_help_is_quick_and_shows_examples(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_formats_are_those_that_can_be_written() -> None:
-    assert set(command.FORMATS) == set(audio.FORMATS) - {"aif", "oga"}
+    assert set(command.FORMATS) == set(sound_files.FORMATS) - {"aif", "oga"}
 
 
 def test_what_another_process_made_meanwhile_is_skipped(
@@ -247,12 +250,12 @@ def test_what_another_process_made_meanwhile_is_skipped(
     honest, measure = restoration.restore_file, restoration.measure
 
     def slow(model: object, source: Path, *rest: object, **more: object) -> restoration.Report:
-        audio.write("out/silent.wav", np.full(7, 0.1), 16000, overwrite=True)
+        sound_files.write("out/silent.wav", np.full(7, 0.1), 16000, overwrite=True)
         return honest(model, source, *rest, **more)  # type: ignore[arg-type]
 
     def late(source: restoration.Source, rate: int) -> restoration.Survey:
         if source.name == "in/one.wav":
-            audio.write("out/one.wav", np.full(7, 0.1), 16000)
+            sound_files.write("out/one.wav", np.full(7, 0.1), 16000)
         return measure(source, rate)
 
     monkeypatch.setattr(restoration, "restore_file", slow)
@@ -261,7 +264,7 @@ def test_what_another_process_made_meanwhile_is_skipped(
     out, err = capsys.readouterr()
     assert "1 restored, 2 skipped" in out
     assert err == ""
-    assert {name: audio.info(f"out/{name}").frames for name in listing("out")} == {
+    assert {name: sound_files.info(f"out/{name}").frames for name in listing("out")} == {
         "good.wav": 6000,
         "one.wav": 7,
         "silent.wav": 7,

@@ -14,10 +14,12 @@ import pytest
 from test_stream import offline, speech
 from test_streaming import chain
 
-from twostage import audio, checkpoint, cli
-from twostage.errors import AudioError
-from twostage.live import Pcm, Timing, converse, in_hops, pipe
-from twostage.stream import Stream
+from twostage import cli
+from twostage.audio import sound_files
+from twostage.inference.realtime import Pcm, Timing, converse, in_hops, pipe
+from twostage.inference.stream import Stream
+from twostage.models import checkpoint
+from twostage.utils.errors import AudioError
 
 
 @pytest.fixture
@@ -79,10 +81,10 @@ def test_timing_counts_what_is_late() -> None:
 
 def test_a_file_comes_out_as_it_restores(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sound = speech(9000)
-    audio.write(tmp_path / "a.wav", np.stack([sound, -sound]), 16000, subtype="FLOAT")
+    sound_files.write(tmp_path / "a.wav", np.stack([sound, -sound]), 16000, subtype="FLOAT")
     command = ["stream", "--model", model, "--file", str(tmp_path / "a.wav"), "--gain", "6"]
     assert cli.main([*command, "-o", str(tmp_path / "b.wav"), "--json", str(tmp_path / "t.json")]) == 0
-    found, rate = audio.read(tmp_path / "b.wav")
+    found, rate = sound_files.read(tmp_path / "b.wav")
     gain = np.float32(10 ** (6 / 20))
     assert (rate, found.shape) == (16000, (1, 9000))
     np.testing.assert_allclose(found[0], offline(chain(), sound * gain) / gain, atol=6e-5, rtol=0)  # written as 16 bits
@@ -95,13 +97,13 @@ def test_a_file_comes_out_as_it_restores(model: str, tmp_path: Path, capsys: pyt
 def test_a_quiet_file_is_brought_to_the_level_of_the_model(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    audio.write(tmp_path / "a.wav", 0.01 * speech(32000)[None], 32000)
+    sound_files.write(tmp_path / "a.wav", 0.01 * speech(32000)[None], 32000)
     assert (
         cli.main(["stream", "--model", model, "--file", str(tmp_path / "a.wav"), "-o", str(tmp_path / "b.flac")]) == 0
     )
     # half of white noise lies above 8 kHz, which the model's rate has not
     assert "gain +3" in capsys.readouterr().out
-    assert audio.info(tmp_path / "b.flac").frames == 16000
+    assert sound_files.info(tmp_path / "b.flac").frames == 16000
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_mistakes_are_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("a.wav", "b.wav"):
-        audio.write(name, speech(1000)[None], 16000)
+        sound_files.write(name, speech(1000)[None], 16000)
     before = Path("b.wav").read_bytes()
     assert cli.main(["stream", "--model", model, *options]) == 1
     error = capsys.readouterr().err

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from twostage import audio, cluster
+from twostage.audio import sound_files
 from twostage.cli import main
-from twostage.cluster import ClusterConfig, Crew
-from twostage.corpus import Item, Job, Weights
-from twostage.errors import ConfigError
-from twostage.results import RESTORED, TABLE, Result, decode
+from twostage.corpus import ray_cluster
+from twostage.corpus.corpus import Item, Job, Weights
+from twostage.corpus.ray_cluster import ClusterConfig, Crew
+from twostage.corpus.table import RESTORED, TABLE, Result, decode
+from twostage.utils.errors import ConfigError
 
 Speech = Callable[..., np.ndarray]
 
@@ -30,7 +31,7 @@ def manifest(tmp_path: Path, speech: Speech, monkeypatch: pytest.MonkeyPatch) ->
     long = np.tile(speech(16000), 20)
     names = [f"{'sub/' if index % 2 else ''}{index}.wav" for index in range(6)]
     for index, name in enumerate(names):
-        audio.write(f"in/{name}", long if index < 2 else speech(8000, seed=index), 16000)
+        sound_files.write(f"in/{name}", long if index < 2 else speech(8000, seed=index), 16000)
     Path("in/bad.wav").write_text("not a sound" * 30)
     Path("in/m.csv").write_text("path\n" + "".join(f"{name}\n" for name in [*names, "bad.wav"]))
     return "in/m.csv"
@@ -118,9 +119,9 @@ def test_work_that_kills_whoever_does_it_is_given_up_alone(
             if not any(item.name == "66.wav" for item in piece):
                 yield [Result(item.source, item.name, RESTORED) for item in piece]
 
-    monkeypatch.setattr(cluster, "_map", deadly)
+    monkeypatch.setattr(ray_cluster, "_map", deadly)
     items = [Item(f"/in/{index}.wav", f"{index}.wav") for index in range(100)]
-    results = [row for rows in cluster.restored(items, job, weights, Crew(2, 1, "cpu")) for row in rows]
+    results = [row for rows in ray_cluster.restored(items, job, weights, Crew(2, 1, "cpu")) for row in rows]
     assert sizes == [3] * 33 + [1] + [1] * 3
     assert sorted(row.path for row in results) == sorted(item.source for item in items)
     (failed,) = [row for row in results if row.status != RESTORED]
@@ -141,8 +142,8 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
                 signal.raise_signal(signal.SIGTERM)
             yield worker([item])
 
-    monkeypatch.setattr(cluster, "cluster", here)
-    monkeypatch.setattr(cluster, "_map", one_by_one)
+    monkeypatch.setattr(ray_cluster, "cluster", here)
+    monkeypatch.setattr(ray_cluster, "_map", one_by_one)
     command = ["restore-corpus", manifest, "-o", "out", "--model", str(tiny_path)]
     assert main(command) == 130
     out, err = capsys.readouterr()
@@ -168,8 +169,8 @@ def test_only_the_first_errors_are_shown(
     tiny_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cluster, "cluster", here)
-    monkeypatch.setattr(cluster, "_map", lambda items, files, work, crew: iter([work[0](*work[1:])(items)]))
+    monkeypatch.setattr(ray_cluster, "cluster", here)
+    monkeypatch.setattr(ray_cluster, "_map", lambda items, files, work, crew: iter([work[0](*work[1:])(items)]))
     Path("m.csv").write_text("path\n" + "".join(f"{index}.wav\n" for index in range(25)))
     assert main(["restore-corpus", "m.csv", "-o", "out", "--model", str(tiny_path)]) == 1
     err = capsys.readouterr().err.splitlines()
@@ -181,5 +182,8 @@ def test_only_the_first_errors_are_shown(
 
 def test_a_cluster_that_is_not_there_is_said_so() -> None:
     require_ray()
-    with pytest.raises(ConfigError, match=r"no cluster 127.0.0.1:1: "), cluster.cluster(ClusterConfig("127.0.0.1:1")):
+    with (
+        pytest.raises(ConfigError, match=r"no cluster 127.0.0.1:1: "),
+        ray_cluster.cluster(ClusterConfig("127.0.0.1:1")),
+    ):
         pass

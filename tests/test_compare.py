@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from twostage import audio, compare, metrics, report
+from twostage.audio import sound_files
 from twostage.cli import main
-from twostage.costs import Costs
 from twostage.data.manifest import Entry
-from twostage.evaluate import ROWS, SUMMARY, Results, Source, System, evaluate, show
+from twostage.evaluation import compare, metrics, report
+from twostage.evaluation.costs import Costs
+from twostage.evaluation.runner import ROWS, SUMMARY, Results, Source, System, evaluate, show
 
 RATE = 16000
 
@@ -35,8 +36,8 @@ def folders(tmp_path_factory, speech):
     """Evaluations of two systems on the same utterance: one is deaf above 3 kHz, the other above 6 kHz."""
     home = tmp_path_factory.mktemp("compared")
     clean = speech(RATE) + 0.01 * np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
-    audio.write(home / "a_air.wav", clean, RATE)
-    audio.write(home / "a_bone.wav", clean, RATE)
+    sound_files.write(home / "a_air.wav", clean, RATE)
+    sound_files.write(home / "a_bone.wav", clean, RATE)
     entry = Entry(str(home / "a_air.wav"), str(home / "a_bone.wav"), "a", 1.0)
     for name, limit in (("three", 3000.0), ("six", 6000.0)):
         systems, results = [System(name, Muffled(limit), hears_clean=False)], Results()

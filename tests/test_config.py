@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from twostage.adversary import AdversaryConfig, MelAdversaryConfig
-from twostage.config import FinetuneRun, RestorerRun, VocoderRun, difference, load_config, plain, to_yaml
-from twostage.data.presets import load_sensor
-from twostage.discriminators import DiscriminatorConfig
-from twostage.errors import ConfigError, TwoStageError
-from twostage.mel_discriminator import MelDiscriminatorConfig
-from twostage.schema import build
+from twostage.data.sensors import load_sensor
+from twostage.training.adversary import AdversaryConfig, MelAdversaryConfig
+from twostage.training.config import FinetuneRun, RestorerRun, VocoderRun, difference, load_config, plain, to_yaml
+from twostage.training.discriminators.audio import DiscriminatorConfig
+from twostage.training.discriminators.mel import MelDiscriminatorConfig
+from twostage.utils.errors import ConfigError, TwoStageError
+from twostage.utils.schema import build
 
 
 @pytest.fixture

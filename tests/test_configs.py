@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from twostage import checkpoint, recipes
-from twostage.config import FinetuneRun, RestorerRun, VocoderRun, load_config
-from twostage.pipeline import TwoStage, TwoStageConfig
-from twostage.restorer import Restorer
-from twostage.vocoder import Vocoder
+from twostage.models import checkpoint
+from twostage.models.restorer import Restorer
+from twostage.models.two_stage import TwoStage, TwoStageConfig
+from twostage.models.vocoder import Vocoder
+from twostage.training import recipes
+from twostage.training.config import FinetuneRun, RestorerRun, VocoderRun, load_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 OVERLAYS = {"tiny", "adapt", "fusion", "content", "causal", "hifigan_v1", "hifigan_v2", "hifigan_v3"}

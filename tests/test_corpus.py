@@ -14,14 +14,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from twostage import audio, cluster, corpus
+from twostage.audio import sound_files
 from twostage.cli import main
-from twostage.cluster import ClusterConfig
-from twostage.corpus import Item, Job, Weights, Worker, begin, plan, refused, safe_name, sources
-from twostage.errors import CheckpointError, ConfigError, DataError, OutputError
-from twostage.restoration import Options
-from twostage.results import PARTS, TABLE, Result, Table, decode, distinct, to_arrow
-from twostage.stores import Store
+from twostage.corpus import corpus, ray_cluster
+from twostage.corpus.corpus import Item, Job, Weights, Worker, begin, plan, refused, safe_name, sources
+from twostage.corpus.ray_cluster import ClusterConfig
+from twostage.corpus.storage import Store
+from twostage.corpus.table import PARTS, TABLE, Result, Table, decode, distinct, to_arrow
+from twostage.inference.restoration import Options
+from twostage.utils.errors import CheckpointError, ConfigError, DataError, OutputError
 
 Speech = Callable[..., np.ndarray]
 
@@ -32,9 +33,9 @@ def manifest(tmp_path: Path, speech: Speech, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in" / "sub").mkdir(parents=True)
     stereo = np.stack([speech(20000, 44100), speech(20000, 44100, seed=1)])
-    audio.write("in/good.wav", speech(6000), 16000)
-    audio.write("in/sub/stereo.flac", stereo, 44100, subtype="PCM_24")
-    audio.write("in/silent.wav", np.zeros(3000), 8000)
+    sound_files.write("in/good.wav", speech(6000), 16000)
+    sound_files.write("in/sub/stereo.flac", stereo, 44100, subtype="PCM_24")
+    sound_files.write("in/silent.wav", np.zeros(3000), 8000)
     Path("in/text.wav").write_text("not a sound" * 30)
     names = ("good.wav", "sub/stereo.flac", "silent.wav", "text.wav", "missing.wav")
     Path("in/m.csv").write_text("path\n" + "".join(f"{name}\n" for name in names))
@@ -172,7 +173,7 @@ def test_a_later_run_goes_on_with_what_is_not_restored(manifest: Path, job: Job,
     done = begin(job)
     assert done.keys() == {item.source for item in given[:2]}
     assert [item.name for item in items(manifest, done=done)] == ["silent.wav", "text.wav", "missing.wav"]
-    audio.write("in/missing.wav", np.full(100, 0.1), 16000)
+    sound_files.write("in/missing.wav", np.full(100, 0.1), 16000)
     _restored(job, tiny_path, items(manifest, done=done))
     assert begin(job).keys() == {item.source for item in given} - {f"{manifest.parent}/text.wav"}
     assert begin(job, overwrite=True) == {}
@@ -293,7 +294,7 @@ def test_impossible_clusters(values: dict[str, Any], message: str) -> None:
 )
 def test_clusters_that_are_too_small(config: ClusterConfig, resources: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        cluster._crew(config, resources)
+        ray_cluster._crew(config, resources)
 
 
 @pytest.mark.parametrize(

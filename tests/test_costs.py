@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from twostage import costs
-from twostage.pipeline import TwoStage, TwoStageConfig
-from twostage.restorer import RestorerConfig
-from twostage.vocoder import Vocoder, VocoderConfig
+from twostage.evaluation import costs
+from twostage.models.restorer import RestorerConfig
+from twostage.models.two_stage import TwoStage, TwoStageConfig
+from twostage.models.vocoder import Vocoder, VocoderConfig
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 import twostage
-from twostage import checkpoint
-from twostage.baselines.dccrn import MASKINGS, Complex, ComplexNorm, Dccrn, DccrnConfig
-from twostage.costs import gmac_per_second, parameters
-from twostage.errors import ConfigError
+from twostage.evaluation.costs import gmac_per_second, parameters
+from twostage.models import checkpoint
+from twostage.models.baselines.dccrn import MASKINGS, Complex, ComplexNorm, Dccrn, DccrnConfig
 from twostage.nn.layers import LSTM, Conv2d
+from twostage.utils.errors import ConfigError
 
 SMALL = {"n_fft": 64, "win_length": 48, "hop_length": 16, "channels": (4, 8), "lstm_units": 8}
 TINY = DccrnConfig(**SMALL, masking="C", lookahead=2)

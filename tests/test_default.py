@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import twostage
-from twostage import audio, checkpoint, costs, metrics
+from twostage.audio import sound_files
+from twostage.evaluation import costs, metrics
+from twostage.models import checkpoint
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "samples"
@@ -15,7 +17,7 @@ SAMPLES = ROOT / "samples"
 @pytest.fixture(scope="module")
 def sample() -> dict[str, np.ndarray]:
     """The sample as spoken, as the sensor heard it, as restored by the default and by `causal`: (T,) each at 16 kHz."""
-    clean, throat = (audio.read(SAMPLES / f"{name}.flac")[0][0] for name in ("clean", "throat"))
+    clean, throat = (sound_files.read(SAMPLES / f"{name}.flac")[0][0] for name in ("clean", "throat"))
     restored = {name: twostage.restore(twostage.load(name), throat, 16000) for name in ("default", "causal")}
     return {"clean": clean, "throat": throat, "restored": restored["default"], "causal": restored["causal"]}
 

@@ -3,10 +3,16 @@
 import pytest
 import torch
 
-from twostage.band_discriminator import BandDiscriminator
-from twostage.discriminators import DiscriminatorConfig, Discriminators, multi_period, multi_resolution, multi_scale
-from twostage.errors import ConfigError
 from twostage.nn.layers import fold_weight_norm
+from twostage.training.discriminators.audio import (
+    DiscriminatorConfig,
+    Discriminators,
+    multi_period,
+    multi_resolution,
+    multi_scale,
+)
+from twostage.training.discriminators.bands import BandDiscriminator
+from twostage.utils.errors import ConfigError
 
 SMALL = DiscriminatorConfig(width=0.0625)
 RESOLUTIONS = (256, 512, 1024)

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from twostage import checkpoint, recipes
-from twostage.config import VocoderRun, load_config
-from twostage.distributed import Team
-from twostage.errors import ConfigError
+from twostage.models import checkpoint
+from twostage.training import recipes
+from twostage.training.config import VocoderRun, load_config
+from twostage.training.distributed import Team
+from twostage.utils.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 

@@ -21,9 +21,9 @@ import yaml
 from browser import chromium
 
 from twostage import cli
-from twostage.config import EnhancerRun, FinetuneRun, RestorerRun, VocoderRun
-from twostage.data.presets import Sensor
-from twostage.enhancers import ENHANCERS
+from twostage.data.sensors import Sensor
+from twostage.models.registry import ENHANCERS
+from twostage.training.config import EnhancerRun, FinetuneRun, RestorerRun, VocoderRun
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("mkdocs", "material", "mkdocstrings", "latex2mathml")

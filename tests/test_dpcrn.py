@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 import twostage
-from twostage.baselines.dpcrn import Down, Dpcrn, DpcrnConfig, InstantNorm, Up
-from twostage.costs import gmac_per_second, parameters
-from twostage.errors import ConfigError
-from twostage.export import export
-from twostage.onnx_file import OnnxEnhancer
+from twostage.evaluation.costs import gmac_per_second, parameters
+from twostage.export.onnx import export
+from twostage.models.baselines.dpcrn import Down, Dpcrn, DpcrnConfig, InstantNorm, Up
+from twostage.models.onnx_enhancer import OnnxEnhancer
+from twostage.utils.errors import ConfigError
 
 SMALL = {"n_fft": 40, "hop_length": 20, "channels": (4, 6), "strides": (2, 1), "blocks": 1, "units": 8}
 TINY = DpcrnConfig(**SMALL)

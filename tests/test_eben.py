@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import twostage
-from twostage import checkpoint
-from twostage.baselines.eben import Eben, EbenConfig
-from twostage.costs import gmac_per_second, parameters
-from twostage.errors import ConfigError
+from twostage.evaluation.costs import gmac_per_second, parameters
+from twostage.models import checkpoint
+from twostage.models.baselines.eben import Eben, EbenConfig
+from twostage.utils.errors import ConfigError
 
 SMALL = {"channels": 4, "strides": (2, 2), "bottleneck": 4}
 TINY, CAUSAL = EbenConfig(**SMALL), EbenConfig(**SMALL, causal=True)

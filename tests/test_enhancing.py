@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from twostage import checkpoint, enhancers, recipes
 from twostage.cli import main
-from twostage.config import EnhancerRun, load_config
 from twostage.data.pairs import Pair
-from twostage.errors import ConfigError
-from twostage.features import MelConfig
-from twostage.losses import negative_si_sdr
-from twostage.tasks import Enhancing, EnhancingWeights, total
+from twostage.models import checkpoint, registry
+from twostage.models.features import MelConfig
+from twostage.training import recipes
+from twostage.training.config import EnhancerRun, load_config
+from twostage.training.losses import negative_si_sdr
+from twostage.training.tasks import Enhancing, EnhancingWeights, total
+from twostage.utils.errors import ConfigError
 
 FAST = ["threads=1", "data.samples=4096", "data.batch=2", "valid.items=1", "valid.seconds=0.5", "valid.show=0"]
 
@@ -48,8 +49,8 @@ class Gain(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(enhancers.ENHANCERS, "gain", (GainConfig, Gain))
-    monkeypatch.setitem(enhancers.KINDS, "gain", (GainConfig, Gain))
+    monkeypatch.setitem(registry.ENHANCERS, "gain", (GainConfig, Gain))
+    monkeypatch.setitem(registry.KINDS, "gain", (GainConfig, Gain))
 
 
 @pytest.fixture

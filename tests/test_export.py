@@ -17,22 +17,24 @@ from test_streaming import MEL
 from torch import Tensor
 
 import twostage
-from twostage import audio, checkpoint, costs, evaluate, griffinlim
-from twostage.baselines.bilstm import Bilstm, BilstmConfig
-from twostage.baselines.eben import Eben, EbenConfig
-from twostage.baselines.seanet import Seanet, SeanetConfig
+from twostage.audio import sound_files
 from twostage.cli import main
-from twostage.data.calibration import calibration_speech
-from twostage.data.presets import Sensor
-from twostage.errors import AudioError, CheckpointError, ConfigError
-from twostage.export import TOLERANCE, RealGriffinLim, RealStft, difference, export, mel_difference, waves
-from twostage.features import MelConfig, Stft, power
-from twostage.griffinlim import GriffinLim
-from twostage.onnx_file import OnnxEnhancer
-from twostage.pipeline import TwoStage, TwoStageConfig
-from twostage.quantization import convolutions
-from twostage.restorer import RestorerConfig
-from twostage.vocoder import VocoderConfig
+from twostage.data.sensors import Sensor
+from twostage.evaluation import costs, runner
+from twostage.export.calibration import calibration_speech
+from twostage.export.int8 import convolutions
+from twostage.export.onnx import TOLERANCE, RealGriffinLim, RealStft, difference, export, mel_difference, waves
+from twostage.models import checkpoint, griffinlim
+from twostage.models.baselines.bilstm import Bilstm, BilstmConfig
+from twostage.models.baselines.eben import Eben, EbenConfig
+from twostage.models.baselines.seanet import Seanet, SeanetConfig
+from twostage.models.features import MelConfig, Stft, power
+from twostage.models.griffinlim import GriffinLim
+from twostage.models.onnx_enhancer import OnnxEnhancer
+from twostage.models.restorer import RestorerConfig
+from twostage.models.two_stage import TwoStage, TwoStageConfig
+from twostage.models.vocoder import VocoderConfig
+from twostage.utils.errors import AudioError, CheckpointError, ConfigError
 
 Speech = Callable[..., np.ndarray]
 ROOT = Path(__file__).parent.parent
@@ -172,9 +174,9 @@ def test_costs_and_the_digest_are_those_of_the_model(
 ) -> None:
     found, expected = (costs.measure(model, seconds=1, repeats=1) for model in (whole, centred))
     assert (found.parameters, found.gmac) == (expected.parameters, expected.gmac)
-    prints = evaluate.fingerprint([evaluate.System("a", whole, False), evaluate.System("b", step, False)])
+    prints = runner.fingerprint([runner.System("a", whole, False), runner.System("b", step, False)])
     assert prints["a"] != prints["b"]
-    systems = evaluate.load_systems({"a": [str(whole.path)]})
+    systems = runner.load_systems({"a": [str(whole.path)]})
     assert [system.name for system in systems] == ["a"]  # no copy-synthesis: the vocoder is not there by itself
 
 
@@ -188,11 +190,11 @@ def test_restoring_with_a_file_is_restoring(
     expected = twostage.restore(model, given, 22050, seconds=0.5)  # in windows
     found = twostage.restore(twostage.load(enhancer.path), given, 22050, seconds=0.5)
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    audio.write(tmp_path / "in.wav", given, 22050)
+    sound_files.write(tmp_path / "in.wav", given, 22050)
     command = ["restore", str(tmp_path / "in.wav"), "-o", str(tmp_path / "out.wav"), "--model", str(enhancer.path)]
     assert main(command) == 0
-    expected = twostage.restore(model, audio.read(tmp_path / "in.wav")[0][0], 22050)  # of 16 bits
-    np.testing.assert_allclose(audio.read(tmp_path / "out.wav")[0][0], expected, atol=2e-4)
+    expected = twostage.restore(model, sound_files.read(tmp_path / "in.wav")[0][0], 22050)  # of 16 bits
+    np.testing.assert_allclose(sound_files.read(tmp_path / "out.wav")[0][0], expected, atol=2e-4)
 
 
 def test_a_file_has_a_precision_of_its_own(
@@ -203,7 +205,7 @@ def test_a_file_has_a_precision_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    audio.write(tmp_path / "in.wav", speech(4000), 16000)
+    sound_files.write(tmp_path / "in.wav", speech(4000), 16000)
     command = ["restore", str(tmp_path / "in.wav"), "-o", str(tmp_path / "out.wav"), "--model", str(whole.path)]
     assert main([*command, "--precision", "bf16", "--json", str(tmp_path / "report.json")]) == 0
     assert capsys.readouterr().err == "twostage: warning: --precision bf16: ONNX runs as it was written\n"
@@ -231,7 +233,7 @@ def test_files_that_cannot_be_used_are_one_line(
         twostage.load(tmp_path / "missing.onnx")
     with pytest.raises(CheckpointError, match="give it alone"):
         twostage.load(path, "default")
-    monkeypatch.setattr("twostage.onnx_file.find_spec", lambda name: None)
+    monkeypatch.setattr("twostage.models.onnx_enhancer.find_spec", lambda name: None)
     with pytest.raises(CheckpointError, match=r"need onnxruntime: pip install 'twostage\[onnx\]'"):
         twostage.load(whole.path)
 
@@ -267,7 +269,7 @@ def test_a_file_that_differs_is_not_written(
     causal: TwoStage, step: OnnxEnhancer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = SimpleNamespace(model=SimpleNamespace(metadata_props={}), save=lambda path: copyfile(step.path, path))
-    monkeypatch.setattr("twostage.export._step", lambda model: program)
+    monkeypatch.setattr("twostage.export.onnx._step", lambda model: program)
     assert export(causal, tmp_path / "x.onnx", stream=True, provenance={}).difference < 2e-5
     (tmp_path / "x.onnx").unlink()
     other = deepcopy(causal)
@@ -280,7 +282,7 @@ def test_a_file_that_differs_is_not_written(
 def test_int8_keeps_the_ends_float_and_stays_near(
     centred: TwoStage, whole: OnnxEnhancer, corpus: Path, folder: Path
 ) -> None:
-    from twostage.export import _quantized
+    from twostage.export.onnx import _quantized
 
     spoken = calibration_speech(corpus, Sensor(), 16000)
     made = _quantized(whole.path, whole.header, spoken)
@@ -299,7 +301,7 @@ def test_int8_keeps_the_ends_float_and_stays_near(
 
 
 def test_a_step_of_int8_streams(causal: TwoStage, step: OnnxEnhancer, corpus: Path) -> None:
-    from twostage.export import _quantized
+    from twostage.export.onnx import _quantized
 
     spoken = [next(calibration_speech(corpus, Sensor(), 16000))[:4096]]
     model = OnnxEnhancer(_quantized(step.path, replace(step.header, int8=True), spoken))
@@ -308,14 +310,14 @@ def test_a_step_of_int8_streams(causal: TwoStage, step: OnnxEnhancer, corpus: Pa
 
 
 def test_speech_to_calibrate_on(corpus: Path, paired_corpus: Path, tmp_path: Path) -> None:
-    from twostage.levels import LEVEL, active_level
+    from twostage.audio.levels import LEVEL, active_level
 
     sensor = Sensor()
     found = list(calibration_speech(corpus, sensor, 8000))
     assert [len(samples) for samples in found] == [7000, 7500, 8000]
     assert active_level(found[0], 8000) == pytest.approx(LEVEL, abs=1e-3)
     recorded = next(calibration_speech(paired_corpus, None, 16000))
-    bone = audio.read(paired_corpus.parent / "0_bone.wav")[0][0]
+    bone = sound_files.read(paired_corpus.parent / "0_bone.wav")[0][0]
     assert np.corrcoef(recorded, bone)[0, 1] == pytest.approx(1, abs=1e-6)
     assert len(list(calibration_speech(corpus.parent, None, 16000))) == 3  # a folder, as it is
     with pytest.raises(ConfigError, match="clean speech alone"):

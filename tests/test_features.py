@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from twostage.errors import ConfigError
-from twostage.features import Istft, LogMel, MelConfig, Stft
+from twostage.models.features import Istft, LogMel, MelConfig, Stft
+from twostage.utils.errors import ConfigError
 
 SMALL = MelConfig(sample_rate=8000, n_fft=128, win_length=128, hop_length=32, n_mels=16, fmax=4000)
 

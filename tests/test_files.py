@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from twostage.errors import OutputError
-from twostage.files import partial_name, replacing
+from twostage.utils.errors import OutputError
+from twostage.utils.files import partial_name, replacing
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:

@@ -11,25 +11,28 @@ import pytest
 import torch
 
 import twostage
-from twostage import audio, checkpoint, evaluate, levels, recipes
-from twostage.checkpoint import load
+from twostage.audio import levels, sound_files
 from twostage.cli import main
-from twostage.config import EnhancerRun, RestorerRun, load_config
-from twostage.data.air import Air, looped, noisy, pink
 from twostage.data.manifest import Entry, read_manifest
+from twostage.data.noise import Air, looped, noisy, pink
 from twostage.data.pairs import Pair, PairConfig, PairDataset
-from twostage.errors import AudioError, ConfigError
-from twostage.export import TOLERANCE, export
-from twostage.features import LogMel, MelConfig
-from twostage.hearing import Hearing
-from twostage.optim import OptimizerConfig
-from twostage.pipeline import TwoStage, TwoStageConfig
-from twostage.report import AIR, RAW
-from twostage.restorer import Restorer, RestorerConfig
-from twostage.tasks import Restoring, RestoringWeights
-from twostage.trainer import Training, fit
-from twostage.validation import examples
-from twostage.vocoder import VocoderConfig
+from twostage.evaluation import runner
+from twostage.evaluation.report import AIR, RAW
+from twostage.export.onnx import TOLERANCE, export
+from twostage.models import checkpoint
+from twostage.models.checkpoint import load
+from twostage.models.features import LogMel, MelConfig
+from twostage.models.restorer import Restorer, RestorerConfig
+from twostage.models.restorer_features import Hearing
+from twostage.models.two_stage import TwoStage, TwoStageConfig
+from twostage.models.vocoder import VocoderConfig
+from twostage.training import recipes
+from twostage.training.config import EnhancerRun, RestorerRun, load_config
+from twostage.training.optim import OptimizerConfig
+from twostage.training.tasks import Restoring, RestoringWeights
+from twostage.training.trainer import Training, fit
+from twostage.training.validation import examples
+from twostage.utils.errors import AudioError, ConfigError
 
 Speech = Callable[..., np.ndarray]
 RATE = 16000
@@ -80,7 +83,7 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("noise")
     for seed in range(2):
         rng = np.random.default_rng(seed)
-        audio.write(folder / f"{seed}.wav", 0.1 * rng.standard_normal(3000 + 9000 * seed).clip(-3, 3), RATE)
+        sound_files.write(folder / f"{seed}.wav", 0.1 * rng.standard_normal(3000 + 9000 * seed).clip(-3, 3), RATE)
     return folder
 
 
@@ -253,18 +256,18 @@ def fusion_path(fusion: TwoStage, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_two_channels_go_in_and_one_comes_out(fusion_path: Path, headset: np.ndarray, tmp_path: Path, capsys) -> None:
-    audio.write(tmp_path / "two.wav", headset, RATE)
-    audio.write(tmp_path / "one.wav", headset[0], RATE)
+    sound_files.write(tmp_path / "two.wav", headset, RATE)
+    sound_files.write(tmp_path / "one.wav", headset[0], RATE)
     restoring = ["restore", "--model", str(fusion_path), "-o"]
     assert main([*restoring, str(tmp_path / "out.wav"), str(tmp_path / "two.wav"), "--plot"]) == 0
-    made, rate = audio.read(tmp_path / "out.wav")
+    made, rate = sound_files.read(tmp_path / "out.wav")
     assert (made.shape, rate) == ((1, headset.shape[1]), RATE)
     assert main([*restoring, str(tmp_path / "no.wav"), str(tmp_path / "one.wav")]) == 1
     assert "one.wav: has 1 channel; this model hears 2, bone and air" in capsys.readouterr().err
     assert not (tmp_path / "no.wav").exists()
     streaming = ["stream", "--model", str(fusion_path), "--file"]
     assert main([*streaming, str(tmp_path / "two.wav"), "-o", str(tmp_path / "stream.wav")]) == 0
-    streamed = audio.read(tmp_path / "stream.wav")[0]
+    streamed = sound_files.read(tmp_path / "stream.wav")[0]
     assert np.abs(streamed).max() > 0.01
     assert streamed.shape == made.shape
     with pytest.raises(AudioError, match="has 3 channels; this model hears 2"):
@@ -276,14 +279,14 @@ def test_two_channels_go_in_and_one_comes_out(fusion_path: Path, headset: np.nda
 def test_an_evaluation_has_rows_of_both_microphones(
     fusion_path: Path, tiny_path: Path, corpus: Path, noise: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "measure_costs", lambda systems: {})
+    monkeypatch.setattr(runner, "measure_costs", lambda systems: {})
     given = ["evaluate", "--clean", str(corpus), "--simulate", "eben", "--pictures", "0", "--limit", "1"]
     models = ["--model", f"both={fusion_path}", "--model", f"bone={tiny_path}"]
     airy = [*given, "--air-snr", "-5", "--noise", str(noise)]
     with redirect_stdout(StringIO()) as table:
         assert main([*airy, *models, "-o", str(tmp_path / "a")]) == 0
         assert main([*given, *models[2:], "-o", str(tmp_path / "b")]) == 0
-    rows, alone = (evaluate.report.read_rows(tmp_path / name / "utterances.csv") for name in "ab")
+    rows, alone = (runner.report.read_rows(tmp_path / name / "utterances.csv") for name in "ab")
     assert [row.system for row in rows][:2] == [RAW, AIR]
     assert "| noisy air | 1 |" in table.getvalue()
     scores = {row.system: row.scores for row in rows}
@@ -302,15 +305,15 @@ def test_a_fusion_cannot_be_evaluated_without_air(fusion_path: Path, corpus: Pat
 
 
 def test_simulated_files_are_what_is_evaluated(speech: Speech, noise: Path, tmp_path: Path, capsys) -> None:
-    audio.write(tmp_path / "in" / "a.wav", speech(RATE), RATE)
-    audio.write(tmp_path / "in" / "two.wav", np.stack([speech(RATE)] * 2), RATE)
+    sound_files.write(tmp_path / "in" / "a.wav", speech(RATE), RATE)
+    sound_files.write(tmp_path / "in" / "two.wav", np.stack([speech(RATE)] * 2), RATE)
     settings = ["--sensor", "eben", "--air-snr", "-3", "--noise", str(noise), "--seed", "3"]
     assert main(["simulate", str(tmp_path / "in"), str(tmp_path / "out"), *settings]) == 1
     assert "two.wav: has 2 channels; --air-snr makes two of a file with one" in capsys.readouterr().err
     files = tuple(sorted(map(str, noise.iterdir())))
-    source = evaluate.Source(tmp_path / "in", evaluate.Sensor(cutoff=600.0), 3, Air(-3.0, files, 3))
+    source = runner.Source(tmp_path / "in", runner.Sensor(cutoff=600.0), 3, Air(-3.0, files, 3))
     made, _ = source.read(Entry(str(tmp_path / "in" / "a.wav"), None, "s", 1.0))
-    written = audio.read(tmp_path / "out" / "a.wav")[0]
+    written = sound_files.read(tmp_path / "out" / "a.wav")[0]
     assert written.shape == made.shape == (2, RATE)
     assert np.abs(made[1] - written[1]).max() <= 2**-14
 

@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 
-from twostage.adversary import Adversary
-from twostage.config import EnhancerRun, load_config
 from twostage.data.pairs import Pair
-from twostage.enhancers import ENHANCERS
-from twostage.recipes import last_weight
-from twostage.tasks import Enhancing
-from twostage.trainer import Training, fit
+from twostage.models.registry import ENHANCERS
+from twostage.training.adversary import Adversary
+from twostage.training.config import EnhancerRun, load_config
+from twostage.training.recipes import last_weight
+from twostage.training.tasks import Enhancing
+from twostage.training.trainer import Training, fit
 
 TINY = {
     "bwe": ["model.channels=4", "model.layers=2"],

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from twostage.audio.levels import rms
 from twostage.data.gate import gate
-from twostage.levels import rms
 
 RATE = 16000
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from twostage.errors import ConfigError
-from twostage.features import LogMel, MelConfig
-from twostage.griffinlim import GriffinLim
-from twostage.pipeline import TwoStage, TwoStageConfig
-from twostage.restorer import RestorerConfig
-from twostage.vocoder import Vocoder, VocoderConfig
+from twostage.models.features import LogMel, MelConfig
+from twostage.models.griffinlim import GriffinLim
+from twostage.models.restorer import RestorerConfig
+from twostage.models.two_stage import TwoStage, TwoStageConfig
+from twostage.models.vocoder import Vocoder, VocoderConfig
+from twostage.utils.errors import ConfigError
 
 CONFIG = MelConfig()
 SMALL = {"upsample_initial_channel": 16, "resblock_kernel_sizes": (3,), "resblock_dilation_sizes": ((1,),)}

@@ -17,15 +17,19 @@ from test_readme import TRAININGS, commands
 from test_resume import assert_same_training
 from torch import nn
 
-from twostage import audio, checkpoint, cli, config, costs, enhancers, metrics
+from twostage import cli
+from twostage.audio import sound_files
 from twostage.commands import training
-from twostage.config import EnhancerRun, load_config
 from twostage.data.pairs import Pair
-from twostage.errors import ConfigError
-from twostage.onnx_file import OnnxEnhancer
-from twostage.optim import OptimizerConfig
-from twostage.tasks import Enhancing
-from twostage.trainer import Training, fit
+from twostage.evaluation import costs, metrics
+from twostage.models import checkpoint, registry
+from twostage.models.onnx_enhancer import OnnxEnhancer
+from twostage.training import config
+from twostage.training.config import EnhancerRun, load_config
+from twostage.training.optim import OptimizerConfig
+from twostage.training.tasks import Enhancing
+from twostage.training.trainer import Training, fit
+from twostage.utils.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "guide"
@@ -94,14 +98,16 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         path = tmp_path / "made" / ("baselines" if name.endswith(".yaml") else ".") / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("twostage.baselines.gru_gains", tmp_path / "made" / "gru_gains.py")
+    spec = importlib.util.spec_from_file_location(
+        "twostage.models.baselines.gru_gains", tmp_path / "made" / "gru_gains.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    for name in ("gru_gains", "twostage.baselines.gru_gains"):
+    for name in ("gru_gains", "twostage.models.baselines.gru_gains"):
         monkeypatch.setitem(sys.modules, name, module)
     spec.loader.exec_module(module)
-    for table in (enhancers.ENHANCERS, enhancers.KINDS):
+    for table in (registry.ENHANCERS, registry.KINDS):
         monkeypatch.setitem(table, "gru-gains", (module.GruGainsConfig, module.GruGains))
     monkeypatch.setattr(config, "SHIPPED", (tmp_path / "made", *config.SHIPPED))
     return module
@@ -140,7 +146,9 @@ def test_own_sensor_without_any_data_runs_as_written(workplace: Path, monkeypatc
         assert copied[metric]["mean"] < small[metric]["mean"] < 0.8 * raw[metric]["mean"]
     for picture in ("restored.png", "sensor.png"):
         assert (workplace / "trial" / picture).stat().st_size > 10_000
-    assert len(audio.read(workplace / "trial" / "restored.flac")[0][0]) == len(audio.read("samples/throat.flac")[0][0])
+    assert len(sound_files.read(workplace / "trial" / "restored.flac")[0][0]) == len(
+        sound_files.read("samples/throat.flac")[0][0]
+    )
 
 
 @pytest.mark.usefixtures("example")
@@ -148,8 +156,10 @@ def test_the_example_of_an_enhancer_runs_as_written(workplace: Path) -> None:
     for arguments in run_as_written("add-an-enhancer.md"):
         assert cli.main(arguments) == 0, arguments
     assert (heard := log_of(workplace / "trial" / "gru-gains"))[-1] < heard[0]
-    restored, streamed = (audio.read(workplace / "trial" / f"{name}.flac")[0][0] for name in ("restored", "streamed"))
-    throat = audio.read(ROOT / "samples" / "throat.flac")[0][0]
+    restored, streamed = (
+        sound_files.read(workplace / "trial" / f"{name}.flac")[0][0] for name in ("restored", "streamed")
+    )
+    throat = sound_files.read(ROOT / "samples" / "throat.flac")[0][0]
     assert np.corrcoef(restored, streamed)[0, 1] > 0.9999  # a stream does not bring its output to the input's level
     assert metrics.lsd(throat, restored) > 0.5
     assert OnnxEnhancer(workplace / "trial" / "step.onnx").header.kind == "gru-gains"
@@ -219,7 +229,7 @@ def test_the_test_of_the_example_passes(example: ModuleType) -> None:
 
 
 def test_a_script_of_ones_own_knows_the_example(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    for table in (enhancers.ENHANCERS, enhancers.KINDS):
+    for table in (registry.ENHANCERS, registry.KINDS):
         monkeypatch.delitem(table, "gru-gains")
     scope = {"__name__": "mine"}
     exec(files_of("add-an-enhancer.md")["mine.py"], scope)

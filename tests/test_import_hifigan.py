@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from twostage import checkpoint
 from twostage.commands import import_hifigan as command
-from twostage.errors import CheckpointError, ConfigError
-from twostage.features import LogMel, MelConfig
-from twostage.hifigan import import_hifigan, read_config
+from twostage.models import checkpoint
+from twostage.models.features import LogMel, MelConfig
+from twostage.models.import_hifigan import import_hifigan, read_config
+from twostage.utils.errors import CheckpointError, ConfigError
 
 PUBLISHED = {
     "resblock": "1", "num_gpus": 0, "batch_size": 16, "learning_rate": 0.0002, "adam_b1": 0.8, "adam_b2": 0.99,

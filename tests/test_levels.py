@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from twostage import levels
+from twostage.audio import levels
 
 
 def noise(frames: int, channels: int) -> np.ndarray:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from twostage import logs
-from twostage.errors import OutputError
-from twostage.logs import RunLog
+from twostage.training import logs
+from twostage.training.logs import RunLog
+from twostage.utils.errors import OutputError
 
 
 def steps(run: Path) -> list[int]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from twostage import losses
-from twostage.features import LogMel, MelConfig
+from twostage.models.features import LogMel, MelConfig
+from twostage.training import losses
 
 
 def maps(*logits: float) -> list[list[torch.Tensor]]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from twostage import audio
+from twostage.audio import sound_files
 from twostage.data.manifest import Entry, pair, read_manifest, read_paths, scan, split_by_speaker, write_manifest
-from twostage.errors import DataError, OutputError, TwoStageError
+from twostage.utils.errors import DataError, OutputError, TwoStageError
 
 Make = Callable[..., None]
 
@@ -22,7 +22,7 @@ def make(tmp_path: Path) -> Make:
     def files(*names: str) -> None:
         for name in names:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            audio.write(tmp_path / name, np.full(4000, 0.1, np.float32), 8000)
+            sound_files.write(tmp_path / name, np.full(4000, 0.1, np.float32), 8000)
 
     return files
 

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from twostage.adversary import Adversary, MelAdversaryConfig
 from twostage.data.pairs import Pair
-from twostage.features import LogMel, MelConfig
-from twostage.mel_discriminator import MelDiscriminator, MelDiscriminatorConfig
-from twostage.optim import OptimizerConfig
-from twostage.restorer import Restorer, RestorerConfig
-from twostage.tasks import Restoring, RestoringWeights
-from twostage.trainer import Progress, Training, fit
+from twostage.models.features import LogMel, MelConfig
+from twostage.models.restorer import Restorer, RestorerConfig
+from twostage.training.adversary import Adversary, MelAdversaryConfig
+from twostage.training.discriminators.mel import MelDiscriminator, MelDiscriminatorConfig
+from twostage.training.optim import OptimizerConfig
+from twostage.training.tasks import Restoring, RestoringWeights
+from twostage.training.trainer import Progress, Training, fit
 
 MEL = MelConfig(n_mels=32)
 RESTORER = RestorerConfig(mel=MEL, channels=(4, 8), time_strides=(2,), blocks=1, dilations=(1,))

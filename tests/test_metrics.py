@@ -4,9 +4,9 @@ import librosa
 import numpy as np
 import pytest
 
-from twostage import metrics
-from twostage.errors import DataError, TwoStageError
-from twostage.metrics import MetricWarning, align, estoi, lsd, mcd, mel_l1, pesq_wb, score, si_sdr, stoi
+from twostage.evaluation import metrics
+from twostage.evaluation.metrics import MetricWarning, align, estoi, lsd, mcd, mel_l1, pesq_wb, score, si_sdr, stoi
+from twostage.utils.errors import DataError, TwoStageError
 
 RATE = 16000
 

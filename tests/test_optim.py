@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from twostage import optim
-from twostage.errors import ConfigError
-from twostage.optim import OptimizerConfig
+from twostage.training import optim
+from twostage.training.optim import OptimizerConfig
+from twostage.utils.errors import ConfigError
 
 
 def test_settings_arrive_in_adamw():

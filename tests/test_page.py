@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from browser import chromium, required
 
-from twostage import audio
 from twostage.app.limits import Limits
 from twostage.app.results import Results
 from twostage.app.service import Service
 from twostage.app.work import sample
+from twostage.audio import sound_files
 from twostage.cli import main
-from twostage.errors import AudioError
+from twostage.utils.errors import AudioError
 
 required("gradio")
 from twostage.app.page import Address, serving  # noqa: E402 - where there is gradio
@@ -161,8 +161,8 @@ def test_restore_listen_switch_and_download(visit, tiny_path, tmp_path):
 
 
 def test_good_and_bad_files_at_once(visit, tmp_path, speech, tiny_path):
-    audio.write(tmp_path / "one.wav", speech(8000), 16000)
-    audio.write(tmp_path / "<b>two.wav", speech(9000), 16000)
+    sound_files.write(tmp_path / "one.wav", speech(8000), 16000)
+    sound_files.write(tmp_path / "<b>two.wav", speech(9000), 16000)
     (tmp_path / "bad.wav").write_text("not a sound" * 30)
     tab = visit(width=390, scheme="dark")
     give(tab, "#recordings", tmp_path / "one.wav", tmp_path / "<b>two.wav", tmp_path / "bad.wav")
@@ -259,7 +259,7 @@ def asked(url, files, session):
 @pytest.mark.parametrize("marked", [True, False])
 @pytest.mark.parametrize("place", ["secret.wav", "link.wav", "files/../secret.wav"])
 def test_a_request_cannot_name_a_file_that_was_not_uploaded(page, tmp_path, speech, marked, place):
-    audio.write(tmp_path / "secret.wav", speech(4000), 16000)
+    sound_files.write(tmp_path / "secret.wav", speech(4000), 16000)
     (tmp_path / "link.wav").symlink_to("secret.wav")
     meta = {"meta": {"_type": "gradio.FileData"}} if marked else {}
     named = {"path": f"{tmp_path}/{place}", "orig_name": "secret.wav", **meta}
@@ -365,4 +365,4 @@ def test_mistakes_at_the_start_are_named(options, complaint, capsys):
 
 
 def test_the_samples_are_those_of_the_repository():
-    assert np.array_equal(audio.read(THROAT)[0], audio.read(ROOT / "samples" / "throat.flac")[0])
+    assert np.array_equal(sound_files.read(THROAT)[0], sound_files.read(ROOT / "samples" / "throat.flac")[0])

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from twostage import audio, levels
+from twostage.audio import levels, sound_files
 from twostage.data.manifest import Entry
 from twostage.data.pairs import PairConfig, PairDataset, batches, equalise
-from twostage.errors import ConfigError, DataError
+from twostage.utils.errors import ConfigError, DataError
 
 RATE = 16000
 STILL = PairConfig(samples=4096, sensors=("eben",), joint_jitter_db=0.0, degraded_jitter_db=0.0)
@@ -28,10 +28,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, speech: Callable[..., np.nd
     entries = []
     for i in range(5):
         clean = speech(RATE * (1 + i % 2), seed=i) * 10 ** (-i / 10)
-        audio.write(root / f"{i}.flac", clean, RATE)
+        sound_files.write(root / f"{i}.flac", clean, RATE)
         entries.append(Entry(str(root / f"{i}.flac"), None, f"s{i}", len(clean) / RATE))
         if i >= 3:
-            audio.write(root / f"{i}_bone.flac", -0.3 * np.pad(clean, (100, 0)), RATE)
+            sound_files.write(root / f"{i}_bone.flac", -0.3 * np.pad(clean, (100, 0)), RATE)
             entries[-1] = replace(entries[-1], degraded=str(root / f"{i}_bone.flac"), delay=100 / RATE)
     return entries
 
@@ -125,7 +125,7 @@ def tones(tmp_path: Path) -> Entry:
     """A pair of two seconds of 1 kHz."""
     tone = (0.1 * np.sin(2 * np.pi * 1000 * np.arange(2 * RATE) / RATE)).astype(np.float32)
     for side in ("air", "bone"):
-        audio.write(tmp_path / f"{side}.wav", tone, RATE, subtype="FLOAT")
+        sound_files.write(tmp_path / f"{side}.wav", tone, RATE, subtype="FLOAT")
     return Entry(str(tmp_path / "air.wav"), str(tmp_path / "bone.wav"), "s", 2.0)
 
 
@@ -234,8 +234,8 @@ def test_what_does_not_fit_into_memory_is_read_again(corpus: list[Entry]) -> Non
 
 
 def test_other_rates_are_resampled(tmp_path: Path, corpus: list[Entry]) -> None:
-    sound, _ = audio.read(corpus[1].clean or "")
-    audio.write(tmp_path / "x.wav", audio.resample(sound, RATE, 44100), 44100)
+    sound, _ = sound_files.read(corpus[1].clean or "")
+    sound_files.write(tmp_path / "x.wav", sound_files.resample(sound, RATE, 44100), 44100)
     entry = replace(corpus[1], clean=str(tmp_path / "x.wav"))
     for gigabytes in (1.0, 0.0):
         config = replace(STILL, sensors=(), cache_gigabytes=gigabytes)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from twostage.inference.chunks import enhance
+from twostage.inference.restoration import restore
 from twostage.nn.layers import GRU
 from twostage.nn.streaming import Late
-from twostage.pieces import enhance
-from twostage.restoration import restore
 
 
 class Remembering(nn.Module):

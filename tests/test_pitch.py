@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy import signal
 
-from twostage.features import MelConfig, Stft
-from twostage.pitch import HIGHEST, LOWEST, Pitch
+from twostage.models.features import MelConfig, Stft
+from twostage.models.pitch import HIGHEST, LOWEST, Pitch
 
 RATE = 16000
 

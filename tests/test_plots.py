@@ -7,8 +7,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from twostage import audio, plots
-from twostage.errors import OutputError
+from twostage.audio import plots, sound_files
+from twostage.utils.errors import OutputError
 
 
 def tone(frames: int, sample_rate: int, frequency: float) -> np.ndarray:
@@ -42,8 +42,8 @@ def test_blocks_do_not_show() -> None:
 
 @pytest.mark.parametrize("frames", [1, 100, 8000])
 def test_a_picture_of_any_length(tmp_path: Path, frames: int) -> None:
-    audio.write(tmp_path / "a.wav", np.vstack([tone(frames, 8000, 300.0)] * 2), 8000)
-    audio.write(tmp_path / "b.wav", tone(2 * frames, 16000, 300.0), 16000)
+    sound_files.write(tmp_path / "a.wav", np.vstack([tone(frames, 8000, 300.0)] * 2), 8000)
+    sound_files.write(tmp_path / "b.wav", tone(2 * frames, 16000, 300.0), 16000)
     plots.before_after(tmp_path / "c.png", tmp_path / "a.wav", tmp_path / "b.wav", top=8000)
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(OutputError, match=r"c\.png: exists already"):

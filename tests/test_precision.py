@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import twostage
-from twostage import audio, precision
+from twostage.audio import sound_files
 from twostage.cli import main
-from twostage.errors import ConfigError
-from twostage.pipeline import TwoStage
+from twostage.models import precision
+from twostage.models.two_stage import TwoStage
+from twostage.utils.errors import ConfigError
 
 LACKING = "precision bf16: this machine's cpu does not compute in it; float32 is used"
 
@@ -77,7 +78,7 @@ def test_the_command_says_what_it_used(
     used: str,
 ) -> None:
     compute(monkeypatch, avx512_bf16=capable)
-    audio.write(tmp_path / "in.wav", np.asarray(sound())[0], 16000)
+    sound_files.write(tmp_path / "in.wav", np.asarray(sound())[0], 16000)
     paths = [str(tmp_path / "in.wav"), "-o", str(tmp_path / "out.wav"), "--json", str(tmp_path / "r.json")]
     assert main(["restore", *paths, "--model", str(tiny_path), "--device", "cpu", "--precision", "bf16"]) == 0
     assert capsys.readouterr().err == ("" if capable else f"twostage: warning: --{LACKING}\n")

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from twostage import audio, checkpoint, cli
+from twostage import cli
+from twostage.audio import sound_files
 from twostage.commands import training
-from twostage.config import FinetuneRun, RestorerRun, VocoderRun
-from twostage.pipeline import TwoStage
+from twostage.models import checkpoint
+from twostage.models.two_stage import TwoStage
+from twostage.training.config import FinetuneRun, RestorerRun, VocoderRun
 
 ROOT = Path(__file__).parent.parent
 TRAININGS = {"train-restorer": RestorerRun, "train-vocoder": VocoderRun, "finetune": FinetuneRun}
@@ -230,9 +232,9 @@ def test_python_that_is_told_compiles(name: str, block: str) -> None:
 # their blocks run one after the other, on the names and files below; others need what a reader has and a test has not
 @pytest.mark.parametrize("name", ["README.md", "docs/start.md", "docs/restore.md", "docs/stream.md"])
 def test_python_that_is_told_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = audio.read(ROOT / "samples" / "throat.flac", frames=8000)[0]
+    sound = sound_files.read(ROOT / "samples" / "throat.flac", frames=8000)[0]
     for place in ("samples/throat.flac", "recording.wav"):
-        audio.write(tmp_path / place, sound, 16000)
+        sound_files.write(tmp_path / place, sound, 16000)
     monkeypatch.chdir(tmp_path)
     played: list[np.ndarray] = []
     hops = np.split(sound[0], range(1000, 8000, 1000))

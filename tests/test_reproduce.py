@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from twostage import audio, cli
+from twostage import cli
+from twostage.audio import sound_files
 from twostage.commands import training
-from twostage.config import RestorerRun, RunConfig, VocoderRun
-from twostage.data.simulate import PRESETS, seeded, simulate
+from twostage.data.simulator import PRESETS, seeded, simulate
+from twostage.training.config import RestorerRun, RunConfig, VocoderRun
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "reproduce.sh"
@@ -41,7 +42,7 @@ with socket.socket(socket.AF_UNIX) as line:
 SERVER = """
 import os, runpy, socket, sys
 import matplotlib.figure, pesq, pystoi, scipy.signal, torch, torch.utils.flop_counter
-import twostage.evaluate, twostage.recipes
+import twostage.evaluation.runner, twostage.training.recipes
 
 def run(words):
     if words[0] == "-c":
@@ -103,17 +104,17 @@ def data(tmp_path_factory: pytest.TempPathFactory, speech: Callable[..., np.ndar
     for seed in range(2):
         for name in manifests:
             clean = speech(2 * RATE, seed=seed + 2 * len(name))
-            audio.write(folder / f"{name}{seed}.wav", clean, RATE)
+            sound_files.write(folder / f"{name}{seed}.wav", clean, RATE)
             row = f"{name}{seed}.wav,{name}{seed},c{seed},2.0\n"
             if name == "pairs":
                 bone = simulate(clean, RATE, PRESETS["throat"], seeded(seed, "bone"))
-                audio.write(folder / f"bone{seed}.wav", bone, RATE)
+                sound_files.write(folder / f"bone{seed}.wav", bone, RATE)
                 row = f"bone{seed}.wav,{name}{seed}.wav,p{seed},2.0\n"
             manifests[name] += row
     for name, text in manifests.items():
         (folder / f"{name}.csv").write_text(text)
     hiss = 0.01 * np.random.default_rng(0).standard_normal(RATE)
-    audio.write(folder / "noise" / "hiss.wav", hiss.astype(np.float32), RATE)
+    sound_files.write(folder / "noise" / "hiss.wav", hiss.astype(np.float32), RATE)
     return folder
 
 

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import twostage
-from twostage import audio, levels, restoration
-from twostage.audio import match_length
-from twostage.errors import AudioError, ConfigError
-from twostage.pieces import enhance
-from twostage.pipeline import TwoStage
-from twostage.restoration import Options, restore, restore_file
-from twostage.windows import keep_low_band, windows
+from twostage.audio import levels, sound_files
+from twostage.audio.sound_files import match_length
+from twostage.inference import restoration
+from twostage.inference.chunks import enhance
+from twostage.inference.restoration import Options, restore, restore_file
+from twostage.inference.windows import keep_low_band, windows
+from twostage.models.two_stage import TwoStage
+from twostage.utils.errors import AudioError, ConfigError
 
 Speech = Callable[..., np.ndarray]
 
@@ -113,18 +114,18 @@ def test_lengths_are_exact(tiny: TwoStage, speech: Speech, tmp_path: Path, rate:
     given = speech(frames, rate)
     wanted = max(1, round(frames * 16000 / rate))
     assert restore(tiny, given, rate).shape == (wanted,)
-    audio.write(tmp_path / "a.wav", given, rate)
+    sound_files.write(tmp_path / "a.wav", given, rate)
     restore_file(tiny, tmp_path / "a.wav", tmp_path / "model.wav")
     restore_file(tiny, tmp_path / "a.wav", tmp_path / "input.wav", Options(sample_rate="input"))
-    assert audio.info(tmp_path / "model.wav") == audio.Info(16000, 1, wanted, "WAV", "PCM_16")
-    assert audio.info(tmp_path / "input.wav") == audio.Info(rate, 1, frames, "WAV", "PCM_16")
+    assert sound_files.info(tmp_path / "model.wav") == sound_files.Info(16000, 1, wanted, "WAV", "PCM_16")
+    assert sound_files.info(tmp_path / "input.wav") == sound_files.Info(rate, 1, frames, "WAV", "PCM_16")
 
 
 def test_files_and_arrays_agree(tiny: TwoStage, speech: Speech, tmp_path: Path) -> None:
     given = np.stack([speech(50000, 44100), 0.3 * speech(50000, 44100, seed=1)])
-    audio.write(tmp_path / "a.wav", given, 44100, subtype="FLOAT")
+    sound_files.write(tmp_path / "a.wav", given, 44100, subtype="FLOAT")
     restore_file(tiny, tmp_path / "a.wav", tmp_path / "b.wav", Options(seconds=0.3))
-    assert np.abs(audio.read(tmp_path / "b.wav")[0] - restore(tiny, given, 44100)).max() < 1e-5
+    assert np.abs(sound_files.read(tmp_path / "b.wav")[0] - restore(tiny, given, 44100)).max() < 1e-5
 
 
 def test_channels_do_not_mix(tiny: TwoStage, speech: Speech) -> None:
@@ -166,9 +167,9 @@ def test_never_clipped_and_balanced(speech: Speech, tmp_path: Path) -> None:
     out = restore(Peaky(), given, 16000)
     assert np.abs(out).max() == pytest.approx(restoration.PEAK, abs=1e-4)
     assert levels.active_level(out[0], 16000) - levels.active_level(out[1], 16000) == pytest.approx(6.02, abs=0.05)
-    audio.write(tmp_path / "a.wav", given, 16000)
+    sound_files.write(tmp_path / "a.wav", given, 16000)
     report = restore_file(Peaky(), tmp_path / "a.wav", tmp_path / "b.ogg", Options(sample_rate="input"))
-    assert np.abs(audio.read(tmp_path / "b.ogg")[0]).max() < 1
+    assert np.abs(sound_files.read(tmp_path / "b.ogg")[0]).max() < 1
     assert report.limited_db > 1
 
 
@@ -203,10 +204,10 @@ def test_streamed_crossover_equals_whole(speech: Speech) -> None:
 def test_silence_stays_silence(tiny: TwoStage, speech: Speech, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="silent"):
         assert not restore(tiny, np.zeros(5000, np.float32), 16000).any()
-    audio.write(tmp_path / "a.wav", np.stack([speech(5000), np.zeros(5000)]), 16000)
+    sound_files.write(tmp_path / "a.wav", np.stack([speech(5000), np.zeros(5000)]), 16000)
     report = restore_file(tiny, tmp_path / "a.wav", tmp_path / "b.wav")
     assert report.warnings == ["channel 2 silent; restored as silence"]
-    out, _ = audio.read(tmp_path / "b.wav")
+    out, _ = sound_files.read(tmp_path / "b.wav")
     assert out[0].any()
     assert not out[1].any()
 
@@ -242,14 +243,14 @@ def test_impossible_options(options: dict[str, float], message: str) -> None:
 
 
 def test_a_broken_model_is_not_written(speech: Speech, tmp_path: Path) -> None:
-    audio.write(tmp_path / "a.wav", speech(2000), 16000)
+    sound_files.write(tmp_path / "a.wav", speech(2000), 16000)
     with pytest.raises(AudioError, match="the model's output is not finite"):
         restore_file(Scale(float("nan")), tmp_path / "a.wav", tmp_path / "b.wav")
     assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
 
 
 def test_an_interrupt_leaves_nothing_behind(speech: Speech, tmp_path: Path) -> None:
-    audio.write(tmp_path / "a.wav", speech(20000), 16000)
+    sound_files.write(tmp_path / "a.wav", speech(20000), 16000)
 
     def stop(seconds: float) -> None:
         raise KeyboardInterrupt
@@ -260,7 +261,7 @@ def test_an_interrupt_leaves_nothing_behind(speech: Speech, tmp_path: Path) -> N
 
 
 def test_a_full_disk_is_seen_before_the_work(speech: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    audio.write(tmp_path / "a.wav", speech(20000), 16000)
+    sound_files.write(tmp_path / "a.wav", speech(20000), 16000)
     monkeypatch.setattr(restoration.shutil, "disk_usage", lambda path: SimpleNamespace(free=79999))
     with pytest.raises(AudioError, match=r"b\.wav: cannot be written \(No space left on device: 0\.1 MB are needed"):
         restore_file(Scale(float("nan")), tmp_path / "a.wav", tmp_path / "b.wav")
@@ -302,7 +303,7 @@ def test_windows_in_turn_begin_at_a_hop(tiny: TwoStage, speech: Speech) -> None:
 
 
 def test_a_file_is_not_replaced_by_its_own_restoration(speech: Speech, tmp_path: Path) -> None:
-    audio.write(tmp_path / "a.wav", speech(2000), 16000)
+    sound_files.write(tmp_path / "a.wav", speech(2000), 16000)
     with pytest.raises(AudioError, match="its own restoration"):
         restore_file(Identity(), tmp_path / "a.wav", tmp_path / "a.wav", Options(overwrite=True))
 
@@ -348,10 +349,10 @@ def test_many_channels_take_no_more_memory_than_some(
     tiny: TwoStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks and windows of 320 channels are a twentieth as long, and what comes out is the same."""
-    channels, given = 20 * audio.USUAL, np.random.default_rng(0).normal(0, 0.1, (1, 30000)).astype(np.float32)
+    channels, given = 20 * sound_files.USUAL, np.random.default_rng(0).normal(0, 0.1, (1, 30000)).astype(np.float32)
     silent = np.zeros((channels - 1, given.shape[1]), np.float32)
-    audio.write(tmp_path / "many.wav", np.concatenate([given, silent]), 16000, subtype="FLOAT")
-    audio.write(tmp_path / "one.wav", given, 16000, subtype="FLOAT")
+    sound_files.write(tmp_path / "many.wav", np.concatenate([given, silent]), 16000, subtype="FLOAT")
+    sound_files.write(tmp_path / "one.wav", given, 16000, subtype="FLOAT")
     windows, blocks, honest = list[float](), list[int](), restoration.enhance
 
     def watched(model: object, given: Iterator[np.ndarray], seconds: float, *rest: object) -> object:
@@ -362,6 +363,6 @@ def test_many_channels_take_no_more_memory_than_some(
     for name in ("many", "one"):
         restoration.restore_file(tiny, tmp_path / f"{name}.wav", tmp_path / f"{name}_out.wav")
     assert windows == [0.5, 10.0]
-    assert max(blocks) <= audio.BLOCK * audio.USUAL < channels * given.shape[1]
-    many, one = (audio.read(tmp_path / f"{name}_out.wav")[0] for name in ("many", "one"))
+    assert max(blocks) <= sound_files.BLOCK * sound_files.USUAL < channels * given.shape[1]
+    many, one = (sound_files.read(tmp_path / f"{name}_out.wav")[0] for name in ("many", "one"))
     assert np.allclose(many[0], one[0], atol=1e-5)

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from twostage.errors import ConfigError
-from twostage.features import MelConfig
-from twostage.restorer import Restorer, RestorerConfig
+from twostage.models.features import MelConfig
+from twostage.models.restorer import Restorer, RestorerConfig
+from twostage.utils.errors import ConfigError
 
 MEL = MelConfig(n_mels=16)
 TINY = [

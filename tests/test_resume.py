@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from twostage import checkpoint, recipes
-from twostage.config import RestorerRun, VocoderRun, load_config
-from twostage.errors import CheckpointError, ConfigError
+from twostage.models import checkpoint
+from twostage.training import recipes
+from twostage.training.config import RestorerRun, VocoderRun, load_config
+from twostage.utils.errors import CheckpointError, ConfigError
 
 STEPS = 6
 
@@ -88,7 +89,9 @@ from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import torch
 torch.set_num_threads(1)
-from twostage import checkpoint, monitor, recipes
+from twostage.models import checkpoint
+from twostage.training import monitor
+from twostage.training import recipes
 from test_resume import vocoder
 
 corpus, run, moment = sys.argv[1:]

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import twostage
-from twostage import checkpoint
-from twostage.baselines.seanet import Seanet, SeanetConfig
-from twostage.costs import gmac_per_second, parameters
-from twostage.errors import ConfigError
+from twostage.evaluation.costs import gmac_per_second, parameters
+from twostage.models import checkpoint
+from twostage.models.baselines.seanet import Seanet, SeanetConfig
+from twostage.utils.errors import ConfigError
 
 SMALL = {"channels": 4, "strides": (2, 4), "bottleneck": 4}
 TINY, CAUSAL = SeanetConfig(**SMALL), SeanetConfig(**SMALL, causal=True)

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from twostage import audio
+from twostage.audio import sound_files
 from twostage.data.manifest import Entry
-from twostage.data.picture import draw_sensor
-from twostage.data.presets import PRESETS, Sensor, load_sensor, save_sensor
-from twostage.data.sensor import Character, FittedSensor, Recording, characterise, fit_sensor, load_recordings
-from twostage.data.simulate import seeded, simulate
-from twostage.errors import DataError
+from twostage.data.sensor_fit import Character, FittedSensor, Recording, characterise, fit_sensor, load_recordings
+from twostage.data.sensor_plot import draw_sensor
+from twostage.data.sensors import PRESETS, Sensor, load_sensor, save_sensor
+from twostage.data.simulator import seeded, simulate
+from twostage.utils.errors import DataError
 
 RATE = 16000
 GRID = (0.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0)
@@ -115,8 +115,8 @@ def test_fits_repeat_and_survive_their_file(tmp_path: Path) -> None:
 
 def test_recordings_are_loaded_in_step(tmp_path: Path) -> None:
     clean = babble(1.0, 0)
-    audio.write(tmp_path / "air.wav", clean, RATE, subtype="FLOAT")
-    audio.write(tmp_path / "bone.wav", np.pad(clean, (80, 0)), RATE, subtype="FLOAT")
+    sound_files.write(tmp_path / "air.wav", clean, RATE, subtype="FLOAT")
+    sound_files.write(tmp_path / "bone.wav", np.pad(clean, (80, 0)), RATE, subtype="FLOAT")
     paths = str(tmp_path / "air.wav"), str(tmp_path / "bone.wav")
     (late,) = load_recordings([Entry(*paths, "p", 1.0, delay=80 / RATE)], RATE)
     np.testing.assert_array_equal(late.clean, late.degraded)
@@ -127,7 +127,7 @@ def test_recordings_are_loaded_in_step(tmp_path: Path) -> None:
 def test_too_little_speech_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="too little speech"):
         characterise([Recording(babble(0.3, 0), babble(0.3, 0))], RATE)
-    audio.write(tmp_path / "silent.wav", np.zeros(RATE, np.float32), RATE)
+    sound_files.write(tmp_path / "silent.wav", np.zeros(RATE, np.float32), RATE)
     path = str(tmp_path / "silent.wav")
     with pytest.raises(DataError, match=r"silent\.wav: silent"):
         load_recordings([Entry(path, path, "p", 1.0)], RATE)

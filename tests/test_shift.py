@@ -5,9 +5,9 @@ from math import log2, log10
 import pytest
 import torch
 
-from twostage.baselines.shift import Lowpass, LowpassConfig, Shift, ShiftConfig
-from twostage.costs import gmac_per_second, parameters
-from twostage.errors import ConfigError, DataError
+from twostage.evaluation.costs import gmac_per_second, parameters
+from twostage.models.baselines.shift import Lowpass, LowpassConfig, Shift, ShiftConfig
+from twostage.utils.errors import ConfigError, DataError
 
 TIME = torch.arange(16000) / 16000
 

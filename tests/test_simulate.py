@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from twostage import levels
-from twostage.data import simulate as module
-from twostage.data.presets import EBEN, PRESETS, Sensor, load_sensor, save_sensor
-from twostage.data.simulate import biquad, low_pass, seeded, simulate, simulate_file
-from twostage.errors import ConfigError, DataError, OutputError
+from twostage.audio import levels
+from twostage.data import simulator as module
+from twostage.data.sensors import EBEN, PRESETS, Sensor, load_sensor, save_sensor
+from twostage.data.simulator import biquad, low_pass, seeded, simulate, simulate_file
+from twostage.utils.errors import ConfigError, DataError, OutputError
 
 Speech = Callable[..., np.ndarray]
 RATE = 16000

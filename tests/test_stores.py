@@ -5,16 +5,16 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from twostage import stores
-from twostage.errors import AudioError, ConfigError, OutputError
-from twostage.stores import SCRATCH, Store, fetch, read_text
+from twostage.corpus import storage
+from twostage.corpus.storage import SCRATCH, Store, fetch, read_text
+from twostage.utils.errors import AudioError, ConfigError, OutputError
 
 
 @pytest.fixture(params=["local", "file", "memory", "server"])
 def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A folder, its URL, an object store, and a server of files, where a name is changed when all is there."""
     if request.param == "server":
-        monkeypatch.setattr(stores, "OBJECT_STORES", set())
+        monkeypatch.setattr(storage, "OBJECT_STORES", set())
     places = {"local": str(tmp_path / "out"), "file": f"file://{tmp_path}/out"}
     return Store(places.get(request.param, f"memory://{tmp_path.name}/{request.param}"))
 
@@ -130,6 +130,6 @@ def test_texts_that_cannot_be_read(source: str, message: str) -> None:
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "find_spec", lambda name: None)
+    monkeypatch.setattr(storage, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"a corpus needs fsspec: pip install 'twostage\[cluster\]'"):
         Store("out")

@@ -9,12 +9,12 @@ from test_streaming import SMALL, chain
 from torch import nn
 
 import twostage
-from twostage.errors import AudioError, ConfigError
-from twostage.features import MelConfig
+from twostage.models.features import MelConfig
+from twostage.models.restorer import RestorerConfig
+from twostage.models.two_stage import TwoStage, TwoStageConfig
+from twostage.models.vocoder import VocoderConfig
 from twostage.nn.streaming import carries
-from twostage.pipeline import TwoStage, TwoStageConfig
-from twostage.restorer import RestorerConfig
-from twostage.vocoder import VocoderConfig
+from twostage.utils.errors import AudioError, ConfigError
 
 LENGTH = 6000  # no whole number of hops
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from twostage.errors import ConfigError
-from twostage.features import LogMel, MelConfig, Stft
+from twostage.models.features import LogMel, MelConfig, Stft
+from twostage.models.restorer import Restorer, RestorerConfig
+from twostage.models.two_stage import TwoStage, TwoStageConfig
+from twostage.models.vocoder import VocoderConfig
 from twostage.nn import short
 from twostage.nn.layers import GRU, LSTM, Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 from twostage.nn.streaming import Late, Overlap, Past, carries, streaming
-from twostage.pipeline import TwoStage, TwoStageConfig
-from twostage.restorer import Restorer, RestorerConfig
-from twostage.vocoder import VocoderConfig
+from twostage.utils.errors import ConfigError
 
 MEL = MelConfig(n_fft=768, win_length=768, causal=True)
 SMALL = {

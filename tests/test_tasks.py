@@ -6,16 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from twostage.adversary import Adversary, AdversaryConfig
 from twostage.data.pairs import Pair
-from twostage.discriminators import DiscriminatorConfig
-from twostage.errors import ConfigError
-from twostage.features import LogMel, MelConfig
-from twostage.losses import mel_l1, ssim_distance
-from twostage.optim import OptimizerConfig
-from twostage.pipeline import TwoStage, TwoStageConfig
-from twostage.restorer import Restorer, RestorerConfig
-from twostage.tasks import (
+from twostage.models.features import LogMel, MelConfig
+from twostage.models.restorer import Restorer, RestorerConfig
+from twostage.models.two_stage import TwoStage, TwoStageConfig
+from twostage.models.vocoder import Vocoder, VocoderConfig
+from twostage.training.adversary import Adversary, AdversaryConfig
+from twostage.training.discriminators.audio import DiscriminatorConfig
+from twostage.training.losses import mel_l1, ssim_distance
+from twostage.training.optim import OptimizerConfig
+from twostage.training.tasks import (
     Finetuning,
     FinetuningWeights,
     Restoring,
@@ -24,8 +24,8 @@ from twostage.tasks import (
     VocodingWeights,
     total,
 )
-from twostage.trainer import Training, fit
-from twostage.vocoder import Vocoder, VocoderConfig
+from twostage.training.trainer import Training, fit
+from twostage.utils.errors import ConfigError
 
 MEL = MelConfig(n_mels=16)
 RESTORER = RestorerConfig(mel=MEL, channels=(8, 16), time_strides=(2,), blocks=1, dilations=(1,))

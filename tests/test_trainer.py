@@ -9,19 +9,20 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from twostage import checkpoint, recipes
-from twostage.config import RestorerRun, VocoderRun, load_config
 from twostage.data.manifest import read_manifest
 from twostage.data.pairs import Pair, PairConfig
-from twostage.errors import ConfigError, TwoStageError
-from twostage.features import MelConfig
-from twostage.logs import RunLog, coloured
-from twostage.optim import OptimizerConfig
-from twostage.pipeline import TwoStage, TwoStageConfig
-from twostage.restorer import Restorer, RestorerConfig
-from twostage.tasks import Restoring, RestoringWeights
-from twostage.trainer import Training, fit
-from twostage.validation import examples
+from twostage.models import checkpoint
+from twostage.models.features import MelConfig
+from twostage.models.restorer import Restorer, RestorerConfig
+from twostage.models.two_stage import TwoStage, TwoStageConfig
+from twostage.training import recipes
+from twostage.training.config import RestorerRun, VocoderRun, load_config
+from twostage.training.logs import RunLog, coloured
+from twostage.training.optim import OptimizerConfig
+from twostage.training.tasks import Restoring, RestoringWeights
+from twostage.training.trainer import Training, fit
+from twostage.training.validation import examples
+from twostage.utils.errors import ConfigError, TwoStageError
 
 RESTORER = RestorerConfig(MelConfig(n_mels=16), channels=(4, 8), time_strides=(2,), blocks=1, dilations=(1,))
 

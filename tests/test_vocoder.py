@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from twostage.errors import ConfigError
-from twostage.features import MelConfig
-from twostage.vocoder import Vocoder, VocoderConfig
+from twostage.models.features import MelConfig
+from twostage.models.vocoder import Vocoder, VocoderConfig
+from twostage.utils.errors import ConfigError
 
 MEL = MelConfig(n_mels=8)
 TINY = [

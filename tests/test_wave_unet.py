@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from twostage.baselines.wave_unet import WaveUnet, WaveUnetConfig, interpolated
-from twostage.costs import gmac_per_second, parameters
-from twostage.errors import ConfigError
+from twostage.evaluation.costs import gmac_per_second, parameters
+from twostage.models.baselines.wave_unet import WaveUnet, WaveUnetConfig, interpolated
+from twostage.utils.errors import ConfigError
 
 TINY = WaveUnetConfig(levels=3, channels=4)
 

@@ -6,7 +6,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from twostage.features import MelConfig
+from twostage.models.features import MelConfig
 
 CONFIG = MelConfig()
 

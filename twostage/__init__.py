@@ -13,10 +13,10 @@ Letters of shapes, everywhere in the package: B batch, C channels, T samples, F 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from twostage.checkpoint import load as load
-    from twostage.pipeline import TwoStage as TwoStage
-    from twostage.restoration import restore as restore
-    from twostage.stream import Stream as Stream
+    from twostage.inference.restoration import restore as restore
+    from twostage.inference.stream import Stream as Stream
+    from twostage.models.checkpoint import load as load
+    from twostage.models.two_stage import TwoStage as TwoStage
 
 __version__ = "0.1.0"
 __all__ = ["Stream", "TwoStage", "load", "restore"]
@@ -24,13 +24,13 @@ __all__ = ["Stream", "TwoStage", "load", "restore"]
 
 def __getattr__(name: str) -> Any:  # `import twostage` and the command line's --help must not wait for torch
     if name == "TwoStage":
-        from twostage.pipeline import TwoStage as value
+        from twostage.models.two_stage import TwoStage as value
     elif name == "load":
-        from twostage.checkpoint import load as value  # type: ignore[assignment]
+        from twostage.models.checkpoint import load as value  # type: ignore[assignment]
     elif name == "restore":
-        from twostage.restoration import restore as value  # type: ignore[assignment]
+        from twostage.inference.restoration import restore as value  # type: ignore[assignment]
     elif name == "Stream":
-        from twostage.stream import Stream as value  # type: ignore[assignment]
+        from twostage.inference.stream import Stream as value  # type: ignore[assignment]
     else:
         raise AttributeError(f"module 'twostage' has no attribute {name!r}")
     return value

@@ -27,9 +27,9 @@ from twostage.commands import (
     train_restorer,
     train_vocoder,
 )
-from twostage.errors import TwoStageError, one_line
-from twostage.memory import honest, keep_freed
-from twostage.signals import Once, answer, terminable
+from twostage.utils.errors import TwoStageError, one_line
+from twostage.utils.memory import honest, keep_freed
+from twostage.utils.signals import Once, answer, terminable
 
 COMMANDS: dict[str, ModuleType] = {
     "restore": restore,

@@ -11,9 +11,9 @@ from mkdocs.structure.files import File, Files
 from settings import Setting, settings
 
 from twostage import cli
-from twostage.config import BASELINES, EnhancerRun, FinetuneRun, RestorerRun, RunConfig, VocoderRun
-from twostage.data.presets import PRESETS, Sensor
-from twostage.enhancers import ENHANCERS
+from twostage.data.sensors import PRESETS, Sensor
+from twostage.models.registry import ENHANCERS
+from twostage.training.config import BASELINES, EnhancerRun, FinetuneRun, RestorerRun, RunConfig, VocoderRun
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAININGS = {
@@ -66,7 +66,7 @@ twostage train-restorer restorer mine.yaml data.batch=8 optimizer.learning_rate=
 ```
 
 The merged settings lie in the training's directory as `config.yaml`. This page is made from the source
-(`twostage/config.py` and what it names); the defaults are those of the dataclasses, which the
+(`twostage/training/config.py` and what it names); the defaults are those of the dataclasses, which the
 [shipped files](#shipped-files) change."""
 
 _SENSORS = """What a YAML file of `data.sensors` may say, and `twostage fit-sensor` writes. These presets need no file:

@@ -22,7 +22,7 @@ PAGES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
-    "twostage/config.py": "configuration.md",
+    "twostage/training/config.py": "configuration.md",
     **{f"checkpoints/{path.parent.name}/CARD.md": f"models/{path.parent.name}.md"
        for path in sorted(ROOT.glob("checkpoints/*/CARD.md"))},
 }  # fmt: skip

@@ -11,12 +11,13 @@ import torch
 
 from torturing.harness import Limits, Place
 from torturing.mutations import RATE, speech
-from twostage import audio, checkpoint
-from twostage.data.presets import PRESETS, save_sensor
-from twostage.features import MelConfig
-from twostage.pipeline import TwoStage, TwoStageConfig
-from twostage.restorer import RestorerConfig
-from twostage.vocoder import VocoderConfig
+from twostage.audio import sound_files
+from twostage.data.sensors import PRESETS, save_sensor
+from twostage.models import checkpoint
+from twostage.models.features import MelConfig
+from twostage.models.restorer import RestorerConfig
+from twostage.models.two_stage import TwoStage, TwoStageConfig
+from twostage.models.vocoder import VocoderConfig
 
 STEPS = 12
 
@@ -76,7 +77,7 @@ class Assets:
         return self._exported("step.onnx", self.causal, stream=True)
 
     def _exported(self, name: str, weights: Path, *, stream: bool) -> Path:
-        from twostage.export import export
+        from twostage.export.onnx import export
 
         return self._made(name, lambda path: export(checkpoint.load(weights), path, stream=stream, provenance={}) and 0)
 
@@ -102,11 +103,11 @@ def _corpus(folder: Path) -> None:
         sound = speech(np.random.default_rng(seed), 0.9 + seed / 20)[:, 0]
         sound *= np.maximum(0.02, np.sin(np.arange(len(sound)) / 2500)) ** 0.5
         seconds = len(sound) / RATE
-        audio.write(hidden / f"{seed}.wav", sound, RATE, overwrite=True)
+        sound_files.write(hidden / f"{seed}.wav", sound, RATE, overwrite=True)
         clean.append((f"{seed}.wav", f"s{seed % 2}", seconds))
         if seed:
             bone = np.convolve(sound, np.ones(8) / 8, "same").astype(np.float32)
-            audio.write(hidden / f"bone{seed}.wav", bone, RATE, overwrite=True)
+            sound_files.write(hidden / f"bone{seed}.wav", bone, RATE, overwrite=True)
             pairs.append((f"bone{seed}.wav", f"{seed}.wav", f"s{seed}", seconds))
     texts = {
         "clean.csv": "path,speaker,seconds\n" + "".join(f"{p},{s},{t}\n" for p, s, t in clean),
@@ -166,12 +167,30 @@ def training(corpus: Path, command: str, run: str, *more: str, steps: int = STEP
 # what commands import as they run: first what most of them do
 QUICK = (
     *("yaml", "omegaconf", "tqdm", "scipy.fft", "scipy.signal", "matplotlib.figure", "torch.utils.tensorboard"),
-    *("matplotlib.backends.backend_agg", "torch.nn.utils.parametrize", "torch._dynamo", "twostage.recipes"),
-    *("twostage.jobs", "twostage.plots", "twostage.live", "twostage.hifigan", "twostage.data.simulation"),
+    *("matplotlib.backends.backend_agg", "torch.nn.utils.parametrize", "torch._dynamo", "twostage.training.recipes"),
+    *(
+        "twostage.inference.jobs",
+        "twostage.audio.plots",
+        "twostage.inference.realtime",
+        "twostage.models.import_hifigan",
+        "twostage.data.recordings",
+    ),
 )
 SLOW = (
-    *("torch.utils.flop_counter", "twostage.evaluate", "twostage.export", "twostage.compare", "twostage.corpus"),
-    *("twostage.cluster", "twostage.data.calibration", "twostage.data.picture", "twostage.app.page", "onnxscript"),
+    *(
+        "torch.utils.flop_counter",
+        "twostage.evaluation.runner",
+        "twostage.export.onnx",
+        "twostage.evaluation.compare",
+        "twostage.corpus.corpus",
+    ),
+    *(
+        "twostage.corpus.ray_cluster",
+        "twostage.export.calibration",
+        "twostage.data.sensor_plot",
+        "twostage.app.page",
+        "onnxscript",
+    ),
     *("pesq", "pystoi", "onnxruntime", "pyarrow.parquet", "fsspec.implementations.local", "torch.onnx"),
     *("torch.onnx._internal.exporter._core", "xml.etree.ElementTree"),
 )

@@ -275,7 +275,7 @@ def _settings(assets: Assets, stage: str) -> Path:
     """One YAML with what a small training needs, besides what its words say."""
     path = assets.folder / f"{stage}.yaml"
     if not path.exists():
-        from twostage.config import RestorerRun, VocoderRun, load_config, to_yaml
+        from twostage.training.config import RestorerRun, VocoderRun, load_config, to_yaml
 
         words = training(assets.corpus, f"train-{stage}", "run", steps=1)
         schema = RestorerRun if stage == "restorer" else VocoderRun

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from torturing.assets import Assets, training
 from torturing.harness import Child, Limits, Place, Session, complaints, noted
-from twostage import checkpoint
+from twostage.models import checkpoint
 
 JUDGED = ("weights.adv=1", "weights.fm=1", "adversary.mel_discriminator.channels=[4,8]")
 STAGES: dict[str, tuple[str, ...]] = {"train-restorer": JUDGED, "train-vocoder": ()}

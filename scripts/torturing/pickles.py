@@ -116,7 +116,7 @@ def hostile_table() -> bytes:
     import pyarrow
     import pyarrow.parquet
 
-    from twostage.results import Result, to_arrow
+    from twostage.corpus.table import Result, to_arrow
 
     table = to_arrow([Result("/a.wav", "a.wav", "restored")])
     metadata = {"ARROW:extension:name": "ray.data.arrow_pickled_object", "ARROW:extension:metadata": b""}
@@ -130,8 +130,8 @@ def hostile_table() -> bytes:
 def _read_table() -> int:
     import sys
 
-    from twostage.errors import TwoStageError
-    from twostage.results import decode
+    from twostage.corpus.table import decode
+    from twostage.utils.errors import TwoStageError
 
     content = hostile_table()
     import ray.data

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from twostage.audio import info
-from twostage.errors import AudioError, ConfigError
+from twostage.audio.sound_files import info
+from twostage.utils.errors import AudioError, ConfigError
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from twostage.app.limits import Limits
 from twostage.app.results import Results
 from twostage.app.service import Service, Wishes
 from twostage.app.work import Models
-from twostage.audio import FORMATS
-from twostage.data.presets import PRESETS
-from twostage.errors import OutputError
+from twostage.audio.sound_files import FORMATS
+from twostage.data.sensors import PRESETS
+from twostage.utils.errors import OutputError
 
 KEEP = "as it came"  # the format of an output
 HEAD = """

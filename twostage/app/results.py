@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from twostage.errors import ConfigError, DataError
-from twostage.evaluate import CLEAN, PICTURES, SOUNDS, TABLE, file_name
-from twostage.report import RAW
+from twostage.evaluation.report import RAW
+from twostage.evaluation.runner import CLEAN, PICTURES, SOUNDS, TABLE, file_name
+from twostage.utils.errors import ConfigError, DataError
 
 DEPTH = 4  # folders below the root that are looked through
 

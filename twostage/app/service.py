@@ -14,9 +14,9 @@ from twostage.app.results import Results
 from twostage.app.shift import Shift
 from twostage.app.views import view
 from twostage.app.work import Models, Outcome, restore_all, sample, sentence, simulate_one
-from twostage.audio import info
-from twostage.errors import ConfigError
-from twostage.restoration import FAILURES, Options, explain
+from twostage.audio.sound_files import info
+from twostage.inference.restoration import FAILURES, Options, explain
+from twostage.utils.errors import ConfigError
 
 
 class Progress(Protocol):

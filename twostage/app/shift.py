@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from twostage.errors import TwoStageError
+from twostage.utils.errors import TwoStageError
 
 PATIENCE = 60.0  # seconds; a window of sound is at most some seconds of work
 

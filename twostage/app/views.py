@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from twostage.audio import Audio, Reader, Writer
-from twostage.plots import Panel, paint, spectrogram
+from twostage.audio.plots import Panel, paint, spectrogram
+from twostage.audio.sound_files import Audio, Reader, Writer
 
 CENTRES = tuple(float(hertz) for hertz in 1000 * 2 ** (np.arange(-12, 9) / 3))  # third octaves, 63 Hz to 6.3 kHz
 CAME_BACK = 6.0  # dB that a band has to gain to be counted as back

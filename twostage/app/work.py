@@ -9,12 +9,12 @@ from zipfile import ZIP_STORED, ZipFile
 
 from twostage.app.limits import Limits
 from twostage.app.views import view
-from twostage.checkpoint import load
-from twostage.data.presets import PRESETS
-from twostage.data.simulation import simulate_recording
-from twostage.errors import AudioError, ConfigError
-from twostage.jobs import plan
-from twostage.restoration import FAILURES, Options, Progress, Report, explain, restore_file
+from twostage.data.recordings import simulate_recording
+from twostage.data.sensors import PRESETS
+from twostage.inference.jobs import plan
+from twostage.inference.restoration import FAILURES, Options, Progress, Report, explain, restore_file
+from twostage.models.checkpoint import load
+from twostage.utils.errors import AudioError, ConfigError
 
 SAMPLES = (Path(__file__).parent.parent / "samples", Path(__file__).parent.parent.parent / "samples")
 Fraction = Callable[[float], None]

@@ -41,9 +41,9 @@ def run(args: Namespace) -> int:
 
     from twostage.app.limits import Limits
     from twostage.app.results import Results
-    from twostage.checkpoint import load
-    from twostage.errors import ConfigError
-    from twostage.restoration import Options
+    from twostage.inference.restoration import Options
+    from twostage.models.checkpoint import load
+    from twostage.utils.errors import ConfigError
 
     try:
         from twostage.app.page import Address, serving
@@ -66,8 +66,8 @@ def run(args: Namespace) -> int:
 
 
 def _offered(given: dict[str, list[str]]) -> dict[str, list[str]]:
-    from twostage.checkpoint import shipped
-    from twostage.errors import ConfigError
+    from twostage.models.checkpoint import shipped
+    from twostage.utils.errors import ConfigError
 
     offered = given | {name: [name] for name in shipped() if name not in given}
     if not offered:

@@ -17,8 +17,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    from twostage.compare import compare
-    from twostage.errors import ConfigError
+    from twostage.evaluation.compare import compare
+    from twostage.utils.errors import ConfigError
 
     if args.out.resolve() in [folder.resolve() for folder in args.results]:
         raise ConfigError(f"--out {args.out}: is one of the folders to compare")

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from twostage.commands.restore import PRECISION_HELP, PRECISIONS, device_for, precision_for
 from twostage.commands.simulate import add_air_arguments, air_for
-from twostage.errors import one_line
+from twostage.utils.errors import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from twostage.costs import Costs
     from twostage.data.manifest import Entry
-    from twostage.evaluate import Results, Source
+    from twostage.evaluation.costs import Costs
+    from twostage.evaluation.runner import Results, Source
 
 HELP = "score the raw input, restored speech and copy-synthesis against clean speech"
 EXAMPLE = """
@@ -69,39 +69,39 @@ def run(args: Namespace) -> int:
         return _merge(args)
     from tqdm import tqdm
 
-    from twostage import evaluate, report
+    from twostage.evaluation import report, runner
 
     _check(args)
     source, entries, problems = _entries(args)
     device = device_for(args.device)
     args.precision = precision_for(args.precision, device)
-    systems = evaluate.load_systems(models_by_label(args.model), device, args.precision)
-    evaluate.check_inputs(systems, source)
-    known = evaluate.known_costs(args.costs, systems) if args.costs else {}
-    settings = _settings(args) | {"models": evaluate.fingerprint(systems)}
-    results = evaluate.resume(args.out, settings, overwrite=args.overwrite) if args.out else evaluate.Results()
+    systems = runner.load_systems(models_by_label(args.model), device, args.precision)
+    runner.check_inputs(systems, source)
+    known = runner.known_costs(args.costs, systems) if args.costs else {}
+    settings = _settings(args) | {"models": runner.fingerprint(systems)}
+    results = runner.resume(args.out, settings, overwrite=args.overwrite) if args.out else runner.Results()
     results.failures += problems
-    costs = known or evaluate.measure_costs(systems)
+    costs = known or runner.measure_costs(systems)
     with tqdm(total=len(entries), unit="file", disable=None) as bar:
-        evaluate.evaluate(
+        runner.evaluate(
             entries,
             source,
             systems,
             results,
             keep_low_band=args.keep_low_band,
             jobs=args.jobs,
-            save=lambda: report.write_rows(args.out / evaluate.ROWS, results.rows) if args.out else None,
+            save=lambda: report.write_rows(args.out / runner.ROWS, results.rows) if args.out else None,
             progress=bar.update,
         )
     code = _publish(args, results, costs, settings)
     if args.out and args.pictures:
-        shown = evaluate.select(entries, paired=bool(args.pairs), limit=args.pictures)
-        evaluate.show(args.out, shown, source, systems, args.keep_low_band)
+        shown = runner.select(entries, paired=bool(args.pairs), limit=args.pictures)
+        runner.show(args.out, shown, source, systems, args.keep_low_band)
     return code
 
 
 def _check(args: Namespace) -> None:
-    from twostage.errors import ConfigError
+    from twostage.utils.errors import ConfigError
 
     if bool(args.clean) != bool(args.simulate):
         raise ConfigError("--clean and --simulate belong together: the sensor that degrades the clean speech")
@@ -109,8 +109,8 @@ def _check(args: Namespace) -> None:
 
 def _entries(args: Namespace) -> tuple[Source, list[Entry], list[str]]:
     from twostage.data.manifest import read_manifest
-    from twostage.data.presets import load_sensor
-    from twostage.evaluate import Source, select
+    from twostage.data.sensors import load_sensor
+    from twostage.evaluation.runner import Source, select
 
     manifest, problems = args.pairs or args.clean, list[str]()
     sensor = load_sensor(args.simulate) if args.simulate else None
@@ -121,7 +121,7 @@ def _entries(args: Namespace) -> tuple[Source, list[Entry], list[str]]:
 
 def models_by_label(given: Sequence[Sequence[str]] | None) -> dict[str, list[str]]:
     """Label -> paths. A label is given by ``LABEL=``, else the name or the paths themselves."""
-    from twostage.errors import ConfigError
+    from twostage.utils.errors import ConfigError
 
     models: dict[str, list[str]] = {}
     for first, *rest in given or [["default"]]:
@@ -141,30 +141,30 @@ def _settings(args: Namespace) -> dict[str, Any]:
 
 
 def _merge(args: Namespace) -> int:
-    from twostage import evaluate, report
-    from twostage.errors import ConfigError
+    from twostage.evaluation import report, runner
+    from twostage.utils.errors import ConfigError
 
     if args.out and args.out.resolve() in [folder.resolve() for folder in args.merge]:
         raise ConfigError(f"--out {args.out}: is one of the folders to join")
-    results, costs = evaluate.merge(args.merge)
+    results, costs = runner.merge(args.merge)
     settings = {"merge": [str(folder) for folder in args.merge]}
     if args.out:
-        evaluate.resume(args.out, settings, overwrite=args.overwrite)
-        report.write_rows(args.out / evaluate.ROWS, results.rows)
+        runner.resume(args.out, settings, overwrite=args.overwrite)
+        report.write_rows(args.out / runner.ROWS, results.rows)
     return _publish(args, results, costs, settings)
 
 
 def _publish(args: Namespace, results: Results, costs: Mapping[str, Costs], settings: Mapping[str, Any]) -> int:
     """Print the tables, write them and the summary, name the failures; the exit code."""
-    from twostage import evaluate, report
+    from twostage.evaluation import report, runner
 
     title = Path(args.pairs or args.clean or "merged").name + (f", simulated: {args.simulate}" if args.simulate else "")
     text = report.markdown(results.rows, costs, results.failures, title=title, group_by=args.group_by)
     print(text)
     if args.out:
-        report.write_text(args.out / evaluate.TABLE, text)
+        report.write_text(args.out / runner.TABLE, text)
         summary = report.as_json(results.rows, costs, results.failures, settings)
-        report.write_json(args.out / evaluate.SUMMARY, summary)
+        report.write_json(args.out / runner.SUMMARY, summary)
     for failure in results.failures:
         print(f"twostage: failed: {one_line(failure)}", file=sys.stderr)
     return 1 if results.failures else 0

@@ -3,12 +3,12 @@
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING, Any
 
-from twostage.errors import CheckpointError, ConfigError
+from twostage.utils.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from twostage.audio import Audio
+    from twostage.audio.sound_files import Audio
 
 HELP = "write a model as ONNX: for a whole recording, or one step of a stream"
 EXAMPLE = """
@@ -32,11 +32,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     from pathlib import Path
 
-    from twostage.checkpoint import load, provenances
-    from twostage.export import export
-    from twostage.files import check_writable
-    from twostage.onnx_file import OnnxEnhancer
-    from twostage.windows import inputs_of
+    from twostage.export.onnx import export
+    from twostage.inference.windows import inputs_of
+    from twostage.models.checkpoint import load, provenances
+    from twostage.models.onnx_enhancer import OnnxEnhancer
+    from twostage.utils.files import check_writable
 
     _check(args)
     check_writable(Path(args.out), args.overwrite)
@@ -64,8 +64,8 @@ def _check(args: Namespace) -> None:
 
 
 def _speech(args: Namespace, sample_rate: int) -> "Iterator[Audio]":
-    from twostage.data.calibration import calibration_speech
-    from twostage.data.presets import load_sensor
+    from twostage.data.sensors import load_sensor
+    from twostage.export.calibration import calibration_speech
 
     sensor = load_sensor(args.simulate) if args.simulate else None
     return calibration_speech(args.calibrate, sensor, sample_rate)

@@ -16,10 +16,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    from twostage.config import FinetuneRun
+    from twostage.training.config import FinetuneRun
 
     settings = training.settings(args, FinetuneRun)
-    from twostage.recipes import finetune  # after the settings: a mistake in them shows sooner
+    from twostage.training.recipes import finetune  # after the settings: a mistake in them shows sooner
 
     finetune(settings, resume=args.resume)
     return 0

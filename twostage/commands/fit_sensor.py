@@ -4,11 +4,11 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twostage.errors import DataError
+from twostage.utils.errors import DataError
 
 if TYPE_CHECKING:
     from twostage.data.manifest import Entry
-    from twostage.data.sensor import FittedSensor
+    from twostage.data.sensor_fit import FittedSensor
 
 HELP = "fit the simulator to a sensor, from a few minutes of pairs recorded with it and with a microphone"
 EXAMPLE = """
@@ -31,9 +31,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    from twostage.data.picture import draw_sensor
-    from twostage.data.presets import save_sensor
-    from twostage.data.sensor import fit_sensor, load_recordings
+    from twostage.data.sensor_fit import fit_sensor, load_recordings
+    from twostage.data.sensor_plot import draw_sensor
+    from twostage.data.sensors import save_sensor
 
     out = Path(args.out)
     plot = None if args.plot is None else Path(args.plot or out.with_suffix(".png"))

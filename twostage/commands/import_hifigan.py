@@ -14,7 +14,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    from twostage.hifigan import import_hifigan
+    from twostage.models.import_hifigan import import_hifigan
 
     model = import_hifigan(args.weights, args.config, args.out, overwrite=args.overwrite)
     mel, size = model.config.mel, sum(p.numel() for p in model.parameters())

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twostage.errors import DataError
+from twostage.utils.errors import DataError
 
 if TYPE_CHECKING:
     from twostage.data.align import Verdict
@@ -163,7 +163,7 @@ def _table(verdicts: "Sequence[Verdict]") -> str:
 def _report(args: Namespace, values: dict[str, Any]) -> None:
     if not args.report:
         return
-    from twostage.files import replacing
+    from twostage.utils.files import replacing
 
     # JSON has no infinity, which is the level of silence
     text = json.dumps(values, indent=2, ensure_ascii=False).replace("-Infinity", "null")

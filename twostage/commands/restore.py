@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from twostage.errors import ConfigError, OutputError, TwoStageError, one_line
+from twostage.utils.errors import ConfigError, OutputError, TwoStageError, one_line
 
 if TYPE_CHECKING:
-    from twostage.jobs import Job
-    from twostage.restoration import Options, Progress, Report
+    from twostage.inference.jobs import Job
+    from twostage.inference.restoration import Options, Progress, Report
 
 HELP = "restore bone-conducted recordings: files, folders or patterns, of any length and number of channels"
 EXAMPLE = """
@@ -51,10 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from twostage.jobs import plan
-    from twostage.onnx_file import OnnxEnhancer
-    from twostage.restoration import Options
-    from twostage.windows import device_of
+    from twostage.inference.jobs import plan
+    from twostage.inference.restoration import Options
+    from twostage.inference.windows import device_of
+    from twostage.models.onnx_enhancer import OnnxEnhancer
 
     options = Options(args.seconds, args.level, args.keep_low_band, args.sample_rate, args.overwrite)
     _check_report_name(args)
@@ -83,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _do(model: Any, job: "Job", options: "Options", progress: "Progress", skip: bool) -> "Report":
-    from twostage.files import check_writable
-    from twostage.restoration import FAILURES, Report, explain, restore_file
+    from twostage.inference.restoration import FAILURES, Report, explain, restore_file
+    from twostage.utils.files import check_writable
 
     report = Report(str(job.source), str(job.target), status="failed", error=job.error)
     if job.error:
@@ -116,7 +116,7 @@ def _is_done(job: "Job") -> bool:
 
 
 def _plot(job: "Job", top: float, overwrite: bool) -> None:
-    from twostage.plots import before_after
+    from twostage.audio.plots import before_after
 
     assert job.plot is not None
     before_after(job.plot, job.source, job.target, top=top, overwrite=overwrite)
@@ -175,7 +175,7 @@ class Voice:
 
 
 def _seconds(job: "Job") -> float:
-    from twostage.audio import info
+    from twostage.audio.sound_files import info
 
     try:
         return info(job.source).seconds
@@ -197,7 +197,7 @@ def _summary(reports: "list[Report]") -> dict[str, Any]:
 def _check_report_name(args: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from twostage.files import check_writable
+    from twostage.utils.files import check_writable
 
     if args.json in (None, "-"):
         return
@@ -210,7 +210,7 @@ def _check_report_name(args: argparse.Namespace) -> None:
 
 def _write_report(args: argparse.Namespace, reports: "list[Report]", device: str, precision: str) -> None:
     from twostage import __version__
-    from twostage.files import replacing
+    from twostage.utils.files import replacing
 
     if args.json is None:
         return
@@ -241,7 +241,7 @@ def device_for(name: str) -> str:
 
 def precision_for(name: str, device: str) -> str:
     """The precision that --precision means: "float32", with a word on stderr, where ``device`` has nothing less."""
-    from twostage.precision import shortfall
+    from twostage.models.precision import shortfall
 
     lacking = shortfall(name, device)
     if lacking:
@@ -250,6 +250,6 @@ def precision_for(name: str, device: str) -> str:
 
 
 def _load(names: list[str] | None, device: str, precision: str) -> Any:
-    from twostage.checkpoint import load
+    from twostage.models.checkpoint import load
 
     return load(*names or [], device=device, precision=precision)

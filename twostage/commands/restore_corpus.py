@@ -7,11 +7,11 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from twostage.commands.restore import FORMATS, PRECISION_HELP, PRECISIONS
-from twostage.errors import one_line
-from twostage.signals import terminable
+from twostage.utils.errors import one_line
+from twostage.utils.signals import terminable
 
 if TYPE_CHECKING:
-    from twostage.results import Result
+    from twostage.corpus.table import Result
 
 HELP = "restore the files of a manifest on a Ray cluster, with a table of results; a run that ends early can go on"
 EXAMPLE = """
@@ -48,11 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from twostage import corpus
-    from twostage.cluster import ClusterConfig, cluster, restored
-    from twostage.restoration import Options
-    from twostage.results import Table
-    from twostage.stores import Store
+    from twostage.corpus import corpus
+    from twostage.corpus.ray_cluster import ClusterConfig, cluster, restored
+    from twostage.corpus.storage import Store
+    from twostage.corpus.table import Table
+    from twostage.inference.restoration import Options
 
     config = ClusterConfig(args.address, args.workers, args.threads, args.device)
     options = Options(args.seconds, args.level, args.keep_low_band, args.sample_rate, batch=args.batch)

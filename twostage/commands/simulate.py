@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twostage.commands.restore import FORMATS
-from twostage.errors import AudioError, ConfigError, TwoStageError, one_line
+from twostage.utils.errors import AudioError, ConfigError, TwoStageError, one_line
 
 if TYPE_CHECKING:
-    from twostage.data.air import Air
     from twostage.data.manifest import Entry
+    from twostage.data.noise import Air
 
 HELP = "make body-conducted speech from clean speech, as a sensor would pick it up"
 EXAMPLE = """
@@ -44,8 +44,8 @@ def air_for(args: Namespace) -> "Air | None":
     """The air microphone that --air-snr, --noise and --seed mean."""
     from math import isfinite
 
-    from twostage import audio
-    from twostage.data.air import Air
+    from twostage.audio import sound_files
+    from twostage.data.noise import Air
 
     if args.air_snr is None:
         if args.noise:
@@ -53,7 +53,7 @@ def air_for(args: Namespace) -> "Air | None":
         return None
     if not isfinite(args.air_snr):
         raise ConfigError(f"--air-snr is {args.air_snr}, must be a number of dB")
-    noise = tuple(str(path) for path, _ in audio.find([args.noise])) if args.noise else ()
+    noise = tuple(str(path) for path, _ in sound_files.find([args.noise])) if args.noise else ()
     return Air(args.air_snr, noise, args.seed)
 
 
@@ -62,13 +62,13 @@ def run(args: Namespace) -> int:
 
     from tqdm import tqdm
 
-    from twostage import audio
+    from twostage.audio import sound_files
     from twostage.data.manifest import write_manifest
-    from twostage.data.presets import load_sensor
-    from twostage.data.simulation import simulate_recording
+    from twostage.data.recordings import simulate_recording
+    from twostage.data.sensors import load_sensor
 
     sensor, air = load_sensor(args.sensor), air_for(args)
-    files = audio.find([args.clean])
+    files = sound_files.find([args.clean])
     _check(args, files)
     entries: list[Entry] = []
     made = failed = 0
@@ -111,9 +111,9 @@ def _target(args: Namespace, relative: Path) -> Path:
 
 
 def _pair(source: Path, target: Path, relative: Path) -> "Entry":
-    from twostage import audio
+    from twostage.audio import sound_files
     from twostage.data.manifest import Entry
 
     speaker = relative.parent.name or source.absolute().parent.name
-    seconds = round(audio.info(source).seconds, 4)
+    seconds = round(sound_files.info(source).seconds, 4)
     return Entry(str(source.absolute()), str(target.absolute()), speaker, seconds, corpus="simulated")

@@ -5,11 +5,11 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from twostage.errors import AudioError, ConfigError
+from twostage.utils.errors import AudioError, ConfigError
 
 if TYPE_CHECKING:
-    from twostage.live import Timing
-    from twostage.stream import Stream
+    from twostage.inference.realtime import Timing
+    from twostage.inference.stream import Stream
 
 HELP = "restore speech as it comes: raw PCM from standard input to standard output, a file against the clock, or live"
 EXAMPLE = """
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import torch
 
-    from twostage.checkpoint import load
+    from twostage.models.checkpoint import load
 
     for name in ("out", "json"):
         if getattr(args, name) and not args.file:
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _stream(args: argparse.Namespace, model: Any, gain_db: list[float]) -> "Stream":
-    from twostage.stream import Stream
+    from twostage.inference.stream import Stream
 
     return Stream(model, seconds=args.seconds, gain_db=gain_db)
 
@@ -96,7 +96,7 @@ def _decibels(text: str) -> list[float]:
 
 
 def _pipe(args: argparse.Namespace, stream: "Stream") -> int:
-    from twostage.live import Pcm, pipe
+    from twostage.inference.realtime import Pcm, pipe
 
     pcm = Pcm(args.format, stream.inputs)
     pipe(stream, sys.stdin.buffer, sys.stdout.buffer, pcm)
@@ -106,7 +106,7 @@ def _pipe(args: argparse.Namespace, stream: "Stream") -> int:
 
 
 def _live(args: argparse.Namespace, stream: "Stream", hop: int) -> int:
-    from twostage.live import converse
+    from twostage.inference.realtime import converse
 
     devices = [int(name) if name.isdigit() else name for name in args.devices or ()] or [None, None]
     lost = converse(stream, hop, (devices[0], devices[1]), args.duration)
@@ -118,8 +118,8 @@ def _live(args: argparse.Namespace, stream: "Stream", hop: int) -> int:
 def _file(args: argparse.Namespace, model: Any, gain: list[float] | None) -> int:
     from pathlib import Path
 
-    from twostage.files import check_writable, replacing
-    from twostage.windows import inputs_of
+    from twostage.inference.windows import inputs_of
+    from twostage.utils.files import check_writable, replacing
 
     for path in filter(None, (args.out, args.json)):
         check_writable(Path(path), args.overwrite)
@@ -140,8 +140,8 @@ def _file(args: argparse.Namespace, model: Any, gain: list[float] | None) -> int
 def _play(args: argparse.Namespace, model: Any, gain: list[float]) -> "Timing":
     from contextlib import ExitStack
 
-    from twostage.audio import Reader, Writer, resampled
-    from twostage.live import Timing, against_the_clock
+    from twostage.audio.sound_files import Reader, Writer, resampled
+    from twostage.inference.realtime import Timing, against_the_clock
 
     rate, work, samples = model.sample_rate, list[float](), 0
     with Reader(args.file) as reader, _stream(args, model, gain) as stream, ExitStack() as stack:
@@ -166,9 +166,9 @@ def _check_channels(path: str, channels: int, inputs: int) -> None:
 
 def _measured_gain(path: str, rate: int, inputs: int) -> list[float]:
     """What brings the first channels of a file to the level that models are trained at."""
-    from twostage.audio import Reader
-    from twostage.levels import LEVEL
-    from twostage.restoration import SILENCE, Source, measure
+    from twostage.audio.levels import LEVEL
+    from twostage.audio.sound_files import Reader
+    from twostage.inference.restoration import SILENCE, Source, measure
 
     with Reader(path) as reader:
         _check_channels(path, reader.info.channels, inputs)

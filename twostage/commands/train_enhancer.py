@@ -16,10 +16,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    from twostage.config import EnhancerRun
+    from twostage.training.config import EnhancerRun
 
     settings = training.settings(args, EnhancerRun)
-    from twostage.recipes import train_enhancer  # after the settings: a mistake in them shows sooner
+    from twostage.training.recipes import train_enhancer  # after the settings: a mistake in them shows sooner
 
     train_enhancer(settings, resume=args.resume)
     return 0

@@ -16,10 +16,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    from twostage.config import RestorerRun
+    from twostage.training.config import RestorerRun
 
     settings = training.settings(args, RestorerRun)
-    from twostage.recipes import train_restorer  # after the settings: a mistake in them shows sooner
+    from twostage.training.recipes import train_restorer  # after the settings: a mistake in them shows sooner
 
     train_restorer(settings, resume=args.resume)
     return 0

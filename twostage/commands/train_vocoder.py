@@ -17,10 +17,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    from twostage.config import VocoderRun
+    from twostage.training.config import VocoderRun
 
     settings = training.settings(args, VocoderRun)
-    from twostage.recipes import train_vocoder  # after the settings: a mistake in them shows sooner
+    from twostage.training.recipes import train_vocoder  # after the settings: a mistake in them shows sooner
 
     train_vocoder(settings, resume=args.resume)
     return 0

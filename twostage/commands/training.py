@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from twostage.config import RunConfig
+    from twostage.training.config import RunConfig
 
 S = TypeVar("S", bound="RunConfig")
 
@@ -26,8 +26,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def settings(args: Namespace, schema: type[S]) -> S:
     """The settings of a training. One that goes on without CONFIG takes those that it began with."""
-    from twostage.config import SETTINGS, load_config
-    from twostage.errors import ConfigError
+    from twostage.training.config import SETTINGS, load_config
+    from twostage.utils.errors import ConfigError
 
     files = [text for text in args.settings if "=" not in text]
     overrides = [text for text in args.settings if "=" in text] + ([f"run={args.directory}"] if args.directory else [])

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy import fft
 
-from twostage import audio
+from twostage.audio import sound_files
+from twostage.audio.levels import active_level
 from twostage.data.manifest import Entry
 from twostage.data.spectra import Floats
-from twostage.errors import ConfigError, TwoStageError
-from twostage.levels import active_level
+from twostage.utils.errors import ConfigError, TwoStageError
 
 BAND = (80.0, 1500.0)  # Hz in which both channels have speech
 
@@ -166,7 +166,7 @@ def align(entries: Sequence[Entry], config: AlignConfig) -> Iterator[tuple[Entry
 
 def _verdict(entry: Entry, config: AlignConfig) -> Verdict:
     try:
-        (bone, rate), (air, air_rate) = (audio.read(str(path)) for path in (entry.degraded, entry.clean))
+        (bone, rate), (air, air_rate) = (sound_files.read(str(path)) for path in (entry.degraded, entry.clean))
     except TwoStageError as error:
         return Verdict(entry.name, "", problem=str(error))
-    return align_pair(bone[0], audio.resample(air[0], air_rate, rate), rate, config, name=entry.name)
+    return align_pair(bone[0], sound_files.resample(air[0], air_rate, rate), rate, config, name=entry.name)

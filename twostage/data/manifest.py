@@ -15,10 +15,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from twostage import audio
-from twostage.errors import AudioError, ConfigError, DataError, TwoStageError
-from twostage.files import replacing
-from twostage.schema import build, parse_json
+from twostage.audio import sound_files
+from twostage.utils.errors import AudioError, ConfigError, DataError, TwoStageError
+from twostage.utils.files import replacing
+from twostage.utils.schema import build, parse_json
 
 ESCAPED = "backslashreplace"  # a name that is no UTF-8 goes into JSON as JSON writes what has no letter
 Sides = dict[str, dict[str, Path]]  # utterance -> bone, air or clean -> file
@@ -172,7 +172,7 @@ def pair(
 def _files(root: Path) -> list[Path]:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
-    return [relative for _, relative in audio.find([root])]
+    return [relative for _, relative in sound_files.find([root])]
 
 
 def _side(file: Path, bone: str, air: str) -> tuple[str, str]:
@@ -227,7 +227,7 @@ def _compile(speaker: str | None) -> re.Pattern[str] | None:
 
 
 def _seconds(path: str) -> float:
-    return round(audio.info(path).seconds, 4)
+    return round(sound_files.info(path).seconds, 4)
 
 
 def _read_one(path: Path, problems: list[str] | None) -> list[Entry]:

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from scipy import fft
 from torch import Tensor
 
-from twostage import audio
-from twostage.data.air import looped, noisy, pink
+from twostage.audio import sound_files
+from twostage.audio.levels import LEVEL, active_level
 from twostage.data.gate import gate
 from twostage.data.manifest import Entry
-from twostage.data.presets import Sensor, load_sensor
-from twostage.data.simulate import seeded, simulate
+from twostage.data.noise import looped, noisy, pink
+from twostage.data.sensors import Sensor, load_sensor
+from twostage.data.simulator import seeded, simulate
 from twostage.data.spectra import Floats, octaves, smooth_curve
-from twostage.errors import ConfigError, DataError
-from twostage.levels import LEVEL, active_level
+from twostage.utils.errors import ConfigError, DataError
 
 
 class Pair(NamedTuple):
@@ -115,8 +115,8 @@ class Cache:
             self._kept[path] = np.clip(np.rint(mono * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
 
     def _whole(self, path: str) -> Floats:
-        sound, rate = audio.read(path)
-        mono = audio.resample(sound[0], rate, self.sample_rate)
+        sound, rate = sound_files.read(path)
+        mono = sound_files.resample(sound[0], rate, self.sample_rate)
         if not np.isfinite(mono).all():
             raise DataError(f"{path}: holds samples that are not finite")
         return gate(mono, self.sample_rate, self.gate_db) if self.gate_db else mono
@@ -124,10 +124,10 @@ class Cache:
     def _read(self, path: str, first: int, last: int) -> Floats:
         if self.gate_db:  # the noise is measured over the whole file
             return self._whole(path)[first:last]
-        rate = audio.info(path).sample_rate
+        rate = sound_files.info(path).sample_rate
         start, stop = first * rate // self.sample_rate, -(-last * rate // self.sample_rate)
-        sound, _ = audio.read(path, start=start, frames=stop - start)
-        return audio.match_length(audio.resample(sound[0], rate, self.sample_rate), last - first)
+        sound, _ = sound_files.read(path, start=start, frames=stop - start)
+        return sound_files.match_length(sound_files.resample(sound[0], rate, self.sample_rate), last - first)
 
 
 class PairDataset:
@@ -240,7 +240,9 @@ class PairDataset:
     def _played(self, segment: Floats, rate: int) -> Floats:
         if rate == self.config.sample_rate:
             return segment
-        return audio.match_length(audio.resample(segment, rate, self.config.sample_rate), self.config.samples)
+        return sound_files.match_length(
+            sound_files.resample(segment, rate, self.config.sample_rate), self.config.samples
+        )
 
     def _ambient(self, rng: np.random.Generator) -> tuple[Floats, float] | None:
         if not self.noise or rng.random() >= self.config.ambient_chance:

@@ -1,0 +1,1 @@
+"""Sound files, levels and pictures of sound."""

@@ -1,0 +1,202 @@
+"""Pictures: spectrograms before and after, and curves. Files are read as streams: hours cost no more memory."""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import log10
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twostage.audio.sound_files import Audio, Reader
+from twostage.utils.errors import AudioError, one_line
+from twostage.utils.files import check_writable, replacing
+
+WINDOW = 0.032  # seconds
+COLUMNS = 1200  # of a picture: longer sounds are averaged in power
+RANGE = 80.0  # dB between black and white
+# of charts; with twenty colours, 140 names differ
+MARKS = "os^Dv<>"
+LEVEL: dict[str, Any] = {"color": "0.4", "linestyle": "--"}
+WIDE = 4  # panels below each other, at most; more of them stand in rows
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A spectrogram (F, L) in dB, from 0 to ``top`` Hz and from 0 to ``seconds``."""
+
+    title: str
+    decibels: NDArray[np.float32]
+    seconds: float
+    top: float
+
+
+def spectrogram(blocks: Iterable[Audio], sample_rate: int, frames: int, title: str = "") -> Panel:
+    """Spectrogram of a stream of (C, T) blocks of about ``frames`` samples: power averaged over channels."""
+    n_fft = max(16, 2 ** round(np.log2(WINDOW * sample_rate)))
+    hop = n_fft // 4
+    together = max(1, -(-(frames // hop + 1) // COLUMNS))  # spectra that make one column
+    columns, total = [], 0
+    pending: Audio | None = None
+    for block in blocks:
+        total += block.shape[1]
+        pending = np.pad(block, [(0, 0), (n_fft // 2, 0)]) if pending is None else np.hstack([pending, block])
+        whole = max(0, (pending.shape[1] - n_fft) // hop + 1) // together * together
+        if whole:
+            columns.append(_columns(pending[:, : (whole - 1) * hop + n_fft], n_fft, hop, together))
+            pending = pending[:, whole * hop :]
+    if pending is None:
+        raise AudioError(f"{title or 'audio'}: holds no samples")
+    rest = np.pad(pending, [(0, 0), (0, n_fft)])
+    columns.append(_columns(rest, n_fft, hop, (rest.shape[1] - n_fft) // hop + 1))
+    decibels = 10 * np.log10(np.concatenate(columns, axis=1) + 1e-12)
+    return Panel(title, decibels.astype(np.float32), total / sample_rate, sample_rate / 2)
+
+
+def _columns(audio: Audio, n_fft: int, hop: int, together: int) -> NDArray[np.float64]:
+    """Mean power (F, L) of each run of ``together`` spectra of (C, T) audio."""
+    framed = np.lib.stride_tricks.sliding_window_view(audio, n_fft, axis=1)[:, ::hop]
+    power = np.square(np.abs(np.fft.rfft(framed * np.hanning(n_fft), axis=2)) / n_fft).mean(axis=0)
+    return power.reshape(-1, together, power.shape[1]).mean(axis=1).T
+
+
+def draw(path: str | Path, panels: Sequence[Panel], *, top: float | None = None, overwrite: bool = False) -> None:
+    """Write panels into a PNG, many in rows; same frequencies, each from its own loudest 80 dB down."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    path = Path(path)
+    check_writable(path, overwrite)
+    top = top or min(panel.top for panel in panels)
+    columns = 1 if len(panels) <= WIDE else 2 if len(panels) <= 2 * WIDE else 3
+    rows = -(-len(panels) // columns)
+    size = (10, 1 + 2.4 * rows) if columns == 1 else (5 * columns, 0.5 + 1.9 * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    canvas = FigureCanvasAgg(figure)  # no pyplot: no display, no global state
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis, panel in zip(axes, panels, strict=False):
+        high = float(panel.decibels.max())
+        extent = (0, max(panel.seconds, 1e-3), 0, panel.top / 1000)
+        image = axis.imshow(
+            panel.decibels, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=high - RANGE, vmax=high
+        )
+        axis.set(title=_plain(panel.title), ylim=(0, top / 1000))
+        if columns == 1:
+            figure.colorbar(image, ax=axis, label="dB", pad=0.01)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis in axes[::columns]:
+        axis.set_ylabel("kHz")
+    for axis in axes[len(panels) - columns : len(panels)]:
+        axis.set_xlabel("seconds")
+    _print(canvas, path, overwrite)
+
+
+def paint(path: str | Path, panel: Panel, *, top: float) -> None:
+    """Write a panel alone as a PNG, up to ``top`` Hz whether it reaches that or not: a point a band and column."""
+    from matplotlib.image import imsave
+
+    rows = round(top / panel.top * (len(panel.decibels) - 1)) + 1
+    high = float(panel.decibels.max())
+    wanted = np.pad(panel.decibels[:rows], [(0, max(0, rows - len(panel.decibels))), (0, 0)], constant_values=-np.inf)
+    with replacing(path, overwrite=False) as partial:
+        imsave(partial, wanted, vmin=high - RANGE, vmax=high, cmap="magma", origin="lower", format="png")
+
+
+def before_after(
+    path: str | Path, before: str | Path, after: str | Path, *, top: float | None = None, overwrite: bool = False
+) -> None:
+    """Draw the spectrograms of two sound files up to ``top`` Hz (default: what both of them reach)."""
+    draw(path, [_of_file(before, "before"), _of_file(after, "after")], top=top, overwrite=overwrite)
+
+
+def _of_file(path: str | Path, title: str) -> Panel:
+    with Reader(path) as reader:
+        return spectrogram(reader.blocks(), reader.info.sample_rate, reader.info.frames, f"{title}: {Path(path).name}")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines by name, each a list of (x, y); ``across`` is logarithmic, ``up`` begins at zero, unless told otherwise.
+
+    ``levels``: by name, a y that holds for every x.
+    """
+
+    across: str
+    up: str
+    lines: Mapping[str, Sequence[tuple[float, float]]]
+    logarithmic: bool = True
+    from_zero: bool = True
+    levels: Mapping[str, float] = field(default_factory=dict)
+
+
+def draw_charts(
+    path: str | Path, charts: Sequence[Chart], *, names: Sequence[str] = (), overwrite: bool = False
+) -> None:
+    """Write charts into a PNG, two in a row; a line has one colour in all of them, and the legend is one.
+
+    ``names``, some of which may have no line: pictures that are given the same have the same colours.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    path = Path(path)
+    check_writable(path, overwrite)
+    columns = min(2, len(charts))
+    rows = -(-len(charts) // columns)
+    figure = Figure(figsize=(3 + (7.5 if columns == 1 else 4.6 * columns), 0.8 + 3.4 * rows), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    drawn = {name for chart in charts for name in chart.lines}
+    names = list(dict.fromkeys([*names, *(name for chart in charts for name in chart.lines)]))
+    looks = {name: look for name, look in zip(names, _looks(len(names)), strict=True) if name in drawn}
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis, chart in zip(axes, charts, strict=False):
+        for name, points in chart.lines.items():
+            axis.plot(*zip(*points, strict=True), **looks[name], label=name)
+        for level in chart.levels.values():
+            axis.axhline(level, **LEVEL)
+        axis.set(xscale="log" if chart.logarithmic else "linear", xlabel=chart.across, ylabel=_plain(chart.up))
+        if chart.logarithmic:
+            _name_decades(axis, [x for points in chart.lines.values() for x, _ in points])
+        axis.grid(alpha=0.3)
+        if chart.from_zero:
+            axis.set_ylim(bottom=0)
+    for axis in axes[len(charts) :]:
+        axis.set_axis_off()
+    handles = {name: Line2D([], [], **look) for name, look in looks.items()}
+    handles |= {name: Line2D([], [], **LEVEL) for chart in charts for name in chart.levels}
+    figure.legend(list(handles.values()), [_plain(name) for name in handles], loc="outside right upper")
+    _print(canvas, path, overwrite)
+
+
+def _print(canvas: Any, path: Path, overwrite: bool) -> None:
+    with replacing(path, overwrite=overwrite) as partial, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a name that the font has no letters for: boxes stand there
+        canvas.print_png(str(partial))
+
+
+def _plain(text: str) -> str:
+    """A name as it is to be read: matplotlib would take what is between dollars for a formula."""
+    return one_line(text).replace("$", r"\$")
+
+
+def _looks(count: int) -> list[dict[str, Any]]:
+    """Colour and mark of each of ``count`` lines."""
+    from matplotlib import colormaps
+
+    shades = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    return [{"color": shades[2 * (i % 10) + i // 10 % 2], "marker": MARKS[i % len(MARKS)]} for i in range(count)]
+
+
+def _name_decades(axis: Any, values: Sequence[float]) -> None:
+    """Ticks of a logarithmic axis as plain numbers, of which a narrow range has more."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    decades = log10(max(values) / min(values))
+    steps = (1,) if decades > 3 else (1, 2, 5) if decades > 1 else (1, 2, 3, 5, 7)
+    axis.xaxis.set_major_locator(LogLocator(subs=steps) if decades > 0.5 else MaxNLocator(5))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())

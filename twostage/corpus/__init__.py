@@ -1,0 +1,1 @@
+"""A corpus restored on a Ray cluster."""

@@ -1,0 +1,255 @@
+"""A corpus through one model: what its files are called when they are restored, which are done, and the work itself.
+
+Nothing here knows how the work is spread over machines; `ray_cluster` does. A file may be restored twice, when a
+process dies between its output and its row: the second time gives the same file, and the table keeps one row.
+"""
+
+import json
+import re
+import tempfile
+import time
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b, sha256
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+
+from twostage.corpus.storage import SCRATCH, Store, fetch, read_text, reason
+from twostage.corpus.table import FAILED, PARTS, RESTORED, TABLE, Result, Table
+from twostage.data.manifest import read_paths
+from twostage.inference.jobs import renamed
+from twostage.inference.restoration import FAILURES, Options, explain, restore_file
+from twostage.models.checkpoint import DEFAULT, load, stage_files
+from twostage.models.precision import shortfall
+from twostage.utils.errors import AudioError, ConfigError, OutputError
+from twostage.utils.schema import parse_json
+
+SETTINGS = "corpus.json"  # marks a folder as a corpus's, and says what it is restored with
+RESERVED = {SETTINGS, TABLE, PARTS, SCRATCH}
+UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')  # means something to one file system or another
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file's way: from ``source``, a path or URL, to ``name`` below the corpus's folder."""
+
+    source: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model's files by name, in memory: what is sent to the machines that work with it."""
+
+    files: tuple[tuple[str, bytes], ...]
+
+    @classmethod
+    def read(cls, *names: str) -> "Weights":
+        """The files that ``checkpoint.load`` would take. Raises CheckpointError."""
+        paths = [path for name in names or (DEFAULT,) for path in stage_files(name)]
+        return cls(tuple((path.name, path.read_bytes()) for path in paths))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file, or of the digests of several, in whatever order they were named."""
+        digests = sorted(sha256(content).hexdigest() for _, content in self.files)
+        return digests[0] if len(digests) == 1 else sha256("\n".join(digests).encode()).hexdigest()
+
+    def load(self, device: str = "cpu", precision: str = "float32") -> Any:
+        """The model, as ``checkpoint.load`` gives it."""
+        with tempfile.TemporaryDirectory(prefix="twostage-") as folder:
+            paths = [Path(folder) / f"{index}-{name}" for index, (name, _) in enumerate(self.files)]
+            for path, (_, content) in zip(paths, self.files, strict=True):
+                path.write_bytes(content)
+            return load(*paths, device=device, precision=precision)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is done to every file: restored into the folder ``dest``, a path or URL.
+
+    ``suffix`` ("flac") is the format of the outputs, that of the input if empty; ``model`` the digest of the weights.
+    """
+
+    dest: str
+    model: str
+    options: Options = field(default_factory=Options)
+    precision: str = "float32"
+    suffix: str = ""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes outputs different, and must not change within a corpus."""
+        options = self.options
+        return {
+            "model": self.model,
+            "precision": self.precision,
+            "level": options.level,
+            "keep_low_band": options.keep_low_band,
+            "sample_rate": options.sample_rate,
+            "format": self.suffix,
+        }
+
+
+class Worker:
+    """A model that restores files of a job, some at a time; their results go to the table and are returned."""
+
+    def __init__(self, job: Job, weights: Weights, device: str = "cpu", threads: int = 1) -> None:
+        torch.set_num_threads(threads)
+        self.job, self._store = job, Store(job.dest)
+        self._lacking = shortfall(job.precision, device)
+        self._model = weights.load(device, "float32" if self._lacking else job.precision)
+
+    def __call__(self, items: Sequence[Item]) -> list[Result]:
+        results = [self.restore(item) for item in items]
+        Table(self._store).add(results)
+        return results
+
+    def restore(self, item: Item) -> Result:
+        """Restore one file; what goes wrong with it is in the result, in a line."""
+        with self._store.scratch() as folder:
+            made = folder / f"made{PurePosixPath(item.name).suffix}"
+            given = Path(item.source)
+            try:
+                given = fetch(item.source, folder)
+                report = restore_file(self._model, given, made, replace(self.job.options, overwrite=True))
+                self._store.deliver(made, item.name)
+            except FAILURES as error:
+                # files in between go by the names of those that they stand for
+                said = explain(error, item.source).replace(str(made), self._store.path(item.name))
+                return failure(item, said.replace(str(given), item.source), self.job.model)
+            except Exception as error:  # every kind of store has errors of its own, and none may stop the corpus
+                said = f"{item.source}: {type(error).__name__}: {reason(error)}"
+                return failure(item, said, self.job.model)
+        return Result(
+            item.source,
+            item.name,
+            RESTORED,
+            report.seconds,
+            report.sample_rate,
+            report.realtime_factor,
+            self.job.model,
+            warnings="; ".join([self._lacking, *report.warnings] if self._lacking else report.warnings),
+            finished=time.time(),
+        )
+
+
+def failure(item: Item, error: str, model: str) -> Result:
+    return Result(item.source, item.name, FAILED, model=model, error=error, finished=time.time())
+
+
+def begin(job: Job, *, overwrite: bool = False) -> dict[str, Result]:
+    """Make ``job.dest`` a corpus's folder, or go on with one; what is restored already, by the path of its source.
+
+    ``overwrite`` forgets what is done. Raises OutputError if the folder holds something else, ConfigError if it was
+    begun with other settings.
+    """
+    store = Store(job.dest)
+    names = store.names()
+    if SETTINGS in names:
+        (content,) = store.read([SETTINGS])
+        if not overwrite:
+            _check_same(job, content)
+    elif set(names) - {SCRATCH}:
+        raise OutputError(f"{job.dest}: holds {names[0]} and no {SETTINGS}, so it is no corpus's; name a new folder")
+    store.sweep()
+    table = Table(store)
+    if overwrite:
+        table.clear()
+    store.write(SETTINGS, (json.dumps(job.settings, indent=2) + "\n").encode())
+    return {path: result for path, result in table.fold().items() if result.status == RESTORED}
+
+
+def _check_same(job: Job, content: bytes) -> None:
+    try:
+        before = dict(parse_json(content))
+    except (ValueError, TypeError):
+        raise ConfigError(f"{job.dest}: {SETTINGS} cannot be read (--overwrite begins anew)") from None
+    for name, value in job.settings.items():
+        if before.get(name) != value:
+            raise ConfigError(
+                f"{job.dest}: {name} is {value!r}, was {before.get(name)!r} when it was begun; "
+                "name another folder, or --overwrite to restore all again"
+            )
+
+
+def sources(manifest: str) -> tuple[list[str], str]:
+    """The files that a manifest names, each once, as absolute paths or URLs, and the folder that the manifest is in.
+
+    Raises ConfigError or DataError.
+    """
+    home, _, _ = (manifest if _is_url(manifest) else Path(manifest).absolute().as_posix()).rpartition("/")
+    return list(dict.fromkeys(_located(path, home) for path in read_paths(read_text(manifest), manifest))), home
+
+
+def plan(found: Iterable[str], home: str, done: Mapping[str, Result], *, suffix: str = "") -> Iterator[Item]:
+    """The way of every source that is not done. No two lead to one name, capitals and small letters being the same.
+
+    A name that another file has is given the digest of its source.
+    """
+    taken = {_folded(result.output): path for path, result in done.items()}
+    for source in found:
+        if source in done:
+            continue
+        name = renamed(Path(safe_name(source, home)), suffix or None).as_posix()
+        if taken.setdefault(_folded(name), source) != source:
+            path, digest = PurePosixPath(name), blake2b(source.encode(), digest_size=6).hexdigest()
+            name = path.with_name(f"{path.stem}-{digest}{path.suffix}").as_posix()
+            taken[_folded(name)] = source
+        yield Item(source, name)
+
+
+def refused(items: Iterable[Item], job: Job) -> dict[str, Result]:
+    """Items that cannot be done, by source: those that lie among the outputs."""
+    store = Store(job.dest)
+    results = {}
+    for item in items:
+        try:
+            if store.holds(item.source):
+                raise AudioError(f"{item.source}: lies in {job.dest}, which is written to")
+        except (AudioError, ConfigError) as error:
+            results[item.source] = failure(item, str(error), job.model)
+    return results
+
+
+def safe_name(source: str, home: str) -> str:
+    """A relative path for ``source``, that below ``home`` if it lies there; joined to any folder, it stays below it.
+
+    >>> safe_name("s3://bucket/corpus/a/x.wav", "s3://bucket/corpus")
+    'a/x.wav'
+    >>> safe_name("/corpus/../../etc/x.wav", "/corpus")
+    'etc/x.wav'
+    >>> safe_name("/elsewhere/x.wav", "/corpus")
+    'elsewhere/x.wav'
+    """
+    below = source.removeprefix(f"{home}/") if source.startswith(f"{home}/") else source.rpartition("://")[2]
+    parts: list[str] = []
+    for part in re.split(r"[/\\]", below):
+        part = UNSAFE.sub("_", part)
+        if part == "..":
+            parts = parts[:-1]
+        elif part.rstrip(" ."):
+            parts.append(part.rstrip(" ."))
+    if not parts or _folded(parts[0]) in RESERVED:
+        parts = ["_" + "".join(parts[:1]), *parts[1:]]
+    return "/".join(parts)
+
+
+def _located(path: str, home: str) -> str:
+    """A path of a manifest in the folder ``home``, as one that any process can open."""
+    if _is_url(path):
+        return path
+    if _is_url(home):
+        return path if path.startswith("/") else f"{home}/{path}"
+    return (Path(home) / path).as_posix()
+
+
+def _is_url(path: str) -> bool:
+    return "://" in path
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

@@ -1,0 +1,213 @@
+"""A corpus restored on many machines, or on many processes of one: the only module that imports Ray.
+
+Every actor holds a model and takes some files at a time. Ray does the work of one that dies again on another; work
+that kills whoever does it is done once more file by file, so that only the file at fault is given up.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass
+from math import ceil
+from typing import Any
+
+from twostage.corpus.corpus import Item, Job, Weights, Worker, failure
+from twostage.corpus.storage import Store, require
+from twostage.corpus.table import Result, Table, to_arrow
+from twostage.utils.errors import ConfigError
+
+RETRIES = 2  # of work whose process died
+TASKS = 16  # for each worker, so that none has much left to do when the others are through
+MOST = 32  # files at a time: what a death costs
+MEMORY = 256 * 2**20  # bytes that a cluster of this machine sets aside for what is sent around: names and weights
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where and how wide: ``workers`` hold a model each, 0 is as many as fit, and compute with ``threads``.
+
+    ``address`` is that of a running cluster ("auto": the one that this machine is part of); without it, one is started
+    on this machine. ``device`` "auto" is cuda where the cluster has GPUs, one of them for each worker.
+    """
+
+    address: str = ""
+    workers: int = 0
+    threads: int = 1
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ConfigError(f"workers is {self.workers}, must be 0 or more")
+        if self.threads < 1:
+            raise ConfigError(f"threads is {self.threads}, must be at least 1")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"device is {self.device!r}, must be auto, cpu or cuda")
+
+
+@dataclass(frozen=True)
+class Crew:
+    """What a cluster gives to a job."""
+
+    workers: int
+    threads: int
+    device: str
+
+
+class Actor:
+    """A worker as Ray Data calls it: Arrow tables in and out."""
+
+    def __init__(self, worker: type[Worker], job: Job, weights: Any, device: str, threads: int) -> None:
+        import ray
+
+        self._worker = worker(job, ray.get(weights), device, threads)
+
+    def __call__(self, table: Any) -> Any:
+        return to_arrow(self._worker([Item(**row) for row in table.to_pylist()]))
+
+
+@contextmanager
+def cluster(config: ClusterConfig) -> Iterator[Crew]:
+    """Join a cluster, or start one, for as long as the block lasts.
+
+    Within it logging is silent, and so is stdout, where Ray tells of a worker's death: keep a stdout from before.
+    Raises ConfigError if there is no cluster, or it is too small.
+    """
+    require("ray", "pyarrow", "pandas")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+
+    silent, terminate = logging.root.manager.disable, signal.getsignal(signal.SIGTERM)
+    logging.disable(logging.CRITICAL)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        try:
+            with _unheard():
+                _join(config)
+            yield _crew(config, ray.cluster_resources())
+        finally:
+            ray.shutdown()
+            logging.disable(silent)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, terminate)  # Ray has put one of its own there
+
+
+def restored(
+    items: Sequence[Item], job: Job, weights: Weights, crew: Crew, *, worker: type[Worker] = Worker
+) -> Iterator[list[Result]]:
+    """Restore ``items`` on the cluster joined; yields results as they come, one for each item in the end.
+
+    Raises ConfigError if the cluster cannot do any work.
+    """
+    missing = {item.source: item for item in items}
+    size = max(1, min(MOST, len(items) // (crew.workers * TASKS)))
+    for files in (size, 1):  # alone, a file can kill nothing but its own work
+        for results in _map(list(missing.values()), files, (worker, job, weights), crew):
+            for result in results:
+                missing.pop(result.path, None)
+            yield results
+    lost = [
+        failure(item, f"{item.source}: whoever restored it died, or could not write its results", job.model)
+        for item in missing.values()
+    ]
+    Table(Store(job.dest)).add(lost)
+    if lost:
+        yield lost
+
+
+def _map(
+    items: Sequence[Item], files: int, work: tuple[type[Worker], Job, Weights], crew: Crew
+) -> Iterator[list[Result]]:
+    """Results of ``items``, ``files`` of them at a time; none of those whose work kept dying."""
+    if not items:
+        return
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.max_errored_blocks = -1
+    worker, job, weights = work
+    pieces = ceil(len(items) / files)
+    workers = min(crew.workers, pieces)
+    dataset = ray.data.from_items([asdict(item) for item in items], override_num_blocks=pieces)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray means to rename the last two
+        done = dataset.map_batches(
+            Actor,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_constructor_args=(worker, job, ray.put(weights), crew.device, crew.threads),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
+            num_cpus=crew.threads,
+            num_gpus=1 if crew.device == "cuda" else 0,
+            max_restarts=-1,
+            max_task_retries=RETRIES,
+        )
+    try:
+        for table in done.iter_batches(batch_size=None, batch_format="pyarrow"):
+            rows: Any = table
+            yield [Result(**row) for row in rows.to_pylist()]
+    except ray.exceptions.RayError as error:
+        last = str(error).strip().rpartition("\n")[2]
+        raise ConfigError(f"the cluster cannot work: {last}") from None
+
+
+def _join(config: ClusterConfig) -> None:
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    try:
+        if config.address:
+            _check_reachable(config.address)
+            ray.init(config.address, **quiet)
+            return
+        # more workers than cores are slow, and not a reason to wait for ever
+        cores = max(os.cpu_count() or 1, config.workers * config.threads)
+        ray.init("local", num_cpus=cores, include_dashboard=False, object_store_memory=MEMORY, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        where = config.address or "on this machine"
+        raise ConfigError(f"no cluster {where}: {str(error).strip().partition(chr(10))[0]}") from None
+
+
+def _check_reachable(address: str) -> None:
+    """An error at once where Ray would try for minutes. Addresses of other forms, such as auto, are left to Ray."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Nothing reaches stderr: Ray's C++ writes to its descriptor."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _crew(config: ClusterConfig, resources: dict[str, float]) -> Crew:
+    """What ``resources`` have for a job.
+
+    >>> _crew(ClusterConfig(threads=4), {"CPU": 16.0})
+    Crew(workers=4, threads=4, device='cpu')
+    >>> _crew(ClusterConfig(), {"CPU": 16.0, "GPU": 2.0})
+    Crew(workers=2, threads=1, device='cuda')
+    """
+    gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+    device = ("cuda" if gpus else "cpu") if config.device == "auto" else config.device
+    if device == "cuda" and not gpus:
+        raise ConfigError("device is 'cuda', but the cluster has no GPU")
+    fit = min(cores // config.threads, gpus) if device == "cuda" else cores // config.threads
+    if not fit:
+        raise ConfigError(f"threads is {config.threads}, but the cluster has {cores} cores")
+    return Crew(min(config.workers, fit) or fit, config.threads, device)

@@ -1,0 +1,194 @@
+"""Folders and files that may lie elsewhere: local paths and the URLs that fsspec knows, such as s3:// and gs://.
+
+What is written appears under its name only when it is complete: locally and on servers of files by renaming, in object
+stores because a put is all or nothing.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+from typing import Any
+from uuid import uuid4
+
+from twostage.utils.errors import AudioError, ConfigError, OutputError
+from twostage.utils.files import make_folder, replacing
+
+SCRATCH = ".twostage"  # below a local folder: what is being made, on the disk that it goes to
+# where a put is all or nothing, and where a name costs a copy to change
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "memory"}
+
+
+class Store:
+    """A folder, local or behind a URL; names in it are relative, with "/" between their parts."""
+
+    def __init__(self, url: str) -> None:
+        """Raises ConfigError if nothing installed can open ``url``."""
+        self.url = url
+        self._files, root = _opened(url)
+        self._root = root.rstrip("/")
+        self._puts = bool(OBJECT_STORES & set(_protocols(self._files)))
+
+    @property
+    def local(self) -> Path | None:
+        """The folder, if it is one of this machine's file systems."""
+        return Path(self._root or "/") if "file" in _protocols(self._files) else None
+
+    def path(self, name: str) -> str:
+        """How messages name a file."""
+        return str(self.local / name) if self.local is not None else f"{self.url.rstrip('/')}/{name}"
+
+    def holds(self, source: str) -> bool:
+        """Whether the file ``source``, a path or URL, lies in the folder."""
+        files, path = _opened(source)
+        if self.local is not None:
+            return "file" in _protocols(files) and Path(path).resolve().is_relative_to(self.local.resolve())
+        return set(_protocols(files)) == set(_protocols(self._files)) and path.startswith(f"{self._root}/")
+
+    def names(self, folder: str = "") -> list[str]:
+        """Names of the files and folders directly in ``folder``, sorted; none if there is no such folder."""
+        self._files.invalidate_cache()
+        try:
+            found = self._files.ls(self._at(folder), detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        prefix = f"{folder}/" if folder else ""
+        return sorted(prefix + PurePosixPath(path).name for path in found)
+
+    def read(self, names: Sequence[str]) -> list[bytes]:
+        """Contents of files, fetched together. Raises OutputError."""
+        if not names:
+            return []
+        try:
+            contents = self._files.cat([self._at(name) for name in names])
+        except Exception as error:  # every kind of store has errors of its own
+            raise OutputError(f"{self.url}: cannot be read ({reason(error)})") from None
+        return [contents[self._at(name)] for name in names]
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small file, replacing one that exists."""
+        with self._writing(name) as place:
+            self._files.pipe_file(place, content)
+
+    def deliver(self, file: Path, name: str) -> None:
+        """Move a local file, from ``scratch()``, to ``name``, replacing what is there."""
+        if self.local is None:
+            with self._writing(name) as place:
+                self._files.put_file(str(file), place)
+            return
+        target = self.local / name
+        if not target.parent.resolve().is_relative_to(self.local.resolve()):
+            raise OutputError(f"{target}: leads out of {self.url} by a symbolic link")
+        make_folder(target.parent)
+        try:
+            with file.open("rb+") as made:
+                os.fsync(made.fileno())  # a table must not know of a file that a crash can take back
+            os.replace(file, target)
+        except OSError as error:
+            raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Delete files; one that is gone already is no error."""
+        for name in names:
+            try:
+                self._files.rm_file(self._at(name))
+            except FileNotFoundError:
+                continue
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder on this machine for one file that is being made; ``sweep`` removes what a killed process left."""
+        above = None
+        if self.local is not None:
+            above = self.local / SCRATCH
+            make_folder(above)
+        with tempfile.TemporaryDirectory(dir=above, prefix="twostage-", ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+
+    def sweep(self) -> None:
+        if self.local is not None:
+            shutil.rmtree(self.local / SCRATCH, ignore_errors=True)
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[str]:
+        """The place to write the whole of ``name`` to."""
+        if self.local is not None:
+            with replacing(self.local / name) as hidden:
+                yield str(hidden)
+            return
+        try:
+            if self._puts:
+                yield self._at(name)
+                return
+            place = PurePosixPath(self._at(name))
+            partial = str(place.with_name(f".{place.name[-100:]}.{uuid4().hex}.part"))
+            self._files.makedirs(str(place.parent), exist_ok=True)
+            yield partial
+            self._files.mv(partial, str(place))
+        except Exception as error:  # as in read
+            raise OutputError(f"{self.path(name)}: cannot be written ({reason(error)})") from None
+
+    def _at(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+
+def fetch(source: str, folder: Path) -> Path:
+    """The file ``source``, a path or URL, on this machine: itself, or a copy in ``folder``. Raises AudioError."""
+    files, path = _opened(source)
+    if "file" in _protocols(files):
+        return Path(path)
+    copy = folder / f"given{PurePosixPath(path).suffix}"
+    try:
+        files.get_file(path, str(copy))
+    except FileNotFoundError:
+        raise AudioError(f"{source}: no such file") from None
+    except Exception as error:  # as in Store.read
+        raise AudioError(f"{source}: cannot be read ({reason(error)})") from None
+    if not copy.is_file():
+        raise AudioError(f"{source}: is a folder, not a sound file")
+    return copy
+
+
+def read_text(source: str) -> str:
+    """The text of a file, a path or URL. Raises ConfigError."""
+    files, path = _opened(source)
+    try:
+        return str(files.cat_file(path).decode())
+    except UnicodeDecodeError:
+        raise ConfigError(f"{source}: not a text file") from None
+    except FileNotFoundError:
+        raise ConfigError(f"{source}: no such file") from None
+    except Exception as error:  # as in Store.read
+        raise ConfigError(f"{source}: cannot be read ({reason(error)})") from None
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in a line."""
+    said = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
+    return said or type(error).__name__
+
+
+def _opened(url: str) -> tuple[Any, str]:
+    """The file system of a path or URL, and its name there."""
+    require("fsspec")
+    from fsspec.core import url_to_fs
+
+    try:
+        files, path = url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"{url}: {reason(error)}") from None
+    return files, path
+
+
+def _protocols(files: Any) -> tuple[str, ...]:
+    return (files.protocol,) if isinstance(files.protocol, str) else tuple(files.protocol)
+
+
+def require(*packages: str) -> None:
+    """Raises ConfigError if one of the extra's packages is not installed."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise ConfigError(f"a corpus needs {package}: pip install 'twostage[cluster]'")

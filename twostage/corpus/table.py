@@ -1,0 +1,133 @@
+"""The table of a corpus: what became of each file, in Parquet. The only module that imports pyarrow.
+
+Every piece of work adds a part of its own, so that nothing is lost with a process and no two write to one file. A piece
+may be done twice, so a file may have several rows; reading keeps one. Parts are folded into the table now and then.
+"""
+
+import io
+from base64 import b64decode
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from hashlib import blake2b
+from typing import Any
+
+from twostage.corpus.storage import Store, require
+from twostage.utils.errors import DataError
+
+TABLE, PARTS = "results.parquet", "results.parts"
+RESTORED, FAILED = "restored", "failed"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of the file at ``path``: it is ``output``, relative to the table, unless ``status`` is "failed".
+
+    ``seconds`` of audio, ``sample_rate`` of the output; ``model`` is the digest of its weights; ``finished`` in seconds
+    since 1970.
+    """
+
+    path: str
+    output: str
+    status: str
+    seconds: float = 0.0
+    sample_rate: int = 0
+    realtime_factor: float = 0.0
+    model: str = ""
+    error: str = ""
+    warnings: str = ""
+    finished: float = 0.0
+
+
+class Table:
+    """The results below the folder ``store``."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def add(self, results: Sequence[Result]) -> None:
+        """Write a part, under a name that the same work would give it again."""
+        if results:
+            name = blake2b("\n".join(result.path for result in results).encode(), digest_size=12).hexdigest()
+            self._store.write(f"{PARTS}/{name}.parquet", encode(results))
+
+    def read(self) -> dict[str, Result]:
+        """One result a file, by its path."""
+        return distinct(row for _, content in self._contents() for row in content)
+
+    def fold(self) -> dict[str, Result]:
+        """Put all parts into the table; what it holds then. Killed at any moment, it loses nothing."""
+        contents = self._contents()
+        results = distinct(row for _, content in contents for row in content)
+        if parts := [name for name, _ in contents if name != TABLE]:
+            self._store.write(TABLE, encode(list(results.values())))
+            self._store.remove(parts)
+        return results
+
+    def clear(self) -> None:
+        self._store.remove(self._names())
+
+    def _contents(self) -> list[tuple[str, list[Result]]]:
+        names = self._names()
+        return [
+            (name, decode(content, self._store.path(name)))
+            for name, content in zip(names, self._store.read(names), strict=True)
+        ]
+
+    def _names(self) -> list[str]:
+        parts = [name for name in self._store.names(PARTS) if name.endswith(".parquet")]
+        return [name for name in self._store.names() if name == TABLE] + parts
+
+
+def distinct(results: Iterable[Result]) -> dict[str, Result]:
+    """One result a file, by its path: one that was restored before one that failed, then the last."""
+    kept: dict[str, Result] = {}
+    for result in results:
+        before = kept.get(result.path)
+        if before is None or _rank(result) >= _rank(before):
+            kept[result.path] = result
+    return kept
+
+
+def encode(results: Sequence[Result]) -> bytes:
+    """Results as a Parquet file."""
+    import pyarrow.parquet
+
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(to_arrow(results), file)
+    return file.getvalue()
+
+
+def decode(content: bytes, name: str) -> list[Result]:
+    """The results in a Parquet file; ``name`` is for messages. Raises DataError."""
+    require("pyarrow")
+    import pyarrow.parquet
+
+    try:
+        _check_plain(content)
+        # a file handle of its own: pyarrow would take a column from a folder's name otherwise
+        return [Result(**row) for row in pyarrow.parquet.ParquetFile(io.BytesIO(content)).read().to_pylist()]
+    except (pyarrow.ArrowException, OSError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{name}: not a table of results, or damaged ({reason})") from None
+
+
+def _check_plain(content: bytes) -> None:
+    """Raise ValueError for a file with types of somebody's own: those that Ray brings unpickle what they hold."""
+    import pyarrow.parquet
+
+    metadata = pyarrow.parquet.read_metadata(io.BytesIO(content)).metadata or {}
+    if b"ARROW:extension" in b64decode(metadata.get(b"ARROW:schema", b"")):
+        raise ValueError("it has columns that are neither text nor numbers")
+
+
+def to_arrow(results: Sequence[Result]) -> Any:
+    """Results as pyarrow's table."""
+    import pyarrow
+
+    kinds = {str: pyarrow.string(), float: pyarrow.float64(), int: pyarrow.int64()}
+    schema = pyarrow.schema([(field.name, kinds[field.type]) for field in fields(Result)])  # type: ignore[index]
+    return pyarrow.Table.from_pylist([asdict(result) for result in results], schema)
+
+
+def _rank(result: Result) -> tuple[bool, float]:
+    return result.status == RESTORED, result.finished

@@ -1,0 +1,58 @@
+"""The air microphone of a headset that has both: clean speech in noise, beside what the sensor on the body picks up."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import fft
+
+from twostage.audio import sound_files
+from twostage.audio.levels import active_level
+from twostage.audio.sound_files import Audio
+from twostage.data.simulator import seeded
+
+
+def noisy(speech: Audio, noise: Audio, sample_rate: int, snr_db: float, *, level: float | None = None) -> Audio:
+    """Speech (T,) and noise (T,) whose active level lies ``snr_db`` below that of the speech.
+
+    ``level``: active level of the speech that this is a part of, in dB (default: its own). Silence on either side adds
+    nothing.
+    """
+    wanted = (active_level(speech, sample_rate) if level is None else level) - snr_db
+    found = active_level(noise, sample_rate)
+    if not (np.isfinite(wanted) and np.isfinite(found)):
+        return speech
+    return speech + noise * np.float32(10 ** ((wanted - found) / 20))
+
+
+def pink(samples: int, sample_rate: int, rng: np.random.Generator) -> Audio:
+    """Noise (samples,) whose power falls by 3 dB an octave, from 50 Hz on: that of the simulator's rooms."""
+    size = fft.next_fast_len(samples, real=True)
+    frequencies = np.arange(size // 2 + 1) * (sample_rate / size)
+    real, imaginary = rng.standard_normal((2, len(frequencies)), np.float32)
+    return fft.irfft((real + 1j * imaginary) / np.sqrt(np.maximum(frequencies, 50)), size)[:samples].astype(np.float32)
+
+
+def looped(noise: Audio, samples: int, start: int) -> Audio:
+    """Samples (samples,) of noise (T,) from ``start`` on; it begins again where it ends."""
+    return np.take(noise, np.arange(start, start + samples), mode="wrap")
+
+
+@dataclass(frozen=True)
+class Air:
+    """Air channels for whole recordings: clean speech with a file of ``noise`` (none: pink noise) at ``snr_db``."""
+
+    snr_db: float
+    noise: tuple[str, ...] = ()
+    seed: int = 0
+
+    def of(self, clean: Audio, sample_rate: int, name: str) -> Audio:
+        """(T,) beside clean speech (T,): a function of the sound, the seed and the name."""
+        rng = seeded(self.seed, name, "air")
+        return noisy(clean, self._noise(len(clean), sample_rate, rng), sample_rate, self.snr_db)
+
+    def _noise(self, samples: int, sample_rate: int, rng: np.random.Generator) -> Audio:
+        if not self.noise:
+            return pink(samples, sample_rate, rng)
+        sound, rate = sound_files.read(self.noise[int(rng.integers(len(self.noise)))])
+        whole = sound_files.resample(sound[0], rate, sample_rate)
+        return looped(whole, samples, int(rng.integers(len(whole))))

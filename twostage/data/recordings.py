@@ -1,0 +1,42 @@
+"""A simulated recording of a sound file, as a file."""
+
+from pathlib import Path
+
+import numpy as np
+
+from twostage.audio import sound_files
+from twostage.data.noise import Air
+from twostage.data.sensors import Sensor
+from twostage.data.simulator import simulate_file
+from twostage.utils.errors import AudioError
+from twostage.utils.files import check_writable
+
+
+def simulate_recording(
+    source: Path,
+    target: Path,
+    sensor: Sensor,
+    seed: int,
+    name: str,
+    *,
+    air: Air | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write what ``sensor`` would hear of ``source``, a function of the sound, ``seed`` and ``name``. AudioError.
+
+    With ``air``, a second channel is what the microphone in the air beside it hears.
+    """
+    check_writable(target, overwrite)
+    sound_files.coding_for(target)
+    clean, sample_rate = sound_files.read(source)
+    if not np.isfinite(clean).all():
+        raise AudioError(f"{source}: holds NaN or infinite samples")
+    if air and len(clean) > 1:
+        raise AudioError(f"{source}: has {len(clean)} channels; --air-snr makes two of a file with one")
+    made = simulate_file(clean, sample_rate, sensor, seed, name)
+    if air:
+        made = np.concatenate([made, air.of(clean[0], sample_rate, name)[None]])
+    peak = float(np.abs(made).max())
+    if peak > 0.99:  # quieter rather than clipped
+        made = made * np.float32(0.99 / peak)
+    sound_files.write(target, made, sample_rate, subtype=sound_files.info(source).subtype, overwrite=overwrite)

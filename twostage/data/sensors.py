@@ -1,0 +1,288 @@
+"""Sensors: what the simulator has to know of one, presets from the literature, and their YAML files."""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twostage.utils.errors import ConfigError, DataError
+from twostage.utils.files import replacing
+from twostage.utils.schema import build
+
+Curve = tuple[float, ...]
+
+
+def as_curve(values: NDArray[np.floating]) -> Curve:
+    """Values (K,) as the plain numbers that a sensor holds."""
+    return tuple(values.tolist())
+
+
+CURVES = (
+    "response_db",
+    "response_spread_db",
+    "slope",
+    "voice_slope",
+    "gain_spread_db",
+    "coherence",
+    "noise_share",
+    "noise_db",
+)
+MOVING = ("slope", "voice_slope", "gain_spread_db", "coherence")
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """Everything the simulator knows of a sensor. Hz, seconds, dB; curves stand on the grid ``frequencies``.
+
+    Levels in dB are relative to the active level of the speech at the sensor.
+    """
+
+    # EBEN's low-pass: second order, forward and backward (Hauret et al., "EBEN", ICASSP 2023, section 2); 0 = none
+    cutoff: float = 0.0  # Hz, of EBEN's low-pass; 0 = none
+    q: float = 1.0  # of that filter
+    filter_jitter: float = 0.0  # cut-off and q are each multiplied by U(1 - jitter, 1 + jitter)
+    # the linear part: magnitude response and its deviation from one recording to the next
+    frequencies: Curve = ()  # Hz, rising: the grid of all curves
+    response_db: Curve = ()  # empty: flat
+    response_spread_db: Curve = ()  # deviation of the response
+    resonances: tuple[Curve, ...] = ()  # (Hz, q, dB) each
+    resonance_jitter: float = 0.1  # each Hz is multiplied by U(1 - jitter, 1 + jitter)
+    # the part that is not a linear filter. Under the skin a band follows less the sound that the mouth gives to it than
+    # the voice itself: a dB more of clean speech in the band counts `slope` dB (a filter: 1), a dB more of voice (80 to
+    # 500 Hz) counts `voice_slope` dB (a filter: 0)
+    slope: Curve = ()  # dB that a band moves for a dB more of clean speech in it
+    voice_slope: Curve = ()  # dB that a band moves for a dB more of voice
+    gain_spread_db: Curve = ()  # deviation of slow random gains by band
+    gain_seconds: float = 0.1  # over which they stay alike
+    coherence: Curve = ()  # magnitude-squared, between clean and simulated speech
+    noise_share: Curve = ()  # of the incoherent power: noise in the speech's envelope; the rest is wandering phase
+    headroom_db: float | None = None  # soft saturation this far above the active level
+    # what is added
+    noise_db: Curve = ()  # the sensor's noise, dB a Hz
+    noise_spread_db: float = 0.0  # deviation of its level from one recording to the next
+    white_noise: float = 0.0  # deviation relative to that of the speech
+    ambient_db: float | None = None  # sound of the room that leaks in, through the sensor's response
+    heart_db: float | None = None  # peaks of heartbeats
+    thump_db: float | None = None  # peaks of bumps and of the cable
+    thumps_per_second: float = 0.3  # on average
+    breath_db: float | None = None  # of breathing, where it is loudest
+    # the end of the chain
+    band_limit: float = 0.0  # Hz, nothing above; 0 = none
+    band_limit_jitter: float = 0.0  # band_limit is multiplied by U(1 - jitter, 1 + jitter)
+    rounding_db: float | None = None  # white noise over the whole band: what 16 bits leave of a quiet recording
+    rounding_spread_db: float = 0.0  # deviation of its level from one recording to the next
+    level_jitter_db: float = 0.0  # uniform, each way
+
+    def __post_init__(self) -> None:
+        grid = np.asarray(self.frequencies)
+        if len(grid) and (len(grid) < 2 or grid[0] < 0 or (np.diff(grid) <= 0).any()):
+            raise ConfigError("sensor.frequencies must rise and start at 0 or above, two or more of them")
+        for name in CURVES:
+            if len(getattr(self, name)) not in (0, len(grid)):
+                raise ConfigError(
+                    f"sensor.{name} has {len(getattr(self, name))} values, sensor.frequencies {len(grid)}"
+                )
+        if any(not 0 <= c <= 1 for c in (*self.coherence, *self.noise_share)):
+            raise ConfigError("sensor.coherence and sensor.noise_share must lie between 0 and 1")
+        if any(len(resonance) != 3 for resonance in self.resonances):
+            raise ConfigError("sensor.resonances must be (Hz, q, dB) each")
+        for name in ("cutoff", "band_limit", "white_noise", "filter_jitter", "band_limit_jitter", "level_jitter_db"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"sensor.{name} is {getattr(self, name)}, must not be negative")
+        if self.q <= 0 or self.gain_seconds <= 0:
+            raise ConfigError(f"sensor.q and sensor.gain_seconds must be positive: {self.q}, {self.gain_seconds}")
+
+    def drawn(self, rng: np.random.Generator) -> "Sensor":
+        """The sensor of one recording; of a family (`AnySensor`), a member of it."""
+        return self
+
+
+def load_sensor(name: str | os.PathLike[str]) -> Sensor:
+    """A preset by name, or the sensor in a YAML file (as `twostage fit-sensor` writes it)."""
+    if str(name) in PRESETS:
+        return PRESETS[str(name)]
+    import yaml  # type: ignore[import-untyped]
+
+    path = Path(name)
+    if not path.is_file():
+        raise DataError(f"sensor {name}: neither a file nor one of {', '.join(PRESETS)}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: a number too long, no such day
+        raise DataError(f"{path}: not YAML: {str(error).partition(chr(10))[0]}") from None
+    try:
+        return build(Sensor, values, "sensor")
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def save_sensor(path: str | os.PathLike[str], sensor: Sensor, *, overwrite: bool = False, comment: str = "") -> None:
+    """Write a sensor as YAML. Raises ConfigError for a family of them: draw one first."""
+    import yaml
+
+    if type(sensor) is not Sensor:
+        raise ConfigError(f"{path}: {type(sensor).__name__} is a family of sensors, a file holds one")
+
+    values = {name: _listed(value) for name, value in asdict(sensor).items()}
+    text = "".join(f"# {line}\n" for line in comment.splitlines()) + yaml.safe_dump(values, sort_keys=False)
+    with replacing(path, overwrite=overwrite) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(item) for item in value] if isinstance(value, tuple) else value
+
+
+EBEN = Sensor(cutoff=600.0, q=1.0, filter_jitter=0.2, white_noise=0.005)
+
+GRID = (
+    0.0,
+    60.0,
+    120.0,
+    190.0,
+    250.0,
+    350.0,
+    450.0,
+    580.0,
+    770.0,
+    1000.0,
+    1350.0,
+    1800.0,
+    2350.0,
+    3100.0,
+    4000.0,
+    8000.0,
+)
+
+# Accelerometer at the throat, sampled at 8 kHz: rounded from what `fit-sensor` finds in pairs of five speakers of
+# TAPS (Kim, Song and Chung, 2025). Above 500 Hz a band rises by a fifth of a dB with its own sound and by more than
+# half a dB with the voice. Coherence: 0.6 to 0.8 below 500 Hz, below 0.1 above 2 kHz.
+THROAT = Sensor(
+    frequencies=GRID,
+    response_db=(-30, -14, 0, 1, 5, 6, 5.5, -0.5, -3, -2, -1, 0.5, 0.5, -1.5, 0, 0),
+    response_spread_db=(3, 3, 2, 2, 2, 2, 2, 2.5, 3, 3, 3, 3.5, 4, 4, 4, 4),
+    slope=(1, 1, 1, 1, 1, 1, 0.9, 0.6, 0.35, 0.27, 0.23, 0.22, 0.18, 0.14, 0.1, 0.1),
+    voice_slope=(0, 0, 0, 0, -0.1, -0.1, 0, 0.4, 0.5, 0.6, 0.7, 0.6, 0.65, 0.65, 0.65, 0.65),
+    gain_spread_db=(4, 4, 3.5, 3.5, 3.5, 3.5, 4, 5, 5, 5, 4.8, 4.5, 4.3, 4.4, 4.8, 4.8),
+    coherence=(0.4, 0.5, 0.7, 0.85, 0.85, 0.8, 0.75, 0.65, 0.5, 0.4, 0.35, 0.25, 0.08, 0.06, 0.04, 0.04),
+    noise_share=(0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.5, 0.5, 0.5, 0.5),
+    noise_db=(-88, -76, -65, -68, -70, -71, -70, -70, -71, -72, -72, -73, -73, -73, -74, -74),
+    noise_spread_db=4.0,
+    thump_db=-15.0,
+    thumps_per_second=0.1,
+    heart_db=-45.0,
+    ambient_db=-50.0,
+    band_limit=4060.0,
+    band_limit_jitter=0.02,
+    rounding_db=-76.0,
+    rounding_spread_db=6.0,
+)
+
+# Microphone in the occluded ear canal: the occlusion lifts the low end, little comes through above 2 kHz (Vibravox,
+# Hauret et al., 2024, section III; Richard et al., Applied Acoustics, 2023).
+IN_EAR = Sensor(
+    frequencies=GRID,
+    response_db=(0, 6, 8, 8, 7, 5, 3, 0, -4, -8, -13, -19, -27, -35, -42, -50),
+    response_spread_db=(4, 4, 3, 2, 2, 2, 2, 2, 2.5, 3, 3.5, 4, 4, 4, 4, 4),
+    slope=(1, 1, 1, 1, 1, 1, 1, 0.85, 0.75, 0.7, 0.6, 0.5, 0.5, 0.5, 0.5, 0.5),
+    voice_slope=(0, 0, 0, 0, 0, 0, 0, 0.15, 0.2, 0.3, 0.35, 0.4, 0.4, 0.4, 0.4, 0.4),
+    gain_spread_db=(3, 3, 2, 2, 2, 2, 2, 2, 2.5, 3, 3, 3.5, 4, 4, 4, 4),
+    coherence=(0.4, 0.6, 0.75, 0.85, 0.85, 0.85, 0.8, 0.75, 0.7, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05, 0.05),
+    noise_share=(0.2,) * 16,
+    noise_db=(-58, -60, -63, -68, -72, -75, -77, -78, -79, -80, -81, -82, -83, -84, -85, -85),
+    noise_spread_db=4.0,
+    heart_db=-20.0,
+    breath_db=-40.0,
+    ambient_db=-45.0,
+)
+
+# Accelerometer on the forehead: skin and bone pass the first kilohertz, a mounting resonance near 2 kHz
+# (Vibravox, section III; McBride et al., Applied Ergonomics, 2011, on placement).
+FOREHEAD = Sensor(
+    frequencies=GRID,
+    response_db=(-10, -4, 2, 4, 5, 4, 2, -2, -7, -11, -16, -20, -26, -33, -40, -50),
+    response_spread_db=(4, 4, 3, 3, 2.5, 2.5, 2.5, 3, 3, 3, 4, 4, 4, 4, 4, 4),
+    resonances=((2000.0, 8.0, 6.0),),
+    slope=(1, 1, 1, 1, 1, 1, 0.9, 0.75, 0.6, 0.5, 0.4, 0.35, 0.3, 0.3, 0.3, 0.3),
+    voice_slope=(0, 0, 0, 0, 0, 0, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4, 0.4, 0.4, 0.4),
+    gain_spread_db=(3, 3, 3, 2.5, 2.5, 2.5, 2.5, 3, 3.5, 3.5, 4, 4, 4, 4, 4, 4),
+    coherence=(0.3, 0.5, 0.7, 0.8, 0.8, 0.75, 0.75, 0.65, 0.55, 0.45, 0.35, 0.25, 0.15, 0.1, 0.05, 0.05),
+    noise_share=(0.2,) * 16,
+    noise_db=(-62, -64, -67, -70, -72, -74, -75, -76, -76, -77, -78, -79, -80, -80, -80, -80),
+    noise_spread_db=4.0,
+    thump_db=-15.0,
+    thumps_per_second=0.1,
+    ambient_db=-50.0,
+)
+
+# Contact pickup at the temple: the least of the bone-conduction places, noisy and narrow (Vibravox, section III: the
+# lowest raw intelligibility of its five sensors).
+TEMPLE = Sensor(
+    frequencies=GRID,
+    response_db=(-12, -3, 3, 5, 5, 3, 0, -5, -11, -16, -21, -25, -30, -36, -42, -50),
+    response_spread_db=(4, 4, 3, 3, 3, 3, 3, 3.5, 4, 4, 4, 4, 4, 4, 4, 4),
+    slope=(1, 1, 1, 1, 1, 0.9, 0.75, 0.5, 0.4, 0.3, 0.3, 0.25, 0.2, 0.2, 0.2, 0.2),
+    voice_slope=(0, 0, 0, 0, 0, 0, 0.1, 0.3, 0.3, 0.4, 0.4, 0.5, 0.5, 0.5, 0.5, 0.5),
+    gain_spread_db=(4, 4, 3, 3, 3, 3, 3.5, 4, 4, 4.5, 4.5, 4.5, 4.5, 4.5, 4.5, 4.5),
+    coherence=(0.2, 0.4, 0.55, 0.65, 0.65, 0.6, 0.55, 0.45, 0.35, 0.25, 0.15, 0.1, 0.05, 0.05, 0.05, 0.05),
+    noise_share=(0.3,) * 16,
+    noise_db=(-55, -57, -59, -62, -65, -66, -67, -67, -68, -68, -69, -70, -71, -71, -71, -71),
+    noise_spread_db=5.0,
+    thump_db=-10.0,
+    thumps_per_second=0.3,
+    heart_db=-25.0,
+    ambient_db=-40.0,
+)
+
+
+class AnySensor(Sensor):
+    """A family: every recording has another sensor, from a throat's to an ear's and beyond what is likely.
+
+    For a restorer that shall meet sensors which nobody has measured (domain randomisation; Tobin et al., IROS 2017).
+    The ranges enclose the presets and nothing in them was fitted.
+    """
+
+    def drawn(self, rng: np.random.Generator) -> Sensor:
+        hertz = np.array(GRID)
+        pitch = np.log2(np.maximum(hertz, 30))
+
+        def octaves_above(low: float, high: float) -> Any:
+            """Of the grid, above a corner between two frequencies; negative below it."""
+            return pitch - rng.uniform(np.log2(low), np.log2(high))
+
+        roll_off = -rng.uniform(0, 14) * octaves_above(300, 1500).clip(0)
+        response = roll_off.clip(-rng.uniform(10, 50)) + rng.uniform(0, 12) * octaves_above(60, 250).clip(-3, 0)
+        own = 1 / (1 + 4.0 ** octaves_above(400, 2000))  # 1 where a band follows its own sound
+        slope = own + (1 - own) * rng.uniform(0.1, 0.8)
+        floor = rng.uniform(-88, -64) + rng.uniform(-2, 2) * (pitch - 9)
+        limited = rng.random() < 0.6
+        return Sensor(
+            frequencies=GRID,
+            response_db=as_curve(response),
+            response_spread_db=(rng.uniform(2, 5),) * len(GRID),
+            slope=as_curve(slope),
+            voice_slope=as_curve((1 - slope) * rng.uniform(0.4, 1.1)),
+            gain_spread_db=as_curve(np.interp(pitch, (8, 11), rng.uniform(2, 5, 2))),
+            coherence=as_curve(own * rng.uniform(0.6, 1) + (1 - own) * rng.uniform(0.05, 0.5)),
+            noise_share=as_curve(np.interp(pitch, (8, 11), (rng.uniform(0, 0.2), rng.uniform(0.1, 0.6)))),
+            noise_db=as_curve(floor),
+            thump_db=rng.uniform(-25, -8) if rng.random() < 0.3 else None,
+            heart_db=rng.uniform(-45, -20) if rng.random() < 0.2 else None,
+            ambient_db=rng.uniform(-60, -35),
+            headroom_db=rng.uniform(6, 20) if rng.random() < 0.1 else None,
+            band_limit=2 ** rng.uniform(11, 13) if limited else 0.0,
+            rounding_db=rng.uniform(-95, -70),
+        )
+
+
+PRESETS: dict[str, Sensor] = {
+    "any": AnySensor(),
+    "eben": EBEN,
+    "throat": THROAT,
+    "in-ear": IN_EAR,
+    "forehead": FOREHEAD,
+    "temple": TEMPLE,
+}

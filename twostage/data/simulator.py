@@ -1,0 +1,308 @@
+"""Body-conducted speech made from clean speech: pure functions of (audio, rng).
+
+The chain: EBEN's low-pass, the sensor's response with its variation from recording to recording and from moment to
+moment, loss of coherence, sounds of the body, saturation, leaked ambient sound, the sensor's noise, the band limit,
+level. A `Sensor` holds every number; parts whose numbers are empty, zero or None are left out and cost nothing.
+"""
+
+from hashlib import blake2b
+
+import numpy as np
+from scipy import fft, ndimage, signal
+
+from twostage.audio import levels
+from twostage.data.sensors import MOVING, PRESETS, Sensor, load_sensor
+from twostage.data.spectra import (
+    OVERLAP,
+    Complex,
+    Floats,
+    active_frames,
+    decibels,
+    frame_size,
+    istft,
+    octaves,
+    power,
+    smooth_curve,
+    smooth_field,
+    stft,
+    voice_level,
+)
+
+__all__ = ["PRESETS", "Sensor", "load_sensor", "seeded", "simulate", "simulate_file"]
+
+PART = 60.0  # seconds of a long file that are simulated at once
+
+
+def simulate(
+    audio: Floats,
+    sample_rate: int,
+    sensor: Sensor,
+    rng: np.random.Generator,
+    *,
+    level: float | None = None,
+    ambient: tuple[Floats, float] | None = None,
+    recording: np.random.Generator | None = None,
+) -> Floats:
+    """Turn clean speech (T,) into what ``sensor`` would pick up, (T,) float32, without delay and at the same level.
+
+    ``level``: active level in dB of the speech that ``audio`` is a part of, to which noise is related (default: that of
+    ``audio``); with it, a pause is not silent. ``ambient``: sound of the room (T,) and the dB that it leaks in at;
+    without it, pink noise at ``sensor.ambient_db``. ``recording`` draws what holds for a whole recording (filter,
+    response, noise level), ``rng``, and without ``recording`` everything: parts of a long file share the one alone.
+    """
+    clean = np.asarray(audio, np.float32)
+    if clean.ndim != 1:
+        raise ValueError(f"simulate takes one channel (T,), got {clean.shape}")
+    whole = recording or rng
+    sensor = sensor.drawn(whole)
+    heard = levels.active_level(clean, sample_rate)
+    reference = heard if level is None else level
+    if not np.isfinite(reference):
+        return np.zeros_like(clean)
+    speech = low_pass(clean, sample_rate, sensor, whole) if sensor.cutoff else clean
+    response = _response(sensor, sample_rate, whole)
+    if response is not None or any(getattr(sensor, name) for name in MOVING):
+        speech = _body(speech, clean, sample_rate, sensor, response, rng)
+    change = heard - levels.active_level(speech, sample_rate)
+    speech = speech * np.float32(10 ** (change / 20)) if np.isfinite(change) else speech
+    amplitude = 10 ** (reference / 20)
+    speech = speech + amplitude * _body_sounds(len(clean), sample_rate, sensor, rng)
+    if sensor.headroom_db is not None:
+        ceiling = amplitude * 10 ** (sensor.headroom_db / 20)
+        speech = ceiling * np.tanh(speech / ceiling)
+    speech = _surroundings(speech, amplitude, sample_rate, sensor, response, whole, rng, ambient)
+    jitter = whole.uniform(-sensor.level_jitter_db, sensor.level_jitter_db)
+    return (speech * 10 ** (jitter / 20)).astype(np.float32)
+
+
+def seeded(seed: int, *names: object) -> np.random.Generator:
+    """Generator that depends on the seed and the names alone: the same on every machine and in every process."""
+    digest = blake2b("/".join(map(str, names)).encode(), digest_size=16).digest()
+    return np.random.default_rng([seed, *np.frombuffer(digest, "<u4").tolist()])
+
+
+def simulate_file(audio: Floats, sample_rate: int, sensor: Sensor, seed: int, name: str) -> Floats:
+    """A recording (C, T) as the sensor would give it: a function of the sound, the seed and the name.
+
+    Every channel is a recording of its own. Long ones are made in parts of a minute, faded into each other, so that
+    memory stays bounded; the sensor's response and its noise stay the same all along.
+    """
+    return np.stack([_channel(x, sample_rate, sensor, seed, f"{name}#{c}") for c, x in enumerate(audio)])
+
+
+def _channel(audio: Floats, sample_rate: int, sensor: Sensor, seed: int, name: str) -> Floats:
+    part, fade = round(PART * sample_rate), round(0.05 * sample_rate)
+    level = levels.active_level(audio, sample_rate)
+    out = np.zeros(len(audio), np.float32)
+    for number, start in enumerate(range(0, len(audio), part)):
+        heard = audio[max(0, start - fade) : start + part]
+        rng, recording = seeded(seed, name, number), seeded(seed, name)
+        made = simulate(heard, sample_rate, sensor, rng, level=level, recording=recording)
+        if start:
+            rise = np.linspace(0, 1, fade, dtype=np.float32)
+            out[start - fade : start] *= 1 - rise
+            made[:fade] *= rise
+        out[max(0, start - fade) : start + part] += made
+    return out
+
+
+def low_pass(audio: Floats, sample_rate: int, sensor: Sensor, rng: np.random.Generator) -> Floats:
+    """EBEN's filter: a second-order low-pass run forward and backward (zero phase), cut-off and Q jittered."""
+    jitter = rng.uniform(1 - sensor.filter_jitter, 1 + sensor.filter_jitter, 2)
+    b, a = biquad(sensor.cutoff * jitter[0], sensor.q * jitter[1], sample_rate)
+    side = min(len(audio) - 1, round(0.05 * sample_rate))
+    padded = np.pad(audio, side, mode="reflect")
+    forward = signal.lfilter(b, a, padded)
+    return signal.lfilter(b, a, forward[::-1])[::-1][side : side + len(audio)]
+
+
+def biquad(cutoff: float, q: float, sample_rate: int) -> tuple[Floats, Floats]:
+    """Second-order low-pass (b, a), as torchaudio's lowpass_biquad (Bristow-Johnson, "Audio EQ cookbook")."""
+    omega = 2 * np.pi * min(cutoff, 0.49 * sample_rate) / sample_rate
+    alpha, cos = np.sin(omega) / (2 * q), np.cos(omega)
+    b = np.array([(1 - cos) / 2, 1 - cos, (1 - cos) / 2], np.float32)
+    a = np.array([1 + alpha, -2 * cos, 1 - alpha], np.float32)
+    return b / a[0], a / a[0]
+
+
+def _grid(sample_rate: int) -> Floats:
+    """Frequencies (F,) of the short-time spectra in Hz."""
+    size = frame_size(sample_rate)
+    return (np.arange(size // 2 + 1) * (sample_rate / size)).astype(np.float32)
+
+
+def _curve(sensor: Sensor, name: str, frequencies: Floats) -> Floats:
+    """A sensor's curve at other frequencies: straight lines on the octave scale, level beyond the ends."""
+    values = np.asarray(getattr(sensor, name), np.float32)
+    if not len(values):
+        return np.zeros(len(frequencies), np.float32)
+    return np.interp(octaves(frequencies), octaves(np.asarray(sensor.frequencies)), values).astype(np.float32)
+
+
+def _response(sensor: Sensor, sample_rate: int, rng: np.random.Generator) -> Floats | None:
+    """One recording's response in dB (F,): the mean, a smooth deviation, and the resonances."""
+    if not (sensor.response_db or sensor.response_spread_db or sensor.resonances):
+        return None
+    frequencies = _grid(sample_rate)
+    response = _curve(sensor, "response_db", frequencies)
+    spread = _curve(sensor, "response_spread_db", frequencies)
+    response = response + spread * smooth_curve(octaves(frequencies), rng)
+    for centre, q, gain in sensor.resonances:
+        centre *= rng.uniform(1 - sensor.resonance_jitter, 1 + sensor.resonance_jitter)
+        detuning = q * (frequencies / centre - centre / np.maximum(frequencies, 1))
+        response = response + gain / (1 + detuning**2)
+    return response
+
+
+def _body(
+    speech: Floats, clean: Floats, sample_rate: int, sensor: Sensor, response: Floats | None, rng: np.random.Generator
+) -> Floats:
+    """Filter speech (T,) by the response and by what moves: gains, fricatives, phase, noise in its envelope."""
+    size, frequencies = frame_size(sample_rate), _grid(sample_rate)
+    if sensor.band_limit:  # what the band limit will remove need not be made
+        frequencies = frequencies[frequencies < 1.1 * sensor.band_limit * (1 + sensor.band_limit_jitter)]
+    used = slice(len(frequencies))
+    spectra = stft(speech, size)[:, used]
+    times = np.arange(len(spectra), dtype=np.float32) * (size // OVERLAP / sample_rate / sensor.gain_seconds)
+    pitches = octaves(frequencies) * 2  # half an octave moves together
+    gain = np.zeros(len(frequencies), np.float32) if response is None else response[used]
+    if sensor.slope or sensor.voice_slope:
+        heard = spectra if clean is speech else stft(clean, size)[:, used]
+        gain = gain + _dynamics(power(heard), frequencies, sensor)
+    spread = _curve(sensor, "gain_spread_db", frequencies)
+    if sensor.gain_spread_db:
+        gain = gain + spread * smooth_field(times, pitches, rng)
+    if sensor.coherence:
+        rest = np.minimum(1, _curve(sensor, "coherence", frequencies) / gain_coherence(spread))
+        share = _curve(sensor, "noise_share", frequencies)
+        spectra = _decohere(spectra, rest, share, size, len(speech), times, pitches, rng)
+    return istft(spectra * np.exp(gain * np.float32(np.log(10) / 20)), size, len(speech))
+
+
+def gain_coherence(spread_db: Floats) -> Floats:
+    """Coherence that log-normal gains of this deviation leave: E[g]^2 / E[g^2]."""
+    return np.exp(-((spread_db * np.log(10) / 20) ** 2))
+
+
+def _dynamics(powers: Floats, frequencies: Floats, sensor: Sensor) -> Floats:
+    """Gain in dB (L, F) by which bands follow the voice rather than themselves, from powers (L, F) of clean speech.
+
+    It moves with the levels around their means over the speech; pauses keep the gain of 25 dB below.
+    """
+    active = active_frames(powers)
+    own, voice = decibels(_smear(powers) + 1e-12), voice_level(powers, frequencies)
+    own, voice = (np.clip(level - level[active].mean(0), -25, 25) for level in (own, voice))
+    slope = _curve(sensor, "slope", frequencies) - 1 if sensor.slope else np.float32(0)
+    return own * slope + voice[:, None] * _curve(sensor, "voice_slope", frequencies)
+
+
+def _decohere(
+    spectra: Complex,
+    coherence: Floats,
+    noise_share: Floats,
+    size: int,
+    length: int,
+    times: Floats,
+    pitches: Floats,
+    rng: np.random.Generator,
+) -> Complex:
+    """Lower the coherence of spectra (L, F) with themselves to ``coherence`` (F,), power kept.
+
+    A share of the lost power returns as noise in the band-wise envelope of the speech; the phase of the rest wanders
+    slowly by a normal angle of variance v, which leaves exp(-v) of the coherence (the characteristic function).
+    """
+    noisy = (noise_share * (1 - coherence)).astype(np.float32)
+    variance = -np.log(np.clip(coherence / np.maximum(1 - noisy, 1e-6), 1e-4, 1))
+    angle = (np.sqrt(variance) * smooth_field(times, pitches * 2, rng)).astype(np.float32)
+    turned = np.empty_like(spectra)
+    turned.real, turned.imag = np.cos(angle), np.sin(angle)
+    turned *= spectra * np.sqrt(1 - noisy)
+    if not noisy.any():
+        return turned
+    noise = stft(rng.standard_normal(length, np.float32), size)[:, : spectra.shape[1]]
+    envelope = np.sqrt(_smear(power(spectra)) * (noisy * np.float32(OVERLAP / size)))
+    return turned + envelope * noise  # the noise has power size / OVERLAP a bin
+
+
+def _smear(powers: Floats, width: int = 9) -> Floats:
+    """Running mean over ``width`` bins (about 280 Hz) of (L, F): the harmonics go, the envelope stays."""
+    # its running sum leaves rounding below zero where there is nothing
+    return np.maximum(ndimage.uniform_filter1d(powers, width, axis=1, mode="nearest"), 0)
+
+
+def _body_sounds(length: int, sample_rate: int, sensor: Sensor, rng: np.random.Generator) -> Floats:
+    """Heartbeat, bumps and breath (T,) for speech of level 1."""
+    total = np.zeros(length, np.float32)
+    seconds = length / sample_rate
+    if sensor.heart_db is not None:
+        beats = np.arange(rng.uniform(0, 1), seconds, 60 / rng.uniform(55, 95))
+        for beat in (*beats, *(beats + 0.3)):  # the two sounds of a beat
+            _add_pulse(total, beat, sample_rate, rng.uniform(25, 50), 0.04, 10 ** (sensor.heart_db / 20))
+    if sensor.thump_db is not None:
+        for moment in rng.uniform(0, seconds, rng.poisson(sensor.thumps_per_second * seconds)):
+            height = 10 ** ((sensor.thump_db + rng.normal(0, 4)) / 20)
+            _add_pulse(total, moment, sample_rate, rng.uniform(20, 90), rng.uniform(0.02, 0.08), height)
+    if sensor.breath_db is not None:
+        b, a = signal.butter(1, (150, min(1000, 0.4 * sample_rate)), "bandpass", fs=sample_rate)
+        noise = signal.lfilter(b.astype(np.float32), a.astype(np.float32), rng.standard_normal(length, np.float32))
+        phase = 2 * np.pi * (np.arange(length, dtype=np.float32) * (0.3 / sample_rate) + np.float32(rng.random()))
+        total += 10 ** (sensor.breath_db / 20) / max(levels.rms(noise), 1e-9) * noise * np.maximum(np.sin(phase), 0)
+    return total
+
+
+def _add_pulse(total: Floats, moment: float, sample_rate: int, pitch: float, decay: float, height: float) -> None:
+    """Add a damped oscillation in place."""
+    start = int(moment * sample_rate)
+    time = np.arange(min(len(total) - start, int(6 * decay * sample_rate)), dtype=np.float32) / sample_rate
+    if len(time):
+        total[start : start + len(time)] += height * np.exp(-time / decay) * np.sin(2 * np.pi * pitch * time)
+
+
+def _surroundings(
+    speech: Floats,
+    level: float,
+    sample_rate: int,
+    sensor: Sensor,
+    response: Floats | None,
+    whole: np.random.Generator,
+    rng: np.random.Generator,
+    ambient: tuple[Floats, float] | None,
+) -> Floats:
+    """Add leaked sound and the sensor's noise to (T,), cut above the band limit, add rounding: in one long spectrum."""
+    added = sensor.noise_db or sensor.white_noise or sensor.ambient_db is not None or ambient is not None
+    if not added and not sensor.band_limit and sensor.rounding_db is None:
+        return speech
+    length = len(speech)
+    side = min(length - 1, round(0.01 * sample_rate))
+    size = fft.next_fast_len(length + 2 * side, real=True)
+    frequencies = np.arange(size // 2 + 1, dtype=np.float32) * (sample_rate / size)
+    padded = np.pad(speech, (side, side), mode="reflect").astype(np.float32)
+    spectrum = fft.rfft(padded, size)
+    scale = np.float32(level * np.sqrt(size / 2))  # a white spectrum of unit deviation a part has level 1 in time
+    powers = np.full(len(frequencies), np.float32(sensor.white_noise**2))
+    if sensor.noise_db:
+        floor = _curve(sensor, "noise_db", frequencies) + sensor.noise_spread_db * whole.standard_normal()
+        powers = powers + (10 ** (floor / 10) * (sample_rate / 2)).astype(np.float32)
+    if ambient is not None or sensor.ambient_db is not None:
+        colour = (
+            np.zeros_like(frequencies) if response is None else np.interp(frequencies, _grid(sample_rate), response)
+        )
+        colour = (10 ** (colour / 20)).astype(np.float32)
+    if ambient is not None:
+        gain = level * 10 ** (ambient[1] / 20) / max(levels.rms(ambient[0]), 1e-9)
+        spectrum = spectrum + fft.rfft(np.pad(gain * ambient[0], side), size) * colour
+    elif sensor.ambient_db is not None:
+        pink = 1 / np.maximum(frequencies, 50)
+        powers = powers + 10 ** (sensor.ambient_db / 10) * colour**2 * pink / pink.mean()
+    if sensor.band_limit:
+        limit = sensor.band_limit * whole.uniform(1 - sensor.band_limit_jitter, 1 + sensor.band_limit_jitter)
+        passed = np.clip(0.5 + (limit - frequencies) / (0.04 * limit), 0, 1)  # 4 % from pass to stop
+        spectrum, powers = spectrum * passed, powers * passed**2
+    if sensor.rounding_db is not None:
+        powers = powers + np.float32(
+            10 ** ((sensor.rounding_db + sensor.rounding_spread_db * whole.standard_normal()) / 10)
+        )
+    if powers.any():
+        noise = rng.standard_normal((2, len(frequencies)), np.float32)
+        spectrum = spectrum + scale * np.sqrt(powers) * (noise[0] + 1j * noise[1])
+    return fft.irfft(spectrum, size)[side : side + length]

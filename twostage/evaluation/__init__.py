@@ -1,0 +1,1 @@
+"""Metrics, costs and reports."""

@@ -1,0 +1,120 @@
+"""Several evaluations as one table and as pictures: quality against cost, errors by frequency, spectrograms."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twostage.audio import plots, sound_files
+from twostage.audio.sound_files import Audio
+from twostage.evaluation import metrics, report
+from twostage.evaluation.costs import Costs
+from twostage.evaluation.metrics import HIGHER_IS_BETTER
+from twostage.evaluation.report import COLUMNS, RAW, summarize
+from twostage.evaluation.runner import CLEAN, COPY, PICTURES, RATE, SOUNDS, TABLE, Results, draw, file_name, merge
+from twostage.utils.errors import DataError
+from twostage.utils.files import replacing
+
+CSV, COST, BANDS, BANDS_CSV = "table.csv", "cost.png", "bands.png", "bands.csv"
+NOTHING = 1e-4  # of the time: what hands its input on
+PRICES = {  # axis -> what it is of a system's costs
+    "GMAC for a second of audio": lambda cost: cost.gmac,
+    "million parameters": lambda cost: cost.parameters / 1e6,
+    "latency, ms": lambda cost: cost.latency and cost.latency * 1000,
+    "real-time factor": lambda cost: cost.real_time_factor if cost.real_time_factor > NOTHING else None,
+}
+
+
+def compare(folders: Sequence[Path], out: Path, *, metric: str = "estoi", title: str = "Comparison") -> str:
+    """Join what `twostage evaluate` left in ``folders``; the table, which is in ``out`` as well, with the pictures.
+
+    Spectrograms and errors by frequency are of the utterances that every folder has kept sounds of. Raises DataError if
+    a folder holds no evaluation, or two of them differ on one system.
+    """
+    if metric not in COLUMNS:
+        raise DataError(f"no metric {metric!r}; there are {', '.join(COLUMNS)}")
+    results, costs = merge(folders)
+    text = report.markdown(results.rows, costs, results.failures, title=title)
+    report.write_text(out / TABLE, text)
+    _write_csv(out / CSV, _flat(results, costs))
+    charts = cost_charts(results, costs, metric)
+    systems = list(dict.fromkeys(row.system for row in results.rows))
+    if charts:
+        plots.draw_charts(out / COST, charts, names=systems, overwrite=True)
+    kept = kept_sounds(folders, systems)
+    for name, sounds in kept.items():
+        draw(out / PICTURES / f"{name}.png", sounds)
+    if kept:
+        errors = mean_errors(kept)
+        width = RATE / 2 / len(next(iter(errors.values())))
+        centres = [width * (place + 0.5) for place in range(round(RATE / 2 / width))]
+        rows = [{"system": system} | dict(zip(map(str, centres), e, strict=True)) for system, e in errors.items()]
+        _write_csv(out / BANDS_CSV, rows)
+        lines = {system: list(zip(centres, e, strict=True)) for system, e in errors.items()}
+        up = f"error of band levels, dB ({len(kept)} utterances)"
+        plots.draw_charts(out / BANDS, [plots.Chart("Hz", up, lines, logarithmic=False)], names=systems, overwrite=True)
+    return text
+
+
+def cost_charts(results: Results, costs: Mapping[str, Costs], metric: str) -> list[plots.Chart]:
+    """A chart for each price: systems by what they cost and score. What costs nothing has no place on it.
+
+    Nor has copy-synthesis, which hears the clean speech: beside it, all others are one heap.
+    """
+    means = {system: found[metric].mean for system, found in summarize(results.rows).items()}
+    means = {system: mean for system, mean in means.items() if not system.endswith(COPY)}
+    raw = {RAW: means[RAW]} if RAW in means else {}
+    heading = f"{COLUMNS[metric][0]} ({'higher' if HIGHER_IS_BETTER[metric] else 'lower'} is better)"
+    charts = []
+    for axis, price in PRICES.items():
+        prices = {system: price(costs[system]) for system in means if system in costs}
+        points = {system: [(float(paid), means[system])] for system, paid in prices.items() if paid}
+        if points:
+            charts.append(plots.Chart(axis, heading, points, from_zero=False, levels=raw))
+    return charts
+
+
+def kept_sounds(folders: Sequence[Path], systems: Sequence[str]) -> dict[str, dict[str, Audio]]:
+    """Of each utterance that all folders have kept: sounds (T,) by system, the clean speech last."""
+    names = [{path.name for path in (folder / SOUNDS).glob("*")} for folder in folders]
+    kept = {}
+    for name in sorted(set.intersection(*names)) if names else []:
+        found: dict[str, Audio] = {}
+        for title in (*systems, CLEAN):
+            places = [folder / SOUNDS / name / f"{file_name(title)}.flac" for folder in folders]
+            place = next((place for place in places if place.is_file()), None)
+            if place:
+                found[title] = sound_files.read(place)[0][0]
+        kept[name] = found
+    return kept
+
+
+def mean_errors(kept: Mapping[str, Mapping[str, Audio]]) -> dict[str, NDArray[np.float64]]:
+    """Of each system, the mean error in dB by band over the utterances."""
+    errors: dict[str, list[NDArray[np.float64]]] = {}
+    for sounds in kept.values():
+        for system, sound in sounds.items():
+            if system != CLEAN:
+                aligned = metrics.align(sounds[CLEAN], sound)
+                errors.setdefault(system, []).append(metrics.band_errors(aligned.reference, aligned.estimate))
+    return {system: np.nanmean(found, axis=0) for system, found in errors.items()}
+
+
+def _flat(results: Results, costs: Mapping[str, Costs]) -> list[dict[str, object]]:
+    rows = []
+    for system, found in summarize(results.rows).items():
+        row: dict[str, object] = {"system": system, "n": max(interval.n for interval in found.values())}
+        row |= {metric: found[metric].mean for metric in COLUMNS}
+        cost = costs.get(system)
+        paid = (cost.parameters, cost.gmac, cost.latency, cost.real_time_factor) if cost else ("",) * 4
+        rows.append(row | dict(zip(("parameters", "gmac", "latency_s", "real_time_factor"), paid, strict=True)))
+    return rows
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,109 @@
+"""What a model costs: multiply-accumulates for a second of audio, parameters, time."""
+
+import time
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from twostage.inference.windows import Enhancer, device_of, inputs_of
+from twostage.models.onnx_enhancer import OnnxEnhancer
+
+
+@dataclass(frozen=True)
+class Costs:
+    """``gmac`` a second of audio; ``real_time_factor`` is seconds of work for a second of audio on this machine.
+
+    ``latency``: seconds that an output sample waits for input after its own, in whatever pieces that comes; None where
+    it waits for all of the signal.
+    """
+
+    parameters: int
+    gmac: float
+    real_time_factor: float
+    device: str
+    threads: int
+    latency: float | None = None
+
+
+def parameters(model: nn.Module) -> int:
+    """Numbers that were learnt; of a folded model, its plain weights."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+class Recurrences(TorchFunctionMode):
+    """Counts LSTMs and GRUs by their weights, instead of step by step; what they give is not worked out."""
+
+    macs = 0
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function not in (torch.lstm, torch.gru):
+            return function(*args, **(kwargs or {}))
+        x, state, weights, *_, bidirectional, _ = args
+        self.macs += x.shape[0] * x.shape[1] * sum(weight.numel() for weight in weights if weight.ndim == 2)
+        states = state if function is torch.lstm else (state,)
+        return x.new_zeros(*x.shape[:2], states[0].shape[-1] * (1 + bidirectional)), *states
+
+
+def macs(module: nn.Module, *inputs: Tensor) -> int:
+    """Multiply-accumulates of one forward: convolutions, matrix products and recurrent layers, biases not counted.
+
+    Fourier transforms, activations and sums are not counted either. Shapes alone are worked out, no values.
+    """
+    counter, recurrences = FlopCounterMode(display=False), Recurrences()
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter, recurrences:
+        module(*inputs)
+    return counter.get_total_flops() // 2 + recurrences.macs
+
+
+def gmac_per_second(model: Enhancer, seconds: float = 2.0) -> float:
+    """Billions of multiply-accumulates for a second of audio in a window of ``seconds``, without its context."""
+    audio = _noise(model, seconds)
+    return macs(model, audio) / 1e9 * model.sample_rate / audio.shape[-1]  # type: ignore[arg-type]
+
+
+def real_time_factor(model: Enhancer, seconds: float = 10.0, repeats: int = 3) -> float:
+    """Seconds of work for a second of audio: the fastest of ``repeats`` forwards of ``seconds``, after one to warm up.
+
+    The fastest, because whatever else the machine does can only add to the work; on one thread of a CPU, the time of
+    the processor, which other programs beside hardly move.
+    """
+    audio, elapsed = _noise(model, seconds), []
+    alone = torch.get_num_threads() == 1 and device_of(model).type == "cpu"
+    clock = time.process_time if alone else time.perf_counter
+    for _ in range(repeats + 1):
+        started = clock()
+        with torch.inference_mode():
+            model(audio).cpu()  # the copy waits for an accelerator
+        elapsed.append(clock() - started)
+    return min(elapsed[1:]) * model.sample_rate / audio.shape[-1]
+
+
+def measure(model: Enhancer, *, seconds: float = 10.0, repeats: int = 3) -> Costs:
+    """All costs of a model where it stands, at torch's present number of threads; time on ``seconds`` of audio."""
+    device, threads = str(device_of(model)), torch.get_num_threads()
+    speed = real_time_factor(model, seconds, repeats)
+    if isinstance(model, OnnxEnhancer):
+        return Costs(model.header.parameters, model.header.gmac, speed, device, threads, latency(model))
+    assert isinstance(model, nn.Module)
+    return Costs(parameters(model), gmac_per_second(model), speed, device, threads, latency(model))
+
+
+def latency(model: Enhancer) -> float | None:
+    """As ``Costs`` has it; of a model that does not say, what its context amounts to."""
+    samples = getattr(model, "latency", model.stride + model.context)
+    return samples / model.sample_rate if isfinite(samples) else None
+
+
+def _noise(model: Enhancer, seconds: float) -> Tensor:
+    """Audio (1, inputs, T) of about ``seconds``, T a multiple of the model's stride."""
+    strides = max(1, round(seconds * model.sample_rate / model.stride))
+    generator = torch.Generator().manual_seed(0)
+    return 0.05 * torch.randn(1, inputs_of(model), strides * model.stride, generator=generator).to(device_of(model))

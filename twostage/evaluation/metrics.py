@@ -1,0 +1,300 @@
+"""Objective scores of an estimate of clean speech against that speech: pure functions of (T,) arrays at 16 kHz.
+
+Every score is a float. What cannot be scored (silence, too short, not finite) is NaN with a ``MetricWarning`` that says
+why; ``score`` gives all of them at once, with the reasons. PESQ and STOI come from the packages pesq and pystoi, the
+``eval`` extra.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable
+from functools import lru_cache, wraps
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from twostage.audio.levels import rms
+from twostage.models.features import LogMel, MelConfig, Stft
+from twostage.utils.errors import DataError, TwoStageError
+
+Array = NDArray[np.float32]
+Metric = Callable[[Array, Array], float]
+
+SAMPLE_RATE = 16000
+RMS = 0.05  # -26 dB of full scale: where levels are aligned to, so that floors mean the same in every file
+SILENCE = 1e-6  # RMS, below the last bit of 16
+DB = 10 / np.log(10)  # from a difference of natural-log powers to dB
+
+
+class MetricWarning(UserWarning):
+    """A score is NaN; the message says which and why."""
+
+
+class Unscorable(Exception):
+    """Why a pair of signals has no score. Public functions turn it into NaN."""
+
+
+def _nan_if_unscorable(metric: Metric) -> Metric:
+    @wraps(metric)
+    def scored(reference: Array, estimate: Array) -> float:
+        try:
+            _check(reference, estimate)
+            return float(metric(reference, estimate))
+        except Unscorable as reason:
+            warnings.warn(f"{metric.__name__}: {reason}", MetricWarning, stacklevel=2)
+            return float("nan")
+
+    return scored
+
+
+def _check(reference: Array, estimate: Array) -> None:
+    if reference.ndim != 1 or reference.shape != estimate.shape:
+        raise ValueError(f"metrics need two (T,) arrays of one length, got {reference.shape} and {estimate.shape}")
+    for name, audio in ("reference", reference), ("estimate", estimate):
+        if not np.isfinite(audio).all():
+            raise Unscorable(f"the {name} has NaN or infinite samples")
+        if rms(audio) < SILENCE:
+            raise Unscorable(f"the {name} is silent")
+
+
+def require_packages() -> None:
+    """Raise TwoStageError, which says what to install, if PESQ or STOI cannot be had."""
+    for package in "pesq", "pystoi":
+        if find_spec(package) is None:
+            raise _missing(package)
+
+
+def _missing(package: str) -> TwoStageError:
+    return TwoStageError(f"the package {package} is not installed; scores need it: pip install 'twostage[eval]'")
+
+
+@_nan_if_unscorable
+def pesq_wb(reference: Array, estimate: Array) -> float:
+    """Wide-band PESQ, MOS-LQO of 1.0 to 4.64 (ITU-T P.862.2); beyond 20 s the mean over equal pieces with speech."""
+    # the reference code has room for 50 utterances, each 0.2 s of speech and of pause, and crashes beyond
+    pieces = -(-len(reference) // (20 * SAMPLE_RATE))
+    found, reasons = [], []
+    for one, other in zip(np.array_split(reference, pieces), np.array_split(estimate, pieces), strict=True):
+        try:
+            found.append(_pesq(one, other))
+        except Unscorable as reason:
+            reasons.append(reason)
+    if not found:
+        raise reasons[0]
+    return float(np.mean(found))
+
+
+def _pesq(reference: Array, estimate: Array) -> float:
+    try:
+        import pesq
+    except ImportError:
+        raise _missing("pesq") from None
+    _check(reference, estimate)
+    try:
+        return float(pesq.pesq(SAMPLE_RATE, _pcm(reference), _pcm(estimate), "wb"))
+    except (pesq.PesqError, ValueError) as error:
+        reason = error.args[0] if error.args else type(error).__name__
+        raise Unscorable(reason.decode() if isinstance(reason, bytes) else str(reason)) from error
+
+
+def _pcm(audio: Array) -> Array:
+    # the package truncates to 16 bits: beyond full scale it would wrap around. PESQ aligns levels itself
+    return (audio / max(1.0, float(np.abs(audio).max()))).astype(np.float32)
+
+
+@_nan_if_unscorable
+def stoi(reference: Array, estimate: Array) -> float:
+    """Short-time objective intelligibility, at most 1 (Taal et al., 2011)."""
+    return _stoi(reference, estimate, extended=False)
+
+
+@_nan_if_unscorable
+def estoi(reference: Array, estimate: Array) -> float:
+    """Extended STOI, at most 1 (Jensen and Taal, 2016)."""
+    return _stoi(reference, estimate, extended=True)
+
+
+def _stoi(reference: Array, estimate: Array, *, extended: bool) -> float:
+    try:
+        import pystoi
+    except ImportError:
+        raise _missing("pystoi") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        try:
+            # float64: the package's own noise against rows of zeros would drown in float32
+            return float(pystoi.stoi(reference.astype(np.float64), estimate.astype(np.float64), SAMPLE_RATE, extended))
+        except (RuntimeWarning, ValueError, IndexError) as error:
+            raise Unscorable("fewer than 30 frames (0.4 s) of speech") from error
+
+
+@_nan_if_unscorable
+def lsd(reference: Array, estimate: Array) -> float:
+    """Log-spectral distance, in log10 of power, levels aligned; 0 is equal.
+
+    Root of the mean square over bins, mean over frames; 2048-point frames, hop 512 (Wang and Wang, "Towards Robust
+    Speech Super-Resolution", TASLP 2021).
+    """
+    one, other = (_stft()(_levelled(a)).clamp_min(1e-5).log10() * 2 for a in (reference, estimate))
+    if not one.shape[-1]:
+        raise Unscorable("too short, less than one frame of 512 samples")
+    return float((one - other).square().mean(-2).sqrt().mean())
+
+
+@_nan_if_unscorable
+def mel_l1(reference: Array, estimate: Array) -> float:
+    """Mean absolute difference of natural-log mels (80 bands to 8 kHz), levels aligned; 0 is equal."""
+    one, other = (_mel()(_levelled(a)) for a in (reference, estimate))
+    if not one.shape[-1]:
+        raise Unscorable("too short, less than one frame of 256 samples")
+    return float((one - other).abs().mean())
+
+
+@_nan_if_unscorable
+def mcd(reference: Array, estimate: Array, order: int = 13, floor_db: float = 40.0) -> float:
+    """Mel-cepstral distortion in dB: 10 / ln 10 * sqrt(2 * sum of squared differences of coefficients 1 to 13).
+
+    Kubichek, "Mel-cepstral distance measure", 1993. The cepstra are cosine transforms of the log-mels, scaled as in
+    log|H| = c0 + sum of c_d cos(d w), so that the value is the RMS difference in dB of two smoothed spectra without
+    their levels. Signals are aligned, so frames meet without time warping; mean over the frames in which the
+    reference's power is at most ``floor_db`` below its loudest.
+    """
+    one, other = (_mel()(_levelled(a))[0] for a in (reference, estimate))
+    if not one.shape[-1]:
+        raise Unscorable("too short, less than one frame of 256 samples")
+    bands = one.shape[0]
+    turns = torch.outer(torch.arange(1.0, order + 1), torch.arange(bands) + 0.5) * torch.pi / bands
+    power_db = 10 * one.double().exp().square().sum(0).log10()
+    active = power_db > power_db.max() - floor_db
+    difference = 2 / bands * turns.cos() @ (one - other)[:, active]
+    return float(DB * (2 * difference.square().sum(0)).sqrt().mean())
+
+
+@_nan_if_unscorable
+def si_sdr(reference: Array, estimate: Array) -> float:
+    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al., 2019). Says nothing about a mel vocoder."""
+    x, y = (a.astype(np.float64) - np.mean(a, dtype=np.float64) for a in (reference, estimate))
+    energy = float(x @ x)
+    if energy == 0:
+        raise Unscorable("the reference is constant")
+    target = x * (x @ y) / energy
+    error = float(np.sum((y - target) ** 2))
+    return float(10 * np.log10(max(float(target @ target), 1e-30) / max(error, 1e-30)))
+
+
+METRICS: dict[str, Metric] = {
+    "pesq": pesq_wb, "stoi": stoi, "estoi": estoi, "lsd": lsd, "mel_l1": mel_l1, "mcd": mcd, "si_sdr": si_sdr,
+}  # fmt: skip
+HIGHER_IS_BETTER = {name: name in ("pesq", "stoi", "estoi", "si_sdr") for name in METRICS}
+
+
+def score(
+    reference: Array, estimate: Array, names: Iterable[str] = tuple(METRICS)
+) -> tuple[dict[str, float], list[str]]:
+    """Score two aligned (T,) arrays by the named metrics: values (NaN where there is none) and the reasons for NaN."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", MetricWarning)
+        values = {name: METRICS[name](reference, estimate) for name in names}
+    return values, [str(w.message) for w in caught if issubclass(w.category, MetricWarning)]
+
+
+def band_errors(reference: Array, estimate: Array, width: float = 500.0) -> NDArray[np.float64]:
+    """Mean absolute difference in dB of the power in bands of ``width`` Hz, levels aligned: (8000 / width,).
+
+    Frames are those of ``lsd``; what lies 60 dB below the loudest band of either signal counts as that. NaN where a
+    signal is silent or shorter than a frame.
+    """
+    bands = round(SAMPLE_RATE / 2 / width)
+    if min(rms(reference), rms(estimate)) == 0 or len(reference) < 512:
+        return np.full(bands, np.nan)
+    levels = []
+    for side in (reference, estimate):
+        power = _stft()(_levelled(side))[0].square()[1:]  # a multiple of many numbers of bands: 1024 bins
+        level = 10 * power.unflatten(0, (bands, -1)).sum(1).log10()
+        levels.append(level.clamp_min(float(level.max()) - 60))
+    return (levels[0] - levels[1]).abs().mean(-1).double().numpy()
+
+
+def _levelled(audio: Array) -> torch.Tensor:
+    return torch.from_numpy((audio * (RMS / rms(audio))).astype(np.float32))[None, None]
+
+
+@lru_cache(1)
+def _mel() -> LogMel:
+    return LogMel(MelConfig())
+
+
+@lru_cache(1)
+def _stft() -> Stft:
+    return Stft(2048, 512)
+
+
+class Alignment(NamedTuple):
+    """Two (T,) arrays of one length, and by how many samples the second came too late and was longer than the first."""
+
+    reference: Array
+    estimate: Array
+    delay: int
+    longer: int
+
+
+def align(
+    reference: Array, estimate: Array, max_seconds: float = 0.02, *, sample_rate: int = SAMPLE_RATE, sure: float = 0.5
+) -> Alignment:
+    """Undo a difference of length or a delay of at most ``max_seconds``; ``DataError`` where lengths differ by more.
+
+    The delay is the peak of the magnitude of the normalised cross-correlation of the waveforms, exact to the sample.
+    What keeps no phase, such as a mel vocoder's output, has peaks at multiples of the pitch that mean nothing, but they
+    stay below ``sure``; then the envelopes of mel bands are correlated, which is good to a millisecond, and a delay of
+    two or more counts.
+    """
+    most, longer = round(max_seconds * sample_rate), len(estimate) - len(reference)
+    if abs(longer) > most:
+        raise DataError(f"lengths differ by {longer / sample_rate:+.3f} s, more than {max_seconds:g} s can be aligned")
+    delay = _delay(reference, estimate, most, sure, sample_rate)
+    start, length = max(0, -delay), min(len(reference), len(estimate) - delay)
+    return Alignment(reference[start:length], estimate[start + delay : length + delay], delay, longer)
+
+
+def _delay(reference: Array, estimate: Array, most: int, sure: float, sample_rate: int) -> int:
+    length = min(len(reference), len(estimate))
+    reference, estimate, most = reference[:length], estimate[:length], min(most, length // 2)
+    if not min(rms(reference), rms(estimate)) > SILENCE or not np.isfinite([reference, estimate]).all():
+        return 0
+    size = 1 << (2 * length).bit_length()
+    spectrum = np.fft.rfft(estimate, size) * np.fft.rfft(reference, size).conj()
+    lags = np.arange(-most, most + 1)
+    energy = rms(reference) * rms(estimate) * length
+    correlation = np.abs(np.fft.irfft(spectrum, size)[lags]) / energy
+    best = int(np.argmax(correlation))
+    if correlation[best] >= sure:
+        return int(lags[best])
+    step = sample_rate // 1000
+    milliseconds = _envelope_delay(_envelopes(reference, step), _envelopes(estimate, step), most // step, sure)
+    return milliseconds * step if abs(milliseconds) > 1 else 0
+
+
+def _envelopes(audio: Array, step: int) -> torch.Tensor:
+    """Compressed envelopes of 24 mel bands (F, L), a frame every ``step`` samples, without their means over time."""
+    mel = _band_mel(step)(_levelled(audio))[0].exp()
+    envelopes = (mel / mel.amax(1, keepdim=True) + 0.01).log()
+    return envelopes - envelopes.mean(1, keepdim=True)
+
+
+def _envelope_delay(reference: torch.Tensor, estimate: torch.Tensor, most: int, sure: float) -> int:
+    frames = reference.shape[1]
+    if frames <= 2 * most:
+        return 0
+    found = {}
+    for lag in range(-most, most + 1):
+        one, other = reference[:, max(0, -lag) : frames - max(0, lag)], estimate[:, max(0, lag) : frames - max(0, -lag)]
+        found[lag] = float((one * other).sum() / (one.norm() * other.norm()).clamp_min(1e-9))
+    best = max(found, key=found.__getitem__)
+    return best if found[best] >= sure else 0
+
+
+@lru_cache(4)
+def _band_mel(step: int) -> LogMel:
+    return LogMel(MelConfig(step * 1000, 16 * step, 16 * step, step, 24, fmin=0.0, fmax=step * 500.0))

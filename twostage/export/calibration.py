@@ -1,0 +1,41 @@
+"""Speech on which an int8 model's ranges are measured."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from twostage.audio import sound_files
+from twostage.audio.levels import levelled
+from twostage.audio.sound_files import Audio
+from twostage.data.manifest import read_manifest
+from twostage.data.sensors import Sensor
+from twostage.data.simulator import simulate_file
+from twostage.utils.errors import AudioError, ConfigError
+
+UTTERANCES = 32  # evenly spread over what is given: ranges hardly grow with more
+SECONDS = 10.0  # of each
+
+
+def calibration_speech(source: str | Path, sensor: Sensor | None, sample_rate: int) -> Iterator[Audio]:
+    """First channels (T,) at ``sample_rate`` and the level that models are trained at.
+
+    ``source``: a folder or a manifest of bone-conducted recordings, or, with ``sensor``, of clean speech that it hears.
+    """
+    files = _files(Path(source), clean=sensor is not None)
+    count = min(UTTERANCES, len(files))
+    for file in [files[index * len(files) // count] for index in range(count)]:
+        samples, rate = sound_files.read(file, frames=round(SECONDS * sound_files.info(file).sample_rate))
+        samples = sound_files.resample(samples[:1], rate, sample_rate)
+        yield levelled(simulate_file(samples, sample_rate, sensor, 0, file) if sensor else samples, sample_rate)[0]
+
+
+def _files(source: Path, *, clean: bool) -> list[str]:
+    if source.suffix.lower() not in (".csv", ".jsonl"):
+        files = [str(file) for file, _ in sound_files.find([source])]
+    else:
+        sides = ((entry.clean if clean else entry.degraded) for entry in read_manifest(source))
+        files = [side for side in sides if side]
+        if not files and not clean:
+            raise ConfigError(f"{source}: holds clean speech alone; --simulate says what the sensor makes of it")
+    if not files:
+        raise AudioError(f"{source}: no sound files there")
+    return files

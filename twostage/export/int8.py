@@ -1,0 +1,51 @@
+"""int8 for the convolutions of an exported model: static, a scale for each channel, calibrated on what comes in."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnxruntime import quantization
+
+from twostage.models.onnx_enhancer import Values
+
+FLOAT = ("conv_pre", "conv_post")  # first and last of each stage: little work, and errors there are heard at once
+
+
+class Calibration(quantization.CalibrationDataReader):
+    """Inputs of a model, run by run."""
+
+    def __init__(self, given: Iterable[Values]) -> None:
+        self._given: Iterator[Values] = iter(given)
+
+    def get_next(self) -> Values | None:
+        return next(self._given, None)
+
+
+def quantize(source: Path, target: Path, given: Iterable[Values], metadata: Mapping[str, str]) -> None:
+    """Write ``source`` with most convolutions in int8; mels, Griffin-Lim and all between two convolutions stay float.
+
+    ``given``: inputs, whose ranges become those of the activations. ``metadata``: what the file shall say of itself.
+    """
+    quantization.quantize_static(
+        source,
+        target,
+        Calibration(given),
+        quant_format=quantization.QuantFormat.QDQ,
+        op_types_to_quantize=["Conv"],
+        nodes_to_quantize=convolutions(onnx.load(source)),
+        per_channel=True,
+        # weights of seven bits: sums of two products with eight overflow where a processor has no instruction for more
+        reduce_range=True,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+    )
+    model = onnx.load(target)
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.save(model, target)
+
+
+def convolutions(model: Any) -> list[str]:
+    """Names of the operators to quantize: those whose weights are a layer's, but for FLOAT."""
+    weights = {node.name: node.input[1].split(".") for node in model.graph.node if node.op_type == "Conv"}
+    return [name for name, path in weights.items() if path[-1] == "weight" and path[-2] not in FLOAT]

@@ -1,0 +1,275 @@
+"""Models as ONNX: the whole at once, of any length, or one step of a stream with its states as inputs and outputs."""
+
+import logging
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from math import isfinite
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import UserError
+from torch.nn import functional as F
+
+from twostage.audio.sound_files import Audio
+from twostage.evaluation import costs
+from twostage.inference.windows import inputs_of
+from twostage.models.checkpoint import replace_file
+from twostage.models.features import LogMel, Stft
+from twostage.models.griffinlim import GriffinLim
+from twostage.models.onnx_enhancer import AUDIO, NEXT, RESTORED, OnnxEnhancer, OnnxHeader, require
+from twostage.models.registry import kind_of
+from twostage.models.two_stage import TwoStage
+from twostage.nn.streaming import carries, streaming
+from twostage.utils.errors import CheckpointError
+
+OPSET = 20
+TOLERANCE = 1e-4  # to PyTorch, full scale being 1
+HOPS = (1, 2, 3, 125)  # lengths that a file is checked at, in units
+REFUSALS = (RuntimeError, NotImplementedError, UserError)  # torch's, of what its exporters cannot do
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file: its size in bytes and operators, and what it does otherwise than PyTorch.
+
+    That is the largest difference between two samples, or, of int8, the mean difference between two log-mels.
+    """
+
+    size: int
+    operators: int
+    difference: float
+
+
+def export(
+    model: Any,
+    path: str | Path,
+    *,
+    provenance: Mapping[str, Any],
+    stream: bool = False,
+    speech: Iterable[Audio] | None = None,
+) -> Written:
+    """Write ``model``, an enhancer, as ONNX, once it was found equal to PyTorch; an existing file is replaced.
+
+    Audio (1, inputs, T) -> (1, 1, T), T a multiple of ``unit``; or, with ``stream``, a causal model's step: audio
+    (1, inputs, stride) and states, zeros at the start, -> restored audio, ``delay`` samples late, and states for the
+    next. With ``speech`` (T,) as the model hears it, int8, calibrated on that (a model of one input).
+
+    Raises CheckpointError if the model cannot be exported so, or its file differs from PyTorch by more than TOLERANCE.
+    """
+    if stream and not getattr(model, "causal", False):
+        raise CheckpointError("--stream needs a causal model: frames of this one depend on later sound (mel.causal)")
+    if not stream and not isfinite(model.context):
+        step = "; its step does (--stream)" if getattr(model, "causal", False) else ""
+        raise CheckpointError(f"{path}: a {kind_of(model)} does not become ONNX: it needs all of a signal{step}")
+    if speech is not None and not isinstance(model, TwoStage):
+        raise CheckpointError(f"{path}: models of two stages alone become int8, this is a {kind_of(model)}")
+    require("onnx", "onnxscript", "onnxruntime")
+    import onnx
+
+    with _quietly(), torch.no_grad():
+        try:
+            program = _step(real(model)) if stream else _whole(real(model))
+        except REFUSALS as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise CheckpointError(f"{path}: a {kind_of(model)} does not become ONNX: {reason}") from None
+    says = header(model, stream, provenance)
+    program.model.metadata_props.update(says.as_metadata())
+    with TemporaryDirectory() as folder:
+        made = Path(folder, "float.onnx")
+        program.save(made)
+        found = difference(model, OnnxEnhancer(made))
+        if not found <= TOLERANCE:
+            raise CheckpointError(f"{path}: differs from PyTorch by {found:.1e}, above {TOLERANCE}; not written")
+        if speech is not None:
+            made = _quantized(made, replace(says, int8=True), speech)
+            found = mel_difference(model, OnnxEnhancer(made))
+        replace_file(Path(path), lambda temporary: shutil.copyfile(made, temporary))
+        return Written(made.stat().st_size, len(onnx.load(made).graph.node), found)
+
+
+def _quantized(source: Path, says: OnnxHeader, speech: Iterable[Audio]) -> Path:
+    from twostage.export.int8 import quantize
+
+    model, target = OnnxEnhancer(source), source.with_name("int8.onnx")
+    whole = (audio[: len(audio) // says.hop_length * says.hop_length] for audio in speech)
+    with _quietly():
+        quantize(source, target, (given for audio in whole for given, _ in model.runs(audio[None])), says.as_metadata())
+    return target
+
+
+def unit(model: Any) -> int:
+    """Samples that a file's audio is a multiple of; of a one-stage system its stride, so that it has nothing to pad."""
+    size: int = model.hop_length if isinstance(model, TwoStage) else model.stride
+    return size
+
+
+def header(model: Any, stream: bool, provenance: Mapping[str, Any]) -> OnnxHeader:
+    return OnnxHeader(
+        kind=kind_of(model),
+        config=asdict(model.config),
+        provenance=dict(provenance),
+        sample_rate=model.sample_rate,
+        hop_length=unit(model),
+        stride=model.stride,
+        context=model.context,
+        delay=getattr(model, "delay", 0),
+        inputs=inputs_of(model),
+        streaming=stream,
+        int8=False,
+        parameters=costs.parameters(model),
+        gmac=costs.gmac_per_second(model),
+    )
+
+
+def difference(model: Any, other: OnnxEnhancer) -> float:
+    """The largest between samples of the two, at several lengths, and on speech that stops; NaN if one of them is."""
+    voices = _voices(model)
+    stopped = voices[-1].clone()
+    stopped[..., stopped.shape[-1] // 2 :] = 0
+    with torch.inference_mode():
+        return float(torch.stack([(model(a) - other(a)).abs().max() for a in (*voices, stopped)]).max())
+
+
+def mel_difference(model: TwoStage, other: OnnxEnhancer) -> float:
+    """The mean between log-mels of the two, at the longest length."""
+    mel, audio = LogMel(model.config.vocoder.mel), _voices(model)[-1]
+    with torch.inference_mode():
+        return float((mel(model(audio)) - mel(other(audio))).abs().mean())
+
+
+def _voices(model: Any) -> list[Tensor]:
+    """Something like speech (1, inputs, T) of HOPS lengths; every further channel has more noise."""
+    generator, voices = torch.Generator().manual_seed(0), []
+    for hops in HOPS:
+        time = torch.arange(hops * unit(model)) / model.sample_rate
+        tones = torch.stack([torch.sin(k * (700 * time + 20 * torch.sin(4 * time))) for k in range(1, 20)]).mean(0)
+        noise = torch.randn((inputs_of(model), *time.shape), generator=generator)
+        louder = 10.0 ** torch.arange(inputs_of(model))[:, None]
+        voices.append((0.5 * tones * torch.sin(9 * time + 1) + 0.002 * louder * noise)[None])
+    return voices
+
+
+def _whole(model: Any) -> Any:
+    hops = torch.export.Dim("hops", min=1)
+    audio, shapes = torch.zeros(1, inputs_of(model), 20 * unit(model)), {AUDIO: {2: unit(model) * hops}}
+    return _program(torch.export.export(model, (audio,), dynamic_shapes=shapes), [AUDIO], [RESTORED])
+
+
+def _step(model: Any) -> Any:
+    step, audio = Step(model), torch.zeros(1, inputs_of(model), model.stride)
+    names = list(step.states)
+    given = (audio, *(torch.zeros_like(state) for state in step.states.values()))
+    program = torch.export.export(step, given)
+    return _program(program, [AUDIO, *names], [RESTORED, *(NEXT + name for name in names)])
+
+
+def _program(program: torch.export.ExportedProgram, inputs: list[str], outputs: list[str]) -> Any:
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    made = torch.onnx.export(
+        program, dynamo=True, input_names=inputs, output_names=outputs, opset_version=OPSET, verbose=False
+    )
+    assert made is not None
+    ClearMetadataAndDocStringPass()(made.model)  # where in whose folders each operator was called
+    return made
+
+
+class Step(nn.Module):
+    """A causal model's next piece: audio (1, inputs, stride) and states -> restored audio and states."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.states = self._run(torch.zeros(1, inputs_of(model), model.stride), {})[1]
+
+    def forward(self, audio: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        restored, after = self._run(audio, dict(zip(self.states, states, strict=True)))
+        return restored, *after.values()
+
+    def _run(self, audio: Tensor, states: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        leaves = carries(self.model)
+        with streaming(self.model):
+            for name, state in states.items():
+                leaves[name].carried = state
+            restored = self.model.late(audio)
+            return restored, {name: leaf.carried for name, leaf in leaves.items() if leaf.carried is not None}
+
+
+class RealStft(Stft):
+    """The same spectrogram in real numbers, all that ONNX's operators take: (B, 1, T) -> (2, B, n_fft // 2 + 1, L).
+
+    Fourier's transform as a convolution, that is a matrix product: onnxruntime is the faster at it.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, like: Stft, kernel: Tensor) -> None:
+        """``kernel`` of ``waves``: one tensor for all transforms of a model, so that the file holds it once."""
+        super().__init__(like.n_fft, like.hop_length, like.win_length, causal=like.past is not None)
+        self.register_buffer("kernel", kernel, persistent=False)
+
+    def spectrum(self, audio: Tensor) -> Tensor:
+        audio = audio[..., 0, : audio.shape[-1] // self.hop_length * self.hop_length]
+        parts = F.conv1d(self._pad(audio)[:, None], self.kernel, stride=self.hop_length)
+        return parts.unflatten(1, (2, -1)).transpose(0, 1)
+
+
+def waves(stft: Stft) -> Tensor:
+    """Cosines and negative sines under the window: (2 (n_fft // 2 + 1), 1, n_fft)."""
+    before = (stft.n_fft - stft.win_length) // 2
+    window = F.pad(stft.window.double(), (before, stft.n_fft - stft.win_length - before))
+    spectrum = torch.fft.rfft(torch.diag(window)).T
+    return torch.cat([spectrum.real, spectrum.imag])[:, None].float()
+
+
+class RealGriffinLim(GriffinLim):
+    """The same on spectrograms of RealStft."""
+
+    share: Tensor
+
+    def __init__(self, like: GriffinLim, stft: RealStft) -> None:
+        super().__init__(like.mel.config, like.iterations, like.heard_below)
+        self.mel.stft = stft
+        share = torch.full((stft.n_fft // 2 + 1, 1), 2 / stft.n_fft)
+        share[0] = 1 / stft.n_fft
+        share[stft.n_fft // 2 + stft.n_fft % 2 :] = 1 / stft.n_fft  # all but these stand for two frequencies
+        self.register_buffer("share", share, persistent=False)
+
+    def _waveform(self, spectrum: Tensor, coverage: Tensor) -> Tensor:
+        stft, parts = self.mel.stft, (spectrum * self.share).transpose(0, 1).flatten(1, 2)
+        assert isinstance(stft, RealStft)
+        side = 0 if self.overlap is not None else (stft.n_fft - stft.hop_length) // 2
+        audio = F.conv_transpose1d(parts, stft.kernel, stride=stft.hop_length, padding=side)
+        return (audio if self.overlap is None else self.overlap(audio)) / coverage
+
+
+def real(model: Any) -> Any:
+    """A copy that computes the same; of two stages, without complex numbers."""
+    model = deepcopy(model)
+    if not isinstance(model, TwoStage):
+        return model.eval()
+    kernel, limiter = waves(model.mel.stft), model.vocoder.griffin_lim
+    model.mel.stft = RealStft(model.mel.stft, kernel)
+    if limiter is not None:
+        model.vocoder.griffin_lim = RealGriffinLim(limiter, RealStft(limiter.mel.stft, kernel))
+    return model.eval()
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the exporter's remarks on packages that are not there and on its own future."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,1 @@
+"""Restoring signals and files of any length: windows, chunks, streams."""

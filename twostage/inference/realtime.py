@@ -1,0 +1,156 @@
+"""What goes through a Stream: raw PCM of pipes, a file hop by hop against the clock, a microphone."""
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from math import ceil
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from twostage.audio.sound_files import Audio
+from twostage.inference.stream import Stream
+from twostage.utils.errors import AudioError, ConfigError
+
+FORMATS: dict[str, np.dtype[Any]] = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}  # little-endian
+FULL = 32768  # full scale of s16
+CHUNK = 65536  # bytes read at most at once; a pipe gives what is there
+WARM = 20  # hops before the clock runs
+LONGEST = 2**31 - 1  # milliseconds, 24 days: what a C long holds everywhere
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How a stream kept up: milliseconds of work for a ``hop`` of ``hop_ms``, and of waiting (``latency_ms``)."""
+
+    hops: int
+    hop_ms: float
+    latency_ms: float
+    median_ms: float
+    p99_ms: float
+    worst_ms: float
+    late: int  # hops that took longer than they last
+    seconds: float
+    real_time_factor: float
+
+    @classmethod
+    def of(cls, work: list[float], hop: float, latency: float, seconds: float) -> "Timing":
+        """Of the ``work`` of each hop; all in seconds."""
+        times = np.array(work or [0.0]) * 1000
+        median, p99 = np.percentile(times, [50, 99])
+        return cls(
+            hops=len(work),
+            hop_ms=hop * 1000,
+            latency_ms=latency * 1000,
+            median_ms=float(median),
+            p99_ms=float(p99),
+            worst_ms=float(times.max()),
+            late=int((times > hop * 1000).sum()),
+            seconds=seconds,
+            real_time_factor=float(times.sum() / 1000 / seconds) if seconds else 0.0,
+        )
+
+    def lines(self) -> list[str]:
+        share = self.p99_ms / self.hop_ms
+        return [
+            f"latency {self.latency_ms:.0f} ms, in hops of {self.hop_ms:.0f} ms",
+            f"work for a hop: median {self.median_ms:.2f} ms, 99 % within {self.p99_ms:.2f} ms ({share:.2f} of the "
+            f"hop), worst {self.worst_ms:.2f} ms; {self.late} of {self.hops} took longer than they last",
+            f"real-time factor {self.real_time_factor:.3f} over {self.seconds:.1f} s",
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Pcm:
+    """Raw samples, to and from bytes that may arrive cut anywhere: ``channels`` interleaved come in, one goes out."""
+
+    def __init__(self, name: str, channels: int = 1) -> None:
+        self._type, self._channels, self._rest, self.clipped = FORMATS[name], channels, b"", 0
+
+    def decode(self, data: bytes) -> Audio:
+        """Samples (T,), or of several channels (C, T)."""
+        data, frame = self._rest + data, self._type.itemsize * self._channels
+        whole = len(data) // frame * frame
+        self._rest = data[whole:]
+        samples = np.frombuffer(data[:whole], self._type).astype(np.float32)
+        samples = samples / np.float32(FULL) if self._type.kind == "i" else samples
+        return samples if self._channels == 1 else samples.reshape(-1, self._channels).T
+
+    def encode(self, samples: Audio) -> bytes:
+        if self._type.kind == "i":
+            samples = np.round(samples * FULL)
+            self.clipped += int(((samples < -FULL) | (samples > FULL - 1)).sum())
+            samples = samples.clip(-FULL, FULL - 1)
+        return samples.astype(self._type).tobytes()
+
+
+def pipe(stream: Stream, source: BinaryIO, sink: BinaryIO, pcm: Pcm) -> None:
+    """Raw PCM from ``source`` to its end, through the stream, to ``sink``, each piece as soon as it is there."""
+    first = True
+    while data := os.read(source.fileno(), CHUNK):
+        if first and data[:4] == b"RIFF":
+            raise AudioError("standard input: a WAV file, wanted raw PCM (with arecord: -t raw)")
+        first = False
+        sink.write(pcm.encode(stream.push(pcm.decode(data))))
+        sink.flush()
+    sink.write(pcm.encode(stream.flush()))
+    sink.flush()
+
+
+def against_the_clock(stream: Stream, blocks: Iterable[Audio], hop: int, work: list[float]) -> Iterator[Audio]:
+    """Push blocks (T,), or (C, T), hop by hop; yield what comes out, and append to ``work`` each hop's seconds."""
+    for _ in range(WARM):
+        stream.push(np.zeros(hop if stream.inputs == 1 else (stream.inputs, hop), np.float32))
+    stream.reset()
+    for block in in_hops(blocks, hop):
+        began = time.perf_counter()
+        out = stream.push(block)
+        work.append(time.perf_counter() - began)
+        yield out
+    yield stream.flush()
+
+
+def in_hops(blocks: Iterable[Audio], hop: int) -> Iterator[Audio]:
+    """The same samples (..., T) in blocks of ``hop``, the last one shorter."""
+    rest: Audio | None = None
+    for block in blocks:
+        rest = block if rest is None else np.concatenate([rest, block], axis=-1)
+        whole = rest.shape[-1] // hop * hop
+        yield from np.split(rest[..., :whole], whole // hop, axis=-1) if whole else ()
+        rest = rest[..., whole:]
+    if rest is not None and rest.size:
+        yield rest
+
+
+def converse(stream: Stream, hop: int, devices: tuple[str | int | None, str | int | None], seconds: float) -> int:
+    """Microphone to loudspeaker for ``seconds`` (0: until interrupted); the number of times that sound was lost.
+
+    Raises ConfigError if sounddevice is missing, AudioError if a device cannot be opened at the stream's rate.
+    """
+    try:
+        import sounddevice
+    except (ImportError, OSError) as error:  # OSError: the package without the PortAudio library
+        raise ConfigError(f"sound devices need the extra live: pip install 'twostage[live]' ({error})") from None
+    lost, ready = 0, np.zeros(0, np.float32)
+
+    def on_hop(heard: Audio, spoken: Audio, _frames: int, _time: object, status: object) -> None:
+        nonlocal lost, ready
+        lost += bool(status)
+        ready = np.concatenate([ready, stream.push(heard[:, 0] if stream.inputs == 1 else heard.T)])
+        count = min(len(ready), len(spoken))
+        # until the first sample is ready, silence comes before it
+        spoken[:] = 0
+        spoken[len(spoken) - count :, 0] = ready[:count]
+        ready = ready[count:]
+
+    options = {"samplerate": stream.sample_rate, "blocksize": hop, "device": devices, "dtype": "float32"}
+    options["channels"] = (stream.inputs, 1)
+    try:
+        with sounddevice.Stream(callback=on_hop, latency="low", **options):
+            sounddevice.sleep(ceil(seconds * 1000) if seconds else LONGEST)
+    except sounddevice.PortAudioError as error:
+        raise AudioError(f"sound device: {error}") from None
+    return lost

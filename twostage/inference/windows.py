@@ -1,0 +1,142 @@
+"""A stream of sound through an enhancer in windows, equal to the whole at once; and the splice of the low band."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+from typing import Protocol
+
+import numpy as np
+import torch
+from scipy.signal import fftconvolve, firwin
+from torch import Tensor
+
+from twostage.audio.sound_files import Audio, match_length
+
+CROSSOVER = 0.032  # seconds: length of the crossover's filter; its slope is about 100 Hz wide
+
+
+class Enhancer(Protocol):
+    """(B, 1, T) -> (B, 1, T // hop_length * hop_length) at ``sample_rate``.
+
+    One that hears bone and air says ``inputs``, 2, and takes (B, 2, T), bone first.
+    An output sample depends on at most ``context`` input samples each side, all if infinite; a window that begins at a
+    multiple of ``stride`` samples gives what the whole gives there. Lengths in samples.
+    """
+
+    @property
+    def sample_rate(self) -> int: ...
+
+    @property
+    def hop_length(self) -> int: ...
+
+    @property
+    def stride(self) -> int: ...
+
+    @property
+    def context(self) -> float: ...
+
+    def __call__(self, audio: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Window:
+    """Audio (C, T) of which ``keep`` samples from ``skip`` on are wanted; the rest is context."""
+
+    audio: Audio
+    skip: int
+    keep: int
+
+
+class Cutter:
+    """Cuts (C, T) blocks as they come into windows of ``keep`` samples and ``context`` each side.
+
+    At the ends of the stream there is no context; the last window keeps what is left, at most ``keep + context``. The
+    first keeps ``first``, if that is given.
+    """
+
+    def __init__(self, keep: int, context: int, first: int | None = None) -> None:
+        self._keep, self._context = keep, context
+        self._pending: list[Audio] = []
+        self._have, self._skip, self._end = 0, 0, first or keep
+
+    def push(self, block: Audio) -> Iterator[Window]:
+        self._pending.append(block)
+        self._have += block.shape[1]
+        while self._have > self._end + self._context:  # more must follow, or this would be the last
+            audio = np.concatenate(self._pending, axis=1)
+            yield Window(audio[:, : self._end + self._context], self._skip, self._end - self._skip)
+            drop = max(0, self._end - self._context)
+            self._skip, self._have, self._pending = self._end - drop, self._have - drop, [audio[:, drop:]]
+            self._end = self._skip + self._keep
+
+    def flush(self) -> Iterator[Window]:
+        if self._have > self._skip:
+            yield Window(np.concatenate(self._pending, axis=1), self._skip, self._have - self._skip)
+
+
+def windows(blocks: Iterable[Audio], keep: int, context: int) -> Iterator[Window]:
+    """All windows of a stream of (C, T) blocks; the last alone is of another size, so memory that served one fits."""
+    cutter = Cutter(keep, context, first=keep + context)
+    for block in blocks:
+        yield from cutter.push(block)
+    yield from cutter.flush()
+
+
+def forward_in_turn(model: Enhancer) -> Callable[[Audio, int, int], Audio]:
+    """A function of one signal's windows, in their order: (B, inputs, T), skip, keep -> samples (B, keep) from there.
+
+    T may end within a hop. The first window may lie anywhere; of those that follow only the last may end within a hop.
+    """
+    relay = getattr(model, "relay", None)  # of a model of stages, which need not make twice what windows share
+    run: Callable[[Tensor, int, int], Tensor] = relay() if relay else partial(_part, model)
+
+    def forward(audio: Audio, skip: int, keep: int) -> Audio:
+        padded = match_length(audio, ceil(audio.shape[-1] / model.hop_length) * model.hop_length)
+        with torch.inference_mode():
+            out = run(torch.from_numpy(padded.copy()).to(device_of(model)), skip, keep)
+            return out[:, 0].float().cpu().numpy()
+
+    return forward
+
+
+def _part(model: Enhancer, audio: Tensor, skip: int, keep: int) -> Tensor:
+    return model(audio)[..., skip : skip + keep]
+
+
+def inputs_of(model: object) -> int:
+    """Channels of audio that an enhancer hears at once: 1, or 2 if it hears bone and air."""
+    return getattr(model, "inputs", 1)
+
+
+def device_of(model: object) -> torch.device:
+    """Where a module's weights and buffers are; the CPU if it has none."""
+    tensors = (*model.parameters(), *model.buffers()) if isinstance(model, torch.nn.Module) else ()
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+def keep_low_band(pairs: Iterable[tuple[Audio, Audio]], cutoff: float, sample_rate: int) -> Iterator[Audio]:
+    """Splice the input below ``cutoff`` Hz to the enhanced above it: (input, enhanced) blocks (C, T) -> blocks (C, T).
+
+    The crossover is a linear-phase low-pass and its complement, so equal inputs come out unchanged. 0 Hz keeps nothing.
+    """
+    if not cutoff:
+        yield from (enhanced for _, enhanced in pairs)
+        return
+    side = round(CROSSOVER / 2 * sample_rate)
+    taps = firwin(2 * side + 1, cutoff, fs=sample_rate)[None].astype(np.float32)
+    difference = enhanced = None
+    for original, restored in pairs:
+        if difference is None or enhanced is None:
+            difference, enhanced = np.zeros((len(original), side), np.float32), restored[:, :0]
+        # enhanced + low(original - enhanced) is low(original) + high(enhanced) with one filter
+        difference = np.concatenate([difference, original - restored], axis=1)
+        enhanced = np.concatenate([enhanced, restored], axis=1)
+        ready = difference.shape[1] - 2 * side
+        if ready > 0:
+            yield enhanced[:, :ready] + fftconvolve(difference, taps, mode="valid", axes=1)
+            difference, enhanced = difference[:, ready:], enhanced[:, ready:]
+    if difference is not None and enhanced is not None:
+        difference = match_length(difference, difference.shape[1] + side)
+        difference = np.pad(difference, [(0, 0), (max(0, 2 * side + 1 - difference.shape[1]), 0)])
+        yield enhanced + fftconvolve(difference, taps, mode="valid", axes=1)[:, -enhanced.shape[1] :]

@@ -1,0 +1,197 @@
+"""BSRNN: a spectrogram cut into bands, recurrent layers along time and across bands in turn; no convolution.
+
+Source: Luo and Yu, "Music Source Separation with Band-split RNN", TASLP 2023: bands, pairs of layers, masks, loss. For
+speech: Yu, Chen, Luo, Gu and Weng, "High Fidelity Speech Enhancement with Band-split RNN", Interspeech 2023, where a
+residual spectrogram is added to what was masked, which a mask cannot put where nothing was heard. LSTM: Hochreiter and
+Schmidhuber, 1997. GLU: Dauphin et al., 2017. What differs from them:
+- 32 features and five pairs of layers, 1.0 M parameters, to train without an accelerator; theirs for music have 128
+  features, and for stereo at 44.1 kHz some 37 M (by Chen et al., "DTTNet", ICASSP 2024)
+- bands are those of the music paper's voice up to 8 kHz, rounded to bins of 31.25 Hz: 100 Hz wide up to 1 kHz, 250 Hz
+  up to 4 kHz, 500 Hz above
+- layers are normalised by the statistics of one frame, not of all of a signal: a stream has no others, and crops of
+  training and whole recordings are normalised alike. The level of a band, which this takes away, stands beside it
+- all of a spectrum is treated alike: nothing of theirs that is for bands above 8 kHz or for one speaker
+Layers along time read both ways, so that all of the signal is needed, or, if ``causal``, the past alone: it streams.
+"""
+
+from dataclasses import dataclass
+from math import ceil, inf
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twostage.models.features import Istft, Stft, as_channels, as_complex, complex_product
+from twostage.nn.layers import LSTM
+from twostage.utils.errors import ConfigError
+
+PARTS = {"mask": 1, "mapping": 1, "both": 2}  # complex numbers a bin, by ``output``
+QUIET = 1e-8  # least mean power of a bin
+
+
+@dataclass(frozen=True)
+class BsrnnConfig:
+    """Sizes of the network.
+
+    ``output``: "mask", a complex number by which each bin is multiplied, as in the music paper; "mapping", the
+    spectrogram itself; "both", their sum, as in the speech paper.
+    """
+
+    sample_rate: int = 16000  # Hz
+    n_fft: int = 512  # samples of the Fourier transform
+    hop_length: int = 128  # samples from one frame to the next
+    bands: tuple[int, ...] = (*[3] * 8, *[4] * 2, *[8] * 12, *[16] * 7, 17)  # bins that each band holds, from 0 Hz on
+    features: int = 32  # channels of each band
+    layers: int = 5  # pairs of recurrences, along time and across bands
+    output: str = "both"  # mask, mapping or both
+    causal: bool = False  # sees the past alone
+
+    def __post_init__(self) -> None:
+        for name in ("features", "layers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} is {getattr(self, name)}, must be at least 1")
+        if not 2 <= 2 * self.hop_length <= self.n_fft or (self.n_fft - self.hop_length) % 2:
+            raise ConfigError(
+                f"model.hop_length is {self.hop_length}, must be at most half of model.n_fft, {self.n_fft}, and leave "
+                "an even number of it"
+            )
+        if min(self.bands, default=0) < 1 or sum(self.bands) != self.n_fft // 2 + 1:
+            raise ConfigError(
+                f"model.bands is {list(self.bands)}, must be positive and add up to model.n_fft // 2 + 1, "
+                f"{self.n_fft // 2 + 1}"
+            )
+        if self.output not in PARTS:
+            raise ConfigError(f"model.output is {self.output!r}, must be one of {', '.join(PARTS)}")
+
+
+class Split(nn.Module):
+    """A spectrogram (B, 2, F, L) -> features of K bands (B, K, L, N)."""
+
+    def __init__(self, config: BsrnnConfig) -> None:
+        super().__init__()
+        self.bands = config.bands
+        self.norms = nn.ModuleList(nn.LayerNorm(2 * width) for width in self.bands)
+        self.dense = nn.ModuleList(nn.Linear(2 * width + 1, config.features) for width in self.bands)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = []
+        for band, norm, dense in zip(x.split(self.bands, 2), self.norms, self.dense, strict=True):
+            numbers = band.flatten(1, 2).mT
+            level = numbers.square().mean(-1, keepdim=True).clamp_min(QUIET).log10() / 4  # about 1 from 0
+            made.append(dense(torch.cat([norm(numbers), level], -1)))
+        return torch.stack(made, 1)
+
+
+class Residual(nn.Module):
+    """Adds to sequences (B, L, N) what a norm, an LSTM, ``causal`` or both ways, and a dense layer make of them."""
+
+    def __init__(self, features: int, *, causal: bool) -> None:
+        super().__init__()
+        units = 2 * features  # of one direction
+        self.norm, self.causal = nn.LayerNorm(features), causal
+        self.lstm = LSTM(features, units) if causal else nn.LSTM(features, units, batch_first=True, bidirectional=True)
+        self.dense = nn.Linear(units if causal else 2 * units, features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.lstm(self.norm(x))
+        return x + self.dense(made if self.causal else made[0])
+
+
+class Pair(nn.Module):
+    """(B, K, L, N) -> (B, K, L, N): along time, every band by itself, then across bands, every frame by itself."""
+
+    def __init__(self, config: BsrnnConfig) -> None:
+        super().__init__()
+        self.along_time = Residual(config.features, causal=config.causal)
+        self.across_bands = Residual(config.features, causal=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.along_time(x.flatten(0, 1)).unflatten(0, x.shape[:2]).transpose(1, 2)
+        return self.across_bands(x.flatten(0, 1)).unflatten(0, x.shape[:2]).transpose(1, 2)
+
+
+class Estimate(nn.Module):
+    """Features of K bands (B, K, L, N) -> complex numbers of bins, ``parts`` a bin: (B, 2 parts, F, L)."""
+
+    def __init__(self, config: BsrnnConfig) -> None:
+        super().__init__()
+        self.parts = 2 * PARTS[config.output]
+        self.bands = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(config.features),
+                nn.Linear(config.features, 4 * config.features),
+                nn.Tanh(),
+                nn.Linear(4 * config.features, 2 * self.parts * width),
+                nn.GLU(),
+            )
+            for width in config.bands
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = [band(one).mT.unflatten(1, (self.parts, -1)) for band, one in zip(self.bands, x.unbind(1), strict=True)]
+        return torch.cat(made, 2)
+
+
+class Bsrnn(nn.Module):
+    """Audio (B, 1, T) -> (B, 1, T // hop_length * hop_length)."""
+
+    context = inf  # the LSTMs forget nothing for sure
+
+    def __init__(self, config: BsrnnConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stft = Stft(config.n_fft, config.hop_length, causal=config.causal)
+        self.istft = Istft(self.stft)
+        self.split = Split(config)
+        self.pairs = nn.Sequential(*(Pair(config) for _ in range(config.layers)))
+        self.estimate = Estimate(config)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        length = audio.shape[-1] // self.hop_length * self.hop_length
+        following = ceil(self.delay / self.hop_length) * self.hop_length
+        return self.late(F.pad(audio[..., :length], (0, following)))[..., self.delay : self.delay + length]
+
+    def late(self, audio: Tensor) -> Tensor:
+        """The next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late.
+
+        Calls follow each other within ``nn.streaming.streaming``; not causal, the piece is all of the signal.
+        """
+        heard = as_channels(self.stft.spectrum(audio))
+        made = self.estimate(self.pairs(self.split(heard))).float()
+        if self.config.output == "mapping":
+            return self.istft(as_complex(made))
+        masked = complex_product(made[:, :2], heard)
+        return self.istft(as_complex(masked + made[:, 2:] if self.config.output == "both" else masked))
+
+    def terms(self, degraded: Tensor, clean: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Enhanced audio, and ``spectrum``: the mean absolute error of real and imaginary parts."""
+        enhanced = self(degraded)
+        fake, real = (self.stft.spectrum(audio) for audio in (enhanced, clean[..., : enhanced.shape[-1]]))
+        return enhanced, {"spectrum": F.l1_loss(as_channels(fake), as_channels(real))}
+
+    @property
+    def causal(self) -> bool:
+        return self.config.causal
+
+    @property
+    def delay(self) -> int:
+        """Samples by which what ``late`` gives is late."""
+        return self.istft.delay
+
+    @property
+    def sample_rate(self) -> int:
+        return self.config.sample_rate
+
+    @property
+    def hop_length(self) -> int:
+        return self.config.hop_length
+
+    @property
+    def stride(self) -> int:
+        """Samples that a piece of a stream is a multiple of."""
+        return self.hop_length
+
+    @property
+    def latency(self) -> float:
+        """Samples that an output sample waits for, from its own on."""
+        return float(self.stride + self.delay) if self.causal else inf

@@ -1,0 +1,109 @@
+"""HiFi-GAN+: a feed-forward WaveNet on the waveform, trained against judges of it.
+
+Source: Su, Wang, Finkelstein and Jin, "Bandwidth Extension is All You Need", ICASSP 2021. Its authors gave out no code:
+sizes (128 channels, two stacks of eight layers, dilations that are powers of three, 1 M parameters), judges and losses
+are those of the public reimplementation, Spell, "hifi-gan-bwe", 2022. WaveNet: van den Oord et al., 2016, equation 2,
+without its condition, and not causal. What differs from them:
+- 16 kHz in and out (theirs: 8 to 16 kHz, interpolated to 48 kHz): the input is as long as the output, only duller
+- seven layers a stack: dilations of 3^0 to 3^6 reach 137 ms each side at 16 kHz, as eight layers do at 48 kHz
+- the last layer has no way on to a next one, which nothing would see (8320 parameters)
+- zeros before and after a signal come in at every layer, instead of silence at the input alone
+- judges of the waveform at three rates and of a spectrogram, where theirs are at four rates and of a mel spectrogram;
+  generator and judges learn at one rate and in every step, where theirs learns at a hundredth of it every other step
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from twostage.nn.layers import Conv1d, fold_weight_norm, reach, weight_norm
+from twostage.utils.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class BweConfig:
+    """Sizes of the network."""
+
+    sample_rate: int = 16000  # Hz
+    channels: int = 128  # of every layer
+    stacks: int = 2  # of dilated layers
+    layers: int = 7  # of each stack
+    kernel_size: int = 3  # samples
+    dilation_base: int = 3  # layer i of a stack is dilated by its i-th power, from 0 on
+
+    def __post_init__(self) -> None:
+        for name in ("stacks", "layers", "dilation_base"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} is {getattr(self, name)}, must be at least 1")
+        if self.channels < 2 or self.channels % 2:
+            raise ConfigError(f"model.channels is {self.channels}, must be even: half of them gate the others")
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            raise ConfigError(f"model.kernel_size is {self.kernel_size}, must be odd")
+
+    @property
+    def dilations(self) -> list[int]:
+        return [self.dilation_base**layer for layer in range(self.layers)] * self.stacks
+
+
+class GatedLayer(nn.Module):
+    """A dilated convolution of which half gates half: (B, C, T) -> the next layer's input and a share of the output.
+
+    Both are (B, C, T); the ``last`` layer has no next, and its input comes back as it is.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, dilation: int, *, last: bool = False) -> None:
+        super().__init__()
+        self.conv = weight_norm(Conv1d(channels, channels, kernel_size, dilation=dilation))
+        self.conv_skip = weight_norm(Conv1d(channels // 2, channels, 1))
+        self.conv_next = None if last else weight_norm(Conv1d(channels // 2, channels, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        value, gate = self.conv(x).chunk(2, 1)
+        gated = torch.tanh(value) * torch.sigmoid(gate)
+        if self.conv_next is not None:
+            x = (x + self.conv_next(gated)) * sqrt(0.5)  # or the level would grow with every layer
+        return x, self.conv_skip(gated)
+
+
+class Bwe(nn.Module):
+    """Audio (B, 1, T) -> (B, 1, T)."""
+
+    hop_length, stride = 1, 1
+
+    def __init__(self, config: BweConfig) -> None:
+        super().__init__()
+        self.config, dilations = config, config.dilations
+        self.conv_pre = weight_norm(Conv1d(1, config.channels, 1))
+        self.layers = nn.ModuleList(
+            GatedLayer(config.channels, config.kernel_size, dilation, last=place == len(dilations))
+            for place, dilation in enumerate(dilations, 1)
+        )
+        self.conv_post = weight_norm(Conv1d(config.channels, 1, 1))
+
+    def forward(self, audio: Tensor) -> Tensor:
+        x = self.conv_pre(audio.to(next(self.conv_pre.parameters()).dtype))
+        total = torch.zeros_like(x)
+        for layer in self.layers:
+            x, share = layer(x)
+            total = total + share
+        return torch.tanh(self.conv_post(total / sqrt(len(self.layers))).float())
+
+    def fold(self) -> "Bwe":
+        """Fold weight normalisation away for inference; the output stays the same."""
+        return fold_weight_norm(self)
+
+    @property
+    def sample_rate(self) -> int:
+        return self.config.sample_rate
+
+    @property
+    def context(self) -> int:
+        """Samples that an output sample depends on, on each side."""
+        return reach((self.config.kernel_size, dilation) for dilation in self.config.dilations)
+
+    @property
+    def latency(self) -> float:
+        """Samples after one, until the last that it depends on is there."""
+        return float(self.context)

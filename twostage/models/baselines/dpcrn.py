@@ -1,0 +1,216 @@
+"""DPCRN: a convolutional recurrent network whose recurrences read each frame across frequency, then each band in time.
+
+Source: Le, Chen, Chen and Lu, "DPCRN: Dual-Path Convolution Recurrent Network for Single Channel Speech Enhancement",
+Interspeech 2021; sizes (0.8 M parameters) and the form of the loss also from the authors' code. What differs:
+- windows are Hann's and the inverse is by least squares, where theirs are sine windows on both sides
+- LSTMs gate by the logistic function, where theirs take a piecewise linear one
+- no biases before a normalisation, which would take them away again
+- a mapping, which is ours, reads the spectrum as it is: normalised, it would not say how loud the output is to be
+It is causal without look-ahead and takes a stream; an output sample waits for at most a window.
+"""
+
+from dataclasses import dataclass
+from math import inf
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twostage.models.features import Istft, Stft, as_channels, as_complex, complex_product, power
+from twostage.nn.layers import LSTM, Conv2d, ConvTranspose2d
+from twostage.nn.streaming import offline
+from twostage.utils.errors import ConfigError
+
+FRAMES = 2  # that each convolution sees
+WIDE, NARROW = 5, 3  # bands that the first and the others see
+
+
+@dataclass(frozen=True)
+class DpcrnConfig:
+    """Sizes of the network.
+
+    ``norm``: "instant", by statistics of one frame over bands and channels, or "instance", by a channel's over an
+    utterance in training, and their average in use.
+    """
+
+    sample_rate: int = 16000  # Hz
+    n_fft: int = 400  # samples of the Fourier transform
+    hop_length: int = 200  # samples from one frame to the next
+    channels: tuple[int, ...] = (32, 32, 32, 64, 128)  # of each level
+    strides: tuple[int, ...] = (2, 2, 1, 1, 1)  # of each level's bins, 1 or 2
+    blocks: int = 2  # pairs of recurrences, across frequency and along time
+    units: int = 128  # of the recurrences; across frequency half of them each way
+    output: str = "mask"  # a complex "mask", or a "mapping", the spectrum itself
+    norm: str = "instant"  # instant or instance
+
+    def __post_init__(self) -> None:
+        if not self.channels or min(self.channels) < 1:
+            raise ConfigError(f"model.channels is {list(self.channels)}, must be at least 1 each, and one at least")
+        if len(self.strides) != len(self.channels) or not set(self.strides) <= {1, 2}:
+            raise ConfigError(f"model.strides is {list(self.strides)}, must be 1 or 2 for each of model.channels")
+        if self.blocks < 0:
+            raise ConfigError(f"model.blocks is {self.blocks}, must not be negative")
+        if self.units < 2 or self.units % 2:
+            raise ConfigError(f"model.units is {self.units}, must be even: half of them read upwards, half downwards")
+        if not 2 <= 2 * self.hop_length <= self.n_fft:
+            raise ConfigError(
+                f"model.hop_length is {self.hop_length}, must be at least 1, at most half of model.n_fft, {self.n_fft}"
+            )
+        if self.bands[-1] < NARROW:
+            raise ConfigError(
+                f"model.n_fft is {self.n_fft}: {self.bands[-1]} bands are left, must be {NARROW} at least"
+            )
+        if self.output not in ("mask", "mapping"):
+            raise ConfigError(f"model.output is {self.output!r}, must be mask or mapping")
+        if self.norm not in ("instant", "instance"):
+            raise ConfigError(f"model.norm is {self.norm!r}, must be instant or instance")
+
+    @property
+    def bands(self) -> list[int]:
+        """Of the spectrum, and of each level."""
+        bands = [self.n_fft // 2 + 1]
+        for stride in self.strides:
+            bands.append(bands[-1] // stride)
+        return bands
+
+
+class InstantNorm(nn.LayerNorm):
+    """Mean 0 and deviation 1 of each frame over channels and bands, then affine: (B, C, F, L) -> (B, C, F, L)."""
+
+    def __init__(self, channels: int, bands: int) -> None:
+        super().__init__([channels, bands])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def norm(config: DpcrnConfig, channels: int, bands: int) -> nn.Module:
+    if config.norm == "instant":
+        return InstantNorm(channels, bands)
+    return nn.InstanceNorm2d(channels, affine=True, track_running_stats=True)
+
+
+class Down(nn.Module):
+    """(B, C, F, L) -> (B, C', F // stride, L); a frame sees the one before it too."""
+
+    def __init__(self, inputs: int, outputs: int, bands: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.conv = Conv2d(inputs, outputs, (kernel, FRAMES), stride=(stride, 1), causal=True, bias=False)
+        self.norm, self.act = nn.BatchNorm2d(outputs), nn.PReLU(outputs)
+        self.below = int(stride == 2 and bands % 2 == 0)  # the kernel is odd: bands that come in twos need one more
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, 0, self.below, 0)).to(self.conv.weight.dtype)
+        return self.act(self.norm(self.conv(x).float()))
+
+
+class Up(nn.Module):
+    """(B, C, F, L) and the encoder's, which it is joined with, -> (B, C', bands, L); the ``last`` is not normalised."""
+
+    def __init__(self, inputs: int, outputs: int, bands: int, kernel: int, stride: int, *, last: bool = False) -> None:
+        super().__init__()
+        self.conv = ConvTranspose2d(2 * inputs, outputs, (kernel, FRAMES), (stride, 1), causal=True, bias=last)
+        self.post = nn.Identity() if last else nn.Sequential(nn.BatchNorm2d(outputs), nn.PReLU(outputs))
+        self.bands = bands
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        x = torch.cat([skip, x], 1).to(self.conv.weight.dtype)
+        return self.post(self.conv(x)[:, :, -self.bands :].float())
+
+
+class DualPath(nn.Module):
+    """Recurrences across each frame's bands, both ways, then along each band's frames: (B, C, F, L) -> (B, C, F, L)."""
+
+    def __init__(self, channels: int, bands: int, config: DpcrnConfig) -> None:
+        super().__init__()
+        self.intra = nn.LSTM(channels, config.units // 2, batch_first=True, bidirectional=True)
+        self.inter = LSTM(channels, config.units)
+        self.intra_dense, self.inter_dense = (nn.Linear(config.units, channels) for _ in range(2))
+        self.intra_norm, self.inter_norm = (norm(config, channels, bands) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, bands, frames = x.shape
+        across = self.intra_dense(self.intra(x.permute(0, 3, 2, 1).flatten(0, 1))[0])  # (B L, F, C)
+        x = x + self.intra_norm(across.unflatten(0, (batch, frames)).permute(0, 3, 2, 1).float())
+        along = self.inter_dense(self.inter(x.permute(0, 2, 3, 1).flatten(0, 1)))  # (B F, L, C)
+        return x + self.inter_norm(along.unflatten(0, (batch, bands)).permute(0, 3, 1, 2).float())
+
+
+class Dpcrn(nn.Module):
+    """Audio (B, 1, T) -> (B, 1, T // hop_length * hop_length)."""
+
+    causal, context = True, inf  # the LSTMs forget nothing for sure
+
+    def __init__(self, config: DpcrnConfig) -> None:
+        super().__init__()
+        self.config, bands = config, config.bands
+        self.stft = Stft(config.n_fft, config.hop_length, causal=True)
+        self.istft = Istft(self.stft)
+        self.norm = norm(config, 2, bands[0]) if config.output == "mask" else nn.Identity()
+        widths, kernels = [2, *config.channels], [WIDE, *[NARROW] * (len(config.channels) - 1)]
+        levels = list(zip(widths, config.channels, bands, kernels, config.strides, strict=False))
+        self.downs = nn.ModuleList(Down(*level) for level in levels)
+        self.paths = nn.Sequential(*(DualPath(widths[-1], bands[-1], config) for _ in range(config.blocks)))
+        self.ups = nn.ModuleList(
+            Up(outputs, inputs, *sizes, last=place == len(levels))
+            for place, (inputs, outputs, *sizes) in enumerate(reversed(levels), 1)
+        )
+
+    def forward(self, audio: Tensor) -> Tensor:
+        return offline(self, audio)
+
+    def late(self, audio: Tensor) -> Tensor:
+        """The next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late.
+
+        Calls follow each other within ``nn.streaming.streaming``.
+        """
+        heard = as_channels(self.stft.spectrum(audio))
+        made = self._network(self.norm(heard))
+        return self.istft(as_complex(complex_product(made, heard) if self.config.output == "mask" else made))
+
+    def _network(self, x: Tensor) -> Tensor:
+        skips = []
+        for down in self.downs:
+            x = down(x)
+            skips.append(x)
+        x = self.paths(x)
+        for up in self.ups:
+            x = up(x, skips.pop())
+        return x
+
+    def terms(self, degraded: Tensor, clean: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Enhanced audio; ``snr``, minus the signal-to-noise ratio in dB, and ``spectrum``.
+
+        That is the logarithm of three mean squared errors' sum: of real parts, of imaginary ones and of magnitudes.
+        """
+        enhanced = self(degraded)
+        clean = clean[..., : enhanced.shape[-1]]
+        noise = (clean - enhanced).square().mean(-1) + 1e-8
+        snr = 10 * (clean.square().mean(-1) / noise + 1e-8).log10()
+        fake, real = (as_channels(self.stft.spectrum(audio)) for audio in (enhanced, clean))
+        size, wanted = ((power(side.transpose(0, 1)) + 1e-8).sqrt() for side in (fake, real))
+        errors = 2 * F.mse_loss(fake, real) + F.mse_loss(size, wanted)  # the mean over both parts is half of their sum
+        return enhanced, {"snr": -snr.mean(), "spectrum": (errors + 1e-8).log()}
+
+    @property
+    def delay(self) -> int:
+        """Samples by which what ``late`` gives is late."""
+        return self.istft.delay
+
+    @property
+    def sample_rate(self) -> int:
+        return self.config.sample_rate
+
+    @property
+    def hop_length(self) -> int:
+        return self.config.hop_length
+
+    @property
+    def stride(self) -> int:
+        """Samples that a piece of a stream is a multiple of."""
+        return self.hop_length
+
+    @property
+    def latency(self) -> float:
+        """Samples that an output sample waits for, from its own on."""
+        return float(self.stride + self.delay)

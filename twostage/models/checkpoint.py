@@ -1,0 +1,388 @@
+"""The only reader and writer of weights: safetensors with the settings and the provenance inside, and training states.
+
+A file of weights holds plain weights, weight normalisation folded in; it loads into models with and without
+normalisation. Nothing is ever unpickled but tensors and plain containers (``torch.load(weights_only=True)``).
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from io import BufferedWriter, FileIO
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from twostage.models.onnx_enhancer import ONNX, OnnxEnhancer
+from twostage.models.precision import convert, shortfall
+from twostage.models.registry import ENHANCERS, KINDS, STAGES, kind_of
+from twostage.models.two_stage import TwoStage, TwoStageConfig
+from twostage.models.vocoder import Vocoder
+from twostage.nn.layers import fold_weight_norm
+from twostage.utils.errors import CheckpointError, ConfigError
+from twostage.utils.files import make_folder, partial_name
+from twostage.utils.schema import build, parse_json
+
+SUFFIX = ".safetensors"
+DEFAULT = "default"
+PACKAGE = Path(__file__).parent.parent
+SHIPPED = (PACKAGE / "checkpoints", PACKAGE.parent / "checkpoints")
+LENGTH, DIRECTION = ".parametrizations.weight.original0", ".parametrizations.weight.original1"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself: kind of model, its settings as plain values, where it came from."""
+
+    kind: str
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+def save(
+    path: str | Path, model: nn.Module, *, provenance: Mapping[str, Any], dtype: torch.dtype = torch.float32
+) -> None:
+    """Write one file: plain weights as ``dtype``, settings and ``provenance`` (JSON values) in its metadata. Atomic.
+
+    Raises CheckpointError if a weight is not finite or does not fit ``dtype``; an existing file is replaced.
+    """
+    tensors = {key: tensor.to("cpu", dtype).contiguous() for key, tensor in plain_state(model).items()}
+    for key, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: {key} is not finite as {dtype}, not written")
+    metadata = {
+        "format": "twostage",
+        "version": "1",
+        "kind": kind_of(model),
+        "config": json.dumps(asdict(model.config)),  # type: ignore[call-overload]
+        "provenance": json.dumps(dict(provenance)),
+        "sha256": _digest(tensors),
+    }
+    content = serialise(tensors, metadata)
+    replace_file(Path(path), lambda temporary: temporary.write_bytes(content))
+
+
+def load(*paths: str | Path, device: str | torch.device = "cpu", precision: str = "float32") -> nn.Module:
+    """An enhancer ready for inference: folded, in eval mode, on ``device``.
+
+    No path is the default model. One path is the name of a shipped model, or of one of its stages, such as
+    "default/vocoder", a folder of weights or a file; a restorer's file and a vocoder's, in any order, make a TwoStage;
+    an ONNX file runs on the CPU, as it was written, whatever the device and the precision.
+    ``precision`` "bfloat16", or "bf16", is that of convolutions; a machine that does not compute in it takes float32,
+    and warns. Raises CheckpointError, one line that names the file.
+    """
+    for path in paths:
+        if Path(path).suffix == ONNX:
+            if len(paths) > 1:
+                raise CheckpointError(f"{path}: holds a model of its own; give it alone")
+            return OnnxEnhancer(path)
+    lacking = shortfall(precision, device)
+    if lacking:
+        warnings.warn(lacking, stacklevel=2)
+    model = _load(paths, folded=True).eval().requires_grad_(False).to(device)
+    return convert(model, "float32" if lacking else precision)
+
+
+def load_for_training(*paths: str | Path) -> nn.Module:
+    """The same enhancer with weight normalisation, on the CPU, all of its weights ready to learn."""
+    return _load(paths, folded=False)
+
+
+def _load(paths: tuple[str | Path, ...], *, folded: bool) -> nn.Module:
+    files = [file for path in paths or (DEFAULT,) for file in stage_files(path)]
+    models = {str(file): load_stage(file, folded=folded) for file in files}
+    model = next(iter(models.values())) if len(models) == 1 else _join(models)
+    if kind_of(model) not in ENHANCERS:
+        other = "restorer" if isinstance(model, Vocoder) else "vocoder"
+        raise CheckpointError(f"{files[0]}: holds a {kind_of(model)} alone; give a {other}'s file beside it")
+    return model
+
+
+def load_stage(path: str | Path, kind: str | None = None, *, folded: bool = False) -> nn.Module:
+    """Whatever model a file or folder holds, on the CPU; with weight normalisation unless ``folded``.
+
+    With ``kind``, "restorer" or "vocoder", that stage, also of a place that holds both: a shipped model's name, a
+    folder of two files, a file of kind two-stage. Raises CheckpointError.
+    """
+    file, header, tensors = _read(path, kind)
+    config_class, module = KINDS[header.kind]
+    try:
+        model = module(build(config_class, header.config, header.kind))
+    except (ConfigError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{file}: settings inside do not make a {header.kind}: {error}") from None
+    model = fold_weight_norm(model) if folded else model  # before, so that plain weights arrive bit by bit
+    assign(model, tensors, str(file))
+    return model
+
+
+def initialise(model: nn.Module, path: str | Path) -> None:
+    """Set ``model``'s weights from what ``path`` holds of its kind, found as in ``load_stage``."""
+    file, _, tensors = _read(path, kind_of(model))
+    assign(model, tensors, str(file))
+
+
+def read_header(path: str | Path) -> Header:
+    """Kind, settings and provenance of a file, without its weights. Raises CheckpointError."""
+    with _open(Path(path)) as file:
+        metadata = file.metadata() or {}
+    if metadata.get("format") != "twostage" or metadata.get("kind") not in KINDS:
+        raise CheckpointError(
+            f"{path}: safetensors, but not of twostage (no kind that is known: {metadata.get('kind')})"
+        )
+    try:
+        config, provenance = parse_json(metadata["config"]), parse_json(metadata.get("provenance", "{}"))
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: settings inside cannot be read: {error!r}") from None
+    if not isinstance(config, dict) or not isinstance(provenance, dict):
+        raise CheckpointError(f"{path}: settings inside cannot be read: not a JSON object")
+    return Header(metadata["kind"], config, provenance)
+
+
+def provenances(*paths: str | Path) -> dict[str, Any]:
+    """Where the weights that ``load`` would take came from, by kind of file."""
+    headers = [read_header(file) for path in paths or (DEFAULT,) for file in stage_files(path)]
+    return {header.kind: header.provenance for header in headers}
+
+
+def shipped() -> list[str]:
+    """Names of the shipped models that restore by themselves, the default first."""
+    names = {file.parent.name for home in SHIPPED for file in home.glob(f"*/*{SUFFIX}")}
+    kinds = {name: {read_header(file).kind for file in stage_files(name)} for name in names}
+    whole = [name for name, found in kinds.items() if found == STAGES.keys() or found <= ENHANCERS.keys()]
+    return sorted(whole, key=lambda name: (name != DEFAULT, name))
+
+
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """``model.state_dict()`` with every parametrized weight as the plain one it stands for."""
+    state = dict(model.state_dict())
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module, "weight"):
+            state = {key: t for key, t in state.items() if not key.startswith(f"{name}.parametrizations.")}
+            state[f"{name}.weight"] = module.weight.detach()
+    return state
+
+
+def assign(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Set all weights of ``model`` from ``tensors``, both of them folded or not. Strict.
+
+    Raises CheckpointError that names ``source`` and the key that is missing, unexpected, wrongly shaped or not finite.
+    """
+    own = model.state_dict()
+    if tensors.keys() != own.keys():
+        own, tensors = plain_state(model), fold_tensors(tensors)
+    _check(own, tensors, source)
+    modules = dict(model.named_modules())
+    with torch.no_grad():
+        for key, tensor in tensors.items():
+            name, _, leaf = key.rpartition(".")
+            if parametrize.is_parametrized(modules[name], leaf):
+                setattr(modules[name], leaf, tensor.float())  # by way of right_inverse: sets length and direction
+            else:
+                getattr(modules[name], leaf).copy_(tensor)
+
+
+def fold_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Lengths and directions of weight normalisation multiplied to plain weights; other tensors as they are."""
+    plain = {}
+    for key, tensor in tensors.items():
+        if key.endswith(DIRECTION) and key.replace(DIRECTION, LENGTH) in tensors:
+            plain[key.replace(DIRECTION, ".weight")] = torch._weight_norm(
+                tensor, tensors[key.replace(DIRECTION, LENGTH)]
+            )
+        elif not key.endswith(LENGTH):
+            plain[key] = tensor
+    return plain
+
+
+def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write a training's state (tensors and plain containers), atomically: at any moment a complete one is on disk."""
+
+    def write(temporary: Path) -> None:
+        with _Remembering(FileIO(temporary, "w")) as file:
+            try:
+                torch.save(dict(state), file)
+            except RuntimeError:
+                if file.refusal:
+                    raise file.refusal from None
+                raise
+
+    replace_file(Path(path), write)
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """Read a training's state, weights-only. Raises CheckpointError; damage does not go unnoticed."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        _check_sums(path)
+        state = unpickled(path)
+    except Exception:  # bytes that are no state can trip the unpickler anywhere
+        raise CheckpointError(f"{path}: not a training state, damaged, or it holds code, which is not run") from None
+    if not isinstance(state, dict) or "step" not in state:
+        raise CheckpointError(f"{path}: not a training state")
+    return state
+
+
+class _Remembering(BufferedWriter):
+    """A file that remembers why it could not be written: torch makes a RuntimeError of it that does not say so."""
+
+    refusal: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.refusal = error
+            raise
+
+
+def unpickled(path: str | Path) -> Any:
+    """Tensors and plain containers of a torch file; whatever exception there is for one that holds anything else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a pickle's version: that of a foreign file is of no interest
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _check_sums(path: str | Path) -> None:
+    """Raise BadZipFile if the contents of a state are not what was written, which torch itself does not look at."""
+    with ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise BadZipFile(damaged)
+
+
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write beside ``path``, flush to the disk, then take its place: a reader sees the old file or the new one."""
+    make_folder(path.parent)
+    temporary = partial_name(path)
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself must outlive a crash
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file, or damaged ({_first_line(error)})") from None
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with _open(path) as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            written = (file.metadata() or {}).get("sha256")
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged ({_first_line(error)})") from None
+    if written and written != _digest(tensors):  # files from before have none
+        raise CheckpointError(f"{path}: damaged, the weights are not those that were written")
+    return tensors
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names and values, whatever their order."""
+    digest = sha256()
+    for key in sorted(tensors):
+        digest.update(key.encode() + tensors[key].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
+    for problem, keys in (("missing", own.keys() - tensors.keys()), ("unexpected", tensors.keys() - own.keys())):
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise CheckpointError(f"{source}: {min(keys)}{more} {problem}")
+    for key, tensor in tensors.items():
+        if tensor.shape != own[key].shape:
+            raise CheckpointError(f"{source}: {key} has shape {tuple(tensor.shape)}, wanted {tuple(own[key].shape)}")
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{source}: {key} is not finite")
+
+
+def stage_files(path: str | Path) -> list[Path]:
+    """The files that a name, folder or path stands for: one, or a folder's two stages."""
+    found = _find(path)
+    if found.is_file():
+        return [found]
+    for name in ("best", "last"):  # a training's run directory
+        if (found / f"{name}{SUFFIX}").is_file():
+            return [found / f"{name}{SUFFIX}"]
+    files = sorted(found.glob(f"*{SUFFIX}"))
+    if not 1 <= len(files) <= 2:
+        raise CheckpointError(f"{found}: holds {len(files)} {SUFFIX} files, wanted one or two")
+    return files
+
+
+def _find(path: str | Path) -> Path:
+    if "/" not in str(path) and not Path(path).suffix:  # a bare name is a shipped model before it is a folder
+        for home in SHIPPED:
+            if (home / path).is_dir():
+                return home / path
+    if not Path(path).exists():
+        for file in (home / f"{path}{SUFFIX}" for home in SHIPPED):  # one stage of a shipped model: default/vocoder
+            if file.is_file():
+                return file
+        names = sorted(
+            {folder.name for home in SHIPPED if home.is_dir() for folder in home.iterdir() if folder.is_dir()}
+        )
+        raise CheckpointError(
+            f"{path}: no such file, folder or shipped model ({', '.join(names) or 'none are shipped'})"
+        )
+    return Path(path)
+
+
+def _read(path: str | Path, kind: str | None) -> tuple[Path, Header, dict[str, Tensor]]:
+    """The one file that ``path`` stands for, its header and its weights; with ``kind``, those of that stage in it."""
+    files = stage_files(path)
+    if kind and len(files) > 1:
+        files = [file for file in files if read_header(file).kind in (kind, "two-stage")]
+    if len(files) != 1:
+        raise CheckpointError(
+            f"{path}: holds {len(files)} {SUFFIX} files{f' with a {kind}' if kind else ''}, wanted one"
+        )
+    file, header, tensors = files[0], read_header(files[0]), _tensors(files[0])
+    if kind in (None, header.kind):
+        return file, header, tensors
+    if header.kind != "two-stage":
+        raise CheckpointError(f"{file}: holds a {header.kind}, wanted a {kind}")
+    part = {key.removeprefix(f"{kind}."): t for key, t in tensors.items() if key.startswith(f"{kind}.")}
+    return file, Header(str(kind), header.config.get(str(kind), {}), header.provenance), part
+
+
+def _join(models: Mapping[str, nn.Module]) -> TwoStage:
+    """Both stages as one. Raises CheckpointError that names the mel setting in which they differ."""
+    files = " and ".join(models)
+    stages = {kind_of(model): model for model in models.values()}
+    if len(models) != 2 or stages.keys() != STAGES.keys():
+        kinds = ", ".join(kind_of(model) for model in models.values())
+        raise CheckpointError(f"{files}: wanted a restorer and a vocoder, found: {kinds}")
+    try:
+        model = TwoStage(TwoStageConfig(stages["restorer"].config, stages["vocoder"].config))  # type: ignore[arg-type]
+    except ConfigError as error:
+        raise CheckpointError(f"{files}: {error}") from None
+    model.restorer, model.vocoder = stages["restorer"], stages["vocoder"]  # type: ignore[assignment]
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:120] or type(error).__name__

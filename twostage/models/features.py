@@ -1,0 +1,204 @@
+"""Log-mel and magnitude spectrograms: the contract in which the two stages meet."""
+
+from dataclasses import dataclass, fields
+
+import librosa
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twostage.nn.streaming import Overlap, Past
+from twostage.utils.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class MelConfig:
+    """Settings of a log-mel spectrogram, spelt as in librosa."""
+
+    sample_rate: int = 16000  # Hz
+    n_fft: int = 1024  # samples of the Fourier transform
+    win_length: int = 1024  # samples of the Hann window, at most n_fft
+    hop_length: int = 256  # samples from one frame to the next
+    n_mels: int = 80  # bands
+    fmin: float = 0.0  # Hz, where the lowest band begins
+    fmax: float = 8000.0  # Hz, where the highest band ends
+    clamp: float = 1e-5  # magnitudes below it count as it, before the logarithm
+    causal: bool = False  # frame l ends with hop l instead of lying around it: models of such frames see the past alone
+
+    def __post_init__(self) -> None:
+        if min(self.sample_rate, self.n_fft, self.win_length, self.hop_length, self.n_mels) < 1:
+            raise ConfigError("mel: sample_rate, n_fft, win_length, hop_length and n_mels must be at least 1")
+        if self.win_length > self.n_fft:
+            raise ConfigError(f"mel.win_length is {self.win_length}, more than mel.n_fft, {self.n_fft}")
+        if self.hop_length > self.n_fft or (self.n_fft - self.hop_length) % 2:
+            raise ConfigError(
+                f"mel.n_fft - mel.hop_length must be even, not negative: {self.n_fft} - {self.hop_length}"
+            )
+        if not 0 <= self.fmin < self.fmax <= self.sample_rate / 2:
+            raise ConfigError(f"mel.fmin, mel.fmax: need 0 <= {self.fmin} < {self.fmax} <= {self.sample_rate / 2}")
+        if self.clamp <= 0:
+            raise ConfigError(f"mel.clamp is {self.clamp}, must be positive")
+
+    def difference(self, other: "MelConfig") -> str:
+        """Name the fields in which two settings differ; empty if they agree."""
+        pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return ", ".join(f"mel.{name} is {mine} and {theirs}" for name, mine, theirs in pairs if mine != theirs)
+
+
+def mel_basis(config: MelConfig, bins: int) -> Tensor:
+    """Weights (bins, n_mels) of the bands at ``bins`` frequencies from 0 Hz to half the sample rate."""
+    basis = librosa.filters.mel(
+        sr=config.sample_rate, n_fft=2 * (bins - 1), n_mels=config.n_mels, fmin=config.fmin, fmax=config.fmax
+    )
+    return torch.from_numpy(basis.T.copy())
+
+
+class Stft(nn.Module):
+    """Magnitude spectrogram without centring: (B, 1, T) -> (B, n_fft // 2 + 1, T // hop_length).
+
+    The signal is padded by (n_fft - hop_length) / 2 samples a side, by reflection where it is long enough and by zeros
+    beyond, so that every length gives exactly T // hop_length frames (Kong et al., HiFi-GAN, 2020, reference code).
+    If ``causal``, by n_fft - hop_length zeros before it.
+    """
+
+    window: Tensor
+
+    def __init__(self, n_fft: int, hop_length: int, win_length: int | None = None, *, causal: bool = False) -> None:
+        super().__init__()
+        self.past = Past(n_fft - hop_length) if causal else None
+        self.n_fft, self.hop_length, self.win_length = n_fft, hop_length, win_length or n_fft
+        self.register_buffer("window", torch.hann_window(self.win_length), persistent=False)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        return magnitudes(self.spectrum(audio))
+
+    def spectrum(self, audio: Tensor) -> Tensor:
+        """The complex spectrogram, of the shape of the magnitudes."""
+        frames = audio.shape[-1] // self.hop_length
+        audio = audio[..., 0, : frames * self.hop_length].float()
+        if frames == 0:
+            return audio.new_zeros(audio.shape[0], self.n_fft // 2 + 1, 0, dtype=torch.complex64)
+        with torch.autocast(audio.device.type, enabled=False):
+            return torch.stft(
+                self._pad(audio),
+                self.n_fft,
+                self.hop_length,
+                self.win_length,
+                self.window,
+                center=False,
+                return_complex=True,
+            )
+
+    def compressed(self, audio: Tensor) -> Tensor:
+        """Complex spectrograms of the audio and, after them, of the root of its samples: (2 B, n_fft // 2 + 1, L).
+
+        Of audio (B, C, T), those are of its first channel; the others follow, ((C + 1) B, n_fft // 2 + 1, L).
+        """
+        first, *others = audio.split(1, -2)
+        return self.spectrum(torch.cat([first, first.sign() * first.abs().sqrt(), *others]))
+
+    def _pad(self, audio: Tensor) -> Tensor:
+        if self.past is not None:
+            padded: Tensor = self.past(audio)
+            return padded
+        side = (self.n_fft - self.hop_length) // 2
+        mirrored = min(side, audio.shape[-1] - 1)
+        audio = F.pad(audio[:, None], (mirrored, mirrored), mode="reflect")[:, 0]
+        return F.pad(audio, (side - mirrored, side - mirrored))
+
+
+class Istft(nn.Module):
+    """Inverse of ``Stft.spectrum``, by least squares: (B, n_fft // 2 + 1, L) -> (B, 1, L * hop_length).
+
+    Of causal frames, ``delay`` samples late: a sample is complete when the last frame that it lies in is there.
+    Source: Griffin and Lim, "Signal estimation from modified short-time Fourier transform", TASSP 1984, equation 6.
+    """
+
+    window: Tensor
+
+    def __init__(self, stft: Stft) -> None:
+        super().__init__()
+        self.n_fft, self.hop_length = stft.n_fft, stft.hop_length
+        self.delay = 0 if stft.past is None else stft.n_fft - stft.hop_length
+        self.overlap = Overlap(self.delay) if self.delay else None
+        before = (stft.n_fft - stft.win_length) // 2
+        window = F.pad(stft.window, (before, stft.n_fft - stft.win_length - before))
+        self.register_buffer("window", window[:, None], persistent=False)
+
+    def forward(self, spectrum: Tensor) -> Tensor:
+        with torch.autocast(spectrum.device.type, enabled=False):
+            frames = torch.fft.irfft(spectrum, self.n_fft, dim=1) * self.window
+            return self._complete(self._overlapped(frames)) / self._coverage(frames.shape[-1])
+
+    def _coverage(self, frames: int) -> Tensor:
+        """How much of L frames' squared windows lies on each sample: (1, 1, L * hop_length)."""
+        squares = self.window.square()
+        if self.overlap is None:
+            return self._complete(self._overlapped(squares.expand(1, -1, frames)))
+        # every frame that a sample could be in is there or will be
+        hops = F.pad(squares[:, 0], (0, -self.n_fft % self.hop_length)).unflatten(0, (-1, self.hop_length))
+        return hops.sum(0).repeat(frames)[None, None]
+
+    def _overlapped(self, frames: Tensor) -> Tensor:
+        """Add frames (B, n_fft, L), each a hop after the one before: (B, 1, (L - 1) * hop_length + n_fft)."""
+        size = (1, (frames.shape[-1] - 1) * self.hop_length + self.n_fft)
+        return F.fold(frames, size, (1, self.n_fft), stride=(1, self.hop_length))[:, :, 0]
+
+    def _complete(self, audio: Tensor) -> Tensor:
+        """Without the padding, or what hangs over the end of it: (B, 1, L * hop_length)."""
+        if self.overlap is not None:
+            complete: Tensor = self.overlap(audio)
+            return complete
+        side = (self.n_fft - self.hop_length) // 2
+        return audio[..., side : audio.shape[-1] - side]
+
+
+def as_channels(spectrum: Tensor) -> Tensor:
+    """Complex (B, F, L) -> real and imaginary parts (B, 2, F, L)."""
+    return torch.view_as_real(spectrum).movedim(-1, 1)
+
+
+def as_complex(parts: Tensor) -> Tensor:
+    """Real and imaginary parts (B, 2, F, L) -> complex (B, F, L)."""
+    return torch.complex(*parts.float().unbind(1))
+
+
+def complex_product(one: Tensor, other: Tensor) -> Tensor:
+    """Of two spectrograms as real and imaginary parts, (B, 2, F, L)."""
+    (a, b), (c, d) = one.unbind(1), other.unbind(1)
+    return torch.stack([a * c - b * d, a * d + b * c], 1)
+
+
+def power(spectrum: Tensor) -> Tensor:
+    """Squared magnitudes of a complex spectrogram, or of one in real and imaginary parts, stacked in front."""
+    real, imaginary = torch.view_as_real(spectrum).unbind(-1) if spectrum.is_complex() else spectrum
+    return real.square() + imaginary.square()  # a sum over two is slow
+
+
+def magnitudes(spectrum: Tensor) -> Tensor:
+    """Of a spectrogram as ``power`` takes it; the clamp keeps the square root's slope finite at digital silence."""
+    return power(spectrum).clamp_min(1e-10).sqrt()
+
+
+class LogMel(nn.Module):
+    """Natural-log mel spectrogram: (B, 1, T) audio -> (B, n_mels, T // hop_length).
+
+    Magnitude, slaney scale and norm as librosa's ``melspectrogram(power=1, htk=False, norm="slaney")``.
+    """
+
+    basis: Tensor
+
+    def __init__(self, config: MelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stft = Stft(config.n_fft, config.hop_length, config.win_length, causal=config.causal)
+        basis = mel_basis(config, config.n_fft // 2 + 1)
+        self.register_buffer("basis", basis.T.contiguous(), persistent=False)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        return self.of(self.stft.spectrum(audio))
+
+    def of(self, spectrum: Tensor) -> Tensor:
+        """The same of what ``self.stft.spectrum`` gives, (B, n_fft // 2 + 1, L)."""
+        with torch.autocast(spectrum.device.type, enabled=False):  # eight bits of mantissa are too few for a logarithm
+            return (self.basis @ magnitudes(spectrum)).clamp_min(self.config.clamp).log()

@@ -1,0 +1,175 @@
+"""Griffin-Lim from a vocoder's waveform: its phase is made consistent with the magnitudes that the mel asks for.
+
+A vocoder that is not trained to the end repeats itself from frame to frame, which is heard as a buzz at the frame rate
+and shows as lines at its multiples. A few iterations take that away.
+
+Where the input is speech as well, only duller, it knows what a mel cannot say: the harmonics of this voice and their
+phase. Below `heard_below` they are taken from it. In bins where it holds nothing, the phase is that of the compressed
+input, whose harmonics go on: it does not repeat itself from frame to frame as that of a young vocoder.
+"""
+
+from functools import reduce
+from math import ceil
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twostage.models.features import LogMel, MelConfig, power
+from twostage.nn.streaming import Overlap
+from twostage.utils.errors import ConfigError
+
+RELAXATION = 0.9  # RAAR's beta
+INVERSIONS, ROUGH = 8, 3  # multiplicative updates from mels to magnitudes, of a causal model: more gain nothing
+# of a magnitude: bins much weaker than this keep some of their own weakness. Their phase is all but arbitrary; taken at
+# face value, it lets rounding errors grow until two windows of a file no longer agree
+SOFTNESS = 0.2
+TINY = 1e-8
+FADED = 7  # windows' lengths away, what a frame is moves a sample by less than 1e-7, however many the iterations
+# of the strongest bin of a frame: what the input, and the compressed input, hold of weaker ones is rounding, not speech
+FAINT, FAINT_HARMONIC = 1e-4, 3e-3
+OPPOSED = 0.01  # squared: where two phases all but cancel, their sum's is as arbitrary
+
+
+class GriffinLim(nn.Module):
+    """Audio (B, 1, L * hop_length) and the log-mels (B, n_mels, L) it should have -> audio of the same shape.
+
+    ``heard_below`` in Hz: the input's harmonics, and its phase or that of the compressed input, count fully at 0 Hz,
+    ever less up to there, and not above.
+
+    With causal mels, one iteration alone: it waits for the last frame that a sample is in, so what comes out is late by
+    ``delay`` samples, zeros at the start; a second iteration would wait once more.
+
+    Sources: Griffin and Lim, "Signal estimation from modified short-time Fourier transform", TASSP 1984, for the two
+    projections; Luke, "Relaxed averaged alternating reflections for diffraction imaging" (RAAR), Inverse Problems 2005,
+    for how they are combined; Peer, Welker and Gerkmann, "Beyond Griffin-Lim", IWAENC 2022, for RAAR on speech;
+    Makhoul and Berouti, "High-frequency regeneration in speech coding systems", ICASSP 1979, for harmonics from a
+    memoryless distortion.
+    """
+
+    spread: Tensor
+    trust: Tensor
+
+    def __init__(self, config: MelConfig, iterations: int, heard_below: float = 0.0) -> None:
+        super().__init__()
+        if iterations and (config.n_fft % config.hop_length or config.win_length != config.n_fft):
+            raise ConfigError(
+                f"griffin_lim needs mel.win_length equal to mel.n_fft and that a multiple of mel.hop_length: "
+                f"{config.win_length}, {config.n_fft}, {config.hop_length}"
+            )
+        if config.causal and iterations > 1:
+            raise ConfigError(f"griffin_lim is {iterations}, must be 0 or 1 with mel.causal")
+        self.iterations, self.heard_below, self.mel = iterations, heard_below, LogMel(config)
+        self.overlap = Overlap(config.n_fft - config.hop_length) if config.causal else None
+        basis = self.mel.basis
+        # how far each bin (rows) answers for each band
+        self.register_buffer("spread", (basis / basis.sum(0).clamp_min(TINY)).T.contiguous(), persistent=False)
+        hertz = torch.linspace(0, config.sample_rate / 2, config.n_fft // 2 + 1)
+        trust = (1 - hertz / heard_below).clamp_min(0) if heard_below else torch.zeros_like(hertz)
+        self.register_buffer("trust", trust[:, None], persistent=False)
+
+    def forward(self, audio: Tensor, mel: Tensor, heard: Tensor | None = None) -> Tensor:
+        """``heard`` (2 B, n_fft // 2 + 1, L): of the input that was restored, as ``Stft.compressed`` gives it."""
+        with torch.autocast(audio.device.type, enabled=False):
+            if not self.iterations or not mel.shape[-1]:
+                return audio
+            mel, audio = mel.float(), audio.float()
+            if heard is None or not self.heard_below:
+                return self._iterate(audio, self.magnitudes(mel))
+            heard, harmonics = heard.chunk(2, -3)
+            size = self._size(heard, FAINT)
+            phase = heard / size
+            phase = phase + harmonics * ((1 - power(phase).sqrt()) / self._size(harmonics, FAINT_HARMONIC))
+            held = phase * (power(phase) + OPPOSED).rsqrt_().mul_(self.trust)
+            return self._iterate(audio, self.magnitudes(mel, size), held)
+
+    @staticmethod
+    def _size(spectrum: Tensor, faint: float) -> Tensor:
+        """Magnitudes (B, n_fft // 2 + 1, L), those of bins that hold nothing at a floor."""
+        size = power(spectrum).sqrt()
+        # not "+ TINY", which the exporter takes for nothing: digital silence would be divided by zero
+        return (size + faint * size.amax(1, keepdim=True)).clamp_min(TINY)
+
+    def magnitudes(self, mel: Tensor, heard: Tensor | None = None) -> Tensor:
+        """Magnitudes (B, n_fft // 2 + 1, L) whose log-mels are ``mel`` (B, n_mels, L).
+
+        Within a band they are as smooth as these, or, where those count, as fine as ``heard``, the input's magnitudes.
+        """
+        wanted = mel.mT.exp()
+        found = (wanted / self.mel.basis.sum(1).clamp_min(TINY)) @ self.spread.T
+        if heard is not None:
+            fine = self._log(heard.mT)
+            found = torch.lerp(self._log(found), fine, self.trust.T.expand_as(fine)).exp()
+        return self._fitted(found, wanted).mT
+
+    @staticmethod
+    def _log(magnitudes: Tensor) -> Tensor:
+        return magnitudes.clamp_min(TINY).log()
+
+    def _fitted(self, found: Tensor, wanted: Tensor) -> Tensor:
+        """Correct each bin (B, L, F) by the ratios of the bands that it lies in, geometrically averaged."""
+        for _ in range(ROUGH if self.mel.config.causal else INVERSIONS):
+            ratio = wanted / (found @ self.mel.basis.T).clamp_min(TINY)
+            found = found * (ratio.clamp_min(TINY).log() @ self.spread.T).exp_()
+        return found
+
+    def _iterate(self, audio: Tensor, magnitudes: Tensor, held: Tensor | None = None) -> Tensor:
+        """``held``: phase to keep to, as complex numbers whose size, up to 1, says how firmly.
+
+        Within, the bins of a frame lie side by side, (B, L, F), as a Fourier transform takes and gives them.
+        """
+        coverage, size = self._coverage(magnitudes.shape[-1]), magnitudes.mT.contiguous()
+        soft = (SOFTNESS * size).square().clamp_min(TINY**2)
+        kept, free = (0.0, size) if held is None else (size * held.mT, size * (1 - power(held).sqrt().mT))
+        spectrum = self.mel.stft.spectrum(audio).mT
+        for _ in range(self.iterations - 1):
+            there = self._with(spectrum, soft, free).add_(kept)
+            reflected = self._waveform((2 * there).sub_(spectrum).mT, coverage)
+            consistent = self.mel.stft.spectrum(reflected).mT
+            spectrum = consistent.add_(spectrum).mul_(RELAXATION).sub_(there, alpha=2 * RELAXATION - 1)
+        return self._waveform(self._with(spectrum, soft, free).add_(kept).mT, coverage)
+
+    @staticmethod
+    def _with(spectrum: Tensor, soft: Tensor, sizes: Tensor) -> Tensor:
+        """``spectrum`` with bins of these sizes; less of those that are weak beside the root of ``soft``."""
+        return spectrum * power(spectrum).add_(soft).rsqrt_().mul_(sizes)
+
+    def _waveform(self, spectrum: Tensor, coverage: Tensor) -> Tensor:
+        """Inverse of ``Stft.spectrum``: (B, n_fft // 2 + 1, L) -> (B, 1, L * hop_length), by least squares."""
+        frames = torch.fft.irfft(spectrum.mT, self.mel.config.n_fft).mul_(self.mel.stft.window)
+        return self._overlap(frames) / coverage
+
+    def _coverage(self, frames: int) -> Tensor:
+        """How much of L frames' squared windows lies on each sample: (1, 1, L * hop_length)."""
+        squares = self.mel.stft.window.square()
+        if self.overlap is not None:  # every frame that a sample could be in is there or will be
+            return squares.unflatten(0, (-1, self.mel.config.hop_length)).sum(0).repeat(frames)[None, None]
+        return self._overlap(squares.expand(1, frames, -1)).clamp_min(TINY)
+
+    def _overlap(self, frames: Tensor) -> Tensor:
+        """Add frames (B, L, n_fft), each a hop after the one before, without the padding: (B, 1, L * hop_length).
+
+        Causal ones are padded at the start alone; their sum is complete, and let go, from there on.
+        """
+        hop, length = self.mel.config.hop_length, frames.shape[1]
+        parts = frames.unflatten(-1, (-1, hop))
+        overlap, side = parts.shape[2], (self.mel.config.n_fft - hop) // 2
+        # not into slices of one tensor, which an ONNX file would do element by element
+        shifted = [F.pad(parts[:, :, i], (0, 0, i, overlap - 1 - i)) for i in range(overlap)]
+        total = reduce(torch.add, shifted)
+        if self.overlap is not None:
+            complete: Tensor = self.overlap(total.flatten(1)[:, None])
+            return complete
+        return total.flatten(1)[:, None, side : side + length * hop]
+
+    @property
+    def delay(self) -> int:
+        """Samples by which the output is late."""
+        return self.overlap.steps if self.overlap is not None and self.iterations else 0
+
+    @property
+    def context(self) -> int:
+        """Frames that an output sample depends on, on each side, to 1e-7 of full scale."""
+        sides = 2 if self.overlap is not None else 1  # all of it in the past
+        overlap = ceil(self.mel.config.n_fft / self.mel.config.hop_length)
+        return sides * min(self.iterations * (overlap - 1) + 1, FADED * overlap)

@@ -1,0 +1,171 @@
+"""Stage one: a 2D ResUNet that restores the log-mel spectrogram of bone-conducted speech.
+
+Source: Liu et al., "VoiceFixer: A Unified Framework for High-Fidelity Speech Restoration", Interspeech 2022, section
+3.1 (analysis module), made much smaller. Where VoiceFixer normalises batches, weights are normalised here: no
+statistics of the utterance or the batch enter, so a window of a file sees what the whole file sees.
+"""
+
+from dataclasses import dataclass, field
+from math import log, prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twostage.models.features import MelConfig
+from twostage.nn.layers import Conv2d, ConvTranspose2d, fold_weight_norm, weight_norm
+from twostage.utils.errors import ConfigError
+
+SLOPE = 0.1
+FEATURES = {"pitch": 2}  # rows of what a restorer may be told besides log-mels
+MEAN, SCALE = -6.0, 2.5  # of the log-mels of speech, roughly: brings the network's input near zero mean, unit deviation
+
+
+@dataclass(frozen=True)
+class RestorerConfig:
+    """Sizes of the U-Net.
+
+    With ``mel.causal``, a frame depends on the frames up to its own or, where time is pooled, on those pooled with it.
+    With two inputs the mask is still added to the log-mel of the microphone on the body.
+    """
+
+    mel: MelConfig = field(default_factory=MelConfig)  # the contract with the vocoder
+    channels: tuple[int, ...] = (16, 32, 64, 96, 128)  # of each level of the U-Net
+    time_strides: tuple[int, ...] = (2, 1, 1, 1)  # frames that each pooling between two levels joins
+    band_strides: tuple[int, ...] = ()  # bands that each pooling joins; empty: two
+    blocks: int = 1  # residual blocks a level, each way
+    dilations: tuple[int, ...] = (1, 2, 4)  # in frames, of the residual blocks at the bottom
+    output: str = "mask"  # mask: a gain in the log domain, unbounded, added to the input; mapping: the log-mel itself
+    inputs: int = 1  # microphones: 1, or 2, bone and then air
+    features: tuple[str, ...] = ()  # what it is told besides log-mels: "pitch"
+
+    def __post_init__(self) -> None:
+        if len(self.channels) != len(self.time_strides) + 1:
+            raise ConfigError(
+                f"restorer.channels has {len(self.channels)} levels, restorer.time_strides {len(self.time_strides)}: "
+                "there must be one stride between two levels"
+            )
+        if self.band_strides and len(self.band_strides) != len(self.time_strides):
+            raise ConfigError("restorer.band_strides and restorer.time_strides differ in length")
+        if min(*self.channels, *self.time_strides, *self.dilations, *self.band_strides, self.blocks) < 1:
+            raise ConfigError("restorer: channels, dilations, blocks and all strides must be at least 1")
+        pooled = prod(bands for bands, _ in self.strides)
+        if self.mel.n_mels % pooled:
+            raise ConfigError(
+                f"mel.n_mels is {self.mel.n_mels}, must divide by {pooled}, the product of restorer.band_strides "
+                "(one 2 for each of restorer.time_strides, if there are none)"
+            )
+        if self.output not in ("mask", "mapping"):
+            raise ConfigError(f"restorer.output is {self.output!r}, must be 'mask' or 'mapping'")
+        if self.inputs not in (1, 2):
+            raise ConfigError(f"restorer.inputs is {self.inputs}, must be 1 (bone) or 2 (bone and air)")
+        for name in self.features:
+            if name not in FEATURES:
+                raise ConfigError(f"restorer.features: no feature {name!r}; there are {', '.join(FEATURES)}")
+        if len(set(self.features)) < len(self.features):
+            raise ConfigError(f"restorer.features is {list(self.features)}: one is named twice")
+
+    @property
+    def strides(self) -> list[tuple[int, int]]:
+        """Of each pooling, in bands and in time."""
+        return list(zip(self.band_strides or [2] * len(self.time_strides), self.time_strides, strict=True))
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Of what a restorer is told: the bands of each input, then those of each feature."""
+        return (self.mel.n_mels,) * self.inputs + tuple(FEATURES[name] for name in self.features)
+
+
+def with_height(mel: Tensor) -> Tensor:
+    """Log-mels (B, n_mels, L), normalised, and where each band is: (B, 2, n_mels, L).
+
+    Convolutions cannot tell a low band from a high one.
+    """
+    height = torch.linspace(-1, 1, mel.shape[-2], device=mel.device)[:, None].expand_as(mel)
+    return torch.stack([(mel - MEAN) / SCALE, height], 1)
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions around an identity, the first dilated in time: (B, C, F, L) -> (B, C, F, L)."""
+
+    def __init__(self, channels: int, dilation: int = 1, *, causal: bool = False) -> None:
+        super().__init__()
+        self.conv1 = weight_norm(Conv2d(channels, channels, (3, 3), dilation=(1, dilation), causal=causal))
+        self.conv2 = weight_norm(Conv2d(channels, channels, (3, 3), causal=causal), std=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.leaky_relu(self.conv1(F.leaky_relu(x, SLOPE)), SLOPE))
+
+
+class Restorer(nn.Module):
+    """ResUNet: (B, n_mels, L) log-mels of bone-conducted speech -> (B, n_mels, L) log-mels of clean speech.
+
+    With more inputs, and features, their rows follow those bands: (B, sum(config.rows), L), as ``Hearing`` gives them.
+    """
+
+    def __init__(self, config: RestorerConfig) -> None:
+        super().__init__()
+        self.config, causal = config, config.mel.causal
+        top, levels = config.channels[0], list(zip(config.channels, config.channels[1:], config.strides, strict=False))
+
+        def blocks(channels: int) -> nn.Sequential:
+            return nn.Sequential(*(ResBlock(channels, causal=causal) for _ in range(config.blocks)))
+
+        self.conv_pre = weight_norm(
+            Conv2d(1 + config.inputs + sum(config.rows[config.inputs :]), top, (3, 3), causal=causal)
+        )
+        self.encoder = nn.ModuleList(blocks(narrow) for narrow, _, _ in levels)
+        self.downs = nn.ModuleList(weight_norm(Conv2d(narrow, wide, s, stride=s)) for narrow, wide, s in levels)
+        self.bottleneck = nn.Sequential(*(ResBlock(config.channels[-1], d, causal=causal) for d in config.dilations))
+        self.ups = nn.ModuleList(
+            weight_norm(ConvTranspose2d(wide, narrow, s, s)) for narrow, wide, s in reversed(levels)
+        )
+        self.merges = nn.ModuleList(
+            weight_norm(Conv2d(2 * narrow, narrow, (1, 1))) for narrow, _, _ in reversed(levels)
+        )
+        self.decoder = nn.ModuleList(blocks(narrow) for narrow, _, _ in reversed(levels))
+        self.conv_post = weight_norm(Conv2d(top, 1, (3, 3), causal=causal), std=1e-4)
+
+    def forward(self, told: Tensor) -> Tensor:
+        mel = told[:, : self.config.mel.n_mels]
+        x = self._layers(F.pad(told, (0, -mel.shape[-1] % self.stride), mode="replicate"))
+        x = self._unet(x.to(next(self.conv_pre.parameters()).dtype))[:, 0, :, : mel.shape[-1]].float() * SCALE
+        restored = mel + x if self.config.output == "mask" else x + MEAN
+        return restored.clamp_min(log(self.config.mel.clamp))
+
+    def _layers(self, told: Tensor) -> Tensor:
+        """Rows (B, R, L) as layers (B, C, n_mels, L): bone with its height, air, features the same in every band."""
+        inputs, n_mels = self.config.inputs, self.config.mel.n_mels
+        bone, *others = told.split(self.config.rows, 1)
+        air = [(mel[:, None] - MEAN) / SCALE for mel in others[: inputs - 1]]
+        features = [rows[:, :, None].expand(-1, -1, n_mels, -1) for rows in others[inputs - 1 :]]
+        return torch.cat([with_height(bone), *air, *features], 1)
+
+    def _unet(self, x: Tensor) -> Tensor:
+        x, skips = self.conv_pre(x), []
+        for blocks, down in zip(self.encoder, self.downs, strict=True):
+            skips.append(blocks(x))
+            x = down(F.leaky_relu(skips[-1], SLOPE))
+        x = self.bottleneck(x)
+        for up, merge, blocks in zip(self.ups, self.merges, self.decoder, strict=True):
+            x = blocks(merge(torch.cat([up(F.leaky_relu(x, SLOPE)), skips.pop()], 1)))
+        return self.conv_post(F.leaky_relu(x, SLOPE))
+
+    def fold(self) -> "Restorer":
+        """Fold weight normalisation away for inference; the output stays the same."""
+        return fold_weight_norm(self)
+
+    @property
+    def stride(self) -> int:
+        """Frames that pool into one at the bottom: windows of a file must begin at multiples of it."""
+        return prod(self.config.time_strides)
+
+    @property
+    def context(self) -> int:
+        """Frames of mel that a restored frame depends on, on each side, at most."""
+        frames, stride = 2, 1
+        for step in self.config.time_strides:
+            frames += 2 * 2 * self.config.blocks * stride + (step - 1) * stride
+            stride *= step
+        frames += stride * sum(d + 1 for d in self.config.dilations) + stride
+        return frames * (2 if self.config.mel.causal else 1)  # causal, all of it in the past

@@ -1,0 +1,32 @@
+"""What a restorer is told of the microphones: log-mels of each, and what else its settings ask for."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from twostage.models.features import LogMel
+from twostage.models.pitch import Pitch
+from twostage.models.restorer import RestorerConfig
+
+
+class Hearing(nn.Module):
+    """Audio (B, inputs, T), bone first -> (B, inputs * n_mels + rows of features, L), as ``Restorer`` takes it.
+
+    Features are of the bone channel, which hears the wearer alone. The ``mel`` is its owner's: the spectrograms that it
+    makes of a stream serve the vocoder as well.
+    """
+
+    def __init__(self, config: RestorerConfig) -> None:
+        super().__init__()
+        self.inputs = config.inputs
+        self.pitch = Pitch(config.mel) if "pitch" in config.features else None
+
+    def forward(self, mel: LogMel, audio: Tensor) -> Tensor:
+        rows = torch.cat(audio.split(1, 1))  # channel by channel
+        return self.of(mel, mel.stft.spectrum(rows).chunk(self.inputs, -3))
+
+    def of(self, mel: LogMel, spectra: Sequence[Tensor]) -> Tensor:
+        """The same of each channel's spectrogram, as ``mel.stft.spectrum`` gives it."""
+        told = [mel.of(spectrum) for spectrum in spectra]
+        return torch.cat(told if self.pitch is None else [*told, self.pitch(spectra[0])], 1)

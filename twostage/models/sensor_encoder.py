@@ -1,0 +1,70 @@
+"""The encoder by which the generator hears the sensor: a waveform to activations at every rate of the generator.
+
+A mel says neither where the harmonics lie nor what their phase is; the sensor's waveform says both for the low band.
+Compare Andreev et al., "HiFi++: a Unified Framework for Bandwidth Extension and Speech Enhancement", ICASSP 2023, which
+puts a waveform U-Net behind a HiFi-GAN generator; here the generator is the upward half of the U-Net.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twostage.nn.layers import Conv1d, weight_norm
+
+SLOPE = 0.1
+DILATIONS = (1, 3)
+
+
+def silent(conv: Conv1d) -> Conv1d:
+    """A convolution that begins as zero."""
+    for parameter in conv.parameters():
+        nn.init.zeros_(parameter)
+    return conv
+
+
+class ResidualConvs(nn.Module):
+    """Residual dilated convolutions of kernel 3: (B, C, T) -> (B, C, T)."""
+
+    def __init__(self, channels: int, causal: bool) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            weight_norm(Conv1d(channels, channels, 3, dilation=dilation, causal=causal)) for dilation in DILATIONS
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self.convs:
+            x = conv(F.leaky_relu(x, SLOPE)).add_(x)
+        return x
+
+
+class SensorEncoder(nn.Module):
+    """Sensor audio (B, 1, L * hop_length) -> what is added to the generator's activations, from the frame rate upwards.
+
+    ``channels``, ``rates`` and ``kernel_sizes`` are the generator's: channels of the frame rate and of each level
+    behind an upsampling, whose rates the encoder strides by in reverse. The output layers begin at zero, so that the
+    generator begins as it is without an encoder.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], rates: Sequence[int], kernel_sizes: Sequence[int], *, causal: bool
+    ) -> None:
+        super().__init__()
+        narrow_to_wide = list(reversed(channels))
+        self.conv_pre = weight_norm(Conv1d(1, narrow_to_wide[0], 7, causal=causal))
+        self.downs = nn.ModuleList(
+            weight_norm(Conv1d(narrow, wide, kernel_size, stride=rate, causal=causal))
+            for narrow, wide, kernel_size, rate in zip(
+                narrow_to_wide, narrow_to_wide[1:], reversed(kernel_sizes), reversed(rates), strict=False
+            )
+        )
+        self.resblocks = nn.ModuleList(ResidualConvs(c, causal) for c in narrow_to_wide)
+        self.outs = nn.ModuleList(silent(Conv1d(c, c, 1, causal=causal)) for c in narrow_to_wide)
+
+    def forward(self, audio: Tensor) -> list[Tensor]:
+        x = self.resblocks[0](self.conv_pre(audio.to(next(self.outs.parameters()).dtype)))
+        skips = [self.outs[0](x)]
+        for down, resblock, out in zip(self.downs, self.resblocks[1:], self.outs[1:], strict=True):
+            x = resblock(down(F.leaky_relu(x, SLOPE)))
+            skips.append(out(x))
+        return skips[::-1]

@@ -1,0 +1,229 @@
+"""Stage two: the HiFi-GAN generator, log-mels to a waveform.
+
+Source: Kong, Kim and Bae, "HiFi-GAN: Generative Adversarial Networks for Efficient and High Fidelity Speech
+Synthesis", NeurIPS 2020, section 2.2 and appendix A.1. Module names are those of the authors' checkpoints.
+"""
+
+from dataclasses import dataclass, field
+from functools import reduce
+from math import ceil, log, prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twostage.models.features import MelConfig
+from twostage.models.griffinlim import GriffinLim
+from twostage.models.sensor_encoder import SensorEncoder
+from twostage.nn.layers import Conv1d, ConvTranspose1d, fold_weight_norm, reach, weight_norm
+from twostage.utils.errors import ConfigError
+
+SLOPE = 0.1
+LAST_SLOPE = 0.01  # the authors' code leaves torch's default before the output convolution; their weights expect it
+
+
+@dataclass(frozen=True)
+class VocoderConfig:
+    """Sizes of a generator.
+
+    With ``mel.causal``, a sample depends on the frames up to its own, and Griffin-Lim is 0 or 1.
+    """
+
+    mel: MelConfig = field(default_factory=MelConfig)  # the contract with the restorer
+    upsample_rates: tuple[int, ...] = (8, 8, 2, 2)  # of each level; they multiply to mel.hop_length
+    upsample_kernel_sizes: tuple[int, ...] = (16, 16, 4, 4)  # of each level: its rate plus an even number
+    upsample_initial_channel: int = 256  # channels before the first level; each level halves them
+    resblock: int = 1  # the paper's type: 1 (two convolutions a dilation) or 2 (one)
+    resblock_kernel_sizes: tuple[int, ...] = (3, 7)  # of the residual blocks that a level averages
+    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5))  # of each of them
+    hears_sensor: bool = False  # the generator gets the sensor's waveform at every rate, beside the mel
+    griffin_lim: int = 0  # iterations that finish the output, not in training; 0: the paper's vocoder
+    heard_below: float = 0.0  # Hz, up to which they take phase and harmonics from the restored input; 0: nothing
+
+    def __post_init__(self) -> None:
+        sizes = (*self.upsample_rates, *self.upsample_kernel_sizes, *self.resblock_kernel_sizes)
+        sizes += sum(self.resblock_dilation_sizes, ())
+        if min(*sizes, self.upsample_initial_channel) < 1 or not all(self.resblock_dilation_sizes):
+            raise ConfigError("vocoder: rates, kernel sizes, dilations and channels must be at least 1")
+        if prod(self.upsample_rates) != self.mel.hop_length:
+            raise ConfigError(
+                f"vocoder.upsample_rates multiply to {prod(self.upsample_rates)}, "
+                f"mel.hop_length is {self.mel.hop_length}"
+            )
+        if len(self.upsample_kernel_sizes) != len(self.upsample_rates):
+            raise ConfigError("vocoder.upsample_kernel_sizes and vocoder.upsample_rates differ in length")
+        for rate, kernel_size in zip(self.upsample_rates, self.upsample_kernel_sizes, strict=True):
+            if kernel_size < rate or (kernel_size - rate) % 2:
+                raise ConfigError(
+                    f"vocoder.upsample_kernel_sizes: {kernel_size} must be its rate {rate} plus an even number"
+                )
+        if len(self.resblock_dilation_sizes) != len(self.resblock_kernel_sizes):
+            raise ConfigError("vocoder.resblock_dilation_sizes and vocoder.resblock_kernel_sizes differ in length")
+        if any(kernel_size % 2 == 0 for kernel_size in self.resblock_kernel_sizes):
+            raise ConfigError(f"vocoder.resblock_kernel_sizes must be odd: {self.resblock_kernel_sizes}")
+        if self.griffin_lim < 0:
+            raise ConfigError(f"vocoder.griffin_lim is {self.griffin_lim}, must not be negative")
+        if self.griffin_lim > 1 and self.mel.causal:
+            raise ConfigError(f"vocoder.griffin_lim is {self.griffin_lim}, must be 0 or 1 with mel.causal")
+        if not self.heard_below >= 0 or (self.heard_below and not self.griffin_lim):
+            raise ConfigError(f"vocoder.heard_below is {self.heard_below}, must be 0, or positive with griffin_lim")
+        if self.resblock not in RESBLOCKS:
+            raise ConfigError(f"vocoder.resblock is {self.resblock}, must be 1 or 2")
+        if self.upsample_initial_channel % 2 ** len(self.upsample_rates):
+            raise ConfigError(
+                f"vocoder.upsample_initial_channel is {self.upsample_initial_channel}, "
+                f"must divide by {2 ** len(self.upsample_rates)}"
+            )
+
+
+# What a convolution has made is worked on in place: a second tensor of that size would cost memory and its first touch
+
+
+class ResBlock1(nn.Module):
+    """Residual pairs of convolutions, the first of each pair dilated: (B, C, T) -> (B, C, T)."""
+
+    def __init__(self, channels: int, kernel_size: int, dilations: tuple[int, ...], causal: bool) -> None:
+        super().__init__()
+        self.convs1 = nn.ModuleList(
+            weight_norm(Conv1d(channels, channels, kernel_size, dilation=dilation, causal=causal))
+            for dilation in dilations
+        )
+        self.convs2 = nn.ModuleList(
+            weight_norm(Conv1d(channels, channels, kernel_size, causal=causal)) for _ in dilations
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for dilated, plain in zip(self.convs1, self.convs2, strict=True):
+            x = plain(F.leaky_relu_(dilated(F.leaky_relu(x, SLOPE)), SLOPE)).add_(x)
+        return x
+
+    @staticmethod
+    def reach(kernel_size: int, dilations: tuple[int, ...]) -> int:
+        return reach([(kernel_size, d) for d in dilations] + [(kernel_size, 1)] * len(dilations))
+
+
+class ResBlock2(nn.Module):
+    """Residual dilated convolutions: (B, C, T) -> (B, C, T)."""
+
+    def __init__(self, channels: int, kernel_size: int, dilations: tuple[int, ...], causal: bool) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            weight_norm(Conv1d(channels, channels, kernel_size, dilation=dilation, causal=causal))
+            for dilation in dilations
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self.convs:
+            x = conv(F.leaky_relu(x, SLOPE)).add_(x)
+        return x
+
+    @staticmethod
+    def reach(kernel_size: int, dilations: tuple[int, ...]) -> int:
+        return reach([(kernel_size, d) for d in dilations])
+
+
+RESBLOCKS: dict[int, type[ResBlock1] | type[ResBlock2]] = {1: ResBlock1, 2: ResBlock2}
+
+
+class Vocoder(nn.Module):
+    """HiFi-GAN generator: (B, n_mels, L) log-mels -> (B, 1, L * hop_length) audio in [-1, 1]."""
+
+    def __init__(self, config: VocoderConfig) -> None:
+        super().__init__()
+        self.config, causal = config, config.mel.causal
+        channels = [config.upsample_initial_channel // 2**i for i in range(len(config.upsample_rates) + 1)]
+        blocks = list(zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True))
+        self.conv_pre = weight_norm(Conv1d(config.mel.n_mels, channels[0], 7, causal=causal))
+        self.ups = nn.ModuleList(
+            weight_norm(ConvTranspose1d(wide, narrow, kernel_size, rate, causal=causal))
+            for wide, narrow, kernel_size, rate in zip(
+                channels, channels[1:], config.upsample_kernel_sizes, config.upsample_rates, strict=False
+            )
+        )
+        # one flat list, level by level: the order in which published checkpoints number their blocks
+        self.resblocks = nn.ModuleList(
+            RESBLOCKS[config.resblock](c, k, tuple(d), causal) for c in channels[1:] for k, d in blocks
+        )
+        self.conv_post = weight_norm(Conv1d(channels[-1], 1, 7, causal=causal))
+        self.encoder = None
+        if config.hears_sensor:
+            self.encoder = SensorEncoder(channels, config.upsample_rates, config.upsample_kernel_sizes, causal=causal)
+        self.griffin_lim = None
+        if config.griffin_lim:
+            self.griffin_lim = GriffinLim(config.mel, config.griffin_lim, config.heard_below)
+
+    def forward(self, mel: Tensor, heard: Tensor | None = None, sensor: Tensor | None = None) -> Tensor:
+        """``heard`` (2 B, n_fft // 2 + 1, L): ``Stft.compressed`` of what was restored, for Griffin-Lim.
+
+        ``sensor`` (B, 1, L * hop_length): what was restored, for a generator with ``hears_sensor``.
+        """
+        if not self.delay:
+            return self.late(mel, heard, sensor)
+        frames = self.delay // self.config.mel.hop_length  # of silence, with which the last samples come
+        mel = F.pad(mel, (0, frames), value=log(self.config.mel.clamp))
+        heard = None if heard is None else F.pad(heard, (0, frames))
+        sensor = None if sensor is None else F.pad(sensor, (0, self.delay))
+        return self.late(mel, heard, sensor)[..., self.delay :]
+
+    def late(self, mel: Tensor, heard: Tensor | None = None, sensor: Tensor | None = None) -> Tensor:
+        """The same, ``delay`` samples late, which is how a causal vocoder makes the pieces of a stream."""
+        return self.finish(self.generate(mel, sensor), mel, heard)
+
+    def generate(self, mel: Tensor, sensor: Tensor | None = None) -> Tensor:
+        """The same without Griffin-Lim. ``sensor`` (B, 1, L * hop_length): audio; None is silence."""
+        x = self.conv_pre(mel.to(next(self.conv_pre.parameters()).dtype))
+        if self.encoder is None:
+            skips: list[Tensor | None] = [None] * (1 + len(self.ups))
+        else:
+            if sensor is None:
+                sensor = mel.new_zeros(mel.shape[0], 1, mel.shape[-1] * self.config.mel.hop_length)
+            skips = [*self.encoder(sensor)]
+        x = x if skips[0] is None else x + skips[0]
+        for up, blocks, skip in zip(self.ups, self._levels(), skips[1:], strict=True):
+            x = up(F.leaky_relu_(x, SLOPE))
+            x = x if skip is None else x + skip
+            x = reduce(Tensor.add_, (block(x) for block in blocks)).div_(len(blocks))
+        return torch.tanh(self.conv_post(F.leaky_relu_(x, LAST_SLOPE)).float())
+
+    def finish(self, audio: Tensor, mel: Tensor, heard: Tensor | None) -> Tensor:
+        """What ``generate`` made of ``mel``, with Griffin-Lim, if there is any and this is no training."""
+        return self.griffin_lim(audio, mel, heard) if self.griffin_lim and not self.training else audio
+
+    def _levels(self) -> list[list[nn.Module]]:
+        width = len(self.config.resblock_kernel_sizes)
+        blocks = list(self.resblocks)
+        return [blocks[i : i + width] for i in range(0, len(blocks), width)]
+
+    def fold(self) -> "Vocoder":
+        """Fold weight normalisation away for inference; the output stays the same."""
+        return fold_weight_norm(self)
+
+    @property
+    def delay(self) -> int:
+        """Samples by which what ``late`` gives is late: those that Griffin-Lim waits for."""
+        return self.griffin_lim.delay if self.griffin_lim and not self.training else 0
+
+    @property
+    def context(self) -> int:
+        """Frames of mel that an output sample depends on, on each side, at most."""
+        return self.generator_context + self.finish_context
+
+    @property
+    def finish_context(self) -> int:
+        """The same of ``finish``."""
+        return self.griffin_lim.context if self.griffin_lim else 0
+
+    @property
+    def generator_context(self) -> int:
+        """The same of ``generate``."""
+        config, rate, frames = self.config, 1, 3.0
+        widest = max(
+            RESBLOCKS[config.resblock].reach(k, tuple(d))
+            for k, d in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True)
+        )
+        for up, kernel_size in zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True):
+            frames += kernel_size / (2 * up) / rate
+            rate *= up
+            frames += widest / rate
+        frames = (frames + 3 / rate) * (2 if config.mel.causal else 1)  # causal, all of it in the past
+        return ceil(frames)

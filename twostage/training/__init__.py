@@ -1,0 +1,1 @@
+"""Losses, discriminators, the training loop and its recipes."""

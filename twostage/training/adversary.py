@@ -1,0 +1,153 @@
+"""The adversary of a generator: discriminators with their optimizer.
+
+Source of the procedure: Kong et al., "HiFi-GAN", 2020, section 2.4.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twostage.training import optim
+from twostage.training.discriminators.audio import DiscriminatorConfig, Discriminators
+from twostage.training.discriminators.mel import MelDiscriminator, MelDiscriminatorConfig
+from twostage.training.loss_balancer import Balance
+from twostage.training.losses import (
+    bounded_hinge_fool,
+    feature_matching,
+    hinge_fool,
+    hinge_real_fake,
+    least_squares_fool,
+    least_squares_real_fake,
+)
+from twostage.training.optim import OptimizerConfig
+from twostage.utils.errors import ConfigError
+
+LOSSES = {
+    "least_squares": (least_squares_real_fake, least_squares_fool),
+    "hinge": (hinge_real_fake, hinge_fool),
+    "bounded_hinge": (hinge_real_fake, bounded_hinge_fool),
+}
+Precision = Callable[[], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversaryRules:
+    """What holds for every adversary, whatever it judges.
+
+    ``adaptive`` scales the adversarial loss so that its gradient at the generator's last layer is as long as that of
+    all other losses together, before its weight (Esser et al., VQGAN, 2021); or, as "each", every loss so that its
+    gradient there has the length of its weight (``Balance``).
+    """
+
+    loss: str = "least_squares"  # least_squares, hinge, or bounded_hinge (logits above one gain nothing)
+    start: int = 0  # steps of content losses alone before it joins
+    generator_steps: int = 1  # the generator's to one of the judges'
+    adaptive: bool | str = False  # true: the adversarial loss to all others; "each": every loss; false: neither
+    init: str = ""  # another training's state.pt, whose discriminators to begin with
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ConfigError(f"adversary.loss is {self.loss!r}, must be one of {', '.join(LOSSES)}")
+        if self.adaptive not in (False, True, "each"):
+            raise ConfigError(f"adversary.adaptive is {self.adaptive!r}, must be true, false or 'each'")
+        if self.start < 0 or self.generator_steps < 1:
+            raise ConfigError(
+                f"adversary.start is {self.start}, must not be negative; "
+                f"adversary.generator_steps is {self.generator_steps}, must be at least 1"
+            )
+
+    def discriminators(self) -> nn.Module:
+        """New judges: of what is real or fake to lists of maps, the last of each its logits."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class AdversaryConfig(AdversaryRules):
+    """The adversary of a vocoder, whose judges are of audio (B, 1, T)."""
+
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)  # the judges of audio
+
+    def discriminators(self) -> nn.Module:
+        return Discriminators(self.discriminator)
+
+
+@dataclass(frozen=True)
+class MelAdversaryConfig(AdversaryRules):
+    """The adversary of a restorer, whose judge is of log-mels (B, n_mels, L).
+
+    Its section has a name of its own, so that one file can hold the judges of both stages.
+    """
+
+    mel_discriminator: MelDiscriminatorConfig = field(default_factory=MelDiscriminatorConfig)  # the judge of log-mels
+
+    def discriminators(self) -> nn.Module:
+        return MelDiscriminator(self.mel_discriminator)
+
+
+class Separation(nn.Module):
+    """The discriminators' loss as one forward, which is what DistributedDataParallel needs."""
+
+    def __init__(self, discriminators: nn.Module, loss: str) -> None:
+        super().__init__()
+        self.discriminators, self.loss = discriminators, LOSSES[loss][0]
+
+    def forward(self, fake: Tensor, real: Tensor) -> Tensor:
+        return self.loss(_float(self.discriminators(real)), _float(self.discriminators(fake)))
+
+
+class Adversary:
+    """Tells real from fake, audio or log-mels as its configuration says, and tells a generator how well it fools."""
+
+    def __init__(
+        self,
+        config: AdversaryRules,
+        optimizer: OptimizerConfig,
+        *,
+        device: torch.device | str = "cpu",
+        precision: Precision = nullcontext,
+        wrap: Callable[[nn.Module], nn.Module] = nn.Module.train,
+    ) -> None:
+        """``precision`` makes the context (autocast) of forwards, ``wrap`` distributes the loss module."""
+        self.config, self._optimizing, self._precision = config, optimizer, precision
+        self.discriminators = config.discriminators().to(device)
+        self.optimizer = optim.adamw(self.discriminators.parameters(), optimizer)
+        self.balance = Balance()
+        self._separation = wrap(Separation(self.discriminators, config.loss))
+
+    def learn(self, fake: Tensor, real: Tensor, rate: float) -> dict[str, Tensor]:
+        """One step at the learning rate ``rate``; the generator gets no gradient from it."""
+        with self._precision():
+            loss = self._separation(fake.detach(), real)
+        loss.backward()
+        return {"disc": loss.detach(), "disc_grad": optim.apply(self.optimizer, self._optimizing, rate)}
+
+    def judge(self, fake: Tensor, real: Tensor, *, matching: bool = True) -> dict[str, Tensor]:
+        """The generator's losses: "adv" and, if ``matching``, "fm". The discriminators are frozen meanwhile."""
+        self.discriminators.requires_grad_(False)
+        with self._precision():
+            of_fake = _float(self.discriminators(fake))
+            with torch.no_grad():
+                of_real = _float(self.discriminators(real)) if matching else []
+        self.discriminators.requires_grad_(True)
+        losses = {"adv": LOSSES[self.config.loss][1](of_fake)}
+        return losses | {"fm": feature_matching(of_real, of_fake)} if matching else losses
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "discriminators": self.discriminators.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lengths": dict(self.balance.lengths),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.discriminators.load_state_dict(state["discriminators"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.balance.lengths = dict(state.get("lengths", {}))  # states from before there were any are without
+
+
+def _float(maps: list[list[Tensor]]) -> list[list[Tensor]]:
+    return [[m.float() for m in judge] for judge in maps]

@@ -1,0 +1,303 @@
+"""Settings of a training from YAML files and the command line; the only module that imports omegaconf."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from twostage.data.pairs import PairConfig
+from twostage.evaluation.metrics import HIGHER_IS_BETTER
+from twostage.models.features import MelConfig
+from twostage.models.registry import ENHANCERS
+from twostage.models.restorer import RestorerConfig
+from twostage.models.vocoder import VocoderConfig
+from twostage.training.adversary import AdversaryConfig, MelAdversaryConfig
+from twostage.training.optim import OptimizerConfig
+from twostage.training.tasks import EnhancingWeights, FinetuningWeights, RestoringWeights, VocodingWeights
+from twostage.utils.errors import ConfigError
+from twostage.utils.schema import build
+
+SETTINGS = "config.yaml"  # in the directory of a training
+PACKAGE = Path(__file__).parent.parent
+SHIPPED = (PACKAGE / "configs", PACKAGE.parent / "configs")
+BASELINES = "baselines"  # folder of those of one-stage systems
+# what may differ between a training and its resumption: where things are, how long and how often
+FREE = {
+    *("run", "steps", "init", "models", "device", "threads", "report", "save", "adversary.init", "valid.vocoder"),
+    *("data.train", "data.valid", "data.noise", "data.ahead", "data.cache_gigabytes", "valid.every", "valid.show"),
+}
+TRAINABLE = {"vocoder": ("vocoder",), "restorer": ("restorer",), "both": ("restorer", "vocoder")}
+# what a file may hold for other trainings than the one that reads it
+SECTIONS = {"restorer", "vocoder", "adversary", "discriminator", "mel_discriminator"}
+PACKAGES = {"pesq": "pesq", "stoi": "pystoi", "estoi": "pystoi"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(PairConfig):
+    """Which speech, and how segments are drawn from it (the inherited fields)."""
+
+    train: tuple[str, ...] = ()  # manifests to learn from
+    valid: tuple[str, ...] = ()  # manifests to be measured on
+    exclude_speakers: tuple[str, ...] = ()  # left out of train
+    noise: str = ""  # folder of room sound; empty: pink noise
+    batch: int = 16  # segments a step, of each process
+    ahead: int = 4  # batches that are made in advance
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("train", "valid"):
+            if not getattr(self, name):
+                raise ConfigError(f"data.{name} is empty, must name a manifest")
+            for path in getattr(self, name):
+                if not Path(path).is_file():
+                    raise ConfigError(f"data.{name}: {path}: no such file")
+        if self.noise and not Path(self.noise).is_dir():
+            raise ConfigError(f"data.noise: {self.noise}: no such folder")
+        if self.batch < 1:
+            raise ConfigError(f"data.batch is {self.batch}, must be at least 1")
+
+
+@dataclass(frozen=True)
+class ValidConfig:
+    """Measuring on held-out speech, with the averaged weights."""
+
+    every: int = 1000  # steps from one measurement to the next
+    items: int = 16  # files, spread over the manifests
+    seconds: float = 6.0  # of a file, at most
+    metrics: tuple[str, ...] = ("mel_l1",)  # pesq, stoi, estoi, lsd, mel_l1, mcd, si_sdr
+    best: str = "mel_l1"  # metric whose best weights are kept; _real or _simulated behind it is of such pairs alone
+    vocoder: str = ""  # model, alone or of both stages, that makes a restorer's log-mels audible
+    show: int = 2  # files whose sound and picture are logged
+
+    def __post_init__(self) -> None:
+        for name in self.metrics:
+            if name not in HIGHER_IS_BETTER:
+                raise ConfigError(f"valid.metrics: no metric {name!r}; there are {', '.join(HIGHER_IS_BETTER)}")
+            if name in PACKAGES and find_spec(PACKAGES[name]) is None:
+                raise ConfigError(
+                    f"valid.metrics: {name} needs the package {PACKAGES[name]}: pip install twostage[eval]"
+                )
+        if self.best.removesuffix("_real").removesuffix("_simulated") not in self.metrics:
+            raise ConfigError(f"valid.best is {self.best!r}, must be one of valid.metrics: {', '.join(self.metrics)}")
+        if self.every < 1 or self.items < 1 or self.seconds <= 0:
+            raise ConfigError("valid: every and items must be at least 1, seconds positive")
+
+    @property
+    def higher_is_better(self) -> bool:
+        return HIGHER_IS_BETTER[self.best.removesuffix("_real").removesuffix("_simulated")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every training has."""
+
+    run: str  # directory of the training
+    steps: int  # how many, in all
+    data: DataConfig  # which speech
+    seed: int = 0  # of weights and data
+    init: str = ""  # weights to start from: a name, a folder or a file; of both stages, the one that is trained
+    device: str = "auto"  # auto, cpu or cuda
+    precision: str = "float32"  # float32 or bfloat16, of the networks
+    threads: int = 0  # of the CPU; 0: as many as there are
+    report: int = 50  # steps between two lines of the log
+    save: int = 500  # steps between two states to resume from
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)  # of the model, and of its judges
+    valid: ValidConfig = field(default_factory=ValidConfig)  # measuring on the way
+
+    def __post_init__(self) -> None:
+        if not self.run:
+            raise ConfigError("run is empty, must name the directory of the training")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"device is {self.device!r}, must be auto, cpu or cuda")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ConfigError(f"precision is {self.precision!r}, must be float32 or bfloat16")
+        if min(self.steps, self.report, self.save) < 1 or self.threads < 0:
+            raise ConfigError("steps, report and save must be at least 1, threads not negative")
+
+    def check_mel(self, mel: MelConfig) -> None:
+        """Raise ConfigError if segments do not suit the mel settings."""
+        if self.data.sample_rate != mel.sample_rate:
+            raise ConfigError(f"data.sample_rate is {self.data.sample_rate}, mel.sample_rate {mel.sample_rate}")
+        if self.data.samples % mel.hop_length:
+            raise ConfigError(f"data.samples is {self.data.samples}, must divide by mel.hop_length, {mel.hop_length}")
+
+    def check_inputs(self, name: str, inputs: int) -> None:
+        """Raise ConfigError if a model of so many ``inputs``, a setting of that ``name``, gets other channels."""
+        if inputs != self.data.channels:
+            given = f"{list(self.data.air_snr_db)}: 2 channels" if self.data.air_snr_db else "empty"
+            raise ConfigError(f"{name} is {inputs}, but data.air_snr_db is {given}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestorerRun(RunConfig):
+    """Stage one.
+
+    ``adversary`` judges log-mels; it takes part if one of its weights, ``adv`` and ``fm``, is not zero.
+    """
+
+    restorer: RestorerConfig = field(default_factory=RestorerConfig)  # the model
+    weights: RestoringWeights = field(default_factory=RestoringWeights)  # of the losses
+    adversary: MelAdversaryConfig = field(default_factory=MelAdversaryConfig)  # judge of log-mels
+    quantile: float = 0.5  # of the log-mels that could be; 0.5: the median; below it, the unsure is left quieter
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_mel(self.restorer.mel)
+        self.check_inputs("restorer.inputs", self.restorer.inputs)
+        if not 0 < self.quantile < 1:
+            raise ConfigError(f"quantile is {self.quantile}, must lie between 0 and 1")
+        audible = [name for name in self.valid.metrics if name != "mel_l1"]
+        if audible and not self.valid.vocoder:
+            raise ConfigError(f"valid.metrics: {audible[0]} needs sound: set valid.vocoder to the weights of a vocoder")
+        if self.data.real_share < 1 and not self.data.sensors:
+            raise ConfigError("data.sensors is empty, and data.real_share below 1 needs simulation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocoderRun(RunConfig):
+    """Stage two."""
+
+    vocoder: VocoderConfig = field(default_factory=VocoderConfig)  # the model
+    weights: VocodingWeights = field(default_factory=VocodingWeights)  # of the losses
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)  # judges of audio
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_mel(self.vocoder.mel)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRun(RunConfig):
+    """Both stages."""
+
+    models: tuple[str, ...]  # what twostage.load takes
+    train: str = "vocoder"  # what learns: vocoder, restorer or both
+    frames: int = 32  # middle of a segment that the vocoder makes; the restorer sees all of it
+    weights: FinetuningWeights = field(default_factory=FinetuningWeights)  # of the losses
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)  # judges of audio
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.train not in TRAINABLE:
+            raise ConfigError(f"train is {self.train!r}, must be one of {', '.join(TRAINABLE)}")
+        if self.frames < 1:
+            raise ConfigError(f"frames is {self.frames}, must be at least 1")
+        if self.weights.restored and self.train == "vocoder":
+            raise ConfigError(f"weights.restored is {self.weights.restored}, but train is vocoder")
+        if self.init:
+            raise ConfigError(f"init is {self.init!r}; fine-tuning starts from models")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnhancerRun(RunConfig):
+    """A one-stage system."""
+
+    enhancer: str  # name of the system
+    model: dict = field(default_factory=dict)  # its settings, as below, those of its file in twostage/baselines
+    mel: MelConfig = field(default_factory=MelConfig)  # of the losses on log-mels, and of what is logged
+    weights: EnhancingWeights = field(default_factory=EnhancingWeights)  # of the losses
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)  # judges of audio
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.enhancer not in ENHANCERS:
+            raise ConfigError(f"enhancer is {self.enhancer!r}, must be one of {', '.join(ENHANCERS)}")
+        self.check_mel(self.mel)
+        self.check_inputs("model.inputs", getattr(self.architecture, "inputs", 1))
+
+    @property
+    def architecture(self) -> Any:
+        """``model`` as the system's own settings."""
+        return build(ENHANCERS[self.enhancer][0], self.model, "model")
+
+
+C = TypeVar("C", bound=RunConfig)
+
+
+def load_config(cls: type[C], files: Iterable[str], overrides: Sequence[str] = ()) -> C:
+    """Merge YAML files and ``key=value`` overrides, left to right, into checked settings.
+
+    A name without a folder is looked up here and among the shipped configurations. A file may hold sections of several
+    trainings: those of others are left out. Raises ConfigError, one line that names the file or the field.
+    """
+    for override in overrides:
+        if "=" not in override or override.startswith("="):
+            raise ConfigError(f"{override}: neither a YAML file nor key=value")
+    try:
+        parts = [_of(cls, OmegaConf.to_container(_read(_find(file)))) for file in files]
+        merged = OmegaConf.merge(*parts, OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ConfigError(f"settings do not merge: {_first_line(error)}") from None
+    return build(cls, values)
+
+
+def to_yaml(settings: RunConfig) -> str:
+    """The text of a file that ``load_config`` makes the same settings of."""
+    return OmegaConf.to_yaml(OmegaConf.create(plain(settings)))
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """Settings as nested dicts, lists and scalars."""
+    return {key: _plain(value) for key, value in asdict(settings).items()}
+
+
+def difference(ours: RunConfig, stored: RunConfig) -> str:
+    """The first field, not counting those that are free, in which two settings differ; empty if none does."""
+    mine, theirs = _flat(plain(ours)), _flat(plain(stored))
+    for name in mine:
+        if name not in FREE and mine[name] != theirs.get(name):
+            return f"{name} is {mine[name]}, was {theirs.get(name)}"
+    return ""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _of(kind: type, values: Any) -> Any:
+    """A file's values without the sections of other trainings; an adversary has some for each."""
+    hints = get_type_hints(kind)
+    kept = {key: value for key, value in values.items() if key in hints or key not in SECTIONS}
+    if isinstance(kept.get("adversary"), dict):
+        kept["adversary"] = _of(hints["adversary"], kept["adversary"])
+    return kept
+
+
+def _find(name: str) -> Path:
+    places, homes = [Path(name)], [*SHIPPED, *(home / BASELINES for home in SHIPPED)]
+    if "/" not in name:
+        places += [home / leaf for home in homes for leaf in (name, f"{name}.yaml")]
+    for place in places:
+        if place.is_file():
+            return place
+    shipped = sorted({path.stem for home in homes for path in home.glob("*.yaml")})
+    raise ConfigError(f"{name}: no such file or shipped configuration ({', '.join(shipped)})")
+
+
+def _read(path: Path) -> Any:
+    try:
+        values = OmegaConf.load(path)
+    except (YAMLError, ValueError, RecursionError, OSError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {_first_line(error)}") from None
+    if not OmegaConf.is_dict(values):
+        raise ConfigError(f"{path}: not a mapping of fields to values")
+    return values
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

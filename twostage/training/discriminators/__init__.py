@@ -1,0 +1,1 @@
+"""Discriminators of audio and of log-mels."""

@@ -1,0 +1,52 @@
+"""A judge of log-mels: it tells restored ones, which an L1 smooths, from those of clean speech, patch by patch.
+
+Source: the patches of Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks" (pix2pix), CVPR
+2017, section 3.2.2, and its layout: every convolution but the last hidden one halves the map. Much narrower, with
+normalised weights as in the other judges.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from twostage.models.restorer import with_height
+from twostage.nn.layers import feature_maps, weight_norm
+from twostage.utils.errors import ConfigError
+
+SLOPE = 0.2  # pix2pix's
+
+
+@dataclass(frozen=True)
+class MelDiscriminatorConfig:
+    """Sizes of the judge of log-mels.
+
+    At the defaults a logit judges 47 bands by 47 frames, which are 0.75 s at 16 kHz.
+    """
+
+    channels: tuple[int, ...] = (16, 32, 64, 64)  # of each hidden convolution
+    kernel_size: int = 3  # bands, and frames, of every convolution; odd
+
+    def __post_init__(self) -> None:
+        if not self.channels or min(self.channels) < 1:
+            raise ConfigError(
+                f"mel_discriminator.channels is {list(self.channels)}, must be one or more, each at least 1"
+            )
+        if self.kernel_size < 3 or self.kernel_size % 2 == 0:
+            raise ConfigError(f"mel_discriminator.kernel_size is {self.kernel_size}, must be odd and at least 3")
+
+
+class MelDiscriminator(nn.Module):
+    """(B, n_mels, L) log-mels -> a list of one list of maps, which is what a family of judges gives; logits last."""
+
+    def __init__(self, config: MelDiscriminatorConfig) -> None:
+        super().__init__()
+        self.config = config
+        sizes, side = (2, *config.channels), config.kernel_size
+        strides = (2,) * (len(config.channels) - 1) + (1,)
+        self.convs = nn.ModuleList(
+            weight_norm(nn.Conv2d(i, o, side, s, side // 2)) for i, o, s in zip(sizes, sizes[1:], strides, strict=False)
+        )
+        self.conv_post = weight_norm(nn.Conv2d(sizes[-1], 1, side, padding=side // 2))
+
+    def forward(self, mel: Tensor) -> list[list[Tensor]]:
+        return [feature_maps(with_height(mel), self.convs, self.conv_post, SLOPE)]

@@ -1,0 +1,155 @@
+"""What a training does besides learning: it reports, measures itself on held-out speech, and keeps its state."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twostage import __version__
+from twostage.models import checkpoint
+from twostage.models.features import LogMel
+from twostage.training import optim
+from twostage.training.config import RunConfig
+from twostage.training.logs import Clock, RunLog
+from twostage.training.trainer import Progress, Training
+from twostage.training.validation import Estimator, Example, measure
+from twostage.utils.errors import TwoStageError
+
+STATE, BEST, LAST = "state.pt", "best.safetensors", "last.safetensors"
+
+
+class Interruption:
+    """Whether SIGINT or SIGTERM has come: a training then finishes its step and keeps its state."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    @contextmanager
+    def watch(self) -> Iterator["Interruption"]:
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.came:  # asked twice: do not wait for the step's end
+            raise KeyboardInterrupt
+        self.came = True
+
+
+class Monitor:
+    """Hears of every step of ``fit``. Its intervals are those of the settings; the last step counts as due for all."""
+
+    def __init__(
+        self,
+        settings: RunConfig,
+        log: RunLog,
+        held_out: list[Example],
+        *,
+        estimate: Estimator,
+        mel: LogMel,
+        interruption: Interruption,
+    ) -> None:
+        self.settings, self.log, self.held_out, self.interruption = settings, log, held_out, interruption
+        self.estimate, self.mel = estimate, mel
+        self.scores: dict[str, float] = {}
+        self._sums: dict[str, list[Tensor]] = {}
+        self._clock, self._shown = Clock(), False
+
+    def __call__(self, training: Training, progress: Progress) -> None:
+        for name, value in progress.values.items():
+            self._sums.setdefault(name, []).append(value)
+        self._clock.tick(progress.waited, progress.seconds)
+        stopping = self.interruption.came
+        due = self._due(training.step)
+        if due(self.settings.save) or due(self.settings.valid.every) or stopping:
+            self._check(training)
+        if due(self.settings.report):
+            self._tell(training)
+        if due(self.settings.valid.every):
+            self._validate(training)
+        if due(self.settings.save) or stopping:
+            self._save(training)
+        if stopping:
+            self.log.say(f"stopped at step {training.step}; go on with --resume")
+            raise KeyboardInterrupt
+
+    def _due(self, step: int) -> Callable[[int], bool]:
+        return lambda interval: step % interval == 0 or step >= self.settings.steps
+
+    def _check(self, training: Training) -> dict[str, float]:
+        means = {name: torch.stack(values).mean() for name, values in self._sums.items()}
+        largest = torch.stack([weight.detach().abs().amax() for weight in training.model.parameters()]).max()
+        name = optim.first_not_finite({**means, "weight": largest})
+        if name:
+            raise TwoStageError(
+                f"{self.settings.run}: {name} is not finite at step {training.step}, stopped before it was kept; "
+                "a lower optimizer.learning_rate or an optimizer.clip may help"
+            )
+        return {name: float(mean) for name, mean in means.items()}
+
+    def _tell(self, training: Training) -> None:
+        values = self._check(training)
+        values["learning_rate"] = training.optimizer.param_groups[0]["lr"]
+        self.log.scalars(training.step, values | self._clock.values(), "train")
+        terms = " ".join(f"{name} {value:.4g}" for name, value in values.items())
+        left = self._clock.describe(self.settings.steps - training.step)
+        self.log.say(f"step {training.step}/{self.settings.steps}  {terms}  [{left}]")
+        self._sums, self._clock = {}, Clock()
+
+    def _validate(self, training: Training) -> None:
+        valid = self.settings.valid
+        self.scores = measure(training.ema, self.estimate, self.held_out, valid.metrics, self.mel)
+        self.log.scalars(training.step, self.scores, "valid")
+        score, best = self.scores[valid.best], training.best
+        better = best is None or (score > best if valid.higher_is_better else score < best)
+        if better and score == score:  # not NaN
+            training.best = score
+            self._write(training, BEST)
+        told = " ".join(f"{name} {value:.4f}" for name, value in self.scores.items())
+        self.log.say(f"step {training.step}/{self.settings.steps}  held out: {told}{'  (best)' if better else ''}")
+        for place, example in enumerate(self.held_out[: valid.show]):
+            self._show(training, place, example)
+        self._shown = True
+
+    @torch.no_grad()
+    def _show(self, training: Training, place: int, example: Example) -> None:
+        found, rate = self.estimate(training.ema, example), self.settings.data.sample_rate
+        sides = {
+            "degraded": self.mel(example.degraded[:, :1])[0],
+            "made": found.mel,
+            "clean": self.mel(example.clean)[0],
+        }
+        self.log.picture(training.step, f"held_out_{place}", {name: mel.cpu().numpy() for name, mel in sides.items()})
+        if found.audio is not None:
+            self.log.sound(training.step, f"held_out_{place}/made", found.audio, rate)
+        if not self._shown:
+            for name, side in ("degraded", example.degraded), ("clean", example.clean):
+                self.log.sound(training.step, f"held_out_{place}/{name}", side[0, 0].cpu().numpy(), rate)
+
+    def _save(self, training: Training) -> None:
+        self._write(training, LAST)
+        checkpoint.save_state(Path(self.settings.run, STATE), training.state_dict())
+
+    def _write(self, training: Training, name: str) -> None:
+        found = provenance(self.settings, training.step, self.scores)
+        checkpoint.save(Path(self.settings.run, name), training.ema, provenance=found)
+
+
+def provenance(settings: RunConfig, step: int, scores: dict[str, float]) -> dict[str, Any]:
+    """What weights say of the training that they come from."""
+    return {
+        "made_by": f"twostage {__version__}, torch {torch.__version__}",
+        "training": type(settings).__name__.removesuffix("Run").lower(),
+        "steps": step,
+        "seed": settings.seed,
+        "data": [Path(path).name for path in settings.data.train],
+        "held_out": {key: round(value, 5) for key, value in scores.items()},
+    }

@@ -1,0 +1,87 @@
+"""How weights move: AdamW, its learning rate over the steps, clipping, and the moving average of weights."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from twostage.utils.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter, 2019) as HiFi-GAN sets it. Lengths in steps."""
+
+    learning_rate: float = 2e-4  # at its highest
+    betas: tuple[float, float] = (0.8, 0.99)  # decay of the averages of gradients and of their squares
+    eps: float = 1e-8  # added to the root of the averaged squares
+    weight_decay: float = 0.01  # a step, times the learning rate
+    warmup: int = 0  # steps over which the rate rises from zero
+    decay: float = 0.999  # factor of the rate every decay_every steps, smoothly
+    decay_every: int = 1000  # steps
+    cooldown: int = 0  # last steps, over which the rate falls to zero
+    clip: float = 0.0  # bound of the gradient's norm; 0: none
+    ema: float = 0.999  # decay of the averaged weights, a step; 0: no average
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0 or self.eps <= 0:
+            raise ConfigError(f"optimizer: learning_rate and eps must be positive: {self.learning_rate}, {self.eps}")
+        if not all(0 <= value < 1 for value in (*self.betas, self.ema)):
+            raise ConfigError(f"optimizer: betas and ema must be in [0, 1): {self.betas}, {self.ema}")
+        if not 0 < self.decay <= 1 or self.decay_every < 1:
+            raise ConfigError(f"optimizer.decay is {self.decay}, must be in (0, 1]; decay_every must be at least 1")
+        if min(self.warmup, self.cooldown, self.clip, self.weight_decay) < 0:
+            raise ConfigError("optimizer: warmup, cooldown, clip and weight_decay must not be negative")
+
+
+def adamw(parameters: Iterable[Tensor], config: OptimizerConfig) -> AdamW:
+    """The optimizer of the parameters that learn."""
+    return AdamW(
+        [p for p in parameters if p.requires_grad],
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+    )
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Learning rate of the step with index ``step`` of ``steps``.
+
+    >>> config = OptimizerConfig(learning_rate=1.0, warmup=4, decay=0.5, decay_every=10, cooldown=5)
+    >>> [round(learning_rate(config, step, 40), 3) for step in (0, 3, 10, 20, 37)]
+    [0.25, 0.812, 0.5, 0.25, 0.046]
+    """
+    rise = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    fall = min(1.0, (steps - step) / config.cooldown) if config.cooldown else 1.0
+    return config.learning_rate * rise * fall * config.decay ** (step / config.decay_every)
+
+
+def apply(optimizer: AdamW, config: OptimizerConfig, rate: float) -> Tensor:
+    """Step with the gradients that are there, clipped; their norm before clipping."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, config.clip or float("inf"))
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+@torch.no_grad()
+def average(ema: nn.Module, model: nn.Module, config: OptimizerConfig, step: int) -> None:
+    """Move ``ema``'s weights towards ``model``'s; after ``step`` steps the decay is min(ema, (1 + step) / (10 + step)).
+
+    The ramp lets the first, poor weights fade quickly (TensorFlow's ExponentialMovingAverage). Buffers are copied.
+    """
+    decay = min(config.ema, (1 + step) / (10 + step)) if config.ema else 0.0
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+    for mine, theirs in zip(ema.buffers(), model.buffers(), strict=True):
+        mine.copy_(theirs)
+
+
+def first_not_finite(tensors: dict[str, Tensor]) -> str:
+    """Name of the first that is not finite; empty if all are."""
+    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), "")

@@ -1,0 +1,148 @@
+"""The one training loop: mel regression, the GAN vocoder and fine-tuning differ in what is passed in."""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twostage.data.pairs import Pair
+from twostage.training import optim
+from twostage.training.adversary import Adversary, Precision
+from twostage.training.loss_balancer import mean_of_processes
+from twostage.training.losses import adaptive_weight
+from twostage.training.optim import OptimizerConfig
+from twostage.training.tasks import ADVERSARIAL, Output, Task, Weights, named, total
+from twostage.utils.errors import TwoStageError
+
+
+class Guided(nn.Module):
+    """A model with its task as one forward, which is what DistributedDataParallel needs."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model, self.task = model, task
+
+    def forward(self, pair: Pair) -> Output:
+        return self.task(self.model, pair)
+
+
+@dataclass
+class Training:
+    """All that a training is at one moment. ``best`` is the best score so far, ``settings`` plain values."""
+
+    model: nn.Module
+    optimizing: OptimizerConfig
+    adversary: Adversary | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    step: int = 0
+    best: float | None = None
+
+    def __post_init__(self) -> None:
+        self.optimizer = optim.adamw(self.model.parameters(), self.optimizing)
+        self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain containers, for checkpoint.save_state."""
+        return {
+            "settings": dict(self.settings),
+            "step": self.step,
+            "best": self.best,
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "adversary": self.adversary.state_dict() if self.adversary else None,
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.step, self.best = state["step"], state["best"]
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.adversary:
+            self.adversary.load_state_dict(state["adversary"])
+        torch.set_rng_state(state["rng"])
+        if len(state["cuda_rng"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step's outcome: unweighted loss terms and gradient norms, seconds spent waiting for data and in all."""
+
+    values: dict[str, Tensor]
+    waited: float
+    seconds: float
+
+
+Report = Callable[[Training, Progress], None]
+
+
+def fit(
+    training: Training,
+    task: Task,
+    batches: Iterator[Pair],
+    weights: Weights,
+    *,
+    steps: int,
+    report: Report = lambda *_: None,
+    precision: Precision = nullcontext,
+    wrap: Callable[[nn.Module], nn.Module] = nn.Module.train,
+    last_layer: Tensor | None = None,
+) -> None:
+    """Train from ``training.step`` to ``steps``; ``batches`` begin at the former. ``report`` hears of every step.
+
+    ``precision`` makes the context (autocast) of the task, ``wrap`` distributes the guided model; ``last_layer`` is
+    the weight at which an adaptive adversarial loss is balanced.
+    """
+    device = next(training.model.parameters()).device
+    guided = wrap(Guided(training.model.train(), task))
+    while training.step < steps:
+        begun = time.perf_counter()
+        pair = Pair(*(side.to(device, non_blocking=True) for side in next(batches)))
+        waited = time.perf_counter() - begun
+        rate = optim.learning_rate(training.optimizing, training.step, steps)
+        with precision():
+            output = guided(pair)
+        values = _learn(training, output, weights, rate, last_layer)
+        training.step += 1
+        optim.average(training.ema, training.model, training.optimizing, training.step)
+        report(training, Progress(values, waited, time.perf_counter() - begun))
+
+
+def _learn(
+    training: Training, output: Output, weights: Weights, rate: float, last_layer: Tensor | None
+) -> dict[str, Tensor]:
+    """One step of the adversary, if it is its turn, and one of the model."""
+    adversary, terms, logs, factors = training.adversary, output.terms, {}, {}
+    pending = ADVERSARIAL if adversary else ()
+    if adversary and training.step >= adversary.config.start:
+        if output.fake is None or output.real is None:
+            raise TwoStageError("this task makes nothing that an adversary could judge")
+        if (training.step - adversary.config.start) % adversary.config.generator_steps == 0:
+            logs = adversary.learn(output.fake, output.real, rate)
+        losses = adversary.judge(output.fake, output.real, matching=bool(getattr(weights, "fm", 0)))
+        terms, pending = terms | losses, ()
+        if adversary.config.adaptive and last_layer is not None:
+            factors = _factors(adversary, terms, weights, last_layer)
+            logs |= {f"adaptive_{name}": factor for name, factor in factors.items()}
+    loss = total({name: term * factors.get(name, 1) for name, term in terms.items()}, weights, pending)
+    loss.backward()
+    logs["grad"] = optim.apply(training.optimizer, training.optimizing, rate)
+    return {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}, **logs}
+
+
+def _factors(adversary: Adversary, terms: dict[str, Tensor], weights: Weights, last_layer: Tensor) -> dict[str, Tensor]:
+    """What an adaptive adversary multiplies losses with, by their names."""
+    if adversary.config.adaptive == "each":
+        pulling = named(weights)
+        return adversary.balance.factors({name: term for name, term in terms.items() if pulling.get(name)}, last_layer)
+    content = {name: term for name, term in terms.items() if name != "adv"}
+    weight = adaptive_weight(total(content, weights, ADVERSARIAL), terms["adv"], last_layer)
+    return {"adv": mean_of_processes(weight)}

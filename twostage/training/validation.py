@@ -1,0 +1,123 @@
+"""Held-out speech: a fixed set of pairs, what a model makes of it, and objective scores."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from twostage.audio import sound_files
+from twostage.audio.levels import levelled
+from twostage.data.manifest import Entry
+from twostage.data.noise import Air
+from twostage.data.pairs import PairConfig
+from twostage.data.simulator import load_sensor, seeded, simulate
+from twostage.evaluation.metrics import score
+from twostage.models.features import LogMel
+from twostage.training.losses import mel_l1
+from twostage.utils.errors import DataError
+
+Array = NDArray[np.float32]
+
+
+class Example(NamedTuple):
+    """Held-out speech, (1, 1, T) each, degraded (1, C, T); ``real`` if the degraded side was recorded."""
+
+    name: str
+    degraded: Tensor
+    clean: Tensor
+    real: bool
+
+
+class Estimate(NamedTuple):
+    """What a model made of an example: log-mels (n_mels, L) and, if there is sound, audio (T,) of L * hop_length."""
+
+    mel: Tensor
+    audio: Array | None
+
+
+Estimator = Callable[[nn.Module, Example], Estimate]
+
+
+def examples(
+    entries: Sequence[Entry],
+    config: PairConfig,
+    *,
+    items: int,
+    seconds: float,
+    hop_length: int,
+    noise: Sequence[str] = (),
+) -> list[Example]:
+    """At most ``items`` of the entries, evenly spread, cut to ``seconds``; the same ones whenever it is called.
+
+    Clean speech alone is degraded by the config's sensors in turn, seeded by its place in the manifest; so is the air
+    channel, if there is to be one, with a file of ``noise``.
+    """
+    usable = [entry for entry in entries if entry.clean]
+    if not usable:
+        raise DataError("data.valid: no entry has a clean file")
+    places = np.unique(np.linspace(0, len(usable) - 1, min(items, len(usable))).round().astype(int))
+    found = [_example(usable[place], config, int(place), seconds, hop_length) for place in places]
+    return [_with_air(example, config, place, noise) for example, place in zip(found, places, strict=True)]
+
+
+def _with_air(example: Example, config: PairConfig, place: int, noise: Sequence[str]) -> Example:
+    if not config.air_snr_db:
+        return example
+    lowest, highest = config.air_snr_db
+    air = Air(seeded(int(place), "snr").uniform(lowest, highest), tuple(sorted(noise)))
+    heard = levelled(air.of(example.clean[0, 0].numpy(), config.sample_rate, str(place)), config.sample_rate)
+    return example._replace(degraded=torch.cat([example.degraded, torch.from_numpy(heard)[None, None]], 1))
+
+
+def _example(entry: Entry, config: PairConfig, place: int, seconds: float, hop_length: int) -> Example:
+    clean = _read(entry.clean or "", config.sample_rate)
+    if entry.paired:
+        degraded = _read(entry.degraded or "", config.sample_rate)[max(0, round(entry.delay * config.sample_rate)) :]
+    elif config.sensors:
+        rng = seeded(place, "valid")
+        sensor = load_sensor(config.sensors[place % len(config.sensors)])
+        degraded = levelled(simulate(clean, config.sample_rate, sensor, rng), config.sample_rate)
+    else:
+        degraded = clean
+    length = min(len(clean), len(degraded), round(seconds * config.sample_rate)) // hop_length * hop_length
+    sides = [torch.from_numpy(np.ascontiguousarray(side[:length]))[None, None] for side in (degraded, clean)]
+    return Example(entry.name, sides[0], sides[1], entry.paired)
+
+
+def _read(path: str, sample_rate: int) -> Array:
+    sound, rate = sound_files.read(path)
+    return levelled(sound_files.resample(sound[0], rate, sample_rate), sample_rate)
+
+
+@torch.no_grad()
+def measure(
+    model: nn.Module, estimate: Estimator, held_out: Sequence[Example], names: Sequence[str], mel: LogMel
+) -> dict[str, float]:
+    """Mean scores of ``model``; with real and simulated examples, those of each kind besides.
+
+    "mel_l1" is that of the log-mels where there is no sound, and of level-aligned sound where there is.
+    """
+    rows: list[tuple[bool, dict[str, float]]] = []
+    for example in held_out:
+        found = estimate(model, example)
+        if found.audio is None:
+            rows.append((example.real, {"mel_l1": float(mel_l1(found.mel, mel(example.clean)[0]))}))
+        else:
+            reference = example.clean[0, 0].cpu().numpy()[: len(found.audio)]
+            rows.append((example.real, score(reference, found.audio, tuple(names))[0]))
+    kinds = {"": rows, "_real": [r for r in rows if r[0]], "_simulated": [r for r in rows if not r[0]]}
+    return {
+        f"{name}{suffix}": _mean([row[name] for _, row in chosen])
+        for suffix, chosen in kinds.items()
+        if chosen and (not suffix or len(chosen) < len(rows))
+        for name in names
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Mean of what could be scored; NaN if nothing could."""
+    found = [value for value in values if np.isfinite(value)]
+    return float(np.mean(found)) if found else float("nan")

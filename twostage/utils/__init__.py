@@ -1,0 +1,1 @@
+"""Errors, files, settings as dataclasses, signals, memory: what every room may use."""

@@ -1,0 +1,64 @@
+"""Files that take their names when they are complete, and the folders that they lie in."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from twostage.utils.errors import OutputError
+
+PARTIAL = ".part"  # ends the names of files that are not complete
+LATER_BYTES = bytes(range(0x80, 0xC0))  # of a character of UTF-8 that was cut
+
+
+def check_writable(path: Path, overwrite: bool) -> None:
+    """An error if ``path`` exists already and may not be replaced."""
+    try:
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder")
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path}: exists already (--overwrite replaces it)")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot make this folder ({error.strerror})") from None
+
+
+def partial_name(path: Path) -> Path:
+    """A hidden name beside ``path`` for what is not complete yet: nobody else's, and no longer than disks take.
+
+    It ends with this process's number, which machines that share a disk may have in common; hence the rest.
+    """
+    kept = os.fsdecode(os.fsencode(path.name)[-100:].lstrip(LATER_BYTES))
+    return path.with_name(f".{kept}.{secrets.token_hex(4)}.{os.getpid()}{PARTIAL}")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a process that was killed had begun to write in ``folder``, which nobody else may write to now."""
+    for path in folder.glob(f".*{PARTIAL}"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
+    """A hidden name to write to, which becomes ``path`` when the block ends well; nothing is left when it does not.
+
+    Raises OutputError if ``path`` cannot be written, or exists and may not be replaced.
+    """
+    path = Path(path)
+    check_writable(path, overwrite)
+    make_folder(path.parent)
+    partial = partial_name(path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        partial.unlink(missing_ok=True)
