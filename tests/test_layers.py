@@ -92,7 +92,7 @@ def typing_only(node):
 
 
 def ours(names):
-    """Modules of the package among imported names: twostage.audio.levels.rms is audio.levels, twostage.__version__ none."""
+    """Modules of the package among imported names: twostage.audio.read is audio, twostage.__version__ none."""
     for name in names:
         top, _, rest = name.partition(".")
         if top == "twostage" and rest and not rest.startswith("__"):

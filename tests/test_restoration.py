@@ -281,9 +281,9 @@ def test_windows_in_turn_make_nothing_twice(tiny: TwoStage, speech: Speech, monk
     given, vocoder = speech(120000)[None], tiny.vocoder
     generated: list[int] = []
 
-    def generate(mel: Tensor) -> Tensor:
+    def generate(mel: Tensor, sensor: Tensor | None = None) -> Tensor:
         generated.append(mel.shape[-1])
-        return type(vocoder).generate(vocoder, mel)
+        return type(vocoder).generate(vocoder, mel, sensor)
 
     monkeypatch.setattr(vocoder, "generate", generate)
     made = np.concatenate([block for _, block in enhance(tiny, [given], 0.8, [0])], axis=1)
