@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from twostage.audio import plots, sound_files
 from twostage.audio.sound_files import Audio
+from twostage.data.aligned_pair import open_pair, read_mono
 from twostage.data.manifest import Entry
 from twostage.data.noise import Air
 from twostage.data.sensors import Sensor
@@ -43,7 +44,7 @@ from twostage.models.onnx_enhancer import ONNX, OnnxEnhancer
 from twostage.models.precision import convert
 from twostage.models.two_stage import TwoStage
 from twostage.models.vocoder import Vocoder
-from twostage.utils.errors import AudioError, ConfigError, DataError, TwoStageError
+from twostage.utils.errors import ConfigError, DataError, TwoStageError
 from twostage.utils.schema import build, parse_json
 
 RATE = metrics.SAMPLE_RATE
@@ -108,11 +109,10 @@ class Source:
         return np.stack([bone, sound_files.match_length(air, len(bone))]), clean
 
     def _bone(self, entry: Entry) -> tuple[Audio, Audio]:
-        clean = _read(entry.clean or "")
-        if self.sensor:
-            return simulate_file(clean[None], RATE, self.sensor, self.seed, self.name(entry))[0], clean
-        late = round(entry.delay * RATE)
-        return _read(entry.degraded or "")[max(0, late) :], clean[max(0, -late) :]
+        if not self.sensor:
+            return open_pair(entry, RATE)
+        clean = read_mono(entry.clean or "", RATE)
+        return simulate_file(clean[None], RATE, self.sensor, self.seed, self.name(entry))[0], clean
 
 
 @dataclass
@@ -318,13 +318,6 @@ def _score(row: Row, clean: Audio, estimate: Audio) -> Row:
     # the digits that the CSV has: ESTOI is noisy behind them, and a resumed evaluation must give the same summary
     scores = {metric: float(f"{value:.6g}") for metric, value in exact.items()}
     return replace(row, scores=scores, delay=aligned.delay, longer=aligned.longer, note="; ".join(reasons))
-
-
-def _read(path: str) -> Audio:
-    sound, sample_rate = sound_files.read(path)
-    if not np.isfinite(sound[0]).all():
-        raise AudioError(f"{path}: NaN or infinite samples")
-    return sound_files.resample(sound[0], sample_rate, RATE)
 
 
 def show(
