@@ -59,7 +59,7 @@ class Results:
 
     def _folder(self, name: str) -> Path:
         if name not in self.names():
-            raise DataError(f"{name}: no results of that name")
+            raise DataError("no results of that name", subject=name)
         return self.root / name
 
     def _inside(self, paths: Iterator[Path] | list[Path]) -> list[Path]:

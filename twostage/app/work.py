@@ -33,7 +33,7 @@ class Models:
 
     def get(self, label: str, device: str) -> Any:
         if label not in self._paths:
-            raise ConfigError(f"{label}: no such model; there are {', '.join(self._paths)}")
+            raise ConfigError(f"no such model; there are {', '.join(self._paths)}", subject=label)
         with self._lock:
             if (label, device) not in self._loaded:
                 self._loaded[label, device] = load(*self._paths[label], device=device)

@@ -154,7 +154,9 @@ def begin(job: Job, *, overwrite: bool = False) -> dict[str, Result]:
         if not overwrite:
             _check_same(job, content)
     elif set(names) - {SCRATCH}:
-        raise OutputError(f"{job.dest}: holds {names[0]} and no {SETTINGS}, so it is no corpus's; name a new folder")
+        raise OutputError(
+            f"holds {names[0]} and no {SETTINGS}, so it is no corpus's; name a new folder", subject=job.dest
+        )
     store.sweep()
     table = Table(store)
     if overwrite:
@@ -167,12 +169,13 @@ def _check_same(job: Job, content: bytes) -> None:
     try:
         before = dict(parse_json(content))
     except (ValueError, TypeError):
-        raise ConfigError(f"{job.dest}: {SETTINGS} cannot be read (--overwrite begins anew)") from None
+        raise ConfigError(f"{SETTINGS} cannot be read (--overwrite begins anew)", subject=job.dest) from None
     for name, value in job.settings.items():
         if before.get(name) != value:
             raise ConfigError(
-                f"{job.dest}: {name} is {value!r}, was {before.get(name)!r} when it was begun; "
-                "name another folder, or --overwrite to restore all again"
+                f"{name} is {value!r}, was {before.get(name)!r} when it was begun; "
+                "name another folder, or --overwrite to restore all again",
+                subject=job.dest,
             )
 
 
@@ -209,7 +212,7 @@ def refused(items: Iterable[Item], job: Job) -> dict[str, Result]:
     for item in items:
         try:
             if store.holds(item.source):
-                raise AudioError(f"{item.source}: lies in {job.dest}, which is written to")
+                raise AudioError(f"lies in {job.dest}, which is written to", subject=item.source)
         except (AudioError, ConfigError) as error:
             results[item.source] = failure(item, str(error), job.model)
     return results

@@ -45,7 +45,8 @@ class Alignment:
         first, last = max(0, -self.delay), min(clean, degraded - self.delay)
         if last <= first:
             raise DataError(
-                f"{self.name}: delay is {self.delay} samples: of {degraded} and {clean} samples, nothing is in common"
+                f"delay is {self.delay} samples: of {degraded} and {clean} samples, nothing is in common",
+                subject=self.name,
             )
         return first, last
 
@@ -64,7 +65,7 @@ def open_pair(entry: Entry, sample_rate: int) -> AlignedPair:
         DataError: the entry has only one channel, or its delay leaves nothing in common.
     """
     if entry.clean is None or entry.degraded is None:
-        raise DataError(f"{entry.name}: has no second channel, needs both a clean and a degraded file")
+        raise DataError("has no second channel, needs both a clean and a degraded file", subject=entry.name)
     clean, degraded = read_mono(entry.clean, sample_rate), read_mono(entry.degraded, sample_rate)
     alignment = Alignment.of(entry, sample_rate)
     first, _ = alignment.shared(len(clean), len(degraded))
@@ -76,5 +77,5 @@ def read_mono(path: str, sample_rate: int) -> Audio:
     """The first channel of a sound file (T,) at ``sample_rate``. AudioError also for samples that are not finite."""
     sound, rate = sound_files.read(path)
     if not np.isfinite(sound[0]).all():
-        raise AudioError(f"{path}: holds samples that are not finite")
+        raise AudioError("holds samples that are not finite", subject=path)
     return sound_files.resample(sound[0], rate, sample_rate)

@@ -360,10 +360,10 @@ def known_costs(path: Path, systems: Sequence[System]) -> dict[str, Costs]:
     costs, settings = _costs(summary, path), summary.get("settings")
     models = settings.get("models") if isinstance(settings, dict) else None
     if not isinstance(models, dict):
-        raise DataError(f"{path}: does not say which weights its costs are of")
+        raise DataError("does not say which weights its costs are of", subject=path)
     for name, digest in fingerprint(systems).items():
         if name not in costs or models.get(name) != digest:
-            raise DataError(f"{path}: holds no costs of {name} with these weights")
+            raise DataError(f"holds no costs of {name} with these weights", subject=path)
     return {system.name: costs[system.name] for system in systems}
 
 
@@ -371,7 +371,7 @@ def _costs(summary: Mapping[str, Any], path: Path) -> dict[str, Costs]:
     try:
         return {name: build(Costs, cost, f"costs.{name}") for name, cost in summary["costs"].items()}
     except (KeyError, TypeError, AttributeError, ConfigError) as error:
-        raise DataError(f"{path}: not a summary ({error!r})") from None
+        raise DataError(f"not a summary ({error!r})", subject=path) from None
 
 
 def resume(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> Results:
@@ -382,7 +382,7 @@ def resume(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{folder}: cannot make this folder ({error.strerror})") from None
+        raise DataError(f"cannot make this folder ({error.strerror})", subject=folder) from None
     before = _json(folder / SETTINGS) if (folder / SETTINGS).exists() and not overwrite else dict(settings)
     for key in sorted({*before, *settings}):
         if before.get(key) != settings.get(key):
@@ -411,7 +411,7 @@ def merge(folders: Sequence[Path]) -> tuple[Results, dict[str, Costs]]:
         costs = _costs(summary, folder / SUMMARY) | costs
         failed = summary.get("failures", [])
         if not isinstance(failed, list):
-            raise DataError(f"{folder / SUMMARY}: failures is {failed!r}, must be a list")
+            raise DataError(f"failures is {failed!r}, must be a list", subject=folder / SUMMARY)
         failures += map(str, failed)
     return Results([row for row, _ in found.values()], failures), costs
 
@@ -420,9 +420,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         values = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
+        raise DataError(f"{error.strerror}", subject=path) from None
     except ValueError as error:
-        raise DataError(f"{path}: not JSON: {error}") from None
+        raise DataError(f"not JSON: {error}", subject=path) from None
     if not isinstance(values, dict):
-        raise DataError(f"{path}: not a JSON object")
+        raise DataError("not a JSON object", subject=path)
     return values

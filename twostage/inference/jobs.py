@@ -42,21 +42,23 @@ def plan(inputs: Sequence[str], out: str, *, suffix: str | None = None, plot: bo
 def _is_file_name(out: str) -> bool:
     ending = Path(out).suffix.lower().lstrip(".")
     if ending in FOREIGN and not Path(out).is_dir():
-        raise ConfigError(f"{out}: cannot write .{ending} files; the formats are {', '.join(FORMATS)}")
+        raise ConfigError(f"cannot write .{ending} files; the formats are {', '.join(FORMATS)}", subject=out)
     return ending in FORMATS and not Path(out).is_dir() and not out.endswith(("/", "\\"))
 
 
 def _single(inputs: Sequence[str], out: Path, suffix: str | None, plot: bool) -> Job:
     if len(inputs) > 1 or Path(inputs[0]).is_dir():
-        raise ConfigError(f"{out}: is the name of a sound file, name a folder for more than one input")
+        raise ConfigError("is the name of a sound file, name a folder for more than one input", subject=out)
     if suffix and FORMATS[suffix] != FORMATS[out.suffix.lower().lstrip(".")]:
-        raise ConfigError(f"{out}: its name says {out.suffix}, --format says {suffix}")
+        raise ConfigError(f"its name says {out.suffix}, --format says {suffix}", subject=out)
     try:
         found = find(inputs)
     except AudioError as error:
         return Job(Path(inputs[0]), out, error=str(error))
     if len(found) > 1:
-        raise ConfigError(f"{out}: is the name of a sound file, but {inputs[0]} names {len(found)}; name a folder")
+        raise ConfigError(
+            f"is the name of a sound file, but {inputs[0]} names {len(found)}; name a folder", subject=out
+        )
     return Job(found[0][0], out, out.with_suffix(".png") if plot else None)
 
 

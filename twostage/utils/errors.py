@@ -17,7 +17,30 @@ def one_line(text: object) -> str:
 
 
 class TwoStageError(Exception):
-    """A file, setting or value that cannot be used. The message names it and says what is wrong."""
+    """A file, setting or value that cannot be used: ``subject`` names it and ``reason`` says what is wrong with it.
+
+    The message is both, "subject: reason"; without a subject, the reason names everything itself.
+
+    >>> str(TwoStageError("no such file", subject="a.wav"))
+    'a.wav: no such file'
+    """
+
+    def __init__(self, reason: str, *, subject: object = "") -> None:
+        super().__init__(reason)
+        self.reason, self.subject = reason, str(subject)
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.reason}" if self.subject else self.reason
+
+    def about(self, name: str) -> str:
+        """The message as one about ``name``, which it begins with once, whatever the subject.
+
+        >>> TwoStageError("no such file", subject="a.wav").about("a.wav")
+        'a.wav: no such file'
+        >>> TwoStageError("is full", subject="/disk").about("a.wav")
+        'a.wav: /disk: is full'
+        """
+        return str(self) if self.subject == name else f"{name}: {self}"
 
 
 class AudioError(TwoStageError):

@@ -16,18 +16,18 @@ def check_writable(path: Path, overwrite: bool) -> None:
     """An error if ``path`` exists already and may not be replaced."""
     try:
         if path.is_dir():
-            raise OutputError(f"{path}: is a folder")
+            raise OutputError("is a folder", subject=path)
         if path.exists() and not overwrite:
-            raise OutputError(f"{path}: exists already (--overwrite replaces it)")
+            raise OutputError("exists already (--overwrite replaces it)", subject=path)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
+        raise OutputError(f"cannot be written ({error.strerror})", subject=path) from None
 
 
 def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{path}: cannot make this folder ({error.strerror})") from None
+        raise OutputError(f"cannot make this folder ({error.strerror})", subject=path) from None
 
 
 def partial_name(path: Path) -> Path:
@@ -59,6 +59,6 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterat
         yield partial
         os.replace(partial, path)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise OutputError(f"cannot be written ({error.strerror or error})", subject=path) from None
     finally:
         partial.unlink(missing_ok=True)
