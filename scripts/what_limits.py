@@ -19,7 +19,7 @@ from torch import Tensor
 from twostage.audio.levels import levelled
 from twostage.data.manifest import read_manifest
 from twostage.evaluation.metrics import score
-from twostage.evaluation.runner import Source
+from twostage.evaluation.pairs import Source
 from twostage.models import checkpoint
 from twostage.models.features import MelConfig, mel_basis
 from twostage.models.two_stage import TwoStage

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from twostage.evaluation.pictures import file_name
 from twostage.evaluation.report import RAW
-from twostage.evaluation.runner import CLEAN, PICTURES, SOUNDS, TABLE, file_name
+from twostage.evaluation.results import CLEAN, PICTURES, SOUNDS, TABLE
 from twostage.utils.errors import ConfigError, DataError
 
 DEPTH = 4  # folders below the root that are looked through
