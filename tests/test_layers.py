@@ -31,6 +31,7 @@ ROOMS = {
 PUBLIC = ("models.checkpoint", "models.two_stage", "inference.restoration", "inference.stream")
 
 OWNERS = {
+    "signal": {"utils.signals"},
     "soundfile": {"audio.sound_files"},
     "soxr": {"audio.sound_files"},
     "omegaconf": {"training.config"},

@@ -19,7 +19,7 @@ import soxr
 from numpy.typing import NDArray
 
 from twostage.utils.errors import AudioError
-from twostage.utils.files import check_writable, make_folder, partial_name
+from twostage.utils.files import check_writable, make_folder, partial_name, publish
 
 Audio = NDArray[np.float32]
 
@@ -245,7 +245,7 @@ class Writer:
             raise self._failure(OSError("the disk did not take all of it"), "the sound")
         check_writable(self.path, self._overwrite)  # it may have come into being meanwhile
         try:
-            os.replace(self._partial, self.path)
+            publish(self._partial, self.path)
         except OSError as error:
             raise AudioError(f"cannot be written ({error.strerror})", subject=self.path) from None
 

@@ -4,7 +4,6 @@ What is written appears under its name only when it is complete: locally and on 
 stores because a put is all or nothing.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from twostage.utils.errors import AudioError, ConfigError, OutputError
-from twostage.utils.files import make_folder, replacing
+from twostage.utils.files import make_folder, publish, replacing
 
 SCRATCH = ".twostage"  # below a local folder: what is being made, on the disk that it goes to
 # where a put is all or nothing, and where a name costs a copy to change
@@ -84,9 +83,7 @@ class Store:
             raise OutputError(f"leads out of {self.url} by a symbolic link", subject=target)
         make_folder(target.parent)
         try:
-            with file.open("rb+") as made:
-                os.fsync(made.fileno())  # a table must not know of a file that a crash can take back
-            os.replace(file, target)
+            publish(file, target)  # flushed to the disk: a table must not know of a file that a crash can take back
         except OSError as error:
             raise OutputError(f"cannot be written ({error.strerror or error})", subject=target) from None
 

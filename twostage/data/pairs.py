@@ -1,7 +1,7 @@
 """Segments of degraded and clean speech for training: a batch is a pure function of (seed, step)."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -253,7 +253,7 @@ class PairDataset:
 
 def batches(
     dataset: PairDataset, batch: int, seed: int, start: int = 0, *, rank: int = 0, world: int = 1, ahead: int = 4
-) -> Iterator[Pair]:
+) -> Generator[Pair, None, None]:
     """Endless batches from number ``start``, made ``ahead`` of time in a thread; close it to stop the thread."""
     pool = ThreadPoolExecutor(1, "pairs")
     waiting: deque[Future[Pair]] = deque()

@@ -1,6 +1,5 @@
 """Scores of one estimate, taken in this process or in several beside it."""
 
-import signal
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import replace
@@ -13,6 +12,7 @@ from twostage.audio.sound_files import Audio
 from twostage.evaluation import metrics
 from twostage.evaluation.report import COLUMNS, Row
 from twostage.utils.errors import TwoStageError
+from twostage.utils.signals import interrupt_blocked
 
 
 def score(row: Row, clean: Audio, estimate: Audio) -> Row:
@@ -45,14 +45,8 @@ class _DeafProcess(SpawnProcess):
     """Ctrl-C goes to all processes of a terminal; whoever began this one hears it and ends it."""
 
     def start(self) -> None:
-        if not hasattr(signal, "pthread_sigmask"):
+        with interrupt_blocked():
             super().start()
-            return
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a new process inherits
-        try:
-            super().start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Undisturbed(SpawnContext):  # spawn: a fork of a process whose torch has threads can hang

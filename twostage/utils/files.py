@@ -3,7 +3,7 @@
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from twostage.utils.errors import OutputError
@@ -57,8 +57,31 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterat
     partial = partial_name(path)
     try:
         yield partial
-        os.replace(partial, path)
+        check_writable(path, overwrite)  # it may have come into being meanwhile
+        publish(partial, path)
     except OSError as error:
         raise OutputError(f"cannot be written ({error.strerror or error})", subject=path) from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Have ``partial``, complete and on the same disk, take the name ``path``: the one way that a file of ours appears.
+
+    Whoever reads ``path``, after a kill or a crash of the machine at any moment too, finds the old file or the new one
+    as a whole: the content is on the disk before it has its name, and the name is when this returns. Raises OSError.
+    """
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Have the names in ``folder`` reach the disk, where the system lets a folder be opened and flushed."""
+    with suppress(OSError):  # Windows opens none, and some file systems flush none: PermissionError, EINVAL
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
