@@ -132,6 +132,12 @@ def test_commands_are_light_to_import(path):
     assert all(other.startswith(("commands", *LIGHT)) for other in ours(names))
 
 
+@pytest.mark.parametrize("path", (PACKAGE / "commands").glob("*.py"), ids=name_of)
+def test_commands_import_no_command(path):
+    """What several of them need is an option."""
+    assert {other for other in ours(imports(path)) if other.startswith("commands")} <= {"commands.options"}
+
+
 def test_the_public_names_are_imported_when_asked():
     init = PACKAGE / "__init__.py"
     assert set(ours(imports(init))) == set(PUBLIC)

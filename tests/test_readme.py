@@ -14,7 +14,7 @@ import pytest
 
 from twostage import cli
 from twostage.audio import sound_files
-from twostage.commands import training
+from twostage.commands.options import training_settings
 from twostage.models import checkpoint
 from twostage.models.two_stage import TwoStage
 from twostage.training.config import FinetuneRun, RestorerRun, VocoderRun
@@ -108,7 +108,7 @@ def test_the_settings_that_are_told_are_ones_that_a_training_takes(
     args.settings = ["mine.yaml" if "..." in text else text for text in args.settings]
     first = [text for text in args.settings if "=" not in text and text != "mine.yaml"]
     given = Namespace(directory=args.directory, resume=False, settings=[*first, "mine.yaml", *args.settings])
-    assert training.settings(given, TRAININGS[arguments[0]]).run  # an unknown or impossible setting raises
+    assert training_settings(given, TRAININGS[arguments[0]]).run  # an unknown or impossible setting raises
 
 
 @pytest.mark.parametrize("options", [["--run", "r"], ["--run", "r", "--resume"], ["--run=r", "--resume"]])

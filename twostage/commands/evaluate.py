@@ -7,12 +7,19 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twostage.commands.restore import PRECISION_HELP, PRECISIONS, device_for, precision_for
-from twostage.commands.simulate import add_air_arguments, air_for
+from twostage.commands.options import (
+    PRECISION_HELP,
+    PRECISIONS,
+    add_air_arguments,
+    air_for,
+    device_for,
+    models_by_label,
+    precision_for,
+)
 from twostage.utils.errors import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from twostage.data.manifest import Entry
     from twostage.evaluation.costs import Costs
@@ -119,21 +126,6 @@ def _entries(args: Namespace) -> tuple[Source, list[Entry], list[str]]:
     entries = read_manifest(manifest, problems=problems)
     chosen = select(entries, paired=bool(args.pairs), speakers=args.only_speaker, limit=args.limit)
     return Source(Path(manifest).absolute().parent, sensor, args.seed, air_for(args)), chosen, problems
-
-
-def models_by_label(given: Sequence[Sequence[str]] | None) -> dict[str, list[str]]:
-    """Label -> paths. A label is given by ``LABEL=``, else the name or the paths themselves."""
-    from twostage.utils.errors import ConfigError
-
-    models: dict[str, list[str]] = {}
-    for first, *rest in given or [["default"]]:
-        label, equals, path = first.partition("=")
-        if not equals or Path(first).exists():
-            label, path = " + ".join([first, *rest]), first
-        if label in models:
-            raise ConfigError(f"--model {label}: given twice; give one of them a LABEL=")
-        models[label] = [path, *rest]
-    return {} if list(models) == ["none"] else models
 
 
 def _settings(args: Namespace) -> dict[str, Any]:

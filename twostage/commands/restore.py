@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from twostage.commands.options import FORMATS, PRECISION_HELP, PRECISIONS, device_for, precision_for
 from twostage.utils.errors import ConfigError, OutputError, TwoStageError, one_line
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ EXAMPLE = """
 twostage restore recording.wav -o restored.wav --plot
 twostage restore recordings/ -o restored/ --format flac --sample-rate input --json report.json
 """
-FORMATS = ("wav", "flac", "ogg", "opus", "mp3", "aiff", "au", "caf", "w64", "rf64")
-PRECISIONS = ("float32", "bfloat16", "bf16")
-PRECISION_HELP = "of convolutions; bf16 is bfloat16, and faster where the machine computes in it (default: float32)"
 LONG = 600.0  # seconds of sound: enough for a progress bar even in a log file
 
 
@@ -228,25 +226,6 @@ def _write_report(args: argparse.Namespace, reports: "list[Report]", device: str
         return
     with replacing(args.json) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
-
-
-def device_for(name: str) -> str:
-    """The device that --device means: auto, cpu or cuda."""
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: there is no CUDA device that torch can use")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
-def precision_for(name: str, device: str) -> str:
-    """The precision that --precision means: "float32", with a word on stderr, where ``device`` has nothing less."""
-    from twostage.models.precision import shortfall
-
-    lacking = shortfall(name, device)
-    if lacking:
-        print(f"twostage: warning: --{lacking}", file=sys.stderr)
-    return "float32" if lacking or name == "float32" else "bfloat16"
 
 
 def _load(names: list[str] | None, device: str, precision: str) -> Any:

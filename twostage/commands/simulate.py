@@ -4,12 +4,11 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twostage.commands.restore import FORMATS
-from twostage.utils.errors import AudioError, ConfigError, TwoStageError, one_line
+from twostage.commands.options import FORMATS, add_air_arguments, air_for
+from twostage.utils.errors import AudioError, TwoStageError, one_line
 
 if TYPE_CHECKING:
     from twostage.data.manifest import Entry
-    from twostage.data.noise import Air
 
 HELP = "make body-conducted speech from clean speech, as a sensor would pick it up"
 EXAMPLE = """
@@ -31,30 +30,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     existing.add_argument("--skip-existing", action="store_true", help="leave out inputs whose output exists")
-
-
-def add_air_arguments(parser: ArgumentParser) -> None:
-    """Those of an air microphone beside the sensor, for ``air_for``."""
-    add = parser.add_argument
-    add("--air-snr", metavar="DB", type=float, help="add an air microphone, a second channel, with so much noise")
-    add("--noise", metavar="FOLDER", help="sounds that --air-snr draws from (default: pink noise)")
-
-
-def air_for(args: Namespace) -> "Air | None":
-    """The air microphone that --air-snr, --noise and --seed mean."""
-    from math import isfinite
-
-    from twostage.audio import sound_files
-    from twostage.data.noise import Air
-
-    if args.air_snr is None:
-        if args.noise:
-            raise ConfigError(f"--noise {args.noise}: goes with --air-snr")
-        return None
-    if not isfinite(args.air_snr):
-        raise ConfigError(f"--air-snr is {args.air_snr}, must be a number of dB")
-    noise = tuple(str(path) for path, _ in sound_files.find([args.noise])) if args.noise else ()
-    return Air(args.air_snr, noise, args.seed)
 
 
 def run(args: Namespace) -> int:
