@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twostage.commands.options import FORMATS, add_air_arguments, air_for
-from twostage.utils.errors import AudioError, TwoStageError, one_line
+from twostage.utils.errors import AudioError, one_line
 
 if TYPE_CHECKING:
     from twostage.data.manifest import Entry
@@ -41,23 +41,31 @@ def run(args: Namespace) -> int:
     from twostage.data.manifest import write_manifest
     from twostage.data.recordings import simulate_recording
     from twostage.data.sensors import load_sensor
+    from twostage.inference.failures import Failure, one_by_one
 
     sensor, air = load_sensor(args.sensor), air_for(args)
     files = sound_files.find([args.clean])
     _check(args, files)
     entries: list[Entry] = []
     made = failed = 0
-    for source, relative in tqdm(files, disable=len(files) < 20 or None, unit="file"):
+
+    def work(file: tuple[Path, Path]) -> "tuple[Entry, bool]":
+        source, relative = file
         target = _target(args, relative)
-        try:
-            if not (args.skip_existing and target.exists()):
-                name = relative.as_posix()
-                simulate_recording(source, target, sensor, args.seed, name, air=air, overwrite=args.overwrite)
-                made += 1
-            entries.append(_pair(source, target, relative))
-        except TwoStageError as error:
+        needed = not (args.skip_existing and target.exists())
+        if needed:
+            name = relative.as_posix()
+            simulate_recording(source, target, sensor, args.seed, name, air=air, overwrite=args.overwrite)
+        return _pair(source, target, relative), needed
+
+    shown = tqdm(files, disable=len(files) < 20 or None, unit="file")
+    for _, outcome in one_by_one(shown, work, name=lambda file: file[0]):
+        if isinstance(outcome, Failure):
             failed += 1
-            print(f"twostage: error: {one_line(error)}", file=sys.stderr)
+            print(f"twostage: error: {one_line(outcome.error)}", file=sys.stderr)
+        else:
+            entries.append(outcome[0])
+            made += outcome[1]
     if args.manifest and entries:
         write_manifest(args.manifest, entries, overwrite=args.overwrite)
     print(f"{made} of {len(files)} files simulated in {args.out}" + (f", {failed} failed" if failed else ""))

@@ -10,7 +10,7 @@ from typing import Any
 from twostage.evaluation import report
 from twostage.evaluation.costs import Costs
 from twostage.evaluation.report import Row
-from twostage.utils.errors import ConfigError, DataError, TwoStageError
+from twostage.utils.errors import ConfigError, DataError, TwoStageError, called
 from twostage.utils.schema import build, parse_json
 
 ROWS, SETTINGS, TABLE, SUMMARY = "utterances.csv", "settings.json", "table.md", "summary.json"
@@ -37,9 +37,10 @@ class Results:
         It does not stop the rest.
         """
         try:
-            yield
+            with called({path: name}):
+                yield
         except TwoStageError as error:
-            self.failures.append(error.about(name, {path: name}))
+            self.failures.append(error.about(name))
         except BrokenProcessPool:  # the packages behind the scores are C
             self.failures.append(f"{name}: a scoring process died, maybe of another file; try again with --jobs 1")
 

@@ -37,13 +37,12 @@ from twostage.audio.sound_files import (
 )
 from twostage.inference.chunks import enhance
 from twostage.inference.windows import Enhancer, inputs_of, keep_low_band
-from twostage.utils.errors import AudioError, ConfigError, TwoStageError
+from twostage.utils.errors import AudioError, ConfigError
 from twostage.utils.files import check_writable, make_folder
 from twostage.utils.memory import honest
 
 SILENCE = -90.0  # dBFS: the noise of 16-bit quantization; nothing to restore below it
 PEAK, LOSSY_PEAK = 0.99, 0.89  # decoders of lossy formats overshoot what was encoded
-FAILURES = (TwoStageError, OSError, MemoryError, torch.OutOfMemoryError)  # of one file, which must not stop the rest
 
 A = TypeVar("A", bound=Any)
 Progress = Callable[[float], None]
@@ -230,15 +229,6 @@ def restore_file(
         limited_db=limited,
         warnings=survey.complaints(inputs_of(model)),
     )
-
-
-def explain(error: Exception, source: str | Path) -> str:
-    """One of FAILURES as the line that tells why ``source`` is not restored."""
-    if isinstance(error, TwoStageError):
-        return str(error)
-    if isinstance(error, OSError):
-        return f"{source}: {error.strerror or error}"
-    return f"{source}: out of memory; shorter windows (--seconds) need less"
 
 
 def _outputs(model: Enhancer, source: Source) -> int:

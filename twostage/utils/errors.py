@@ -1,6 +1,7 @@
 """Errors that are the user's to mend. The command line prints them as one line; everything else is a bug."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from unicodedata import category
 
 LONGEST = 1000  # characters of a message
@@ -33,18 +34,25 @@ class TwoStageError(Exception):
     def __str__(self) -> str:
         return f"{self.subject}: {self.reason}" if self.subject else self.reason
 
-    def about(self, name: str, called: Mapping[str, str] | None = None) -> str:
+    def about(self, name: str) -> str:
         """The message as one about ``name``: it begins with it, once.
 
-        ``called``: names for subjects that the reader does not know, such as paths of files in between.
-
-        >>> TwoStageError("no such file", subject="/tmp/x/a.wav").about("a.wav", {"/tmp/x/a.wav": "a.wav"})
+        >>> TwoStageError("no such file", subject="a.wav").about("a.wav")
         'a.wav: no such file'
         >>> TwoStageError("is full", subject="/disk").about("a.wav")
         'a.wav: /disk: is full'
         """
-        subject = (called or {}).get(self.subject, self.subject)
-        return ": ".join([name] + [subject] * (subject not in ("", name)) + [self.reason])
+        return str(self) if self.subject == name else f"{name}: {self}"
+
+
+@contextmanager
+def called(names: Mapping[str, str]) -> Iterator[None]:
+    """Have errors name the subjects that the reader does not know, such as files in between, by ``names``."""
+    try:
+        yield
+    except TwoStageError as error:
+        error.subject = names.get(error.subject, error.subject)
+        raise
 
 
 class AudioError(TwoStageError):
