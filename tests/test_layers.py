@@ -132,6 +132,14 @@ def test_commands_are_light_to_import(path):
     assert all(other.startswith(("commands", *LIGHT)) for other in ours(names))
 
 
+def test_nobody_waits_for_scipy_signal_who_does_not_filter():
+    """It takes a second to import, which every command would wait for."""
+    users = [
+        name_of(path) for path in FILES if any(n.startswith("scipy.signal") for n in imports(path, everywhere=False))
+    ]
+    assert users == []
+
+
 @pytest.mark.parametrize("path", (PACKAGE / "commands").glob("*.py"), ids=name_of)
 def test_commands_import_no_command(path):
     """What several of them need is an option."""
