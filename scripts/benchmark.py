@@ -153,9 +153,8 @@ class Task:
 
     def own(self, system: str) -> list[str]:
         """What suits the budget; on a core, bfloat16 where it computes in that."""
-        budget, halves = self.budget, ()
-        if budget.device == "cpu" and computes_bfloat16("cpu"):
-            halves = ("precision=bfloat16",)
+        budget = self.budget
+        halves = ("precision=bfloat16",) * (budget.device == "cpu" and computes_bfloat16("cpu"))
         given = (*budget.settings, *halves, *budget.own.get(system, ()), *budget.last)
         return [f"{name}={value}" for name, value in dict(text.split("=", 1) for text in given).items()]
 
