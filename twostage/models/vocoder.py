@@ -6,7 +6,7 @@ Synthesis", NeurIPS 2020, section 2.2 and appendix A.1. Module names are those o
 
 from dataclasses import dataclass, field
 from functools import reduce
-from math import ceil, log, prod
+from math import ceil, prod
 
 import torch
 from torch import Tensor, nn
@@ -157,10 +157,10 @@ class Vocoder(nn.Module):
 
         ``sensor`` (B, 1, L * hop_length): what was restored, for a generator with ``hears_sensor``.
         """
-        if not self.delay:
+        if not self.delay or not mel.shape[-1]:
             return self.late(mel, heard, sensor)
-        frames = self.delay // self.config.mel.hop_length  # of silence, with which the last samples come
-        mel = F.pad(mel, (0, frames), value=log(self.config.mel.clamp))
+        frames = self.delay // self.config.mel.hop_length  # with which the last samples come
+        mel = F.pad(mel, (0, frames), mode="replicate")  # silence would fade them out
         heard = None if heard is None else F.pad(heard, (0, frames))
         sensor = None if sensor is None else F.pad(sensor, (0, self.delay))
         return self.late(mel, heard, sensor)[..., self.delay :]
