@@ -37,7 +37,7 @@ import torch
 from twostage.audio import sound_files
 from twostage.cli import main as twostage
 from twostage.evaluation.report import write_json, write_text
-from twostage.evaluation.runner import CLEAN, SUMMARY
+from twostage.evaluation.results import CLEAN, SUMMARY
 from twostage.models import checkpoint
 from twostage.models.precision import computes_bfloat16
 from twostage.training.config import EnhancerRun, RestorerRun, RunConfig, load_config, plain
@@ -153,9 +153,8 @@ class Task:
 
     def own(self, system: str) -> list[str]:
         """What suits the budget; on a core, bfloat16 where it computes in that."""
-        budget, halves = self.budget, ()
-        if budget.device == "cpu" and computes_bfloat16("cpu"):
-            halves = ("precision=bfloat16",)
+        budget = self.budget
+        halves = ("precision=bfloat16",) * (budget.device == "cpu" and computes_bfloat16("cpu"))
         given = (*budget.settings, *halves, *budget.own.get(system, ()), *budget.last)
         return [f"{name}={value}" for name, value in dict(text.split("=", 1) for text in given).items()]
 

@@ -1,9 +1,10 @@
 """Segments of degraded and clean speech for training: a batch is a pure function of (seed, step)."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from twostage.audio import sound_files
 from twostage.audio.levels import LEVEL, active_level
+from twostage.data.aligned_pair import Alignment, read_mono
 from twostage.data.gate import gate
 from twostage.data.manifest import Entry
 from twostage.data.noise import looped, noisy, pink
@@ -115,10 +117,7 @@ class Cache:
             self._kept[path] = np.clip(np.rint(mono * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
 
     def _whole(self, path: str) -> Floats:
-        sound, rate = sound_files.read(path)
-        mono = sound_files.resample(sound[0], rate, self.sample_rate)
-        if not np.isfinite(mono).all():
-            raise DataError(f"{path}: holds samples that are not finite")
+        mono = read_mono(path, self.sample_rate)
         return gate(mono, self.sample_rate, self.gate_db) if self.gate_db else mono
 
     def _read(self, path: str, first: int, last: int) -> Floats:
@@ -191,13 +190,13 @@ class PairDataset:
         entry = self.real[_pick(self._real_odds, rng)]
         assert entry.clean is not None  # what `real` is made of
         assert entry.degraded is not None
-        delay = round(entry.delay * self.config.sample_rate)
-        first = max(0, -delay)
-        last = min(self._clean.describe(entry.clean)[0], self._degraded.describe(entry.degraded)[0] - delay)
+        alignment = Alignment.of(entry, self.config.sample_rate)
+        first, last = alignment.shared(self._clean.describe(entry.clean)[0], self._degraded.describe(entry.degraded)[0])
         rate, samples = self._pace(rng)
         start = first + _start(last - first, samples, rng)
         clean = _levelled(self._clean, entry.clean, start, samples)
-        degraded = _levelled(self._degraded, entry.degraded, start + delay, samples)
+        as_recorded = partial(_levelled, self._degraded, entry.degraded)
+        degraded = alignment.degraded_segment(as_recorded, start, samples)
         return self._played(degraded, rate), self._played(clean, rate), None
 
     def _simulated(self, rng: np.random.Generator) -> tuple[Floats, Floats, Floats | None]:
@@ -254,7 +253,7 @@ class PairDataset:
 
 def batches(
     dataset: PairDataset, batch: int, seed: int, start: int = 0, *, rank: int = 0, world: int = 1, ahead: int = 4
-) -> Iterator[Pair]:
+) -> Generator[Pair, None, None]:
     """Endless batches from number ``start``, made ``ahead`` of time in a thread; close it to stop the thread."""
     pool = ThreadPoolExecutor(1, "pairs")
     waiting: deque[Future[Pair]] = deque()

@@ -247,12 +247,15 @@ def plain(settings: Any) -> dict[str, Any]:
     return {key: _plain(value) for key, value in asdict(settings).items()}
 
 
-def difference(ours: RunConfig, stored: RunConfig) -> str:
-    """The first field, not counting those that are free, in which two settings differ; empty if none does."""
+def difference(ours: RunConfig, stored: RunConfig, verb: str = "was") -> str:
+    """The first field, not counting those that are free, in which two settings differ; empty if none does.
+
+    ``verb`` introduces the value of ``stored``.
+    """
     mine, theirs = _flat(plain(ours)), _flat(plain(stored))
     for name in mine:
         if name not in FREE and mine[name] != theirs.get(name):
-            return f"{name} is {mine[name]}, was {theirs.get(name)}"
+            return f"{name} is {mine[name]}, {verb} {theirs.get(name)}"
     return ""
 
 

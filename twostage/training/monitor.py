@@ -1,10 +1,7 @@
 """What a training does besides learning: it reports, measures itself on held-out speech, and keeps its state."""
 
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -19,29 +16,9 @@ from twostage.training.logs import Clock, RunLog
 from twostage.training.trainer import Progress, Training
 from twostage.training.validation import Estimator, Example, measure
 from twostage.utils.errors import TwoStageError
+from twostage.utils.signals import Interruption
 
 STATE, BEST, LAST = "state.pt", "best.safetensors", "last.safetensors"
-
-
-class Interruption:
-    """Whether SIGINT or SIGTERM has come: a training then finishes its step and keeps its state."""
-
-    def __init__(self) -> None:
-        self.came = False
-
-    @contextmanager
-    def watch(self) -> Iterator["Interruption"]:
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.came:  # asked twice: do not wait for the step's end
-            raise KeyboardInterrupt
-        self.came = True
 
 
 class Monitor:

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from twostage.audio import sound_files
 from twostage.audio.levels import levelled
+from twostage.data.aligned_pair import AlignedPair, open_pair, read_mono
 from twostage.data.manifest import Entry
 from twostage.data.noise import Air
 from twostage.data.pairs import PairConfig
@@ -73,23 +73,23 @@ def _with_air(example: Example, config: PairConfig, place: int, noise: Sequence[
 
 
 def _example(entry: Entry, config: PairConfig, place: int, seconds: float, hop_length: int) -> Example:
-    clean = _read(entry.clean or "", config.sample_rate)
-    if entry.paired:
-        degraded = _read(entry.degraded or "", config.sample_rate)[max(0, round(entry.delay * config.sample_rate)) :]
-    elif config.sensors:
-        rng = seeded(place, "valid")
-        sensor = load_sensor(config.sensors[place % len(config.sensors)])
-        degraded = levelled(simulate(clean, config.sample_rate, sensor, rng), config.sample_rate)
-    else:
-        degraded = clean
-    length = min(len(clean), len(degraded), round(seconds * config.sample_rate)) // hop_length * hop_length
+    degraded, clean = _pair(entry, config, place).cut()
+    length = min(len(clean), round(seconds * config.sample_rate)) // hop_length * hop_length
     sides = [torch.from_numpy(np.ascontiguousarray(side[:length]))[None, None] for side in (degraded, clean)]
     return Example(entry.name, sides[0], sides[1], entry.paired)
 
 
-def _read(path: str, sample_rate: int) -> Array:
-    sound, rate = sound_files.read(path)
-    return levelled(sound_files.resample(sound[0], rate, sample_rate), sample_rate)
+def _pair(entry: Entry, config: PairConfig, place: int) -> AlignedPair:
+    """Both channels, in step and each at LEVEL: as recorded, or the degraded one simulated."""
+    rate = config.sample_rate
+    if entry.paired:
+        degraded, clean = (levelled(side, rate) for side in open_pair(entry, rate))
+        return AlignedPair(degraded, clean)
+    clean = levelled(read_mono(entry.clean or "", rate), rate)
+    if not config.sensors:
+        return AlignedPair(clean, clean)
+    sensor = load_sensor(config.sensors[place % len(config.sensors)])
+    return AlignedPair(levelled(simulate(clean, rate, sensor, seeded(place, "valid")), rate), clean)
 
 
 @torch.no_grad()

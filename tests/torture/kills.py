@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from torturing.assets import Assets, training
-from torturing.harness import Child, Limits, Place, Session, complaints, noted
+from torture.assets import Assets, training
+from torture.harness import Child, Limits, Place, Session, complaints, noted
 from twostage.models import checkpoint
 
 JUDGED = ("weights.adv=1", "weights.fm=1", "adversary.mel_discriminator.channels=[4,8]")
