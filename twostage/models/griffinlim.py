@@ -55,7 +55,8 @@ class GriffinLim(nn.Module):
         whole = config.n_fft % config.hop_length == 0 and config.n_fft >= 2 * config.hop_length
         if iterations and (not whole or config.win_length != config.n_fft):  # no sample in the zeros of all its windows
             raise ConfigError(
-                "griffin_lim needs mel.win_length equal to mel.n_fft and that a multiple of mel.hop_length, not itself: "
+                "griffin_lim needs mel.win_length equal to mel.n_fft and that twice mel.hop_length or more, and a "
+                "multiple of it: "
                 f"{config.win_length}, {config.n_fft}, {config.hop_length}"
             )
         if config.causal and iterations > 1:
