@@ -141,7 +141,7 @@ def test_a_score_that_is_none_is_no_best(corpus: Path, tmp_path: Path, monkeypat
 def test_systems_of_other_hops_are_measured_and_shown(
     name: str, small: list[str], corpus: Path, tmp_path: Path
 ) -> None:
-    """Their output ends a frame earlier than the clean speech: 8000 samples are 31 hops of 256, and theirs are fewer."""
+    """Their output ends a frame earlier than the clean speech: 7168 samples are 28 hops of 256, not of theirs."""
     given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={tmp_path / 'run'}", *FAST]
     plain = ["valid.metrics=[mel_l1]", "valid.best=mel_l1", "valid.show=2", "optimizer.warmup=0", "valid.seconds=0.45"]
     recipes.train_enhancer(load_config(EnhancerRun, [name], [*given, *plain, *small]))
