@@ -139,7 +139,7 @@ class Task:
     def common(self) -> list[str]:
         """Settings that are the same for all: the pairs, and that what is measured on the way costs no time."""
         pairs = plain(self.recipe("two-stage"))["data"]
-        quiet = ["valid.items=2", "valid.seconds=2", "valid.show=0", "valid.metrics=[mel_l1]", "valid.best=mel_l1"]
+        quiet = ["valid.items=2", "valid.seconds=2", "valid.metrics=[mel_l1]", "valid.best=mel_l1"]
         return [*(f"data.{name}={json.dumps(pairs[name])}" for name in SHARED), *quiet, f"device={self.budget.device}"]
 
     def lengths(self, system: str, steps: int) -> list[str]:
@@ -264,7 +264,7 @@ def train(task: Task, plan: Plan, system: str) -> Path:
     weights = folder / WEIGHTS
     done = made(weights)
     if done is None or (done < steps and system not in FREE):
-        seconds = timed(task, *task.training(system, folder, steps), "--resume")
+        seconds = timed(task, *task.training(system, folder, steps), *["--resume"] * (folder / "config.yaml").exists())
         plan.took(system, seconds * steps / max(1, steps - (done or 0)))  # as if it had not been stopped
     return weights
 

@@ -190,7 +190,10 @@ def test_what_was_stopped_goes_on_where_it_was(data: Path, stub: Path, tmp_path:
     stopped = reproduce(data, tmp_path / "r", python=stub, LOG=str(log), FAIL="adapt")
     assert stopped.returncode == 3
     assert len(log.read_text().splitlines()) == 4
+    assert "--resume" not in log.read_text()
     log.unlink()
+    (tmp_path / "r" / "restorer").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "r" / "restorer" / "config.yaml").touch()  # what a training writes first
     again = reproduce(data, tmp_path / "r", "threads=2", python=stub, LOG=str(log), FAIL="")
     assert again.returncode == 0
     first = shlex.split(log.read_text().splitlines()[0])

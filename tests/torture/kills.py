@@ -67,7 +67,7 @@ def _killed_to_its_end(
     killed = halves = 0
     run = place.work / "run"
     while killed <= most:
-        child = place.start([*words, "--resume"], LIMITS)
+        child = place.start([*words, *["--resume"] * (run / "config.yaml").exists()], LIMITS)
         if killed < most:
             writing = bool(rng.random() < 0.5)
             (_while_writing if writing else _anywhere)(child, run, rng, seconds)

@@ -88,7 +88,7 @@ def add_training_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--run", dest="directory", metavar="DIR", help="directory of the training: logs, weights, state (run=DIR)"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the training in DIR, if it has begun")
+    parser.add_argument("--resume", action="store_true", help="go on with the training in DIR, which must have begun")
 
 
 def training_settings(args: Namespace, schema: type[S]) -> S:

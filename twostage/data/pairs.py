@@ -159,6 +159,17 @@ class PairDataset:
         self._clean, self._degraded = Cache(config.sample_rate, room, config.gate_db), Cache(config.sample_rate, room)
         self._clean_odds, self._real_odds = _odds(self.clean), _odds(self.real)
 
+    def check_delays(self) -> None:
+        """Raise DataError, which names the pair, for one whose delay leaves nothing in common: it would be silence."""
+        for entry in self.real:
+            if entry.delay and entry.clean and entry.degraded:
+                lengths = (self._length(path) for path in (entry.clean, entry.degraded))
+                Alignment.of(entry, self.config.sample_rate).shared(*lengths)
+
+    def _length(self, path: str) -> int:
+        found = sound_files.info(path)
+        return sound_files.resampled_length(found.frames, found.sample_rate, self.config.sample_rate)
+
     def item(self, rng: np.random.Generator, *, real: bool) -> tuple[Floats, Floats]:
         """One segment: degraded (C, T), bone first, and clean (1, T), float32."""
         degraded, clean, room = self._recorded(rng) if real else self._simulated(rng)

@@ -86,8 +86,10 @@ class Monitor:
         self.scores = measure(training.ema, self.estimate, self.held_out, valid.metrics, self.mel)
         self.log.scalars(training.step, self.scores, "valid")
         score, best = self.scores[valid.best], training.best
-        better = best is None or (score > best if valid.higher_is_better else score < best)
-        if better and score == score:  # not NaN
+        better = score == score and (  # not NaN
+            best is None or (score > best if valid.higher_is_better else score < best)
+        )
+        if better:
             training.best = score
             self._write(training, BEST)
         told = " ".join(f"{name} {value:.4f}" for name, value in self.scores.items())
@@ -104,7 +106,9 @@ class Monitor:
             "made": found.mel,
             "clean": self.mel(example.clean)[0],
         }
-        self.log.picture(training.step, f"held_out_{place}", {name: mel.cpu().numpy() for name, mel in sides.items()})
+        frames = min(mel.shape[-1] for mel in sides.values())  # a system whose hop is another may make fewer
+        pictured = {name: mel[..., :frames].cpu().numpy() for name, mel in sides.items()}
+        self.log.picture(training.step, f"held_out_{place}", pictured)
         if found.audio is not None:
             self.log.sound(training.step, f"held_out_{place}/made", found.audio, rate)
         if not self._shown:

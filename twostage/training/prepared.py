@@ -18,6 +18,7 @@ from twostage.models.features import LogMel
 from twostage.training.adversary import Adversary, AdversaryRules, Precision
 from twostage.training.config import SETTINGS, RunConfig, difference, plain, to_yaml
 from twostage.training.distributed import Team, team
+from twostage.training.fingerprint import changed, fingerprint
 from twostage.training.logs import RunLog
 from twostage.training.monitor import LAST, STATE, Monitor, provenance
 from twostage.training.tasks import Weights
@@ -64,6 +65,7 @@ class PreparedTraining:
     dataset: PairDataset
     held_out: list[Example]
     files: int  # entries of the training manifests
+    data: dict[str, Any]  # the fingerprint of all of them
     state: dict[str, Any] | None = None
 
     @classmethod
@@ -73,6 +75,7 @@ class PreparedTraining:
         entries = read_manifest(*data.train, exclude_speakers=data.exclude_speakers)
         noise = [str(path) for path, _ in sound_files.find([data.noise])] if data.noise else []
         dataset = PairDataset(entries, data, noise=noise)
+        dataset.check_delays()
         held_out = examples(
             read_manifest(*data.valid),
             data,
@@ -82,7 +85,13 @@ class PreparedTraining:
             noise=noise,
         )
         _check_best(valid.best, held_out)
-        return cls(settings, plan, dataset, held_out, len(entries), state)
+        found = fingerprint(entries, noise, held_out, plan.listener)
+        if state and (name := changed(found, state.get("data", {}))):
+            raise ConfigError(
+                f"{name} is not what this training began with in {settings.run}: scores and weights would be of two "
+                "sets; give the same data (files may have moved), or begin another training from its weights (init)"
+            )
+        return cls(settings, plan, dataset, held_out, len(entries), found, state)
 
     def run(self) -> None:
         """Train to the last step; the logs, the weights and the state go to ``settings.run``."""
@@ -95,6 +104,7 @@ class PreparedTraining:
                 _keep(self.settings, self.plan.model)
                 return
             training = _training(self.settings, self.plan, mates, self.state)
+            training.data = self.data
             _check_same(mates, self.settings, training.step, self.files)
             for module in (self.plan.mel, self.plan.task, self.plan.listener):
                 if module is not None:
@@ -151,11 +161,14 @@ class PreparedTraining:
 def begin(settings: RunConfig, resume: bool) -> dict[str, Any] | None:
     """Seed, and return the state to go on from: None at the start of a training.
 
-    Raises ConfigError if the run directory holds a training and ``resume`` is not asked for, or its settings differ.
+    Raises ConfigError if the run directory holds a training and ``resume`` is not asked for, or its settings differ, or
+    if it holds none and ``resume`` is.
     """
     torch.manual_seed(settings.seed)
     path = Path(settings.run, STATE)
     if not path.exists():
+        if resume and not Path(settings.run, SETTINGS).exists():  # killed before its first state, it has settings alone
+            raise ConfigError(f"run: {settings.run} holds no training to resume; without --resume one begins there")
         return None
     if not resume:
         raise ConfigError(f"run: {settings.run} holds a training; go on with --resume, or name another directory")

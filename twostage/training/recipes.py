@@ -1,5 +1,6 @@
 """What is trained on what, by which losses: one function a training. `prepared` runs it."""
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ def train_vocoder(settings: VocoderRun, *, resume: bool = False) -> None:
         made = vocoder(log_mel, sensor=sensor)
         return Estimate(mel(made)[0], made[0, 0].cpu().numpy())
 
-    task = Vocoding(settings.vocoder.mel, weights)
+    task = Vocoding(settings.vocoder.mel, weights, settings.vocoder.mel_of_losses)
     plan = Plan(model, mel, task, weights, estimate, _adversary(settings), _direction_of_last)
     PreparedTraining.of(settings, plan, state).run()
 
@@ -70,9 +71,9 @@ def finetune(settings: FinetuneRun, *, resume: bool = False) -> None:
         made = both(example.degraded)
         return Estimate(mel(made)[0], made[0, 0].cpu().numpy())
 
-    task = Finetuning(model.config.vocoder.mel, weights, settings.frames)
-    adversary = _adversary(settings)
-    plan = Plan(model, mel, task, weights, estimate, adversary, lambda both: _direction_of_last(both.vocoder))
+    task = Finetuning(model.config.vocoder.mel_of_losses, weights, settings.frames)
+    last_layer = partial(_last_that_learns, settings.train)
+    plan = Plan(model, mel, task, weights, estimate, _adversary(settings), last_layer)
     PreparedTraining.of(settings, plan, state).run()
 
 
@@ -106,6 +107,11 @@ def _adversary(settings: RestorerRun | VocoderRun | FinetuneRun | EnhancerRun) -
 def _direction_of_last(stage: Any) -> Tensor:
     direction: Tensor = stage.conv_post.parametrizations.weight.original1
     return direction
+
+
+def _last_that_learns(train: str, both: Any) -> Tensor:
+    """The direction of the last weight on the data's way that is not frozen; ``train`` as in ``FinetuneRun``."""
+    return _direction_of_last(getattr(both, TRAINABLE[train][-1]))
 
 
 def last_weight(model: nn.Module) -> Tensor:
