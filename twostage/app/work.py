@@ -14,6 +14,7 @@ from twostage.data.sensors import PRESETS
 from twostage.inference.jobs import plan
 from twostage.inference.restoration import FAILURES, Options, Progress, Report, explain, restore_file
 from twostage.models.checkpoint import load
+from twostage.models.enhancer import Enhancer
 from twostage.utils.errors import AudioError, ConfigError
 
 SAMPLES = (Path(__file__).parent.parent / "samples", Path(__file__).parent.parent.parent / "samples")
@@ -25,13 +26,13 @@ class Models:
 
     def __init__(self, paths: Mapping[str, Sequence[str]]) -> None:
         self._paths, self._lock = dict(paths), threading.Lock()
-        self._loaded: dict[tuple[str, str], Any] = {}
+        self._loaded: dict[tuple[str, str], Enhancer] = {}
 
     @property
     def labels(self) -> list[str]:
         return list(self._paths)
 
-    def get(self, label: str, device: str) -> Any:
+    def get(self, label: str, device: str) -> Enhancer:
         if label not in self._paths:
             raise ConfigError(f"{label}: no such model; there are {', '.join(self._paths)}")
         with self._lock:
@@ -53,7 +54,7 @@ class Outcome:
 
 
 def restore_all(
-    model: Any,
+    model: Enhancer,
     sources: Sequence[Path],
     folder: Path,
     limits: Limits,

@@ -23,6 +23,7 @@ from twostage.data.manifest import read_paths
 from twostage.inference.jobs import renamed
 from twostage.inference.restoration import FAILURES, Options, explain, restore_file
 from twostage.models.checkpoint import DEFAULT, load, stage_files
+from twostage.models.enhancer import Enhancer
 from twostage.models.precision import shortfall
 from twostage.utils.errors import AudioError, ConfigError, OutputError
 from twostage.utils.schema import parse_json
@@ -58,7 +59,7 @@ class Weights:
         digests = sorted(sha256(content).hexdigest() for _, content in self.files)
         return digests[0] if len(digests) == 1 else sha256("\n".join(digests).encode()).hexdigest()
 
-    def load(self, device: str = "cpu", precision: str = "float32") -> Any:
+    def load(self, device: str = "cpu", precision: str = "float32") -> Enhancer:
         """The model, as ``checkpoint.load`` gives it."""
         with tempfile.TemporaryDirectory(prefix="twostage-") as folder:
             paths = [Path(folder) / f"{index}-{name}" for index, (name, _) in enumerate(self.files)]

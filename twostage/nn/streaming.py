@@ -6,8 +6,7 @@ Leaves alone hold state. A causal convolution is ``Past`` and a convolution with
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import ceil
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -81,12 +80,29 @@ def forget(model: nn.Module) -> None:
         leaf.carried = None
 
 
-def offline(model: Any, audio: Tensor) -> Tensor:
-    """What a causal model's ``late`` makes of all of a signal: (B, 1, T) -> (B, 1, T // hop_length * hop_length)."""
+class Delayed(Protocol):
+    """What ``offline`` asks of a model; lengths in samples."""
+
+    @property
+    def hop_length(self) -> int: ...
+
+    @property
+    def stride(self) -> int: ...
+
+    @property
+    def delay(self) -> int: ...
+
+    def late(self, audio: Tensor, /) -> Tensor: ...
+
+
+def offline(model: Delayed, audio: Tensor) -> Tensor:
+    """What ``late`` makes of all of a signal, in time: (B, C, T) -> (B, 1, T // hop_length * hop_length).
+
+    ``late`` takes multiples of ``stride`` and gives as many samples, ``delay`` later: silence follows the signal.
+    """
     length = audio.shape[-1] // model.hop_length * model.hop_length
-    following = ceil(model.delay / model.stride) * model.stride
-    made: Tensor = model.late(F.pad(audio[..., :length], (0, following)))
-    return made[..., model.delay : model.delay + length]
+    following = model.delay + -(length + model.delay) % model.stride
+    return model.late(F.pad(audio[..., :length], (0, following)))[..., model.delay : model.delay + length]
 
 
 @contextmanager

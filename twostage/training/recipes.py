@@ -13,6 +13,7 @@ from twostage.audio import sound_files
 from twostage.data.manifest import read_manifest
 from twostage.data.pairs import PairDataset, batches
 from twostage.models import checkpoint
+from twostage.models.enhancer import EnhancerModule
 from twostage.models.features import LogMel
 from twostage.models.registry import ENHANCERS
 from twostage.models.restorer import Restorer
@@ -73,7 +74,7 @@ def train_restorer(settings: RestorerRun, *, resume: bool = False) -> None:
         restored = restorer(task.hearing(mel, example.degraded))
         if not listener:
             return Estimate(restored[0], None)
-        heard = mel.stft.compressed(example.degraded[:, :1])
+        heard = mel.stft.input_spectra(example.degraded[:, :1])
         return Estimate(restored[0], listener(restored, heard, example.degraded[:, :1])[0, 0].cpu().numpy())
 
     _train(
@@ -106,7 +107,7 @@ def finetune(settings: FinetuneRun, *, resume: bool = False) -> None:
     settings.check_inputs("restorer.inputs", model.inputs)
     model.requires_grad_(False)
     for part in TRAINABLE[settings.train]:
-        getattr(model, part).requires_grad_(True)
+        model.get_submodule(part).requires_grad_(True)
     mel = LogMel(model.config.vocoder.mel)
 
     def estimate(both: nn.Module, example: Example) -> Estimate:
@@ -169,9 +170,8 @@ def _train(settings: RunConfig, plan: Plan, state: dict[str, Any] | None) -> Non
     if settings.threads:
         torch.set_num_threads(settings.threads)
     with team(settings.device) as mates, Interruption().watch() as interruption:
-        prepare: Any = getattr(plan.model, "prepare", None)
-        if state is None and prepare:
-            prepare(dataset.batch(data.batch, settings.seed, step) for step in range(PREPARED))
+        if state is None and isinstance(plan.model, EnhancerModule):
+            plan.model.prepare(dataset.batch(data.batch, settings.seed, step) for step in range(PREPARED))
         if not any(p.requires_grad for p in plan.model.parameters()):
             _keep(settings, plan.model)
             return
@@ -290,6 +290,8 @@ def _direction_of_last(stage: Any) -> Tensor:
 
 def last_weight(model: nn.Module) -> Tensor:
     """The weight, or its direction, of what makes the output: modules are named in the order of the data's way."""
+    if isinstance(model, TwoStage):  # but for the encoder of a vocoder that hears the sensor, which stands behind
+        model = model.vocoder.conv_post
     return [p for name, p in model.named_parameters() if p.ndim > 1 and not name.endswith("original0")][-1]
 
 
