@@ -104,7 +104,7 @@ class OnnxEnhancer(EnhancerModule):
 
     def forward(self, audio: Tensor) -> Tensor:
         length = audio.shape[-1] // self.hop_length * self.hop_length
-        rows = audio[..., :length].float().cpu().numpy()
+        rows = (audio if self.causal else audio[..., :length]).float().cpu().numpy()
         if not length:
             return audio[:, :1, :0]
         late = self.delay if self.causal else 0
@@ -112,14 +112,15 @@ class OnnxEnhancer(EnhancerModule):
         return torch.from_numpy(np.concatenate(made)[..., late : late + length])
 
     def runs(self, audio: NDArray[np.float32]) -> Iterator[tuple[Values, Values]]:
-        """What goes in and what comes out, run by run, for audio (inputs, T) of whole hops."""
+        """What goes in and what comes out, run by run, for audio (inputs, T); of whole hops, but for a step."""
         if not self.causal:
             given = {AUDIO: audio[None]}
             yield given, self._run(given)
             return
         with streaming(self):
-            silence = self.delay + -(audio.shape[1] + self.delay) % self.stride
-            yield from self._steps(np.pad(audio, ((0, 0), (0, silence))))
+            length, tail = audio.shape[1] // self.hop_length * self.hop_length, self.delay + self.stride - 1
+            needed = (length + tail) // self.stride * self.stride
+            yield from self._steps(np.pad(audio, ((0, 0), (0, tail)))[:, :needed])
 
     def late(self, audio: Tensor) -> Tensor:
         """As ``TwoStage.late``: the next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late."""

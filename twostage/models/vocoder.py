@@ -37,7 +37,7 @@ class VocoderConfig:
     resblock: int = 1  # the paper's type: 1 (two convolutions a dilation) or 2 (one)
     resblock_kernel_sizes: tuple[int, ...] = (3, 7)  # of the residual blocks that a level averages
     resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5))  # of each of them
-    hears_sensor: bool = False  # the generator gets the sensor's waveform at every rate, beside the mel
+    hears_sensor: bool = False  # the generator hears the sensor's waveform too; data.sensors, data.silent_prob
     griffin_lim: int = 0  # iterations that finish the output, not in training; 0: the paper's vocoder
     heard_below: float = 0.0  # Hz, up to which they take phase and harmonics from the restored input; 0: nothing
 

@@ -101,8 +101,9 @@ def offline(model: Delayed, audio: Tensor) -> Tensor:
     ``late`` takes multiples of ``stride`` and gives as many samples, ``delay`` later: silence follows the signal.
     """
     length = audio.shape[-1] // model.hop_length * model.hop_length
-    following = model.delay + -(length + model.delay) % model.stride
-    return model.late(F.pad(audio[..., :length], (0, following)))[..., model.delay : model.delay + length]
+    tail = model.delay + model.stride - 1
+    needed = (length + tail) // model.stride * model.stride
+    return model.late(F.pad(audio, (0, tail))[..., :needed])[..., model.delay : model.delay + length]
 
 
 @contextmanager
