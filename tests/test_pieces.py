@@ -11,6 +11,7 @@ from twostage.inference.restoration import restore
 from twostage.models.enhancer import StreamingModule
 from twostage.nn.layers import GRU
 from twostage.nn.streaming import Late
+from twostage.utils.errors import ConfigError
 
 
 class Remembering(StreamingModule):
@@ -69,3 +70,20 @@ def test_silent_channels_stay_as_long_as_they_were(model):
     pairs = list(enhance(model, [np.ones((2, 555), np.float32)], 0.1, []))
     assert sum(after.shape[1] for _, after in pairs) == 555
     assert not any(after.any() for _, after in pairs)
+
+
+class Elsewhere:
+    """A causal enhancer that is no module: there would be no state to carry."""
+
+    causal, context, sample_rate, hop_length, stride, delay, inputs = True, inf, 1000, 10, 10, 7, 1
+    latency, device = 17, torch.device("cpu")
+
+    def __call__(self, audio):
+        return audio
+
+    late = __call__
+
+
+def test_a_causal_model_must_be_a_module():
+    with pytest.raises(ConfigError, match="Elsewhere: a causal model must be a torch module"):
+        restore(Elsewhere(), np.ones(100), 1000)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import twostage
+from twostage.audio.levels import levelled
 from twostage.cli import main
 from twostage.data.pairs import Pair
 from twostage.data.sensors import Sensor
 from twostage.evaluation import costs
-from twostage.evaluation.runner import CopySynthesis
+from twostage.evaluation.runner import CopySynthesis, estimates, load_systems
 from twostage.export.calibration import calibration_speech
 from twostage.inference.windowed_inference import WindowedInference
 from twostage.models import checkpoint
@@ -25,8 +26,8 @@ from twostage.models.restorer import RestorerConfig
 from twostage.models.two_stage import TwoStage, TwoStageConfig
 from twostage.models.vocoder import Vocoder, VocoderConfig
 from twostage.nn.streaming import carries, streaming
-from twostage.training.config import VocoderRun, load_config
-from twostage.training.recipes import last_weight
+from twostage.training.config import FinetuneRun, RestorerRun, VocoderRun, load_config
+from twostage.training.recipes import finetune, last_weight, train_restorer
 from twostage.training.tasks import Finetuning, FinetuningWeights, Vocoding, VocodingWeights, total
 from twostage.utils.errors import ConfigError
 
@@ -108,6 +109,21 @@ def test_no_sensor_is_silence_and_copy_synthesis_gives_silence(speech: Speech) -
     assert torch.equal(model(mels), silent)
     assert torch.equal(CopySynthesis(model)(audio), silent)
     assert (model(mels, sensor=audio) - silent).abs().max() > 1e-3
+
+
+def test_copy_synthesis_is_measured_with_and_without_the_sensor(tmp_path: Path, speech: Speech) -> None:
+    model = both(CENTRED)
+    checkpoint.save(tmp_path / "m.safetensors", model, provenance={})
+    systems = load_systems({"ours": [str(tmp_path / "m.safetensors")]})
+    names = ["ours", "ours, copy-synthesis", "ours, with the sensor, copy-synthesis"]
+    assert [system.name for system in systems] == names
+    clean, bone = speech(8000), speech(7000, seed=1)  # of the longer one, the end has no sensor
+    found = dict(estimates(bone, clean, systems))
+    sides = [torch.from_numpy(levelled(side, 16000)) for side in (clean, np.pad(bone, (0, 1000)))]
+    padded = [nn.functional.pad(side, (0, 192))[None, None] for side in sides]
+    made = model.vocoder(LogMel(CENTRED)(padded[0]), sensor=padded[1])[0, 0, :8000].numpy()
+    unlike = {name: 1 - np.corrcoef(made, found[name])[0, 1] for name in names[1:]}  # levels differ
+    assert unlike[names[2]] < 1e-5 < 0.1 * unlike[names[1]]
 
 
 @pytest.mark.parametrize("hears", [True, False])
@@ -285,6 +301,50 @@ def test_a_checkpoint_comes_back_and_restores(tmp_path: Path, speech: Speech) ->
     assert again.config.vocoder.hears_sensor
     wanted = twostage.restore(model, given, 16000)
     np.testing.assert_allclose(twostage.restore(again, given, 16000), wanted, atol=1e-6)
+
+
+def test_causal_and_sensor_go_together_in_either_order(corpus: Path) -> None:
+    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run=x"]
+    for files in (["vocoder", "content", "causal", "sensor"], ["vocoder", "causal", "sensor"]):
+        settings = load_config(VocoderRun, files, given)
+        assert (settings.vocoder.hears_sensor, settings.vocoder.mel.causal) == (True, True)
+        assert Vocoder(settings.vocoder).delay == settings.vocoder.griffin_lim == 0
+        assert settings.data.silent_prob == 0.15
+
+
+@pytest.mark.parametrize("train", ["vocoder", "both"])
+def test_finetuning_moves_the_encoder(train: str, corpus: Path, tmp_path: Path) -> None:
+    tiny = ["finetune", "tiny"]
+    model = TwoStage(TwoStageConfig(RestorerConfig(CENTRED, (4, 8), (2,), dilations=(1,)), config(CENTRED)))
+    awake(model)
+    checkpoint.save(tmp_path / "m.safetensors", model, provenance={})
+    given = [
+        f"data.train=[{corpus}]",
+        f"data.valid=[{corpus}]",
+        f"run={tmp_path / 'run'}",
+        "data.sensors=[any]",
+        "data.sensor_weights=[]",
+    ]
+    given += [f"models=[{tmp_path / 'm.safetensors'}]", f"train={train}", "steps=2", "save=1", "valid.every=2"]
+    given += ["optimizer.learning_rate=0.01", "optimizer.warmup=0"]
+    finetune(load_config(FinetuneRun, tiny, [*given, "frames=4", f"weights.restored={int(train == 'both')}"]))
+    before, after = checkpoint.plain_state(model), twostage.load(tmp_path / "run" / "last.safetensors").state_dict()
+    moved = {name for name, tensor in after.items() if not torch.allclose(tensor, before[name], atol=1e-7)}
+    assert {name for name in after if name.startswith("vocoder.encoder.")} <= moved
+    assert any(name.startswith("restorer.") for name in moved) == (train == "both")
+
+
+def test_a_restorer_is_listened_to_by_a_vocoder_that_hears_the_sensor(corpus: Path, tmp_path: Path) -> None:
+    model = both(CENTRED)
+    checkpoint.save(tmp_path / "v.safetensors", model.vocoder, provenance={})
+    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={tmp_path / 'run'}", "steps=2", "valid.every=2"]
+    listening = [f"valid.vocoder={tmp_path / 'v.safetensors'}", "valid.metrics=[mel_l1,stoi]"]
+    train_restorer(
+        load_config(
+            RestorerRun, ["restorer", "tiny"], [*given, *listening, "data.sensors=[any]", "data.sensor_weights=[]"]
+        )
+    )
+    assert (tmp_path / "run" / "best.safetensors").is_file()
 
 
 def test_a_sensor_that_is_the_clean_speech_is_refused(corpus: Path, paired_corpus: Path) -> None:

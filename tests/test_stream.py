@@ -63,6 +63,17 @@ def test_streaming_equals_offline(name: str, size: int) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["causal", "causal, pooled time", "causal, plain vocoder"])
+def test_a_forward_that_ends_within_a_hop_is_the_start_of_the_stream(name: str) -> None:
+    model, audio = MODELS[name](), speech(LENGTH)  # no whole number of hops
+    with torch.no_grad():
+        whole = model(torch.from_numpy(audio)[None, None])[0, 0].numpy()
+    with twostage.Stream(model) as stream:
+        found = np.concatenate([stream.push(audio), stream.flush()])
+    assert len(whole) == LENGTH // 256 * 256
+    np.testing.assert_allclose(whole, found[: len(whole)], atol=1e-5, rtol=0)
+
+
 def test_the_shipped_model_streams_as_it_restores() -> None:
     model, audio = twostage.load("causal"), speech(16000)
     with twostage.Stream(model) as stream:

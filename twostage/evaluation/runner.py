@@ -52,17 +52,24 @@ SAVE_EVERY = 10.0  # seconds
 ROWS, SETTINGS, TABLE, SUMMARY = "utterances.csv", "settings.json", "table.md", "summary.json"
 PICTURES, SOUNDS, CLEAN = "spectrograms", "sounds", "clean"
 COPY = ", copy-synthesis"  # ends the name of a vocoder that is fed with clean speech
+WITH_SENSOR = ", with the sensor"  # stands before it, of a vocoder that is fed with the degraded waveform as well
 
 
 class CopySynthesis(EnhancerModule):
     """A vocoder fed with the mel of what it should say: (B, 1, T) -> (B, 1, T // hop_length * hop_length).
 
-    A vocoder that hears the sensor hears silence: the clean waveform would say all.
+    A vocoder that hears the sensor is given silence; ``with_sensor``, the degraded waveform, a second channel.
     """
 
-    def __init__(self, vocoder: Vocoder) -> None:
+    def __init__(self, vocoder: Vocoder, *, with_sensor: bool = False) -> None:
         super().__init__()
         self.mel, self.vocoder, self.config = LogMel(vocoder.config.mel), vocoder, vocoder.config
+        self.with_sensor = with_sensor
+
+    @property
+    def inputs(self) -> int:
+        """Channels: the clean speech, or the clean speech and the degraded."""
+        return 1 + self.with_sensor
 
     @property
     def sample_rate(self) -> int:
@@ -78,7 +85,7 @@ class CopySynthesis(EnhancerModule):
         return mel.hop_length * (math.ceil(mel.n_fft / mel.hop_length) + self.vocoder.context)
 
     def forward(self, audio: Tensor) -> Tensor:
-        out: Tensor = self.vocoder(self.mel(audio))
+        out: Tensor = self.vocoder(self.mel(audio[:, :1]), sensor=audio[:, 1:] if self.with_sensor else None)
         return out
 
 
@@ -143,7 +150,10 @@ class Results:
 
 
 def load_systems(models: Mapping[str, Sequence[str]], device: str = "cpu", precision: str = "float32") -> list[System]:
-    """Restoration and copy-synthesis of each model, by label; a vocoder alone gives copy-synthesis only."""
+    """Restoration and copy-synthesis of each model, by label; a vocoder alone gives copy-synthesis only.
+
+    Of a vocoder that hears the sensor there are two: with silence for the sensor, and with what it hears.
+    """
     systems = []
     for label, paths in models.items():
         model = _load(paths, device, precision)
@@ -153,6 +163,9 @@ def load_systems(models: Mapping[str, Sequence[str]], device: str = "cpu", preci
         if isinstance(vocoder, Vocoder):
             copy = CopySynthesis(vocoder).eval().to(device)
             systems.append(System(f"{label}{COPY}", copy, hears_clean=True))
+        if isinstance(vocoder, Vocoder) and vocoder.config.hears_sensor:
+            copy = CopySynthesis(vocoder, with_sensor=True).eval().to(device)
+            systems.append(System(f"{label}{WITH_SENSOR}{COPY}", copy, hears_clean=True))
     return systems
 
 
@@ -320,10 +333,14 @@ def estimates(
     yield from zip((RAW, AIR), channels, strict=False)
     for system in systems:
         given = channels if system.model.inputs > 1 else channels[0]
-        heard, low = (clean, 0.0) if system.hears_clean else (given, keep_low_band)
+        if system.hears_clean and system.model.inputs > 1:  # the sensor as well
+            given = np.stack([clean, sound_files.match_length(channels[0], len(clean))])
+        elif system.hears_clean:
+            given = clean
+        low = 0.0 if system.hears_clean else keep_low_band
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of silence: the scores' own note says so
-            out = restore(system.model, heard, RATE, keep_low_band=low)
+            out = restore(system.model, given, RATE, keep_low_band=low)
         yield system.name, sound_files.resample(out.reshape(-1), system.model.sample_rate, RATE)
 
 
