@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from twostage.models.enhancer import EnhancerModule
-from twostage.nn.streaming import Carry, streaming
+from twostage.nn.streaming import Carry, streaming, with_tail
 from twostage.utils.errors import CheckpointError, ConfigError
 from twostage.utils.schema import build, parse_json
 
@@ -118,9 +118,7 @@ class OnnxEnhancer(EnhancerModule):
             yield given, self._run(given)
             return
         with streaming(self):
-            length, tail = audio.shape[1] // self.hop_length * self.hop_length, self.delay + self.stride - 1
-            needed = (length + tail) // self.stride * self.stride
-            yield from self._steps(np.pad(audio, ((0, 0), (0, tail)))[:, :needed])
+            yield from self._steps(with_tail(self, torch.from_numpy(audio)).numpy())
 
     def late(self, audio: Tensor) -> Tensor:
         """As ``TwoStage.late``: the next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late."""

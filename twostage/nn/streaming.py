@@ -81,7 +81,7 @@ def forget(model: nn.Module) -> None:
 
 
 class Delayed(Protocol):
-    """What ``offline`` asks of a model; lengths in samples."""
+    """A model that streams, as far as ``offline`` needs to know it; lengths in samples."""
 
     @property
     def hop_length(self) -> int: ...
@@ -95,15 +95,19 @@ class Delayed(Protocol):
     def late(self, audio: Tensor, /) -> Tensor: ...
 
 
+def with_tail(model: Delayed, audio: Tensor) -> Tensor:
+    """A signal (..., T) and the silence with which the last sample of its last whole hop comes out: whole strides."""
+    length, tail = audio.shape[-1] // model.hop_length * model.hop_length, model.delay + model.stride - 1
+    return F.pad(audio, (0, tail))[..., : (length + tail) // model.stride * model.stride]
+
+
 def offline(model: Delayed, audio: Tensor) -> Tensor:
     """What ``late`` makes of all of a signal, in time: (B, C, T) -> (B, 1, T // hop_length * hop_length).
 
-    ``late`` takes multiples of ``stride`` and gives as many samples, ``delay`` later: silence follows the signal.
+    ``late`` takes multiples of ``stride`` and gives as many samples, ``delay`` later.
     """
     length = audio.shape[-1] // model.hop_length * model.hop_length
-    tail = model.delay + model.stride - 1
-    needed = (length + tail) // model.stride * model.stride
-    return model.late(F.pad(audio, (0, tail))[..., :needed])[..., model.delay : model.delay + length]
+    return model.late(with_tail(model, audio))[..., model.delay : model.delay + length]
 
 
 @contextmanager
