@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.signal import fftconvolve, firwin
 
 from twostage.audio.sound_files import Audio, match_length
 
@@ -63,6 +62,8 @@ def keep_low_band(pairs: Iterable[tuple[Audio, Audio]], cutoff: float, sample_ra
     if not cutoff:
         yield from (enhanced for _, enhanced in pairs)
         return
+    from scipy.signal import fftconvolve, firwin  # takes a second to import
+
     side = round(CROSSOVER / 2 * sample_rate)
     taps = firwin(2 * side + 1, cutoff, fs=sample_rate)[None].astype(np.float32)
     difference = enhanced = None

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+FADE = 512  # samples over which the last one of a signal fades out behind its end
+
 
 class Carry(nn.Module):
     """A leaf that keeps ``carried`` for the next call within ``streaming``; outside, every call is the first."""
@@ -95,10 +97,35 @@ class Delayed(Protocol):
     def late(self, audio: Tensor, /) -> Tensor: ...
 
 
+def continued(audio: Tensor, steps: int) -> Tensor:
+    """A signal and what is to be heard after its end, as smooth as it was: (..., T) -> (..., T + steps).
+
+    Many recordings end in the middle of speech. Zeros after such an end are a step, hence energy at all frequencies, in
+    frames of which output before the end is made; a model that restores high bands makes a click of it. Here the past
+    follows, turned about the last sample in time and sign, so that neither level nor slope jumps; zeros, which precede
+    a signal, follow where it is shorter than ``steps``. What follows does not depend on how much of it is asked for.
+
+    Source: Gustafsson, "Determining the initial states in forward-backward filtering", IEEE Transactions on Signal
+    Processing 1996. There the last sample counts throughout; here it fades out, lest a level stay that is no speech.
+
+    >>> continued(torch.tensor([3.0, 1.5, 2.0]), 3).round(decimals=2).tolist()
+    [3.0, 1.5, 2.0, 2.5, 1.0, 4.0]
+    """
+    past = F.pad(audio, (steps + 1, 0)).narrow(-1, audio.shape[-1], steps + 1)
+    fade = (torch.arange(1, steps + 1, device=audio.device).clamp(max=FADE) * (torch.pi / FADE)).cos() + 1
+    return torch.cat((audio, fade.to(audio.dtype) * past[..., -1:] - past[..., :-1].flip(-1)), -1)
+
+
+def tail_length(model: Delayed) -> int:
+    """Samples of ``continued`` with which the last output of a causal model comes, however long the signal is."""
+    return model.delay + model.stride - 1
+
+
 def with_tail(model: Delayed, audio: Tensor) -> Tensor:
-    """A signal (..., T) and the silence with which the last sample of its last whole hop comes out: whole strides."""
-    length, tail = audio.shape[-1] // model.hop_length * model.hop_length, model.delay + model.stride - 1
-    return F.pad(audio, (0, tail))[..., : (length + tail) // model.stride * model.stride]
+    """A signal (..., T), continued until the last sample of its last whole hop comes out: whole strides."""
+    length = audio.shape[-1] // model.hop_length * model.hop_length
+    needed = (length + tail_length(model)) // model.stride * model.stride
+    return continued(audio, tail_length(model))[..., :needed]
 
 
 def offline(model: Delayed, audio: Tensor) -> Tensor:

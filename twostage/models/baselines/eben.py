@@ -5,7 +5,7 @@ with noise-resilient body-conduction microphones", ICASSP 2023, section 2; M, P 
 ``taps``) are those of "Configurable EBEN", TASLP 2023. Sizes of layers, which have no biases, and where activations
 stand are those of the authors' code. What differs from them:
 - zeros before and after a signal, where theirs is reflected at every layer; a strided convolution looks as far back as
-  ahead; a signal is padded to a whole number of strides, where theirs is cut to one
+  ahead; a signal is continued to a whole number of strides, where theirs is cut to one
 - ``causal``, not in the papers: every layer looks back alone, and the bands' filters add 28 samples
 - the judges of bands split the finished sound again; theirs are shown the bands that it was made of
 """

@@ -7,7 +7,7 @@ EBEN, who count 8.3 M weights. What differs:
 - with ``inputs: 1`` bone-conducted speech alone is heard; the paper's are an accelerometer and a noisy microphone
 - ``causal``, not in the paper: every layer looks back alone. With ``channels: 8`` that is the streaming SEANet of Li et
   al., "Real-Time Speech Frequency Bandwidth Extension", ICASSP 2021, 0.7 M
-- tanh bounds the output; a signal is padded with zeros to a whole number of strides
+- tanh bounds the output; a signal is continued to a whole number of strides
 """
 
 from dataclasses import dataclass
