@@ -14,6 +14,7 @@ from twostage.utils.errors import AudioError, ConfigError, OutputError, TwoStage
 if TYPE_CHECKING:
     from twostage.inference.jobs import Job
     from twostage.inference.restoration import Options, Progress, Report
+    from twostage.models.enhancer import Enhancer
 
 HELP = "restore bone-conducted recordings: files, folders or patterns, of any length and number of channels"
 EXAMPLE = """
@@ -52,7 +53,6 @@ def run(args: argparse.Namespace) -> int:
     from twostage.inference.failures import Failure, one_by_one
     from twostage.inference.jobs import plan
     from twostage.inference.restoration import Options
-    from twostage.inference.windows import device_of
     from twostage.models.onnx_enhancer import OnnxEnhancer
 
     options = Options(args.seconds, args.level, args.keep_low_band, args.sample_rate, args.overwrite)
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     device = device_for(args.device)
     precision = precision_for(args.precision, device)
     model = _load(args.model, device, precision) if pending else None
-    device = device_of(model).type if model else device  # ONNX stays on the CPU
+    device = model.device.type if model else device  # ONNX stays on the CPU
     if precision != "float32" and isinstance(model, OnnxEnhancer):
         print(f"twostage: warning: --precision {args.precision}: ONNX runs as it was written", file=sys.stderr)
         precision = "float32"
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     return int(any(report.status == "failed" for report in reports))
 
 
-def _do(model: Any, job: "Job", options: "Options", progress: "Progress", skip: bool) -> "Report":
+def _do(model: "Enhancer | None", job: "Job", options: "Options", progress: "Progress", skip: bool) -> "Report":
     """Restore one file, unless it is done. Raises what goes wrong with it."""
     from twostage.inference.restoration import restore_file
     from twostage.utils.files import check_writable
@@ -240,7 +240,7 @@ def _write_report(args: argparse.Namespace, reports: "list[Report]", device: str
         partial.write_text(text + "\n", encoding="utf-8")
 
 
-def _load(names: list[str] | None, device: str, precision: str) -> Any:
+def _load(names: list[str] | None, device: str, precision: str) -> "Enhancer":
     from twostage.models.checkpoint import load
 
     return load(*names or [], device=device, precision=precision)

@@ -36,7 +36,8 @@ from twostage.audio.sound_files import (
     resampled_length,
 )
 from twostage.inference.chunks import enhance
-from twostage.inference.windows import Enhancer, inputs_of, keep_low_band
+from twostage.inference.windows import keep_low_band
+from twostage.models.enhancer import Enhancer
 from twostage.utils.errors import AudioError, ConfigError
 from twostage.utils.files import check_writable, make_folder
 from twostage.utils.memory import honest
@@ -176,7 +177,7 @@ def restore(
     source = Source("audio", int(sample_rate), len(rows), lambda: iter(blocks))
     outputs = _outputs(model, source)
     survey = measure(source, model.sample_rate)
-    for complaint in survey.complaints(inputs_of(model)):
+    for complaint in survey.complaints(model.inputs):
         warnings.warn(f"the audio is {complaint}", stacklevel=2)
     spill = Spill(io.BytesIO(), outputs)
     gains, _ = _render(model, source, survey, model.sample_rate, options, spill, PEAK, lambda _: None)
@@ -227,13 +228,13 @@ def restore_file(
         elapsed=elapsed,
         realtime_factor=elapsed * given.sample_rate / survey.frames,
         limited_db=limited,
-        warnings=survey.complaints(inputs_of(model)),
+        warnings=survey.complaints(model.inputs),
     )
 
 
 def _outputs(model: Enhancer, source: Source) -> int:
     """Channels that ``model`` makes of the source's. AudioError if it does not take as many."""
-    inputs = inputs_of(model)
+    inputs = model.inputs
     if inputs > 1 and source.channels != inputs:
         has = f"{source.channels} channel" + "s" * (source.channels > 1)
         raise AudioError(f"has {has}; this model hears {inputs}, bone and air", subject=source.name)
@@ -280,7 +281,7 @@ def _render(
     gains = np.where(survey.silent, 0, _amplitude(LEVEL - np.where(survey.silent, 0, survey.levels)))[:, None]
     given = resampled(source.blocks(), source.sample_rate, model.sample_rate, source.channels)
     normal = (block * gains.astype(np.float32) for block in given)
-    spoken = survey.spoken(inputs_of(model))
+    spoken = survey.spoken(model.inputs)
     # memory is for as much sound, however many channels share it
     seconds = options.seconds * USUAL / max(USUAL, source.channels)
     pairs = enhance(model, normal, seconds, np.flatnonzero(~spoken.silent), options.batch)
