@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from twostage.audio.sound_files import Audio
-from twostage.inference.windows import Enhancer, Window, device_of, forward_in_turn, inputs_of, windows
+from twostage.inference.windows import Enhancer, Window, causal_of, device_of, forward_in_turn, inputs_of, windows
 from twostage.nn.streaming import forget, streaming
 
 PIECE = 10.0  # seconds that a causal model takes at once, however much is pushed: bounds the memory
@@ -66,9 +66,9 @@ class Pieces:
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """A model with state of its own and the same weights, not copies of them."""
+    """A model with state of its own and the same weights, not copies of them; in use, not in training."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
+    return copy.deepcopy(model, shared).eval()
 
 
 def enhance(
@@ -81,7 +81,7 @@ def enhance(
     other channels come out as zeros. ``batch`` windows go through the model at once, which may change the last bits.
     """
     seconds, chosen = min(seconds, LONGEST), list(channels)
-    if getattr(model, "causal", False):
+    if causal_of(model):
         yield from _in_pieces(model, blocks, seconds, chosen)
     else:
         yield from _in_windows(model, blocks, seconds, chosen, batch)

@@ -1,6 +1,7 @@
 """A stream of sound through an enhancer in windows, equal to the whole at once; and the splice of the low band."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -107,6 +108,25 @@ def _part(model: Enhancer, audio: Tensor, skip: int, keep: int) -> Tensor:
 def inputs_of(model: object) -> int:
     """Channels of audio that an enhancer hears at once: 1, or 2 if it hears bone and air."""
     return getattr(model, "inputs", 1)
+
+
+def causal_of(model: object) -> bool:
+    """Whether an enhancer carries its state from piece to piece of a stream."""
+    return bool(getattr(model, "causal", False))
+
+
+@contextmanager
+def evaluating(model: object) -> Iterator[None]:
+    """Within, a module runs as for use, whatever mode a training left it or its parts in; then as it was."""
+    parts = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+    trained = [part for part in parts if part.training]
+    for part in trained:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in trained:
+            part.training = True
 
 
 def device_of(model: object) -> torch.device:
