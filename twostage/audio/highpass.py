@@ -21,6 +21,7 @@ STOP, DEPTH = 9.0, 90.0  # Hz below which at least so many dB are taken away; at
 ORDER = 7  # odd: an offset is taken away without rest
 DECAY = 1e-6  # of what the start of the filter leaves, when it counts as gone
 RIDGE = 1e-12  # of the energy of a natural response: less of it says nothing about the state
+SHORTEST = 0.02  # seconds: of less, nothing says what was there before it; it is left as it is
 AT_ONCE = 4096  # samples whose states are estimated at once
 
 Floats = NDArray[np.float64]
@@ -39,12 +40,12 @@ class Design(NamedTuple):
 
 @lru_cache(maxsize=8)
 def design(sample_rate: int) -> Design:
-    sections = signal.cheby2(ORDER, DEPTH, STOP, "highpass", fs=sample_rate, output="sos")
+    sections: Floats = signal.cheby2(ORDER, DEPTH, STOP, "highpass", fs=sample_rate, output="sos")
     slowest = np.abs(signal.sos2zpk(sections)[1]).max()  # of the poles, the one that decays last
     length = ceil(log(DECAY) / log(slowest))
     states = np.delete(np.eye(2 * len(sections)), 1, axis=0)  # the first section is of order one, and has one state
-    states = states.reshape(ORDER, len(sections), 2).transpose(1, 0, 2)
-    responses, _ = signal.sosfilt(sections, np.zeros((ORDER, length)), zi=states)
+    each = states.reshape(ORDER, len(sections), 2).transpose(1, 0, 2)
+    responses, _ = signal.sosfilt(sections, np.zeros((ORDER, length)), zi=each)
     return Design(sections, signal.sosfilt_zi(sections), np.linalg.qr(responses.T)[0])
 
 
@@ -99,6 +100,7 @@ class ZeroPhaseHighPass:
     def __init__(self, channels: int, sample_rate: int, chunk: int = BLOCK) -> None:
         self._design = design(sample_rate)
         self._lead, self._chunk = len(self._design.responses), chunk
+        self._shortest = round(SHORTEST * sample_rate)
         self._start: list[Floats] = []  # until there is enough of it to know the state
         self._state: Floats | None = None
         self._forward = np.zeros((channels, 0))
@@ -120,6 +122,10 @@ class ZeroPhaseHighPass:
         return np.concatenate(ready, axis=1)
 
     def flush(self) -> Audio:
+        if self._state is None and sum(part.shape[1] for part in self._start) < self._shortest:
+            short = np.concatenate([self._forward, *self._start], axis=1)
+            self._start = []
+            return short.astype(np.float32)
         self._begin()
         rest = self._forward
         self._forward = rest[:, :0]
@@ -153,9 +159,13 @@ def highpassed(
     if causal:
         yield from map(CausalHighPass(channels, sample_rate).push, blocks)
         return
-    both_ways = ZeroPhaseHighPass(channels, sample_rate, block_length(channels))
-    yield from map(both_ways.push, blocks)
-    yield both_ways.flush()
+    most = block_length(channels)
+    both_ways = ZeroPhaseHighPass(channels, sample_rate, most)
+    for block in blocks:
+        yield both_ways.push(block)
+    rest = both_ways.flush()
+    for start in range(0, max(1, rest.shape[1]), most):
+        yield rest[:, start : start + most]
 
 
 def highpass(audio: NDArray[Any], sample_rate: int, *, causal: bool = False) -> Audio:

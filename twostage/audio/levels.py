@@ -44,8 +44,8 @@ def levelled(audio: Audio, sample_rate: int) -> Audio:
 
 @lru_cache(maxsize=8)
 def _weighting(sample_rate: int) -> Floats:
-    """Second-order sections of an elliptic high-pass with a ripple of a tenth of a dB."""
-    sections: Floats = signal.ellip(8, 0.1, 50, LOWEST, "highpass", fs=sample_rate, output="sos")
+    """Second-order sections of an elliptic high-pass with a ripple of a fiftieth of a dB."""
+    sections: Floats = signal.ellip(9, 0.02, 50, LOWEST, "highpass", fs=sample_rate, output="sos")
     return sections
 
 
@@ -67,16 +67,16 @@ class LevelMeter:
             return
         self.total += block.shape[1]
         self.peak = np.maximum(self.peak, np.abs(block).max(axis=1))
-        block = block.astype(np.float64)
-        self._energy += np.square(block).sum(axis=1)
+        exact = block.astype(np.float64)
+        self._energy += np.square(exact).sum(axis=1)
         if self._state is None:  # that of a signal which was there before
-            self._state = signal.sosfilt_zi(self._weighting)[:, None] * block[None, :, :1]
-        block, self._state = signal.sosfilt(self._weighting, block, zi=self._state)
-        block = np.concatenate([self._rest, block], axis=1)
-        whole = block.shape[1] // self.frame * self.frame
-        self._rest = block[:, whole:].copy()
+            self._state = signal.sosfilt_zi(self._weighting)[:, None] * exact[None, :, :1]
+        heard, self._state = signal.sosfilt(self._weighting, exact, zi=self._state)
+        heard = np.concatenate([self._rest, heard], axis=1)
+        whole = heard.shape[1] // self.frame * self.frame
+        self._rest = heard[:, whole:].copy()
         if whole:
-            self._powers.append(np.square(block[:, :whole].reshape(len(block), -1, self.frame)).mean(axis=2))
+            self._powers.append(np.square(heard[:, :whole].reshape(len(heard), -1, self.frame)).mean(axis=2))
 
     def levels(self) -> Floats:
         """Active level of each channel (C,) in dB re full scale; -inf for silence.

@@ -12,7 +12,7 @@ HOLD, FADE = 0.01, 0.01  # seconds on either side for which the gain is held, lo
 
 
 def limited(blocks: Iterable[Audio], ceiling: float, sample_rate: int) -> Iterator[Audio]:
-    """A stream of blocks (C, T) with no sample beyond ``ceiling``: one gain for all channels, which keeps their balance.
+    """A stream of blocks (C, T) with no sample beyond ``ceiling``: one gain for all channels keeps their balance.
 
     The gain at a sample is the mean, weighted by a Hann window, of the lowest that is needed around each of its
     neighbours: smooth, and never above what the sample itself needs.

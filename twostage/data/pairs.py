@@ -14,7 +14,9 @@ from scipy import fft
 from torch import Tensor
 
 from twostage.audio import sound_files
+from twostage.audio.highpass import highpass
 from twostage.audio.levels import LEVEL, active_level
+from twostage.audio.speech import read_speech
 from twostage.data.gate import gate
 from twostage.data.manifest import Entry
 from twostage.data.noise import looped, noisy, pink
@@ -115,8 +117,7 @@ class Cache:
             self._kept[path] = np.clip(np.rint(mono * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
 
     def _whole(self, path: str) -> Floats:
-        sound, rate = sound_files.read(path)
-        mono = sound_files.resample(sound[0], rate, self.sample_rate)
+        mono, _ = read_speech(path, self.sample_rate)
         if not np.isfinite(mono).all():
             raise DataError(f"{path}: holds samples that are not finite")
         return gate(mono, self.sample_rate, self.gate_db) if self.gate_db else mono
@@ -125,9 +126,12 @@ class Cache:
         if self.gate_db:  # the noise is measured over the whole file
             return self._whole(path)[first:last]
         rate = sound_files.info(path).sample_rate
-        start, stop = first * rate // self.sample_rate, -(-last * rate // self.sample_rate)
+        # from so far before it, and to so far behind it, that the filter is as in the whole file
+        before, after = max(0, first - self.sample_rate), last + self.sample_rate
+        start, stop = before * rate // self.sample_rate, -(-after * rate // self.sample_rate)
         sound, _ = sound_files.read(path, start=start, frames=stop - start)
-        return sound_files.match_length(sound_files.resample(sound[0], rate, self.sample_rate), last - first)
+        part = sound_files.resample(highpass(sound[0], rate), rate, self.sample_rate)
+        return sound_files.match_length(part[first - before :], last - first)
 
 
 class PairDataset:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from twostage.audio import sound_files
 from twostage.audio.levels import active_level
+from twostage.audio.speech import read_speech
 from twostage.data.manifest import Entry
 from twostage.data.sensors import CURVES, Curve, Sensor, as_curve
 from twostage.data.simulator import seeded, simulate
@@ -83,8 +83,7 @@ def load_recordings(entries: Sequence[Entry], sample_rate: int) -> list[Recordin
 def _load(entry: Entry, sample_rate: int) -> Recording:
     sides = []
     for path in (entry.clean, entry.degraded):
-        sound, rate = sound_files.read(str(path))
-        sides.append(sound_files.resample(sound[0], rate, sample_rate))
+        sides.append(read_speech(str(path), sample_rate)[0])
         if not np.isfinite(sides[-1]).all() or not sides[-1].any():
             raise DataError(f"{path}: silent or not finite, no use for a fit")
     delay = round(entry.delay * sample_rate)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from twostage.audio import plots, sound_files
 from twostage.audio.sound_files import Audio
+from twostage.audio.speech import read_speech
 from twostage.data.manifest import Entry
 from twostage.data.noise import Air
 from twostage.data.sensors import Sensor
@@ -321,10 +322,10 @@ def _score(row: Row, clean: Audio, estimate: Audio) -> Row:
 
 
 def _read(path: str) -> Audio:
-    sound, sample_rate = sound_files.read(path)
-    if not np.isfinite(sound[0]).all():
+    sound, _ = read_speech(path, RATE)
+    if not np.isfinite(sound).all():
         raise AudioError(f"{path}: NaN or infinite samples")
-    return sound_files.resample(sound[0], sample_rate, RATE)
+    return sound
 
 
 def show(

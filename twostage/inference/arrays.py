@@ -100,7 +100,8 @@ def _of_tensor(audio: torch.Tensor, name: str) -> Samples:
 
 
 def _floats(array: NDArray[Any]) -> Floats:
-    return array.astype(np.float32 if array.dtype.itemsize <= 4 else np.float64)
+    exact: Floats = array.astype(np.float32) if array.dtype.itemsize <= 4 else array.astype(np.float64)
+    return exact
 
 
 def _range(bits: int, *, signed: bool) -> tuple[float, float]:

@@ -183,8 +183,9 @@ def restore(
     A model of two inputs makes (1, T) of (2, T), bone and air; what is said of the input's level and band is of bone.
 
     ``audio`` is a numpy array or a tensor; the result is of its type, dtype and device. Integers are taken at their
-    full scale, unsigned ones around the middle of their range; floats may be in any unit. The length is ``round(T * model.sample_rate / sample_rate)``. ``seconds`` of a window bound the memory,
-    they do not change the result; ``level`` "input" gives each channel the active level that it came with, "model"
+    full scale, unsigned ones around the middle of their range; floats may be in any unit. The length is
+    ``round(T * model.sample_rate / sample_rate)``. ``seconds`` of a window bound the memory, they do not change the
+    result; ``level`` "input" gives each channel the active level that it came with, "model"
     leaves the model's; below ``keep_low_band`` Hz the input itself is kept.
 
     What lies below speech (an offset, a drift, movement) is taken away first. A peak beyond full scale, or beyond that
@@ -211,7 +212,7 @@ def restore(
     peak = PEAK if samples.step else max(PEAK, float(survey.peaks.max()))
     made = _render(model, source, survey, model.sample_rate, options, spill, peak, lambda _: None)
     out = np.concatenate(list(made.blocks(spill)), axis=1)
-    return samples.give_back(out.reshape(-1) if samples.audio.ndim == 1 else out)  # type: ignore[no-any-return]
+    return samples.give_back(out.reshape(-1) if samples.audio.ndim == 1 else out)
 
 
 @honest()
@@ -233,8 +234,7 @@ def restore_file(
     check_writable(target, options.overwrite)
     with Reader(source) as reader:
         given = reader.info
-        step = STEPS.get(given.subtype, STEP_16)
-        sound = Source(str(source), given.sample_rate, given.channels, reader.blocks, step)
+        sound = Source(str(source), given.sample_rate, given.channels, reader.blocks, step_of(given.subtype))
         rate = model.sample_rate if options.sample_rate == "model" else given.sample_rate
         peak = LOSSY_PEAK if coding_for(target, given.subtype)[1] in LOSSY else PEAK
         outputs = _outputs(model, sound)
@@ -260,6 +260,11 @@ def restore_file(
         limited_db=made.limited_db,
         warnings=survey.complaints(inputs_of(model)),
     )
+
+
+def step_of(subtype: str) -> float:
+    """What two values of a sound file's coding are apart, at full scale 1; 0 of floats."""
+    return STEPS.get(subtype, STEP_16)
 
 
 def explain(error: Exception, source: str | Path) -> str:
@@ -307,10 +312,8 @@ def measure(source: Source, sample_rate: int, *, causal: bool = False) -> Survey
     return Survey(frames, meter.levels(), meter.peak, np.maximum(np.maximum(source.step, EPSILON * peaks), LEAST))
 
 
-def _speech(
-    blocks: Iterator[NDArray[Any]], source: Source, sample_rate: int, *, causal: bool
-) -> Iterator[Audio]:
-    """Blocks of ``source`` without what lies below speech, at ``sample_rate``; an offset would ring in the resampler."""
+def _speech(blocks: Iterator[NDArray[Any]], source: Source, sample_rate: int, *, causal: bool) -> Iterator[Audio]:
+    """Blocks of ``source`` at ``sample_rate``, without what lies below speech: it would ring in the resampler."""
     high = highpassed(blocks, source.sample_rate, source.channels, causal=causal)
     return resampled(high, source.sample_rate, sample_rate, source.channels)
 

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from twostage.audio import sound_files
 from twostage.audio.levels import levelled
+from twostage.audio.speech import read_speech
 from twostage.data.manifest import Entry
 from twostage.data.noise import Air
 from twostage.data.pairs import PairConfig
@@ -88,8 +88,7 @@ def _example(entry: Entry, config: PairConfig, place: int, seconds: float, hop_l
 
 
 def _read(path: str, sample_rate: int) -> Array:
-    sound, rate = sound_files.read(path)
-    return levelled(sound_files.resample(sound[0], rate, sample_rate), sample_rate)
+    return levelled(read_speech(path, sample_rate)[0], sample_rate)
 
 
 @torch.no_grad()
