@@ -68,7 +68,7 @@ def test_a_wav_file_in_the_pipe_is_named() -> None:
 @pytest.mark.parametrize("suffix", ["rf64", "w64", "aiff", "flac", "ogg", "mp3"])
 def test_a_sound_file_in_the_pipe_is_no_noise_in_the_loudspeaker(suffix: str, tmp_path: Path) -> None:
     sound_files.write(tmp_path / f"a.{suffix}", speech(16000)[None], 16000)
-    with pytest.raises(AudioError, match="standard input: an? .* file, wanted raw PCM"):
+    with pytest.raises(AudioError, match=r"standard input: an? .* file, wanted raw PCM"):
         through((tmp_path / f"a.{suffix}").read_bytes()[:60000])
 
 
