@@ -14,9 +14,8 @@ from scipy import fft
 from torch import Tensor
 
 from twostage.audio import sound_files
-from twostage.audio.highpass import highpass
 from twostage.audio.levels import LEVEL, active_level
-from twostage.audio.speech import read_speech
+from twostage.audio.speech import read_speech, without_drift
 from twostage.data.gate import gate
 from twostage.data.manifest import Entry
 from twostage.data.noise import looped, noisy, pink
@@ -130,7 +129,7 @@ class Cache:
         before, after = max(0, first - self.sample_rate), last + self.sample_rate
         start, stop = before * rate // self.sample_rate, -(-after * rate // self.sample_rate)
         sound, _ = sound_files.read(path, start=start, frames=stop - start)
-        part = sound_files.resample(highpass(sound[0], rate), rate, self.sample_rate)
+        part = sound_files.resample(without_drift(sound[0], rate), rate, self.sample_rate)
         return sound_files.match_length(part[first - before :], last - first)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from twostage.audio import sound_files
-from twostage.audio.highpass import highpass
+from twostage.audio.speech import without_drift
 from twostage.data.noise import Air
 from twostage.data.sensors import Sensor
 from twostage.data.simulator import simulate_file
@@ -32,7 +32,7 @@ def simulate_recording(
     clean, sample_rate = sound_files.read(source)
     if not np.isfinite(clean).all():
         raise AudioError(f"{source}: holds NaN or infinite samples")
-    clean = highpass(clean, sample_rate)
+    clean = without_drift(clean, sample_rate)
     if air and len(clean) > 1:
         raise AudioError(f"{source}: has {len(clean)} channels; --air-snr makes two of a file with one")
     made = simulate_file(clean, sample_rate, sensor, seed, name)

@@ -112,5 +112,5 @@ def _range(bits: int, *, signed: bool) -> tuple[float, float]:
 
 def _whole(out: Audio, middle: float, scale: float) -> NDArray[np.float64]:
     """The nearest whole numbers, none beyond the range."""
-    highest = scale - max(1.0, float(np.spacing(scale)) / 2)  # of 64 bits, the last that a float has
+    highest = scale - max(1.0, float(np.spacing(scale)))  # of 64 bits, the last that a float has
     return np.clip(np.round(out.astype(np.float64) * scale), -scale, highest) + middle
