@@ -301,14 +301,14 @@ def measure(source: Source, sample_rate: int, *, causal: bool = False) -> Survey
                 raise AudioError(f"{source.name}: NaN or infinite samples, the first at {seconds:.3f} s")
             frames += block.shape[1]
             peaks = np.maximum(peaks, np.abs(block).max(axis=1, initial=0))
+            if peaks.max() > np.finfo(np.float32).max:
+                raise AudioError(f"{source.name}: samples of up to {peaks.max():.0e} are more than can be restored")
             yield block
 
     for block in _speech(checked(), source, sample_rate, causal=causal):
         meter.add(block)
     if frames == 0:
         raise AudioError(f"{source.name}: holds no samples")
-    if peaks.max() > np.finfo(np.float32).max:
-        raise AudioError(f"{source.name}: samples of up to {peaks.max():.0e} are more than can be restored")
     return Survey(frames, meter.levels(), meter.peak, np.maximum(np.maximum(source.step, EPSILON * peaks), LEAST))
 
 
