@@ -19,7 +19,6 @@ from tempfile import TemporaryFile
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from twostage.audio.highpass import highpassed
@@ -41,7 +40,7 @@ from twostage.audio.sound_files import (
 from twostage.inference.arrays import check_sample_rate, taken
 from twostage.inference.chunks import enhance
 from twostage.inference.windows import Enhancer, causal_of, evaluating, inputs_of, keep_low_band
-from twostage.utils.errors import AudioError, ConfigError, TwoStageError
+from twostage.utils.errors import AudioError, ConfigError
 from twostage.utils.files import check_writable, make_folder
 from twostage.utils.memory import honest
 
@@ -52,7 +51,6 @@ STEP_16 = 2**-15
 EPSILON, LEAST = 2**-24, 1e-35  # of the peak, what a float beside it can still hold; what float32 can hold at all
 CREST = 14.0  # dB that speech peaks above its active level
 PEAK, LOSSY_PEAK = 0.99, 0.89  # decoders of lossy formats overshoot what was encoded
-FAILURES = (TwoStageError, OSError, MemoryError, torch.OutOfMemoryError)  # of one file, which must not stop the rest
 
 A = TypeVar("A", bound=Any)
 Progress = Callable[[float], None]
@@ -230,7 +228,7 @@ def restore_file(
     """
     options, target, started = options or Options(), Path(target), time.perf_counter()
     if target.exists() and Path(source).exists() and target.samefile(source):
-        raise AudioError(f"{source}: would be replaced by its own restoration")
+        raise AudioError("would be replaced by its own restoration", subject=source)
     check_writable(target, options.overwrite)
     with Reader(source) as reader:
         given = reader.info
@@ -267,21 +265,12 @@ def step_of(subtype: str) -> float:
     return STEPS.get(subtype, STEP_16)
 
 
-def explain(error: Exception, source: str | Path) -> str:
-    """One of FAILURES as the line that tells why ``source`` is not restored."""
-    if isinstance(error, TwoStageError):
-        return str(error)
-    if isinstance(error, OSError):
-        return f"{source}: {error.strerror or error}"
-    return f"{source}: out of memory; shorter windows (--seconds) need less"
-
-
 def _outputs(model: Enhancer, source: Source) -> int:
     """Channels that ``model`` makes of the source's. AudioError if it does not take as many."""
     inputs = inputs_of(model)
     if inputs > 1 and source.channels != inputs:
         has = f"{source.channels} channel" + "s" * (source.channels > 1)
-        raise AudioError(f"{source.name}: has {has}; this model hears {inputs}, bone and air")
+        raise AudioError(f"has {has}; this model hears {inputs}, bone and air", subject=source.name)
     return source.channels // inputs
 
 
@@ -298,17 +287,18 @@ def measure(source: Source, sample_rate: int, *, causal: bool = False) -> Survey
             bad = np.flatnonzero(~np.isfinite(block).all(axis=0))
             if bad.size:
                 seconds = (frames + bad[0]) / source.sample_rate
-                raise AudioError(f"{source.name}: NaN or infinite samples, the first at {seconds:.3f} s")
+                raise AudioError(f"NaN or infinite samples, the first at {seconds:.3f} s", subject=source.name)
             frames += block.shape[1]
             peaks = np.maximum(peaks, np.abs(block).max(axis=1, initial=0))
             if peaks.max() > np.finfo(np.float32).max:
-                raise AudioError(f"{source.name}: samples of up to {peaks.max():.0e} are more than can be restored")
+                what = f"samples of up to {peaks.max():.0e} are more than can be restored"
+                raise AudioError(what, subject=source.name)
             yield block
 
     for block in _speech(checked(), source, sample_rate, causal=causal):
         meter.add(block)
     if frames == 0:
-        raise AudioError(f"{source.name}: holds no samples")
+        raise AudioError("holds no samples", subject=source.name)
     return Survey(frames, meter.levels(), meter.peak, np.maximum(np.maximum(source.step, EPSILON * peaks), LEAST))
 
 
@@ -362,7 +352,7 @@ def _render(
             meter.add(block)
             spill.write(block)
     if not np.isfinite(meter.peak).all():
-        raise AudioError(f"{source.name}: the model's output is not finite")
+        raise AudioError("the model's output is not finite", subject=source.name)
     gains, limited_db = _final_gains(meter, spoken, options.level, peak)
     return Rendering(gains, peak, rate, limited_db)
 
@@ -399,7 +389,7 @@ def _check_space(target: Path, needed: int) -> None:
     free = shutil.disk_usage(target.parent).free
     if free < needed:
         room = f"{needed / 1e6:.1f} MB are needed while it is made, {free / 1e6:.1f} are free"
-        raise AudioError(f"{target}: cannot be written (No space left on device: {room})")
+        raise AudioError(f"cannot be written (No space left on device: {room})", subject=target)
 
 
 @contextmanager
@@ -409,4 +399,6 @@ def _spill_beside(target: Path, channels: int) -> Iterator[Spill]:
         with TemporaryFile(dir=target.parent, buffering=0) as file:
             yield Spill(file, channels)
     except OSError as error:
-        raise AudioError(f"{target}: cannot be written ({error.strerror or os.strerror(error.errno or 0)})") from None
+        raise AudioError(
+            f"cannot be written ({error.strerror or os.strerror(error.errno or 0)})", subject=target
+        ) from None
