@@ -11,6 +11,7 @@ from torch import Tensor
 
 import twostage
 from twostage.audio import levels, sound_files
+from twostage.audio.highpass import highpass
 from twostage.audio.sound_files import match_length
 from twostage.inference import restoration
 from twostage.inference.chunks import enhance
@@ -107,8 +108,9 @@ def test_the_context_is_needed(tiny: TwoStage, speech: Speech) -> None:
 
 def test_whole_files_are_what_the_model_says(tiny: TwoStage, speech: Speech) -> None:
     given = speech(256 * 40)
-    level = levels.active_level(given, 16000)
-    normal = torch.from_numpy(given * np.float32(10 ** ((levels.LEVEL - level) / 20)))
+    high = highpass(given, 16000)
+    level = levels.active_level(high, 16000)
+    normal = torch.from_numpy(high * np.float32(10 ** ((levels.LEVEL - level) / 20)))
     wanted = tiny(normal[None, None])[0, 0].numpy()
     assert np.abs(restore(tiny, given, 16000, level="model") - wanted).max() < 1e-5
 
@@ -143,7 +145,8 @@ def test_channels_do_not_mix(tiny: TwoStage, speech: Speech) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int16", "int32"])
 def test_arrays_and_tensors_come_back_as_what_they_were(tiny: TwoStage, speech: Speech, dtype: str) -> None:
     scale = 1 if dtype.startswith("float") else np.iinfo(dtype).max
-    given = (speech(4000) * scale).astype(dtype)
+    given = speech(4000) * scale
+    given = (np.round(given) if scale > 1 else given).astype(dtype)
     out = restore(tiny, given, 16000)
     assert isinstance(out, np.ndarray)
     assert out.dtype == dtype
@@ -182,7 +185,8 @@ def test_never_clipped_and_balanced(speech: Speech, tmp_path: Path) -> None:
 @pytest.mark.parametrize("frames", [1, 100, 600, 30000])
 def test_the_crossover_sums_to_one(speech: Speech, cutoff: float, frames: int) -> None:
     given = speech(frames)
-    assert np.abs(restore(Identity(), given, 16000, keep_low_band=cutoff, seconds=0.3) - given).max() < 1e-6
+    out = restore(Identity(), given, 16000, keep_low_band=cutoff, seconds=0.3)
+    assert np.abs(out - highpass(given, 16000)).max() < 1e-6
 
 
 def test_the_low_band_is_the_inputs() -> None:
