@@ -5,6 +5,7 @@ import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +41,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         action.add_argument("--corpus", default="", help="a name for the corpus")
     align = actions.add_parser("align", help="measure delays, keep the pairs that are fit for use, report on all")
     align.add_argument("manifest", metavar="MANIFEST")
-    align.add_argument("--max-delay", type=float, default=50.0, metavar="MS", help="largest delay (default: 50)")
+    align.add_argument(
+        "--max-delay", type=float, metavar="MS", help="largest delay (default: all that leave an overlap)"
+    )
     align.add_argument("--min-peak", type=float, default=0.2, help="least correlation (default: 0.2)")
-    align.add_argument("--max-difference", type=float, default=0.5, metavar="S", help="of the lengths (default: 0.5)")
+    align.add_argument("--min-overlap", type=float, default=0.5, metavar="S", help="that both have (default: 0.5)")
+    align.add_argument("--max-drift", type=float, default=1000.0, metavar="PPM", help="of the clocks (default: 1000)")
     split = actions.add_parser("split", help="split by speaker: no speaker is in both parts")
     split.add_argument("manifest", metavar="MANIFEST")
     split.add_argument("--fraction", type=float, default=0.1, help="of the time, held out (default: 0.1)")
@@ -96,13 +100,15 @@ def _listed(args: Namespace, entries: "Sequence[Entry]", problems: Sequence[str]
 def _align(args: Namespace) -> int:
     from tqdm import tqdm
 
-    from twostage.data.align import AlignConfig, align
+    from twostage.data.align import AlignConfig, agree_on_polarity, align
     from twostage.data.manifest import read_manifest
 
-    limits = AlignConfig(args.max_delay / 1000, args.min_peak, args.max_difference)
+    most = inf if args.max_delay is None else args.max_delay / 1000
+    limits = AlignConfig(most, args.min_peak, args.min_overlap, max_drift=args.max_drift)
     problems: list[str] = []
     entries = read_manifest(args.manifest, problems=problems)
-    judged = list(tqdm(align(entries, limits), total=len(entries), disable=len(entries) < 50 or None, unit="pair"))
+    progress = tqdm(align(entries, limits), total=len(entries), disable=len(entries) < 20 or None, unit="pair")
+    judged = agree_on_polarity(list(progress))
     if not judged and not problems:
         raise DataError(f"{args.manifest}: no pairs")
     kept = [entry for entry, verdict in judged if not verdict.problem]
@@ -148,11 +154,14 @@ def _summary(entries: "Sequence[Entry]") -> dict[str, Any]:
 
 
 def _table(verdicts: "Sequence[Verdict]") -> str:
-    lines = [f"{'pair':40} {'s':>7} {'delay ms':>9} {'peak':>6} {'drift ms':>9} {'bone dB':>8} {'air dB':>8}  verdict"]
+    lines = [
+        f"{'pair':40} {'s':>7} {'delay ms':>10} {'drift ppm':>9} {'peak':>6} {'polarity':>8} {'bone dB':>8} {'air dB':>8}  verdict"
+    ]
     shared = os.path.commonpath([Path(v.name).parent for v in verdicts]) if verdicts else ""
     lines += [
         f"{Path(v.name).relative_to(shared).as_posix()[-40:]:40} "
-        f"{v.seconds:7.2f} {v.delay * 1000:+9.3f} {v.peak:+6.2f} {v.drift * 1000:+9.3f} "
+        f"{v.seconds:7.2f} {v.delay * 1000:+10.3f} {v.drift:+9.1f} {abs(v.peak):6.2f} "
+        f"{'inverted' if v.inverted else 'same':>8} "
         f"{v.bone_level:8.1f} {v.air_level:8.1f}  {v.problem or 'good'}"
         for v in verdicts
     ]

@@ -183,7 +183,9 @@ def _coarse(pair: _Pair, max_delay: float, min_overlap: float) -> list[_Line]:
 def _scores(
     part: Floats, air: Floats, start: int, total: int, min_overlap: float
 ) -> tuple[Floats, NDArray[np.integer]]:
-    """How well a ``part`` (K, M) of bone's ``total`` frames, from ``start`` on, fits ``air`` (K, L): (N,) and lags (N,).
+    """How well a ``part`` (K, M) of bone, whose ``total`` frames it begins ``start`` in, fits ``air`` (K, L), by lag.
+
+    Scores (N,) and lags (N,) in frames.
 
     The likeness of what overlaps, times the root of how much that is: what chance makes of few frames counts for less.
     """
@@ -243,16 +245,22 @@ def _fit(pair: _Pair, line: _Line, span: float, reach: float, steepest: float) -
 
 
 def _windows(pair: _Pair, line: _Line, span: float) -> tuple[Floats, float]:
-    """Middles (N,) of windows in air, the loudest of each stretch and none that is quiet, and their width: seconds."""
+    """Middles (N,) of windows in air and their width, in seconds.
+
+    All that fit, half over each other; where that is too many, the loudest of each stretch and none that is quiet.
+    """
     begin, end = pair.shared(line)
     width = min(1.0, max(0.25, (end - begin) / 6))
     begin, end = max(begin, line.time - span / 2), min(end, line.time + span / 2)
     if end - begin < width:
         return np.zeros(0), width
-    starts = np.arange(begin, end - width + HOP / 2, width / 4)
+    count = max(1, int(2 * (end - begin) / width - 1))
+    if count <= MOST_WINDOWS:
+        return np.linspace(begin + width / 2, end - width / 2, count), width
+    starts = np.arange(begin, end - width + HOP / 2, max(width / 4, (end - begin) / 4096))
     power = pair.air.power(starts, width) * pair.bone.power(starts + line.at(float(starts.mean())), width)
-    count = min(MOST_WINDOWS, max(1, round(2 * (end - begin) / width - 1)))
-    loudest = [int(part[power[part].argmax()]) for part in np.array_split(np.arange(len(starts)), count) if len(part)]
+    count = min(MOST_WINDOWS, len(starts))
+    loudest = [int(part[power[part].argmax()]) for part in np.array_split(np.arange(len(starts)), count)]
     loud = power[loudest] > QUIET**2 * np.quantile(power[loudest], 0.9)
     return starts[loudest][loud] + width / 2, width
 
