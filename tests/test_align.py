@@ -177,7 +177,7 @@ def stretch(signal: np.ndarray) -> np.ndarray:
         (lambda x: noise(len(x), 5), "do not match"),
         (lambda x: np.pad(x, (0, 2 * RATE)), ""),
         (clip, "clipped"),
-        (stretch, "the clocks drift apart by +"),
+        (stretch, "do not match"),
         (lambda x: np.where(np.arange(len(x)) == 9, np.nan, x), "not finite"),
     ],
 )

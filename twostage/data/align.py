@@ -75,7 +75,8 @@ class _Channel(NamedTuple):
 
 def align_pair(bone: Floats, air: Floats, sample_rate: int, config: AlignConfig, *, name: str = "") -> Verdict:
     """Measure one pair of channels, (T,) and (T',), and say whether it is fit for use."""
-    return _judged(*(_channel([x[None]], sample_rate, sample_rate) for x in (bone, air)), config, name)
+    heard, clean = (_channel([x[None]], sample_rate, sample_rate) for x in (bone, air))
+    return _judged(heard, clean, config, name)
 
 
 def _channel(blocks: "Sequence[Floats] | Iterator[Floats]", sample_rate: int, rate: int) -> _Channel:

@@ -23,7 +23,7 @@ HOP, FRAME = 0.01, 0.032  # seconds, of the envelopes
 PART, PARTS = 120.0, 6  # seconds of a long recording that are looked for in the other, and how many of them
 CANDIDATES = 4  # offsets that the waveforms decide between
 COARSE = 0.03  # seconds by which the offset of the envelopes may be wrong
-MOST_WINDOWS = 48  # of a fit
+MOST_WINDOWS = 64  # of a fit
 FIRST_SPAN, WIDER = 12.0, 4.0  # seconds that the windows of the first fit lie in; how much wider they lie in the next
 STEEPEST = 6000.0  # ppm: drift that is looked for
 GRID = 1.5e-4  # seconds by which neighbouring lines of a search differ at their ends
@@ -67,7 +67,7 @@ def estimate_timing(
         return Timing()
     best = _most_in_common(pair, fits)
     span = FIRST_SPAN
-    while span < 2 * pair.seconds(best.line):
+    while span < 2 * pair.seconds(best.line) or span == FIRST_SPAN:
         steepest = 4e6 * GRID / min(span, pair.seconds(best.line))
         span *= WIDER
         best = _fit(pair, best.line, span, NEAR, steepest)
@@ -250,7 +250,8 @@ def _windows(pair: _Pair, line: _Line, span: float) -> tuple[Floats, float]:
     All that fit, half over each other; where that is too many, the loudest of each stretch and none that is quiet.
     """
     begin, end = pair.shared(line)
-    width = min(1.0, max(0.25, (end - begin) / 6))
+    # a drift that is not known yet smears what a window has: short ones stand more of it
+    width = min(0.4 if span <= FIRST_SPAN else 1.0, max(0.25, (end - begin) / 6))
     begin, end = max(begin, line.time - span / 2), min(end, line.time + span / 2)
     if end - begin < width:
         return np.zeros(0), width
