@@ -12,7 +12,7 @@ from twostage.data.aligned_pair import Alignment, interpolate, open_pair, read_m
 from twostage.data.manifest import Entry
 from twostage.data.pairs import PairConfig, PairDataset
 from twostage.data.sensor_fit import load_recordings
-from twostage.evaluation.runner import Source
+from twostage.evaluation.pairs import Source
 from twostage.training.validation import examples
 from twostage.utils.errors import AudioError, DataError
 

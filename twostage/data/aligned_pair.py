@@ -58,8 +58,8 @@ class Alignment:
         first, last = max(0, ceil(-self.delay / (1 + self.drift))), min(clean, self.length(degraded))
         if last <= first:
             raise DataError(
-                f"{self.name}: delay is {self.delay:.0f} samples: of {degraded} and {clean} samples, "
-                "nothing is in common"
+                f"delay is {self.delay:.0f} samples: of {degraded} and {clean} samples, nothing is in common",
+                subject=self.name,
             )
         return first, last
 
@@ -92,7 +92,7 @@ def open_pair(entry: Entry, sample_rate: int) -> AlignedPair:
         DataError: the entry has only one channel, or its delay leaves nothing in common.
     """
     if entry.clean is None or entry.degraded is None:
-        raise DataError(f"{entry.name}: has no second channel, needs both a clean and a degraded file")
+        raise DataError("has no second channel, needs both a clean and a degraded file", subject=entry.name)
     clean, degraded = read_mono(entry.clean, sample_rate), read_mono(entry.degraded, sample_rate)
     alignment = Alignment.of(entry, sample_rate)
     first, _ = alignment.shared(len(clean), len(degraded))
@@ -129,13 +129,14 @@ def _sincs() -> Audio:
 
 def _cut(audio: Audio, start: int, samples: int) -> Audio:
     """Samples (samples,) from ``start``; zeros beyond either end."""
-    first, last = max(0, start), min(len(audio), start + samples)
-    return np.pad(audio[first:last], (first - start, start + samples - max(first, last)))
+    first = min(max(0, start), max(0, start + samples))
+    part = audio[first : max(first, start + samples)]
+    return np.pad(part, (first - start, start + samples - first - len(part)))
 
 
 def read_mono(path: str, sample_rate: int) -> Audio:
     """The first channel of a sound file (T,) at ``sample_rate``. AudioError also for samples that are not finite."""
     sound, rate = sound_files.read(path)
     if not np.isfinite(sound[0]).all():
-        raise AudioError(f"{path}: holds samples that are not finite")
+        raise AudioError("holds samples that are not finite", subject=path)
     return sound_files.resample(sound[0], rate, sample_rate)

@@ -1,7 +1,7 @@
 """Segments of degraded and clean speech for training: a batch is a pure function of (seed, step)."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -159,6 +159,17 @@ class PairDataset:
         self._clean, self._degraded = Cache(config.sample_rate, room, config.gate_db), Cache(config.sample_rate, room)
         self._clean_odds, self._real_odds = _odds(self.clean), _odds(self.real)
 
+    def check_delays(self) -> None:
+        """Raise DataError, which names the pair, for one whose delay leaves nothing in common: it would be silence."""
+        for entry in self.real:
+            if entry.delay and entry.clean and entry.degraded:
+                lengths = (self._length(path) for path in (entry.clean, entry.degraded))
+                Alignment.of(entry, self.config.sample_rate).shared(*lengths)
+
+    def _length(self, path: str) -> int:
+        found = sound_files.info(path)
+        return sound_files.resampled_length(found.frames, found.sample_rate, self.config.sample_rate)
+
     def item(self, rng: np.random.Generator, *, real: bool) -> tuple[Floats, Floats]:
         """One segment: degraded (C, T), bone first, and clean (1, T), float32."""
         degraded, clean, room = self._recorded(rng) if real else self._simulated(rng)
@@ -253,7 +264,7 @@ class PairDataset:
 
 def batches(
     dataset: PairDataset, batch: int, seed: int, start: int = 0, *, rank: int = 0, world: int = 1, ahead: int = 4
-) -> Iterator[Pair]:
+) -> Generator[Pair, None, None]:
     """Endless batches from number ``start``, made ``ahead`` of time in a thread; close it to stop the thread."""
     pool = ThreadPoolExecutor(1, "pairs")
     waiting: deque[Future[Pair]] = deque()
