@@ -47,7 +47,7 @@ OWNERS = {
     "gradio": {"app.page"},
     "starlette": {"app.page"},
     "ray": {"corpus.ray_cluster"},
-    "pyarrow": {"corpus.table"},
+    "pyarrow": {"corpus.table", "data.parquet"},
     "fsspec": {"corpus.storage"},
     "librosa": {"models.features"},
 }

@@ -4,6 +4,7 @@ Everything streams: a file is read and written in blocks (C, T) of float32, full
 asked to (``read``). Written files appear under their name only when they are complete.
 """
 
+import io
 import os
 import stat
 import weakref
@@ -283,6 +284,18 @@ def read(path: str | Path, *, start: int = 0, frames: int | None = None) -> tupl
             return np.concatenate(list(reader.blocks()), axis=1), reader.info.sample_rate
         reader.seek(start)
         return reader._read(-1 if frames is None else frames), reader.info.sample_rate
+
+
+def decode(content: bytes, name: str) -> tuple[Audio, Info]:
+    """Samples (C, T) of a sound file that is in memory; ``name`` is for messages. Raises AudioError."""
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            found = Info(file.samplerate, file.channels, file.frames, file.format, file.subtype)
+            _check_plausible(name, found)
+            audio = file.read(dtype="float32", always_2d=True).T
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{name}: not a sound file that can be read ({_reason(error)})") from None
+    return audio, found
 
 
 def write(

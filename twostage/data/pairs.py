@@ -209,7 +209,7 @@ class PairDataset:
         first, last = alignment.shared(self._clean.describe(entry.clean)[0], self._degraded.describe(entry.degraded)[0])
         rate, samples = self._pace(rng)
         start = first + _start(last - first, samples, rng)
-        clean = _levelled(self._clean, entry.clean, start, samples)
+        clean = alignment.clean_segment(partial(_levelled, self._clean, entry.clean), start, samples)
         as_recorded = partial(_levelled, self._degraded, entry.degraded)
         degraded = alignment.degraded_segment(as_recorded, start, samples)
         return self._played(degraded, rate), self._played(clean, rate), None

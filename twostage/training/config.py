@@ -34,7 +34,7 @@ from twostage.utils.schema import build
 SETTINGS = "config.yaml"  # in the directory of a training
 PACKAGE = Path(__file__).parent.parent
 SHIPPED = (PACKAGE / "configs", PACKAGE.parent / "configs")
-BASELINES = "baselines"  # folder of those of one-stage systems
+BASELINES, CORPORA = "baselines", "corpora"  # folders of those of one-stage systems, and of published corpora
 # what may differ between a training and its resumption: where things are, how long and how often
 FREE = {
     *("run", "steps", "init", "models", "device", "threads", "report", "save", "adversary.init", "valid.vocoder"),
@@ -322,7 +322,7 @@ def _of(kind: type, values: Any) -> Any:
 
 
 def _find(name: str) -> Path:
-    places, homes = [Path(name)], [*SHIPPED, *(home / BASELINES for home in SHIPPED)]
+    places, homes = [Path(name)], [home / part for part in ("", BASELINES, CORPORA) for home in SHIPPED]
     if "/" not in name:
         places += [home / leaf for home in homes for leaf in (name, f"{name}.yaml")]
     for place in places:
