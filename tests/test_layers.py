@@ -32,7 +32,8 @@ PUBLIC = ("models.checkpoint", "models.two_stage", "inference.restoration", "inf
 
 OWNERS = {
     "soundfile": {"audio.sound_files"},
-    "soxr": {"audio.sound_files"},
+    "soxr": {"audio.resampling"},
+    "av": {"audio.media_files"},
     "omegaconf": {"training.config"},
     "safetensors": {"models.checkpoint"},
     "pesq": {"evaluation.metrics"},

@@ -1,23 +1,35 @@
-"""Sound files and sample rates: the only place that touches soundfile and soxr.
+"""Sound files: the only place that touches soundfile.
 
 Everything streams: a file is read and written in blocks (C, T) of float32, full scale 1.0, and never held whole unless
-asked to (``read``). Written files appear under their name only when they are complete.
+asked to (``read``). Written files appear under their name only when they are complete. What decodes is read, whatever
+number of samples a header gives; what is missing is said.
 """
 
 import os
 import stat
 import weakref
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
-from typing import Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import soundfile
-import soxr
 from numpy.typing import NDArray
 
+from twostage.audio import finding, media_files
+from twostage.audio.headers import SoundData, flac_starts, sound_data
+from twostage.audio.mpeg import MpegPart, mpeg_parts, silent_frame
+from twostage.audio.ogg import ogg_parts
+from twostage.audio.resampling import exactly as exactly
+from twostage.audio.resampling import match_length as match_length
+from twostage.audio.resampling import resample as resample
+from twostage.audio.resampling import resampled as resampled
+from twostage.audio.resampling import resampled_length as resampled_length
+from twostage.audio.window import Window
 from twostage.utils.errors import AudioError
 from twostage.utils.files import check_writable, make_folder, partial_name
 
@@ -41,13 +53,17 @@ FORMATS = {
     "w64": ("W64", "PCM_16"),
     "rf64": ("RF64", "PCM_16"),
 }
+SUFFIXES = (*FORMATS, *finding.READ, *finding.MEDIA)  # of files that are taken for sound in a folder
 RAW = "not a sound file that can be read (it has no header that tells rate and coding)"
 LOSSY = ("VORBIS", "OPUS", "MPEG_LAYER_III")
 LINEAR = ("PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
-FOREIGN = ("m4a", "aac", "wma", "amr")  # sound that libsndfile cannot read: named in an error rather than passed over
+# bytes a sample, where each sample is coded by itself
+WIDTHS = {"PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "PCM_S8": 1, "PCM_U8": 1, "ULAW": 1}
+WIDTHS |= {"ALAW": 1}
 SLOWEST, FASTEST = 1000, 1_000_000  # Hz: outside, a header that lies, which would make hours or nothing of a file
 MOST_CHANNELS = {"OGG": 255}  # of containers whose encoder crashes with more, where others say so
-OPEN_ENDED = 0x7FFF0000  # lengths from here on are what recorders write when they do not know yet
+UNKNOWN = 1 << 48  # samples: from here on a length is none
+SALVAGE = "(--salvage takes what is there)"
 
 
 @dataclass(frozen=True)
@@ -65,63 +81,345 @@ class Info:
         return self.frames / self.sample_rate
 
 
-class Reader:
-    """An open sound file. Raises AudioError, naming the file, for whatever keeps it from being read whole."""
+class Part(Protocol):
+    """One of the streams that a file holds one after the other."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = path
+    info: Info
+
+    def blocks(self, frames: int, start: int = 0) -> Iterator[Audio]:
+        """Yield (C, <= frames) from sample ``start`` to the end."""
+
+    def close(self) -> None: ...
+
+
+class Reader:
+    """An open sound file. Raises AudioError, naming the file, for whatever keeps it from being read whole.
+
+    ``salvage`` takes what there is of a file that is cut or damaged. ``notes`` then tell what is missing, and of a file
+    that can be read whole what is odd about it. They are complete once it has been read.
+    """
+
+    def __init__(self, path: str | Path, *, salvage: bool = False) -> None:
+        self.path, self.notes, self._salvage = path, list[str](), salvage
         _check_readable(Path(path))
+        self._parts = self._opened()
         try:
-            self._file = soundfile.SoundFile(os.fsencode(path))
-        except soundfile.LibsndfileError as error:
-            raise AudioError(f"{path}: not a sound file that can be read ({_reason(error)})") from None
-        except TypeError:  # soundfile's word for a file named .raw
-            raise AudioError(f"{path}: {RAW}") from None
-        file = self._file
-        self.info = Info(file.samplerate, file.channels, file.frames, file.format, file.subtype)
-        try:
-            _check_plausible(path, self.info)
+            self.info = self._described()
         except AudioError:
-            file.close()
+            self.close()
             raise
 
     def blocks(self, frames: int = BLOCK) -> Iterator[Audio]:
         """Yield the file from its start as (C, <= frames); an error if it is empty, cut off or damaged."""
         frames = min(frames, block_length(self.info.channels))
-        self._check_length()
-        self.seek(0)
         total = 0
-        while (block := self._read(frames)).shape[1]:
-            total += block.shape[1]
-            yield block
-        # MP3 encoders and decoders disagree by a frame or two about what counts
-        if total < self.info.frames - (2304 if self.info.format == "MP3" else 0):
-            raise AudioError(f"{self.path}: truncated, {total} of {self.info.frames} samples can be read")
-
-    def _read(self, frames: int) -> Audio:
-        try:
-            return self._file.read(frames, dtype="float32", always_2d=True).T
-        except soundfile.LibsndfileError as error:
-            raise AudioError(f"{self.path}: damaged ({_reason(error)})") from None
-
-    def _check_length(self) -> None:
-        lengths = _announced(self._file.extra_info)
-        if any(there < said < OPEN_ENDED for said, there in lengths) or _lacks_ogg_end(self.path, self.info):
-            raise AudioError(f"{self.path}: truncated, the file ends before its sound does")
-        if self.info.frames == 0:
+        for part in self._parts:
+            for block in part.blocks(frames):
+                total += block.shape[1]
+                yield block
+        if total == 0:
             raise AudioError(f"{self.path}: holds no samples")
 
-    def seek(self, frame: int) -> None:
+    def read(self, start: int, frames: int) -> Audio:
+        """At most ``frames`` samples from ``start``: (C, T)."""
+        found, place = [np.zeros((self.info.channels, 0), np.float32)], 0
+        for part in self._parts:
+            first, wanted = max(0, start - place), frames - sum(block.shape[1] for block in found)
+            place += part.info.frames
+            if start >= place or wanted <= 0:
+                continue
+            for block in part.blocks(max(1, min(wanted, BLOCK)), first):
+                found.append(block[:, :wanted])
+                wanted -= found[-1].shape[1]
+                if wanted <= 0:
+                    break
+        return np.concatenate(found, axis=1)
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def lacking(self, text: str) -> None:
+        """Of sound that is missing: an error, or a note where there is to be salvaged what there is."""
+        if not self._salvage:
+            raise AudioError(f"{self.path}: {text} {SALVAGE}")
+        self.note(text)
+
+    def _opened(self) -> list[Part]:
+        path = self.path
         try:
-            self._file.seek(min(frame, self.info.frames))
+            return list(_parts(self))
         except soundfile.LibsndfileError as error:
-            raise AudioError(f"{self.path}: damaged ({_reason(error)})") from None
+            reason = _reason(error)
+        except TypeError:  # soundfile's word for a file named .raw
+            raise AudioError(f"{path}: {RAW}") from None
+        kind = media_files.kind(path)
+        if kind and not media_files.installed():
+            raise AudioError(f"{path}: is {kind}, which needs the extra media: {media_files.EXTRA}")
+        if media_files.installed() and (kind or Path(path).suffix.lower().lstrip(".") in finding.MEDIA):
+            return [_MediaPart(self, media_files.MediaFile(path, salvage=self._salvage))]
+        raise AudioError(f"{path}: not a sound file that can be read ({reason})")
+
+    def _described(self) -> Info:
+        first = self._parts[0].info
+        for number, part in enumerate(self._parts):
+            _check_plausible(self.path, part.info)
+            if (part.info.sample_rate, part.info.channels) != (first.sample_rate, first.channels):
+                self.lacking(
+                    f"holds {len(self._parts)} recordings one after the other; number {number + 1} has "
+                    f"{part.info.channels} channels at {part.info.sample_rate} Hz, the first "
+                    f"{first.channels} at {first.sample_rate}, so what follows that one is not read"
+                )
+                self._parts = self._parts[:number]
+                break
+        frames = sum(part.info.frames for part in self._parts)
+        return replace(first, frames=frames)
+
+    def close(self) -> None:
+        for part in self._parts:
+            part.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _SndPart:
+    """A stream that libsndfile reads.
+
+    ``open`` gives it from its start; the first ``skip`` samples are none of it, and there are ``frames`` (None: as many
+    as libsndfile says). ``exact``: fewer are an error.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        open: Callable[[], soundfile.SoundFile],
+        *,
+        skip: int = 0,
+        frames: int | None = None,
+        exact: bool = False,
+    ) -> None:
+        self._reader, self._open, self._skip, self._exact = reader, open, skip, exact
+        with _quiet():
+            self._file = open()
+        file = self._file
+        self._fresh = True
+        said = file.frames if frames is None else frames
+        self.info = Info(file.samplerate, file.channels, said, file.format, file.subtype)
+        if said >= UNKNOWN:  # what was written to a pipe, say
+            self._exact = False
+            counted = sum(block.shape[1] for block in self.blocks(block_length(file.channels)))
+            self.info = replace(self.info, frames=counted)
+
+    def blocks(self, frames: int, start: int = 0) -> Iterator[Audio]:
+        skip = self._rewound(self._skip + start)
+        total = start
+        while (block := self._read(frames)).shape[1]:
+            kept = block[:, skip:]
+            skip -= block.shape[1] - kept.shape[1]
+            total += kept.shape[1]
+            if kept.shape[1]:
+                yield kept
+        if self._exact and total < self.info.frames:
+            self._reader.lacking(f"truncated, {total} of {self.info.frames} samples can be read")
+
+    def close(self) -> None:
         self._file.close()
+
+    def _rewound(self, place: int) -> int:
+        """Go to sample ``place``, or to the start where that cannot be done; how many samples are to be dropped."""
+        if self._fresh and place == 0:
+            self._fresh = False
+            return 0
+        self._fresh = False
+        try:
+            with _quiet():
+                if self._file.seekable():
+                    self._file.seek(min(place, self._file.frames))
+                    return 0
+                self._file.close()
+                self._file = self._open()
+                return place
+        except soundfile.LibsndfileError as error:
+            self._damaged(error)
+        return 0
+
+    def _read(self, frames: int) -> Audio:
+        try:
+            with _quiet(self.info.subtype):
+                return self._file.read(frames, dtype="float32", always_2d=True).T
+        except soundfile.LibsndfileError as error:
+            self._damaged(error)
+        return np.zeros((self.info.channels, 0), np.float32)
+
+    def _damaged(self, error: soundfile.LibsndfileError) -> None:
+        self._reader.lacking(f"damaged ({_reason(error)})")
+
+
+class _MediaPart:
+    """A stream that the extra ``media`` reads."""
+
+    def __init__(self, reader: Reader, file: media_files.MediaFile) -> None:
+        self._reader, self._file, found = reader, file, file.info
+        self.info = Info(found.sample_rate, found.channels, found.frames, found.container.upper(), found.codec.upper())
+
+    def blocks(self, frames: int, start: int = 0) -> Iterator[Audio]:
+        for block in self._file.blocks(frames):
+            kept = block[:, start:]
+            start -= block.shape[1] - kept.shape[1]
+            if kept.shape[1]:
+                yield kept
+        for note in self._file.notes:
+            self._reader.note(note)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _parts(reader: Reader) -> Iterator[_SndPart]:
+    """The streams of a file, each in a window of its own where there is more than one, or its header is not right."""
+    path = reader.path
+    with _quiet():
+        plain = soundfile.SoundFile(os.fsencode(path))
+    with plain:
+        kind, subtype = plain.format, plain.subtype
+    if kind == "RAW":
+        raise AudioError(f"{path}: {RAW}")  # libsndfile takes anything named .au, .snd or .vox for that of telephones
+    data = sound_data(path)
+    if kind == "MP3" or subtype.startswith("MPEG_LAYER"):
+        yield from _mpeg(reader, data if kind != "MP3" else None)
+    elif kind == "OGG":
+        yield from _ogg(reader)
+    elif kind == "FLAC":
+        starts = flac_starts(path)[1:]
+        ends = [*starts, None]
+        for start, end in zip([0, *starts], ends, strict=True):
+            yield _SndPart(reader, _window(path, start, end), exact=True)
+    elif data is None:
+        yield _SndPart(reader, lambda: soundfile.SoundFile(os.fsencode(path)), exact=subtype in (*WIDTHS, "ALAC_16"))
+    else:
+        yield from _chunked(reader, data)
+
+
+def _chunked(reader: Reader, data: SoundData | None) -> Iterator[_SndPart]:
+    """Files whose header says how many bytes of sound there are, joined ones among them."""
+    path, begin = reader.path, 0
+    while data is not None:
+        if data.missing:
+            size = data.missing + data.there
+            reader.lacking(f"truncated, {data.missing} of {size} bytes of sound are missing")
+        yield _one_chunked(reader, data, begin)
+        if data.next_file is None:
+            return
+        begin = data.next_file
+        data = sound_data(path, begin)
+        if data is None:
+            reader.lacking(f"what begins at byte {begin} of {os.path.getsize(path)} cannot be read")
+
+
+def _one_chunked(reader: Reader, data: SoundData, begin: int) -> _SndPart:
+    path = reader.path
+    part = _SndPart(reader, _window(path, begin, data.next_file) if begin or data.next_file else _plain(path))
+    width = part.info.channels * WIDTHS.get(part.info.subtype, 0)
+    whole = data.there + data.behind
+    if not width or part.info.frames >= whole // width:
+        if data.behind and not width:
+            reader.note(f"{data.behind} bytes behind the end that its header tells are not read")
+        return part
+    # it goes on behind the length that the header tells: of a recorder that was stopped in haste, or of over 4 GB
+    part.close()
+    about = part.info
+    endian = "BIG" if data.big_endian else "LITTLE"
+
+    def raw() -> soundfile.SoundFile:
+        window = Window(path, data.start, data.start + whole)
+        return soundfile.SoundFile(
+            window, "r", about.sample_rate, about.channels, about.subtype, endian, "RAW", closefd=True
+        )
+
+    found = _SndPart(reader, raw)
+    found.info = replace(found.info, format=about.format)
+    return found
+
+
+def _mpeg(reader: Reader, data: SoundData | None) -> Iterator[_SndPart]:
+    path = reader.path
+    found = mpeg_parts(path, data.start, data.start + data.there) if data else mpeg_parts(path)
+    if data and data.missing:
+        reader.lacking(f"truncated, {data.missing} of {data.missing + data.there} bytes of sound are missing")
+    if not found.parts:
+        raise AudioError(f"{path}: not a sound file that can be read (it has no frames of MPEG audio)")
+    if found.cut and found.parts[-1].announced is None:
+        reader.note("its last frame is cut")
+    for part in found.parts:
+        if part.announced is not None and part.frames + 1 < part.announced:
+            seconds, whole = part.samples, part.announced * part.head.samples
+            reader.lacking(f"truncated, {whole - seconds} of {whole} samples are missing")
+        yield _mpeg_part(reader, part, "WAV" if data else "MP3")
+
+
+def _mpeg_part(reader: Reader, part: MpegPart, kind: str) -> _SndPart:
+    path = reader.path
+    if part.announced is not None:
+        patches = {part.count_place: part.frames.to_bytes(4, "big")}
+        if abs(part.announced - part.frames) <= 1:
+            patches = {}
+        made = _SndPart(reader, _window(path, part.start, part.end, patches=patches))
+    else:
+        silence = silent_frame(part)
+        opened = _window(path, part.start, part.end, prefix=silence)
+        made = _SndPart(reader, opened, skip=part.head.samples, frames=part.samples)
+    made.info = replace(made.info, format=kind)
+    return made
+
+
+def _ogg(reader: Reader) -> Iterator[_SndPart]:
+    path = reader.path
+    found = ogg_parts(path)
+    if found.cut:
+        reader.lacking("truncated, the file ends within a page of sound")
+    elif found.open:
+        reader.note("its last page is not marked as the last: more may have been recorded than is in the file")
+    if len(found.starts) < 2:
+        yield _SndPart(reader, _plain(path))
+        return
+    for start, end in zip(found.starts, (*found.starts[1:], found.end), strict=True):
+        yield _SndPart(reader, _window(path, start, end))
+
+
+def _plain(path: str | Path) -> Callable[[], soundfile.SoundFile]:
+    return lambda: soundfile.SoundFile(os.fsencode(path))
+
+
+def _window(path: str | Path, start: int, end: int | None, **more: Any) -> Callable[[], soundfile.SoundFile]:
+    return lambda: soundfile.SoundFile(Window(path, start, end, **more), closefd=True)
+
+
+_STDERR = Lock()
+
+
+@contextmanager
+def _quiet(subtype: str = "MPEG") -> Iterator[None]:
+    """Keep libmpg123, which cannot be told otherwise through libsndfile, from writing to the terminal by itself."""
+    if not subtype.startswith("MPEG"):
+        yield
+        return
+    with _STDERR:
+        try:
+            kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        except OSError:  # there is no standard error
+            yield
+            return
+        try:
+            os.dup2(nowhere, 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nowhere)
 
 
 def _check_readable(path: Path) -> None:
@@ -141,36 +439,14 @@ def _check_readable(path: Path) -> None:
 
 
 def _check_plausible(path: str | Path, info: Info) -> None:
-    # libsndfile takes anything that is named .au, .snd or .vox for the sound of old telephones
-    if info.format == "RAW":
-        raise AudioError(f"{path}: {RAW}")
     if not SLOWEST <= info.sample_rate <= FASTEST:
         raise AudioError(f"{path}: its sample rate is {info.sample_rate} Hz, must be {SLOWEST} to {FASTEST}")
 
 
 def _reason(error: soundfile.LibsndfileError) -> str:
-    return str(error.error_string).removeprefix("Error : ").rstrip(".")
-
-
-def _announced(log: str) -> Iterator[tuple[int, int]]:
-    """Pairs of (length that a header announces, length that is there) from libsndfile's log of an opened file."""
-    for line in log.splitlines():
-        before, found, after = line.partition("(should be ")
-        words = before.split()
-        if found and words[-1].isdigit() and after.rstrip(") ").isdigit():
-            yield int(words[-1]), int(after.rstrip(") "))
-
-
-def _lacks_ogg_end(path: str | Path, info: Info) -> bool:
-    """Whether an Ogg file's last page is cut or not marked as the last: libsndfile takes what is there for all."""
-    if info.format != "OGG":
-        return False
-    with open(path, "rb") as file:
-        file.seek(max(0, os.path.getsize(path) - 131072))  # a page has at most 65307 bytes
-        tail = file.read()
-    page = tail[max(0, tail.rfind(b"OggS")) :]  # RFC 3533, section 6: flags at 5, segments at 26, their sizes after
-    segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
-    return not segments or not page[5] & 4 or len(page) < 27 + page[26] + sum(segments)
+    text = str(error.error_string).removeprefix("Error : ").rstrip(".")
+    # what it says of sound of MPEG's that it cannot make out
+    return "Format not recognised" if "possibly a pipe" in text else text
 
 
 class Writer:
@@ -281,8 +557,8 @@ def read(path: str | Path, *, start: int = 0, frames: int | None = None) -> tupl
     with Reader(path) as reader:
         if start == 0 and frames is None:
             return np.concatenate(list(reader.blocks()), axis=1), reader.info.sample_rate
-        reader.seek(start)
-        return reader._read(-1 if frames is None else frames), reader.info.sample_rate
+        wanted = reader.info.frames - start if frames is None else frames
+        return reader.read(start, wanted), reader.info.sample_rate
 
 
 def write(
@@ -294,91 +570,8 @@ def write(
         writer.write(audio)
 
 
-def resampled(blocks: Iterable[Audio], from_rate: int, to_rate: int, channels: int) -> Iterator[Audio]:
-    """Resample a stream of blocks (C, T) to exactly ``resampled_length`` of what goes in."""
-    if from_rate == to_rate:
-        yield from blocks
-        return
-    stream = soxr.ResampleStream(from_rate, to_rate, channels)
-    taken = given = 0
-    first = np.zeros((channels, 0), np.float32)
-    for block in blocks:
-        first = block[:, :1].copy() if taken == 0 else first
-        out = stream.resample_chunk(np.ascontiguousarray(block.T, dtype=np.float32)).T
-        taken, given = taken + block.shape[1], given + out.shape[1]
-        yield out
-    rest = stream.resample_chunk(np.zeros((0, channels), np.float32), last=True).T
-    if given + rest.shape[1] == 0:
-        rest = first  # too short for a sample at the new rate: its first one stands for it
-    yield match_length(rest, max(0, resampled_length(taken, from_rate, to_rate) - given))
-
-
-def exactly(blocks: Iterable[Audio], frames: int, channels: int) -> Iterator[Audio]:
-    """The first ``frames`` samples of a stream of (C, T) blocks, with zeros behind it if it is shorter."""
-    left = frames
-    for block in blocks:
-        yield block[:, :left]
-        left = max(0, left - block.shape[1])
-    yield np.zeros((channels, left), np.float32)
-
-
-def resampled_length(frames: int, from_rate: int, to_rate: int) -> int:
-    """Samples at ``to_rate`` that last as long as ``frames`` at ``from_rate``; at least one of at least one."""
-    return max(min(frames, 1), round(frames * to_rate / from_rate))
-
-
-def resample(audio: Audio, from_rate: int, to_rate: int) -> Audio:
-    """Resample (..., T) along its last axis."""
-    rows = np.asarray(audio, np.float32).reshape(-1, audio.shape[-1])
-    out = np.concatenate(list(resampled([rows], from_rate, to_rate, len(rows))), axis=1)
-    return out.reshape(*audio.shape[:-1], -1)
-
-
-def match_length(audio: Audio, frames: int) -> Audio:
-    """Cut (..., T) to ``frames``, or add zeros at its end."""
-    missing = max(0, frames - audio.shape[-1])
-    return np.pad(audio[..., :frames], [(0, 0)] * (audio.ndim - 1) + [(0, missing)]) if missing else audio[..., :frames]
-
-
-def find(paths: Iterable[str | Path], suffixes: Iterable[str] = (*FORMATS, *FOREIGN)) -> list[tuple[Path, Path]]:
-    """Sound files under files, folders (recursively) and glob patterns, as (file, its path below what was named).
-
-    A file that is named stands for itself, whatever its suffix; hidden files in folders are passed over.
-
-    Raises:
-        AudioError: a folder or pattern without a sound file. Whether a named file exists is seen when it is read.
-    """
-    wanted = {"." + suffix.lower().lstrip(".") for suffix in suffixes}
-    return [pair for path in paths for pair in _find_one(str(path), wanted)]
-
-
-def _find_one(name: str, suffixes: set[str]) -> list[tuple[Path, Path]]:
-    path = Path(name)
-    if path.is_dir():
-        found = [(file, file.relative_to(path)) for file in _below(path, suffixes)]
-    elif path.exists() or not any(c in name for c in "*?["):
-        found = [(path, Path(path.name))]
-    else:
-        found = _glob(path, suffixes)
-    if not found:
-        raise AudioError(f"{name}: no sound files there")
-    return found
-
-
-def _below(folder: Path, suffixes: set[str]) -> list[Path]:
-    files = (Path(parent) / name for parent, _, names in os.walk(folder) for name in names)
-    kept = (f for f in files if f.suffix.lower() in suffixes)
-    return sorted(f for f in kept if not any(part.startswith(".") for part in f.relative_to(folder).parts))
-
-
-def _glob(pattern: Path, suffixes: set[str]) -> list[tuple[Path, Path]]:
-    fixed = next(i for i, part in enumerate(pattern.parts) if any(c in part for c in "*?["))
-    base, rest = Path(*pattern.parts[:fixed]), str(Path(*pattern.parts[fixed:]))
-    found = set()
-    for match in base.glob(rest):
-        if match.is_dir():
-            found.update(_below(match, suffixes))
-        elif match.suffix.lower() in suffixes or pattern.suffix:
-            found.add(match)  # "*.raw" means what it says, "*" means sound
-    shown = ((file, file.relative_to(base)) for file in sorted(found))
-    return [(file, below) for file, below in shown if not any(part.startswith(".") for part in below.parts)]
+def find(
+    paths: Iterable[str | Path], suffixes: Iterable[str] = SUFFIXES, passed_over: list[Path] | None = None
+) -> list[tuple[Path, Path]]:
+    """Sound files under files, folders and patterns, as (file, its path below what was named); see `finding.find`."""
+    return finding.find(paths, suffixes, passed_over)

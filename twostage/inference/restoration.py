@@ -54,6 +54,7 @@ class Options:
     """How to restore: ``seconds`` of a window, ``level`` "input" or "model", ``keep_low_band`` in Hz (0: nothing).
 
     ``sample_rate`` of the output file: "model" or "input". ``batch`` windows go through the model at once.
+    ``salvage`` takes what there is of a file that is cut or damaged, with a warning that says what is missing.
     """
 
     seconds: float = 10.0
@@ -62,6 +63,7 @@ class Options:
     sample_rate: str = "model"
     overwrite: bool = False
     batch: int = 1
+    salvage: bool = False
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -202,7 +204,7 @@ def restore_file(
     if target.exists() and Path(source).exists() and target.samefile(source):
         raise AudioError(f"{source}: would be replaced by its own restoration")
     check_writable(target, options.overwrite)
-    with Reader(source) as reader:
+    with Reader(source, salvage=options.salvage) as reader:
         given = reader.info
         sound = Source(str(source), given.sample_rate, given.channels, reader.blocks)
         rate = model.sample_rate if options.sample_rate == "model" else given.sample_rate
@@ -228,7 +230,7 @@ def restore_file(
         elapsed=elapsed,
         realtime_factor=elapsed * given.sample_rate / survey.frames,
         limited_db=limited,
-        warnings=survey.complaints(inputs_of(model)),
+        warnings=[*reader.notes, *survey.complaints(inputs_of(model))],
     )
 
 

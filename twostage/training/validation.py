@@ -83,6 +83,11 @@ def _example(entry: Entry, config: PairConfig, place: int, seconds: float, hop_l
     else:
         degraded = clean
     length = min(len(clean), len(degraded), round(seconds * config.sample_rate)) // hop_length * hop_length
+    if length == 0:
+        raise DataError(
+            f"{entry.name}: is shorter than a frame, {hop_length} samples at {config.sample_rate} Hz; "
+            "leave it out of data.valid"
+        )
     sides = [torch.from_numpy(np.ascontiguousarray(side[:length]))[None, None] for side in (degraded, clean)]
     return Example(entry.name, sides[0], sides[1], entry.paired)
 

@@ -1,0 +1,136 @@
+"""Sound files below folders and behind patterns, found by their names, or by their first bytes where they have none."""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from twostage.audio import media_files, mpeg
+from twostage.utils.errors import AudioError
+
+# of files that libsndfile reads, beside those that it writes too
+READ: tuple[str, ...] = (
+    "aifc",
+    "bwf",
+    "wave",
+    "wavex",
+    "sph",
+    "nist",
+    "nst",
+    "snd",
+    "voc",
+    "mp2",
+    "mpga",
+    "ogx",
+    "avr",
+    "paf",
+    "pvf",
+)
+READ += ("sf", "ircam", "sd2", "sds", "svx", "iff", "8svx", "htk")
+# of files that the extra ``media`` reads
+MEDIA: tuple[str, ...] = (
+    "m4a",
+    "m4b",
+    "aac",
+    "adts",
+    "amr",
+    "awb",
+    "wma",
+    "asf",
+    "webm",
+    "weba",
+    "mka",
+    "mkv",
+    "mp4",
+    "mov",
+    "3gp",
+)
+MEDIA += ("3g2", "ac3", "ape", "wv", "tta", "flv", "spx")
+MAGIC = (b"RIFF", b"RIFX", b"RF64", b"FORM", b"fLaC", b"OggS", b".snd", b"caff", b"NIST_1A", b"Creative Voice", b"ID3")
+
+
+def find(
+    paths: Iterable[str | Path], suffixes: Iterable[str], passed_over: list[Path] | None = None
+) -> list[tuple[Path, Path]]:
+    """Sound files under files, folders (recursively) and glob patterns, as (file, its path below what was named).
+
+    A file that is named stands for itself, whatever its suffix; hidden files in folders are left out. Of files in a
+    folder without a suffix the first bytes decide; all that is not taken is added to ``passed_over`` where it is given.
+
+    Raises:
+        AudioError: a folder or pattern without a sound file. Whether a named file exists is seen when it is read.
+    """
+    wanted = {"." + suffix.lower().lstrip(".") for suffix in suffixes}
+    rest = [] if passed_over is None else passed_over
+    return [pair for path in paths for pair in _find_one(str(path), wanted, rest)]
+
+
+def _find_one(name: str, suffixes: set[str], rest: list[Path]) -> list[tuple[Path, Path]]:
+    path = Path(name)
+    if path.is_dir():
+        found = [(file, file.relative_to(path)) for file in _below(path, suffixes, rest)]
+    elif path.exists() or not any(c in name for c in "*?["):
+        found = [(path, Path(path.name))]
+    else:
+        found = _glob(path, suffixes, rest)
+    if not found:
+        raise AudioError(f"{name}: no sound files there")
+    return found
+
+
+def _below(folder: Path, suffixes: set[str], rest: list[Path]) -> list[Path]:
+    files = sorted(file for file in _walk(folder) if not _hidden(file.relative_to(folder)))
+    kept = [file for file in files if _is_sound(file, suffixes)]
+    rest += sorted(set(files) - set(kept))
+    return kept
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files, those of linked folders too, each folder once however links lead to it."""
+    seen = {os.path.realpath(folder)}
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = {name: os.path.realpath(os.path.join(parent, name)) for name in sorted(folders)}
+        folders[:] = [name for name, place in real.items() if place not in seen and not name.startswith(".")]
+        seen.update(real.values())
+        yield from (Path(parent) / name for name in names)
+
+
+def _is_sound(file: Path, suffixes: set[str]) -> bool:
+    suffix = file.suffix.lower()
+    return suffix in suffixes or ((not suffix or suffix[1:].isdigit()) and _sounds(file))
+
+
+def _sounds(file: Path) -> bool:
+    """Whether a file begins as sound files do."""
+    if not file.is_file():
+        return False
+    try:
+        with open(file, "rb") as opened:
+            head = opened.read(16)
+            frame = mpeg.parse(head[:4])
+            opened.seek(frame.length if frame else 0)
+            return head.startswith(MAGIC) or bool(frame and mpeg.parse(opened.read(4))) or bool(media_files.kind(file))
+    except OSError:
+        return False
+
+
+def _glob(pattern: Path, suffixes: set[str], rest: list[Path]) -> list[tuple[Path, Path]]:
+    fixed = next(i for i, part in enumerate(pattern.parts) if any(c in part for c in "*?["))
+    base = Path(*pattern.parts[:fixed])
+    found: dict[tuple[str, str], Path] = {}  # links to folders lead to the same file by many ways
+    for name in sorted(glob.iglob(str(pattern), recursive=True), key=lambda name: (name.count(os.sep), name)):
+        match = Path(name)
+        if match.is_dir():
+            files = _below(match, suffixes, rest)
+        elif pattern.suffix or _is_sound(match, suffixes):
+            files = [match]  # "*.raw" means what it says, "*" means sound
+        else:
+            files, rest[:] = [], [*rest, match]
+        for file in files:
+            found.setdefault((os.path.realpath(file.parent), file.name), file)
+    shown = ((file, file.relative_to(base)) for file in sorted(found.values()))
+    return [(file, below) for file, below in shown if not _hidden(below)]
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
