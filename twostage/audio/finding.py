@@ -87,7 +87,8 @@ def _below(folder: Path, suffixes: set[str], rest: list[Path]) -> list[Path]:
 
 def _walk(folder: Path) -> Iterator[Path]:
     """All files, those of linked folders too, each folder once however links lead to it."""
-    seen = {os.path.realpath(folder)}
+    here = os.path.realpath(folder)
+    seen = {here, *map(str, Path(here).parents)}  # a link upwards would bring in what was not named
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = {name: os.path.realpath(os.path.join(parent, name)) for name in sorted(folders)}
         folders[:] = [name for name, place in real.items() if place not in seen and not name.startswith(".")]

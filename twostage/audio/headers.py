@@ -118,6 +118,10 @@ def _riff(file: BinaryIO, begin: int, size: int) -> Promise | None:
 
 
 def _aiff(file: BinaryIO, begin: int, size: int) -> Promise | None:
+    file.seek(begin + 8)
+    if file.read(4) not in (b"AIFF", b"AIFC"):  # of Amigas
+        start, length = _chunks(file, begin + 12, size, ">", b"BODY")[b"BODY"]
+        return Promise(start, length, True, ">")
     chunks = _chunks(file, begin + 12, size, ">", b"SSND")
     start, length = chunks[b"SSND"]
     file.seek(chunks[b"COMM"][0] + 18)
@@ -185,6 +189,21 @@ def _nist(file: BinaryIO, begin: int, size: int) -> Promise | None:
     return Promise(begin + header, length, fields.get(b"sample_byte_format") == b"10")
 
 
+def _voc(file: BinaryIO, begin: int, size: int) -> Promise | None:
+    file.seek(begin + 20)
+    (place,) = struct.unpack("<H", file.read(2))
+    place += begin
+    heads = {1: 2, 9: 12}  # kinds of blocks with sound, and the bytes before it
+    while place + 4 <= size:
+        file.seek(place)
+        (head,) = struct.unpack("<I", file.read(4))
+        kind, length = head & 255, head >> 8
+        if kind in heads:
+            return Promise(place + 4 + heads[kind], max(0, length - heads[kind]))
+        place += 4 + length
+    return None
+
+
 FINDERS: dict[bytes, Callable[[BinaryIO, int, int], Promise | None]] = {
     b"RIFF": _riff,
     b"RIFX": _riff,
@@ -195,4 +214,5 @@ FINDERS: dict[bytes, Callable[[BinaryIO, int, int], Promise | None]] = {
     b"dns.": _au,
     b"caff": _caf,
     b"NIST": _nist,
+    b"Crea": _voc,
 }

@@ -1,7 +1,7 @@
 """Sound in the containers of phones, browsers and films: the only place that touches PyAV, an extra."""
 
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +29,8 @@ MAGIC = (
     (b"\x0bw", 0, "AC-3"),
 )
 EXACT = ("mov", "matroska")  # families of containers that say how long they are, rather than leave it to a guess
-SHORT = 0.5  # seconds that may lack at the end of a container: its pictures may last longer than its sound
+SHORT = 0.1  # seconds that may lack at the end of a container: encoders round to their frames
+SALVAGE = "(--salvage takes what is there)"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class MediaFile:
     def __init__(self, path: str | Path, *, salvage: bool = False) -> None:
         self.path, self.notes = path, list[str]()
         self._salvage = salvage
-        with closing(_opened(path)) as container:
+        with _named(path), closing(_opened(path)) as container:
             stream = _stream(container, path)
             context = stream.codec_context
             rate, channels = context.sample_rate, context.channels
@@ -104,7 +105,7 @@ class MediaFile:
             yield from container.decode(stream)
         except (av.error.FFmpegError, ValueError) as error:
             if not self._salvage:
-                raise AudioError(f"{self.path}: damaged ({_reason(error)})") from None
+                raise AudioError(f"{self.path}: damaged ({_reason(error)}) {SALVAGE}") from None
             self.notes.append(f"damaged ({_reason(error)}); what comes before is taken")
 
     def _counted(self) -> int:
@@ -125,15 +126,26 @@ class MediaFile:
                         total += seconds
             except av.error.FFmpegError as error:
                 if not self._salvage:
-                    raise AudioError(f"{self.path}: damaged ({_reason(error)})") from None
+                    raise AudioError(f"{self.path}: damaged ({_reason(error)}) {SALVAGE}") from None
             if container.duration is not None and any(name in container.format.name for name in EXACT):
                 last = container.duration / 1e6
         if last - end > SHORT:
             missing = f"{last - end:.2f} of {last:.2f} s are missing"
             if not self._salvage:
-                raise AudioError(f"{self.path}: truncated, {missing} (--salvage takes what is there)")
+                raise AudioError(f"{self.path}: truncated, {missing} {SALVAGE}")
             self.notes.append(f"truncated, {missing}")
         return round(total * rate)
+
+
+@contextmanager
+def _named(path: str | Path) -> Iterator[None]:
+    """Errors of FFmpeg as those of the file."""
+    import av
+
+    try:
+        yield
+    except (av.error.FFmpegError, ValueError) as error:
+        raise AudioError(f"{path}: not a sound file that can be read ({_reason(error)})") from None
 
 
 def _opened(path: str | Path) -> Any:

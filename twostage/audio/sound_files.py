@@ -63,7 +63,8 @@ WIDTHS |= {"ALAW": 1}
 SLOWEST, FASTEST = 1000, 1_000_000  # Hz: outside, a header that lies, which would make hours or nothing of a file
 MOST_CHANNELS = {"OGG": 255}  # of containers whose encoder crashes with more, where others say so
 UNKNOWN = 1 << 48  # samples: from here on a length is none
-SALVAGE = "(--salvage takes what is there)"
+SALVAGE = media_files.SALVAGE
+CAREFUL = 1024  # samples read at once where a file may be damaged: what is lost with an error
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Reader:
 
     def blocks(self, frames: int = BLOCK) -> Iterator[Audio]:
         """Yield the file from its start as (C, <= frames); an error if it is empty, cut off or damaged."""
-        frames = min(frames, block_length(self.info.channels))
+        frames = min(frames, CAREFUL if self._salvage else block_length(self.info.channels))
         total = 0
         for part in self._parts:
             for block in part.blocks(frames):

@@ -120,7 +120,9 @@ def _do(
     from twostage.inference.restoration import FAILURES, Report, explain, restore_file
     from twostage.utils.files import check_writable
 
-    report = Report(str(job.source), str(job.target), status="failed", error=job.error or job.beaten_by(written))
+    report = Report(str(job.source), str(job.target), status="failed", error=job.error)
+    if beaten := job.beaten_by(written):
+        report.error = _unreadable(job.source) or beaten
     if report.error:
         return report
     if model is None or (skip and _is_done(job)):  # by now, maybe: of another process with the same folder
@@ -139,6 +141,16 @@ def _do(
         report.error = explain(error, job.source)
     report.status = "failed" if report.error else report.status
     return report
+
+
+def _unreadable(source: Path) -> str | None:
+    from twostage.audio.sound_files import info
+
+    try:
+        info(source)
+    except TwoStageError as error:
+        return str(error)
+    return None
 
 
 def _is_done(job: "Job") -> bool:
