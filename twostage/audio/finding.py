@@ -1,7 +1,8 @@
 """Sound files below folders and behind patterns, found by their names, or by their first bytes where they have none."""
 
-import glob
+import fnmatch
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -117,20 +118,45 @@ def _sounds(file: Path) -> bool:
 
 def _glob(pattern: Path, suffixes: set[str], rest: list[Path]) -> list[tuple[Path, Path]]:
     fixed = next(i for i, part in enumerate(pattern.parts) if any(c in part for c in "*?["))
-    base = Path(*pattern.parts[:fixed])
-    found: dict[tuple[str, str], Path] = {}  # links to folders lead to the same file by many ways
-    for name in sorted(glob.iglob(str(pattern), recursive=True), key=lambda name: (name.count(os.sep), name)):
-        match = Path(name)
-        if match.is_dir():
-            files = _below(match, suffixes, rest)
-        elif pattern.suffix or _is_sound(match, suffixes):
-            files = [match]  # "*.raw" means what it says, "*" means sound
+    base, wanted = Path(*pattern.parts[:fixed]), pattern.parts[fixed:]
+    if "**" in wanted:
+        named = _matching(base, wanted)
+    else:
+        matches = sorted(base.glob(str(Path(*wanted))))
+        named = [(match, False) for match in matches if not match.is_dir()]
+        named += [(file, True) for match in matches if match.is_dir() for file in _walk(match)]
+    shown = [(file, file.relative_to(base), inside) for file, inside in sorted(set(named))]
+    found = []
+    for file, below, inside in shown:
+        if _hidden(below):
+            continue
+        if _is_sound(file, suffixes) or (pattern.suffix and not inside):
+            found.append((file, below))  # "*.raw" means what it says, "*" means sound
         else:
-            files, rest[:] = [], [*rest, match]
-        for file in files:
-            found.setdefault((os.path.realpath(file.parent), file.name), file)
-    shown = ((file, file.relative_to(base)) for file in sorted(found.values()))
-    return [(file, below) for file, below in shown if not _hidden(below)]
+            rest.append(file)
+    return found
+
+
+def _matching(base: Path, parts: tuple[str, ...]) -> list[tuple[Path, bool]]:
+    """Files below ``base`` that a pattern with "**" names, and whether it names a folder above them instead.
+
+    Path.glob does not go into linked folders here, and glob.glob goes round in circles of links without end.
+    """
+    one = re.compile(_expression(parts))
+    found = []
+    for file in _walk(base):
+        below = file.relative_to(base)
+        if one.fullmatch(f"{below.as_posix()}/"):
+            found.append((file, False))
+        elif any(one.fullmatch("" if parent == Path() else f"{parent.as_posix()}/") for parent in below.parents):
+            found.append((file, True))
+    return found
+
+
+def _expression(parts: tuple[str, ...]) -> str:
+    """The regular expression of a pattern's parts for paths that end in a slash: "**" is any number of folders."""
+    inner = (fnmatch.translate(part).removesuffix(r"\Z").replace(".*", "[^/]*") for part in parts if part != "**")
+    return "".join("(?:[^/]+/)*" if part == "**" else f"{next(inner)}/" for part in parts)
 
 
 def _hidden(path: Path) -> bool:

@@ -3,7 +3,7 @@
 import os
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import BinaryIO
@@ -12,6 +12,7 @@ from typing import BinaryIO
 UNKNOWN = (0x7F000000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
 NEAR = 1 << 16
 FILES = (b"RIFF", b"RIFX", b"RF64", b"FORM", b"caff", b".snd", b"fLaC", b"OggS")
+LATER = (b"LIST", b"id3 ", b"ID3 ", b"bext", b"cue ", b"PEAK", b"iXML", b"APPL", b"ANNO")  # chunks: may be cut
 FLAC = b"fLaC\0\0\0\x22"  # and the head of the block that each FLAC file begins with
 FLAC_LAST = b"fLaC\x80\0\0\x22"  # the same, where it is the only block
 W64_DATA = b"data" + bytes.fromhex("f3acd3118cd100c04f8edb8a")
@@ -22,6 +23,7 @@ class SoundData:
     """Bytes of sound in a file: from ``start``, ``promised`` by the header (None: it does not know), ``there`` found.
 
     ``behind``: bytes after them that no header announces. ``next_file``: where a file begins that was joined to this.
+    ``patches``: bytes by their place, which say the length where the header has none that readers understand.
     """
 
     start: int
@@ -30,6 +32,7 @@ class SoundData:
     behind: int = 0
     next_file: int | None = None
     big_endian: bool = False
+    patches: dict[int, bytes] = field(default_factory=dict)
 
     @property
     def missing(self) -> int:
@@ -45,6 +48,8 @@ class Promise:
     length: int | None
     big_endian: bool = False
     chunks: str = ""
+    place: int = 0  # of the length, in 64 bits, where it has to be known; more of it than sound: ``extra`` bytes
+    extra: int = 0
 
 
 def sound_data(path: str | Path, begin: int = 0) -> SoundData | None:
@@ -78,7 +83,9 @@ def flac_starts(path: str | Path) -> list[int]:
 def _compared(file: BinaryIO, said: Promise, size: int) -> SoundData:
     there = max(0, size - said.start)
     if said.length is None or any(abs(said.length - value) <= NEAR for value in UNKNOWN):
-        return SoundData(said.start, None, there, big_endian=said.big_endian)
+        length = struct.pack(">Q" if said.extra else "<Q", there + said.extra)
+        patches = {said.place: length} if said.place else {}
+        return SoundData(said.start, None, there, big_endian=said.big_endian, patches=patches)
     there = min(there, said.length)
     behind, next_file = _rest(file, said.start + said.length, size, said.chunks)
     return SoundData(said.start, said.length, there, behind, next_file, said.big_endian)
@@ -98,7 +105,7 @@ def _rest(file: BinaryIO, place: int, size: int, order: str) -> tuple[int, int |
         length = struct.unpack(f"{order}I", head[4:8])[0] if order else size
         if place == begin and begin % 2 and not head[0]:
             place += 1  # that byte itself
-        elif name.isascii() and name.decode("ascii").isprintable() and name.strip() and order:
+        elif order and _is_chunk(name) and (place + 8 + length <= size or name in LATER):
             place += 8 + length + length % 2
         else:
             file.seek(place)
@@ -106,15 +113,21 @@ def _rest(file: BinaryIO, place: int, size: int, order: str) -> tuple[int, int |
     return 0, None
 
 
+def _is_chunk(name: bytes) -> bool:
+    return name.isascii() and name.decode("ascii").isprintable() and bool(name.strip())
+
+
 def _riff(file: BinaryIO, begin: int, size: int) -> Promise | None:
     file.seek(begin)
     order = ">" if file.read(4) == b"RIFX" else "<"
     chunks = _chunks(file, begin + 12, size, order, b"data")
     start, length = chunks[b"data"]
+    place = 0
     if b"ds64" in chunks and length == 0xFFFFFFFF:
-        file.seek(chunks[b"ds64"][0] + 8)
+        place = chunks[b"ds64"][0] + 8
+        file.seek(place)
         (length,) = struct.unpack("<Q", file.read(8))
-    return Promise(start, length, order == ">", order)
+    return Promise(start, length or None, order == ">", order, place)
 
 
 def _aiff(file: BinaryIO, begin: int, size: int) -> Promise | None:
@@ -170,7 +183,7 @@ def _caf(file: BinaryIO, begin: int, size: int) -> Promise | None:
             file.seek(place + 12 + 12)
             little = bool(struct.unpack(">I", file.read(4))[0] & 2)
         if name == b"data":
-            return Promise(place + 16, None if length < 4 else length - 4, not little)
+            return Promise(place + 16, length - 4 if length > 4 else None, not little, place=place + 4, extra=4)
         if length < 0:
             return None
         place += 12 + length

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeGuard
 
 import numpy as np
 import soundfile
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from twostage.audio import finding, media_files
 from twostage.audio.headers import SoundData, flac_starts, sound_data
 from twostage.audio.mpeg import MpegPart, mpeg_parts, silent_frame
-from twostage.audio.ogg import ogg_parts
+from twostage.audio.ogg import marked_last, ogg_parts
 from twostage.audio.resampling import exactly as exactly
 from twostage.audio.resampling import match_length as match_length
 from twostage.audio.resampling import resample as resample
@@ -64,6 +64,7 @@ SLOWEST, FASTEST = 1000, 1_000_000  # Hz: outside, a header that lies, which wou
 MOST_CHANNELS = {"OGG": 255}  # of containers whose encoder crashes with more, where others say so
 UNKNOWN = 1 << 48  # samples: from here on a length is none
 SALVAGE = media_files.SALVAGE
+SLACK = 2304  # samples of MPEG about which encoders and decoders disagree
 CAREFUL = 1024  # samples read at once where a file may be damaged: what is lost with an error
 
 
@@ -204,9 +205,7 @@ class _SndPart:
         exact: bool = False,
     ) -> None:
         self._reader, self._open, self._skip, self._exact = reader, open, skip, exact
-        with _quiet():
-            self._file = open()
-        file = self._file
+        self._file = file = self._begun()
         self._fresh = True
         said = file.frames if frames is None else frames
         self.info = Info(file.samplerate, file.channels, said, file.format, file.subtype)
@@ -224,11 +223,20 @@ class _SndPart:
             total += kept.shape[1]
             if kept.shape[1]:
                 yield kept
-        if self._exact and total < self.info.frames:
+        # where MPEG is damaged, libmpg123 ends as if the file did; that it differs by a frame or two means nothing
+        slack = SLACK if self.info.subtype.startswith("MPEG") else 0
+        if (self._exact or slack) and total < self.info.frames - slack:
             self._reader.lacking(f"truncated, {total} of {self.info.frames} samples can be read")
 
     def close(self) -> None:
         self._file.close()
+
+    def _begun(self) -> soundfile.SoundFile:
+        with _quiet():
+            file = self._open()
+        # soundfile seeks to where it is after every read of what it can seek in: decoders then begin anew, and differ
+        file.seekable = lambda: False
+        return file
 
     def _rewound(self, place: int) -> int:
         """Go to sample ``place``, or to the start where that cannot be done; how many samples are to be dropped."""
@@ -238,12 +246,12 @@ class _SndPart:
         self._fresh = False
         try:
             with _quiet():
-                if self._file.seekable():
+                if soundfile.SoundFile.seekable(self._file) and self._file.frames < UNKNOWN:
                     self._file.seek(min(place, self._file.frames))
                     return 0
-                self._file.close()
-                self._file = self._open()
-                return place
+            self._file.close()
+            self._file = self._begun()
+            return place
         except soundfile.LibsndfileError as error:
             self._damaged(error)
         return 0
@@ -283,13 +291,13 @@ class _MediaPart:
 def _parts(reader: Reader) -> Iterator[_SndPart]:
     """The streams of a file, each in a window of its own where there is more than one, or its header is not right."""
     path = reader.path
+    data = sound_data(path)
     with _quiet():
-        plain = soundfile.SoundFile(os.fsencode(path))
+        plain = _window(path, 0, data.next_file, patches=data.patches)() if _is_odd(data) else _plain(path)()
     with plain:
         kind, subtype = plain.format, plain.subtype
     if kind == "RAW":
         raise AudioError(f"{path}: {RAW}")  # libsndfile takes anything named .au, .snd or .vox for that of telephones
-    data = sound_data(path)
     if kind == "MP3" or subtype.startswith("MPEG_LAYER"):
         yield from _mpeg(reader, data if kind != "MP3" else None)
     elif kind == "OGG":
@@ -303,6 +311,11 @@ def _parts(reader: Reader) -> Iterator[_SndPart]:
         yield _SndPart(reader, lambda: soundfile.SoundFile(os.fsencode(path)), exact=subtype in (*WIDTHS, "ALAC_16"))
     else:
         yield from _chunked(reader, data)
+
+
+def _is_odd(data: SoundData | None) -> TypeGuard[SoundData]:
+    """Whether libsndfile cannot open a file as it is."""
+    return data is not None and bool(data.next_file or data.patches)
 
 
 def _chunked(reader: Reader, data: SoundData | None) -> Iterator[_SndPart]:
@@ -323,7 +336,7 @@ def _chunked(reader: Reader, data: SoundData | None) -> Iterator[_SndPart]:
 
 def _one_chunked(reader: Reader, data: SoundData, begin: int) -> _SndPart:
     path = reader.path
-    part = _SndPart(reader, _window(path, begin, data.next_file) if begin or data.next_file else _plain(path))
+    part = _SndPart(reader, _window(path, begin, data.next_file, patches=data.patches))
     width = part.info.channels * WIDTHS.get(part.info.subtype, 0)
     whole = data.there + data.behind
     if not width or part.info.frames >= whole // width:
@@ -384,11 +397,13 @@ def _ogg(reader: Reader) -> Iterator[_SndPart]:
         reader.lacking("truncated, the file ends within a page of sound")
     elif found.open:
         reader.note("its last page is not marked as the last: more may have been recorded than is in the file")
-    if len(found.starts) < 2:
+    if len(found.starts) < 2 and not (found.cut or found.open):
         yield _SndPart(reader, _plain(path))
         return
+    with Window(path, found.last, found.end) as last:
+        patches = {found.last: marked_last(last.read())}
     for start, end in zip(found.starts, (*found.starts[1:], found.end), strict=True):
-        yield _SndPart(reader, _window(path, start, end))
+        yield _SndPart(reader, _window(path, start, end, patches=patches))
 
 
 def _plain(path: str | Path) -> Callable[[], soundfile.SoundFile]:

@@ -56,12 +56,11 @@ class Window(io.RawIOBase):
         return len(data)
 
     def _patched(self, place: int, data: bytes) -> bytes:
-        out = bytearray(data)
         for at, patch in self._patches.items():
-            for index, byte in enumerate(patch, at - place):
-                if 0 <= index < len(out):
-                    out[index] = byte
-        return bytes(out)
+            first, last = max(at, place), min(at + len(patch), place + len(data))
+            if first < last:
+                data = data[: first - place] + patch[first - at : last - at] + data[last - place :]
+        return data
 
     def close(self) -> None:
         self._file.close()
