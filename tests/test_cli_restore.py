@@ -373,7 +373,19 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning(
 
 def test_between_pipes(recordings: Path, tiny_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "twostage", "restore", "-", "-o", "-", "--model", str(tiny_path), "--format", "flac"]
+    command = [
+        sys.executable,
+        "-m",
+        "twostage",
+        "restore",
+        "-",
+        "-o",
+        "-",
+        "--model",
+        str(tiny_path),
+        "--format",
+        "flac",
+    ]
     given = Path("in/good.wav").read_bytes()
     done = subprocess.run(command, input=given, env=environment, capture_output=True)
     assert done.returncode == 0

@@ -75,7 +75,7 @@ def _find_one(name: str, suffixes: set[str], rest: list[Path]) -> list[tuple[Pat
     else:
         found = _glob(path, suffixes, rest)
     if not found:
-        raise AudioError(f"{name}: no sound files there")
+        raise AudioError("no sound files there", subject=name)
     return found
 
 

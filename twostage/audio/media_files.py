@@ -70,7 +70,7 @@ class MediaFile:
             if not rate or not channels:  # known when the first frame is decoded
                 first = next(iter(container.decode(stream)), None)
                 if first is None:
-                    raise AudioError(f"{path}: holds no samples")
+                    raise AudioError("holds no samples", subject=path)
                 rate, channels = first.sample_rate, len(first.layout.channels)
             family = container.format.name
         self.info = MediaInfo(rate, channels, self._counted(), family.partition(",")[0], context.name)
@@ -105,7 +105,7 @@ class MediaFile:
             yield from container.decode(stream)
         except (av.error.FFmpegError, ValueError) as error:
             if not self._salvage:
-                raise AudioError(f"{self.path}: damaged ({_reason(error)}) {SALVAGE}") from None
+                raise AudioError(f"damaged ({_reason(error)}) {SALVAGE}", subject=self.path) from None
             self.notes.append(f"damaged ({_reason(error)}); what comes before is taken")
 
     def _counted(self) -> int:
@@ -126,13 +126,13 @@ class MediaFile:
                         total += seconds
             except av.error.FFmpegError as error:
                 if not self._salvage:
-                    raise AudioError(f"{self.path}: damaged ({_reason(error)}) {SALVAGE}") from None
+                    raise AudioError(f"damaged ({_reason(error)}) {SALVAGE}", subject=self.path) from None
             if container.duration is not None and any(name in container.format.name for name in EXACT):
                 last = container.duration / 1e6
         if last - end > SHORT:
             missing = f"{last - end:.2f} of {last:.2f} s are missing"
             if not self._salvage:
-                raise AudioError(f"{self.path}: truncated, {missing} {SALVAGE}")
+                raise AudioError(f"truncated, {missing} {SALVAGE}", subject=self.path)
             self.notes.append(f"truncated, {missing}")
         return round(total * rate)
 
@@ -145,7 +145,7 @@ def _named(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (av.error.FFmpegError, ValueError) as error:
-        raise AudioError(f"{path}: not a sound file that can be read ({_reason(error)})") from None
+        raise AudioError(f"not a sound file that can be read ({_reason(error)})", subject=path) from None
 
 
 def _opened(path: str | Path) -> Any:
@@ -155,17 +155,17 @@ def _opened(path: str | Path) -> Any:
     try:
         return av.open(str(path), metadata_errors="ignore")
     except (av.error.FFmpegError, ValueError, OSError) as error:
-        raise AudioError(f"{path}: not a sound file that can be read ({_reason(error)})") from None
+        raise AudioError(f"not a sound file that can be read ({_reason(error)})", subject=path) from None
 
 
 def _stream(container: Any, path: str | Path) -> Any:
     if not container.streams.audio:
-        raise AudioError(f"{path}: holds no sound")
+        raise AudioError("holds no sound", subject=path)
     stream = container.streams.audio[0]
     with suppress(AttributeError):
         stream.thread_type = "NONE"
     if stream.codec_context is None:
-        raise AudioError(f"{path}: its sound has a coding that cannot be read")
+        raise AudioError("its sound has a coding that cannot be read", subject=path)
     return stream
 
 

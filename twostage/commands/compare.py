@@ -21,7 +21,7 @@ def run(args: Namespace) -> int:
 
     for folder in args.results:  # before what takes seconds to import
         if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder")
+            raise DataError("no such folder", subject=folder)
     if args.out.resolve() in [folder.resolve() for folder in args.results]:
         raise ConfigError(f"--out {args.out}: is one of the folders to compare")
     from twostage.evaluation.compare import compare

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twostage.utils.errors import ConfigError, OutputError, TwoStageError, one_line
+from twostage.commands.options import FORMATS, PRECISION_HELP, PRECISIONS, device_for, precision_for
+from twostage.utils.errors import AudioError, ConfigError, OutputError, TwoStageError, one_line
 
 if TYPE_CHECKING:
     from twostage.inference.jobs import Job
@@ -22,9 +23,6 @@ twostage restore recording.wav -o restored.wav --plot
 twostage restore recordings/ -o restored/ --format flac --sample-rate input --json report.json
 cat recording.wav | twostage restore - -o - > restored.wav
 """
-FORMATS = ("wav", "flac", "ogg", "opus", "mp3", "aiff", "au", "caf", "w64", "rf64")
-PRECISIONS = ("float32", "bfloat16", "bf16")
-PRECISION_HELP = "of convolutions; bf16 is bfloat16, and faster where the machine computes in it (default: float32)"
 LONG = 600.0  # seconds of sound: enough for a progress bar even in a log file
 
 
@@ -69,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _restored(args: argparse.Namespace, names: "Ends") -> int:
+    from twostage.inference.failures import Failure, one_by_one
     from twostage.inference.jobs import plan
     from twostage.inference.restoration import Options
     from twostage.inference.windows import device_of
@@ -92,10 +91,14 @@ def _restored(args: argparse.Namespace, names: "Ends") -> int:
     waiting, written = set(pending), dict[Path, Path]()
     say = Voice(sys.stderr if "-" in (args.json, args.out) else sys.stdout)
     with say.bar(pending) as progress:
+
+        def work(job: "Job") -> "Report":
+            needed = model if job in waiting else None
+            return _do(needed, job, options, progress, skip=args.skip_existing, written=written)
+
         try:
-            for job in jobs:
-                needed = model if job in waiting else None
-                report = _do(needed, job, options, progress, skip=args.skip_existing, written=written)
+            for job, outcome in one_by_one(jobs, work, name=lambda job: job.source):
+                report = _failed(job, outcome.error) if isinstance(outcome, Failure) else outcome
                 if report.status != "failed":
                     written[job.source] = job.target
                 reports.append(_named(report, names))
@@ -117,40 +120,41 @@ def _named(report: "Report", names: "Ends") -> "Report":
 def _do(
     model: Any, job: "Job", options: "Options", progress: "Progress", *, skip: bool, written: Mapping[Path, Path]
 ) -> "Report":
-    from twostage.inference.restoration import FAILURES, Report, explain, restore_file
+    """Restore one file, unless it is done, or another was that is written to its place. Raises what goes wrong."""
+    from twostage.audio.sound_files import info
+    from twostage.inference.restoration import restore_file
     from twostage.utils.files import check_writable
 
-    report = Report(str(job.source), str(job.target), status="failed", error=job.error)
+    if job.error:
+        raise AudioError(job.error, subject=job.source)
     if beaten := job.beaten_by(written):
-        report.error = _unreadable(job.source) or beaten
-    if report.error:
-        return report
+        info(job.source)  # if it cannot be read, that is what is wrong with it
+        raise AudioError(beaten, subject=job.source)
     if model is None or (skip and _is_done(job)):  # by now, maybe: of another process with the same folder
-        report.status = "skipped"
-        return report
+        return _skipped(job)
+    if job.plot:
+        check_writable(job.plot, options.overwrite)
     try:
-        if job.plot:
-            check_writable(job.plot, options.overwrite)
         report = restore_file(model, job.source, job.target, options, progress=progress)
-        if job.plot:
-            _plot(job, report, model.sample_rate / 2, options)
-    except FAILURES as error:
-        if skip and isinstance(error, OutputError) and _is_done(job):
-            report.status = "skipped"  # the other process was quicker
-            return report
-        report.error = explain(error, job.source)
-    report.status = "failed" if report.error else report.status
+    except OutputError:
+        if skip and _is_done(job):  # the other process was quicker
+            return _skipped(job)
+        raise
+    if job.plot:
+        _plot(job, report, model.sample_rate / 2, options)
     return report
 
 
-def _unreadable(source: Path) -> str | None:
-    from twostage.audio.sound_files import info
+def _skipped(job: "Job") -> "Report":
+    from twostage.inference.restoration import Report
 
-    try:
-        info(source)
-    except TwoStageError as error:
-        return str(error)
-    return None
+    return Report(str(job.source), str(job.target), status="skipped")
+
+
+def _failed(job: "Job", error: str) -> "Report":
+    from twostage.inference.restoration import Report
+
+    return Report(str(job.source), str(job.target), status="failed", error=error)
 
 
 def _is_done(job: "Job") -> bool:
@@ -197,8 +201,7 @@ class Voice:
         for warning in report.warnings:
             self._line(f"twostage: warning: {report.source}: {warning}", sys.stderr)
         if report.error:
-            named = report.error if report.source in report.error else f"{report.source}: {report.error}"
-            self._line(f"twostage: error: {named}", sys.stderr)
+            self._line(f"twostage: error: {report.error}", sys.stderr)
         elif report.status == "skipped":
             self._line(f"{report.source}: skipped, {report.target} exists", self._out)
         else:
@@ -278,25 +281,6 @@ def _write_report(
         return
     with replacing(args.json) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
-
-
-def device_for(name: str) -> str:
-    """The device that --device means: auto, cpu or cuda."""
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: there is no CUDA device that torch can use")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
-def precision_for(name: str, device: str) -> str:
-    """The precision that --precision means: "float32", with a word on stderr, where ``device`` has nothing less."""
-    from twostage.models.precision import shortfall
-
-    lacking = shortfall(name, device)
-    if lacking:
-        print(f"twostage: warning: --{lacking}", file=sys.stderr)
-    return "float32" if lacking or name == "float32" else "bfloat16"
 
 
 def _load(names: list[str] | None, device: str, precision: str) -> Any:

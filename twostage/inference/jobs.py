@@ -15,7 +15,7 @@ FILE_ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}")
 
 @dataclass(frozen=True)
 class Job:
-    """One file's way; ``error`` says why there is none.
+    """One file's way; ``error`` says, without naming ``source``, why there is none.
 
     ``rivals``: files before it that would write the same target. It is done if none of them was.
     """
@@ -27,9 +27,9 @@ class Job:
     rivals: tuple[Path, ...] = ()
 
     def beaten_by(self, done: Mapping[Path, Path]) -> str | None:
-        """Why the job cannot be done any more, if the target is among those that were written, by source."""
+        """Why the job cannot be done any more, if its target is among those that were written, by source."""
         winner = next((rival for rival in self.rivals if done.get(rival) == self.target), None)
-        return f"{self.source}: would write {self.target}, which {winner} writes" if winner else None
+        return f"would write {self.target}, which {winner} writes" if winner else None
 
 
 def plan(
@@ -54,7 +54,7 @@ def plan(
         try:
             found = find([name], passed_over=passed_over)
         except AudioError as error:
-            jobs.append(Job(Path(name), Path(out), error=str(error)))
+            jobs.append(Job(Path(name), Path(out), error=error.reason))
             continue
         kept = [(file, below) for file, below in found if not _written_before(file, name, out)]
         jobs += [Job(file, Path(out) / renamed(below, suffix)) for file, below in kept]
@@ -68,21 +68,23 @@ def _is_file_name(out: str) -> bool:
     known = ending.lower().lstrip(".") in FORMATS
     if not known and FILE_ENDING.fullmatch(ending):
         formats = ", ".join(FORMATS)
-        raise ConfigError(f"{out}: cannot write {ending} files; the formats are {formats}; for a folder: {out}/")
+        raise ConfigError(f"cannot write {ending} files; the formats are {formats}; for a folder: {out}/", subject=out)
     return known
 
 
 def _single(inputs: Sequence[str], out: Path, suffix: str | None, plot: bool) -> Job:
     if len(inputs) > 1 or Path(inputs[0]).is_dir():
-        raise ConfigError(f"{out}: is the name of a sound file, name a folder for more than one input")
+        raise ConfigError("is the name of a sound file, name a folder for more than one input", subject=out)
     if suffix and FORMATS[suffix] != FORMATS[out.suffix.lower().lstrip(".")]:
-        raise ConfigError(f"{out}: its name says {out.suffix}, --format says {suffix}")
+        raise ConfigError(f"its name says {out.suffix}, --format says {suffix}", subject=out)
     try:
         found = find(inputs)
     except AudioError as error:
-        return Job(Path(inputs[0]), out, error=str(error))
+        return Job(Path(inputs[0]), out, error=error.reason)
     if len(found) > 1:
-        raise ConfigError(f"{out}: is the name of a sound file, but {inputs[0]} names {len(found)}; name a folder")
+        raise ConfigError(
+            f"is the name of a sound file, but {inputs[0]} names {len(found)}; name a folder", subject=out
+        )
     return Job(found[0][0], out, out.with_suffix(".png") if plot else None)
 
 
