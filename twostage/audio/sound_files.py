@@ -1,4 +1,4 @@
-"""Sound files: the only place that touches soundfile.
+"""Sound files: with ``reading``, the only place that touches soundfile.
 
 Everything streams: a file is read and written in blocks (C, T) of float32, full scale 1.0, and never held whole unless
 asked to (``read``). Written files appear under their name only when they are complete. What decodes is read, whatever

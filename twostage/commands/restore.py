@@ -21,7 +21,7 @@ HELP = "restore bone-conducted recordings: files, folders or patterns, of any le
 EXAMPLE = """
 twostage restore recording.wav -o restored.wav --plot
 twostage restore recordings/ -o restored/ --format flac --sample-rate input --json report.json
-cat recording.wav | twostage restore - -o - > restored.wav
+cat recording.wav | twostage restore - -o - | aplay -q
 """
 LONG = 600.0  # seconds of sound: enough for a progress bar even in a log file
 
