@@ -32,8 +32,9 @@ PUBLIC = ("models.checkpoint", "models.enhancer", "models.two_stage", "inference
 
 OWNERS = {
     "signal": {"utils.signals"},
-    "soundfile": {"audio.sound_files"},
-    "soxr": {"audio.sound_files"},
+    "soundfile": {"audio.reading", "audio.sound_files"},
+    "soxr": {"audio.resampling"},
+    "av": {"audio.media_files"},
     "omegaconf": {"training.config"},
     "safetensors": {"models.checkpoint"},
     "pesq": {"evaluation.metrics"},

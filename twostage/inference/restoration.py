@@ -62,6 +62,7 @@ class Options:
     """How to restore: ``seconds`` of a window, ``level`` "input" or "model", ``keep_low_band`` in Hz (0: nothing).
 
     ``sample_rate`` of the output file: "model" or "input". ``batch`` windows go through the model at once.
+    ``salvage`` takes what there is of a file that is cut or damaged, with a warning that says what is missing.
     """
 
     seconds: float = 10.0
@@ -70,6 +71,7 @@ class Options:
     sample_rate: str = "model"
     overwrite: bool = False
     batch: int = 1
+    salvage: bool = False
 
     def __post_init__(self) -> None:
         for name, kinds in (("batch", int), ("seconds", int | float), ("keep_low_band", int | float)):
@@ -231,7 +233,7 @@ def restore_file(
     if target.exists() and Path(source).exists() and target.samefile(source):
         raise AudioError("would be replaced by its own restoration", subject=source)
     check_writable(target, options.overwrite)
-    with Reader(source) as reader:
+    with Reader(source, salvage=options.salvage) as reader:
         given = reader.info
         sound = Source(str(source), given.sample_rate, given.channels, reader.blocks, step_of(given.subtype))
         rate = model.sample_rate if options.sample_rate == "model" else given.sample_rate
@@ -257,7 +259,7 @@ def restore_file(
         elapsed=elapsed,
         realtime_factor=elapsed * given.sample_rate / survey.frames,
         limited_db=made.limited_db,
-        warnings=survey.complaints(model.inputs),
+        warnings=[*reader.notes, *survey.complaints(model.inputs)],
     )
 
 
