@@ -21,6 +21,7 @@ from twostage.commands import (
     manifest,
     restore,
     restore_corpus,
+    serve,
     simulate,
     stream,
     train_enhancer,
@@ -46,6 +47,7 @@ COMMANDS: dict[str, ModuleType] = {
     "manifest": manifest,
     "export": export,
     "app": app,
+    "serve": serve,
     "import-hifigan": import_hifigan,
 }
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it

@@ -1,4 +1,4 @@
-"""What the page does for a visitor: restore files as `twostage restore` does, simulate a sensor, pack what came out."""
+"""What is done for a visitor: restore files as `twostage restore` does, simulate a sensor, pack what came out."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +9,7 @@ from zipfile import ZIP_STORED, ZipFile
 
 from twostage.app.limits import Limits
 from twostage.app.views import view
+from twostage.audio.sound_files import info, resampled_length
 from twostage.data.recordings import simulate_recording
 from twostage.data.sensors import PRESETS
 from twostage.inference.jobs import plan
@@ -30,6 +31,10 @@ class Models:
     @property
     def labels(self) -> list[str]:
         return list(self._paths)
+
+    def paths(self, label: str) -> list[str]:
+        """What `twostage.load` takes."""
+        return list(self._paths[label])
 
     def get(self, label: str, device: str) -> Any:
         if label not in self._paths:
@@ -65,7 +70,7 @@ def restore_all(
     """Restore files into ``folder``, format by ``suffix`` (None: their own); one bad file does not stop the rest."""
     limits.check_count(sources)
     reports: list[Report] = []
-    views, failures = [], []
+    views, failures, taken = [], [], 0.0
     step = _fraction(sum(_seconds(source, limits) for source in sources), progress)
     for number, source in enumerate(sources):
         place = folder / str(number)
@@ -74,8 +79,8 @@ def restore_all(
         try:
             if job.error:
                 raise AudioError(job.error)
-            limits.check_length(source)
-            report = restore_file(model, source, job.target, options, progress=_bounded(source, limits, step))
+            taken += limits.check_length(source, taken)
+            report = restore_file(model, source, job.target, options, progress=bounded(source, limits, step))
             sounds = {"before": source, "after": job.target}
             seen = view(source.name, sounds, place / "seen", top=model.sample_rate / 2)
         except FAILURES as error:
@@ -117,7 +122,18 @@ def sentence(error: Exception, source: Path, *others: Path) -> str:
     return text if source.name in text else f"{source.name}: {text}"
 
 
-def _bounded(source: Path, limits: Limits, step: Progress) -> Progress:
+def room_for(source: Path, limits: Limits, sample_rate: int | None) -> int:
+    """Bytes at most that restoring ``source`` takes, with what is shown of it; at its own rate if none is given."""
+    try:
+        limits.check_length(source)
+        about = info(source)
+    except AudioError:
+        return 0  # it is refused
+    made = resampled_length(about.frames, about.sample_rate, sample_rate or about.sample_rate)
+    return about.channels * (16 * made + 8 * about.frames)  # as floats: put aside, written, packed and handed out
+
+
+def bounded(source: Path, limits: Limits, step: Progress) -> Progress:
     """Also stops a file that has more sound than its header says."""
     done = 0.0
 
@@ -132,7 +148,8 @@ def _bounded(source: Path, limits: Limits, step: Progress) -> Progress:
 
 def _seconds(source: Path, limits: Limits) -> float:
     try:
-        return limits.check_length(source)
+        limits.check_length(source)
+        return info(source).seconds
     except AudioError:
         return 0.0  # its turn to complain comes
 

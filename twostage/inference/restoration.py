@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite, log10
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -37,7 +37,7 @@ from twostage.audio.sound_files import (
 )
 from twostage.inference.chunks import enhance
 from twostage.inference.windows import Enhancer, inputs_of, keep_low_band
-from twostage.utils.errors import AudioError, ConfigError, TwoStageError
+from twostage.utils.errors import AudioError, Cancelled, ConfigError, TwoStageError
 from twostage.utils.files import check_writable, make_folder
 from twostage.utils.memory import honest
 
@@ -46,7 +46,8 @@ PEAK, LOSSY_PEAK = 0.99, 0.89  # decoders of lossy formats overshoot what was en
 FAILURES = (TwoStageError, OSError, MemoryError, torch.OutOfMemoryError)  # of one file, which must not stop the rest
 
 A = TypeVar("A", bound=Any)
-Progress = Callable[[float], None]
+Progress = Callable[[float], None]  # hears of the seconds of sound that were done since it heard last
+Cancel = Callable[[], bool]  # asked before every block of sound whether to stop
 
 
 @dataclass(frozen=True)
@@ -157,30 +158,62 @@ def restore(
     seconds: float = 10.0,
     level: str = "input",
     keep_low_band: float = 0.0,
+    batch: int = 1,
+    progress: Progress = lambda seconds: None,
+    cancel: Cancel = lambda: False,
 ) -> A:
     """Restore bone-conducted speech: (T,) or (C, T) -> the same at ``model.sample_rate``, each channel by itself.
 
     A model of two inputs makes (1, T) of (2, T), bone and air; what is said of the input's level and band is of bone.
+    A batch is a list or tuple of such arrays, of any lengths, or one array (B, C, T); what comes out is a list or
+    (B, C, T'), each item restored as it would be alone.
 
     ``audio`` is a numpy array or a tensor; the result is of its type, dtype and device. Integers are taken at their
     full scale. The length is ``round(T * model.sample_rate / sample_rate)``. ``seconds`` of a window bound the memory,
     they do not change the result; ``level`` "input" gives each channel the active level that it came with, "model"
-    leaves the model's; below ``keep_low_band`` Hz the input itself is kept.
+    leaves the model's; below ``keep_low_band`` Hz the input itself is kept. ``batch`` windows go through the model at
+    once, which is for GPUs, and may change the last bits.
+
+    ``progress`` is called after each window with the seconds of sound that were done since its last call;
+    ``cancel`` is asked before each block of at most 65536 samples, and the work ends when it returns True.
 
     Raises:
         AudioError: the shape is not what the model takes, there are no samples, or some are not finite.
+        Cancelled: ``cancel`` returned True.
     """
-    options = Options(seconds, level, keep_low_band)
+    options = Options(seconds, level, keep_low_band, batch=batch)
+    if _is_batch(audio):
+        return _batch(audio, [_restore(model, item, sample_rate, options, progress, cancel) for item in audio])
+    return _restore(model, audio, sample_rate, options, progress, cancel)
+
+
+def _is_batch(audio: Any) -> bool:
+    """Whether ``audio`` is several signals: a list or tuple of arrays or tensors, or one of three dimensions."""
+    if isinstance(audio, list | tuple):
+        return any(isinstance(item, np.ndarray | torch.Tensor) for item in audio)
+    return isinstance(audio, np.ndarray | torch.Tensor) and audio.ndim == 3 and len(audio) > 0
+
+
+def _batch(audio: Any, items: list[Any]) -> Any:
+    """Items restored, in the form of the batch that they came in."""
+    if isinstance(audio, list | tuple):
+        return items
+    return torch.stack(items) if isinstance(audio, torch.Tensor) else np.stack(items)
+
+
+def _restore(
+    model: Enhancer, audio: Any, sample_rate: int, options: Options, progress: Progress, cancel: Cancel
+) -> Any:
     samples, give_back = _as_float(audio, sample_rate)
     rows = np.atleast_2d(samples)
     blocks = np.split(rows, range(BLOCK, rows.shape[1], BLOCK), axis=1)
-    source = Source("audio", int(sample_rate), len(rows), lambda: iter(blocks))
+    source = _cancellable(Source("audio", int(sample_rate), len(rows), lambda: iter(blocks)), cancel)
     outputs = _outputs(model, source)
     survey = measure(source, model.sample_rate)
     for complaint in survey.complaints(inputs_of(model)):
-        warnings.warn(f"the audio is {complaint}", stacklevel=2)
+        warnings.warn(f"the audio is {complaint}", stacklevel=3)
     spill = Spill(io.BytesIO(), outputs)
-    gains, _ = _render(model, source, survey, model.sample_rate, options, spill, PEAK, lambda _: None)
+    gains, _ = _render(model, source, survey, model.sample_rate, options, spill, PEAK, progress)
     out = np.concatenate([block * gains for block in spill.blocks()], axis=1)
     return give_back(out.reshape(-1) if samples.ndim == 1 else out)
 
@@ -193,10 +226,12 @@ def restore_file(
     options: Options | None = None,
     *,
     progress: Progress = lambda seconds: None,
+    cancel: Cancel = lambda: False,
 ) -> Report:
     """Restore one sound file into another, format by the suffix of ``target``; ``progress`` hears of seconds done.
 
-    ``target`` appears only when it is complete. Raises AudioError, one line that names the file and what is wrong.
+    ``target`` appears only when it is complete. Raises AudioError, one line that names the file and what is wrong, and
+    Cancelled when ``cancel``, which is asked before each block of sound, returns True.
     """
     options, target, started = options or Options(), Path(target), time.perf_counter()
     if target.exists() and Path(source).exists() and target.samefile(source):
@@ -204,7 +239,7 @@ def restore_file(
     check_writable(target, options.overwrite)
     with Reader(source) as reader:
         given = reader.info
-        sound = Source(str(source), given.sample_rate, given.channels, reader.blocks)
+        sound = _cancellable(Source(str(source), given.sample_rate, given.channels, reader.blocks), cancel)
         rate = model.sample_rate if options.sample_rate == "model" else given.sample_rate
         peak = LOSSY_PEAK if coding_for(target, given.subtype)[1] in LOSSY else PEAK
         outputs = _outputs(model, sound)
@@ -230,6 +265,18 @@ def restore_file(
         limited_db=limited,
         warnings=survey.complaints(inputs_of(model)),
     )
+
+
+def _cancellable(source: Source, cancel: Cancel) -> Source:
+    """The same sound, whose blocks end with Cancelled as soon as ``cancel`` returns True."""
+
+    def blocks() -> Iterator[Audio]:
+        for block in source.blocks():
+            if cancel():
+                raise Cancelled(f"{source.name}: cancelled")
+            yield block
+
+    return replace(source, blocks=blocks)
 
 
 def explain(error: Exception, source: str | Path) -> str:
