@@ -82,7 +82,7 @@ def run(args: Namespace) -> int:
     results = runner.resume(args.out, settings, overwrite=args.overwrite) if args.out else runner.Results()
     results.failures += problems
     costs = known or runner.measure_costs(systems)
-    with tqdm(total=len(entries), unit="file", disable=None) as bar:
+    with tqdm(total=len(entries), unit="file", disable=getattr(args, "quiet", False) or None) as bar:
         runner.evaluate(
             entries,
             source,

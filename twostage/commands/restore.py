@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ twostage restore recordings/ -o restored/ --format flac --sample-rate input --js
 FORMATS = ("wav", "flac", "ogg", "opus", "mp3", "aiff", "au", "caf", "w64", "rf64")
 PRECISIONS = ("float32", "bfloat16", "bf16")
 PRECISION_HELP = "of convolutions; bf16 is bfloat16, and faster where the machine computes in it (default: float32)"
+logger = logging.getLogger(__name__)
 LONG = 600.0  # seconds of sound: enough for a progress bar even in a log file
 
 
@@ -65,11 +67,11 @@ def run(args: argparse.Namespace) -> int:
     model = _load(args.model, device, precision) if pending else None
     device = device_of(model).type if model else device  # ONNX stays on the CPU
     if precision != "float32" and isinstance(model, OnnxEnhancer):
-        print(f"twostage: warning: --precision {args.precision}: ONNX runs as it was written", file=sys.stderr)
+        logger.warning("--precision %s: ONNX runs as it was written", args.precision)
         precision = "float32"
     reports: list[Report] = []
     waiting = set(pending)
-    say = Voice(sys.stderr if args.json == "-" else sys.stdout)
+    say = Voice(sys.stderr if args.json == "-" else sys.stdout, quiet=getattr(args, "quiet", False))
     with say.bar(pending) as progress:
         try:
             for job in jobs:
@@ -125,8 +127,8 @@ def _plot(job: "Job", top: float, overwrite: bool) -> None:
 class Voice:
     """What the user sees: a bar while it runs, a line per file, a summary. Warnings and errors go to stderr."""
 
-    def __init__(self, out: Any) -> None:
-        self._out = out
+    def __init__(self, out: Any, *, quiet: bool = False) -> None:
+        self._out, self._quiet = out, quiet
 
     @contextmanager
     def bar(self, jobs: "list[Job]") -> "Iterator[Progress]":
@@ -138,7 +140,7 @@ class Voice:
             total=round(total, 1),
             unit="s",
             desc="restoring",
-            disable=not terminal and total < LONG,
+            disable=self._quiet or (not terminal and total < LONG),
             mininterval=0.2 if terminal else 60.0,
             leave=False,
             bar_format="{desc}: {percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} s of sound, {remaining} left",
@@ -147,15 +149,15 @@ class Voice:
 
     def file(self, report: "Report") -> None:
         for warning in report.warnings:
-            self._line(f"twostage: warning: {report.source}: {warning}", sys.stderr)
+            logger.warning("%s: %s", report.source, warning)
         if report.error:
             named = report.error if report.source in report.error else f"{report.source}: {report.error}"
             self._line(f"twostage: error: {named}", sys.stderr)
         elif report.status == "skipped":
-            self._line(f"{report.source}: skipped, {report.target} exists", self._out)
+            self._say(f"{report.source}: skipped, {report.target} exists")
         else:
             pace = f"{report.seconds:.2f} s, {report.realtime_factor:.2f} x real time"
-            self._line(f"{report.source} -> {report.target}  ({pace})", self._out)
+            self._say(f"{report.source} -> {report.target}  ({pace})")
 
     def summary(self, reports: "list[Report]", jobs: int, device: str) -> None:
         counts = {s: sum(r.status == s for r in reports) for s in ("restored", "skipped", "failed")}
@@ -165,7 +167,11 @@ class Voice:
         pace = (
             f"; {total['seconds']:.1f} s of sound in {total['elapsed']:.1f} s on {device}" if counts["restored"] else ""
         )
-        self._line(words + missing + pace, self._out)
+        self._say(words + missing + pace)
+
+    def _say(self, text: str) -> None:
+        if not self._quiet:
+            self._line(text, self._out)
 
     def _line(self, text: str, file: Any) -> None:
         from tqdm import tqdm
@@ -245,7 +251,7 @@ def precision_for(name: str, device: str) -> str:
 
     lacking = shortfall(name, device)
     if lacking:
-        print(f"twostage: warning: --{lacking}", file=sys.stderr)
+        logger.warning("--%s", lacking)
     return "float32" if lacking or name == "float32" else "bfloat16"
 
 

@@ -1,9 +1,9 @@
 """What the commands that serve have in common: where, for whom, which models, and how much."""
 
+import logging
 import os
 import re
 import secrets
-import sys
 from argparse import ArgumentParser, Namespace
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from twostage.app.limits import Limits
 
 TOKEN = "TWOSTAGE_TOKEN"  # name of the environment variable
+logger = logging.getLogger(__name__)
 SHORTEST = 16  # characters of a token
 
 
@@ -109,7 +110,7 @@ def serve(served: AbstractContextManager[str], host: str, what: str) -> int:
 
     with served as url:
         if warning := warning_for(host):
-            print(f"twostage: warning: {warning}", file=sys.stderr, flush=True)
+            logger.warning("%s", warning)
         print(f"twostage: {what.format(url=url)} (Ctrl-C ends it and deletes what was given)", flush=True)
         try:
             Event().wait()

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from twostage.inference.stream import Stream
 
 HELP = "restore speech as it comes: raw PCM from standard input to standard output, a file against the clock, or live"
+logger = logging.getLogger(__name__)
 EXAMPLE = """
 twostage stream --file recording.wav -o restored.wav --json timing.json
 arecord -q -t raw -f S16_LE -r 16000 -c 1 | twostage stream | aplay -q -t raw -f S16_LE -r 16000 -c 1
@@ -78,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
     stream = _stream(args, model, gain or [0.0])
     channels = "one channel" if stream.inputs == 1 else "bone and air"
     latency = stream.latency / stream.sample_rate * 1000
-    print(f"twostage: {stream.sample_rate} Hz, {channels}, latency {latency:.0f} ms", file=sys.stderr)
+    if not getattr(args, "quiet", False):
+        print(f"twostage: {stream.sample_rate} Hz, {channels}, latency {latency:.0f} ms", file=sys.stderr)
     return _live(args, stream, model.stride) if args.live else _pipe(args, stream)  # type: ignore[arg-type]
 
 
@@ -101,7 +104,7 @@ def _pipe(args: argparse.Namespace, stream: "Stream") -> int:
     pcm = Pcm(args.format, stream.inputs)
     pipe(stream, sys.stdin.buffer, sys.stdout.buffer, pcm)
     if pcm.clipped:
-        print(f"twostage: {pcm.clipped} samples clipped: lower the input's level", file=sys.stderr)
+        logger.warning("%d samples clipped: lower the input's level", pcm.clipped)
     return 0
 
 
@@ -111,7 +114,7 @@ def _live(args: argparse.Namespace, stream: "Stream", hop: int) -> int:
     devices = [int(name) if name.isdigit() else name for name in args.devices or ()] or [None, None]
     lost = converse(stream, hop, (devices[0], devices[1]), args.duration)
     if lost:
-        print(f"twostage: sound was lost {lost} times: the processor does not keep up", file=sys.stderr)
+        logger.warning("sound was lost %d times: the processor does not keep up", lost)
     return 0
 
 

@@ -5,6 +5,7 @@ in pieces, and spills the result to a temporary file, because its loudness and p
 """
 
 import io
+import logging
 import os
 import shutil
 import time
@@ -45,6 +46,7 @@ SILENCE = -90.0  # dBFS: the noise of 16-bit quantization; nothing to restore be
 PEAK, LOSSY_PEAK = 0.99, 0.89  # decoders of lossy formats overshoot what was encoded
 FAILURES = (TwoStageError, OSError, MemoryError, torch.OutOfMemoryError)  # of one file, which must not stop the rest
 
+logger = logging.getLogger(__name__)
 A = TypeVar("A", bound=Any)
 Progress = Callable[[float], None]  # hears of the seconds of sound that were done since it heard last
 Cancel = Callable[[], bool]  # asked before every block of sound whether to stop
@@ -253,6 +255,7 @@ def restore_file(
             for block in spill.blocks():
                 writer.write((block * gains).astype(np.float32))
     elapsed = time.perf_counter() - started
+    logger.debug("%s: %d channels at %d Hz restored in %.2f s", source, given.channels, given.sample_rate, elapsed)
     return Report(
         str(source),
         str(target),

@@ -5,6 +5,7 @@ normalisation. Nothing is ever unpickled but tensors and plain containers (``tor
 """
 
 import json
+import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -36,6 +37,7 @@ POINTER = b"version https://git-lfs"  # begins a file whose content Git LFS has 
 DEFAULT = "default"
 PACKAGE = Path(__file__).parent.parent
 SHIPPED = (PACKAGE / "checkpoints", PACKAGE.parent / "checkpoints")
+logger = logging.getLogger(__name__)
 LENGTH, DIRECTION = ".parametrizations.weight.original0", ".parametrizations.weight.original1"
 
 
@@ -90,6 +92,7 @@ def load(*paths: str | Path, device: str | torch.device = "cpu", precision: str 
     if lacking:
         warnings.warn(lacking, stacklevel=2)
     model = _load(paths, folded=True).eval().requires_grad_(False).to(device)
+    logger.info("loaded %s: a %s, on %s", " ".join(map(str, paths)) or DEFAULT, kind_of(model), device)
     return convert(model, "float32" if lacking else precision)
 
 
