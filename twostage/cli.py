@@ -13,12 +13,15 @@ from twostage import __version__
 from twostage.commands import (
     app,
     compare,
+    completion,
+    config,
     evaluate,
     export,
     finetune,
     fit_sensor,
     import_hifigan,
     manifest,
+    models,
     restore,
     restore_corpus,
     serve,
@@ -50,6 +53,9 @@ COMMANDS: dict[str, ModuleType] = {
     "app": app,
     "serve": serve,
     "import-hifigan": import_hifigan,
+    "models": models,
+    "config": config,
+    "completion": completion,
 }
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -76,6 +82,8 @@ def parser() -> argparse.ArgumentParser:
         module.add_arguments(sub)
         _add_verbosity(sub)
         sub.set_defaults(run=module.run)
+        if name == "completion":
+            sub.set_defaults(parser=top)
     return top
 
 

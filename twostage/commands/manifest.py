@@ -102,7 +102,8 @@ def _align(args: Namespace) -> int:
     limits = AlignConfig(args.max_delay / 1000, args.min_peak, args.max_difference)
     problems: list[str] = []
     entries = read_manifest(args.manifest, problems=problems)
-    judged = list(tqdm(align(entries, limits), total=len(entries), disable=len(entries) < 50 or None, unit="pair"))
+    silent = getattr(args, "quiet", False) or len(entries) < 50 or None
+    judged = list(tqdm(align(entries, limits), total=len(entries), disable=silent, unit="pair"))
     if not judged and not problems:
         raise DataError(f"{args.manifest}: no pairs")
     kept = [entry for entry, verdict in judged if not verdict.problem]

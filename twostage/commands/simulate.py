@@ -72,7 +72,7 @@ def run(args: Namespace) -> int:
     _check(args, files)
     entries: list[Entry] = []
     made = failed = 0
-    for source, relative in tqdm(files, disable=len(files) < 20 or None, unit="file"):
+    for source, relative in tqdm(files, disable=getattr(args, "quiet", False) or len(files) < 20 or None, unit="file"):
         target = _target(args, relative)
         try:
             if not (args.skip_existing and target.exists()):

@@ -8,9 +8,9 @@ from typing import Any
 from twostage.inference.stream import Stream
 from twostage.inference.windows import inputs_of
 from twostage.models.card import read_card
-from twostage.models.checkpoint import load, load_stage, model_files, names, shipped
+from twostage.models.checkpoint import load, load_stage, model_files, names, onnx_file, read_header, shipped
 from twostage.models.onnx_enhancer import OnnxEnhancer
-from twostage.models.registry import kind_of
+from twostage.models.registry import STAGES, kind_of
 from twostage.utils.errors import ConfigError
 
 
@@ -40,6 +40,13 @@ def catalog() -> list[ModelInfo]:
     return [*(describe(name, [name], load(name)) for name in whole), *map(_describe_stage, stages)]
 
 
+def describe_one(paths: Sequence[str | Path]) -> ModelInfo:
+    """What ``paths`` stand for: an enhancer, or one stage. Raises CheckpointError."""
+    files = [file for path in paths for file in model_files(path)]
+    alone = len(files) == 1 and not onnx_file(files[0]) and read_header(files[0]).kind in STAGES
+    return _describe_stage(paths[0]) if alone else describe(" + ".join(map(str, paths)), paths, load(*paths))
+
+
 def describe(name: str, paths: Sequence[str | Path], model: Any) -> ModelInfo:
     """An enhancer that was loaded from ``paths``."""
     files = [file for path in paths for file in model_files(path)]
@@ -57,11 +64,11 @@ def describe(name: str, paths: Sequence[str | Path], model: Any) -> ModelInfo:
     )
 
 
-def _describe_stage(name: str) -> ModelInfo:
+def _describe_stage(name: str | Path) -> ModelInfo:
     model: Any = load_stage(name, folded=True)
     files, config = model_files(name), model.config
     return ModelInfo(
-        name=name,
+        name=str(name),
         kind=kind_of(model),
         sample_rate=config.mel.sample_rate,
         inputs=inputs_of(config),

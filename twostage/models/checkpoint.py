@@ -289,8 +289,7 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
 
 def _open(path: Path) -> Any:
     if not path.is_file():
-        lost = f" (a link to {os.readlink(path)}, which is not there)" if path.is_symlink() else ""
-        raise CheckpointError(f"{path}: no such file{lost}")
+        raise CheckpointError(f"{path}: no such file")
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
@@ -373,6 +372,8 @@ def _find(path: str | Path) -> Path:
             if (home / path).is_dir():
                 return home / path
     if not Path(path).exists():
+        if Path(path).is_symlink():
+            raise CheckpointError(f"{path}: a link to {os.readlink(path)}, which is not there")
         for file in (home / f"{path}{SUFFIX}" for home in SHIPPED):  # one stage of a shipped model: default/vocoder
             if file.is_file():
                 return file
