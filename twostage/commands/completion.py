@@ -7,9 +7,7 @@ from pathlib import Path
 
 HELP = "print the script that makes bash, zsh or fish complete commands, options and names"
 EXAMPLE = """
-twostage completion bash > ~/.local/share/bash-completion/completions/twostage
-twostage completion zsh > ~/.twostage-completion.zsh
-twostage completion fish > ~/.config/fish/completions/twostage.fish
+twostage completion bash
 """
 PACKAGE = Path(__file__).parent.parent
 HOMES = (PACKAGE, PACKAGE.parent)  # installed, or in the repository
