@@ -176,8 +176,8 @@ class PlainAdversary(Adversary):
             of_fake, of_real = self.discriminators(fake), self.discriminators(real)
         of_real, of_fake = ([[m.float() for m in maps] for maps in side] for side in (of_real, of_fake))
         pairs = [(r, f) for rs, fs in zip(of_real, of_fake, strict=True) for r, f in zip(rs[:-1], fs[:-1], strict=True)]
-        matching = torch.stack([F.l1_loss(f, r) for r, f in pairs]).sum()
-        return {"adv": least_squares_fool(of_fake), "fm": matching}
+        distance = torch.stack([F.l1_loss(f, r) for r, f in pairs]).sum()
+        return {"adv": least_squares_fool(of_fake), "fm": distance}
 
 
 def measure_training(name: str, rounds: int) -> dict[str, Any]:

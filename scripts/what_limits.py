@@ -19,7 +19,7 @@ from torch import Tensor
 from twostage.audio.levels import levelled
 from twostage.data.manifest import read_manifest
 from twostage.evaluation.metrics import score
-from twostage.evaluation.runner import Source
+from twostage.evaluation.pairs import Source
 from twostage.models import checkpoint
 from twostage.models.features import MelConfig, mel_basis
 from twostage.models.two_stage import TwoStage
@@ -78,8 +78,8 @@ def main() -> None:
         for name, values in scores_of(model, *source.read(entry)).items():
             rows.setdefault(name, []).append(values)
     print("| log-mels | STOI | ESTOI | PESQ-WB |\n| --- | ---: | ---: | ---: |")
-    for name, values in rows.items():
-        stoi, estoi, pesq = np.mean(values, axis=0)
+    for name, scored in rows.items():
+        stoi, estoi, pesq = np.mean(scored, axis=0)
         print(f"| {name} | {stoi:.3f} | {estoi:.3f} | {pesq:.2f} |")
 
 

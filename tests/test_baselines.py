@@ -66,7 +66,7 @@ FAST = [
     "data.speed=0",
     "data.gate_db=0",
 ]
-BRIEF = ["save=2", "report=1", "valid.every=2", "valid.items=1", "valid.seconds=0.5", "valid.show=0"]
+BRIEF = ["save=2", "report=1", "valid.every=2", "valid.items=1", "valid.seconds=0.5"]
 PLAIN = ["valid.metrics=[mel_l1]", "valid.best=mel_l1", "optimizer.cooldown=0", "optimizer.warmup=0"]
 
 

@@ -12,7 +12,11 @@ from twostage.cli import main
 from twostage.data.manifest import Entry
 from twostage.evaluation import compare, metrics, report
 from twostage.evaluation.costs import Costs
-from twostage.evaluation.runner import ROWS, SUMMARY, Results, Source, System, evaluate, show
+from twostage.evaluation.pairs import Source
+from twostage.evaluation.pictures import show
+from twostage.evaluation.results import ROWS, SUMMARY, Results
+from twostage.evaluation.runner import evaluate
+from twostage.evaluation.systems import System
 
 RATE = 16000
 

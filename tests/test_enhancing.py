@@ -17,7 +17,7 @@ from twostage.training.losses import negative_si_sdr
 from twostage.training.tasks import Enhancing, EnhancingWeights, total
 from twostage.utils.errors import ConfigError
 
-FAST = ["threads=1", "data.samples=4096", "data.batch=2", "valid.items=1", "valid.seconds=0.5", "valid.show=0"]
+FAST = ["threads=1", "data.samples=4096", "data.batch=2", "valid.items=1", "valid.seconds=0.5"]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from twostage.models.features import MelConfig
 from twostage.models.restorer import RestorerConfig
 from twostage.models.two_stage import TwoStage, TwoStageConfig
 from twostage.models.vocoder import VocoderConfig
-from twostage.nn.streaming import carries
+from twostage.nn.streaming import carries, continued
 from twostage.utils.errors import AudioError, ConfigError
 
 LENGTH = 6000  # no whole number of hops
@@ -40,9 +40,14 @@ def speech(samples: int, seed: int = 1) -> np.ndarray:
 
 
 def offline(model: TwoStage, audio: np.ndarray) -> np.ndarray:
-    padded = np.pad(audio, (0, -len(audio) % model.hop_length))
+    """All of the output, also that of a last hop which is not complete."""
+    given = torch.from_numpy(audio)[None, None]
     with torch.no_grad():
-        return model(torch.from_numpy(padded)[None, None])[0, 0, : len(audio)].numpy()
+        if not model.causal:
+            return model(nn.functional.pad(given, (0, -len(audio) % model.hop_length)))[0, 0, : len(audio)].numpy()
+        needed = -(-(len(audio) + model.delay) // model.stride) * model.stride
+        late = model.late(continued(given, needed - len(audio)))
+        return late[0, 0, model.delay : model.delay + len(audio)].numpy()
 
 
 def streamed(stream: twostage.Stream, audio: np.ndarray, size: int) -> np.ndarray:

@@ -10,11 +10,12 @@ from twostage.app.limits import TooMuch
 from twostage.app.service import Service, Wishes
 from twostage.app.shift import Closing
 from twostage.app.storage import StorageFull
-from twostage.app.work import bounded, room_for, sentence
+from twostage.app.work import bounded, named_as_given, room_for
 from twostage.audio.sound_files import FORMATS, info
 from twostage.inference.catalog import describe
+from twostage.inference.failures import FAILURES, explain
 from twostage.inference.jobs import plan
-from twostage.inference.restoration import FAILURES, Report, restore_file
+from twostage.inference.restoration import Report, restore_file
 from twostage.utils.errors import AudioError, Cancelled, ConfigError, TwoStageError
 from twostage.utils.files import LATER_BYTES
 
@@ -122,8 +123,9 @@ def restore(service: Service, source: Path, folder: Path, wishes: Wishes, cancel
     options = service.options(wishes)
     (job,) = plan([str(source)], f"{folder / 'out'}/", suffix=wishes.suffix)
     if job.error:
-        raise AudioError(job.error)
-    service.limits.check_length(source)
+        raise AudioError(job.error, subject=source.name)
+    with named_as_given(source):
+        service.limits.check_length(source)
 
     def check() -> None:
         if cancel():
@@ -134,7 +136,8 @@ def restore(service: Service, source: Path, folder: Path, wishes: Wishes, cancel
         rate = None if wishes.sample_rate == "input" else model.sample_rate
         with service.storage.reserve(room_for(source, service.limits, rate)):
             progress = bounded(source, service.limits, lambda seconds: service.shift.go_on())
-            return restore_file(model, source, job.target, options, progress=progress, cancel=cancel)
+            with named_as_given(source, job.target):
+                return restore_file(model, source, job.target, options, progress=progress, cancel=cancel)
 
 
 def report_of(report: Report) -> dict[str, Any]:
@@ -157,7 +160,7 @@ def refusal(error: Exception, source: Path) -> Refusal:
     """What one of FAILURES is in HTTP."""
     assert isinstance(error, FAILURES)
     of_file = isinstance(error, AudioError) or not isinstance(error, TwoStageError)
-    text = sentence(error, source) if of_file else str(error)
+    text = explain(error, source.name) if of_file else str(error)
     if isinstance(error, TooMuch):
         return Refusal(413, text)
     if isinstance(error, StorageFull):

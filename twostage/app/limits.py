@@ -50,6 +50,7 @@ class Limits:
         """``seconds`` are of all sound up to and with that of ``path``."""
         if seconds > self.seconds:
             raise TooMuch(
-                f"{path}: too long, the channels so far have {seconds:.0f} s of sound together; "
-                f"at most {self.seconds} s are taken here, the command `twostage restore` takes any length"
+                f"too long, the channels so far have {seconds:.0f} s of sound together; "
+                f"at most {self.seconds} s are taken here, the command `twostage restore` takes any length",
+                subject=path,
             )

@@ -35,7 +35,8 @@ from twostage.app.openapi import document
 from twostage.app.service import Service, serving_from
 from twostage.app.uploads import FORM, Uploads
 from twostage.app.visitors import Listening, Visitors
-from twostage.inference.restoration import FAILURES, Report
+from twostage.inference.failures import FAILURES
+from twostage.inference.restoration import Report
 from twostage.utils.errors import Cancelled, ConfigError, OutputError
 
 T = TypeVar("T")

@@ -16,10 +16,11 @@ from twostage.app.results import Results
 from twostage.app.shift import Shift
 from twostage.app.storage import Storage
 from twostage.app.views import view
-from twostage.app.work import Models, Outcome, restore_all, room_for, sample, sentence, simulate_one
+from twostage.app.work import Models, Outcome, restore_all, room_for, sample, simulate_one
 from twostage.audio.sound_files import info
-from twostage.inference.restoration import FAILURES, Options, explain
-from twostage.utils.errors import Cancelled, ConfigError
+from twostage.inference.failures import FAILURES, explain
+from twostage.inference.restoration import Options
+from twostage.utils.errors import Cancelled, ConfigError, TwoStageError
 
 logger = logging.getLogger(__name__)
 Check = Callable[[], None]  # raises Cancelled when nobody waits any more for what is done
@@ -76,7 +77,7 @@ class Service:
         except Cancelled as reason:
             return _stopped(reason), None
         except FAILURES as error:
-            return complaints([explain(error, "this request")]), None
+            return complaints([_reason(error)]), None
 
     def simulate(
         self,
@@ -106,7 +107,7 @@ class Service:
         except Cancelled as reason:
             return _stopped(reason), None
         except FAILURES as error:
-            return complaints([sentence(error, source) if file else explain(error, source)]), None
+            return complaints([explain(error, source.name) if file else _reason(error)]), None
 
     def show(self, name: str | None, check: Check = lambda: None) -> tuple[str, str, Any, Any]:
         """A folder of results: a complaint, the table's Markdown, pictures, sounds."""
@@ -128,7 +129,7 @@ class Service:
         except Cancelled as reason:
             return _stopped(reason), "", None, None
         except FAILURES as error:
-            return complaints([explain(error, name).replace(str(self.results.root), "")]), "", None, None
+            return complaints([explain(self.results.unrooted(error), name)]), "", None, None
 
     def sample(self, name: str) -> str | None:
         """A copy of a sample of the project's own below ``home``; None if it is not installed."""
@@ -198,6 +199,11 @@ def serving_from(
 def _stopped(reason: Cancelled) -> str:
     logger.info("work was stopped: %s", reason)
     return ""
+
+
+def _reason(error: Exception) -> str:
+    """Why a request as a whole came to nothing."""
+    return str(error) if isinstance(error, TwoStageError) else explain(error, "this request")
 
 
 def told(outcome: Outcome, wishes: Wishes) -> str:

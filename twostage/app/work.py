@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from twostage.app.views import view
 from twostage.audio.sound_files import info, resampled_length
 from twostage.data.recordings import simulate_recording
 from twostage.data.sensors import PRESETS
-from twostage.inference.jobs import plan
-from twostage.inference.restoration import FAILURES, Options, Progress, Report, explain, restore_file
+from twostage.inference.failures import Failure, one_by_one
+from twostage.inference.jobs import Job, plan
+from twostage.inference.restoration import Options, Progress, Report, restore_file
 from twostage.models.checkpoint import load
-from twostage.utils.errors import AudioError, ConfigError
+from twostage.utils.errors import AudioError, ConfigError, called
 
 SAMPLES = (Path(__file__).parent.parent / "samples", Path(__file__).parent.parent.parent / "samples")
 Fraction = Callable[[float], None]
@@ -38,7 +40,7 @@ class Models:
 
     def get(self, label: str, device: str) -> Any:
         if label not in self._paths:
-            raise ConfigError(f"{label}: no such model; there are {', '.join(self._paths)}")
+            raise ConfigError(f"no such model; there are {', '.join(self._paths)}", subject=label)
         with self._lock:
             if (label, device) not in self._loaded:
                 self._loaded[label, device] = load(*self._paths[label], device=device)
@@ -69,25 +71,30 @@ def restore_all(
 ) -> Outcome:
     """Restore files into ``folder``, format by ``suffix`` (None: their own); one bad file does not stop the rest."""
     limits.check_count(sources)
-    reports: list[Report] = []
-    views, failures, taken = [], [], 0.0
+    reports, views, failures, taken = list[Report](), list[dict[str, Any]](), list[str](), 0.0
     step = _fraction(sum(_seconds(source, limits) for source in sources), progress)
-    for number, source in enumerate(sources):
-        place = folder / str(number)
-        (job,) = plan([str(source)], f"{place}/", suffix=suffix)
+
+    def work(job: Job) -> tuple[Report, dict[str, Any]]:
+        nonlocal taken
         step(0.0)  # whoever listens may stop the rest here
-        try:
+        with named_as_given(job.source, job.target):
             if job.error:
-                raise AudioError(job.error)
-            taken += limits.check_length(source, taken)
-            report = restore_file(model, source, job.target, options, progress=bounded(source, limits, step))
-            sounds = {"before": source, "after": job.target}
-            seen = view(source.name, sounds, place / "seen", top=model.sample_rate / 2)
-        except FAILURES as error:
-            failures.append(sentence(error, source, job.target))
-            continue
-        views.append(seen | {"file": _renamed(job.target)})
-        reports.append(report)
+                raise AudioError(job.error, subject=job.source)
+            taken += limits.check_length(job.source, taken)
+            heard = bounded(job.source, limits, step)
+            report = restore_file(model, job.source, job.target, options, progress=heard)
+            sounds = {"before": job.source, "after": job.target}
+            seen = view(job.source.name, sounds, job.target.parent / "seen", top=model.sample_rate / 2)
+            return report, seen | {"file": _renamed(job.target)}
+
+    places = (f"{folder / str(number)}/" for number in range(len(sources)))
+    jobs = [plan([str(source)], place, suffix=suffix)[0] for source, place in zip(sources, places, strict=False)]
+    for _, outcome in one_by_one(jobs, work, name=lambda job: job.source.name):
+        if isinstance(outcome, Failure):
+            failures.append(outcome.error)
+        else:
+            reports.append(outcome[0])
+            views.append(outcome[1])
     files = [seen["file"] for seen in views]
     return Outcome(
         views,
@@ -103,9 +110,10 @@ def simulate_one(source: Path, folder: Path, limits: Limits, *, sensor: str, see
     """Clean speech as the preset ``sensor`` would hear it: the file that `twostage simulate` makes of it, as WAV."""
     if sensor not in PRESETS:
         raise ConfigError(f"sensor {sensor}: none of {', '.join(PRESETS)}")
-    limits.check_length(source)
     target = folder / f"{source.stem}-{sensor}.wav"
-    simulate_recording(source, target, PRESETS[sensor], seed, source.name)
+    with named_as_given(source, target):
+        limits.check_length(source)
+        simulate_recording(source, target, PRESETS[sensor], seed, source.name)
     return target
 
 
@@ -114,12 +122,9 @@ def sample(name: str) -> Path | None:
     return next((home / f"{name}.flac" for home in SAMPLES if (home / f"{name}.flac").is_file()), None)
 
 
-def sentence(error: Exception, source: Path, *others: Path) -> str:
-    """One of FAILURES as a visitor may read it: it names ``source``, and no folder of this machine."""
-    text = explain(error, source)
-    for path in (source, *others):
-        text = text.replace(str(path), path.name)
-    return text if source.name in text else f"{source.name}: {text}"
+def named_as_given(*paths: Path) -> AbstractContextManager[None]:
+    """Errors about these files name them as a visitor knows them, without a folder of this machine."""
+    return called({str(path): path.name for path in paths})
 
 
 def room_for(source: Path, limits: Limits, sample_rate: int | None) -> int:

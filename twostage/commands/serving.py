@@ -8,8 +8,7 @@ from argparse import ArgumentParser, Namespace
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from twostage.commands.evaluate import models_by_label
-from twostage.commands.restore import device_for
+from twostage.commands.options import device_for, models_by_label
 from twostage.utils.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -6,10 +6,8 @@ that kills whoever does it is done once more file by file, so that only the file
 
 import logging
 import os
-import signal
 import socket
 import sys
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -22,6 +20,7 @@ from twostage.corpus.storage import Store, require
 from twostage.corpus.table import Result, Table, to_arrow
 from twostage.utils.errors import ConfigError
 from twostage.utils.logs import quieted
+from twostage.utils.signals import termination_kept
 
 RETRIES = 2  # of work whose process died
 TASKS = 16  # for each worker, so that none has much left to do when the others are through
@@ -85,11 +84,11 @@ def cluster(config: ClusterConfig) -> Iterator[Crew]:
     import ray
     import ray.data  # sets the levels of its loggers as it is imported
 
-    terminate = signal.getsignal(signal.SIGTERM)
     with (
         quieted("ray", level=logging.CRITICAL + 1),
         open(os.devnull, "w") as nowhere,
         redirect_stdout(nowhere),
+        termination_kept(),  # Ray has a handler of its own
     ):
         try:
             with _unheard():
@@ -97,8 +96,6 @@ def cluster(config: ClusterConfig) -> Iterator[Crew]:
             yield _crew(config, ray.cluster_resources())
         finally:
             ray.shutdown()
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, terminate)  # Ray has put one of its own there
 
 
 def restored(

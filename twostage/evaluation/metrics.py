@@ -1,28 +1,37 @@
-"""Objective scores of an estimate of clean speech against that speech: pure functions of (T,) arrays at 16 kHz.
+"""Objective scores of an estimate of clean speech against that speech: pure functions of two (T,) arrays.
 
-Every score is a float. What cannot be scored (silence, too short, not finite) is NaN with a ``MetricWarning`` that says
-why; ``score`` gives all of them at once, with the reasons. PESQ and STOI come from the packages pesq and pystoi, the
-``eval`` extra.
+Every score is taken at 16 kHz, for which wide-band PESQ, the bands and the frames are made: arrays of another
+``sample_rate`` are resampled to that first, so that scores of models of different rates compare. What lies above 8 kHz
+is not judged. Every score is a float. What cannot be scored (silence, too short, not finite) is NaN with a
+``MetricWarning`` that says why; ``score`` gives all of them at once, with the reasons. PESQ and STOI come from the
+packages pesq and pystoi, the ``eval`` extra.
 """
 
 import warnings
 from collections.abc import Callable, Iterable
 from functools import lru_cache, wraps
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from twostage.audio.levels import rms
+from twostage.audio.sound_files import resample
 from twostage.models.features import LogMel, MelConfig, Stft
 from twostage.utils.errors import DataError, TwoStageError
 
 Array = NDArray[np.float32]
-Metric = Callable[[Array, Array], float]
 
-SAMPLE_RATE = 16000
+
+class Metric(Protocol):
+    """A score of an estimate against a reference, (T,) each, at ``sample_rate``."""
+
+    def __call__(self, reference: Array, estimate: Array, sample_rate: int = ...) -> float: ...
+
+
+SAMPLE_RATE = 16000  # Hz, at which every score is taken
 RMS = 0.05  # -26 dB of full scale: where levels are aligned to, so that floors mean the same in every file
 SILENCE = 1e-6  # RMS, below the last bit of 16
 DB = 10 / np.log(10)  # from a difference of natural-log powers to dB
@@ -36,12 +45,14 @@ class Unscorable(Exception):
     """Why a pair of signals has no score. Public functions turn it into NaN."""
 
 
-def _nan_if_unscorable(metric: Metric) -> Metric:
+def _nan_if_unscorable(metric: Callable[[Array, Array], float]) -> Metric:
+    """A metric of arrays at SAMPLE_RATE as one of arrays at any rate, NaN where there is no score."""
+
     @wraps(metric)
-    def scored(reference: Array, estimate: Array) -> float:
+    def scored(reference: Array, estimate: Array, sample_rate: int = SAMPLE_RATE) -> float:
         try:
             _check(reference, estimate)
-            return float(metric(reference, estimate))
+            return float(metric(*at_rate_of_scores(reference, estimate, sample_rate)))
         except Unscorable as reason:
             warnings.warn(f"{metric.__name__}: {reason}", MetricWarning, stacklevel=2)
             return float("nan")
@@ -52,11 +63,21 @@ def _nan_if_unscorable(metric: Metric) -> Metric:
 def _check(reference: Array, estimate: Array) -> None:
     if reference.ndim != 1 or reference.shape != estimate.shape:
         raise ValueError(f"metrics need two (T,) arrays of one length, got {reference.shape} and {estimate.shape}")
+    if not len(reference):
+        raise Unscorable("there are no samples")
     for name, audio in ("reference", reference), ("estimate", estimate):
         if not np.isfinite(audio).all():
             raise Unscorable(f"the {name} has NaN or infinite samples")
         if rms(audio) < SILENCE:
             raise Unscorable(f"the {name} is silent")
+
+
+def at_rate_of_scores(reference: Array, estimate: Array, sample_rate: int) -> tuple[Array, Array]:
+    """Both (T,) at SAMPLE_RATE, as they are where that is their rate."""
+    if sample_rate == SAMPLE_RATE:
+        return reference, estimate
+    one, other = (resample(side, sample_rate, SAMPLE_RATE) for side in (reference, estimate))
+    return one, other
 
 
 def require_packages() -> None:
@@ -191,22 +212,27 @@ HIGHER_IS_BETTER = {name: name in ("pesq", "stoi", "estoi", "si_sdr") for name i
 
 
 def score(
-    reference: Array, estimate: Array, names: Iterable[str] = tuple(METRICS)
+    reference: Array, estimate: Array, names: Iterable[str] = tuple(METRICS), *, sample_rate: int = SAMPLE_RATE
 ) -> tuple[dict[str, float], list[str]]:
     """Score two aligned (T,) arrays by the named metrics: values (NaN where there is none) and the reasons for NaN."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", MetricWarning)
+        if reference.shape == estimate.shape and np.isfinite(reference).all() and np.isfinite(estimate).all():
+            reference, estimate = at_rate_of_scores(reference, estimate, sample_rate)  # once for all of them
         values = {name: METRICS[name](reference, estimate) for name in names}
     return values, [str(w.message) for w in caught if issubclass(w.category, MetricWarning)]
 
 
-def band_errors(reference: Array, estimate: Array, width: float = 500.0) -> NDArray[np.float64]:
+def band_errors(
+    reference: Array, estimate: Array, width: float = 500.0, *, sample_rate: int = SAMPLE_RATE
+) -> NDArray[np.float64]:
     """Mean absolute difference in dB of the power in bands of ``width`` Hz, levels aligned: (8000 / width,).
 
     Frames are those of ``lsd``; what lies 60 dB below the loudest band of either signal counts as that. NaN where a
     signal is silent or shorter than a frame.
     """
     bands = round(SAMPLE_RATE / 2 / width)
+    reference, estimate = at_rate_of_scores(reference, estimate, sample_rate)
     if min(rms(reference), rms(estimate)) == 0 or len(reference) < 512:
         return np.full(bands, np.nan)
     levels = []

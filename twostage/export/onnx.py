@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from twostage.audio.sound_files import Audio
 from twostage.evaluation import costs
 from twostage.inference.windows import inputs_of
-from twostage.models.checkpoint import replace_file
 from twostage.models.features import LogMel, Stft
 from twostage.models.griffinlim import GriffinLim
 from twostage.models.onnx_enhancer import AUDIO, NEXT, RESTORED, OnnxEnhancer, OnnxHeader, require
@@ -27,6 +26,7 @@ from twostage.models.registry import kind_of
 from twostage.models.two_stage import TwoStage
 from twostage.nn.streaming import carries, streaming
 from twostage.utils.errors import CheckpointError
+from twostage.utils.files import replacing
 from twostage.utils.logs import quieted
 
 OPSET = 20
@@ -91,7 +91,8 @@ def export(
         if speech is not None:
             made = _quantized(made, replace(says, int8=True), speech)
             found = mel_difference(model, OnnxEnhancer(made))
-        replace_file(Path(path), lambda temporary: shutil.copyfile(made, temporary))
+        with replacing(path) as partial:
+            shutil.copyfile(made, partial)
         return Written(made.stat().st_size, len(onnx.load(made).graph.node), found)
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from twostage.audio.sound_files import Audio
 from twostage.inference.windows import Enhancer, Window, device_of, forward_in_turn, inputs_of, windows
-from twostage.nn.streaming import forget, streaming
+from twostage.nn.streaming import continued, forget, streaming, tail_length
 
 PIECE = 10.0  # seconds that a causal model takes at once, however much is pushed: bounds the memory
 LONGEST = 1e9  # seconds of a window that is to hold all of a signal
@@ -38,11 +38,14 @@ class Pieces:
     def reset(self) -> None:
         forget(self._model)
         self._pending = np.zeros((self._inputs, 0), np.float32)
+        self._past = torch.zeros(self._inputs, tail_length(self._model) + 1)  # of which the signal's end is continued
         self._late = self._delay  # samples still to come that are of before the signal
         self._owed = 0  # samples that went in and have not come out
 
     def push(self, audio: Audio) -> Iterator[Audio]:
         self._owed += audio.shape[1]
+        new = torch.from_numpy(audio[:, -self._past.shape[1] :].astype(np.float32))
+        self._past = torch.cat((self._past, new), 1)[:, -self._past.shape[1] :]
         pending = np.concatenate([self._pending, audio], axis=1)
         ready = pending.shape[1] // self._stride * self._stride
         self._pending = pending[:, ready:].copy()
@@ -52,8 +55,8 @@ class Pieces:
     def flush(self) -> Iterator[Audio]:
         if self._owed:
             missing = self._delay + -(self._pending.shape[1] + self._delay) % self._stride
-            owed = self._owed
-            rest = np.concatenate([*self.push(np.zeros((self._inputs, missing), np.float32))])
+            owed, known = self._owed, self._past.shape[1]
+            rest = np.concatenate([*self.push(continued(self._past, missing)[:, known:].numpy())])
             yield rest[:owed]
 
     def _step(self, piece: Audio) -> Audio:

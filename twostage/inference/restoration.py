@@ -38,13 +38,12 @@ from twostage.audio.sound_files import (
 )
 from twostage.inference.chunks import enhance
 from twostage.inference.windows import Enhancer, inputs_of, keep_low_band
-from twostage.utils.errors import AudioError, Cancelled, ConfigError, TwoStageError
+from twostage.utils.errors import AudioError, Cancelled, ConfigError
 from twostage.utils.files import check_writable, make_folder
 from twostage.utils.memory import honest
 
 SILENCE = -90.0  # dBFS: the noise of 16-bit quantization; nothing to restore below it
 PEAK, LOSSY_PEAK = 0.99, 0.89  # decoders of lossy formats overshoot what was encoded
-FAILURES = (TwoStageError, OSError, MemoryError, torch.OutOfMemoryError)  # of one file, which must not stop the rest
 
 logger = logging.getLogger(__name__)
 A = TypeVar("A", bound=Any)
@@ -237,7 +236,7 @@ def restore_file(
     """
     options, target, started = options or Options(), Path(target), time.perf_counter()
     if target.exists() and Path(source).exists() and target.samefile(source):
-        raise AudioError(f"{source}: would be replaced by its own restoration")
+        raise AudioError("would be replaced by its own restoration", subject=source)
     check_writable(target, options.overwrite)
     with Reader(source) as reader:
         given = reader.info
@@ -282,21 +281,12 @@ def _cancellable(source: Source, cancel: Cancel) -> Source:
     return replace(source, blocks=blocks)
 
 
-def explain(error: Exception, source: str | Path) -> str:
-    """One of FAILURES as the line that tells why ``source`` is not restored."""
-    if isinstance(error, TwoStageError):
-        return str(error)
-    if isinstance(error, OSError):
-        return f"{source}: {error.strerror or error}"
-    return f"{source}: out of memory; shorter windows (--seconds) need less"
-
-
 def _outputs(model: Enhancer, source: Source) -> int:
     """Channels that ``model`` makes of the source's. AudioError if it does not take as many."""
     inputs = inputs_of(model)
     if inputs > 1 and source.channels != inputs:
         has = f"{source.channels} channel" + "s" * (source.channels > 1)
-        raise AudioError(f"{source.name}: has {has}; this model hears {inputs}, bone and air")
+        raise AudioError(f"has {has}; this model hears {inputs}, bone and air", subject=source.name)
     return source.channels // inputs
 
 
@@ -313,14 +303,14 @@ def measure(source: Source, sample_rate: int) -> Survey:
             bad = np.flatnonzero(~np.isfinite(block).all(axis=0))
             if bad.size:
                 seconds = (frames + bad[0]) / source.sample_rate
-                raise AudioError(f"{source.name}: NaN or infinite samples, the first at {seconds:.3f} s")
+                raise AudioError(f"NaN or infinite samples, the first at {seconds:.3f} s", subject=source.name)
             frames += block.shape[1]
             yield block
 
     for block in resampled(checked(), source.sample_rate, sample_rate, source.channels):
         meter.add(block)
     if frames == 0:
-        raise AudioError(f"{source.name}: holds no samples")
+        raise AudioError("holds no samples", subject=source.name)
     return Survey(frames, meter.levels())
 
 
@@ -353,7 +343,7 @@ def _render(
         meter.add(block)
         spill.write(block)
     if not np.isfinite(meter.peak).all():
-        raise AudioError(f"{source.name}: the model's output is not finite")
+        raise AudioError("the model's output is not finite", subject=source.name)
     return _final_gains(meter, spoken, options.level, peak)
 
 
@@ -386,7 +376,7 @@ def _check_space(target: Path, needed: int) -> None:
     free = shutil.disk_usage(target.parent).free
     if free < needed:
         room = f"{needed / 1e6:.1f} MB are needed while it is made, {free / 1e6:.1f} are free"
-        raise AudioError(f"{target}: cannot be written (No space left on device: {room})")
+        raise AudioError(f"cannot be written (No space left on device: {room})", subject=target)
 
 
 @contextmanager
@@ -396,7 +386,9 @@ def _spill_beside(target: Path, channels: int) -> Iterator[Spill]:
         with TemporaryFile(dir=target.parent, buffering=0) as file:
             yield Spill(file, channels)
     except OSError as error:
-        raise AudioError(f"{target}: cannot be written ({error.strerror or os.strerror(error.errno or 0)})") from None
+        raise AudioError(
+            f"cannot be written ({error.strerror or os.strerror(error.errno or 0)})", subject=target
+        ) from None
 
 
 def _as_float(audio: Any, sample_rate: int) -> tuple[Audio, Callable[[Audio], Any]]:

@@ -8,7 +8,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from scipy.signal import fftconvolve, firwin
 from torch import Tensor
 
 from twostage.audio.sound_files import Audio, match_length
@@ -123,6 +122,8 @@ def keep_low_band(pairs: Iterable[tuple[Audio, Audio]], cutoff: float, sample_ra
     if not cutoff:
         yield from (enhanced for _, enhanced in pairs)
         return
+    from scipy.signal import fftconvolve, firwin  # takes a second to import
+
     side = round(CROSSOVER / 2 * sample_rate)
     taps = firwin(2 * side + 1, cutoff, fs=sample_rate)[None].astype(np.float32)
     difference = enhanced = None

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from io import BufferedWriter, FileIO
@@ -29,7 +29,7 @@ from twostage.models.two_stage import TwoStage, TwoStageConfig
 from twostage.models.vocoder import Vocoder
 from twostage.nn.layers import fold_weight_norm
 from twostage.utils.errors import CheckpointError, ConfigError
-from twostage.utils.files import make_folder, partial_name
+from twostage.utils.files import replacing
 from twostage.utils.schema import build, parse_json
 
 SUFFIX = ".safetensors"
@@ -55,7 +55,8 @@ def save(
 ) -> None:
     """Write one file: plain weights as ``dtype``, settings and ``provenance`` (JSON values) in its metadata. Atomic.
 
-    Raises CheckpointError if a weight is not finite or does not fit ``dtype``; an existing file is replaced.
+    Raises CheckpointError if a weight is not finite or does not fit ``dtype``, OutputError if the file cannot be
+    written; an existing file is replaced.
     """
     tensors = {key: tensor.to("cpu", dtype).contiguous() for key, tensor in plain_state(model).items()}
     for key, tensor in tensors.items():
@@ -70,7 +71,8 @@ def save(
         "sha256": _digest(tensors),
     }
     content = serialise(tensors, metadata)
-    replace_file(Path(path), lambda temporary: temporary.write_bytes(content))
+    with replacing(path) as partial:
+        partial.write_bytes(content)
 
 
 def load(*paths: str | Path, device: str | torch.device = "cpu", precision: str = "float32") -> nn.Module:
@@ -212,18 +214,17 @@ def fold_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
-    """Write a training's state (tensors and plain containers), atomically: at any moment a complete one is on disk."""
+    """Write a training's state (tensors and plain containers), atomically: at any moment a complete one is on disk.
 
-    def write(temporary: Path) -> None:
-        with _Remembering(FileIO(temporary, "w")) as file:
-            try:
-                torch.save(dict(state), file)
-            except RuntimeError:
-                if file.refusal:
-                    raise file.refusal from None
-                raise
-
-    replace_file(Path(path), write)
+    Raises OutputError if it cannot be written.
+    """
+    with replacing(path) as partial, _Remembering(FileIO(partial, "w")) as file:
+        try:
+            torch.save(dict(state), file)
+        except RuntimeError:
+            if file.refusal:
+                raise file.refusal from None
+            raise
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
@@ -265,26 +266,6 @@ def _check_sums(path: str | Path) -> None:
     with ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise BadZipFile(damaged)
-
-
-def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside ``path``, flush to the disk, then take its place: a reader sees the old file or the new one."""
-    make_folder(path.parent)
-    temporary = partial_name(path)
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the rename itself must outlive a crash
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _open(path: Path) -> Any:

@@ -52,9 +52,11 @@ class GriffinLim(nn.Module):
 
     def __init__(self, config: MelConfig, iterations: int, heard_below: float = 0.0) -> None:
         super().__init__()
-        if iterations and (config.n_fft % config.hop_length or config.win_length != config.n_fft):
+        whole = config.n_fft % config.hop_length == 0 and config.n_fft >= 2 * config.hop_length
+        if iterations and (not whole or config.win_length != config.n_fft):  # no sample in the zeros of all its windows
             raise ConfigError(
-                f"griffin_lim needs mel.win_length equal to mel.n_fft and that a multiple of mel.hop_length: "
+                "griffin_lim needs mel.win_length equal to mel.n_fft and that twice mel.hop_length or more, and a "
+                "multiple of it: "
                 f"{config.win_length}, {config.n_fft}, {config.hop_length}"
             )
         if config.causal and iterations > 1:

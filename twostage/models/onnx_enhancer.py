@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from twostage.nn.streaming import Carry, streaming
+from twostage.nn.streaming import Carry, continued, streaming, tail_length
 from twostage.utils.errors import CheckpointError, ConfigError
 from twostage.utils.schema import build, parse_json
 
@@ -78,7 +78,7 @@ class OnnxEnhancer(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         length = audio.shape[-1] // self.hop_length * self.hop_length
-        rows = audio[..., :length].float().cpu().numpy()
+        rows = (audio if self.header.streaming else audio[..., :length]).float().cpu().numpy()
         if not length:
             return audio[:, :1, :0]
         late = self.delay if self.header.streaming else 0
@@ -86,14 +86,15 @@ class OnnxEnhancer(nn.Module):
         return torch.from_numpy(np.concatenate(made)[..., late : late + length])
 
     def runs(self, audio: NDArray[np.float32]) -> Iterator[tuple[Values, Values]]:
-        """What goes in and what comes out, run by run, for audio (inputs, T) of whole hops."""
+        """What goes in and what comes out, run by run, for audio (inputs, T); not streaming, of whole hops."""
         if not self.header.streaming:
             given = {AUDIO: audio[None]}
             yield given, self._run(given)
             return
         with streaming(self):
-            silence = self.delay + -(audio.shape[1] + self.delay) % self.stride
-            yield from self._steps(np.pad(audio, ((0, 0), (0, silence))))
+            length = audio.shape[1] // self.hop_length * self.hop_length
+            needed = (length + tail_length(self)) // self.stride * self.stride
+            yield from self._steps(continued(torch.from_numpy(audio), tail_length(self)).numpy()[:, :needed])
 
     def late(self, audio: Tensor) -> Tensor:
         """As ``TwoStage.late``: the next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late."""

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from twostage.models.features import LogMel
 from twostage.models.restorer import Restorer, RestorerConfig
 from twostage.models.restorer_features import Hearing
 from twostage.models.vocoder import Vocoder, VocoderConfig
+from twostage.nn.streaming import offline
 from twostage.utils.errors import ConfigError
 
 
@@ -43,8 +43,7 @@ class TwoStage(nn.Module):
         self.vocoder = Vocoder(config.vocoder)
 
     def forward(self, audio: Tensor) -> Tensor:
-        length = audio.shape[-1] // self.hop_length * self.hop_length
-        return self.late(F.pad(audio, (0, self._missing(audio.shape[-1]))))[..., self.delay : self.delay + length]
+        return offline(self, audio) if self.causal else self.late(audio)
 
     def relay(self) -> "Relay":
         """For windows of one signal, in their order."""
@@ -62,10 +61,6 @@ class TwoStage(nn.Module):
         spectra = self.mel.stft.compressed(audio)
         bone, _, *air = spectra.chunk(1 + self.inputs, -3)
         return self.restorer(self.hearing.of(self.mel, [bone, *air])), spectra.narrow(-3, 0, 2 * audio.shape[0])
-
-    def _missing(self, length: int) -> int:
-        """Zeros that a causal model's audio is to be followed by, for its end to come out as that of a stream."""
-        return self.delay + -(length // self.hop_length * self.hop_length) % self.stride if self.causal else 0
 
     def fold(self) -> "TwoStage":
         """Fold weight normalisation away for inference; the output stays the same."""

@@ -4,9 +4,9 @@ Source: Kong, Kim and Bae, "HiFi-GAN: Generative Adversarial Networks for Effici
 Synthesis", NeurIPS 2020, section 2.2 and appendix A.1. Module names are those of the authors' checkpoints.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
-from math import ceil, log, prod
+from math import ceil, prod
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ class VocoderConfig:
     resblock: int = 1  # the paper's type: 1 (two convolutions a dilation) or 2 (one)
     resblock_kernel_sizes: tuple[int, ...] = (3, 7)  # of the residual blocks that a level averages
     resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5))  # of each of them
+    fmax_for_loss: float | None = None  # Hz, where the log-mels of a training's losses end; null: half the sample rate
     hears_sensor: bool = False  # the generator gets the sensor's waveform at every rate, beside the mel
     griffin_lim: int = 0  # iterations that finish the output, not in training; 0: the paper's vocoder
     heard_below: float = 0.0  # Hz, up to which they take phase and harmonics from the restored input; 0: nothing
@@ -61,6 +62,11 @@ class VocoderConfig:
             raise ConfigError("vocoder.resblock_dilation_sizes and vocoder.resblock_kernel_sizes differ in length")
         if any(kernel_size % 2 == 0 for kernel_size in self.resblock_kernel_sizes):
             raise ConfigError(f"vocoder.resblock_kernel_sizes must be odd: {self.resblock_kernel_sizes}")
+        if self.fmax_for_loss is not None and not self.mel.fmin < self.fmax_for_loss <= self.mel.sample_rate / 2:
+            raise ConfigError(
+                f"vocoder.fmax_for_loss is {self.fmax_for_loss}, must lie above mel.fmin, {self.mel.fmin}, and at most "
+                f"at half of mel.sample_rate, {self.mel.sample_rate / 2}"
+            )
         if self.griffin_lim < 0:
             raise ConfigError(f"vocoder.griffin_lim is {self.griffin_lim}, must not be negative")
         if self.griffin_lim > 1 and self.mel.causal:
@@ -74,6 +80,11 @@ class VocoderConfig:
                 f"vocoder.upsample_initial_channel is {self.upsample_initial_channel}, "
                 f"must divide by {2 ** len(self.upsample_rates)}"
             )
+
+    @property
+    def mel_of_losses(self) -> MelConfig:
+        """Settings of the log-mels of a training's losses: those of ``mel`` up to ``fmax_for_loss``."""
+        return replace(self.mel, fmax=self.fmax_for_loss or self.mel.sample_rate / 2)
 
 
 # What a convolution has made is worked on in place: a second tensor of that size would cost memory and its first touch
@@ -157,10 +168,10 @@ class Vocoder(nn.Module):
 
         ``sensor`` (B, 1, L * hop_length): what was restored, for a generator with ``hears_sensor``.
         """
-        if not self.delay:
+        if not self.delay or not mel.shape[-1]:
             return self.late(mel, heard, sensor)
-        frames = self.delay // self.config.mel.hop_length  # of silence, with which the last samples come
-        mel = F.pad(mel, (0, frames), value=log(self.config.mel.clamp))
+        frames = self.delay // self.config.mel.hop_length  # with which the last samples come
+        mel = F.pad(mel, (0, frames), mode="replicate")  # silence would fade them out
         heard = None if heard is None else F.pad(heard, (0, frames))
         sensor = None if sensor is None else F.pad(sensor, (0, self.delay))
         return self.late(mel, heard, sensor)[..., self.delay :]

@@ -15,7 +15,7 @@ Layers along time read both ways, so that all of the signal is needed, or, if ``
 """
 
 from dataclasses import dataclass
-from math import ceil, inf
+from math import inf
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from twostage.models.features import Istft, Stft, as_channels, as_complex, complex_product
 from twostage.nn.layers import LSTM
+from twostage.nn.streaming import offline
 from twostage.utils.errors import ConfigError
 
 PARTS = {"mask": 1, "mapping": 1, "both": 2}  # complex numbers a bin, by ``output``
@@ -147,9 +148,7 @@ class Bsrnn(nn.Module):
         self.estimate = Estimate(config)
 
     def forward(self, audio: Tensor) -> Tensor:
-        length = audio.shape[-1] // self.hop_length * self.hop_length
-        following = ceil(self.delay / self.hop_length) * self.hop_length
-        return self.late(F.pad(audio[..., :length], (0, following)))[..., self.delay : self.delay + length]
+        return offline(self, audio) if self.causal else self.late(audio)
 
     def late(self, audio: Tensor) -> Tensor:
         """The next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late.

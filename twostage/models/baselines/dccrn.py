@@ -8,8 +8,9 @@ al., "Deep Complex Networks", ICLR 2018, section 3.5. What differs from them:
 - no biases before a normalisation, which would take them away again
 - frames of 25 ms lie in the middle of the 512 samples that are transformed, so that the model waits for 7 ms more
 - statistics of normalisation are those of the training at all times but in training: none of the utterance enters
-It takes 8.5 GMAC a second. Later papers give 14.4, which is what counting the zeros between a transposed convolution's
-inputs comes to, within 3 %. It is causal but for the decoder's look-ahead, a frame a layer, and takes a stream.
+It takes 8.5 GMAC a second of a long signal, 8.8 of one second with what follows its end. Later papers give 14.4,
+which is what counting the zeros between a transposed convolution's inputs comes to, within 3 %. It is causal but for
+the decoder's look-ahead, a frame a layer, and takes a stream.
 """
 
 from collections.abc import Callable

@@ -5,7 +5,7 @@ with noise-resilient body-conduction microphones", ICASSP 2023, section 2; M, P 
 ``taps``) are those of "Configurable EBEN", TASLP 2023. Sizes of layers, which have no biases, and where activations
 stand are those of the authors' code. What differs from them:
 - zeros before and after a signal, where theirs is reflected at every layer; a strided convolution looks as far back as
-  ahead; a signal is padded to a whole number of strides, where theirs is cut to one
+  ahead; a signal is continued to a whole number of strides, where theirs is cut to one
 - ``causal``, not in the papers: every layer looks back alone, and the bands' filters add 28 samples
 - the judges of bands split the finished sound again; theirs are shown the bands that it was made of
 """
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from twostage.nn.dilated_unet import DilatedUnet
 from twostage.nn.layers import Conv1d, fold_weight_norm, weight_norm
 from twostage.nn.pqmf import Pqmf
+from twostage.nn.streaming import offline
 from twostage.utils.errors import ConfigError
 
 SLOPE = 0.01
@@ -85,9 +86,7 @@ class Eben(nn.Module):
         self.conv_post = Conv1d(config.channels, config.bands, 3, bias=False, causal=causal)
 
     def forward(self, audio: Tensor) -> Tensor:
-        length = audio.shape[-1]
-        missing = self.delay + -(length + self.delay) % self.stride
-        return self.late(F.pad(audio, (0, missing)))[..., self.delay : self.delay + length]
+        return offline(self, audio)
 
     def late(self, audio: Tensor) -> Tensor:
         """The same of a multiple of ``stride``, ``delay`` samples late: a causal model's next piece of a stream."""

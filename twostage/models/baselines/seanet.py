@@ -7,7 +7,7 @@ EBEN, who count 8.3 M weights. What differs:
 - with ``inputs: 1`` bone-conducted speech alone is heard; the paper's are an accelerometer and a noisy microphone
 - ``causal``, not in the paper: every layer looks back alone. With ``channels: 8`` that is the streaming SEANet of Li et
   al., "Real-Time Speech Frequency Bandwidth Extension", ICASSP 2021, 0.7 M
-- tanh bounds the output; a signal is padded with zeros to a whole number of strides
+- tanh bounds the output; a signal is continued to a whole number of strides
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from twostage.nn.dilated_unet import DilatedUnet
 from twostage.nn.layers import Conv1d, fold_weight_norm, reach, weight_norm
+from twostage.nn.streaming import offline
 from twostage.utils.errors import ConfigError
 
 KERNEL = 7  # of the first and the last convolution
@@ -74,7 +75,7 @@ class Seanet(nn.Module):
         self.conv_post = weight_norm(Conv1d(config.channels, 1, KERNEL, causal=causal))
 
     def forward(self, audio: Tensor) -> Tensor:
-        return self.late(F.pad(audio, (0, -audio.shape[-1] % self.stride)))[..., : audio.shape[-1]]
+        return offline(self, audio)
 
     def late(self, audio: Tensor) -> Tensor:
         """The same of a multiple of ``stride``: a causal model's next piece of a stream."""

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from torturing.harness import Limits, Place
-from torturing.mutations import RATE, speech
+from torture.harness import Limits, Place
+from torture.mutations import RATE, speech
 from twostage.audio import sound_files
 from twostage.data.sensors import PRESETS, save_sensor
 from twostage.models import checkpoint
