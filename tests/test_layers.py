@@ -46,7 +46,8 @@ OWNERS = {
     "onnx": {"export.onnx", "export.int8"},
     "onnx_ir": {"export.onnx"},
     "gradio": {"app.page"},
-    "starlette": {"app.page"},
+    "starlette": {"app.server"},
+    "uvicorn": {"app.server"},
     "ray": {"corpus.ray_cluster"},
     "pyarrow": {"corpus.table", "data.parquet"},
     "fsspec": {"corpus.storage"},
@@ -55,7 +56,7 @@ OWNERS = {
 HEAVY = {"torch", "numpy", "scipy", "librosa", "matplotlib", "soundfile", "omegaconf", "safetensors", "tqdm"}
 HEAVY |= {"gradio", "ray"}
 
-LIGHT = ("utils.errors", "utils.memory", "utils.signals")
+LIGHT = ("utils.errors", "utils.logs", "utils.memory", "utils.signals")
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.stem != "__init__")
 

@@ -13,14 +13,18 @@ from twostage import __version__
 from twostage.commands import (
     app,
     compare,
+    completion,
+    config,
     evaluate,
     export,
     finetune,
     fit_sensor,
     import_hifigan,
     manifest,
+    models,
     restore,
     restore_corpus,
+    serve,
     simulate,
     stream,
     train_enhancer,
@@ -28,6 +32,7 @@ from twostage.commands import (
     train_vocoder,
 )
 from twostage.utils.errors import TwoStageError, one_line
+from twostage.utils.logs import shown
 from twostage.utils.memory import honest, keep_freed
 from twostage.utils.signals import Once, answer, ignore, terminable
 
@@ -46,7 +51,11 @@ COMMANDS: dict[str, ModuleType] = {
     "manifest": manifest,
     "export": export,
     "app": app,
+    "serve": serve,
     "import-hifigan": import_hifigan,
+    "models": models,
+    "config": config,
+    "completion": completion,
 }
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -74,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"twostage {__version__}")
+    _add_verbosity(top)
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     for name, module in COMMANDS.items():
         example = "example:\n" + "\n".join(f"  {line.strip()}" for line in module.EXAMPLE.strip().splitlines())
@@ -85,8 +95,24 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(sub)
+        _add_verbosity(sub)
         sub.set_defaults(run=module.run)
+        if name == "completion":
+            sub.set_defaults(parser=top)
     return top
+
+
+def _add_verbosity(parser: argparse.ArgumentParser) -> None:
+    """-q and -v, before a command or behind it."""
+    how_much = parser.add_mutually_exclusive_group()
+    add, unset = how_much.add_argument, argparse.SUPPRESS
+    add("-q", "--quiet", action="store_true", default=unset, help="say nothing but errors and what was asked for")
+    add("-v", "--verbose", action="count", default=unset, help="say what is done; -vv: in detail")
+
+
+def verbosity(args: argparse.Namespace) -> int:
+    """-1 for -q, else how often -v was given."""
+    return -1 if getattr(args, "quiet", False) else getattr(args, "verbose", 0)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -116,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     try:
-        with honest():
+        with honest(), shown(verbosity(args)):
             code: int = args.run(args)
         sys.stdout.flush()
         return code

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ twostage restore recording.wav -o restored.wav --plot
 twostage restore recordings/ -o restored/ --format flac --sample-rate input --json report.json
 cat recording.wav | twostage restore - -o - | aplay -q
 """
+logger = logging.getLogger(__name__)
 LONG = 600.0  # seconds of sound: enough for a progress bar even in a log file
 
 
@@ -85,11 +87,11 @@ def _restored(args: argparse.Namespace, names: "Ends") -> int:
     model = _load(args.model, device, precision) if pending else None
     device = model.device.type if model else device  # ONNX stays on the CPU
     if precision != "float32" and isinstance(model, OnnxEnhancer):
-        print(f"twostage: warning: --precision {args.precision}: ONNX runs as it was written", file=sys.stderr)
+        logger.warning("--precision %s: ONNX runs as it was written", args.precision)
         precision = "float32"
     reports: list[Report] = []
     waiting, written = set(pending), dict[Path, Path]()
-    say = Voice(sys.stderr if "-" in (args.json, args.out) else sys.stdout)
+    say = Voice(sys.stderr if "-" in (args.json, args.out) else sys.stdout, quiet=getattr(args, "quiet", False))
     with say.bar(pending) as progress:
 
         def work(job: "Job") -> "Report":
@@ -183,8 +185,8 @@ def _plot(job: "Job", report: "Report", top: float, options: "Options") -> None:
 class Voice:
     """What the user sees: a bar while it runs, a line per file, a summary. Warnings and errors go to stderr."""
 
-    def __init__(self, out: Any) -> None:
-        self._out = out
+    def __init__(self, out: Any, *, quiet: bool = False) -> None:
+        self._out, self._quiet = out, quiet
 
     @contextmanager
     def bar(self, jobs: "list[Job]") -> "Iterator[Progress]":
@@ -196,7 +198,7 @@ class Voice:
             total=round(total, 1),
             unit="s",
             desc="restoring",
-            disable=not terminal and total < LONG,
+            disable=self._quiet or (not terminal and total < LONG),
             mininterval=0.2 if terminal else 60.0,
             leave=False,
             bar_format="{desc}: {percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} s of sound, {remaining} left",
@@ -205,14 +207,14 @@ class Voice:
 
     def file(self, report: "Report") -> None:
         for warning in report.warnings:
-            self._line(f"twostage: warning: {report.source}: {warning}", sys.stderr)
+            logger.warning("%s: %s", report.source, warning)
         if report.error:
             self._line(f"twostage: error: {report.error}", sys.stderr)
         elif report.status == "skipped":
-            self._line(f"{report.source}: skipped, {report.target} exists", self._out)
+            self._say(f"{report.source}: skipped, {report.target} exists")
         else:
             pace = f"{report.seconds:.2f} s, {report.realtime_factor:.2f} x real time"
-            self._line(f"{report.source} -> {report.target}  ({pace})", self._out)
+            self._say(f"{report.source} -> {report.target}  ({pace})")
 
     def summary(self, reports: "list[Report]", jobs: int, device: str, passed_over: int = 0) -> None:
         counts = {s: sum(r.status == s for r in reports) for s in ("restored", "skipped", "failed")}
@@ -223,7 +225,11 @@ class Voice:
             f"; {total['seconds']:.1f} s of sound in {total['elapsed']:.1f} s on {device}" if counts["restored"] else ""
         )
         rest = f"; {passed_over} files passed over that are no sound by their names" if passed_over else ""
-        self._line(words + missing + pace + rest, self._out)
+        self._say(words + missing + pace + rest)
+
+    def _say(self, text: str) -> None:
+        if not self._quiet:
+            self._line(text, self._out)
 
     def _line(self, text: str, file: Any) -> None:
         from tqdm import tqdm

@@ -6,19 +6,21 @@ loudness and peak must be known before it is written.
 """
 
 import io
+import logging
 import os
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite, log10
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from twostage.audio.highpass import highpassed
@@ -41,7 +43,7 @@ from twostage.inference.arrays import check_sample_rate, taken
 from twostage.inference.chunks import enhance
 from twostage.inference.windows import keep_low_band
 from twostage.models.enhancer import Enhancer, evaluating
-from twostage.utils.errors import AudioError, ConfigError
+from twostage.utils.errors import AudioError, Cancelled, ConfigError
 from twostage.utils.files import check_writable, make_folder
 from twostage.utils.memory import honest
 
@@ -53,8 +55,10 @@ EPSILON, LEAST = 2**-24, 1e-35  # of the peak, what a float beside it can still 
 CREST = 14.0  # dB that speech peaks above its active level
 PEAK, LOSSY_PEAK = 0.99, 0.89  # decoders of lossy formats overshoot what was encoded
 
+logger = logging.getLogger(__name__)
 A = TypeVar("A", bound=Any)
-Progress = Callable[[float], None]
+Progress = Callable[[float], None]  # hears of the seconds of sound that were done since it heard last
+Cancel = Callable[[], bool]  # asked before every block of sound whether to stop
 
 
 @dataclass(frozen=True)
@@ -178,16 +182,25 @@ def restore(
     seconds: float = 10.0,
     level: str = "input",
     keep_low_band: float = 0.0,
+    batch: int = 1,
+    progress: Progress = lambda seconds: None,
+    cancel: Cancel = lambda: False,
 ) -> A:
     """Restore bone-conducted speech: (T,) or (C, T) -> the same at ``model.sample_rate``, each channel by itself.
 
     A model of two inputs makes (1, T) of (2, T), bone and air; what is said of the input's level and band is of bone.
+    A batch is a list or tuple of such arrays, of any lengths, or one array (B, C, T); what comes out is a list or
+    (B, C, T'), each item restored as it would be alone.
 
     ``audio`` is a numpy array or a tensor; the result is of its type, dtype and device. Integers are taken at their
     full scale, unsigned ones around the middle of their range; floats may be in any unit. The length is
     ``round(T * model.sample_rate / sample_rate)``. ``seconds`` of a window bound the memory, they do not change the
-    result; ``level`` "input" gives each channel the active level that it came with, "model"
-    leaves the model's; below ``keep_low_band`` Hz the input itself is kept.
+    result; ``level`` "input" gives each channel the active level that it came with, "model" leaves the model's; below
+    ``keep_low_band`` Hz the input itself is kept. ``batch`` windows go through the model at once, which is for GPUs,
+    and may change the last bits.
+
+    ``progress`` is called after each window with the seconds of sound that were done since its last call;
+    ``cancel`` is asked before each block of at most 65536 samples, and the work ends when it returns True.
 
     What lies below speech (an offset, a drift, movement) is taken away first. A peak beyond full scale, or beyond that
     of floats which go further themselves, is turned down with what is around it. The model runs as for use, even if
@@ -197,21 +210,44 @@ def restore(
         AudioError: the shape or dtype is not what can be restored, ``sample_rate`` is not what files may have, there
             are no samples, or some are not finite.
         ConfigError: ``model`` is no model, or a setting is out of range.
+        Cancelled: ``cancel`` returned True.
     """
     if not callable(model):
         raise ConfigError(f"model is {str(model)[:100]!r}, must be what twostage.load gives")
-    options = Options(seconds, level, keep_low_band)
+    options = Options(seconds, level, keep_low_band, batch=batch)
+    if _is_batch(audio):
+        return _batch(audio, [_restore(model, item, sample_rate, options, progress, cancel) for item in audio])
+    return _restore(model, audio, sample_rate, options, progress, cancel)
+
+
+def _is_batch(audio: Any) -> bool:
+    """Whether ``audio`` is several signals: a list or tuple of arrays or tensors, or one of three dimensions."""
+    if isinstance(audio, list | tuple):
+        return any(isinstance(item, np.ndarray | torch.Tensor) for item in audio)
+    return isinstance(audio, np.ndarray | torch.Tensor) and audio.ndim == 3 and len(audio) > 0
+
+
+def _batch(audio: Any, items: list[Any]) -> Any:
+    """Items restored, in the form of the batch that they came in."""
+    if isinstance(audio, list | tuple):
+        return items
+    return torch.stack(items) if isinstance(audio, torch.Tensor) else np.stack(items)
+
+
+def _restore(
+    model: Enhancer, audio: Any, sample_rate: int, options: Options, progress: Progress, cancel: Cancel
+) -> Any:
     rate, samples = check_sample_rate(sample_rate), taken(audio)
     rows = np.atleast_2d(samples.audio)
     blocks = np.split(rows, range(BLOCK, rows.shape[1], BLOCK), axis=1)
-    source = Source("audio", rate, len(rows), lambda: iter(blocks), samples.step)
+    source = _cancellable(Source("audio", rate, len(rows), lambda: iter(blocks), samples.step), cancel)
     outputs = _outputs(model, source)
     survey = measure(source, model.sample_rate, causal=model.causal)
     for complaint in survey.complaints(model.inputs):
-        warnings.warn(f"the audio is {complaint}", stacklevel=2)
+        warnings.warn(f"the audio is {complaint}", stacklevel=3)
     spill = Spill(io.BytesIO(), outputs)
     peak = PEAK if samples.step else max(PEAK, float(survey.peaks.max()))
-    made = _render(model, source, survey, model.sample_rate, options, spill, peak, lambda _: None)
+    made = _render(model, source, survey, model.sample_rate, options, spill, peak, progress)
     out = np.concatenate(list(made.blocks(spill)), axis=1)
     return samples.give_back(out.reshape(-1) if samples.audio.ndim == 1 else out)
 
@@ -224,10 +260,12 @@ def restore_file(
     options: Options | None = None,
     *,
     progress: Progress = lambda seconds: None,
+    cancel: Cancel = lambda: False,
 ) -> Report:
     """Restore one sound file into another, format by the suffix of ``target``; ``progress`` hears of seconds done.
 
-    ``target`` appears only when it is complete. Raises AudioError, one line that names the file and what is wrong.
+    ``target`` appears only when it is complete. Raises AudioError, one line that names the file and what is wrong, and
+    Cancelled when ``cancel``, which is asked before each block of sound, returns True.
     """
     options, target, started = options or Options(), Path(target), time.perf_counter()
     if target.exists() and Path(source).exists() and target.samefile(source):
@@ -235,7 +273,8 @@ def restore_file(
     check_writable(target, options.overwrite)
     with Reader(source, salvage=options.salvage) as reader:
         given = reader.info
-        sound = Source(str(source), given.sample_rate, given.channels, reader.blocks, step_of(given.subtype))
+        whole = Source(str(source), given.sample_rate, given.channels, reader.blocks, step_of(given.subtype))
+        sound = _cancellable(whole, cancel)
         rate = model.sample_rate if options.sample_rate == "model" else given.sample_rate
         peak = LOSSY_PEAK if coding_for(target, given.subtype)[1] in LOSSY else PEAK
         outputs = _outputs(model, sound)
@@ -249,6 +288,7 @@ def restore_file(
             for block in made.blocks(spill):
                 writer.write(block)
     elapsed = time.perf_counter() - started
+    logger.debug("%s: %d channels at %d Hz restored in %.2f s", source, given.channels, given.sample_rate, elapsed)
     return Report(
         str(source),
         str(target),
@@ -266,6 +306,18 @@ def restore_file(
 def step_of(subtype: str) -> float:
     """What two values of a sound file's coding are apart, at full scale 1; 0 of floats."""
     return STEPS.get(subtype, STEP_16)
+
+
+def _cancellable(source: Source, cancel: Cancel) -> Source:
+    """The same sound, whose blocks end with Cancelled as soon as ``cancel`` returns True."""
+
+    def blocks() -> Iterator[Audio]:
+        for block in source.blocks():
+            if cancel():
+                raise Cancelled(f"{source.name}: cancelled")
+            yield block
+
+    return replace(source, blocks=blocks)
 
 
 def _outputs(model: Enhancer, source: Source) -> int:

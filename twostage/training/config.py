@@ -29,7 +29,7 @@ from twostage.training.tasks import (
     named,
 )
 from twostage.utils.errors import ConfigError
-from twostage.utils.schema import build
+from twostage.utils.schema import build, complete
 
 SETTINGS = "config.yaml"  # in the directory of a training
 PACKAGE = Path(__file__).parent.parent
@@ -265,16 +265,27 @@ def load_config(cls: type[C], files: Iterable[str], overrides: Sequence[str] = (
     A name without a folder is looked up here and among the shipped configurations. A file may hold sections of several
     trainings: those of others are left out. Raises ConfigError, one line that names the file or the field.
     """
+    return build(cls, _merged(cls, files, overrides))
+
+
+def preview(cls: type[RunConfig], files: Iterable[str], overrides: Sequence[str] = ()) -> str:
+    """The same settings as YAML, with every default, before they are complete: ??? stands for what must be given.
+
+    Names and types are checked as in ``load_config``, not whether values are possible or files exist.
+    """
+    return OmegaConf.to_yaml(OmegaConf.create(_plain(complete(cls, _merged(cls, files, overrides)))))
+
+
+def _merged(cls: type[RunConfig], files: Iterable[str], overrides: Sequence[str]) -> Any:
     for override in overrides:
         if "=" not in override or override.startswith("="):
             raise ConfigError(f"{override}: neither a YAML file nor key=value")
     try:
         parts = [_of(cls, OmegaConf.to_container(_read(_find(file)))) for file in files]
         merged = OmegaConf.merge(*parts, OmegaConf.from_dotlist(list(overrides)))
-        values = OmegaConf.to_container(merged, resolve=True)
+        return OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ConfigError(f"settings do not merge: {_first_line(error)}") from None
-    return build(cls, values)
 
 
 def to_yaml(settings: RunConfig) -> str:
@@ -328,8 +339,13 @@ def _find(name: str) -> Path:
     for place in places:
         if place.is_file():
             return place
-    shipped = sorted({path.stem for home in homes for path in home.glob("*.yaml")})
-    raise ConfigError(f"{name}: no such file or shipped configuration ({', '.join(shipped)})")
+    raise ConfigError(f"{name}: no such file or shipped configuration ({', '.join(shipped())})")
+
+
+def shipped() -> list[str]:
+    """Names of the shipped files of settings."""
+    homes = [*SHIPPED, *(home / BASELINES for home in SHIPPED)]
+    return sorted({path.stem for home in homes for path in home.glob("*.yaml")})
 
 
 def _read(path: Path) -> Any:
