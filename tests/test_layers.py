@@ -28,7 +28,7 @@ ROOMS = {
     "__main__": 9,
 }
 # what `import twostage` hands out, when asked
-PUBLIC = ("models.checkpoint", "models.two_stage", "inference.restoration", "inference.stream")
+PUBLIC = ("models.checkpoint", "models.enhancer", "models.two_stage", "inference.restoration", "inference.stream")
 
 OWNERS = {
     "signal": {"utils.signals"},

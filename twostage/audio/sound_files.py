@@ -17,6 +17,8 @@ import soundfile
 
 from twostage.audio import finding
 from twostage.audio.reading import BLOCK as BLOCK
+from twostage.audio.reading import FASTEST as FASTEST
+from twostage.audio.reading import SLOWEST as SLOWEST
 from twostage.audio.reading import USUAL as USUAL
 from twostage.audio.reading import Audio as Audio
 from twostage.audio.reading import Info as Info

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from twostage.inference.jobs import Job
     from twostage.inference.pipes import Ends
     from twostage.inference.restoration import Options, Progress, Report
+    from twostage.models.enhancer import Enhancer
 
 HELP = "restore bone-conducted recordings: files, folders or patterns, of any length and number of channels"
 EXAMPLE = """
@@ -70,7 +71,6 @@ def _restored(args: argparse.Namespace, names: "Ends") -> int:
     from twostage.inference.failures import Failure, one_by_one
     from twostage.inference.jobs import plan
     from twostage.inference.restoration import Options
-    from twostage.inference.windows import device_of
     from twostage.models.onnx_enhancer import OnnxEnhancer
 
     options = Options(
@@ -83,7 +83,7 @@ def _restored(args: argparse.Namespace, names: "Ends") -> int:
     device = device_for(args.device)
     precision = precision_for(args.precision, device)
     model = _load(args.model, device, precision) if pending else None
-    device = device_of(model).type if model else device  # ONNX stays on the CPU
+    device = model.device.type if model else device  # ONNX stays on the CPU
     if precision != "float32" and isinstance(model, OnnxEnhancer):
         print(f"twostage: warning: --precision {args.precision}: ONNX runs as it was written", file=sys.stderr)
         precision = "float32"
@@ -118,7 +118,13 @@ def _named(report: "Report", names: "Ends") -> "Report":
 
 
 def _do(
-    model: Any, job: "Job", options: "Options", progress: "Progress", *, skip: bool, written: Mapping[Path, Path]
+    model: "Enhancer | None",
+    job: "Job",
+    options: "Options",
+    progress: "Progress",
+    *,
+    skip: bool,
+    written: Mapping[Path, Path],
 ) -> "Report":
     """Restore one file, unless it is done, or another was that is written to its place. Raises what goes wrong."""
     from twostage.audio.sound_files import info
@@ -283,7 +289,7 @@ def _write_report(
         partial.write_text(text + "\n", encoding="utf-8")
 
 
-def _load(names: list[str] | None, device: str, precision: str) -> Any:
+def _load(names: list[str] | None, device: str, precision: str) -> "Enhancer":
     from twostage.models.checkpoint import load
 
     return load(*names or [], device=device, precision=precision)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import fft
 
-from twostage.audio import sound_files
 from twostage.audio.levels import active_level
+from twostage.audio.speech import read_speech
 from twostage.data.manifest import Entry
 from twostage.data.spectra import Floats
 from twostage.utils.errors import ConfigError, TwoStageError
@@ -166,7 +166,8 @@ def align(entries: Sequence[Entry], config: AlignConfig) -> Iterator[tuple[Entry
 
 def _verdict(entry: Entry, config: AlignConfig) -> Verdict:
     try:
-        (bone, rate), (air, air_rate) = (sound_files.read(str(path)) for path in (entry.degraded, entry.clean))
+        bone, rate = read_speech(str(entry.degraded))
+        air, _ = read_speech(str(entry.clean), rate)
     except TwoStageError as error:
         return Verdict(entry.name, "", problem=str(error))
-    return align_pair(bone[0], sound_files.resample(air[0], air_rate, rate), rate, config, name=entry.name)
+    return align_pair(bone, air, rate, config, name=entry.name)
