@@ -246,3 +246,29 @@ def test_a_csv_with_a_wrong_alignment_is_refused(tmp_path: Path, field: str, val
     (tmp_path / "p.csv").write_text(f"bone,air,speaker,seconds,{field}\nb.wav,a.wav,p,1.0,{value}\n")
     with pytest.raises(DataError, match=rf"p\.csv:2: {message}"):
         read_manifest(tmp_path / "p.csv")
+
+
+def test_a_bad_file_does_not_take_a_good_one_s_place(tmp_path: Path) -> None:
+    for side in ("bone", "air"):
+        (tmp_path / side).mkdir()
+        sound_files.write(tmp_path / side / "a.wav", np.full(4000, 0.1, np.float32), 8000)
+        (tmp_path / side / "a.aac").write_bytes(b"no sound" * 50)
+        (tmp_path / side / "a.webm").write_bytes(b"no sound" * 50)
+        (tmp_path / side / "readme.txt").touch()
+    for found in (
+        lambda problems: scan(tmp_path, problems=problems),
+        lambda problems: pair(tmp_path / "bone", tmp_path / "air", problems=problems),
+    ):
+        problems: list[str] = []
+        (entry,) = found(problems)
+        assert (Path(entry.degraded or "").name, Path(entry.clean or "").name) == ("a.wav", "a.wav")
+        assert entry.seconds == 0.5
+        assert sum("readme.txt" in problem for problem in problems) >= 1
+
+
+def test_the_seconds_of_a_manifest_are_those_that_decode(tmp_path: Path) -> None:
+    for name in ("1.flac", "2.flac"):
+        sound_files.write(tmp_path / name, np.full(4000, 0.1, np.float32), 8000)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "joined.flac").write_bytes(b"".join((tmp_path / f"{n}.flac").read_bytes() for n in (1, 2)))
+    assert [entry.seconds for entry in scan(tmp_path / "in")] == [1.0]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from twostage.audio import sound_files
+from twostage.audio.highpass import highpassed
 from twostage.audio.levels import LevelMeter
 from twostage.data.manifest import Entry
 from twostage.data.spectra import Floats
@@ -97,7 +98,8 @@ def _channel(blocks: "Sequence[Floats] | Iterator[Floats]", sample_rate: int, ra
             clipped, total = clipped + int((full[1:] & full[:-1]).sum()), total + len(full)
             yield first
 
-    parts = [np.zeros((1, 0), np.float32), *sound_files.resampled(measured(), sample_rate, rate, 1)]
+    speech = highpassed(measured(), sample_rate, 1)
+    parts = [np.zeros((1, 0), np.float32), *sound_files.resampled(speech, sample_rate, rate, 1)]
     level = float(meter.levels()[0]) if finite else 0.0
     return _Channel(np.concatenate(parts, axis=1)[0], rate, level, clipped / max(1, total), finite)
 

@@ -9,8 +9,8 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from twostage.audio import sound_files
 from twostage.audio.sound_files import Audio
+from twostage.audio.speech import read_speech
 from twostage.data.manifest import Entry
 from twostage.utils.errors import AudioError, DataError
 
@@ -137,8 +137,11 @@ def _cut(audio: Audio, start: int, samples: int) -> Audio:
 
 
 def read_mono(path: str, sample_rate: int) -> Audio:
-    """The first channel of a sound file (T,) at ``sample_rate``. AudioError also for samples that are not finite."""
-    sound, rate = sound_files.read(path)
-    if not np.isfinite(sound[0]).all():
+    """The first channel of a sound file (T,) at ``sample_rate``, without what lies below speech.
+
+    AudioError also for samples that are not finite.
+    """
+    sound, _ = read_speech(path, sample_rate)
+    if not np.isfinite(sound).all():
         raise AudioError("holds samples that are not finite", subject=path)
-    return sound_files.resample(sound[0], rate, sample_rate)
+    return sound

@@ -149,11 +149,9 @@ def scan(
     root = Path(root)
     sides: Sides = {}
     problems = [] if problems is None else problems
-    for file in _files(root):
+    for file in _files(root, problems):
         key, side = _side(file, bone, air)
-        if side in sides.setdefault(key, {}):
-            problems.append(f"{root / file}: a second file for {key}")
-        sides[key].setdefault(side, root / file)
+        _add(sides.setdefault(key, {}), side, root / file, problems)
     if any(found.keys() & {"bone", "air"} for found in sides.values()):
         sides = _partnered(sides, problems)
     return _entries(sides, root, _compile(speaker), corpus, problems)
@@ -171,15 +169,32 @@ def pair(
     sides: Sides = {}
     problems = [] if problems is None else problems
     for side, folder in (("bone", Path(bone)), ("air", Path(air))):
-        for file in _files(folder):
-            sides.setdefault(file.with_suffix("").as_posix(), {})[side] = folder / file
+        for file in _files(folder, problems):
+            _add(sides.setdefault(file.with_suffix("").as_posix(), {}), side, folder / file, problems)
     return _entries(_partnered(sides, problems), Path(air), _compile(speaker), corpus, problems)
 
 
-def _files(root: Path) -> list[Path]:
+def _files(root: Path, problems: list[str]) -> list[Path]:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
-    return [relative for _, relative in sound_files.find([root])]
+    passed_over: list[Path] = []
+    found = [relative for _, relative in sound_files.find([root], passed_over=passed_over)]
+    if passed_over:
+        problems.append(f"{root}: {len(passed_over)} files that are no sound by their names, {passed_over[0].name} say")
+    return found
+
+
+def _add(found: dict[str, Path], side: str, file: Path, problems: list[str]) -> None:
+    """Make ``file`` a side of an utterance; of two files for one side, the first that can be read is it."""
+    other = found.setdefault(side, file)
+    if other == file:
+        return
+    try:
+        sound_files.info(other)
+        problems.append(f"{file}: a second file for what {other} is")
+    except AudioError as error:
+        problems.append(str(error))
+        found[side] = file
 
 
 def _side(file: Path, bone: str, air: str) -> tuple[str, str]:
