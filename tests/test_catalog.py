@@ -171,7 +171,7 @@ COMPLETIONS = [
     (["twostage", "restore", "a.wav", "--device", ""], {"auto", "cpu", "cuda"}),
     (["twostage", "restore", "a.wav", "-o", "b.wav", "--model", "caus"], {"causal", "causal-base"}),
     (["twostage", "-q", "manifest", ""], {"scan", "pair", "align", "split"}),
-    (["twostage", "manifest", "align", "--max"], {"--max-delay", "--max-difference"}),
+    (["twostage", "manifest", "align", "--max"], {"--max-delay", "--max-drift"}),
     (["twostage", "config", "show", "train-v"], {"train-vocoder"}),
     (["twostage", "train-restorer", "adap"], {"adapt"}),
 ]
@@ -190,7 +190,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-@pytest.mark.parametrize(("words", "offered"), COMPLETIONS, ids=lambda value: " ".join(value))
+@pytest.mark.parametrize(("words", "offered"), COMPLETIONS, ids=lambda value: " ".join(sorted(value) if isinstance(value, set) else value))
 def test_bash_completes(scripts: dict[str, Path], words: list[str], offered: set[str]) -> None:
     command = ["bash", "-c", BASH, str(scripts["bash"]), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PATH": os.environ["PATH"]})
@@ -199,7 +199,7 @@ def test_bash_completes(scripts: dict[str, Path], words: list[str], offered: set
 
 
 @pytest.mark.skipif(not shutil.which("fish"), reason="fish is not installed")
-@pytest.mark.parametrize(("words", "offered"), COMPLETIONS, ids=lambda value: " ".join(value))
+@pytest.mark.parametrize(("words", "offered"), COMPLETIONS, ids=lambda value: " ".join(sorted(value) if isinstance(value, set) else value))
 def test_fish_completes(scripts: dict[str, Path], words: list[str], offered: set[str], tmp_path: Path) -> None:
     code = f"source {scripts['fish']}; complete -C '{' '.join(words)}'"
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}

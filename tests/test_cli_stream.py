@@ -65,6 +65,13 @@ def test_a_wav_file_in_the_pipe_is_named() -> None:
         through(b"RIFF" + bytes(100))
 
 
+@pytest.mark.parametrize("suffix", ["rf64", "w64", "aiff", "flac", "ogg", "mp3"])
+def test_a_sound_file_in_the_pipe_is_no_noise_in_the_loudspeaker(suffix: str, tmp_path: Path) -> None:
+    sound_files.write(tmp_path / f"a.{suffix}", speech(16000)[None], 16000)
+    with pytest.raises(AudioError, match=r"standard input: an? .* file, wanted raw PCM"):
+        through((tmp_path / f"a.{suffix}").read_bytes()[:60000])
+
+
 def test_hops_are_of_one_length() -> None:
     blocks = list(in_hops([np.arange(5.0), np.arange(5.0, 6.0), np.arange(6.0, 17.0)], 4))
     assert [len(block) for block in blocks] == [4, 4, 4, 4, 1]

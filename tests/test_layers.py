@@ -28,12 +28,13 @@ ROOMS = {
     "__main__": 9,
 }
 # what `import twostage` hands out, when asked
-PUBLIC = ("models.checkpoint", "models.two_stage", "inference.restoration", "inference.stream")
+PUBLIC = ("models.checkpoint", "models.enhancer", "models.two_stage", "inference.restoration", "inference.stream")
 
 OWNERS = {
     "signal": {"utils.signals"},
-    "soundfile": {"audio.sound_files"},
-    "soxr": {"audio.sound_files"},
+    "soundfile": {"audio.reading", "audio.sound_files"},
+    "soxr": {"audio.resampling"},
+    "av": {"audio.media_files"},
     "omegaconf": {"training.config"},
     "safetensors": {"models.checkpoint"},
     "pesq": {"evaluation.metrics"},
@@ -48,7 +49,7 @@ OWNERS = {
     "starlette": {"app.server"},
     "uvicorn": {"app.server"},
     "ray": {"corpus.ray_cluster"},
-    "pyarrow": {"corpus.table"},
+    "pyarrow": {"corpus.table", "data.parquet"},
     "fsspec": {"corpus.storage"},
     "librosa": {"models.features"},
 }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from io import TextIOWrapper
 from types import ModuleType
+from typing import Any, NoReturn
 
 from twostage import __version__
 from twostage.commands import (
@@ -59,8 +60,23 @@ COMMANDS: dict[str, ModuleType] = {
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
+class Parser(argparse.ArgumentParser):
+    """Says of files whose names begin as options do how they are to be given."""
+
+    _words: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._words = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        files = [word for word in self._words if len(word) > 1 and word.startswith("-") and os.path.lexists(word)]
+        hint = f"; if {files[0]} is a file: ./{files[0]}, or -- before it and no option behind it" if files else ""
+        super().error(message + hint)
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="twostage",
         description="Give bone-conducted speech its missing band back.",
         epilog="example:\n  twostage restore recording.wav -o restored.wav",

@@ -17,6 +17,7 @@ from twostage.inference.failures import Failure, one_by_one
 from twostage.inference.jobs import Job, plan
 from twostage.inference.restoration import Options, Progress, Report, restore_file
 from twostage.models.checkpoint import load
+from twostage.models.enhancer import Enhancer
 from twostage.utils.errors import AudioError, ConfigError, called
 
 SAMPLES = (Path(__file__).parent.parent / "samples", Path(__file__).parent.parent.parent / "samples")
@@ -28,7 +29,7 @@ class Models:
 
     def __init__(self, paths: Mapping[str, Sequence[str]]) -> None:
         self._paths, self._lock = dict(paths), threading.Lock()
-        self._loaded: dict[tuple[str, str], Any] = {}
+        self._loaded: dict[tuple[str, str], Enhancer] = {}
 
     @property
     def labels(self) -> list[str]:
@@ -38,7 +39,7 @@ class Models:
         """What `twostage.load` takes."""
         return list(self._paths[label])
 
-    def get(self, label: str, device: str) -> Any:
+    def get(self, label: str, device: str) -> Enhancer:
         if label not in self._paths:
             raise ConfigError(f"no such model; there are {', '.join(self._paths)}", subject=label)
         with self._lock:
@@ -60,7 +61,7 @@ class Outcome:
 
 
 def restore_all(
-    model: Any,
+    model: Enhancer,
     sources: Sequence[Path],
     folder: Path,
     limits: Limits,

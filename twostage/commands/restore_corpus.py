@@ -46,18 +46,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--level", choices=("input", "model"), default="input", help="loudness of the outputs (default: input)")
     add("--keep-low-band", type=float, default=0.0, metavar="HZ", help="keep the input itself below this frequency")
     add("--seconds", type=float, default=10.0, help="length of a window: bounds the memory (default: 10)")
+    add("--salvage", action="store_true", help="of a file that is cut or damaged take what is there, with a warning")
     add("--overwrite", action="store_true", help="forget what a former run has done, and restore all again")
 
 
 def run(args: argparse.Namespace) -> int:
     from twostage.corpus import corpus
     from twostage.corpus.ray_cluster import ClusterConfig, cluster, restored
-    from twostage.corpus.storage import Store
+    from twostage.corpus.storage import Store, require
     from twostage.corpus.table import Table
     from twostage.inference.restoration import Options
 
+    require("ray", "pyarrow", "pandas")  # before anything is written or said
     config = ClusterConfig(args.address, args.workers, args.threads, args.device)
-    options = Options(args.seconds, args.level, args.keep_low_band, args.sample_rate, batch=args.batch)
+    options = Options(
+        args.seconds, args.level, args.keep_low_band, args.sample_rate, batch=args.batch, salvage=args.salvage
+    )
     sources, home = corpus.sources(args.manifest)
     weights = corpus.Weights.read(*args.model or [])
     weights.load()  # a mistake now rather than on every machine

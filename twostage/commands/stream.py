@@ -4,7 +4,7 @@ import argparse
 import json
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twostage.utils.errors import AudioError, ConfigError
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from twostage.inference.meter import Meter
     from twostage.inference.realtime import Timing
     from twostage.inference.stream import Stream
+    from twostage.models.enhancer import Enhancer
 
 HELP = "restore speech as it comes: raw PCM from standard input to standard output, a file against the clock, or live"
 logger = logging.getLogger(__name__)
@@ -96,16 +97,15 @@ def run(args: argparse.Namespace) -> int:
     latency = stream.latency / stream.sample_rate * 1000
     if not getattr(args, "quiet", False):
         print(f"twostage: {stream.sample_rate} Hz, {channels}, latency {latency:.0f} ms", file=sys.stderr)
-    hop: int = model.stride  # type: ignore[assignment]
     if args.virtual_microphone:
-        return _virtual(args, stream, hop)
-    return _live(args, stream, hop) if args.live else _pipe(args, stream)
+        return _virtual(args, stream, model.stride)
+    return _live(args, stream, model.stride) if args.live else _pipe(args, stream)
 
 
-def _stream(args: argparse.Namespace, model: Any, gain_db: list[float]) -> "Stream":
+def _stream(args: argparse.Namespace, model: "Enhancer", gain_db: list[float], *, highpassed: bool = False) -> "Stream":
     from twostage.inference.stream import Stream
 
-    return Stream(model, seconds=args.seconds, gain_db=gain_db)
+    return Stream(model, seconds=args.seconds, gain_db=gain_db, highpassed=highpassed)
 
 
 def _decibels(text: str) -> list[float]:
@@ -185,15 +185,14 @@ def _list_devices() -> int:
     return int(not found)
 
 
-def _file(args: argparse.Namespace, model: Any, gain: list[float] | None) -> int:
+def _file(args: argparse.Namespace, model: "Enhancer", gain: list[float] | None) -> int:
     from pathlib import Path
 
-    from twostage.inference.windows import inputs_of
     from twostage.utils.files import check_writable, replacing
 
     for path in filter(None, (args.out, args.json)):
         check_writable(Path(path), args.overwrite)
-    gain = _measured_gain(args.file, model.sample_rate, inputs_of(model)) if gain is None else gain
+    gain = _measured_gain(args.file, model, model.inputs) if gain is None else gain
     timing = _play(args, model, gain)
     said, short = ", ".join(f"{g:+.1f}" for g in gain), ",".join(f"{g:.0f}" for g in gain)
     print(f"{args.file}: gain {said} dB (for a live stream of this microphone: --gain {short})")
@@ -207,17 +206,22 @@ def _file(args: argparse.Namespace, model: Any, gain: list[float] | None) -> int
     return 0
 
 
-def _play(args: argparse.Namespace, model: Any, gain: list[float]) -> "Timing":
+def _play(args: argparse.Namespace, model: "Enhancer", gain: list[float]) -> "Timing":
     from contextlib import ExitStack
 
+    from twostage.audio.highpass import highpassed
     from twostage.audio.sound_files import Reader, Writer, resampled
     from twostage.inference.realtime import Timing, against_the_clock
 
     rate, work, samples = model.sample_rate, list[float](), 0
-    with Reader(args.file) as reader, _stream(args, model, gain) as stream, ExitStack() as stack:
+    with Reader(args.file) as reader, ExitStack() as stack:
+        given_rate = reader.info.sample_rate
+        # at another rate, an offset would ring in the resampler: what lies below speech is taken away before it
+        stream = stack.enter_context(_stream(args, model, gain, highpassed=given_rate != rate))
         _check_channels(args.file, reader.info.channels, stream.inputs)
         given = (block[: stream.inputs] for block in reader.blocks())
-        blocks = resampled(given, reader.info.sample_rate, rate, stream.inputs)
+        speech = given if given_rate == rate else highpassed(given, given_rate, stream.inputs, causal=model.causal)
+        blocks = resampled(speech, given_rate, rate, stream.inputs)
         writer = None
         if args.out:
             writer = stack.enter_context(Writer(args.out, rate, 1, overwrite=args.overwrite))
@@ -234,14 +238,18 @@ def _check_channels(path: str, channels: int, inputs: int) -> None:
         raise AudioError(f"{path}: has {channels} channel; this model hears {inputs}, bone and air")
 
 
-def _measured_gain(path: str, rate: int, inputs: int) -> list[float]:
+def _measured_gain(path: str, model: "Enhancer", inputs: int) -> list[float]:
     """What brings the first channels of a file to the level that models are trained at."""
     from twostage.audio.levels import LEVEL
     from twostage.audio.sound_files import Reader
-    from twostage.inference.restoration import SILENCE, Source, measure
+    from twostage.inference.restoration import Source, measure, step_of
+    from twostage.inference.stream import LOUDEST
 
     with Reader(path) as reader:
-        _check_channels(path, reader.info.channels, inputs)
-        source = Source(path, reader.info.sample_rate, inputs, lambda: (b[:inputs] for b in reader.blocks()))
-        levels = measure(source, rate).levels
-    return [float(LEVEL - level) if level > SILENCE else 0.0 for level in levels]
+        info = reader.info
+        _check_channels(path, info.channels, inputs)
+        blocks = lambda: (block[:inputs] for block in reader.blocks())  # noqa: E731
+        source = Source(path, info.sample_rate, inputs, blocks, step_of(info.subtype))
+        survey = measure(source, model.sample_rate, causal=model.causal)
+    gains = (0.0 if silent else LEVEL - level for level, silent in zip(survey.levels, survey.silent, strict=True))
+    return [float(min(max(gain, -LOUDEST), LOUDEST)) for gain in gains]

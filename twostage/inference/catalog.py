@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from twostage.inference.stream import Stream
-from twostage.inference.windows import inputs_of
 from twostage.models.card import read_card
 from twostage.models.checkpoint import load, load_stage, model_files, names, onnx_file, read_header, shipped
 from twostage.models.onnx_enhancer import OnnxEnhancer
 from twostage.models.registry import STAGES, kind_of
+from twostage.models.restorer import RestorerConfig
 from twostage.utils.errors import ConfigError
 
 
@@ -55,11 +55,11 @@ def describe(name: str, paths: Sequence[str | Path], model: Any) -> ModelInfo:
         name=name,
         kind=header.kind if header else kind_of(model),
         sample_rate=model.sample_rate,
-        inputs=inputs_of(model),
+        inputs=model.inputs,
         parameters=header.parameters if header else sum(weight.numel() for weight in model.parameters()),
         bytes=sum(file.stat().st_size for file in files),
         license=_license(files),
-        causal=bool(getattr(model, "causal", False)),
+        causal=model.causal,
         latency_ms=_latency(model),
     )
 
@@ -71,7 +71,7 @@ def _describe_stage(name: str | Path) -> ModelInfo:
         name=str(name),
         kind=kind_of(model),
         sample_rate=config.mel.sample_rate,
-        inputs=inputs_of(config),
+        inputs=config.inputs if isinstance(config, RestorerConfig) else 1,
         parameters=sum(weight.numel() for weight in model.parameters()),
         bytes=sum(file.stat().st_size for file in files),
         license=_license(files),

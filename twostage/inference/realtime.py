@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from twostage.audio.signatures import container_of, undecided
 from twostage.audio.sound_files import Audio
 from twostage.inference.meter import Meter
 from twostage.inference.stream import Stream
@@ -17,6 +18,7 @@ from twostage.utils.errors import AudioError, ConfigError
 FORMATS: dict[str, np.dtype[Any]] = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}  # little-endian
 FULL = 32768  # full scale of s16
 CHUNK = 65536  # bytes read at most at once; a pipe gives what is there
+SPOKEN_WITH_A_VOWEL = ("AAC", "AIFF", "AMR", "APE", "AU", "MP3", "MP4", "Ogg", "RF64")
 WARM = 20  # hops before the clock runs
 LONGEST = 2**31 - 1  # milliseconds, 24 days: what a C long holds everywhere
 
@@ -90,15 +92,26 @@ class Pcm:
 
 def pipe(stream: Stream, source: BinaryIO, sink: BinaryIO, pcm: Pcm) -> None:
     """Raw PCM from ``source`` to its end, through the stream, to ``sink``, each piece as soon as it is there."""
-    first = True
-    while data := os.read(source.fileno(), CHUNK):
-        if first and data[:4] == b"RIFF":
-            raise AudioError("standard input: a WAV file, wanted raw PCM (with arecord: -t raw)")
-        first = False
+    for data in _raw(source):
         sink.write(pcm.encode(stream.push(pcm.decode(data))))
         sink.flush()
     sink.write(pcm.encode(stream.flush()))
     sink.flush()
+
+
+def _raw(source: BinaryIO) -> Iterator[bytes]:
+    """What a pipe gives, as it comes. Raises AudioError if it begins as a sound file does, which would be noise."""
+    head = b""
+    while undecided(head) and (data := os.read(source.fileno(), CHUNK)):
+        head += data
+    if kind := container_of(head):
+        hint = " (with arecord: -t raw)" if kind == "WAV" else ""
+        article = "an" if kind in SPOKEN_WITH_A_VOWEL else "a"
+        raise AudioError(f"standard input: {article} {kind} file, wanted raw PCM{hint}; --file plays sound files")
+    if head:
+        yield head
+    while data := os.read(source.fileno(), CHUNK):
+        yield data
 
 
 def against_the_clock(stream: Stream, blocks: Iterable[Audio], hop: int, work: list[float]) -> Iterator[Audio]:

@@ -22,9 +22,11 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from twostage.models.enhancer import Enhancer, EnhancerModule
 from twostage.models.onnx_enhancer import ONNX, OnnxEnhancer
 from twostage.models.precision import convert, shortfall
 from twostage.models.registry import ENHANCERS, KINDS, STAGES, kind_of
+from twostage.models.restorer import Restorer
 from twostage.models.two_stage import TwoStage, TwoStageConfig
 from twostage.models.vocoder import Vocoder
 from twostage.nn.layers import fold_weight_norm
@@ -62,11 +64,12 @@ def save(
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{path}: {key} is not finite as {dtype}, not written")
+    config: Any = model.config
     metadata = {
         "format": "twostage",
         "version": "1",
         "kind": kind_of(model),
-        "config": json.dumps(asdict(model.config)),  # type: ignore[call-overload]
+        "config": json.dumps(asdict(config)),
         "provenance": json.dumps(dict(provenance)),
         "sha256": _digest(tensors),
     }
@@ -75,7 +78,7 @@ def save(
         partial.write_bytes(content)
 
 
-def load(*paths: str | Path, device: str | torch.device = "cpu", precision: str = "float32") -> nn.Module:
+def load(*paths: str | Path, device: str | torch.device = "cpu", precision: str = "float32") -> Enhancer:
     """An enhancer ready for inference: folded, in eval mode, on ``device``.
 
     No path is the default model. One path is the name of a shipped model, or of one of its stages, such as
@@ -98,16 +101,16 @@ def load(*paths: str | Path, device: str | torch.device = "cpu", precision: str 
     return convert(model, "float32" if lacking else precision)
 
 
-def load_for_training(*paths: str | Path) -> nn.Module:
+def load_for_training(*paths: str | Path) -> EnhancerModule:
     """The same enhancer with weight normalisation, on the CPU, all of its weights ready to learn."""
     return _load(paths, folded=False)
 
 
-def _load(paths: tuple[str | Path, ...], *, folded: bool) -> nn.Module:
+def _load(paths: tuple[str | Path, ...], *, folded: bool) -> EnhancerModule:
     files = [file for path in paths or (DEFAULT,) for file in stage_files(path)]
     models = {str(file): load_stage(file, folded=folded) for file in files}
     model = next(iter(models.values())) if len(models) == 1 else _join(models)
-    if kind_of(model) not in ENHANCERS:
+    if not isinstance(model, EnhancerModule):
         other = "restorer" if isinstance(model, Vocoder) else "vocoder"
         raise CheckpointError(f"{files[0]}: holds a {kind_of(model)} alone; give a {other}'s file beside it")
     return model
@@ -403,11 +406,14 @@ def _join(models: Mapping[str, nn.Module]) -> TwoStage:
     if len(models) != 2 or stages.keys() != STAGES.keys():
         kinds = ", ".join(kind_of(model) for model in models.values())
         raise CheckpointError(f"{files}: wanted a restorer and a vocoder, found: {kinds}")
+    restorer, vocoder = stages["restorer"], stages["vocoder"]
+    assert isinstance(restorer, Restorer)
+    assert isinstance(vocoder, Vocoder)
     try:
-        model = TwoStage(TwoStageConfig(stages["restorer"].config, stages["vocoder"].config))  # type: ignore[arg-type]
+        model = TwoStage(TwoStageConfig(restorer.config, vocoder.config))
     except ConfigError as error:
         raise CheckpointError(f"{files}: {error}") from None
-    model.restorer, model.vocoder = stages["restorer"], stages["vocoder"]  # type: ignore[assignment]
+    model.restorer, model.vocoder = restorer, vocoder
     return model
 
 

@@ -12,6 +12,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from twostage.data.pairs import PairConfig
 from twostage.evaluation.metrics import HIGHER_IS_BETTER
+from twostage.models.enhancer import EnhancerConfig
 from twostage.models.features import MelConfig
 from twostage.models.registry import ENHANCERS
 from twostage.models.restorer import RestorerConfig
@@ -33,7 +34,7 @@ from twostage.utils.schema import build, complete
 SETTINGS = "config.yaml"  # in the directory of a training
 PACKAGE = Path(__file__).parent.parent
 SHIPPED = (PACKAGE / "configs", PACKAGE.parent / "configs")
-BASELINES = "baselines"  # folder of those of one-stage systems
+BASELINES, CORPORA = "baselines", "corpora"  # folders of those of one-stage systems, and of published corpora
 # what may differ between a training and its resumption: where things are, how long and how often
 FREE = {
     *("run", "steps", "init", "models", "device", "threads", "report", "save", "adversary.init", "valid.vocoder"),
@@ -178,6 +179,10 @@ class VocoderRun(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_mel(self.vocoder.mel)
+        if self.vocoder.hears_sensor and self.data.real_share < 1 and not self.data.sensors:
+            raise ConfigError(
+                "data.sensors is empty, and vocoder.hears_sensor needs them: the sensor would hear clean speech"
+            )
         check_adaptive(self.adversary, self.weights)
 
 
@@ -222,10 +227,10 @@ class EnhancerRun(RunConfig):
             raise ConfigError(f"enhancer is {self.enhancer!r}, must be one of {', '.join(ENHANCERS)}")
         self.check_mel(self.mel)
         check_adaptive(self.adversary, self.weights)
-        self.check_inputs("model.inputs", getattr(self.architecture, "inputs", 1))
+        self.check_inputs("model.inputs", self.architecture.inputs)
 
     @property
-    def architecture(self) -> Any:
+    def architecture(self) -> EnhancerConfig:
         """``model`` as the system's own settings."""
         return build(ENHANCERS[self.enhancer][0], self.model, "model")
 
@@ -328,7 +333,7 @@ def _of(kind: type, values: Any) -> Any:
 
 
 def _find(name: str) -> Path:
-    places, homes = [Path(name)], [*SHIPPED, *(home / BASELINES for home in SHIPPED)]
+    places, homes = [Path(name)], [home / part for part in ("", BASELINES, CORPORA) for home in SHIPPED]
     if "/" not in name:
         places += [home / leaf for home in homes for leaf in (name, f"{name}.yaml")]
     for place in places:
