@@ -43,7 +43,7 @@ def levelled(audio: Audio, sample_rate: int) -> Audio:
 
 @lru_cache(maxsize=8)
 def _weighting(sample_rate: int) -> tuple[Floats, Floats]:
-    """Second-order sections of an elliptic high-pass with a ripple of a fiftieth of a dB, and their state after ones."""
+    """Second-order sections of an elliptic high-pass with a ripple of 0.02 dB, and their state after ones."""
     from scipy import signal  # takes a second to import
 
     sections: Floats = signal.ellip(9, 0.02, 50, LOWEST, "highpass", fs=sample_rate, output="sos")
