@@ -55,10 +55,11 @@ def variants(restored: Tensor, clean: Tensor, config: MelConfig) -> Iterator[tup
 def scores_of(model: TwoStage, degraded: np.ndarray, clean: np.ndarray) -> dict[str, list[float]]:
     length = min(len(degraded), len(clean)) // model.hop_length * model.hop_length
     sides = [levelled(side[:length], model.sample_rate) for side in (degraded, clean)]
-    heard, spoken = (torch.from_numpy(np.ascontiguousarray(side))[None, None] for side in sides)
-    (restored, spectrum), found = model.restored(heard), {}
+    sensor, spoken = (torch.from_numpy(np.ascontiguousarray(side))[None, None] for side in sides)
+    heard = model.mel.stft.input_spectra(sensor)
+    restored, found = model.restored(heard), {}
     for name, mel in variants(restored, model.mel(spoken), model.config.vocoder.mel):
-        made = model.vocoder(mel.float(), spectrum)[0, 0].numpy()
+        made = model.vocoder(mel.float(), heard, sensor)[0, 0].numpy()
         found[name] = list(score(sides[1], made, SCORES)[0].values())
     return found
 

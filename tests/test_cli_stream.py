@@ -6,7 +6,7 @@ import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -158,7 +158,7 @@ class FakeDevices(ModuleType):
             self._hop(callback, self.microphone[i : i + blocksize], i == 0)
             for i in range(0, len(self.microphone), blocksize)
         ]
-        return nullcontext()
+        return nullcontext(SimpleNamespace(latency=(0.01, 0.02)))  # of the microphone and the loudspeaker
 
     def _hop(self, callback: Any, heard: np.ndarray, first: bool) -> None:
         spoken = np.full((len(heard), 1), np.nan, np.float32)

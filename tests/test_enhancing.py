@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from twostage.cli import main
 from twostage.data.pairs import Pair
 from twostage.models import checkpoint, registry
+from twostage.models.enhancer import EnhancerConfig, EnhancerModule
 from twostage.models.features import MelConfig
 from twostage.training import recipes
 from twostage.training.config import EnhancerRun, load_config
@@ -21,15 +22,15 @@ FAST = ["threads=1", "data.samples=4096", "data.batch=2", "valid.items=1", "vali
 
 
 @dataclass(frozen=True)
-class GainConfig:
+class GainConfig(EnhancerConfig):
     start: float = 1.0
 
 
-class Gain(nn.Module):
+class Gain(EnhancerModule):
     """One number that the audio is multiplied with, and one that is measured before training."""
 
     mean: Tensor
-    sample_rate, hop_length, stride, context, latency = 16000, 1, 1, 0, 0.0
+    sample_rate, context, latency = 16000, 0, 0.0
 
     def __init__(self, config: GainConfig) -> None:
         super().__init__()

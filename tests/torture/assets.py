@@ -167,6 +167,7 @@ def training(corpus: Path, command: str, run: str, *more: str, steps: int = STEP
 # what commands import as they run: first what most of them do
 QUICK = (
     *("yaml", "omegaconf", "tqdm", "scipy.fft", "scipy.signal", "matplotlib.figure", "torch.utils.tensorboard"),
+    *("importlib.readers", "librosa.filters"),  # of the mel basis; a user without rights may not read them later
     *("matplotlib.backends.backend_agg", "torch.nn.utils.parametrize", "torch._dynamo", "twostage.training.recipes"),
     *(
         "twostage.inference.jobs",

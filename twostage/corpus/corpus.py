@@ -24,6 +24,7 @@ from twostage.inference.failures import Failure, one_by_one
 from twostage.inference.jobs import renamed
 from twostage.inference.restoration import Options, restore_file
 from twostage.models.checkpoint import DEFAULT, load, stage_files
+from twostage.models.enhancer import Enhancer
 from twostage.models.precision import shortfall
 from twostage.utils.errors import AudioError, ConfigError, OutputError, called
 from twostage.utils.schema import parse_json
@@ -59,7 +60,7 @@ class Weights:
         digests = sorted(sha256(content).hexdigest() for _, content in self.files)
         return digests[0] if len(digests) == 1 else sha256("\n".join(digests).encode()).hexdigest()
 
-    def load(self, device: str = "cpu", precision: str = "float32") -> Any:
+    def load(self, device: str = "cpu", precision: str = "float32") -> Enhancer:
         """The model, as ``checkpoint.load`` gives it."""
         with tempfile.TemporaryDirectory(prefix="twostage-") as folder:
             paths = [Path(folder) / f"{index}-{name}" for index, (name, _) in enumerate(self.files)]

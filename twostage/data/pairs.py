@@ -50,7 +50,7 @@ class PairConfig:
     eq_chance: float = 0.5  # of a segment, to be equalised
     ambient_chance: float = 0.3  # of a simulated segment, to hear a file of the noise folder instead of pink noise
     ambient_db: tuple[float, float] = (-40.0, -20.0)  # its level range after leaking in, before the sensor's response
-    silent_prob: float = 0.0  # of a segment, that the degraded side is digital silence: a vocoder then has mels alone
+    silent_prob: float = 0.0  # of a segment, to be digital silence on the degraded side: vocoders then hear mels alone
     gate_db: float = 0.0  # by how much the room's noise is taken off clean speech, at most; 0 = not
     air_snr_db: tuple[float, ...] = ()  # range of an air microphone's, in noise of the folder or pink; none: no air
     speed: float = 0.0  # both channels are played faster or slower by up to this share: other voices, other tempo
@@ -209,7 +209,7 @@ class PairDataset:
         first, last = alignment.shared(self._clean.describe(entry.clean)[0], self._degraded.describe(entry.degraded)[0])
         rate, samples = self._pace(rng)
         start = first + _start(last - first, samples, rng)
-        clean = _levelled(self._clean, entry.clean, start, samples)
+        clean = alignment.clean_segment(partial(_levelled, self._clean, entry.clean), start, samples)
         as_recorded = partial(_levelled, self._degraded, entry.degraded)
         degraded = alignment.degraded_segment(as_recorded, start, samples)
         return self._played(degraded, rate), self._played(clean, rate), None

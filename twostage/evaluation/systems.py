@@ -21,8 +21,8 @@ from twostage.evaluation.metrics import SAMPLE_RATE
 from twostage.evaluation.pairs import Source
 from twostage.evaluation.report import AIR, RAW
 from twostage.inference.restoration import restore
-from twostage.inference.windows import Enhancer, inputs_of
 from twostage.models import checkpoint
+from twostage.models.enhancer import Enhancer, EnhancerModule
 from twostage.models.features import LogMel
 from twostage.models.onnx_enhancer import ONNX, OnnxEnhancer
 from twostage.models.precision import convert
@@ -31,20 +31,40 @@ from twostage.models.vocoder import Vocoder
 from twostage.utils.errors import ConfigError
 
 COPY = ", copy-synthesis"  # ends the name of a vocoder that is fed with clean speech
+WITH_SENSOR = ", with the sensor"  # stands before it, of a vocoder that is fed with the degraded waveform as well
 
 
-class CopySynthesis(nn.Module):
-    """A vocoder fed with the mel of what it should say: (B, 1, T) -> (B, 1, T // hop_length * hop_length)."""
+class CopySynthesis(EnhancerModule):
+    """A vocoder fed with the mel of what it should say: (B, 1, T) -> (B, 1, T // hop_length * hop_length).
 
-    def __init__(self, vocoder: Vocoder) -> None:
+    A vocoder that hears the sensor is given silence; ``with_sensor``, the degraded waveform, a second channel.
+    """
+
+    def __init__(self, vocoder: Vocoder, *, with_sensor: bool = False) -> None:
         super().__init__()
-        self.mel, self.vocoder = LogMel(vocoder.config.mel), vocoder
-        mel = vocoder.config.mel
-        self.sample_rate, self.hop_length, self.stride = mel.sample_rate, mel.hop_length, mel.hop_length
-        self.context = mel.hop_length * (math.ceil(mel.n_fft / mel.hop_length) + vocoder.context)
+        self.mel, self.vocoder, self.config = LogMel(vocoder.config.mel), vocoder, vocoder.config
+        self.with_sensor = with_sensor
+
+    @property
+    def inputs(self) -> int:
+        """Channels: the clean speech, or the clean speech and the degraded."""
+        return 1 + self.with_sensor
+
+    @property
+    def sample_rate(self) -> int:
+        return self.mel.config.sample_rate
+
+    @property
+    def hop_length(self) -> int:
+        return self.mel.config.hop_length
+
+    @property
+    def context(self) -> int:
+        mel = self.mel.config
+        return mel.hop_length * (math.ceil(mel.n_fft / mel.hop_length) + self.vocoder.context)
 
     def forward(self, audio: Tensor) -> Tensor:
-        out: Tensor = self.vocoder(self.mel(audio))
+        out: Tensor = self.vocoder(self.mel(audio[:, :1]), sensor=audio[:, 1:] if self.with_sensor else None)
         return out
 
 
@@ -58,30 +78,38 @@ class System:
 
 
 def load_systems(models: Mapping[str, Sequence[str]], device: str = "cpu", precision: str = "float32") -> list[System]:
-    """Restoration and copy-synthesis of each model, by label; a vocoder alone gives copy-synthesis only."""
+    """Restoration and copy-synthesis of each model, by label; a vocoder alone gives copy-synthesis only.
+
+    Of a vocoder that hears the sensor there are two: with silence for the sensor, and with what it hears.
+    """
     systems = []
     for label, paths in models.items():
-        model = convert(_load(paths, device), precision)
-        vocoder = model if isinstance(model, Vocoder) else getattr(model, "vocoder", None)
+        model = _load(paths, device, precision)
         if not isinstance(model, Vocoder):
-            systems.append(System(label, model, hears_clean=False))  # type: ignore[arg-type]
-        if isinstance(model, Vocoder | TwoStage) and isinstance(vocoder, Vocoder):
+            systems.append(System(label, model, hears_clean=False))
+        vocoder = model.vocoder if isinstance(model, TwoStage) else model
+        if isinstance(vocoder, Vocoder):
             copy = CopySynthesis(vocoder).eval().to(device)
             systems.append(System(f"{label}{COPY}", copy, hears_clean=True))
+        if isinstance(vocoder, Vocoder) and vocoder.config.hears_sensor:
+            copy = CopySynthesis(vocoder, with_sensor=True).eval().to(device)
+            systems.append(System(f"{label}{WITH_SENSOR}{COPY}", copy, hears_clean=True))
     return systems
 
 
-def _load(paths: Sequence[str], device: str) -> nn.Module:
+def _load(paths: Sequence[str], device: str, precision: str) -> Enhancer | Vocoder:
     files = [file for path in paths for file in checkpoint.stage_files(path)]
     if len(files) == 1 and files[0].suffix != ONNX and checkpoint.read_header(files[0]).kind == "vocoder":
-        return checkpoint.load_stage(files[0], folded=True).eval().requires_grad_(False).to(device)
-    return checkpoint.load(*paths, device=device)
+        vocoder = checkpoint.load_stage(files[0], folded=True).eval().requires_grad_(False).to(device)
+        assert isinstance(vocoder, Vocoder)
+        return convert(vocoder, precision)
+    return checkpoint.load(*paths, device=device, precision=precision)
 
 
 def check_inputs(systems: Iterable[System], source: Source) -> None:
     """Raise ConfigError for a model that hears more than there is."""
     for system in systems:
-        if not system.hears_clean and inputs_of(system.model) > len(source.inputs):
+        if not system.hears_clean and system.model.inputs > len(source.inputs):
             raise ConfigError(f"--model {system.name}: hears bone and air, and there is no air channel: see --air-snr")
 
 
@@ -110,11 +138,15 @@ def estimates(
     channels = np.atleast_2d(degraded)
     yield from zip((RAW, AIR), channels, strict=False)
     for system in systems:
-        given = channels if inputs_of(system.model) > 1 else channels[0]
-        heard, low = (clean, 0.0) if system.hears_clean else (given, keep_low_band)
+        given = channels if system.model.inputs > 1 else channels[0]
+        if system.hears_clean and system.model.inputs > 1:  # the sensor as well
+            given = np.stack([clean, sound_files.match_length(channels[0], len(clean))])
+        elif system.hears_clean:
+            given = clean
+        low = 0.0 if system.hears_clean else keep_low_band
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of silence: the scores' own note says so
-            out = restore(system.model, heard, SAMPLE_RATE, keep_low_band=low)
+            out = restore(system.model, given, SAMPLE_RATE, keep_low_band=low)
         yield system.name, sound_files.resample(out.reshape(-1), system.model.sample_rate, SAMPLE_RATE)
 
 

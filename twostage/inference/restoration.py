@@ -6,19 +6,21 @@ loudness and peak must be known before it is written.
 """
 
 import io
+import logging
 import os
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite, log10
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from twostage.audio.highpass import highpassed
@@ -39,8 +41,9 @@ from twostage.audio.sound_files import (
 )
 from twostage.inference.arrays import check_sample_rate, taken
 from twostage.inference.chunks import enhance
-from twostage.inference.windows import Enhancer, causal_of, evaluating, inputs_of, keep_low_band
-from twostage.utils.errors import AudioError, ConfigError
+from twostage.inference.windows import keep_low_band
+from twostage.models.enhancer import Enhancer, evaluating
+from twostage.utils.errors import AudioError, Cancelled, ConfigError
 from twostage.utils.files import check_writable, make_folder
 from twostage.utils.memory import honest
 
@@ -52,8 +55,10 @@ EPSILON, LEAST = 2**-24, 1e-35  # of the peak, what a float beside it can still 
 CREST = 14.0  # dB that speech peaks above its active level
 PEAK, LOSSY_PEAK = 0.99, 0.89  # decoders of lossy formats overshoot what was encoded
 
+logger = logging.getLogger(__name__)
 A = TypeVar("A", bound=Any)
-Progress = Callable[[float], None]
+Progress = Callable[[float], None]  # hears of the seconds of sound that were done since it heard last
+Cancel = Callable[[], bool]  # asked before every block of sound whether to stop
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Options:
     """How to restore: ``seconds`` of a window, ``level`` "input" or "model", ``keep_low_band`` in Hz (0: nothing).
 
     ``sample_rate`` of the output file: "model" or "input". ``batch`` windows go through the model at once.
+    ``salvage`` takes what there is of a file that is cut or damaged, with a warning that says what is missing.
     """
 
     seconds: float = 10.0
@@ -69,6 +75,7 @@ class Options:
     sample_rate: str = "model"
     overwrite: bool = False
     batch: int = 1
+    salvage: bool = False
 
     def __post_init__(self) -> None:
         for name, kinds in (("batch", int), ("seconds", int | float), ("keep_low_band", int | float)):
@@ -175,16 +182,25 @@ def restore(
     seconds: float = 10.0,
     level: str = "input",
     keep_low_band: float = 0.0,
+    batch: int = 1,
+    progress: Progress = lambda seconds: None,
+    cancel: Cancel = lambda: False,
 ) -> A:
     """Restore bone-conducted speech: (T,) or (C, T) -> the same at ``model.sample_rate``, each channel by itself.
 
     A model of two inputs makes (1, T) of (2, T), bone and air; what is said of the input's level and band is of bone.
+    A batch is a list or tuple of such arrays, of any lengths, or one array (B, C, T); what comes out is a list or
+    (B, C, T'), each item restored as it would be alone.
 
     ``audio`` is a numpy array or a tensor; the result is of its type, dtype and device. Integers are taken at their
     full scale, unsigned ones around the middle of their range; floats may be in any unit. The length is
     ``round(T * model.sample_rate / sample_rate)``. ``seconds`` of a window bound the memory, they do not change the
-    result; ``level`` "input" gives each channel the active level that it came with, "model"
-    leaves the model's; below ``keep_low_band`` Hz the input itself is kept.
+    result; ``level`` "input" gives each channel the active level that it came with, "model" leaves the model's; below
+    ``keep_low_band`` Hz the input itself is kept. ``batch`` windows go through the model at once, which is for GPUs,
+    and may change the last bits.
+
+    ``progress`` is called after each window with the seconds of sound that were done since its last call;
+    ``cancel`` is asked before each block of at most 65536 samples, and the work ends when it returns True.
 
     What lies below speech (an offset, a drift, movement) is taken away first. A peak beyond full scale, or beyond that
     of floats which go further themselves, is turned down with what is around it. The model runs as for use, even if
@@ -194,21 +210,44 @@ def restore(
         AudioError: the shape or dtype is not what can be restored, ``sample_rate`` is not what files may have, there
             are no samples, or some are not finite.
         ConfigError: ``model`` is no model, or a setting is out of range.
+        Cancelled: ``cancel`` returned True.
     """
     if not callable(model):
         raise ConfigError(f"model is {str(model)[:100]!r}, must be what twostage.load gives")
-    options = Options(seconds, level, keep_low_band)
+    options = Options(seconds, level, keep_low_band, batch=batch)
+    if _is_batch(audio):
+        return _batch(audio, [_restore(model, item, sample_rate, options, progress, cancel) for item in audio])
+    return _restore(model, audio, sample_rate, options, progress, cancel)
+
+
+def _is_batch(audio: Any) -> bool:
+    """Whether ``audio`` is several signals: a list or tuple of arrays or tensors, or one of three dimensions."""
+    if isinstance(audio, list | tuple):
+        return any(isinstance(item, np.ndarray | torch.Tensor) for item in audio)
+    return isinstance(audio, np.ndarray | torch.Tensor) and audio.ndim == 3 and len(audio) > 0
+
+
+def _batch(audio: Any, items: list[Any]) -> Any:
+    """Items restored, in the form of the batch that they came in."""
+    if isinstance(audio, list | tuple):
+        return items
+    return torch.stack(items) if isinstance(audio, torch.Tensor) else np.stack(items)
+
+
+def _restore(
+    model: Enhancer, audio: Any, sample_rate: int, options: Options, progress: Progress, cancel: Cancel
+) -> Any:
     rate, samples = check_sample_rate(sample_rate), taken(audio)
     rows = np.atleast_2d(samples.audio)
     blocks = np.split(rows, range(BLOCK, rows.shape[1], BLOCK), axis=1)
-    source = Source("audio", rate, len(rows), lambda: iter(blocks), samples.step)
+    source = _cancellable(Source("audio", rate, len(rows), lambda: iter(blocks), samples.step), cancel)
     outputs = _outputs(model, source)
-    survey = measure(source, model.sample_rate, causal=causal_of(model))
-    for complaint in survey.complaints(inputs_of(model)):
-        warnings.warn(f"the audio is {complaint}", stacklevel=2)
+    survey = measure(source, model.sample_rate, causal=model.causal)
+    for complaint in survey.complaints(model.inputs):
+        warnings.warn(f"the audio is {complaint}", stacklevel=3)
     spill = Spill(io.BytesIO(), outputs)
     peak = PEAK if samples.step else max(PEAK, float(survey.peaks.max()))
-    made = _render(model, source, survey, model.sample_rate, options, spill, peak, lambda _: None)
+    made = _render(model, source, survey, model.sample_rate, options, spill, peak, progress)
     out = np.concatenate(list(made.blocks(spill)), axis=1)
     return samples.give_back(out.reshape(-1) if samples.audio.ndim == 1 else out)
 
@@ -221,22 +260,25 @@ def restore_file(
     options: Options | None = None,
     *,
     progress: Progress = lambda seconds: None,
+    cancel: Cancel = lambda: False,
 ) -> Report:
     """Restore one sound file into another, format by the suffix of ``target``; ``progress`` hears of seconds done.
 
-    ``target`` appears only when it is complete. Raises AudioError, one line that names the file and what is wrong.
+    ``target`` appears only when it is complete. Raises AudioError, one line that names the file and what is wrong, and
+    Cancelled when ``cancel``, which is asked before each block of sound, returns True.
     """
     options, target, started = options or Options(), Path(target), time.perf_counter()
     if target.exists() and Path(source).exists() and target.samefile(source):
         raise AudioError("would be replaced by its own restoration", subject=source)
     check_writable(target, options.overwrite)
-    with Reader(source) as reader:
+    with Reader(source, salvage=options.salvage) as reader:
         given = reader.info
-        sound = Source(str(source), given.sample_rate, given.channels, reader.blocks, step_of(given.subtype))
+        whole = Source(str(source), given.sample_rate, given.channels, reader.blocks, step_of(given.subtype))
+        sound = _cancellable(whole, cancel)
         rate = model.sample_rate if options.sample_rate == "model" else given.sample_rate
         peak = LOSSY_PEAK if coding_for(target, given.subtype)[1] in LOSSY else PEAK
         outputs = _outputs(model, sound)
-        survey = measure(sound, model.sample_rate, causal=causal_of(model))
+        survey = measure(sound, model.sample_rate, causal=model.causal)
         _check_space(target, 4 * outputs * resampled_length(survey.frames, given.sample_rate, rate))
         with (
             Writer(target, rate, outputs, subtype=given.subtype, overwrite=options.overwrite) as writer,
@@ -246,6 +288,7 @@ def restore_file(
             for block in made.blocks(spill):
                 writer.write(block)
     elapsed = time.perf_counter() - started
+    logger.debug("%s: %d channels at %d Hz restored in %.2f s", source, given.channels, given.sample_rate, elapsed)
     return Report(
         str(source),
         str(target),
@@ -256,7 +299,7 @@ def restore_file(
         elapsed=elapsed,
         realtime_factor=elapsed * given.sample_rate / survey.frames,
         limited_db=made.limited_db,
-        warnings=survey.complaints(inputs_of(model)),
+        warnings=[*reader.notes, *survey.complaints(model.inputs)],
     )
 
 
@@ -265,9 +308,21 @@ def step_of(subtype: str) -> float:
     return STEPS.get(subtype, STEP_16)
 
 
+def _cancellable(source: Source, cancel: Cancel) -> Source:
+    """The same sound, whose blocks end with Cancelled as soon as ``cancel`` returns True."""
+
+    def blocks() -> Iterator[Audio]:
+        for block in source.blocks():
+            if cancel():
+                raise Cancelled(f"{source.name}: cancelled")
+            yield block
+
+    return replace(source, blocks=blocks)
+
+
 def _outputs(model: Enhancer, source: Source) -> int:
     """Channels that ``model`` makes of the source's. AudioError if it does not take as many."""
-    inputs = inputs_of(model)
+    inputs = model.inputs
     if inputs > 1 and source.channels != inputs:
         has = f"{source.channels} channel" + "s" * (source.channels > 1)
         raise AudioError(f"has {has}; this model hears {inputs}, bone and air", subject=source.name)
@@ -336,9 +391,9 @@ def _render(
     if options.keep_low_band >= model.sample_rate / 2:
         raise ConfigError(f"keep_low_band is {options.keep_low_band} Hz, must be below {model.sample_rate / 2} Hz")
     gains = np.where(survey.silent, 0, _amplitude(LEVEL - np.where(survey.silent, 0, survey.levels)))[:, None]
-    given = _speech(source.blocks(), source, model.sample_rate, causal=causal_of(model))
+    given = _speech(source.blocks(), source, model.sample_rate, causal=model.causal)
     normal = (block * gains.astype(np.float32) for block in given)
-    spoken = survey.spoken(inputs_of(model))
+    spoken = survey.spoken(model.inputs)
     # memory is for as much sound, however many channels share it
     seconds = options.seconds * USUAL / max(USUAL, source.channels)
     pairs = enhance(model, normal, seconds, np.flatnonzero(~spoken.silent), options.batch)

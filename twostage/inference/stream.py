@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from math import ceil, isfinite
+from math import isfinite
 from typing import Any, Self
 
 import numpy as np
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from twostage.audio.highpass import CausalHighPass, ZeroPhaseHighPass
 from twostage.audio.sound_files import Audio
 from twostage.inference.arrays import taken
-from twostage.inference.chunks import Pieces
-from twostage.inference.windows import Cutter, Enhancer, Window, causal_of, evaluating, forward_in_turn, inputs_of
+from twostage.inference.chunks import live
+from twostage.models.enhancer import Enhancer, evaluating
 from twostage.utils.errors import AudioError, ConfigError
 
 CHUNK = 0.1  # seconds that are rid of what lies below speech at once, for a model that looks ahead
@@ -50,13 +50,13 @@ class Stream:
             raise ConfigError(f"seconds is {seconds}, must be positive; gain_db is {gain_db}, must be finite")
         if np.abs(gain_db).max() > LOUDEST:
             raise ConfigError(f"gain_db is {gain_db}, must lie between -{LOUDEST:g} and {LOUDEST:g}")
-        self.sample_rate, self.inputs = model.sample_rate, inputs_of(model)
+        self.sample_rate, self.inputs = model.sample_rate, model.inputs
         if np.size(gain_db) not in (1, self.inputs):
             raise ConfigError(f"gain_db is {gain_db}, must be one number for each of {self.inputs} inputs, or for all")
         decibels = np.broadcast_to(np.asarray(gain_db, np.float32), self.inputs)
         self._gain = (10 ** (decibels[:, None] / 20)).astype(np.float32)
         self._model = model
-        self._work = Pieces(model) if causal_of(model) else _Windows(model, seconds)
+        self._work = live(model, seconds)
         self._high = _HighPass(model, highpassed)
         self.latency = self._work.latency + self._high.latency
         self._give_back: Callable[[Audio], Any] = lambda out: out
@@ -121,8 +121,8 @@ class _HighPass:
     """What lies below speech, taken away as ``restore`` does it for the same model; or nothing, if it has been."""
 
     def __init__(self, model: Enhancer, done: bool) -> None:
-        self._done, self._causal = done, causal_of(model)
-        self._inputs, self._sample_rate = inputs_of(model), model.sample_rate
+        self._done, self._causal = done, model.causal
+        self._inputs, self._sample_rate = model.inputs, model.sample_rate
         self.reset()
         self.latency = self._filter.latency if isinstance(self._filter, ZeroPhaseHighPass) else 0
 
@@ -140,31 +140,3 @@ class _HighPass:
         if isinstance(self._filter, ZeroPhaseHighPass):
             return self._filter.flush()
         return np.zeros((self._inputs, 0), np.float32)
-
-
-class _Windows:
-    """A model that looks ahead, run on windows with their context."""
-
-    def __init__(self, model: Enhancer, seconds: float) -> None:
-        if not isfinite(model.context):
-            raise ConfigError(
-                "this model needs all of the signal at once (it also reads it backwards): it cannot stream"
-            )
-        stride = model.stride
-        self._model = model
-        self._keep = max(1, round(seconds * model.sample_rate / stride)) * stride
-        self._context = ceil(model.context / stride) * stride
-        self.latency = self._keep + self._context + 1
-        self.reset()
-
-    def reset(self) -> None:
-        self._cutter, self._run = Cutter(self._keep, self._context), forward_in_turn(self._model)
-
-    def push(self, audio: Audio) -> Iterator[Audio]:
-        return map(self._forward, self._cutter.push(audio))
-
-    def flush(self) -> Iterator[Audio]:
-        return map(self._forward, self._cutter.flush())
-
-    def _forward(self, window: Window) -> Audio:
-        return self._run(window.audio[None], window.skip, window.keep)[0]

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from copy import copy
 from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from twostage.nn.streaming import Carry, continued, streaming, tail_length
-from twostage.utils.errors import CheckpointError, ConfigError
+from twostage.models.enhancer import EnhancerModule
+from twostage.nn.streaming import Carry, streaming, with_tail
+from twostage.utils.errors import CheckpointError, ConfigError, one_line
 from twostage.utils.schema import build, parse_json
 
 ONNX = ".onnx"
@@ -57,7 +57,7 @@ class OnnxHeader:
             raise CheckpointError(f"{source}: settings inside cannot be read: {error}") from None
 
 
-class OnnxEnhancer(nn.Module):
+class OnnxEnhancer(EnhancerModule):
     """Audio (B, inputs, T) -> (B, 1, T // hop_length * hop_length) by onnxruntime, on torch's number of CPU threads.
 
     A file of one step runs step after step; what comes out is the same. It takes a stream as a causal TwoStage does.
@@ -69,32 +69,55 @@ class OnnxEnhancer(nn.Module):
         self.path = Path(path)
         self._session = _session(self.path)
         self.header = OnnxHeader.of(self._session.get_modelmeta().custom_metadata_map, str(path))
-        self.sample_rate, self.hop_length = self.header.sample_rate, self.header.hop_length
-        self.inputs = self.header.inputs
-        self.stride, self.context, self.delay = self.header.stride, self.header.context, self.header.delay
-        self.latency = self.stride + (self.delay if self.header.streaming else self.context)
-        self.causal, self.states = self.header.streaming, Carry()
+        self.config, self.states = self.header.config, Carry()
         self._outputs = [output.name for output in self._session.get_outputs()]
+
+    @property
+    def sample_rate(self) -> int:
+        return self.header.sample_rate
+
+    @property
+    def hop_length(self) -> int:
+        return self.header.hop_length
+
+    @property
+    def inputs(self) -> int:
+        return self.header.inputs
+
+    @property
+    def stride(self) -> int:
+        return self.header.stride
+
+    @property
+    def context(self) -> float:
+        return self.header.context
+
+    @property
+    def delay(self) -> int:
+        return self.header.delay
+
+    @property
+    def causal(self) -> bool:
+        """Whether the file is of one step."""
+        return self.header.streaming
 
     def forward(self, audio: Tensor) -> Tensor:
         length = audio.shape[-1] // self.hop_length * self.hop_length
-        rows = (audio if self.header.streaming else audio[..., :length]).float().cpu().numpy()
+        rows = (audio if self.causal else audio[..., :length]).float().cpu().numpy()
         if not length:
             return audio[:, :1, :0]
-        late = self.delay if self.header.streaming else 0
+        late = self.delay if self.causal else 0
         made = [np.concatenate([out[RESTORED] for _, out in self.runs(row)], -1) for row in rows]
         return torch.from_numpy(np.concatenate(made)[..., late : late + length])
 
     def runs(self, audio: NDArray[np.float32]) -> Iterator[tuple[Values, Values]]:
-        """What goes in and what comes out, run by run, for audio (inputs, T); not streaming, of whole hops."""
-        if not self.header.streaming:
+        """What goes in and what comes out, run by run, for audio (inputs, T); of whole hops, but for a step."""
+        if not self.causal:
             given = {AUDIO: audio[None]}
             yield given, self._run(given)
             return
         with streaming(self):
-            length = audio.shape[1] // self.hop_length * self.hop_length
-            needed = (length + tail_length(self)) // self.stride * self.stride
-            yield from self._steps(continued(torch.from_numpy(audio), tail_length(self)).numpy()[:, :needed])
+            yield from self._steps(with_tail(self, torch.from_numpy(audio)).numpy())
 
     def late(self, audio: Tensor) -> Tensor:
         """As ``TwoStage.late``: the next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late."""
@@ -118,9 +141,14 @@ class OnnxEnhancer(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OnnxEnhancer":
         """State of its own, the same session."""
-        twin = copy(self)
+        twin = OnnxEnhancer.__new__(OnnxEnhancer)
+        twin.__dict__ = dict(self.__dict__)
         twin._modules = {"states": Carry()}
         return twin
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as the path of its file, which is opened again: a session belongs to its process."""
+        return OnnxEnhancer, (self.path,)
 
 
 def require(*packages: str) -> None:
@@ -141,5 +169,5 @@ def _session(path: Path) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own, one for each way in which a file can be damaged
-        reason = str(error).strip().partition("\n")[0][-120:]
+        reason = one_line(str(error).strip().partition("\n")[0])  # which begins with what is wrong
         raise CheckpointError(f"{path}: not an ONNX file, or damaged ({reason})") from None

@@ -6,7 +6,7 @@ Leaves alone hold state. A causal convolution is ``Past`` and a convolution with
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,21 @@ def forget(model: nn.Module) -> None:
         leaf.carried = None
 
 
+class Delayed(Protocol):
+    """A model that streams, as far as ``offline`` needs to know it; lengths in samples."""
+
+    @property
+    def hop_length(self) -> int: ...
+
+    @property
+    def stride(self) -> int: ...
+
+    @property
+    def delay(self) -> int: ...
+
+    def late(self, audio: Tensor, /) -> Tensor: ...
+
+
 def continued(audio: Tensor, steps: int) -> Tensor:
     """A signal and what is to be heard after its end, as smooth as it was: (..., T) -> (..., T + steps).
 
@@ -101,17 +116,25 @@ def continued(audio: Tensor, steps: int) -> Tensor:
     return torch.cat((audio, fade.to(audio.dtype) * past[..., -1:] - past[..., :-1].flip(-1)), -1)
 
 
-def tail_length(model: Any) -> int:
+def tail_length(model: Delayed) -> int:
     """Samples of ``continued`` with which the last output of a causal model comes, however long the signal is."""
-    return int(model.delay + model.stride - 1)
+    return model.delay + model.stride - 1
 
 
-def offline(model: Any, audio: Tensor) -> Tensor:
-    """What a causal model's ``late`` makes of all of a signal: (B, C, T) -> (B, 1, T // hop_length * hop_length)."""
+def with_tail(model: Delayed, audio: Tensor) -> Tensor:
+    """A signal (..., T), continued until the last sample of its last whole hop comes out: whole strides."""
     length = audio.shape[-1] // model.hop_length * model.hop_length
     needed = (length + tail_length(model)) // model.stride * model.stride
-    made: Tensor = model.late(continued(audio, tail_length(model))[..., :needed])
-    return made[..., model.delay : model.delay + length]
+    return continued(audio, tail_length(model))[..., :needed]
+
+
+def offline(model: Delayed, audio: Tensor) -> Tensor:
+    """What ``late`` makes of all of a signal, in time: (B, C, T) -> (B, 1, T // hop_length * hop_length).
+
+    ``late`` takes multiples of ``stride`` and gives as many samples, ``delay`` later.
+    """
+    length = audio.shape[-1] // model.hop_length * model.hop_length
+    return model.late(with_tail(model, audio))[..., model.delay : model.delay + length]
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from twostage.data.pairs import PairConfig
 from twostage.evaluation.metrics import HIGHER_IS_BETTER
+from twostage.models.enhancer import EnhancerConfig
 from twostage.models.features import MelConfig
 from twostage.models.registry import ENHANCERS
 from twostage.models.restorer import RestorerConfig
@@ -28,12 +29,12 @@ from twostage.training.tasks import (
     named,
 )
 from twostage.utils.errors import ConfigError
-from twostage.utils.schema import build
+from twostage.utils.schema import build, complete
 
 SETTINGS = "config.yaml"  # in the directory of a training
 PACKAGE = Path(__file__).parent.parent
 SHIPPED = (PACKAGE / "configs", PACKAGE.parent / "configs")
-BASELINES = "baselines"  # folder of those of one-stage systems
+BASELINES, CORPORA = "baselines", "corpora"  # folders of those of one-stage systems, and of published corpora
 # what may differ between a training and its resumption: where things are, how long and how often
 FREE = {
     *("run", "steps", "init", "models", "device", "threads", "report", "save", "adversary.init", "valid.vocoder"),
@@ -178,6 +179,10 @@ class VocoderRun(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_mel(self.vocoder.mel)
+        if self.vocoder.hears_sensor and self.data.real_share < 1 and not self.data.sensors:
+            raise ConfigError(
+                "data.sensors is empty, and vocoder.hears_sensor needs them: the sensor would hear clean speech"
+            )
         check_adaptive(self.adversary, self.weights)
 
 
@@ -222,10 +227,10 @@ class EnhancerRun(RunConfig):
             raise ConfigError(f"enhancer is {self.enhancer!r}, must be one of {', '.join(ENHANCERS)}")
         self.check_mel(self.mel)
         check_adaptive(self.adversary, self.weights)
-        self.check_inputs("model.inputs", getattr(self.architecture, "inputs", 1))
+        self.check_inputs("model.inputs", self.architecture.inputs)
 
     @property
-    def architecture(self) -> Any:
+    def architecture(self) -> EnhancerConfig:
         """``model`` as the system's own settings."""
         return build(ENHANCERS[self.enhancer][0], self.model, "model")
 
@@ -260,16 +265,27 @@ def load_config(cls: type[C], files: Iterable[str], overrides: Sequence[str] = (
     A name without a folder is looked up here and among the shipped configurations. A file may hold sections of several
     trainings: those of others are left out. Raises ConfigError, one line that names the file or the field.
     """
+    return build(cls, _merged(cls, files, overrides))
+
+
+def preview(cls: type[RunConfig], files: Iterable[str], overrides: Sequence[str] = ()) -> str:
+    """The same settings as YAML, with every default, before they are complete: ??? stands for what must be given.
+
+    Names and types are checked as in ``load_config``, not whether values are possible or files exist.
+    """
+    return OmegaConf.to_yaml(OmegaConf.create(_plain(complete(cls, _merged(cls, files, overrides)))))
+
+
+def _merged(cls: type[RunConfig], files: Iterable[str], overrides: Sequence[str]) -> Any:
     for override in overrides:
         if "=" not in override or override.startswith("="):
             raise ConfigError(f"{override}: neither a YAML file nor key=value")
     try:
         parts = [_of(cls, OmegaConf.to_container(_read(_find(file)))) for file in files]
         merged = OmegaConf.merge(*parts, OmegaConf.from_dotlist(list(overrides)))
-        values = OmegaConf.to_container(merged, resolve=True)
+        return OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ConfigError(f"settings do not merge: {_first_line(error)}") from None
-    return build(cls, values)
 
 
 def to_yaml(settings: RunConfig) -> str:
@@ -317,14 +333,19 @@ def _of(kind: type, values: Any) -> Any:
 
 
 def _find(name: str) -> Path:
-    places, homes = [Path(name)], [*SHIPPED, *(home / BASELINES for home in SHIPPED)]
+    places, homes = [Path(name)], [home / part for part in ("", BASELINES, CORPORA) for home in SHIPPED]
     if "/" not in name:
         places += [home / leaf for home in homes for leaf in (name, f"{name}.yaml")]
     for place in places:
         if place.is_file():
             return place
-    shipped = sorted({path.stem for home in homes for path in home.glob("*.yaml")})
-    raise ConfigError(f"{name}: no such file or shipped configuration ({', '.join(shipped)})")
+    raise ConfigError(f"{name}: no such file or shipped configuration ({', '.join(shipped())})")
+
+
+def shipped() -> list[str]:
+    """Names of the shipped files of settings."""
+    homes = [*SHIPPED, *(home / BASELINES for home in SHIPPED)]
+    return sorted({path.stem for home in homes for path in home.glob("*.yaml")})
 
 
 def _read(path: Path) -> Any:

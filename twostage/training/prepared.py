@@ -1,11 +1,11 @@
 """A training, prepared: its data read and checked, what it goes on from opened; then run."""
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from twostage.audio import sound_files
 from twostage.data.manifest import read_manifest
 from twostage.data.pairs import Pair, PairDataset, batches
 from twostage.models import checkpoint
+from twostage.models.enhancer import EnhancerModule
 from twostage.models.features import LogMel
 from twostage.training.adversary import Adversary, AdversaryRules, Precision
 from twostage.training.config import SETTINGS, RunConfig, difference, plain, to_yaml
@@ -47,13 +48,6 @@ class Plan:
     adversary: AdversaryRules | None = None
     last_layer: Callable[[Any], Tensor] | None = None
     listener: nn.Module | None = None
-
-
-@runtime_checkable
-class GathersStatistics(Protocol):
-    """A model that looks at pairs of the training set before its first step."""
-
-    def prepare(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -98,7 +92,7 @@ class PreparedTraining:
         if self.settings.threads:
             torch.set_num_threads(self.settings.threads)
         with team(self.settings.device) as mates, Interruption().watch() as interruption:
-            if self.state is None and isinstance(self.plan.model, GathersStatistics):
+            if self.state is None and isinstance(self.plan.model, EnhancerModule):
                 self.plan.model.prepare(self._batch(step) for step in range(PREPARED))
             if not any(p.requires_grad for p in self.plan.model.parameters()):
                 _keep(self.settings, self.plan.model)

@@ -31,7 +31,7 @@ def train_restorer(settings: RestorerRun, *, resume: bool = False) -> None:
         restored = restorer(task.hearing(mel, example.degraded))
         if not listener:
             return Estimate(restored[0], None)
-        heard = mel.stft.compressed(example.degraded[:, :1])
+        heard = mel.stft.input_spectra(example.degraded[:, :1])
         return Estimate(restored[0], listener(restored, heard, example.degraded[:, :1])[0, 0].cpu().numpy())
 
     plan = Plan(model, mel, task, weights, estimate, _adversary(settings), _direction_of_last, listener)
@@ -64,7 +64,7 @@ def finetune(settings: FinetuneRun, *, resume: bool = False) -> None:
     settings.check_inputs("restorer.inputs", model.inputs)
     model.requires_grad_(False)
     for part in TRAINABLE[settings.train]:
-        getattr(model, part).requires_grad_(True)
+        model.get_submodule(part).requires_grad_(True)
     mel = LogMel(model.config.vocoder.mel)
 
     def estimate(both: nn.Module, example: Example) -> Estimate:
@@ -109,11 +109,13 @@ def _direction_of_last(stage: Any) -> Tensor:
     return direction
 
 
-def _last_that_learns(train: str, both: Any) -> Tensor:
+def _last_that_learns(train: str, both: nn.Module) -> Tensor:
     """The direction of the last weight on the data's way that is not frozen; ``train`` as in ``FinetuneRun``."""
-    return _direction_of_last(getattr(both, TRAINABLE[train][-1]))
+    return _direction_of_last(both.get_submodule(TRAINABLE[train][-1]))
 
 
 def last_weight(model: nn.Module) -> Tensor:
     """The weight, or its direction, of what makes the output: modules are named in the order of the data's way."""
+    if isinstance(model, TwoStage):  # but for the encoder of a vocoder that hears the sensor, which stands behind
+        model = model.vocoder.conv_post
     return [p for name, p in model.named_parameters() if p.ndim > 1 and not name.endswith("original0")][-1]

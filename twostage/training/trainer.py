@@ -132,7 +132,7 @@ def _learn(
             raise TwoStageError("this task makes nothing that an adversary could judge")
         if (training.step - adversary.config.start) % adversary.config.generator_steps == 0:
             logs = adversary.learn(output.fake, output.real, rate)
-        losses = adversary.judge(output.fake, output.real, matching=bool(getattr(weights, "fm", 0)))
+        losses = adversary.judge(output.fake, output.real, matching=bool(weights.fm))
         terms, pending = terms | losses, ()
         if adversary.config.adaptive and last_layer is not None:
             factors = _factors(adversary, terms, weights, last_layer)

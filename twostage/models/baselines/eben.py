@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twostage.models.enhancer import EnhancerConfig, StreamingModule
 from twostage.nn.dilated_unet import DilatedUnet
-from twostage.nn.layers import Conv1d, fold_weight_norm, weight_norm
+from twostage.nn.layers import Conv1d, weight_norm
 from twostage.nn.pqmf import Pqmf
-from twostage.nn.streaming import offline
 from twostage.utils.errors import ConfigError
 
 SLOPE = 0.01
 
 
 @dataclass(frozen=True)
-class EbenConfig:
+class EbenConfig(EnhancerConfig):
     """Sizes of the network and of its filter bank."""
 
     sample_rate: int = 16000  # Hz
@@ -64,10 +64,8 @@ class EbenUnit(nn.Module):
         return x + F.leaky_relu(self.conv2(self.conv1(x)), SLOPE)
 
 
-class Eben(nn.Module):
+class Eben(StreamingModule):
     """Audio (B, 1, T) -> (B, 1, T)."""
-
-    hop_length = 1
 
     def __init__(self, config: EbenConfig) -> None:
         super().__init__()
@@ -85,20 +83,13 @@ class Eben(nn.Module):
         )
         self.conv_post = Conv1d(config.channels, config.bands, 3, bias=False, causal=causal)
 
-    def forward(self, audio: Tensor) -> Tensor:
-        return offline(self, audio)
-
     def late(self, audio: Tensor) -> Tensor:
-        """The same of a multiple of ``stride``, ``delay`` samples late: a causal model's next piece of a stream."""
+        """The next chunk of a stream, or all of a signal, a multiple of ``stride`` long, ``delay`` samples late."""
         heard = self.pqmf.analysis(audio)[:, : self.config.heard]
         x = self.conv_pre(heard.to(self.conv_pre.weight.dtype))
         made = self.conv_post(self.unet(x)).float()
         silent = (0, 0, 0, self.config.bands - self.config.heard)
         return self.pqmf.synthesis(torch.tanh(made + F.pad(heard, silent)))
-
-    def fold(self) -> "Eben":
-        """Fold weight normalisation away for inference; the output stays the same."""
-        return fold_weight_norm(self)
 
     @property
     def sample_rate(self) -> int:
