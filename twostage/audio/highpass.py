@@ -168,7 +168,8 @@ def highpassed(
     if causal:
         yield from map(CausalHighPass(channels, sample_rate).push, blocks)
         return
-    most = block_length(channels)
+    # a chunk as long as what is filtered for its start, so that blocks come out soon and cost twice what they must
+    most = min(block_length(channels), len(design(sample_rate).responses))
     both_ways = ZeroPhaseHighPass(channels, sample_rate, most)
     for block in blocks:
         yield both_ways.push(block)
