@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from twostage.evaluation.report import RAW
-from twostage.evaluation.runner import CLEAN, PICTURES, SOUNDS, TABLE, file_name
+from twostage.evaluation.report import CLEAN, RAW
+from twostage.evaluation.runner import PICTURES, SOUNDS, TABLE, file_name
 from twostage.utils.errors import ConfigError, DataError
 
 DEPTH = 4  # folders below the root that are looked through

@@ -1,8 +1,8 @@
-"""Objective scores of an estimate of clean speech against that speech: pure functions of (T,) arrays at 16 kHz.
+"""Objective scores of an estimate of clean speech: pure functions of (T,) arrays at 16 kHz, where all of them hold.
 
-Every score is a float. What cannot be scored (silence, too short, not finite) is NaN with a ``MetricWarning`` that says
-why; ``score`` gives all of them at once, with the reasons. PESQ and STOI come from the packages pesq and pystoi, the
-``eval`` extra.
+Those of ``METRICS`` hear the clean speech too, those of ``NO_REFERENCE`` the estimate alone. Every score is a float.
+What cannot be scored (silence, too short, not finite) is NaN with a ``MetricWarning`` that says why; ``score`` gives
+all of them at once, from any rate, with the reasons. The packages behind them are the ``eval`` extra.
 """
 
 import warnings
@@ -15,16 +15,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from twostage.audio import sound_files
 from twostage.audio.levels import rms
+from twostage.evaluation import speech_quality
 from twostage.models.features import LogMel, MelConfig, Stft
 from twostage.utils.errors import DataError, TwoStageError
 
 Array = NDArray[np.float32]
 Metric = Callable[[Array, Array], float]
+NoReference = Callable[[Array], float]
 
-SAMPLE_RATE = 16000
+SAMPLE_RATE = 16000  # of every metric
 RMS = 0.05  # -26 dB of full scale: where levels are aligned to, so that floors mean the same in every file
 SILENCE = 1e-6  # RMS, below the last bit of 16
+SHORTEST = 0.5  # seconds that can be scored without a reference
 DB = 10 / np.log(10)  # from a difference of natural-log powers to dB
 
 
@@ -36,12 +40,14 @@ class Unscorable(Exception):
     """Why a pair of signals has no score. Public functions turn it into NaN."""
 
 
-def _nan_if_unscorable(metric: Metric) -> Metric:
+def _nan_if_unscorable(metric: Callable[..., float]) -> Callable[..., float]:
+    """A metric of a reference and an estimate, or of an estimate alone, that warns and is NaN where there is none."""
+
     @wraps(metric)
-    def scored(reference: Array, estimate: Array) -> float:
+    def scored(*signals: Array) -> float:
         try:
-            _check(reference, estimate)
-            return float(metric(reference, estimate))
+            _check(*signals)
+            return float(metric(*signals))
         except Unscorable as reason:
             warnings.warn(f"{metric.__name__}: {reason}", MetricWarning, stacklevel=2)
             return float("nan")
@@ -49,21 +55,26 @@ def _nan_if_unscorable(metric: Metric) -> Metric:
     return scored
 
 
-def _check(reference: Array, estimate: Array) -> None:
-    if reference.ndim != 1 or reference.shape != estimate.shape:
-        raise ValueError(f"metrics need two (T,) arrays of one length, got {reference.shape} and {estimate.shape}")
-    for name, audio in ("reference", reference), ("estimate", estimate):
+def _check(*signals: Array) -> None:
+    if any(signal.ndim != 1 or signal.shape != signals[0].shape for signal in signals):
+        shapes = " and ".join(str(signal.shape) for signal in signals)
+        raise ValueError(f"metrics need (T,) arrays of one length, got {shapes}")
+    for name, audio in zip(("reference", "estimate")[-len(signals) :], signals, strict=True):
         if not np.isfinite(audio).all():
             raise Unscorable(f"the {name} has NaN or infinite samples")
         if rms(audio) < SILENCE:
             raise Unscorable(f"the {name} is silent")
 
 
-def require_packages() -> None:
-    """Raise TwoStageError, which says what to install, if PESQ or STOI cannot be had."""
-    for package in "pesq", "pystoi":
-        if find_spec(package) is None:
-            raise _missing(package)
+def missing_package(name: str) -> str | None:
+    """The package that the metric ``name`` lacks here, if it lacks one."""
+    return next((package for package in PACKAGES.get(name, ()) if find_spec(package) is None), None)
+
+
+def require_packages(names: Iterable[str]) -> None:
+    """Raise TwoStageError, which says what to install, if one of the metrics cannot be had."""
+    for package in filter(None, map(missing_package, names)):
+        raise _missing(package)
 
 
 def _missing(package: str) -> TwoStageError:
@@ -184,20 +195,58 @@ def si_sdr(reference: Array, estimate: Array) -> float:
     return float(10 * np.log10(max(float(target @ target), 1e-30) / max(error, 1e-30)))
 
 
+@_nan_if_unscorable
+def mos(estimate: Array) -> float:
+    """DistillMOS, how good listeners would find the sound, 1 to 5; see ``speech_quality``."""
+    return _quality("mos", speech_quality.distillmos, estimate)
+
+
+@_nan_if_unscorable
+def dnsmos(estimate: Array) -> float:
+    """DNSMOS P.835's overall quality, about 1 to 4.2, at the level that all are aligned to; see ``speech_quality``."""
+    levelled = _pcm((estimate * (RMS / rms(estimate))).astype(np.float32))
+    return _quality("dnsmos", speech_quality.dnsmos, levelled)
+
+
+def _quality(name: str, model: NoReference, estimate: Array) -> float:
+    require_packages([name])
+    if len(estimate) < SHORTEST * SAMPLE_RATE:
+        raise Unscorable(f"too short, less than {SHORTEST} s")
+    return model(estimate)
+
+
 METRICS: dict[str, Metric] = {
     "pesq": pesq_wb, "stoi": stoi, "estoi": estoi, "lsd": lsd, "mel_l1": mel_l1, "mcd": mcd, "si_sdr": si_sdr,
 }  # fmt: skip
-HIGHER_IS_BETTER = {name: name in ("pesq", "stoi", "estoi", "si_sdr") for name in METRICS}
+NO_REFERENCE: dict[str, NoReference] = {"mos": mos, "dnsmos": dnsmos}
+NAMES = (*METRICS, *NO_REFERENCE)
+HIGHER_IS_BETTER = {name: name in ("pesq", "stoi", "estoi", "si_sdr", "mos", "dnsmos") for name in NAMES}
+PACKAGES = {
+    "pesq": ("pesq",),
+    "stoi": ("pystoi",),
+    "estoi": ("pystoi",),
+    "mos": ("distillmos", "xls_r_sqa"),
+    "dnsmos": ("speechmos", "onnxruntime"),
+}
 
 
 def score(
-    reference: Array, estimate: Array, names: Iterable[str] = tuple(METRICS)
+    reference: Array, estimate: Array, names: Iterable[str] = NAMES, *, sample_rate: int = SAMPLE_RATE
 ) -> tuple[dict[str, float], list[str]]:
-    """Score two aligned (T,) arrays by the named metrics: values (NaN where there is none) and the reasons for NaN."""
+    """Score two aligned (T,) arrays by the named metrics: values (NaN where there is none) and the reasons for NaN.
+
+    Another ``sample_rate`` than the metrics' own is resampled to that first.
+    """
+    if sample_rate != SAMPLE_RATE:
+        reference, estimate = (sound_files.resample(side, sample_rate, SAMPLE_RATE) for side in (reference, estimate))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", MetricWarning)
-        values = {name: METRICS[name](reference, estimate) for name in names}
+        values = {name: _score(name, reference, estimate) for name in names}
     return values, [str(w.message) for w in caught if issubclass(w.category, MetricWarning)]
+
+
+def _score(name: str, reference: Array, estimate: Array) -> float:
+    return NO_REFERENCE[name](estimate) if name in NO_REFERENCE else METRICS[name](reference, estimate)
 
 
 def band_errors(reference: Array, estimate: Array, width: float = 500.0) -> NDArray[np.float64]:

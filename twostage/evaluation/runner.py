@@ -1,4 +1,4 @@
-"""Score the raw input, restored speech and copy-synthesis against clean speech, utterance by utterance.
+"""Score the raw input, restored speech, copy-synthesis and the clean speech itself, utterance by utterance.
 
 Copy-synthesis sends the clean speech itself through a model's mel and vocoder: what stage two could reach if stage one
 made no error. All scores are taken at 16 kHz on the first channel, after delays and differences of length up to 20 ms
@@ -34,7 +34,7 @@ from twostage.data.sensors import Sensor
 from twostage.data.simulator import simulate_file
 from twostage.evaluation import metrics, report
 from twostage.evaluation.costs import Costs, measure
-from twostage.evaluation.report import AIR, RAW, Row
+from twostage.evaluation.report import AIR, CLEAN, RAW, Row
 from twostage.inference.restoration import restore
 from twostage.inference.windows import Enhancer, inputs_of
 from twostage.models import checkpoint
@@ -47,10 +47,10 @@ from twostage.utils.errors import AudioError, ConfigError, DataError, TwoStageEr
 from twostage.utils.schema import build, parse_json
 
 RATE = metrics.SAMPLE_RATE
-NAMES = tuple(report.COLUMNS)
+NAMES = tuple(report.COLUMNS)  # of metrics
 SAVE_EVERY = 10.0  # seconds
 ROWS, SETTINGS, TABLE, SUMMARY = "utterances.csv", "settings.json", "table.md", "summary.json"
-PICTURES, SOUNDS, CLEAN = "spectrograms", "sounds", "clean"
+PICTURES, SOUNDS = "spectrograms", "sounds"
 COPY = ", copy-synthesis"  # ends the name of a vocoder that is fed with clean speech
 
 
@@ -133,6 +133,8 @@ def load_systems(models: Mapping[str, Sequence[str]], device: str = "cpu", preci
     """Restoration and copy-synthesis of each model, by label; a vocoder alone gives copy-synthesis only."""
     systems = []
     for label, paths in models.items():
+        if label in (RAW, AIR, CLEAN):
+            raise ConfigError(f"--model {label}: is the name of another row; give it a LABEL=")
         model = convert(_load(paths, device), precision)
         vocoder = model if isinstance(model, Vocoder) else getattr(model, "vocoder", None)
         if not isinstance(model, Vocoder):
@@ -194,18 +196,23 @@ def evaluate(
     systems: Sequence[System],
     results: Results,
     *,
+    names: Sequence[str] = NAMES,
     keep_low_band: float = 0.0,
     jobs: int = 1,
     save: Callable[[], None] = lambda: None,
     progress: Callable[[], None] = lambda: None,
 ) -> None:
-    """Score every entry that ``results`` has not, adding to it; ``save`` is called from time to time, and at the end.
+    """Score every entry that ``results`` has not by the metrics ``names``, adding to it.
+
+    The clean speech has a row of its own for the metrics that need no reference. ``save`` is called from time to time,
+    and at the end.
 
     A file that cannot be read or scored becomes one line of ``results.failures``, and none of its rows is added. With
     ``jobs`` above 1, that many processes score while this one runs the models.
     """
-    metrics.require_packages()
-    done = results.done([*source.inputs, *(system.name for system in systems)])
+    metrics.require_packages(names)
+    reference_free = [name for name in names if name in metrics.NO_REFERENCE]
+    done = results.done([*source.inputs, *(system.name for system in systems), *([CLEAN] if reference_free else [])])
     waiting: deque[tuple[str, list[Future[Row]]]] = deque()
     saved = time.monotonic()
     try:
@@ -217,7 +224,11 @@ def evaluate(
                     continue
                 with _reported(name, results):
                     rows = _rows(entry, name, source, systems, keep_low_band)
-                    waiting.append((name, [pool.submit(_score, row, *pair) for row, *pair in rows]))
+                    scored = [pool.submit(_score, row, clean, estimate, names) for row, clean, estimate in rows]
+                    if reference_free:
+                        row, clean, _ = rows[0]
+                        scored.append(pool.submit(_score, replace(row, system=CLEAN), clean, clean, reference_free))
+                    waiting.append((name, scored))
                 _collect(waiting, 0 if jobs == 1 else 2 * jobs, results, progress)
                 if time.monotonic() - saved > SAVE_EVERY:
                     save()
@@ -312,9 +323,9 @@ def estimates(
         yield system.name, sound_files.resample(out.reshape(-1), system.model.sample_rate, RATE)
 
 
-def _score(row: Row, clean: Audio, estimate: Audio) -> Row:
+def _score(row: Row, clean: Audio, estimate: Audio, names: Sequence[str]) -> Row:
     aligned = metrics.align(clean, estimate)
-    exact, reasons = metrics.score(aligned.reference, aligned.estimate, NAMES)
+    exact, reasons = metrics.score(aligned.reference, aligned.estimate, names)
     # the digits that the CSV has: ESTOI is noisy behind them, and a resumed evaluation must give the same summary
     scores = {metric: float(f"{value:.6g}") for metric, value in exact.items()}
     return replace(row, scores=scores, delay=aligned.delay, longer=aligned.longer, note="; ".join(reasons))
@@ -404,16 +415,19 @@ def resume(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False
 def merge(folders: Sequence[Path]) -> tuple[Results, dict[str, Costs]]:
     """Join the rows, failures and costs of several evaluations; what several hold alike (the raw input) counts once.
 
-    Raises DataError if two hold different scores of one system on one utterance.
+    Where they measured different metrics, a row has all of them. Raises DataError if two hold different scores of one
+    system on one utterance.
     """
     found: dict[tuple[str, str], tuple[Row, Path]] = {}
     failures: list[str] = []
     costs: dict[str, Costs] = {}
     for folder in folders:
         for row in report.read_rows(folder / ROWS):
-            other, where = found.setdefault(row.key, (row, folder))
-            if repr(other) != repr(row):  # NaN differs from itself, its name does not
+            other, where = found.get(row.key, (row, folder))
+            if not _agree(other, row):
                 raise DataError(f"{where} and {folder} differ in the scores of {row.system} on {row.utterance}")
+            notes = "; ".join(dict.fromkeys(filter(None, (other.note, row.note))))
+            found[row.key] = replace(other, scores={**row.scores, **other.scores}, note=notes), where
         summary = _json(folder / SUMMARY)
         costs = _costs(summary, folder / SUMMARY) | costs
         failed = summary.get("failures", [])
@@ -421,6 +435,13 @@ def merge(folders: Sequence[Path]) -> tuple[Results, dict[str, Costs]]:
             raise DataError(f"{folder / SUMMARY}: failures is {failed!r}, must be a list")
         failures += map(str, failed)
     return Results([row for row, _ in found.values()], failures), costs
+
+
+def _agree(one: Row, other: Row) -> bool:
+    """Whether two rows can be of one estimate: alike in whatever both measured."""
+    both = one.scores.keys() & other.scores.keys()
+    known = [replace(row, scores={name: row.scores[name] for name in sorted(both)}, note="") for row in (one, other)]
+    return repr(known[0]) == repr(known[1])  # NaN differs from itself, its name does not
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -107,7 +107,8 @@ def measure(
             rows.append((example.real, {"mel_l1": float(mel_l1(found.mel, mel(example.clean)[0]))}))
         else:
             reference = example.clean[0, 0].cpu().numpy()[: len(found.audio)]
-            rows.append((example.real, score(reference, found.audio, tuple(names))[0]))
+            scores, _ = score(reference, found.audio, tuple(names), sample_rate=mel.config.sample_rate)
+            rows.append((example.real, scores))
     kinds = {"": rows, "_real": [r for r in rows if r[0]], "_simulated": [r for r in rows if not r[0]]}
     return {
         f"{name}{suffix}": _mean([row[name] for _, row in chosen])
