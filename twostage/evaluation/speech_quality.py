@@ -31,11 +31,11 @@ DNSMOS_OVERALL = (-0.06766283, 1.11546468, 0.04602535)
 
 
 def distillmos(audio: Array) -> float:
-    """DistillMOS, 1 to 5 (Stahl and Gamper, "Distillation and Pruning for Scalable SSL-based Speech Quality
-    Assessment", 2025): the mean over windows of 7.68 s, a second or less apart.
+    """DistillMOS, 1 to 5: the mean over windows of 7.68 s, a second or less apart.
 
-    Each window is brought to the same peak, so gain does not matter. What is shorter than a window gets silence behind
-    it, which the network holds against it: clean speech of 2 s scores about 3, of 6 s 4.4.
+    Stahl and Gamper, "Distillation and Pruning for Scalable Self-Supervised Representation-Based Speech Quality
+    Assessment", 2025. Each window is brought to one peak, so gain does not matter. What is shorter than a window gets
+    silence behind it, which the network holds against it: clean speech of 2 s scores about 3, of 6 s 4.4.
     """
     model = _distillmos()
     padded = np.pad(audio, (0, max(0, DISTILLMOS_WINDOW - len(audio))))
@@ -47,9 +47,10 @@ def distillmos(audio: Array) -> float:
 
 
 def dnsmos(audio: Array) -> float:
-    """DNSMOS P.835's overall quality, about 1 to 4.2 (Reddy et al., ICASSP 2022): the mean over windows of 9.01 s.
+    """DNSMOS P.835's overall quality, about 1 to 4.2: the mean over windows of 9.01 s.
 
-    Made for noisy speech. What is shorter is repeated. The level counts: at 0.3 of the amplitude a file can lose 0.4.
+    Reddy, Gopal and Cutler, "DNSMOS P.835: A Non-Intrusive Perceptual Objective Speech Quality Metric to Evaluate Noise
+    Suppressors", 2022. What is shorter is repeated. The level counts: at 0.3 of the amplitude a file can lose 0.4.
     """
     session = _dnsmos()
     while len(audio) < DNSMOS_WINDOW:
