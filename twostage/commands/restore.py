@@ -43,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--level", choices=("input", "model"), default="input", help="loudness of the output (default: input)")
     add("--keep-low-band", type=float, default=0.0, metavar="HZ", help="keep the input itself below this frequency")
     add("--seconds", type=float, default=10.0, help="length of a window: bounds the memory (default: 10)")
+    add(
+        "--if-full-band",
+        choices=("restore", "copy", "error"),
+        default="restore",
+        help="what to do with a channel whose band is not missing (default: restore it, with a warning)",
+    )
     add("--plot", action="store_true", help="draw spectrograms before and after beside each output, as PNG")
     add("--json", nargs="?", const="-", metavar="FILE.json", help="write a report for machines (default: to stdout)")
     existing = parser.add_mutually_exclusive_group()
@@ -56,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
     from twostage.inference.windows import device_of
     from twostage.models.onnx_enhancer import OnnxEnhancer
 
-    options = Options(args.seconds, args.level, args.keep_low_band, args.sample_rate, args.overwrite)
+    options = Options(
+        args.seconds, args.level, args.keep_low_band, args.sample_rate, args.overwrite, if_full_band=args.if_full_band
+    )
     _check_report_name(args)
     jobs = plan(args.inputs, args.out, suffix=args.format, plot=args.plot)
     pending = [job for job in jobs if not job.error and not (args.skip_existing and _is_done(job))]

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite, log10
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from twostage.audio.bandwidth import BandMeter, ChannelBand, ClipMeter
 from twostage.audio.levels import LEVEL, LevelMeter
 from twostage.audio.sound_files import (
     BLOCK,
@@ -54,6 +55,7 @@ class Options:
     """How to restore: ``seconds`` of a window, ``level`` "input" or "model", ``keep_low_band`` in Hz (0: nothing).
 
     ``sample_rate`` of the output file: "model" or "input". ``batch`` windows go through the model at once.
+    ``if_full_band``, what becomes of a channel whose band is not missing: "restore", with a warning, "copy" or "error".
     """
 
     seconds: float = 10.0
@@ -62,6 +64,7 @@ class Options:
     sample_rate: str = "model"
     overwrite: bool = False
     batch: int = 1
+    if_full_band: str = "restore"
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -72,13 +75,19 @@ class Options:
             raise ConfigError(f"level is {self.level!r}, must be 'input' or 'model'")
         if self.sample_rate not in ("input", "model"):
             raise ConfigError(f"sample_rate is {self.sample_rate!r}, must be 'input' or 'model'")
+        if self.if_full_band not in ("restore", "copy", "error"):
+            raise ConfigError(f"if_full_band is {self.if_full_band!r}, must be 'restore', 'copy' or 'error'")
         if not (self.keep_low_band >= 0 and isfinite(self.keep_low_band)):
             raise ConfigError(f"keep_low_band is {self.keep_low_band}, must be 0 Hz or more")
 
 
 @dataclass
 class Report:
-    """What became of one file. ``seconds`` are of audio, ``elapsed`` of work; their quotient is ``realtime_factor``."""
+    """What became of one file. ``seconds`` are of audio, ``elapsed`` of work; their quotient is ``realtime_factor``.
+
+    ``high_band_db``: of each channel that is heard, how far 2 to 7.5 kHz stand above 200 to 800 Hz, None where there is
+    too little sound; ``copied``: the channels, counted from 1, that were left as they are.
+    """
 
     source: str
     target: str
@@ -93,6 +102,8 @@ class Report:
     plot: str | None = None
     error: str | None = None
     warnings: list[str] = field(default_factory=list)
+    high_band_db: list[float | None] = field(default_factory=list)
+    copied: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -107,10 +118,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Survey:
-    """What the first pass finds: samples, and each channel's active level (C,) in dBFS at the model's rate."""
+    """What the first pass finds: samples, and each channel's active level (C,) in dBFS at the model's rate and band."""
 
     frames: int
     levels: NDArray[np.float64]
+    bands: tuple[ChannelBand, ...]
 
     @property
     def silent(self) -> NDArray[np.bool_]:
@@ -118,10 +130,39 @@ class Survey:
 
     def spoken(self, inputs: int) -> "Survey":
         """Of the first of every ``inputs`` channels: one for each that comes out."""
-        return Survey(self.frames, self.levels[::inputs])
+        return Survey(self.frames, self.levels[::inputs], self.bands[::inputs])
 
-    def complaints(self, inputs: int) -> list[str]:
-        """About silence, for a model of so many ``inputs``."""
+    @property
+    def full_band(self) -> NDArray[np.bool_]:
+        return np.array([band.full_band for band in self.bands]) & ~self.silent
+
+    def copied(self, if_full_band: str) -> NDArray[np.bool_]:
+        """The channels (C,) that are left as they are."""
+        return self.full_band & (if_full_band == "copy")
+
+    def complaints(self, inputs: int, if_full_band: str) -> list[str]:
+        """About what a model of so many ``inputs`` was not made for."""
+        return [*self._about_silence(inputs), *self.spoken(inputs)._about_sound(if_full_band == "copy")]
+
+    def _about_sound(self, copied: bool) -> list[str]:
+        heard = np.flatnonzero(~self.silent)
+        least = max((band.high_db or 0.0 for band in self.bands if band.full_band), default=0.0)
+        done = "copied" if copied else "restored all the same, which can make it worse"
+        found = {
+            f"full-band already ({-least:.0f} dB from the low to the high band); {done}": self.full_band,
+            "without pauses (noise, music or many voices?); made for one voice without noise": np.array(
+                [band.unbroken for band in self.bands]
+            ),
+            "clipped; the distortion is taken for speech": np.array([band.is_clipped for band in self.bands]),
+        }
+        told = []
+        for complaint, which in found.items():
+            named = [str(channel + 1) for channel in heard if which[channel]]
+            all_of_them = len(named) == len(self.bands)
+            told += [complaint if all_of_them else f"channel {', '.join(named)} {complaint}"] * bool(named)
+        return told
+
+    def _about_silence(self, inputs: int) -> list[str]:
         silent = np.flatnonzero(self.silent)
         if len(silent) == len(self.levels):
             return ["silent; restored as silence"]
@@ -157,6 +198,7 @@ def restore(
     seconds: float = 10.0,
     level: str = "input",
     keep_low_band: float = 0.0,
+    if_full_band: str = "restore",
 ) -> A:
     """Restore bone-conducted speech: (T,) or (C, T) -> the same at ``model.sample_rate``, each channel by itself.
 
@@ -165,19 +207,23 @@ def restore(
     ``audio`` is a numpy array or a tensor; the result is of its type, dtype and device. Integers are taken at their
     full scale. The length is ``round(T * model.sample_rate / sample_rate)``. ``seconds`` of a window bound the memory,
     they do not change the result; ``level`` "input" gives each channel the active level that it came with, "model"
-    leaves the model's; below ``keep_low_band`` Hz the input itself is kept.
+    leaves the model's; below ``keep_low_band`` Hz the input itself is kept. Speech whose band is not missing, noise,
+    music and clipping are warned of; ``if_full_band`` "copy" leaves a channel whose band is there as it is, "error"
+    refuses it.
 
     Raises:
-        AudioError: the shape is not what the model takes, there are no samples, or some are not finite.
+        AudioError: the shape is not what the model takes, there are no samples, or some are not finite; or the band is
+            there, and ``if_full_band`` is "error".
     """
-    options = Options(seconds, level, keep_low_band)
+    options = Options(seconds, level, keep_low_band, if_full_band=if_full_band)
     samples, give_back = _as_float(audio, sample_rate)
     rows = np.atleast_2d(samples)
     blocks = np.split(rows, range(BLOCK, rows.shape[1], BLOCK), axis=1)
     source = Source("audio", int(sample_rate), len(rows), lambda: iter(blocks))
     outputs = _outputs(model, source)
     survey = measure(source, model.sample_rate)
-    for complaint in survey.complaints(inputs_of(model)):
+    _check_band(source, survey.spoken(inputs_of(model)), options)
+    for complaint in survey.complaints(inputs_of(model), if_full_band):
         warnings.warn(f"the audio is {complaint}", stacklevel=2)
     spill = Spill(io.BytesIO(), outputs)
     gains, _ = _render(model, source, survey, model.sample_rate, options, spill, PEAK, lambda _: None)
@@ -209,6 +255,8 @@ def restore_file(
         peak = LOSSY_PEAK if coding_for(target, given.subtype)[1] in LOSSY else PEAK
         outputs = _outputs(model, sound)
         survey = measure(sound, model.sample_rate)
+        spoken = survey.spoken(inputs_of(model))
+        _check_band(sound, spoken, options)
         _check_space(target, 4 * outputs * resampled_length(survey.frames, given.sample_rate, rate))
         with (
             Writer(target, rate, outputs, subtype=given.subtype, overwrite=options.overwrite) as writer,
@@ -228,7 +276,9 @@ def restore_file(
         elapsed=elapsed,
         realtime_factor=elapsed * given.sample_rate / survey.frames,
         limited_db=limited,
-        warnings=survey.complaints(inputs_of(model)),
+        warnings=survey.complaints(inputs_of(model), options.if_full_band),
+        high_band_db=[band.high_db if band.high_db is None else round(band.high_db, 1) for band in spoken.bands],
+        copied=[int(channel) + 1 for channel in np.flatnonzero(spoken.copied(options.if_full_band))],
     )
 
 
@@ -250,12 +300,19 @@ def _outputs(model: Enhancer, source: Source) -> int:
     return source.channels // inputs
 
 
+def _check_band(source: Source, survey: Survey, options: Options) -> None:
+    if options.if_full_band == "error" and survey.full_band.any():
+        channels = ", ".join(str(channel + 1) for channel in np.flatnonzero(survey.full_band))
+        raise AudioError(f"{source.name}: full-band already (channel {channels}); nothing is missing to be restored")
+
+
 def measure(source: Source, sample_rate: int) -> Survey:
-    """Measure each channel's active level as it is at ``sample_rate``.
+    """Measure each channel's active level and band as they are at ``sample_rate``.
 
     Raises AudioError if there are no samples or some are not finite.
     """
     meter, frames = LevelMeter(source.channels, sample_rate), 0
+    bands, clipping = BandMeter(source.channels, sample_rate), ClipMeter(source.channels)
 
     def checked() -> Iterator[Audio]:
         nonlocal frames
@@ -265,13 +322,16 @@ def measure(source: Source, sample_rate: int) -> Survey:
                 seconds = (frames + bad[0]) / source.sample_rate
                 raise AudioError(f"{source.name}: NaN or infinite samples, the first at {seconds:.3f} s")
             frames += block.shape[1]
+            clipping.add(block)
             yield block
 
     for block in resampled(checked(), source.sample_rate, sample_rate, source.channels):
         meter.add(block)
+        bands.add(block)
     if frames == 0:
         raise AudioError(f"{source.name}: holds no samples")
-    return Survey(frames, meter.levels())
+    found = zip(bands.bands(), clipping.shares(), strict=True)
+    return Survey(frames, meter.levels(), tuple(replace(band, clipped=float(share)) for band, share in found))
 
 
 def _render(
@@ -288,23 +348,44 @@ def _render(
     if options.keep_low_band >= model.sample_rate / 2:
         raise ConfigError(f"keep_low_band is {options.keep_low_band} Hz, must be below {model.sample_rate / 2} Hz")
     gains = np.where(survey.silent, 0, _amplitude(LEVEL - np.where(survey.silent, 0, survey.levels)))[:, None]
+    inputs = inputs_of(model)
+    spoken = survey.spoken(inputs)
+    copied = spoken.copied(options.if_full_band)
+    if options.level == "input":
+        gains[::inputs][copied] = 1
     given = resampled(source.blocks(), source.sample_rate, model.sample_rate, source.channels)
     normal = (block * gains.astype(np.float32) for block in given)
-    spoken = survey.spoken(inputs_of(model))
     # memory is for as much sound, however many channels share it
     seconds = options.seconds * USUAL / max(USUAL, source.channels)
-    pairs = enhance(model, normal, seconds, np.flatnonzero(~spoken.silent), options.batch)
-    restored = keep_low_band(_counted(pairs, model.sample_rate, progress), options.keep_low_band, model.sample_rate)
+    pairs = enhance(model, normal, seconds, np.flatnonzero(~spoken.silent & ~copied), options.batch)
+    counted = _counted(_with_copies(pairs, copied), model.sample_rate, progress)
+    restored = keep_low_band(counted, options.keep_low_band, model.sample_rate)
     outputs = len(spoken.levels)
+    stream = resampled(restored, model.sample_rate, rate, outputs)
+    if copied.any() and (copied | spoken.silent).all():  # what no model hears need not go through its rate
+        stream = resampled(_untouched(source, gains, inputs, progress), source.sample_rate, rate, outputs)
     meter = LevelMeter(outputs, rate)
     # back at the input's rate, the two roundings of the length must not show
     frames = resampled_length(survey.frames, source.sample_rate, rate)
-    for block in exactly(resampled(restored, model.sample_rate, rate, outputs), frames, outputs):
+    for block in exactly(stream, frames, outputs):
         meter.add(block)
         spill.write(block)
     if not np.isfinite(meter.peak).all():
         raise AudioError(f"{source.name}: the model's output is not finite")
-    return _final_gains(meter, spoken, options.level, peak)
+    return _final_gains(meter, spoken, options, peak)
+
+
+def _with_copies(pairs: Iterator[tuple[Audio, Audio]], copied: NDArray[np.bool_]) -> Iterator[tuple[Audio, Audio]]:
+    for original, restored in pairs:
+        restored[copied] = original[copied]
+        yield original, restored
+
+
+def _untouched(source: Source, gains: Audio, inputs: int, progress: Progress) -> Iterator[Audio]:
+    """The first of every ``inputs`` channels as they come, with their gains (C, 1)."""
+    for block in source.blocks():
+        progress(block.shape[1] / source.sample_rate)
+        yield (block * gains.astype(np.float32))[::inputs]
 
 
 def _counted(
@@ -315,11 +396,11 @@ def _counted(
         yield pair
 
 
-def _final_gains(meter: LevelMeter, survey: Survey, level: str, peak: float) -> tuple[Audio, float]:
+def _final_gains(meter: LevelMeter, survey: Survey, options: Options, peak: float) -> tuple[Audio, float]:
     levels = meter.levels()
     gains = np.where(survey.silent, 0.0, 1.0)
-    if level == "input":
-        matched = ~survey.silent & np.isfinite(levels)
+    if options.level == "input":
+        matched = ~survey.silent & np.isfinite(levels) & ~survey.copied(options.if_full_band)
         gains[matched] = _amplitude(survey.levels[matched] - levels[matched])
     loudest = float((gains * meter.peak).max())
     over = max(1.0, loudest / peak)  # one gain for all channels: their balance is part of the recording
