@@ -7,7 +7,7 @@ install:
 	$(PYTHON) -m pip install --quiet --editable '.[dev]'
 
 test: install
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto --dist loadfile
 
 lint:
 	$(PYTHON) -m ruff check .

@@ -36,8 +36,8 @@ import torch
 
 from twostage.audio import sound_files
 from twostage.cli import main as twostage
-from twostage.evaluation.report import write_json, write_text
-from twostage.evaluation.runner import CLEAN, SUMMARY
+from twostage.evaluation.report import CLEAN, write_json, write_text
+from twostage.evaluation.results import SUMMARY
 from twostage.models import checkpoint
 from twostage.models.precision import computes_bfloat16
 from twostage.training.config import EnhancerRun, RestorerRun, RunConfig, load_config, plain
@@ -139,7 +139,7 @@ class Task:
     def common(self) -> list[str]:
         """Settings that are the same for all: the pairs, and that what is measured on the way costs no time."""
         pairs = plain(self.recipe("two-stage"))["data"]
-        quiet = ["valid.items=2", "valid.seconds=2", "valid.show=0", "valid.metrics=[mel_l1]", "valid.best=mel_l1"]
+        quiet = ["valid.items=2", "valid.seconds=2", "valid.metrics=[mel_l1]", "valid.best=mel_l1"]
         return [*(f"data.{name}={json.dumps(pairs[name])}" for name in SHARED), *quiet, f"device={self.budget.device}"]
 
     def lengths(self, system: str, steps: int) -> list[str]:
@@ -153,9 +153,8 @@ class Task:
 
     def own(self, system: str) -> list[str]:
         """What suits the budget; on a core, bfloat16 where it computes in that."""
-        budget, halves = self.budget, ()
-        if budget.device == "cpu" and computes_bfloat16("cpu"):
-            halves = ("precision=bfloat16",)
+        budget = self.budget
+        halves = ("precision=bfloat16",) * (budget.device == "cpu" and computes_bfloat16("cpu"))
         given = (*budget.settings, *halves, *budget.own.get(system, ()), *budget.last)
         return [f"{name}={value}" for name, value in dict(text.split("=", 1) for text in given).items()]
 
@@ -265,7 +264,7 @@ def train(task: Task, plan: Plan, system: str) -> Path:
     weights = folder / WEIGHTS
     done = made(weights)
     if done is None or (done < steps and system not in FREE):
-        seconds = timed(task, *task.training(system, folder, steps), "--resume")
+        seconds = timed(task, *task.training(system, folder, steps), *["--resume"] * (folder / "config.yaml").exists())
         plan.took(system, seconds * steps / max(1, steps - (done or 0)))  # as if it had not been stopped
     return weights
 

@@ -96,13 +96,13 @@ def speech(seconds: float, multiple: int = 1) -> np.ndarray:
 def parts(model: TwoStage, given: Tensor) -> dict[str, Callable[[], Tensor]]:
     """The stages of a forward, each on what the one before it made."""
     vocoder, finish = model.vocoder, model.vocoder.griffin_lim
-    mel = model.mel(given)
-    restored, heard = model.restored(given)
-    made = vocoder.generate(restored)
+    mel, heard, sensor = model.mel(given), model.mel.stft.input_spectra(given), given[:, :1]
+    restored = model.restored(heard)
+    made = vocoder.generate(restored, sensor)
     work = {
         "mel": lambda: model.mel(given),
         "restorer": lambda: model.restorer(mel),
-        "vocoder": lambda: vocoder.generate(restored),
+        "vocoder": lambda: vocoder.generate(restored, sensor),
     }
     return work | ({"Griffin-Lim": lambda: finish(made, restored, heard)} if finish else {})
 
@@ -153,7 +153,7 @@ def measure_length(name: str, seconds: float, rounds: int) -> dict[str, Any]:
                 writer.write(speech(min(60, seconds - begun)))
 
         def restored() -> None:
-            restore_file(model, before, after, options)  # type: ignore[arg-type]
+            restore_file(model, before, after, options)
 
         taken = interleaved({"file": restored}, rounds)
     return {"model": name, "seconds": seconds, "factor": taken["file"] / seconds, "memory": peak_memory()}
@@ -162,8 +162,10 @@ def measure_length(name: str, seconds: float, rounds: int) -> dict[str, Any]:
 def measure_quality(name: str) -> dict[str, Any]:
     """How far bfloat16 moves the restored sample, scored against that of float32; emulated where need be."""
     sound, rate = sound_files.read(SAMPLE)
-    wanted = restore(load(name), sound[0], rate)  # type: ignore[arg-type]
-    made = restore(convert(load(name), "bfloat16"), sound[0], rate)  # type: ignore[arg-type]
+    model = load(name)
+    wanted = restore(model, sound[0], rate)
+    assert isinstance(model, TwoStage)
+    made = restore(convert(model, "bfloat16"), sound[0], rate)
     ratio = 10 * np.log10(np.square(wanted).sum() / np.square(made - wanted).sum())
     return {"model": name, "snr": float(ratio), **score(wanted, made, ("pesq", "stoi", "estoi", "lsd", "mel_l1"))[0]}
 
@@ -176,8 +178,8 @@ class PlainAdversary(Adversary):
             of_fake, of_real = self.discriminators(fake), self.discriminators(real)
         of_real, of_fake = ([[m.float() for m in maps] for maps in side] for side in (of_real, of_fake))
         pairs = [(r, f) for rs, fs in zip(of_real, of_fake, strict=True) for r, f in zip(rs[:-1], fs[:-1], strict=True)]
-        matching = torch.stack([F.l1_loss(f, r) for r, f in pairs]).sum()
-        return {"adv": least_squares_fool(of_fake), "fm": matching}
+        distance = torch.stack([F.l1_loss(f, r) for r, f in pairs]).sum()
+        return {"adv": least_squares_fool(of_fake), "fm": distance}
 
 
 def measure_training(name: str, rounds: int) -> dict[str, Any]:

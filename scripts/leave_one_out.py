@@ -35,7 +35,7 @@ def speaker_out(speaker: str, vocoder: Path, options: argparse.Namespace) -> Pat
         *("train-restorer", "restorer", *options.overlay, "adapt", f"init={options.init}", f"run={folder / 'run'}"),
         *(f"data.train=[{options.clean},{options.pairs}]", f"data.exclude_speakers=['{speaker}']"),
         *(f"data.valid=[{options.clean}]", f"data.sensors=[{sensor},any,eben]", *options.settings),
-        "--resume",
+        *["--resume"] * (folder / "run" / "config.yaml").exists(),
     )
     scores = folder / "scores"
     step(

@@ -18,7 +18,7 @@ SIMULATED=(throat eben)              # what the held-out speech is scored throug
 WEIGHTS=last.safetensors             # not best, which was chosen on the speech that is scored
 
 smoke() { # the same steps, small; a second simulated sensor would be the same step again
-  SETTINGS=(tiny steps=2 save=2 report=2 valid.every=2 valid.items=1 valid.show=0)
+  SETTINGS=(tiny steps=2 save=2 report=2 valid.every=2 valid.items=1)
   SCORES=(--limit 2 --pictures 0)
   SIMULATED=("${SIMULATED[0]}")
 }
@@ -98,11 +98,19 @@ step() {
   mv "$mark.part" "$mark"
 }
 
+# begun_or_not FOLDER COMMAND ...: a training, which goes on if one has begun in FOLDER
+begun_or_not() {
+  local folder=$1 more=()
+  shift
+  [[ ! -e $folder/config.yaml ]] || more=(--resume)
+  twostage "$@" "${more[@]}"
+}
+
 # train NAME COMMAND ...: into RESULTS/NAME
 train() {
   local name=$1 command=$2
   shift 2
-  step "$name" twostage "$command" "$@" "data.valid=[$DATA/dev.csv]" "${SETTINGS[@]}" "run=$RESULTS/$name" --resume
+  step "$name" begun_or_not "$RESULTS/$name" "$command" "$@" "data.valid=[$DATA/dev.csv]" "${SETTINGS[@]}" "run=$RESULTS/$name"
 }
 
 train_all() {

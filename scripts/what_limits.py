@@ -19,7 +19,7 @@ from torch import Tensor
 from twostage.audio.levels import levelled
 from twostage.data.manifest import read_manifest
 from twostage.evaluation.metrics import score
-from twostage.evaluation.runner import Source
+from twostage.evaluation.pairs import Source
 from twostage.models import checkpoint
 from twostage.models.features import MelConfig, mel_basis
 from twostage.models.two_stage import TwoStage
@@ -55,10 +55,11 @@ def variants(restored: Tensor, clean: Tensor, config: MelConfig) -> Iterator[tup
 def scores_of(model: TwoStage, degraded: np.ndarray, clean: np.ndarray) -> dict[str, list[float]]:
     length = min(len(degraded), len(clean)) // model.hop_length * model.hop_length
     sides = [levelled(side[:length], model.sample_rate) for side in (degraded, clean)]
-    heard, spoken = (torch.from_numpy(np.ascontiguousarray(side))[None, None] for side in sides)
-    (restored, spectrum), found = model.restored(heard), {}
+    sensor, spoken = (torch.from_numpy(np.ascontiguousarray(side))[None, None] for side in sides)
+    heard = model.mel.stft.input_spectra(sensor)
+    restored, found = model.restored(heard), {}
     for name, mel in variants(restored, model.mel(spoken), model.config.vocoder.mel):
-        made = model.vocoder(mel.float(), spectrum)[0, 0].numpy()
+        made = model.vocoder(mel.float(), heard, sensor)[0, 0].numpy()
         found[name] = list(score(sides[1], made, SCORES)[0].values())
     return found
 
@@ -78,8 +79,8 @@ def main() -> None:
         for name, values in scores_of(model, *source.read(entry)).items():
             rows.setdefault(name, []).append(values)
     print("| log-mels | STOI | ESTOI | PESQ-WB |\n| --- | ---: | ---: | ---: |")
-    for name, values in rows.items():
-        stoi, estoi, pesq = np.mean(values, axis=0)
+    for name, scored in rows.items():
+        stoi, estoi, pesq = np.mean(scored, axis=0)
         print(f"| {name} | {stoi:.3f} | {estoi:.3f} | {pesq:.2f} |")
 
 

@@ -22,11 +22,13 @@ import numpy as np
 from tqdm import tqdm
 
 from twostage.audio.sound_files import Audio
-from twostage.commands.evaluate import models_by_label
+from twostage.commands.options import models_by_label
 from twostage.data.manifest import read_manifest
 from twostage.data.sensors import load_sensor
+from twostage.evaluation.metrics import SAMPLE_RATE as RATE
+from twostage.evaluation.pairs import Source, select
 from twostage.evaluation.report import CLEAN
-from twostage.evaluation.runner import RATE, Source, estimates, load_systems, select
+from twostage.evaluation.systems import estimates, load_systems
 from twostage.utils.errors import ConfigError, DataError, TwoStageError
 from twostage.utils.files import replacing
 

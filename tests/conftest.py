@@ -86,11 +86,12 @@ def paired_corpus(tmp_path_factory: pytest.TempPathFactory, speech: Callable[...
 
 @pytest.fixture(scope="session")
 def load_script() -> Callable[[str], ModuleType]:
-    """load_script(name) -> scripts/name.py as a module, not run."""
+    """load_script(name) -> scripts/name.py as a module, not run; so is a path below the repository's root."""
+    root = Path(__file__).parent.parent
 
     def load(name: str) -> ModuleType:
-        path = Path(__file__).parent.parent / "scripts" / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(name, path)
+        path = root / name if name.endswith(".py") else root / "scripts" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)

@@ -7,18 +7,19 @@ import numpy as np
 import pytest
 import torch
 from scipy.signal import butter, sosfiltfilt
-from torch import Tensor, nn
+from torch import Tensor
 
 from twostage.audio import sound_files
 from twostage.audio.bandwidth import FULL_BAND_DB, BandMeter, ClipMeter
 from twostage.cli import main
 from twostage.inference.restoration import Options, restore, restore_file
+from twostage.models.enhancer import EnhancerModule
 from twostage.utils.errors import AudioError, ConfigError
 
 RATE = 16000
 
 
-class Mute(nn.Module):
+class Mute(EnhancerModule):
     """An enhancer after which nothing is like before."""
 
     sample_rate, hop_length, stride, context = RATE, 256, 512, 1024

@@ -11,7 +11,7 @@ from twostage.cli import main
 from twostage.models import checkpoint
 
 FAST = ["data.samples=2048", "data.batch=2", "threads=1", "save=1", "report=1"]
-VALID = ["valid.every=2", "valid.items=1", "valid.seconds=0.3", "valid.show=0", "valid.metrics=[mel_l1]"]
+VALID = ["valid.every=2", "valid.items=1", "valid.seconds=0.3", "valid.metrics=[mel_l1]"]
 SMALL = {
     "bsrnn": ["model.n_fft=64", "model.hop_length=16", "model.bands=[3,13,17]", "model.features=4", "model.layers=1"],
     "bilstm": ["model.n_fft=64", "model.hop_length=16", "model.units=4", "model.layers=1"],

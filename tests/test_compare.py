@@ -12,20 +12,26 @@ from twostage.cli import main
 from twostage.data.manifest import Entry
 from twostage.evaluation import compare, metrics, report
 from twostage.evaluation.costs import Costs
-from twostage.evaluation.runner import ROWS, SUMMARY, Results, Source, System, evaluate, show
+from twostage.evaluation.pairs import Source
+from twostage.evaluation.pictures import show
+from twostage.evaluation.results import ROWS, SUMMARY, Results
+from twostage.evaluation.runner import evaluate
+from twostage.evaluation.systems import System
+from twostage.models.enhancer import EnhancerModule
 
 RATE = 16000
 
 
-class Muffled:
+class Muffled(EnhancerModule):
     """Takes away everything above ``limit`` Hz."""
 
-    sample_rate, hop_length, stride, context = RATE, 1, 1, 0
+    sample_rate, context = RATE, 0
 
     def __init__(self, limit: float) -> None:
+        super().__init__()
         self.limit = limit
 
-    def __call__(self, sound):
+    def forward(self, sound):
         spectrum = np.fft.rfft(sound.numpy())
         spectrum[..., np.fft.rfftfreq(sound.shape[-1], 1 / RATE) > self.limit] = 0
         return type(sound)(np.fft.irfft(spectrum, sound.shape[-1]).astype(np.float32))

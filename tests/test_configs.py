@@ -13,7 +13,7 @@ from twostage.training import recipes
 from twostage.training.config import FinetuneRun, RestorerRun, VocoderRun, load_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-OVERLAYS = {"tiny", "adapt", "fusion", "content", "causal", "hifigan_v1", "hifigan_v2", "hifigan_v3"}
+OVERLAYS = {"tiny", "adapt", "fusion", "content", "causal", "sensor", "hifigan_v1", "hifigan_v2", "hifigan_v3"}
 FAST = ["steps=2", "save=1", "report=1", "valid.every=2", "data.samples=2048"]
 
 
@@ -34,7 +34,7 @@ def test_presets_have_the_sizes_of_the_paper(given: list[str], name: str, millio
     assert weights / 1e6 == pytest.approx(millions, abs=0.05 if millions > 10 else 0.005)
 
 
-@pytest.mark.parametrize("name", ["vocoder", "content", "causal", "hifigan_v1", "hifigan_v2", "hifigan_v3"])
+@pytest.mark.parametrize("name", ["vocoder", "content", "causal", "sensor", "hifigan_v1", "hifigan_v2", "hifigan_v3"])
 def test_vocoders_step_and_leave_weights(given: list[str], name: str, tmp_path: Path) -> None:
     # a preset's own layout at a few channels, with judges of one kind
     small = ["vocoder.upsample_initial_channel=16", "vocoder.mel.n_mels=16", "data.batch=1", "valid.items=1"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from twostage.models import checkpoint
-from twostage.training import recipes
+from twostage.training import prepared, recipes
 from twostage.training.config import VocoderRun, load_config
 from twostage.training.distributed import Team
 from twostage.utils.errors import ConfigError
@@ -105,4 +105,4 @@ def test_processes_that_would_not_learn_one_model_stop(
 
     stopping = pytest.raises(ConfigError, match=message) if message else nullcontext()
     with stopping:
-        recipes._check_same(Two(torch.device("cpu"), 0, 2), ours, 0, 5)
+        prepared._check_same(Two(torch.device("cpu"), 0, 2), ours, 0, 5)

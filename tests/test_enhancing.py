@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from twostage.cli import main
 from twostage.data.pairs import Pair
 from twostage.models import checkpoint, registry
+from twostage.models.enhancer import EnhancerConfig, EnhancerModule
 from twostage.models.features import MelConfig
 from twostage.training import recipes
 from twostage.training.config import EnhancerRun, load_config
@@ -17,19 +18,19 @@ from twostage.training.losses import negative_si_sdr
 from twostage.training.tasks import Enhancing, EnhancingWeights, total
 from twostage.utils.errors import ConfigError
 
-FAST = ["threads=1", "data.samples=4096", "data.batch=2", "valid.items=1", "valid.seconds=0.5", "valid.show=0"]
+FAST = ["threads=1", "data.samples=4096", "data.batch=2", "valid.items=1", "valid.seconds=0.5"]
 
 
 @dataclass(frozen=True)
-class GainConfig:
+class GainConfig(EnhancerConfig):
     start: float = 1.0
 
 
-class Gain(nn.Module):
+class Gain(EnhancerModule):
     """One number that the audio is multiplied with, and one that is measured before training."""
 
     mean: Tensor
-    sample_rate, hop_length, stride, context, latency = 16000, 1, 1, 0, 0.0
+    sample_rate, context, latency = 16000, 0, 0.0
 
     def __init__(self, config: GainConfig) -> None:
         super().__init__()

@@ -15,8 +15,10 @@ from twostage.cli import main
 from twostage.commands import evaluate as command
 from twostage.data.manifest import Entry
 from twostage.data.sensors import PRESETS
-from twostage.evaluation import costs, report, runner
+from twostage.evaluation import costs, metrics, pairs, report, runner, systems
 from twostage.evaluation.report import RAW, Row, bootstrap
+from twostage.evaluation.results import Results
+from twostage.evaluation.scoring import scoring_pool
 from twostage.models import checkpoint
 from twostage.utils.errors import ConfigError, DataError
 
@@ -86,7 +88,7 @@ def test_a_bad_file_is_named_and_the_rest_is_scored(corpus, capsys):
 
 def test_restored_and_copy_synthesis_are_rows_with_costs_and_pictures(corpus, tiny, tiny_path, capsys, monkeypatch):
     checkpoint.save(corpus / "v.safetensors", tiny.vocoder, provenance={})
-    monkeypatch.setattr(runner, "measure", partial(costs.measure, seconds=0.5, repeats=1))
+    monkeypatch.setattr(systems, "measure", partial(costs.measure, seconds=0.5, repeats=1))
     arguments = ("--pairs", corpus / "pairs.csv", "--limit", 2, "--group-by", "speaker", "-o", corpus / "out")
     run(*arguments, "--model", f"ours={tiny_path}", "--model", f"voc={corpus / 'v.safetensors'}", "--pictures", 1)
     summary = json.loads((corpus / "out" / "summary.json").read_text())
@@ -106,7 +108,7 @@ def test_costs_of_the_same_weights_are_taken_from_another_evaluation(corpus, tin
         measured.append(model)
         return costs.Costs(7, 0.5, 0.1, "cpu", 1, 0.25)
 
-    monkeypatch.setattr(runner, "measure", measure)
+    monkeypatch.setattr(systems, "measure", measure)
     arguments = ("--pairs", corpus / "pairs.csv", "--limit", 1, "--pictures", 0)
     run(*arguments, "--model", f"ours={tiny_path}", "-o", corpus / "first")
     assert len(measured) == 2
@@ -126,7 +128,7 @@ def test_costs_of_the_same_weights_are_taken_from_another_evaluation(corpus, tin
 
 def test_the_directory_of_a_vocoders_training_gives_copy_synthesis(tmp_path, tiny):
     checkpoint.save(tmp_path / "run" / "best.safetensors", tiny.vocoder, provenance={})
-    (system,) = runner.load_systems({"voc": [str(tmp_path / "run")]})
+    (system,) = systems.load_systems({"voc": [str(tmp_path / "run")]})
     assert (system.name, system.hears_clean) == ("voc, copy-synthesis", True)
 
 
@@ -165,18 +167,17 @@ def test_simulated_input_is_what_the_simulate_command_writes(corpus, tmp_path):
     (corpus / "in").mkdir()
     (corpus / "a_air.wav").rename(corpus / "in" / "a.wav")
     assert main(["simulate", str(corpus / "in"), str(tmp_path / "out"), "--sensor", "in-ear", "--seed", "3"]) == 0
-    source = runner.Source(corpus / "in", PRESETS["in-ear"], seed=3)
+    source = pairs.Source(corpus / "in", PRESETS["in-ear"], seed=3)
     simulated, _ = source.read(Entry(str(corpus / "in" / "a.wav"), None, "s", 1.0))
     assert np.abs(simulated - sound_files.read(tmp_path / "out" / "a.wav")[0][0]).max() <= 2**-15
 
 
 def test_another_process_scores_as_this_one(corpus):
     entries = [Entry(str(corpus / f"b_{side}.wav"), str(corpus / "b_bone.wav"), side, 1.0) for side in ("air", "gone")]
-    here, there = runner.Results(), runner.Results()
-    runner.evaluate(entries, runner.Source(corpus), [], here, names=QUICK)
-    runner.evaluate(
-        entries, runner.Source(corpus), [], there, names=QUICK, jobs=2
-    )  # starts as many as there is work for: one
+    here, there = Results(), Results()
+    runner.evaluate(entries, pairs.Source(corpus), [], here, names=QUICK)
+    # starts as many as there is work for: one
+    runner.evaluate(entries, pairs.Source(corpus), [], there, names=QUICK, jobs=2)
     assert here == there
     assert [(row.delay, row.scores["stoi"]) for row in here.rows] == [(100, 1.0)]
     assert len(here.failures) == 1
@@ -184,7 +185,7 @@ def test_another_process_scores_as_this_one(corpus):
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(corpus, monkeypatch):
     arguments = ("--pairs", corpus / "pairs.csv", "--model", "none", "-o", corpus / "out", "--pictures", 0)
-    read, seen = runner.Source.read, []
+    read, seen = pairs.Source.read, []
 
     def interrupted(source, entry):
         seen.append(source.name(entry))
@@ -192,7 +193,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(corpus, monkeypatch)
             raise KeyboardInterrupt
         return read(source, entry)
 
-    monkeypatch.setattr(runner.Source, "read", interrupted)
+    monkeypatch.setattr(pairs.Source, "read", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(*arguments)
     assert list(scores(corpus / "out")) == ["a_bone.wav"]
@@ -240,15 +241,15 @@ def test_mistakes_are_named(corpus, monkeypatch, arguments, error, message):
 
 def test_a_limit_is_spread_over_the_manifest():
     entries = [Entry("c", "d", str(i), 1.0) for i in range(10)]
-    assert [entry.speaker for entry in runner.select(entries, paired=True, limit=3)] == ["0", "3", "6"]
-    assert runner.select(entries, paired=True, limit=11) == entries
+    assert [entry.speaker for entry in pairs.select(entries, paired=True, limit=3)] == ["0", "3", "6"]
+    assert pairs.select(entries, paired=True, limit=11) == entries
 
 
 def test_a_recorded_delay_is_undone(corpus):
     late = Entry(str(corpus / "a_air.wav"), str(corpus / "a_bone.wav"), "a", 1.0, delay=0.1)
-    degraded, clean = runner.Source(corpus).read(late)
+    degraded, clean = pairs.Source(corpus).read(late)
     assert (degraded.size, clean.size) == (RATE - 1600, RATE)
-    simulated, _ = runner.Source(corpus, PRESETS["eben"]).read(late)
+    simulated, _ = pairs.Source(corpus, PRESETS["eben"]).read(late)
     assert simulated.size == RATE
 
 
@@ -278,7 +279,7 @@ def test_rows_come_back_from_their_file(tmp_path):
 
 
 def test_clean_speech_is_scored_by_what_needs_no_reference(corpus, monkeypatch):
-    monkeypatch.setitem(runner.metrics.NO_REFERENCE, "mos", lambda sound: float(np.abs(sound).sum()))
+    monkeypatch.setitem(metrics.NO_REFERENCE, "mos", lambda sound: float(np.abs(sound).sum()))
     arguments = ("--pairs", corpus / "pairs.csv", "--model", "none", "--pictures", 0)
     run(*arguments, "-o", corpus / "out", "--metrics", "mos", "stoi")
     clean, raw = scores(corpus / "out", report.CLEAN), scores(corpus / "out")
@@ -321,6 +322,6 @@ def test_missing_scores_are_said_in_the_table():
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="of POSIX alone")
 def test_ctrl_c_is_left_to_whoever_began_the_scorers() -> None:
     """A terminal sends it to all processes, and each would print a traceback."""
-    with runner._scorers(2) as pool:
+    with scoring_pool(2) as pool:
         assert pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, []).result() == {signal.SIGINT}
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -20,7 +20,8 @@ import twostage
 from twostage.audio import sound_files
 from twostage.cli import main
 from twostage.data.sensors import Sensor
-from twostage.evaluation import costs, runner
+from twostage.evaluation import costs
+from twostage.evaluation.systems import System, fingerprint, load_systems
 from twostage.export.calibration import calibration_speech
 from twostage.export.int8 import convolutions
 from twostage.export.onnx import TOLERANCE, RealGriffinLim, RealStft, difference, export, mel_difference, waves
@@ -174,9 +175,9 @@ def test_costs_and_the_digest_are_those_of_the_model(
 ) -> None:
     found, expected = (costs.measure(model, seconds=1, repeats=1) for model in (whole, centred))
     assert (found.parameters, found.gmac) == (expected.parameters, expected.gmac)
-    prints = runner.fingerprint([runner.System("a", whole, False), runner.System("b", step, False)])
+    prints = fingerprint([System("a", whole, False), System("b", step, False)])
     assert prints["a"] != prints["b"]
-    systems = runner.load_systems({"a": [str(whole.path)]})
+    systems = load_systems({"a": [str(whole.path)]})
     assert [system.name for system in systems] == ["a"]  # no copy-synthesis: the vocoder is not there by itself
 
 
@@ -338,10 +339,10 @@ def test_real_griffin_lim_is_griffin_lim() -> None:
     torch.manual_seed(0)
     limiter = GriffinLim(MelConfig(), 8, 4000.0)
     given = 0.1 * torch.randn(1, 1, 5120)
-    mel, heard = limiter.mel(given), limiter.mel.stft.compressed(given)
+    mel, heard = limiter.mel(given), limiter.mel.stft.input_spectra(given)
     kernel = waves(limiter.mel.stft)
     found = RealGriffinLim(limiter, RealStft(limiter.mel.stft, kernel))(
-        given.flip(-1), mel, torch.stack([heard.real, heard.imag])
+        given.flip(-1), mel, heard.each(lambda x: torch.stack([x.real, x.imag]))
     )
     torch.testing.assert_close(found, limiter(given.flip(-1), mel, heard), atol=1e-5, rtol=0)
 

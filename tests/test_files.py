@@ -1,9 +1,22 @@
 """Claims about writing: a file is there when it is complete, or not at all, and what is in its way is named."""
 
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import twostage
+from twostage.audio import sound_files
+from twostage.corpus.storage import Store
+from twostage.data.manifest import Entry, write_manifest
+from twostage.evaluation.report import write_rows
+from twostage.models import checkpoint
 from twostage.utils.errors import OutputError
 from twostage.utils.files import partial_name, replacing
 
@@ -66,3 +79,126 @@ def test_hidden_names_fit_where_names_do(tmp_path: Path, name: str) -> None:
     partial = partial_name(tmp_path / name)
     partial.touch()
     assert partial.name.encode().decode() == partial.name
+
+
+def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    """Whoever has the old file open goes on with it: the new one takes its name, it is not copied over it."""
+    (tmp_path / "a.txt").write_text("old")
+    with (tmp_path / "a.txt").open() as reader:
+        with replacing(tmp_path / "a.txt") as partial:
+            partial.write_text("new")
+            written = partial.stat().st_ino
+        assert reader.read() == "old"
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert (tmp_path / "a.txt").stat().st_ino == written
+
+
+# cannot write another byte once its file is complete: whatever copied it now would be killed half-way
+KILLED = """
+import resource, signal, sys
+from pathlib import Path
+from twostage.utils.files import replacing
+
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+with replacing(sys.argv[1]) as partial:
+    partial.write_bytes(b"n" * 10_000)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
+"""
+
+
+@pytest.mark.parametrize("before", [b"", b"o" * 10_000])
+def test_a_kill_while_a_file_gets_its_name_leaves_no_half(tmp_path: Path, before: bytes) -> None:
+    if before:
+        (tmp_path / "a.bin").write_bytes(before)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a.bin")], check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "a.bin").read_bytes() == b"n" * 10_000
+
+
+def test_content_is_on_the_disk_before_its_name_and_the_name_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, replace, done = os.fsync, os.replace, []
+
+    def flush(descriptor: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    def rename(old: Path, new: Path) -> None:
+        done.append("rename")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", rename)
+    with replacing(tmp_path / "a.txt") as partial:
+        partial.write_text("x")
+    assert done == ["file", "rename", "folder"]
+
+
+@pytest.mark.parametrize("refused", ["open", "fsync"])
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(22, "Invalid argument")])
+def test_a_system_that_flushes_no_folders_writes_files_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str, error: OSError
+) -> None:
+    """As Windows, which opens no folder, and some network disks, which flush none."""
+    call = getattr(os, refused)
+
+    def refusing(target: int | str | Path, *args: int) -> int | None:
+        if os.path.isdir(target if refused == "open" else f"/proc/self/fd/{target}"):
+            raise error
+        return call(target, *args)
+
+    monkeypatch.setattr(os, refused, refusing)
+    with replacing(tmp_path / "a.txt") as partial:
+        partial.write_text("x")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.txt", "x")]
+
+
+def test_content_that_does_not_reach_the_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("old")
+
+    def failing(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OutputError, match=r"a\.txt: cannot be written \(Input"), replacing(tmp_path / "a.txt") as file:
+        file.write_text("new")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.txt", "old")]
+
+
+def test_a_file_that_came_into_being_meanwhile_is_kept(tmp_path: Path) -> None:
+    exists = pytest.raises(OutputError, match=r"a\.txt: exists already")
+    with exists, replacing(tmp_path / "a.txt", overwrite=False) as partial:
+        partial.write_text("ours")
+        (tmp_path / "a.txt").write_text("another's")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.txt", "another's")]
+
+
+def copied(path: Path) -> Path:
+    return Path(shutil.copy(__file__, path))
+
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "a training's state": lambda path: checkpoint.save_state(path, {"step": 1}),
+    "a sound file": lambda path: sound_files.write(path, np.zeros(9, np.float32), 16000, overwrite=True),
+    "a corpus's file": lambda path: Store(str(path.parent)).deliver(copied(path.parent / "x"), path.name),
+    "a manifest": lambda path: write_manifest(path, [Entry("a.wav", None, "s", 1.0)], overwrite=True),
+    "rows": lambda path: write_rows(path, []),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_whatever_is_written_appears_as_a_whole(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "out.wav"
+    path.write_text("old")
+    with path.open() as reader:
+        WRITERS[name](path)
+        assert reader.read() == "old"
+    assert path.stat().st_size != 3
+    assert {file.name for file in tmp_path.iterdir()} - {".twostage"} == {"out.wav"}
+
+
+def test_no_other_place_renames_files() -> None:
+    package = Path(twostage.__file__).parent
+    users = [path.relative_to(package).as_posix() for path in package.rglob("*.py") if "os.replace" in path.read_text()]
+    assert users == ["utils/files.py"]

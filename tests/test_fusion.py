@@ -16,7 +16,9 @@ from twostage.cli import main
 from twostage.data.manifest import Entry, read_manifest
 from twostage.data.noise import Air, looped, noisy, pink
 from twostage.data.pairs import Pair, PairConfig, PairDataset
-from twostage.evaluation import runner
+from twostage.data.sensors import Sensor
+from twostage.evaluation import report
+from twostage.evaluation.pairs import Source
 from twostage.evaluation.report import AIR, RAW
 from twostage.export.onnx import TOLERANCE, export
 from twostage.models import checkpoint
@@ -279,7 +281,7 @@ def test_two_channels_go_in_and_one_comes_out(fusion_path: Path, headset: np.nda
 def test_an_evaluation_has_rows_of_both_microphones(
     fusion_path: Path, tiny_path: Path, corpus: Path, noise: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(runner, "measure_costs", lambda systems: {})
+    monkeypatch.setattr("twostage.evaluation.systems.measure_costs", lambda systems: {})
     given = ["evaluate", "--clean", str(corpus), "--simulate", "eben", "--pictures", "0", "--limit", "1"]
     given += ["--metrics", "stoi", "estoi", "lsd", "mel_l1"]
     models = ["--model", f"both={fusion_path}", "--model", f"bone={tiny_path}"]
@@ -287,7 +289,7 @@ def test_an_evaluation_has_rows_of_both_microphones(
     with redirect_stdout(StringIO()) as table:
         assert main([*airy, *models, "-o", str(tmp_path / "a")]) == 0
         assert main([*given, *models[2:], "-o", str(tmp_path / "b")]) == 0
-    rows, alone = (runner.report.read_rows(tmp_path / name / "utterances.csv") for name in "ab")
+    rows, alone = (report.read_rows(tmp_path / name / "utterances.csv") for name in "ab")
     assert [row.system for row in rows][:2] == [RAW, AIR]
     assert "| noisy air | 1 |" in table.getvalue()
     scores = {row.system: row.scores for row in rows}
@@ -312,7 +314,7 @@ def test_simulated_files_are_what_is_evaluated(speech: Speech, noise: Path, tmp_
     assert main(["simulate", str(tmp_path / "in"), str(tmp_path / "out"), *settings]) == 1
     assert "two.wav: has 2 channels; --air-snr makes two of a file with one" in capsys.readouterr().err
     files = tuple(sorted(map(str, noise.iterdir())))
-    source = runner.Source(tmp_path / "in", runner.Sensor(cutoff=600.0), 3, Air(-3.0, files, 3))
+    source = Source(tmp_path / "in", Sensor(cutoff=600.0), 3, Air(-3.0, files, 3))
     made, _ = source.read(Entry(str(tmp_path / "in" / "a.wav"), None, "s", 1.0))
     written = sound_files.read(tmp_path / "out" / "a.wav")[0]
     assert written.shape == made.shape == (2, RATE)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from twostage.models.features import LogMel, MelConfig
+from twostage.inference.windowed_inference import WindowedInference
+from twostage.models.features import InputSpectra, LogMel, MelConfig
 from twostage.models.griffinlim import GriffinLim
 from twostage.models.restorer import RestorerConfig
 from twostage.models.two_stage import TwoStage, TwoStageConfig
@@ -62,7 +63,7 @@ def test_the_input_gives_its_phase_below_the_limit_alone():
         one, other = (gl.mel.stft.spectrum(x)[:, bins, 4:-4] for x in (audio, clear))
         return float((one.conj() * other).real.sum() / (one.abs() * other.abs()).sum())
 
-    heard = gl.mel.stft.compressed(0.1 * clear)
+    heard = gl.mel.stft.input_spectra(0.1 * clear)
     assert agreement(gl(noise, mel, heard), slice(6, 64)) > 0.95
     assert agreement(gl(noise, mel), slice(6, 64)) < 0.5
     assert agreement(gl(noise, mel, heard), slice(300, 500)) < 0.5
@@ -71,7 +72,7 @@ def test_the_input_gives_its_phase_below_the_limit_alone():
 def test_silence_at_the_input_is_no_guide():
     gl, mel = GriffinLim(CONFIG, 4, heard_below=4000.0), LogMel(CONFIG)(voice())
     start = 0.05 * torch.randn(1, 1, 15872, generator=torch.Generator().manual_seed(3))
-    assert gl(start, mel, torch.zeros(2, 513, 62, dtype=torch.complex64)).isfinite().all()
+    assert gl(start, mel, InputSpectra(*torch.zeros(2, 1, 513, 62, dtype=torch.complex64))).isfinite().all()
 
 
 def test_iterations_bring_the_mels_nearer():
@@ -106,9 +107,10 @@ def test_the_compressed_input_takes_a_buzz_away_where_the_input_holds_nothing():
     spectrum[..., 8192:] = 0  # from 4 kHz on
     dull, mel = torch.fft.irfft(spectrum), LogMel(CONFIG)(hiss)
     gl = GriffinLim(CONFIG, 1, heard_below=32000.0)
-    heard, nothing = gl.mel.stft.compressed(dull).chunk(2)
-    assert lines(gl(buzz_of(hiss), mel, torch.cat([heard, torch.zeros_like(nothing)])), 4500.0) > 20
-    assert lines(gl(buzz_of(hiss), mel, torch.cat([heard, nothing])), 4500.0) < 8
+    heard = gl.mel.stft.input_spectra(dull)
+    alone = heard._replace(compressed=torch.zeros_like(heard.compressed))
+    assert lines(gl(buzz_of(hiss), mel, alone), 4500.0) > 20
+    assert lines(gl(buzz_of(hiss), mel, heard), 4500.0) < 8
 
 
 @pytest.mark.parametrize(("iterations", "context"), [(4, 13), (16, 28)])
@@ -116,12 +118,14 @@ def test_the_compressed_input_takes_a_buzz_away_where_the_input_holds_nothing():
 def test_the_context_is_enough_and_rounding_does_not_grow(hears: bool, iterations: int, context: int):
     audio, gl = voice(3.0), GriffinLim(CONFIG, iterations, heard_below=4000.0)
     assert gl.context == context
-    mel, heard = LogMel(CONFIG)(audio), gl.mel.stft.compressed(audio) if hears else None
+    mel, heard = LogMel(CONFIG)(audio), gl.mel.stft.input_spectra(audio) if hears else None
     start = 0.05 * torch.randn(audio.shape, generator=torch.Generator().manual_seed(3))
     whole = gl(start, mel, heard)
     first, last = 60 - gl.context, 100 + gl.context
     samples = slice(first * 256, last * 256)
-    part = gl(start[..., samples], mel[..., first:last], None if heard is None else heard[..., first:last])
+    part = gl(
+        start[..., samples], mel[..., first:last], None if heard is None else heard.each(lambda x: x[..., first:last])
+    )
     inside = slice(gl.context * 256, (gl.context + 40) * 256)
     torch.testing.assert_close(part[..., inside], whole[..., 60 * 256 : 100 * 256], atol=1e-6, rtol=0)
     nudged = gl(start * (1 + 1e-6), mel, heard)
@@ -163,10 +167,10 @@ def test_both_stages_hand_the_input_on_and_windows_agree_with_the_whole():
     audio = voice(4.0)
     with torch.no_grad():
         whole = model(audio)
-        heard = model.mel.stft.compressed(audio)
+        heard = model.mel.stft.input_spectra(audio)
         assert torch.equal(whole, model.vocoder(model.restorer(model.mel(audio)), heard))
         assert float((whole - model.vocoder(model.restorer(model.mel(audio)))).abs().max()) > 1e-3
         first, keep = 60 * 256, 80 * 256
         context = -(-model.context // model.stride) * model.stride
-        part = model.relay()(audio[..., first - context : first + keep + context], context, keep)
+        part = WindowedInference(model)(audio[..., first - context : first + keep + context], context, keep)
     torch.testing.assert_close(part, whole[..., first : first + keep], atol=1e-5, rtol=0)

@@ -19,7 +19,7 @@ from torch import nn
 
 from twostage import cli
 from twostage.audio import sound_files
-from twostage.commands import training
+from twostage.commands.options import training_settings
 from twostage.data.pairs import Pair
 from twostage.evaluation import costs, metrics
 from twostage.models import checkpoint, registry
@@ -132,7 +132,7 @@ def test_settings_are_ones_that_a_training_takes(
         Path(path).touch()
     for folder in re.findall(r"data\.noise=(\S+)", " ".join(arguments)):
         Path(folder).mkdir()
-    assert training.settings(cli.parse(arguments), SCHEMAS[arguments[0]]).run  # an unknown or impossible one raises
+    assert training_settings(cli.parse(arguments), SCHEMAS[arguments[0]]).run  # an unknown or impossible one raises
 
 
 def test_own_sensor_without_any_data_runs_as_written(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

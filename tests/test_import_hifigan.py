@@ -117,6 +117,17 @@ def test_no_fmax_is_nyquist(write):
     assert read_config(write({}, PUBLISHED | {"fmax": None})[1]).mel.fmax == 11025
 
 
+@pytest.mark.parametrize(("published", "highest"), [(None, 11025), (9000, 9000), ("left out", 11025)])
+def test_the_highest_frequency_of_the_losses_is_kept(write, published, highest):
+    settings = PUBLISHED | {"fmax_for_loss": published}
+    if published == "left out":
+        del settings["fmax_for_loss"]
+    weights, config, out = write(generator(PUBLISHED), settings)
+    import_hifigan(weights, config, out)
+    found = checkpoint.load_stage(out, "vocoder").config
+    assert (found.mel_of_losses.fmax, found.mel.fmax) == (highest, 8000)
+
+
 def test_provenance_names_the_source(write):
     weights, config, out = write(generator(PUBLISHED))
     import_hifigan(weights, config, out)

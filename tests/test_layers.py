@@ -28,9 +28,10 @@ ROOMS = {
     "__main__": 9,
 }
 # what `import twostage` hands out, when asked
-PUBLIC = ("models.checkpoint", "models.two_stage", "inference.restoration", "inference.stream")
+PUBLIC = ("models.checkpoint", "models.enhancer", "models.two_stage", "inference.restoration", "inference.stream")
 
 OWNERS = {
+    "signal": {"utils.signals"},
     "soundfile": {"audio.sound_files"},
     "soxr": {"audio.sound_files"},
     "omegaconf": {"training.config"},
@@ -130,6 +131,19 @@ def test_commands_are_light_to_import(path):
     names = imports(path, everywhere=False)
     assert not HEAVY & {used.partition(".")[0] for used in names}
     assert all(other.startswith(("commands", *LIGHT)) for other in ours(names))
+
+
+def test_nobody_waits_for_what_is_slow_to_import_and_seldom_used():
+    """scipy.signal takes a second, which every command would wait for."""
+    seldom = ("scipy.signal", "scipy.optimize")
+    at_once = {name_of(path): imports(path, everywhere=False) for path in FILES}
+    assert not [name for name, found in at_once.items() if any(other.startswith(seldom) for other in found)]
+
+
+@pytest.mark.parametrize("path", (PACKAGE / "commands").glob("*.py"), ids=name_of)
+def test_commands_import_no_command(path):
+    """What several of them need is an option."""
+    assert {other for other in ours(imports(path)) if other.startswith("commands")} <= {"commands.options"}
 
 
 def test_the_public_names_are_imported_when_asked():

@@ -23,7 +23,8 @@ def maps(*logits: float) -> list[list[torch.Tensor]]:
         (losses.hinge_real_fake(maps(0.8, 2.0), maps(0.1, -3.0)), 0.2 + 1.1 + 0 + 0),
         (losses.hinge_fool(maps(0.1, -0.5)), -0.1 + 0.5),
         (losses.bounded_hinge_fool(maps(0.1, -0.5, 3.0)), 0.9 + 1.5 + 0),
-        (losses.feature_matching(maps(1.0, 2.0), maps(0.5, 2.5)), 1.0 + 1.0),
+        (losses.feature_matching(maps(1.0, 2.0), maps(0.5, 2.5), logits=False), 1.0 + 1.0),
+        (losses.feature_matching(maps(1.0, 2.0), maps(0.5, 2.5)), 1.0 + 1.0 + 0.5 + 0.5),  # HiFi-GAN's
         (losses.mel_l1(torch.zeros(1, 2, 2), torch.tensor([[[1.0, 2.0], [3.0, -4.0]]])), 2.5),
         (losses.delta_l1(torch.zeros(1, 2, 2), torch.tensor([[[1.0, 2.0], [3.0, -4.0]]])), 4.0 + 4.0),
     ],

@@ -5,15 +5,16 @@ from math import inf
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from twostage.inference.chunks import enhance
 from twostage.inference.restoration import restore
+from twostage.models.enhancer import StreamingModule
 from twostage.nn.layers import GRU
-from twostage.nn.streaming import Late
+from twostage.nn.streaming import Late, continued
+from twostage.utils.errors import ConfigError
 
 
-class Remembering(nn.Module):
+class Remembering(StreamingModule):
     """A GRU from hop to hop of 10 samples, 7 samples late."""
 
     causal, context, sample_rate, hop_length, stride, delay = True, inf, 1000, 10, 10, 7
@@ -22,9 +23,6 @@ class Remembering(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.gru, self.later, self.note = GRU(10, 10), Late(7), heard.append
-
-    def forward(self, audio):
-        return self.late(nn.functional.pad(audio, (0, 10)))[..., 7:-3]
 
     def late(self, audio):
         self.note(audio.shape[-1])
@@ -45,8 +43,9 @@ def model(heard):
 def test_a_recording_in_pieces_is_the_whole(model, heard, frames):
     given = np.random.default_rng(0).standard_normal((3, frames)).astype(np.float32)
     whole = np.zeros_like(given)
-    padded = np.pad(given, [(0, 0), (0, -frames % 10)])
-    whole[[0, 2]] = model(torch.from_numpy(padded[[0, 2]])[:, None])[:, 0, :frames].numpy()
+    spoken = torch.from_numpy(given[[0, 2]])[:, None]
+    late = model.late(continued(spoken, 7 + -(frames + 7) % 10))
+    whole[[0, 2]] = late[:, 0, 7 : 7 + frames].numpy()
     del heard[:]
     pairs = list(enhance(model, np.array_split(given, 4, axis=1), 0.1, [0, 2]))
     assert max(heard) <= 100
@@ -72,3 +71,20 @@ def test_silent_channels_stay_as_long_as_they_were(model):
     pairs = list(enhance(model, [np.ones((2, 555), np.float32)], 0.1, []))
     assert sum(after.shape[1] for _, after in pairs) == 555
     assert not any(after.any() for _, after in pairs)
+
+
+class Elsewhere:
+    """A causal enhancer that is no module: there would be no state to carry."""
+
+    causal, context, sample_rate, hop_length, stride, delay, inputs = True, inf, 1000, 10, 10, 7, 1
+    latency, device = 17, torch.device("cpu")
+
+    def __call__(self, audio):
+        return audio
+
+    late = __call__
+
+
+def test_a_causal_model_must_be_a_module():
+    with pytest.raises(ConfigError, match="Elsewhere: a causal model must be a torch module"):
+        restore(Elsewhere(), np.ones(100), 1000)

@@ -14,7 +14,7 @@ import pytest
 
 from twostage import cli
 from twostage.audio import sound_files
-from twostage.commands import training
+from twostage.commands.options import training_settings
 from twostage.models import checkpoint
 from twostage.models.two_stage import TwoStage
 from twostage.training.config import FinetuneRun, RestorerRun, VocoderRun
@@ -73,8 +73,10 @@ def told() -> Iterator[list[str]]:
 # each once: the site tells some of the README again
 TOLD = [shlex.split(line) for line in dict.fromkeys(shlex.join(arguments) for arguments in told())]
 SCRIPTS = [words[1:] for _, block in blocks(*SHELL) for words in lines(block) if words[:1] == ["python"]]
-SCRIPTS = [words for words in SCRIPTS if words[0].startswith("scripts/")]
-MENTIONED = sorted({span for span in spans() if re.match(r"(twostage$|twostage |(python )?scripts/)", span)})
+SCRIPTS = [words for words in SCRIPTS if words[0].startswith(("scripts/", "tests/"))]
+MENTIONED = sorted(
+    {span for span in spans() if re.match(r"(twostage$|twostage |(python )?(scripts/|tests/run_))", span)}
+)
 NAMES = sorted({span for span in spans() if re.fullmatch(r"twostage(\.\w+)+", span)})
 # but for guides, whose readers are to make some
 FILES = sorted(
@@ -108,7 +110,7 @@ def test_the_settings_that_are_told_are_ones_that_a_training_takes(
     args.settings = ["mine.yaml" if "..." in text else text for text in args.settings]
     first = [text for text in args.settings if "=" not in text and text != "mine.yaml"]
     given = Namespace(directory=args.directory, resume=False, settings=[*first, "mine.yaml", *args.settings])
-    assert training.settings(given, TRAININGS[arguments[0]]).run  # an unknown or impossible setting raises
+    assert training_settings(given, TRAININGS[arguments[0]]).run  # an unknown or impossible setting raises
 
 
 @pytest.mark.parametrize("options", [["--run", "r"], ["--run", "r", "--resume"], ["--run=r", "--resume"]])
@@ -159,12 +161,12 @@ class Built(Exception):
 @pytest.fixture(scope="session")
 def parser_of(load_script: Callable[[str], ModuleType]) -> Callable[[str], ArgumentParser]:
     def parser(script: str) -> ArgumentParser:
-        """That of scripts/NAME.py."""
+        """That of a script, by its path below the repository's root."""
 
         def stop(self: ArgumentParser, *_: object) -> None:
             raise Built(self)
 
-        main = load_script(Path(script).stem).main
+        main = load_script(script).main
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ArgumentParser, "parse_args", stop)
             with pytest.raises(Built) as caught:

@@ -13,7 +13,7 @@ import pytest
 
 from twostage import cli
 from twostage.audio import sound_files
-from twostage.commands import training
+from twostage.commands.options import training_settings
 from twostage.data.simulator import PRESETS, seeded, simulate
 from twostage.training.config import RestorerRun, RunConfig, VocoderRun
 
@@ -175,7 +175,7 @@ def test_the_recipes_commands_exist_and_every_training_gets_the_settings(
             args = cli.parse(words[2:])  # exits if there is no such command
             if words[2].startswith("train-"):
                 schema = RestorerRun if words[2] == "train-restorer" else VocoderRun
-                settings: RunConfig = training.settings(args, schema)
+                settings: RunConfig = training_settings(args, schema)
                 runs[Path(settings.run).name] = settings
     assert list(runs) == ["base", "vocoder", "restorer"]
     assert {(run.seed, run.threads) for run in runs.values()} == {(7, 1)}
@@ -190,7 +190,10 @@ def test_what_was_stopped_goes_on_where_it_was(data: Path, stub: Path, tmp_path:
     stopped = reproduce(data, tmp_path / "r", python=stub, LOG=str(log), FAIL="adapt")
     assert stopped.returncode == 3
     assert len(log.read_text().splitlines()) == 4
+    assert "--resume" not in log.read_text()
     log.unlink()
+    (tmp_path / "r" / "restorer").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "r" / "restorer" / "config.yaml").touch()  # what a training writes first
     again = reproduce(data, tmp_path / "r", "threads=2", python=stub, LOG=str(log), FAIL="")
     assert again.returncode == 0
     first = shlex.split(log.read_text().splitlines()[0])

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import twostage
 from twostage.audio import levels, sound_files
@@ -15,14 +15,16 @@ from twostage.audio.sound_files import match_length
 from twostage.inference import restoration
 from twostage.inference.chunks import enhance
 from twostage.inference.restoration import Options, restore, restore_file
+from twostage.inference.windowed_inference import WindowedInference
 from twostage.inference.windows import keep_low_band, windows
+from twostage.models.enhancer import Enhancer, EnhancerModule
 from twostage.models.two_stage import TwoStage
 from twostage.utils.errors import AudioError, ConfigError
 
 Speech = Callable[..., np.ndarray]
 
 
-class Identity(nn.Module):
+class Identity(EnhancerModule):
     """An enhancer that leaves everything as it is."""
 
     sample_rate, hop_length, stride, context = 16000, 256, 512, 1024
@@ -40,7 +42,7 @@ class Scale(Identity):
         return self.gain * audio
 
 
-def restored_level(model: nn.Module, given: np.ndarray, **options: str) -> float:
+def restored_level(model: Enhancer, given: np.ndarray, **options: str) -> float:
     return levels.active_level(restore(model, given, 16000, **options), 16000)  # type: ignore[arg-type]
 
 
@@ -72,15 +74,18 @@ def test_windows_equal_the_whole(tiny: TwoStage, speech: Speech, frames: int, se
 
 def test_a_batch_of_windows_is_what_they_are_one_by_one(tiny: TwoStage, speech: Speech) -> None:
     stereo = np.stack([speech(40000), speech(40000, seed=1)])
-    sizes = []
-    hook = tiny.restorer.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-    single, batched = (
-        np.concatenate([out for _, out in enhance(tiny, [stereo], 0.2, [0, 1], batch)], axis=1) for batch in (1, 3)
-    )
-    hook.remove()
-    assert sizes[0] == 1
-    assert max(sizes) == 3
-    assert sum(sizes[: sizes.index(2)]) == sum(sizes[sizes.index(2) :])  # as many windows as before
+    sizes: dict[int, list[int]] = {1: [], 3: []}
+
+    def restored(batch: int) -> np.ndarray:
+        hook = tiny.restorer.register_forward_pre_hook(lambda _, given: sizes[batch].append(len(given[0])))
+        made = np.concatenate([out for _, out in enhance(tiny, [stereo], 0.2, [0, 1], batch)], axis=1)
+        hook.remove()
+        return made
+
+    single, batched = restored(1), restored(3)
+    assert set(sizes[1]) == {1}
+    assert max(sizes[3]) == 3
+    assert sum(sizes[1]) == sum(sizes[3])  # as many windows
     assert single.shape == stereo.shape
     assert np.abs(single).max() > 1e-3
     assert np.abs(single - batched).max() < 1e-5
@@ -90,7 +95,7 @@ def test_the_context_is_needed(tiny: TwoStage, speech: Speech) -> None:
     """The claim above is not an empty one: half the context, and the tiny model's windows differ."""
     given = speech(40000)
 
-    class Hasty(nn.Module):
+    class Hasty(EnhancerModule):
         sample_rate, hop_length, stride, context = 16000, 256, tiny.stride, tiny.stride
 
         def forward(self, audio: Tensor) -> Tensor:
@@ -273,8 +278,8 @@ def test_stages_do_not_change_a_window(tiny: TwoStage, speech: Speech) -> None:
     given = torch.from_numpy(speech(40000))[None, None]
     skip, keep = 16 * 512, 20 * 512 + 77
     wanted = tiny(given)[..., skip : skip + keep]
-    assert torch.allclose(tiny.relay()(given, skip, keep), wanted, atol=1e-6)
-    assert torch.allclose(tiny.relay()(given, 0, 39900), tiny(given)[..., :39900], atol=1e-6)
+    assert torch.allclose(WindowedInference(tiny)(given, skip, keep), wanted, atol=1e-6)
+    assert torch.allclose(WindowedInference(tiny)(given, 0, 39900), tiny(given)[..., :39900], atol=1e-6)
 
 
 def test_windows_in_turn_make_nothing_twice(tiny: TwoStage, speech: Speech, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,10 +301,10 @@ def test_windows_in_turn_make_nothing_twice(tiny: TwoStage, speech: Speech, monk
 
 
 def test_windows_in_turn_begin_at_a_hop(tiny: TwoStage, speech: Speech) -> None:
-    given, relay = torch.from_numpy(speech(40000))[None, None], tiny.relay()
-    relay(given, 0, 10 * 512 + 100)
+    given, in_windows = torch.from_numpy(speech(40000))[None, None], WindowedInference(tiny)
+    in_windows(given, 0, 10 * 512 + 100)
     with pytest.raises(ValueError, match="a window begins at 5220, not at a multiple of 256"):
-        relay(given, 10 * 512 + 100, 512)
+        in_windows(given, 10 * 512 + 100, 512)
 
 
 def test_a_file_is_not_replaced_by_its_own_restoration(speech: Speech, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ import torch
 torch.set_num_threads(1)
 from twostage.models import checkpoint
 from twostage.training import monitor
-from twostage.training import recipes
+from twostage.training import prepared, recipes
 from test_resume import vocoder
 
 corpus, run, moment = sys.argv[1:]
@@ -112,7 +112,7 @@ class Dying(monitor.Monitor):
             else:
                 torch.save = half
         super().__call__(training, progress)
-recipes.Monitor = Dying
+prepared.Monitor = Dying
 recipes.train_vocoder(vocoder(Path(corpus), Path(run)))
 """
 

@@ -70,7 +70,7 @@ def test_loading_a_network_draws_no_dice_needs_no_torchaudio_and_says_nothing(sa
         (np.zeros(RATE), "the estimate is silent"),
         (np.full(RATE, np.nan), "the estimate has NaN or infinite samples"),
         (np.full(RATE // 2 - 1, 0.1), r"too short, less than 0\.5 s"),
-        (np.zeros(0), "the estimate is silent"),
+        (np.zeros(0), "there are no samples"),
     ],
 )
 def test_what_cannot_be_scored_is_nan_and_says_why(name, estimate, reason):

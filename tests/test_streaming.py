@@ -12,7 +12,7 @@ from twostage.models.two_stage import TwoStage, TwoStageConfig
 from twostage.models.vocoder import VocoderConfig
 from twostage.nn import short
 from twostage.nn.layers import GRU, LSTM, Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
-from twostage.nn.streaming import Late, Overlap, Past, carries, streaming
+from twostage.nn.streaming import Late, Overlap, Past, carries, continued, streaming
 from twostage.utils.errors import ConfigError
 
 MEL = MelConfig(n_fft=768, win_length=768, causal=True)
@@ -174,7 +174,7 @@ def test_both_stages_in_pieces_are_the_whole(hops: int, griffin_lim: int) -> Non
     with torch.no_grad():
         whole = model(audio)
         with streaming(model):
-            late = pieces(model.late, nn.functional.pad(audio, (0, model.delay)), hops * 256)
+            late = pieces(model.late, continued(audio, model.delay), hops * 256)
     assert model.delay == (512 if griffin_lim else 0)
     assert whole.shape == audio.shape
     assert float(whole.abs().max()) > 0.01
@@ -187,7 +187,7 @@ def test_pooled_time_streams_in_multiples_of_its_stride() -> None:
     with torch.no_grad():
         whole = model(audio)
         with streaming(model):
-            late = pieces(model.late, nn.functional.pad(audio, (0, model.delay + 256)), model.stride)
+            late = pieces(model.late, continued(audio, model.delay + 256), model.stride)
     assert whole.shape == audio.shape
     torch.testing.assert_close(late[..., model.delay :][..., : 39 * 256], whole, atol=1e-5, rtol=0)
 

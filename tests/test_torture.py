@@ -1,4 +1,4 @@
-"""Claims about hostile input and hostile moments: the short form of scripts/torture.py (docs/RELIABILITY.md).
+"""Claims about hostile input and hostile moments: the short form of tests/run_torture.py (docs/RELIABILITY.md).
 
 Every command runs in a fork of one process that has imported everything; the seeds are fixed, so are damage and
 moments. A failure keeps its files below the test's folder, from where ``--replay`` runs it again.
@@ -15,14 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torture import mutations
+from torture.harness import LONGEST, MEMORY, Outcome, complaints
+
+from twostage.audio import sound_files
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from torturing import mutations  # noqa: E402 - found where the line above says
-from torturing.harness import LONGEST, MEMORY, Outcome, complaints  # noqa: E402
-
-from twostage import audio  # noqa: E402
 
 # part -> how many cases it has at least, and kinds that must be among them
 PARTS = {
@@ -40,7 +38,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reas
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What became of each part's cases."""
     out = tmp_path_factory.mktemp("torture")
-    command = [sys.executable, str(ROOT / "scripts" / "torture.py"), "--short", "-o", str(out)]
+    command = [sys.executable, str(ROOT / "tests" / "run_torture.py"), "--short", "-o", str(out)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     found = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
@@ -107,4 +105,4 @@ def test_sound_is_sound_before_it_is_damaged(tmp_path: Path) -> None:
     for container, coding, suffix in mutations.CONTAINERS:
         sound = mutations.speech(np.random.default_rng(0))
         (tmp_path / f"x.{suffix}").write_bytes(mutations.encoded(sound, 16000, container, coding))
-        assert audio.read(tmp_path / f"x.{suffix}")[0].shape == (1, len(sound))
+        assert sound_files.read(tmp_path / f"x.{suffix}")[0].shape == (1, len(sound))

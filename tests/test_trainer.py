@@ -9,12 +9,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from twostage.audio import sound_files
 from twostage.data.manifest import read_manifest
 from twostage.data.pairs import Pair, PairConfig
 from twostage.evaluation.metrics import NO_REFERENCE
 from twostage.models import checkpoint
-from twostage.models.features import LogMel, MelConfig
+from twostage.models.features import MelConfig
 from twostage.models.restorer import Restorer, RestorerConfig
 from twostage.models.two_stage import TwoStage, TwoStageConfig
 from twostage.training import recipes
@@ -23,7 +22,7 @@ from twostage.training.logs import RunLog, coloured
 from twostage.training.optim import OptimizerConfig
 from twostage.training.tasks import Restoring, RestoringWeights
 from twostage.training.trainer import Training, fit
-from twostage.training.validation import Estimate, Example, bounds, examples, measure
+from twostage.training.validation import Example, bounds, examples
 from twostage.utils.errors import ConfigError, TwoStageError
 
 RESTORER = RestorerConfig(MelConfig(n_mels=16), channels=(4, 8), time_strides=(2,), blocks=1, dilations=(1,))
@@ -151,21 +150,6 @@ def test_scores_without_a_reference_stand_beside_those_of_input_and_clean_speech
     peak = float(clean.abs().max())
     assert bounds([pair], ["stoi", "mos"], 16000) == {"raw": {"mos": 0.5 * peak}, "clean": {"mos": peak}}
     assert bounds([pair], ["stoi"], 16000) == {}
-
-
-def test_sound_of_another_rate_is_scored_where_the_metrics_hold(speech):
-    clean = speech(48000)
-    noisy = clean + 0.1 * np.random.default_rng(0).standard_normal(48000).astype(np.float32)
-
-    def stoi(rate):
-        sides = [torch.from_numpy(sound_files.resample(side, 16000, rate))[None, None] for side in (clean, noisy)]
-        example = Example("a", sides[0], sides[0], real=False)
-        estimate = Estimate(torch.zeros(80, 1), sides[1][0, 0].numpy())
-        mel = LogMel(MelConfig(sample_rate=rate))
-        return measure(torch.nn.Identity(), lambda model, given: estimate, [example], ["stoi"], mel)["stoi"]
-
-    assert stoi(16000) < 0.9
-    assert stoi(22050) == pytest.approx(stoi(16000), abs=0.005)
 
 
 def test_held_out_speech_is_the_same_each_time(corpus):

@@ -16,24 +16,35 @@ if TYPE_CHECKING:
     from twostage.inference.restoration import restore as restore
     from twostage.inference.stream import Stream as Stream
     from twostage.models.checkpoint import load as load
+    from twostage.models.enhancer import Enhancer as Enhancer
     from twostage.models.two_stage import TwoStage as TwoStage
 
 __version__ = "0.1.0"
-__all__ = ["Stream", "TwoStage", "load", "restore"]
+__all__ = ["Enhancer", "Stream", "TwoStage", "load", "restore"]
 
 
 def __getattr__(name: str) -> Any:  # `import twostage` and the command line's --help must not wait for torch
     if name == "TwoStage":
-        from twostage.models.two_stage import TwoStage as value
-    elif name == "load":
-        from twostage.models.checkpoint import load as value  # type: ignore[assignment]
-    elif name == "restore":
-        from twostage.inference.restoration import restore as value  # type: ignore[assignment]
-    elif name == "Stream":
-        from twostage.inference.stream import Stream as value  # type: ignore[assignment]
-    else:
-        raise AttributeError(f"module 'twostage' has no attribute {name!r}")
-    return value
+        from twostage.models.two_stage import TwoStage
+
+        return TwoStage
+    if name == "Enhancer":
+        from twostage.models.enhancer import Enhancer
+
+        return Enhancer
+    if name == "load":
+        from twostage.models.checkpoint import load
+
+        return load
+    if name == "restore":
+        from twostage.inference.restoration import restore
+
+        return restore
+    if name == "Stream":
+        from twostage.inference.stream import Stream
+
+        return Stream
+    raise AttributeError(f"module 'twostage' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

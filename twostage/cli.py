@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -29,7 +28,7 @@ from twostage.commands import (
 )
 from twostage.utils.errors import TwoStageError, one_line
 from twostage.utils.memory import honest, keep_freed
-from twostage.utils.signals import Once, answer, terminable
+from twostage.utils.signals import Once, answer, ignore, terminable
 
 COMMANDS: dict[str, ModuleType] = {
     "restore": restore,
@@ -95,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(args)
     answer(Once())
     code = _run(args)
-    answer(signal.SIG_IGN)  # the process ends with this: a signal is not to change how
+    ignore()  # the process ends with this: a signal is not to change how
     return code
 
 

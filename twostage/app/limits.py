@@ -42,6 +42,7 @@ class Limits:
     def check_seconds(self, path: Path, seconds: float) -> None:
         if seconds > self.seconds:
             raise AudioError(
-                f"{path}: too long, its channels have {seconds:.0f} s of sound together; "
-                f"this page takes {self.seconds} s, the command `twostage restore` any length"
+                f"too long, its channels have {seconds:.0f} s of sound together; "
+                f"this page takes {self.seconds} s, the command `twostage restore` any length",
+                subject=path,
             )

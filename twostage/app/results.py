@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from twostage.evaluation.pictures import file_name
 from twostage.evaluation.report import CLEAN, RAW
-from twostage.evaluation.runner import PICTURES, SOUNDS, TABLE, file_name
-from twostage.utils.errors import ConfigError, DataError
+from twostage.evaluation.results import PICTURES, SOUNDS, TABLE
+from twostage.utils.errors import ConfigError, DataError, TwoStageError
 
 DEPTH = 4  # folders below the root that are looked through
 
@@ -36,13 +37,20 @@ class Results:
             if self._is_inside(folder / TABLE):
                 yield folder
 
+    def unrooted(self, error: Exception) -> Exception:
+        """``error`` without the root in the name of its subject, which is none of a visitor's business."""
+        if isinstance(error, TwoStageError):
+            error.subject = error.subject.removeprefix(f"{self.root}/")
+        return error
+
     def table(self, name: str) -> str:
         """The Markdown of a folder's table."""
         path = self._folder(name) / TABLE
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{name}/{TABLE}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"cannot be read ({reason})", subject=f"{name}/{TABLE}") from None
 
     def pictures(self, name: str) -> list[Path]:
         """Charts first, then spectrograms."""
@@ -59,7 +67,7 @@ class Results:
 
     def _folder(self, name: str) -> Path:
         if name not in self.names():
-            raise DataError(f"{name}: no results of that name")
+            raise DataError("no results of that name", subject=name)
         return self.root / name
 
     def _inside(self, paths: Iterator[Path] | list[Path]) -> list[Path]:

@@ -13,10 +13,11 @@ from twostage.app.limits import Limits
 from twostage.app.results import Results
 from twostage.app.shift import Shift
 from twostage.app.views import view
-from twostage.app.work import Models, Outcome, restore_all, sample, sentence, simulate_one
+from twostage.app.work import Models, Outcome, restore_all, sample, simulate_one
 from twostage.audio.sound_files import info
-from twostage.inference.restoration import FAILURES, Options, explain
-from twostage.utils.errors import ConfigError
+from twostage.inference.failures import FAILURES, explain
+from twostage.inference.restoration import Options
+from twostage.utils.errors import ConfigError, TwoStageError
 
 
 class Progress(Protocol):
@@ -62,7 +63,7 @@ class Service:
                 outcome = self._restored(sources, folder, wishes, progress)
                 return told(outcome, wishes), self._player(outcome.views, outcome.archive)
         except FAILURES as error:
-            return complaints([explain(error, "this request")]), None
+            return complaints([_reason(error)]), None
 
     def simulate(self, file: str | None, sensor: str, seed: int, wishes: Wishes, progress: Progress) -> tuple[str, Any]:
         """Clean speech, what a sensor would hear of it, and what is restored from that."""
@@ -82,7 +83,7 @@ class Service:
                 seen |= {name: restored[name] for name in ("gained", "file")}
                 return told(outcome, wishes), self._player([seen])
         except FAILURES as error:
-            return complaints([sentence(error, source) if file else explain(error, source)]), None
+            return complaints([explain(error, source.name) if file else _reason(error)]), None
 
     def show(self, name: str | None) -> tuple[str, str, Any, Any]:
         """A folder of results: a complaint, the table's Markdown, pictures, sounds."""
@@ -100,7 +101,7 @@ class Service:
                 ]
                 return "", self.results.table(name), self.publish(pictures), self._player(views)
         except FAILURES as error:
-            return complaints([explain(error, name).replace(str(self.results.root), "")]), "", None, None
+            return complaints([explain(self.results.unrooted(error), name)]), "", None, None
 
     def sample(self, name: str) -> str | None:
         """A copy of a sample of the project's own below ``home``; None if it is not installed."""
@@ -135,6 +136,11 @@ class Service:
                 yield folder
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _reason(error: Exception) -> str:
+    """Why a request as a whole came to nothing."""
+    return str(error) if isinstance(error, TwoStageError) else explain(error, "this request")
 
 
 def told(outcome: Outcome, wishes: Wishes) -> str:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from twostage.app.limits import Limits
 from twostage.app.views import view
 from twostage.data.recordings import simulate_recording
 from twostage.data.sensors import PRESETS
-from twostage.inference.jobs import plan
-from twostage.inference.restoration import FAILURES, Options, Progress, Report, explain, restore_file
+from twostage.inference.failures import Failure, one_by_one
+from twostage.inference.jobs import Job, plan
+from twostage.inference.restoration import Options, Progress, Report, restore_file
 from twostage.models.checkpoint import load
-from twostage.utils.errors import AudioError, ConfigError
+from twostage.models.enhancer import Enhancer
+from twostage.utils.errors import AudioError, ConfigError, called
 
 SAMPLES = (Path(__file__).parent.parent / "samples", Path(__file__).parent.parent.parent / "samples")
 Fraction = Callable[[float], None]
@@ -25,15 +28,15 @@ class Models:
 
     def __init__(self, paths: Mapping[str, Sequence[str]]) -> None:
         self._paths, self._lock = dict(paths), threading.Lock()
-        self._loaded: dict[tuple[str, str], Any] = {}
+        self._loaded: dict[tuple[str, str], Enhancer] = {}
 
     @property
     def labels(self) -> list[str]:
         return list(self._paths)
 
-    def get(self, label: str, device: str) -> Any:
+    def get(self, label: str, device: str) -> Enhancer:
         if label not in self._paths:
-            raise ConfigError(f"{label}: no such model; there are {', '.join(self._paths)}")
+            raise ConfigError(f"no such model; there are {', '.join(self._paths)}", subject=label)
         with self._lock:
             if (label, device) not in self._loaded:
                 self._loaded[label, device] = load(*self._paths[label], device=device)
@@ -53,7 +56,7 @@ class Outcome:
 
 
 def restore_all(
-    model: Any,
+    model: Enhancer,
     sources: Sequence[Path],
     folder: Path,
     limits: Limits,
@@ -64,25 +67,29 @@ def restore_all(
 ) -> Outcome:
     """Restore files into ``folder``, format by ``suffix`` (None: their own); one bad file does not stop the rest."""
     limits.check_count(sources)
-    reports: list[Report] = []
-    views, failures = [], []
+    reports, views, failures = list[Report](), list[dict[str, Any]](), list[str]()
     step = _fraction(sum(_seconds(source, limits) for source in sources), progress)
-    for number, source in enumerate(sources):
-        place = folder / str(number)
-        (job,) = plan([str(source)], f"{place}/", suffix=suffix)
+
+    def work(job: Job) -> tuple[Report, dict[str, Any]]:
         step(0.0)  # whoever listens may stop the rest here
-        try:
+        with named_as_given(job.source, job.target):
             if job.error:
-                raise AudioError(job.error)
-            limits.check_length(source)
-            report = restore_file(model, source, job.target, options, progress=_bounded(source, limits, step))
-            sounds = {"before": source, "after": job.target}
-            seen = view(source.name, sounds, place / "seen", top=model.sample_rate / 2)
-        except FAILURES as error:
-            failures.append(sentence(error, source, job.target))
-            continue
-        views.append(seen | {"file": _renamed(job.target)})
-        reports.append(report)
+                raise AudioError(job.error, subject=job.source)
+            limits.check_length(job.source)
+            heard = _bounded(job.source, limits, step)
+            report = restore_file(model, job.source, job.target, options, progress=heard)
+            sounds = {"before": job.source, "after": job.target}
+            seen = view(job.source.name, sounds, job.target.parent / "seen", top=model.sample_rate / 2)
+            return report, seen | {"file": _renamed(job.target)}
+
+    places = (f"{folder / str(number)}/" for number in range(len(sources)))
+    jobs = [plan([str(source)], place, suffix=suffix)[0] for source, place in zip(sources, places, strict=False)]
+    for _, outcome in one_by_one(jobs, work, name=lambda job: job.source.name):
+        if isinstance(outcome, Failure):
+            failures.append(outcome.error)
+        else:
+            reports.append(outcome[0])
+            views.append(outcome[1])
     files = [seen["file"] for seen in views]
     return Outcome(
         views,
@@ -98,9 +105,10 @@ def simulate_one(source: Path, folder: Path, limits: Limits, *, sensor: str, see
     """Clean speech as the preset ``sensor`` would hear it: the file that `twostage simulate` makes of it, as WAV."""
     if sensor not in PRESETS:
         raise ConfigError(f"sensor {sensor}: none of {', '.join(PRESETS)}")
-    limits.check_length(source)
     target = folder / f"{source.stem}-{sensor}.wav"
-    simulate_recording(source, target, PRESETS[sensor], seed, source.name)
+    with named_as_given(source, target):
+        limits.check_length(source)
+        simulate_recording(source, target, PRESETS[sensor], seed, source.name)
     return target
 
 
@@ -109,12 +117,9 @@ def sample(name: str) -> Path | None:
     return next((home / f"{name}.flac" for home in SAMPLES if (home / f"{name}.flac").is_file()), None)
 
 
-def sentence(error: Exception, source: Path, *others: Path) -> str:
-    """One of FAILURES as a visitor may read it: it names ``source``, and no folder of this machine."""
-    text = explain(error, source)
-    for path in (source, *others):
-        text = text.replace(str(path), path.name)
-    return text if source.name in text else f"{source.name}: {text}"
+def named_as_given(*paths: Path) -> AbstractContextManager[None]:
+    """Errors about these files name them as a visitor knows them, without a folder of this machine."""
+    return called({str(path): path.name for path in paths})
 
 
 def _bounded(source: Path, limits: Limits, step: Progress) -> Progress:

@@ -48,7 +48,7 @@ def spectrogram(blocks: Iterable[Audio], sample_rate: int, frames: int, title: s
             columns.append(_columns(pending[:, : (whole - 1) * hop + n_fft], n_fft, hop, together))
             pending = pending[:, whole * hop :]
     if pending is None:
-        raise AudioError(f"{title or 'audio'}: holds no samples")
+        raise AudioError("holds no samples", subject=title or "audio")
     rest = np.pad(pending, [(0, 0), (0, n_fft)])
     columns.append(_columns(rest, n_fft, hop, (rest.shape[1] - n_fft) // hop + 1))
     decibels = 10 * np.log10(np.concatenate(columns, axis=1) + 1e-12)

@@ -19,7 +19,7 @@ import soxr
 from numpy.typing import NDArray
 
 from twostage.utils.errors import AudioError
-from twostage.utils.files import check_writable, make_folder, partial_name
+from twostage.utils.files import check_writable, make_folder, partial_name, publish
 
 Audio = NDArray[np.float32]
 
@@ -74,9 +74,9 @@ class Reader:
         try:
             self._file = soundfile.SoundFile(os.fsencode(path))
         except soundfile.LibsndfileError as error:
-            raise AudioError(f"{path}: not a sound file that can be read ({_reason(error)})") from None
+            raise AudioError(f"not a sound file that can be read ({_reason(error)})", subject=path) from None
         except TypeError:  # soundfile's word for a file named .raw
-            raise AudioError(f"{path}: {RAW}") from None
+            raise AudioError(RAW, subject=path) from None
         file = self._file
         self.info = Info(file.samplerate, file.channels, file.frames, file.format, file.subtype)
         try:
@@ -96,26 +96,26 @@ class Reader:
             yield block
         # MP3 encoders and decoders disagree by a frame or two about what counts
         if total < self.info.frames - (2304 if self.info.format == "MP3" else 0):
-            raise AudioError(f"{self.path}: truncated, {total} of {self.info.frames} samples can be read")
+            raise AudioError(f"truncated, {total} of {self.info.frames} samples can be read", subject=self.path)
 
     def _read(self, frames: int) -> Audio:
         try:
             return self._file.read(frames, dtype="float32", always_2d=True).T
         except soundfile.LibsndfileError as error:
-            raise AudioError(f"{self.path}: damaged ({_reason(error)})") from None
+            raise AudioError(f"damaged ({_reason(error)})", subject=self.path) from None
 
     def _check_length(self) -> None:
         lengths = _announced(self._file.extra_info)
         if any(there < said < OPEN_ENDED for said, there in lengths) or _lacks_ogg_end(self.path, self.info):
-            raise AudioError(f"{self.path}: truncated, the file ends before its sound does")
+            raise AudioError("truncated, the file ends before its sound does", subject=self.path)
         if self.info.frames == 0:
-            raise AudioError(f"{self.path}: holds no samples")
+            raise AudioError("holds no samples", subject=self.path)
 
     def seek(self, frame: int) -> None:
         try:
             self._file.seek(min(frame, self.info.frames))
         except soundfile.LibsndfileError as error:
-            raise AudioError(f"{self.path}: damaged ({_reason(error)})") from None
+            raise AudioError(f"damaged ({_reason(error)})", subject=self.path) from None
 
     def __enter__(self) -> Self:
         return self
@@ -128,24 +128,24 @@ def _check_readable(path: Path) -> None:
     try:
         kind = os.stat(path).st_mode
         if stat.S_ISDIR(kind):
-            raise AudioError(f"{path}: is a folder, not a sound file")
+            raise AudioError("is a folder, not a sound file", subject=path)
         if not stat.S_ISREG(kind):
-            raise AudioError(f"{path}: is not a regular file")
+            raise AudioError("is not a regular file", subject=path)
         with open(path, "rb") as file:
             if not file.read(1):
-                raise AudioError(f"{path}: is empty (0 bytes)")
+                raise AudioError("is empty (0 bytes)", subject=path)
     except FileNotFoundError:
-        raise AudioError(f"{path}: no such file") from None
+        raise AudioError("no such file", subject=path) from None
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        raise AudioError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
+        raise AudioError(f"cannot be read ({getattr(error, 'strerror', error)})", subject=path) from None
 
 
 def _check_plausible(path: str | Path, info: Info) -> None:
     # libsndfile takes anything that is named .au, .snd or .vox for the sound of old telephones
     if info.format == "RAW":
-        raise AudioError(f"{path}: {RAW}")
+        raise AudioError(RAW, subject=path)
     if not SLOWEST <= info.sample_rate <= FASTEST:
-        raise AudioError(f"{path}: its sample rate is {info.sample_rate} Hz, must be {SLOWEST} to {FASTEST}")
+        raise AudioError(f"its sample rate is {info.sample_rate} Hz, must be {SLOWEST} to {FASTEST}", subject=path)
 
 
 def _reason(error: soundfile.LibsndfileError) -> str:
@@ -188,7 +188,7 @@ class Writer:
         check_writable(self.path, overwrite)
         make_folder(self.path.parent)
         if channels > MOST_CHANNELS.get(container, channels):
-            raise AudioError(f"{self.path}: cannot write {channels} channels as {container}")
+            raise AudioError(f"cannot write {channels} channels as {container}", subject=self.path)
         self._partial = partial_name(self.path)
         # Ctrl-C may come between any two lines, this one and the `with` block's first among them
         weakref.finalize(self, self._partial.unlink, missing_ok=True)
@@ -215,9 +215,9 @@ class Writer:
             with open(self._partial, "ab") as file:
                 file.write(bytes(1 << 16))
         except OSError as cause:
-            return AudioError(f"{self.path}: cannot be written ({cause.strerror})")
+            return AudioError(f"cannot be written ({cause.strerror})", subject=self.path)
         reason = _reason(error) if isinstance(error, soundfile.LibsndfileError) else str(error)
-        return AudioError(f"{self.path}: cannot write {what} ({reason})")
+        return AudioError(f"cannot write {what} ({reason})", subject=self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -245,9 +245,9 @@ class Writer:
             raise self._failure(OSError("the disk did not take all of it"), "the sound")
         check_writable(self.path, self._overwrite)  # it may have come into being meanwhile
         try:
-            os.replace(self._partial, self.path)
+            publish(self._partial, self.path)
         except OSError as error:
-            raise AudioError(f"{self.path}: cannot be written ({error.strerror})") from None
+            raise AudioError(f"cannot be written ({error.strerror})", subject=self.path) from None
 
 
 def block_length(channels: int) -> int:
@@ -263,7 +263,7 @@ def coding_for(path: str | Path, subtype: str | None = None) -> tuple[str, str]:
     """libsndfile's container and coding for a file name; ``subtype`` (that of the input, say) is kept where it fits."""
     suffix = Path(path).suffix.lower().lstrip(".")
     if suffix not in FORMATS:
-        raise AudioError(f"{path}: cannot write .{suffix} files; the formats are {', '.join(FORMATS)}")
+        raise AudioError(f"cannot write .{suffix} files; the formats are {', '.join(FORMATS)}", subject=path)
     container, default = FORMATS[suffix]
     if default in LOSSY or subtype not in LINEAR:
         return container, default
@@ -361,7 +361,7 @@ def _find_one(name: str, suffixes: set[str]) -> list[tuple[Path, Path]]:
     else:
         found = _glob(path, suffixes)
     if not found:
-        raise AudioError(f"{name}: no sound files there")
+        raise AudioError("no sound files there", subject=name)
     return found
 
 

@@ -3,8 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from twostage.commands.evaluate import models_by_label
-from twostage.commands.restore import device_for
+from twostage.commands.options import device_for, models_by_label
 
 HELP = "serve a page: restore recordings in the browser, listen before and after, try a sensor, look at results"
 EXAMPLE = """

@@ -7,8 +7,15 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twostage.commands.restore import PRECISION_HELP, PRECISIONS, device_for, precision_for
-from twostage.commands.simulate import add_air_arguments, air_for
+from twostage.commands.options import (
+    PRECISION_HELP,
+    PRECISIONS,
+    add_air_arguments,
+    air_for,
+    device_for,
+    models_by_label,
+    precision_for,
+)
 from twostage.utils.errors import one_line
 
 if TYPE_CHECKING:
@@ -16,7 +23,8 @@ if TYPE_CHECKING:
 
     from twostage.data.manifest import Entry
     from twostage.evaluation.costs import Costs
-    from twostage.evaluation.runner import Results, Source
+    from twostage.evaluation.pairs import Source
+    from twostage.evaluation.results import Results
 
 HELP = "score the raw input, restored speech and copy-synthesis against clean speech"
 EXAMPLE = """
@@ -76,36 +84,37 @@ def run(args: Namespace) -> int:
         return _merge(args)
     from tqdm import tqdm
 
-    from twostage.evaluation import report, runner
+    from twostage.evaluation import pairs, pictures, report, results, runner, systems
 
     _check(args)
     names = _metrics(args.metrics)
     source, entries, problems = _entries(args)
     device = device_for(args.device)
     args.precision = precision_for(args.precision, device)
-    systems = runner.load_systems(models_by_label(args.model), device, args.precision)
-    runner.check_inputs(systems, source)
-    known = runner.known_costs(args.costs, systems) if args.costs else {}
-    settings = _settings(args) | {"models": runner.fingerprint(systems)}
-    results = runner.resume(args.out, settings, overwrite=args.overwrite) if args.out else runner.Results()
-    results.failures += problems
-    costs = known or runner.measure_costs(systems)
+    compared = systems.load_systems(models_by_label(args.model), device, args.precision)
+    systems.check_inputs(compared, source)
+    fingerprints = systems.fingerprint(compared)
+    known = results.known_costs(args.costs, fingerprints) if args.costs else {}
+    settings = _settings(args) | {"models": fingerprints}
+    scored = results.resume(args.out, settings, overwrite=args.overwrite) if args.out else results.Results()
+    scored.failures += problems
+    costs = known or systems.measure_costs(compared)
     with tqdm(total=len(entries), unit="file", disable=None) as bar:
         runner.evaluate(
             entries,
             source,
-            systems,
-            results,
+            compared,
+            scored,
             names=names,
             keep_low_band=args.keep_low_band,
             jobs=args.jobs,
-            save=lambda: report.write_rows(args.out / runner.ROWS, results.rows) if args.out else None,
+            save=lambda: report.write_rows(args.out / results.ROWS, scored.rows) if args.out else None,
             progress=bar.update,
         )
-    code = _publish(args, results, costs, settings)
+    code = _publish(args, scored, costs, settings)
     if args.out and args.pictures:
-        shown = runner.select(entries, paired=bool(args.pairs), limit=args.pictures)
-        runner.show(args.out, shown, source, systems, args.keep_low_band)
+        shown = pairs.select(entries, paired=bool(args.pairs), limit=args.pictures)
+        pictures.show(args.out, shown, source, compared, args.keep_low_band)
     return code
 
 
@@ -118,40 +127,25 @@ def _check(args: Namespace) -> None:
 
 def _metrics(given: Sequence[str] | None) -> tuple[str, ...]:
     """The metrics to measure, in the order of the table."""
-    from twostage.evaluation.runner import NAMES
+    from twostage.evaluation.report import COLUMNS
     from twostage.utils.errors import ConfigError
 
     for name in given or ():
-        if name not in NAMES:
-            raise ConfigError(f"--metrics: no metric {name!r}; there are {', '.join(NAMES)}")
-    return tuple(name for name in NAMES if not given or name in given)
+        if name not in COLUMNS:
+            raise ConfigError(f"--metrics: no metric {name!r}; there are {', '.join(COLUMNS)}")
+    return tuple(name for name in COLUMNS if not given or name in given)
 
 
 def _entries(args: Namespace) -> tuple[Source, list[Entry], list[str]]:
     from twostage.data.manifest import read_manifest
     from twostage.data.sensors import load_sensor
-    from twostage.evaluation.runner import Source, select
+    from twostage.evaluation.pairs import Source, select
 
     manifest, problems = args.pairs or args.clean, list[str]()
     sensor = load_sensor(args.simulate) if args.simulate else None
     entries = read_manifest(manifest, problems=problems)
     chosen = select(entries, paired=bool(args.pairs), speakers=args.only_speaker, limit=args.limit)
     return Source(Path(manifest).absolute().parent, sensor, args.seed, air_for(args)), chosen, problems
-
-
-def models_by_label(given: Sequence[Sequence[str]] | None) -> dict[str, list[str]]:
-    """Label -> paths. A label is given by ``LABEL=``, else the name or the paths themselves."""
-    from twostage.utils.errors import ConfigError
-
-    models: dict[str, list[str]] = {}
-    for first, *rest in given or [["default"]]:
-        label, equals, path = first.partition("=")
-        if not equals or Path(first).exists():
-            label, path = " + ".join([first, *rest]), first
-        if label in models:
-            raise ConfigError(f"--model {label}: given twice; give one of them a LABEL=")
-        models[label] = [path, *rest]
-    return {} if list(models) == ["none"] else models
 
 
 def _settings(args: Namespace) -> dict[str, Any]:
@@ -162,30 +156,30 @@ def _settings(args: Namespace) -> dict[str, Any]:
 
 
 def _merge(args: Namespace) -> int:
-    from twostage.evaluation import report, runner
+    from twostage.evaluation import report, results
     from twostage.utils.errors import ConfigError
 
     if args.out and args.out.resolve() in [folder.resolve() for folder in args.merge]:
         raise ConfigError(f"--out {args.out}: is one of the folders to join")
-    results, costs = runner.merge(args.merge)
+    scored, costs = results.merge(args.merge)
     settings = {"merge": [str(folder) for folder in args.merge]}
     if args.out:
-        runner.resume(args.out, settings, overwrite=args.overwrite)
-        report.write_rows(args.out / runner.ROWS, results.rows)
-    return _publish(args, results, costs, settings)
+        results.resume(args.out, settings, overwrite=args.overwrite)
+        report.write_rows(args.out / results.ROWS, scored.rows)
+    return _publish(args, scored, costs, settings)
 
 
-def _publish(args: Namespace, results: Results, costs: Mapping[str, Costs], settings: Mapping[str, Any]) -> int:
+def _publish(args: Namespace, scored: Results, costs: Mapping[str, Costs], settings: Mapping[str, Any]) -> int:
     """Print the tables, write them and the summary, name the failures; the exit code."""
-    from twostage.evaluation import report, runner
+    from twostage.evaluation import report, results
 
     title = Path(args.pairs or args.clean or "merged").name + (f", simulated: {args.simulate}" if args.simulate else "")
-    text = report.markdown(results.rows, costs, results.failures, title=title, group_by=args.group_by)
+    text = report.markdown(scored.rows, costs, scored.failures, title=title, group_by=args.group_by)
     print(text)
     if args.out:
-        report.write_text(args.out / runner.TABLE, text)
-        summary = report.as_json(results.rows, costs, results.failures, settings)
-        report.write_json(args.out / runner.SUMMARY, summary)
-    for failure in results.failures:
+        report.write_text(args.out / results.TABLE, text)
+        summary = report.as_json(scored.rows, costs, scored.failures, settings)
+        report.write_json(args.out / results.SUMMARY, summary)
+    for failure in scored.failures:
         print(f"twostage: failed: {one_line(failure)}", file=sys.stderr)
-    return 1 if results.failures else 0
+    return 1 if scored.failures else 0

@@ -1,7 +1,7 @@
 """``twostage export``: a model as ONNX."""
 
 from argparse import ArgumentParser, Namespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twostage.utils.errors import CheckpointError, ConfigError
 
@@ -33,7 +33,6 @@ def run(args: Namespace) -> int:
     from pathlib import Path
 
     from twostage.export.onnx import export
-    from twostage.inference.windows import inputs_of
     from twostage.models.checkpoint import load, provenances
     from twostage.models.onnx_enhancer import OnnxEnhancer
     from twostage.utils.files import check_writable
@@ -43,10 +42,9 @@ def run(args: Namespace) -> int:
     model = load(*args.model)
     if isinstance(model, OnnxEnhancer):
         raise CheckpointError(f"{args.model[0]}: is ONNX already")
-    audible: Any = model
-    if args.int8 and inputs_of(model) > 1:
-        raise CheckpointError(f"{args.model[0]}: hears {inputs_of(model)} channels; --int8 is for models of one")
-    speech = _speech(args, audible.sample_rate) if args.int8 else None
+    if args.int8 and model.inputs > 1:
+        raise CheckpointError(f"{args.model[0]}: hears {model.inputs} channels; --int8 is for models of one")
+    speech = _speech(args, model.sample_rate) if args.int8 else None
     written = export(model, args.out, stream=args.stream, provenance=provenances(*args.model), speech=speech)
     what = "log-mels within" if args.int8 else "within"
     size = f"{written.size / 1e6:.1f} MB, {written.operators} operators"

@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 
-from twostage.commands import training
+from twostage.commands.options import add_training_arguments, training_settings
 
 HELP = "fine-tune on pairs: the vocoder on the restorer's log-mels, or both stages jointly"
 EXAMPLE = """
@@ -12,13 +12,13 @@ twostage finetune finetune mine.yaml train=both "models=[default]" --run runs/jo
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    training.add_arguments(parser)
+    add_training_arguments(parser)
 
 
 def run(args: Namespace) -> int:
     from twostage.training.config import FinetuneRun
 
-    settings = training.settings(args, FinetuneRun)
+    settings = training_settings(args, FinetuneRun)
     from twostage.training.recipes import finetune  # after the settings: a mistake in them shows sooner
 
     finetune(settings, resume=args.resume)

@@ -8,20 +8,19 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from twostage.utils.errors import ConfigError, OutputError, TwoStageError, one_line
+from twostage.commands.options import FORMATS, PRECISION_HELP, PRECISIONS, device_for, precision_for
+from twostage.utils.errors import AudioError, ConfigError, OutputError, TwoStageError, one_line
 
 if TYPE_CHECKING:
     from twostage.inference.jobs import Job
     from twostage.inference.restoration import Options, Progress, Report
+    from twostage.models.enhancer import Enhancer
 
 HELP = "restore bone-conducted recordings: files, folders or patterns, of any length and number of channels"
 EXAMPLE = """
 twostage restore recording.wav -o restored.wav --plot
 twostage restore recordings/ -o restored/ --format flac --sample-rate input --json report.json
 """
-FORMATS = ("wav", "flac", "ogg", "opus", "mp3", "aiff", "au", "caf", "w64", "rf64")
-PRECISIONS = ("float32", "bfloat16", "bf16")
-PRECISION_HELP = "of convolutions; bf16 is bfloat16, and faster where the machine computes in it (default: float32)"
 LONG = 600.0  # seconds of sound: enough for a progress bar even in a log file
 
 
@@ -57,9 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from twostage.inference.failures import Failure, one_by_one
     from twostage.inference.jobs import plan
     from twostage.inference.restoration import Options
-    from twostage.inference.windows import device_of
     from twostage.models.onnx_enhancer import OnnxEnhancer
 
     options = Options(
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     device = device_for(args.device)
     precision = precision_for(args.precision, device)
     model = _load(args.model, device, precision) if pending else None
-    device = device_of(model).type if model else device  # ONNX stays on the CPU
+    device = model.device.type if model else device  # ONNX stays on the CPU
     if precision != "float32" and isinstance(model, OnnxEnhancer):
         print(f"twostage: warning: --precision {args.precision}: ONNX runs as it was written", file=sys.stderr)
         precision = "float32"
@@ -79,10 +78,13 @@ def run(args: argparse.Namespace) -> int:
     waiting = set(pending)
     say = Voice(sys.stderr if args.json == "-" else sys.stdout)
     with say.bar(pending) as progress:
+
+        def work(job: "Job") -> "Report":
+            return _do(model if job in waiting else None, job, options, progress, skip=args.skip_existing)
+
         try:
-            for job in jobs:
-                needed = model if job in waiting else None
-                reports.append(_do(needed, job, options, progress, skip=args.skip_existing))
+            for job, outcome in one_by_one(jobs, work, name=lambda job: job.source):
+                reports.append(_failed(job, outcome.error) if isinstance(outcome, Failure) else outcome)
                 say.file(reports[-1])
         finally:
             say.summary(reports, len(jobs), device)
@@ -90,30 +92,39 @@ def run(args: argparse.Namespace) -> int:
     return int(any(report.status == "failed" for report in reports))
 
 
-def _do(model: Any, job: "Job", options: "Options", progress: "Progress", skip: bool) -> "Report":
-    from twostage.inference.restoration import FAILURES, Report, explain, restore_file
+def _do(model: "Enhancer | None", job: "Job", options: "Options", progress: "Progress", skip: bool) -> "Report":
+    """Restore one file, unless it is done. Raises what goes wrong with it."""
+    from twostage.inference.restoration import restore_file
     from twostage.utils.files import check_writable
 
-    report = Report(str(job.source), str(job.target), status="failed", error=job.error)
     if job.error:
-        return report
+        raise AudioError(job.error, subject=job.source)
     if model is None or (skip and _is_done(job)):  # by now, maybe: of another process with the same folder
-        report.status = "skipped"
-        return report
+        return _skipped(job)
+    if job.plot:
+        check_writable(job.plot, options.overwrite)
     try:
-        if job.plot:
-            check_writable(job.plot, options.overwrite)
         report = restore_file(model, job.source, job.target, options, progress=progress)
-        if job.plot:
-            _plot(job, model.sample_rate / 2, options.overwrite)
-            report.plot = str(job.plot)
-    except FAILURES as error:
-        if skip and isinstance(error, OutputError) and _is_done(job):
-            report.status = "skipped"  # the other process was quicker
-            return report
-        report.error = explain(error, job.source)
-    report.status = "failed" if report.error else report.status
+    except OutputError:
+        if skip and _is_done(job):  # the other process was quicker
+            return _skipped(job)
+        raise
+    if job.plot:
+        _plot(job, model.sample_rate / 2, options.overwrite)
+        report.plot = str(job.plot)
     return report
+
+
+def _skipped(job: "Job") -> "Report":
+    from twostage.inference.restoration import Report
+
+    return Report(str(job.source), str(job.target), status="skipped")
+
+
+def _failed(job: "Job", error: str) -> "Report":
+    from twostage.inference.restoration import Report
+
+    return Report(str(job.source), str(job.target), status="failed", error=error)
 
 
 def _is_done(job: "Job") -> bool:
@@ -157,8 +168,7 @@ class Voice:
         for warning in report.warnings:
             self._line(f"twostage: warning: {report.source}: {warning}", sys.stderr)
         if report.error:
-            named = report.error if report.source in report.error else f"{report.source}: {report.error}"
-            self._line(f"twostage: error: {named}", sys.stderr)
+            self._line(f"twostage: error: {report.error}", sys.stderr)
         elif report.status == "skipped":
             self._line(f"{report.source}: skipped, {report.target} exists", self._out)
         else:
@@ -238,26 +248,7 @@ def _write_report(args: argparse.Namespace, reports: "list[Report]", device: str
         partial.write_text(text + "\n", encoding="utf-8")
 
 
-def device_for(name: str) -> str:
-    """The device that --device means: auto, cpu or cuda."""
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: there is no CUDA device that torch can use")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
-def precision_for(name: str, device: str) -> str:
-    """The precision that --precision means: "float32", with a word on stderr, where ``device`` has nothing less."""
-    from twostage.models.precision import shortfall
-
-    lacking = shortfall(name, device)
-    if lacking:
-        print(f"twostage: warning: --{lacking}", file=sys.stderr)
-    return "float32" if lacking or name == "float32" else "bfloat16"
-
-
-def _load(names: list[str] | None, device: str, precision: str) -> Any:
+def _load(names: list[str] | None, device: str, precision: str) -> "Enhancer":
     from twostage.models.checkpoint import load
 
     return load(*names or [], device=device, precision=precision)

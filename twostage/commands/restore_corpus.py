@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from twostage.commands.restore import FORMATS, PRECISION_HELP, PRECISIONS
+from twostage.commands.options import FORMATS, PRECISION_HELP, PRECISIONS
 from twostage.utils.errors import one_line
 from twostage.utils.signals import terminable
 

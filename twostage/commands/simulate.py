@@ -4,12 +4,11 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twostage.commands.restore import FORMATS
-from twostage.utils.errors import AudioError, ConfigError, TwoStageError, one_line
+from twostage.commands.options import FORMATS, add_air_arguments, air_for
+from twostage.utils.errors import AudioError, one_line
 
 if TYPE_CHECKING:
     from twostage.data.manifest import Entry
-    from twostage.data.noise import Air
 
 HELP = "make body-conducted speech from clean speech, as a sensor would pick it up"
 EXAMPLE = """
@@ -33,30 +32,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     existing.add_argument("--skip-existing", action="store_true", help="leave out inputs whose output exists")
 
 
-def add_air_arguments(parser: ArgumentParser) -> None:
-    """Those of an air microphone beside the sensor, for ``air_for``."""
-    add = parser.add_argument
-    add("--air-snr", metavar="DB", type=float, help="add an air microphone, a second channel, with so much noise")
-    add("--noise", metavar="FOLDER", help="sounds that --air-snr draws from (default: pink noise)")
-
-
-def air_for(args: Namespace) -> "Air | None":
-    """The air microphone that --air-snr, --noise and --seed mean."""
-    from math import isfinite
-
-    from twostage.audio import sound_files
-    from twostage.data.noise import Air
-
-    if args.air_snr is None:
-        if args.noise:
-            raise ConfigError(f"--noise {args.noise}: goes with --air-snr")
-        return None
-    if not isfinite(args.air_snr):
-        raise ConfigError(f"--air-snr is {args.air_snr}, must be a number of dB")
-    noise = tuple(str(path) for path, _ in sound_files.find([args.noise])) if args.noise else ()
-    return Air(args.air_snr, noise, args.seed)
-
-
 def run(args: Namespace) -> int:
     import sys
 
@@ -66,23 +41,31 @@ def run(args: Namespace) -> int:
     from twostage.data.manifest import write_manifest
     from twostage.data.recordings import simulate_recording
     from twostage.data.sensors import load_sensor
+    from twostage.inference.failures import Failure, one_by_one
 
     sensor, air = load_sensor(args.sensor), air_for(args)
     files = sound_files.find([args.clean])
     _check(args, files)
     entries: list[Entry] = []
     made = failed = 0
-    for source, relative in tqdm(files, disable=len(files) < 20 or None, unit="file"):
+
+    def work(file: tuple[Path, Path]) -> "tuple[Entry, bool]":
+        source, relative = file
         target = _target(args, relative)
-        try:
-            if not (args.skip_existing and target.exists()):
-                name = relative.as_posix()
-                simulate_recording(source, target, sensor, args.seed, name, air=air, overwrite=args.overwrite)
-                made += 1
-            entries.append(_pair(source, target, relative))
-        except TwoStageError as error:
+        needed = not (args.skip_existing and target.exists())
+        if needed:
+            name = relative.as_posix()
+            simulate_recording(source, target, sensor, args.seed, name, air=air, overwrite=args.overwrite)
+        return _pair(source, target, relative), needed
+
+    shown = tqdm(files, disable=len(files) < 20 or None, unit="file")
+    for _, outcome in one_by_one(shown, work, name=lambda file: file[0]):
+        if isinstance(outcome, Failure):
             failed += 1
-            print(f"twostage: error: {one_line(error)}", file=sys.stderr)
+            print(f"twostage: error: {one_line(outcome.error)}", file=sys.stderr)
+        else:
+            entries.append(outcome[0])
+            made += outcome[1]
     if args.manifest and entries:
         write_manifest(args.manifest, entries, overwrite=args.overwrite)
     print(f"{made} of {len(files)} files simulated in {args.out}" + (f", {failed} failed" if failed else ""))

@@ -3,13 +3,14 @@
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twostage.utils.errors import AudioError, ConfigError
 
 if TYPE_CHECKING:
     from twostage.inference.realtime import Timing
     from twostage.inference.stream import Stream
+    from twostage.models.enhancer import Enhancer
 
 HELP = "restore speech as it comes: raw PCM from standard input to standard output, a file against the clock, or live"
 EXAMPLE = """
@@ -79,10 +80,10 @@ def run(args: argparse.Namespace) -> int:
     channels = "one channel" if stream.inputs == 1 else "bone and air"
     latency = stream.latency / stream.sample_rate * 1000
     print(f"twostage: {stream.sample_rate} Hz, {channels}, latency {latency:.0f} ms", file=sys.stderr)
-    return _live(args, stream, model.stride) if args.live else _pipe(args, stream)  # type: ignore[arg-type]
+    return _live(args, stream, model.stride) if args.live else _pipe(args, stream)
 
 
-def _stream(args: argparse.Namespace, model: Any, gain_db: list[float]) -> "Stream":
+def _stream(args: argparse.Namespace, model: "Enhancer", gain_db: list[float]) -> "Stream":
     from twostage.inference.stream import Stream
 
     return Stream(model, seconds=args.seconds, gain_db=gain_db)
@@ -115,15 +116,14 @@ def _live(args: argparse.Namespace, stream: "Stream", hop: int) -> int:
     return 0
 
 
-def _file(args: argparse.Namespace, model: Any, gain: list[float] | None) -> int:
+def _file(args: argparse.Namespace, model: "Enhancer", gain: list[float] | None) -> int:
     from pathlib import Path
 
-    from twostage.inference.windows import inputs_of
     from twostage.utils.files import check_writable, replacing
 
     for path in filter(None, (args.out, args.json)):
         check_writable(Path(path), args.overwrite)
-    gain = _measured_gain(args.file, model.sample_rate, inputs_of(model)) if gain is None else gain
+    gain = _measured_gain(args.file, model.sample_rate, model.inputs) if gain is None else gain
     timing = _play(args, model, gain)
     said, short = ", ".join(f"{g:+.1f}" for g in gain), ",".join(f"{g:.0f}" for g in gain)
     print(f"{args.file}: gain {said} dB (for a live stream of this microphone: --gain {short})")
@@ -137,7 +137,7 @@ def _file(args: argparse.Namespace, model: Any, gain: list[float] | None) -> int
     return 0
 
 
-def _play(args: argparse.Namespace, model: Any, gain: list[float]) -> "Timing":
+def _play(args: argparse.Namespace, model: "Enhancer", gain: list[float]) -> "Timing":
     from contextlib import ExitStack
 
     from twostage.audio.sound_files import Reader, Writer, resampled

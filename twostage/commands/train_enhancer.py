@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 
-from twostage.commands import training
+from twostage.commands.options import add_training_arguments, training_settings
 
 HELP = "train a one-stage system of the field (twostage/baselines) on the same pairs"
 EXAMPLE = """
@@ -12,13 +12,13 @@ twostage train-enhancer --run runs/dccrn --resume
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    training.add_arguments(parser)
+    add_training_arguments(parser)
 
 
 def run(args: Namespace) -> int:
     from twostage.training.config import EnhancerRun
 
-    settings = training.settings(args, EnhancerRun)
+    settings = training_settings(args, EnhancerRun)
     from twostage.training.recipes import train_enhancer  # after the settings: a mistake in them shows sooner
 
     train_enhancer(settings, resume=args.resume)

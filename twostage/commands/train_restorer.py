@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 
-from twostage.commands import training
+from twostage.commands.options import add_training_arguments, training_settings
 
 HELP = "train stage one: log-mels of bone-conducted speech become those of clean speech"
 EXAMPLE = """
@@ -12,13 +12,13 @@ twostage train-restorer --run runs/restorer --resume
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    training.add_arguments(parser)
+    add_training_arguments(parser)
 
 
 def run(args: Namespace) -> int:
     from twostage.training.config import RestorerRun
 
-    settings = training.settings(args, RestorerRun)
+    settings = training_settings(args, RestorerRun)
     from twostage.training.recipes import train_restorer  # after the settings: a mistake in them shows sooner
 
     train_restorer(settings, resume=args.resume)

@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 
-from twostage.commands import training
+from twostage.commands.options import add_training_arguments, training_settings
 
 HELP = "train stage two: log-mels of clean speech become its waveform"
 EXAMPLE = """
@@ -13,13 +13,13 @@ torchrun --nproc-per-node 2 scripts/train_vocoder.py --run runs/vocoder --resume
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    training.add_arguments(parser)
+    add_training_arguments(parser)
 
 
 def run(args: Namespace) -> int:
     from twostage.training.config import VocoderRun
 
-    settings = training.settings(args, VocoderRun)
+    settings = training_settings(args, VocoderRun)
     from twostage.training.recipes import train_vocoder  # after the settings: a mistake in them shows sooner
 
     train_vocoder(settings, resume=args.resume)

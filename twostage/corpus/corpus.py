@@ -17,14 +17,16 @@ from typing import Any
 
 import torch
 
-from twostage.corpus.storage import SCRATCH, Store, fetch, read_text, reason
+from twostage.corpus.storage import SCRATCH, Store, fetch, read_text
 from twostage.corpus.table import FAILED, PARTS, RESTORED, TABLE, Result, Table
 from twostage.data.manifest import read_paths
+from twostage.inference.failures import Failure, one_by_one
 from twostage.inference.jobs import renamed
-from twostage.inference.restoration import FAILURES, Options, explain, restore_file
+from twostage.inference.restoration import Options, restore_file
 from twostage.models.checkpoint import DEFAULT, load, stage_files
+from twostage.models.enhancer import Enhancer
 from twostage.models.precision import shortfall
-from twostage.utils.errors import AudioError, ConfigError, OutputError
+from twostage.utils.errors import AudioError, ConfigError, OutputError, called
 from twostage.utils.schema import parse_json
 
 SETTINGS = "corpus.json"  # marks a folder as a corpus's, and says what it is restored with
@@ -58,7 +60,7 @@ class Weights:
         digests = sorted(sha256(content).hexdigest() for _, content in self.files)
         return digests[0] if len(digests) == 1 else sha256("\n".join(digests).encode()).hexdigest()
 
-    def load(self, device: str = "cpu", precision: str = "float32") -> Any:
+    def load(self, device: str = "cpu", precision: str = "float32") -> Enhancer:
         """The model, as ``checkpoint.load`` gives it."""
         with tempfile.TemporaryDirectory(prefix="twostage-") as folder:
             paths = [Path(folder) / f"{index}-{name}" for index, (name, _) in enumerate(self.files)]
@@ -104,26 +106,22 @@ class Worker:
         self._model = weights.load(device, "float32" if self._lacking else job.precision)
 
     def __call__(self, items: Sequence[Item]) -> list[Result]:
-        results = [self.restore(item) for item in items]
+        results = []
+        # every kind of store has errors of its own, and none may stop the corpus
+        for item, outcome in one_by_one(items, self.restore, name=lambda item: item.source, catch=(Exception,)):
+            results.append(failure(item, outcome.error, self.job.model) if isinstance(outcome, Failure) else outcome)
         Table(self._store).add(results)
         return results
 
     def restore(self, item: Item) -> Result:
-        """Restore one file; what goes wrong with it is in the result, in a line."""
+        """Restore one file. Raises what goes wrong with it."""
         with self._store.scratch() as folder:
             made = folder / f"made{PurePosixPath(item.name).suffix}"
-            given = Path(item.source)
-            try:
-                given = fetch(item.source, folder)
+            given = fetch(item.source, folder)
+            # files in between go by the names of those that they stand for
+            with called({str(given): item.source, str(made): self._store.path(item.name)}):
                 report = restore_file(self._model, given, made, replace(self.job.options, overwrite=True))
                 self._store.deliver(made, item.name)
-            except FAILURES as error:
-                # files in between go by the names of those that they stand for
-                said = explain(error, item.source).replace(str(made), self._store.path(item.name))
-                return failure(item, said.replace(str(given), item.source), self.job.model)
-            except Exception as error:  # every kind of store has errors of its own, and none may stop the corpus
-                said = f"{item.source}: {type(error).__name__}: {reason(error)}"
-                return failure(item, said, self.job.model)
         return Result(
             item.source,
             item.name,
@@ -154,7 +152,9 @@ def begin(job: Job, *, overwrite: bool = False) -> dict[str, Result]:
         if not overwrite:
             _check_same(job, content)
     elif set(names) - {SCRATCH}:
-        raise OutputError(f"{job.dest}: holds {names[0]} and no {SETTINGS}, so it is no corpus's; name a new folder")
+        raise OutputError(
+            f"holds {names[0]} and no {SETTINGS}, so it is no corpus's; name a new folder", subject=job.dest
+        )
     store.sweep()
     table = Table(store)
     if overwrite:
@@ -167,12 +167,13 @@ def _check_same(job: Job, content: bytes) -> None:
     try:
         before = dict(parse_json(content))
     except (ValueError, TypeError):
-        raise ConfigError(f"{job.dest}: {SETTINGS} cannot be read (--overwrite begins anew)") from None
+        raise ConfigError(f"{SETTINGS} cannot be read (--overwrite begins anew)", subject=job.dest) from None
     for name, value in job.settings.items():
         if before.get(name) != value:
             raise ConfigError(
-                f"{job.dest}: {name} is {value!r}, was {before.get(name)!r} when it was begun; "
-                "name another folder, or --overwrite to restore all again"
+                f"{name} is {value!r}, was {before.get(name)!r} when it was begun; "
+                "name another folder, or --overwrite to restore all again",
+                subject=job.dest,
             )
 
 
@@ -209,7 +210,7 @@ def refused(items: Iterable[Item], job: Job) -> dict[str, Result]:
     for item in items:
         try:
             if store.holds(item.source):
-                raise AudioError(f"{item.source}: lies in {job.dest}, which is written to")
+                raise AudioError(f"lies in {job.dest}, which is written to", subject=item.source)
         except (AudioError, ConfigError) as error:
             results[item.source] = failure(item, str(error), job.model)
     return results

@@ -6,10 +6,8 @@ that kills whoever does it is done once more file by file, so that only the file
 
 import logging
 import os
-import signal
 import socket
 import sys
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -21,6 +19,7 @@ from twostage.corpus.corpus import Item, Job, Weights, Worker, failure
 from twostage.corpus.storage import Store, require
 from twostage.corpus.table import Result, Table, to_arrow
 from twostage.utils.errors import ConfigError
+from twostage.utils.signals import termination_kept
 
 RETRIES = 2  # of work whose process died
 TASKS = 16  # for each worker, so that none has much left to do when the others are through
@@ -83,9 +82,9 @@ def cluster(config: ClusterConfig) -> Iterator[Crew]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
-    silent, terminate = logging.root.manager.disable, signal.getsignal(signal.SIGTERM)
+    silent = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), termination_kept():  # Ray has a handler of its own
         try:
             with _unheard():
                 _join(config)
@@ -93,8 +92,6 @@ def cluster(config: ClusterConfig) -> Iterator[Crew]:
         finally:
             ray.shutdown()
             logging.disable(silent)
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, terminate)  # Ray has put one of its own there
 
 
 def restored(

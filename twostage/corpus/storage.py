@@ -4,7 +4,6 @@ What is written appears under its name only when it is complete: locally and on 
 stores because a put is all or nothing.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from twostage.utils.errors import AudioError, ConfigError, OutputError
-from twostage.utils.files import make_folder, replacing
+from twostage.utils.files import make_folder, publish, replacing
 
 SCRATCH = ".twostage"  # below a local folder: what is being made, on the disk that it goes to
 # where a put is all or nothing, and where a name costs a copy to change
@@ -65,7 +64,7 @@ class Store:
         try:
             contents = self._files.cat([self._at(name) for name in names])
         except Exception as error:  # every kind of store has errors of its own
-            raise OutputError(f"{self.url}: cannot be read ({reason(error)})") from None
+            raise OutputError(f"cannot be read ({reason(error)})", subject=self.url) from None
         return [contents[self._at(name)] for name in names]
 
     def write(self, name: str, content: bytes) -> None:
@@ -81,14 +80,12 @@ class Store:
             return
         target = self.local / name
         if not target.parent.resolve().is_relative_to(self.local.resolve()):
-            raise OutputError(f"{target}: leads out of {self.url} by a symbolic link")
+            raise OutputError(f"leads out of {self.url} by a symbolic link", subject=target)
         make_folder(target.parent)
         try:
-            with file.open("rb+") as made:
-                os.fsync(made.fileno())  # a table must not know of a file that a crash can take back
-            os.replace(file, target)
+            publish(file, target)  # flushed to the disk: a table must not know of a file that a crash can take back
         except OSError as error:
-            raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
+            raise OutputError(f"cannot be written ({error.strerror or error})", subject=target) from None
 
     def remove(self, names: Sequence[str]) -> None:
         """Delete files; one that is gone already is no error."""
@@ -129,7 +126,7 @@ class Store:
             yield partial
             self._files.mv(partial, str(place))
         except Exception as error:  # as in read
-            raise OutputError(f"{self.path(name)}: cannot be written ({reason(error)})") from None
+            raise OutputError(f"cannot be written ({reason(error)})", subject=self.path(name)) from None
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
@@ -144,11 +141,11 @@ def fetch(source: str, folder: Path) -> Path:
     try:
         files.get_file(path, str(copy))
     except FileNotFoundError:
-        raise AudioError(f"{source}: no such file") from None
+        raise AudioError("no such file", subject=source) from None
     except Exception as error:  # as in Store.read
-        raise AudioError(f"{source}: cannot be read ({reason(error)})") from None
+        raise AudioError(f"cannot be read ({reason(error)})", subject=source) from None
     if not copy.is_file():
-        raise AudioError(f"{source}: is a folder, not a sound file")
+        raise AudioError("is a folder, not a sound file", subject=source)
     return copy
 
 
@@ -158,11 +155,11 @@ def read_text(source: str) -> str:
     try:
         return str(files.cat_file(path).decode())
     except UnicodeDecodeError:
-        raise ConfigError(f"{source}: not a text file") from None
+        raise ConfigError("not a text file", subject=source) from None
     except FileNotFoundError:
-        raise ConfigError(f"{source}: no such file") from None
+        raise ConfigError("no such file", subject=source) from None
     except Exception as error:  # as in Store.read
-        raise ConfigError(f"{source}: cannot be read ({reason(error)})") from None
+        raise ConfigError(f"cannot be read ({reason(error)})", subject=source) from None
 
 
 def reason(error: BaseException) -> str:
@@ -179,7 +176,7 @@ def _opened(url: str) -> tuple[Any, str]:
     try:
         files, path = url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise ConfigError(f"{url}: {reason(error)}") from None
+        raise ConfigError(f"{reason(error)}", subject=url) from None
     return files, path
 
 

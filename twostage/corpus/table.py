@@ -108,7 +108,7 @@ def decode(content: bytes, name: str) -> list[Result]:
         return [Result(**row) for row in pyarrow.parquet.ParquetFile(io.BytesIO(content)).read().to_pylist()]
     except (pyarrow.ArrowException, OSError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise DataError(f"{name}: not a table of results, or damaged ({reason})") from None
+        raise DataError(f"not a table of results, or damaged ({reason})", subject=name) from None
 
 
 def _check_plain(content: bytes) -> None:

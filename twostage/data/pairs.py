@@ -1,9 +1,10 @@
 """Segments of degraded and clean speech for training: a batch is a pure function of (seed, step)."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from twostage.audio import sound_files
 from twostage.audio.levels import LEVEL, active_level
+from twostage.data.aligned_pair import Alignment, read_mono
 from twostage.data.gate import gate
 from twostage.data.manifest import Entry
 from twostage.data.noise import looped, noisy, pink
@@ -47,7 +49,7 @@ class PairConfig:
     eq_chance: float = 0.5  # of a segment, to be equalised
     ambient_chance: float = 0.3  # of a simulated segment, to hear a file of the noise folder instead of pink noise
     ambient_db: tuple[float, float] = (-40.0, -20.0)  # its level range after leaking in, before the sensor's response
-    silent_prob: float = 0.0  # of a segment, that the degraded side is digital silence: a vocoder then has mels alone
+    silent_prob: float = 0.0  # of a segment, to be digital silence on the degraded side: vocoders then hear mels alone
     gate_db: float = 0.0  # by how much the room's noise is taken off clean speech, at most; 0 = not
     air_snr_db: tuple[float, ...] = ()  # range of an air microphone's, in noise of the folder or pink; none: no air
     speed: float = 0.0  # both channels are played faster or slower by up to this share: other voices, other tempo
@@ -115,10 +117,7 @@ class Cache:
             self._kept[path] = np.clip(np.rint(mono * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
 
     def _whole(self, path: str) -> Floats:
-        sound, rate = sound_files.read(path)
-        mono = sound_files.resample(sound[0], rate, self.sample_rate)
-        if not np.isfinite(mono).all():
-            raise DataError(f"{path}: holds samples that are not finite")
+        mono = read_mono(path, self.sample_rate)
         return gate(mono, self.sample_rate, self.gate_db) if self.gate_db else mono
 
     def _read(self, path: str, first: int, last: int) -> Floats:
@@ -160,6 +159,17 @@ class PairDataset:
         self._clean, self._degraded = Cache(config.sample_rate, room, config.gate_db), Cache(config.sample_rate, room)
         self._clean_odds, self._real_odds = _odds(self.clean), _odds(self.real)
 
+    def check_delays(self) -> None:
+        """Raise DataError, which names the pair, for one whose delay leaves nothing in common: it would be silence."""
+        for entry in self.real:
+            if entry.delay and entry.clean and entry.degraded:
+                lengths = (self._length(path) for path in (entry.clean, entry.degraded))
+                Alignment.of(entry, self.config.sample_rate).shared(*lengths)
+
+    def _length(self, path: str) -> int:
+        found = sound_files.info(path)
+        return sound_files.resampled_length(found.frames, found.sample_rate, self.config.sample_rate)
+
     def item(self, rng: np.random.Generator, *, real: bool) -> tuple[Floats, Floats]:
         """One segment: degraded (C, T), bone first, and clean (1, T), float32."""
         degraded, clean, room = self._recorded(rng) if real else self._simulated(rng)
@@ -191,13 +201,13 @@ class PairDataset:
         entry = self.real[_pick(self._real_odds, rng)]
         assert entry.clean is not None  # what `real` is made of
         assert entry.degraded is not None
-        delay = round(entry.delay * self.config.sample_rate)
-        first = max(0, -delay)
-        last = min(self._clean.describe(entry.clean)[0], self._degraded.describe(entry.degraded)[0] - delay)
+        alignment = Alignment.of(entry, self.config.sample_rate)
+        first, last = alignment.shared(self._clean.describe(entry.clean)[0], self._degraded.describe(entry.degraded)[0])
         rate, samples = self._pace(rng)
         start = first + _start(last - first, samples, rng)
         clean = _levelled(self._clean, entry.clean, start, samples)
-        degraded = _levelled(self._degraded, entry.degraded, start + delay, samples)
+        as_recorded = partial(_levelled, self._degraded, entry.degraded)
+        degraded = alignment.degraded_segment(as_recorded, start, samples)
         return self._played(degraded, rate), self._played(clean, rate), None
 
     def _simulated(self, rng: np.random.Generator) -> tuple[Floats, Floats, Floats | None]:
@@ -254,7 +264,7 @@ class PairDataset:
 
 def batches(
     dataset: PairDataset, batch: int, seed: int, start: int = 0, *, rank: int = 0, world: int = 1, ahead: int = 4
-) -> Iterator[Pair]:
+) -> Generator[Pair, None, None]:
     """Endless batches from number ``start``, made ``ahead`` of time in a thread; close it to stop the thread."""
     pool = ThreadPoolExecutor(1, "pairs")
     waiting: deque[Future[Pair]] = deque()

@@ -30,9 +30,9 @@ def simulate_recording(
     sound_files.coding_for(target)
     clean, sample_rate = sound_files.read(source)
     if not np.isfinite(clean).all():
-        raise AudioError(f"{source}: holds NaN or infinite samples")
+        raise AudioError("holds NaN or infinite samples", subject=source)
     if air and len(clean) > 1:
-        raise AudioError(f"{source}: has {len(clean)} channels; --air-snr makes two of a file with one")
+        raise AudioError(f"has {len(clean)} channels; --air-snr makes two of a file with one", subject=source)
     made = simulate_file(clean, sample_rate, sensor, seed, name)
     if air:
         made = np.concatenate([made, air.of(clean[0], sample_rate, name)[None]])

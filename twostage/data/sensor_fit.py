@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from twostage.audio import sound_files
 from twostage.audio.levels import active_level
+from twostage.data.aligned_pair import open_pair
 from twostage.data.manifest import Entry
 from twostage.data.sensors import CURVES, Curve, Sensor, as_curve
 from twostage.data.simulator import seeded, simulate
@@ -81,16 +81,11 @@ def load_recordings(entries: Sequence[Entry], sample_rate: int) -> list[Recordin
 
 
 def _load(entry: Entry, sample_rate: int) -> Recording:
-    sides = []
-    for path in (entry.clean, entry.degraded):
-        sound, rate = sound_files.read(str(path))
-        sides.append(sound_files.resample(sound[0], rate, sample_rate))
-        if not np.isfinite(sides[-1]).all() or not sides[-1].any():
-            raise DataError(f"{path}: silent or not finite, no use for a fit")
-    delay = round(entry.delay * sample_rate)
-    clean, degraded = sides[0][max(0, -delay) :], sides[1][max(0, delay) :]
-    length = min(len(clean), len(degraded))
-    return Recording(clean[:length], degraded[:length])
+    degraded, clean = open_pair(entry, sample_rate).cut()
+    for path, side in ((entry.clean, clean), (entry.degraded, degraded)):
+        if not side.any():
+            raise DataError(f"{path}: silent, no use for a fit")
+    return Recording(clean, degraded)
 
 
 def characterise(recordings: Iterable[Recording], sample_rate: int) -> Character:

@@ -8,7 +8,7 @@ level. A `Sensor` holds every number; parts whose numbers are empty, zero or Non
 from hashlib import blake2b
 
 import numpy as np
-from scipy import fft, ndimage, signal
+from scipy import fft, ndimage
 
 from twostage.audio import levels
 from twostage.data.sensors import MOVING, PRESETS, Sensor, load_sensor
@@ -108,12 +108,14 @@ def _channel(audio: Floats, sample_rate: int, sensor: Sensor, seed: int, name: s
 
 def low_pass(audio: Floats, sample_rate: int, sensor: Sensor, rng: np.random.Generator) -> Floats:
     """EBEN's filter: a second-order low-pass run forward and backward (zero phase), cut-off and Q jittered."""
+    from scipy.signal import lfilter  # takes a second to import
+
     jitter = rng.uniform(1 - sensor.filter_jitter, 1 + sensor.filter_jitter, 2)
     b, a = biquad(sensor.cutoff * jitter[0], sensor.q * jitter[1], sample_rate)
     side = min(len(audio) - 1, round(0.05 * sample_rate))
     padded = np.pad(audio, side, mode="reflect")
-    forward = signal.lfilter(b, a, padded)
-    return signal.lfilter(b, a, forward[::-1])[::-1][side : side + len(audio)]
+    forward = lfilter(b, a, padded)
+    return lfilter(b, a, forward[::-1])[::-1][side : side + len(audio)]
 
 
 def biquad(cutoff: float, q: float, sample_rate: int) -> tuple[Floats, Floats]:
@@ -243,8 +245,10 @@ def _body_sounds(length: int, sample_rate: int, sensor: Sensor, rng: np.random.G
             height = 10 ** ((sensor.thump_db + rng.normal(0, 4)) / 20)
             _add_pulse(total, moment, sample_rate, rng.uniform(20, 90), rng.uniform(0.02, 0.08), height)
     if sensor.breath_db is not None:
-        b, a = signal.butter(1, (150, min(1000, 0.4 * sample_rate)), "bandpass", fs=sample_rate)
-        noise = signal.lfilter(b.astype(np.float32), a.astype(np.float32), rng.standard_normal(length, np.float32))
+        from scipy.signal import butter, lfilter
+
+        b, a = butter(1, (150, min(1000, 0.4 * sample_rate)), "bandpass", fs=sample_rate)
+        noise = lfilter(b.astype(np.float32), a.astype(np.float32), rng.standard_normal(length, np.float32))
         phase = 2 * np.pi * (np.arange(length, dtype=np.float32) * (0.3 / sample_rate) + np.float32(rng.random()))
         total += 10 ** (sensor.breath_db / 20) / max(levels.rms(noise), 1e-9) * noise * np.maximum(np.sin(phase), 0)
     return total

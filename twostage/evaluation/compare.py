@@ -11,9 +11,11 @@ from twostage.audio import plots, sound_files
 from twostage.audio.sound_files import Audio
 from twostage.evaluation import metrics, report
 from twostage.evaluation.costs import Costs
-from twostage.evaluation.metrics import HIGHER_IS_BETTER
+from twostage.evaluation.metrics import HIGHER_IS_BETTER, SAMPLE_RATE
+from twostage.evaluation.pictures import draw, file_name
 from twostage.evaluation.report import CLEAN, COLUMNS, RAW, metrics_of, summarize
-from twostage.evaluation.runner import COPY, PICTURES, RATE, SOUNDS, TABLE, Results, draw, file_name, merge
+from twostage.evaluation.results import PICTURES, SOUNDS, TABLE, Results, merge
+from twostage.evaluation.systems import COPY
 from twostage.utils.errors import DataError
 from twostage.utils.files import replacing
 
@@ -50,8 +52,8 @@ def compare(folders: Sequence[Path], out: Path, *, metric: str = "estoi", title:
         draw(out / PICTURES / f"{name}.png", sounds)
     if kept:
         errors = mean_errors(kept)
-        width = RATE / 2 / len(next(iter(errors.values())))
-        centres = [width * (place + 0.5) for place in range(round(RATE / 2 / width))]
+        width = SAMPLE_RATE / 2 / len(next(iter(errors.values())))
+        centres = [width * (place + 0.5) for place in range(round(SAMPLE_RATE / 2 / width))]
         rows = [{"system": system} | dict(zip(map(str, centres), e, strict=True)) for system, e in errors.items()]
         _write_csv(out / BANDS_CSV, rows)
         lines = {system: list(zip(centres, e, strict=True)) for system, e in errors.items()}

@@ -1,6 +1,7 @@
 """What a model costs: multiply-accumulates for a second of audio, parameters, time."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -11,7 +12,7 @@ from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from twostage.inference.windows import Enhancer, device_of, inputs_of
+from twostage.models.enhancer import Enhancer
 from twostage.models.onnx_enhancer import OnnxEnhancer
 
 
@@ -52,7 +53,7 @@ class Recurrences(TorchFunctionMode):
         return x.new_zeros(*x.shape[:2], states[0].shape[-1] * (1 + bidirectional)), *states
 
 
-def macs(module: nn.Module, *inputs: Tensor) -> int:
+def macs(module: Callable[..., Tensor], *inputs: Tensor) -> int:
     """Multiply-accumulates of one forward: convolutions, matrix products and recurrent layers, biases not counted.
 
     Fourier transforms, activations and sums are not counted either. Shapes alone are worked out, no values.
@@ -66,7 +67,7 @@ def macs(module: nn.Module, *inputs: Tensor) -> int:
 def gmac_per_second(model: Enhancer, seconds: float = 2.0) -> float:
     """Billions of multiply-accumulates for a second of audio in a window of ``seconds``, without its context."""
     audio = _noise(model, seconds)
-    return macs(model, audio) / 1e9 * model.sample_rate / audio.shape[-1]  # type: ignore[arg-type]
+    return macs(model, audio) / 1e9 * model.sample_rate / audio.shape[-1]
 
 
 def real_time_factor(model: Enhancer, seconds: float = 10.0, repeats: int = 3) -> float:
@@ -76,7 +77,7 @@ def real_time_factor(model: Enhancer, seconds: float = 10.0, repeats: int = 3) -
     the processor, which other programs beside hardly move.
     """
     audio, elapsed = _noise(model, seconds), []
-    alone = torch.get_num_threads() == 1 and device_of(model).type == "cpu"
+    alone = torch.get_num_threads() == 1 and model.device.type == "cpu"
     clock = time.process_time if alone else time.perf_counter
     for _ in range(repeats + 1):
         started = clock()
@@ -88,7 +89,7 @@ def real_time_factor(model: Enhancer, seconds: float = 10.0, repeats: int = 3) -
 
 def measure(model: Enhancer, *, seconds: float = 10.0, repeats: int = 3) -> Costs:
     """All costs of a model where it stands, at torch's present number of threads; time on ``seconds`` of audio."""
-    device, threads = str(device_of(model)), torch.get_num_threads()
+    device, threads = str(model.device), torch.get_num_threads()
     speed = real_time_factor(model, seconds, repeats)
     if isinstance(model, OnnxEnhancer):
         return Costs(model.header.parameters, model.header.gmac, speed, device, threads, latency(model))
@@ -97,13 +98,12 @@ def measure(model: Enhancer, *, seconds: float = 10.0, repeats: int = 3) -> Cost
 
 
 def latency(model: Enhancer) -> float | None:
-    """As ``Costs`` has it; of a model that does not say, what its context amounts to."""
-    samples = getattr(model, "latency", model.stride + model.context)
-    return samples / model.sample_rate if isfinite(samples) else None
+    """As ``Costs`` has it."""
+    return model.latency / model.sample_rate if isfinite(model.latency) else None
 
 
 def _noise(model: Enhancer, seconds: float) -> Tensor:
     """Audio (1, inputs, T) of about ``seconds``, T a multiple of the model's stride."""
     strides = max(1, round(seconds * model.sample_rate / model.stride))
     generator = torch.Generator().manual_seed(0)
-    return 0.05 * torch.randn(1, inputs_of(model), strides * model.stride, generator=generator).to(device_of(model))
+    return 0.05 * torch.randn(1, model.inputs, strides * model.stride, generator=generator).to(model.device)

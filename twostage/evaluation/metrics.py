@@ -1,31 +1,45 @@
-"""Objective scores of an estimate of clean speech: pure functions of (T,) arrays at 16 kHz, where all of them hold.
+"""Objective scores of an estimate of clean speech: pure functions of (T,) arrays.
 
-Those of ``METRICS`` hear the clean speech too, those of ``NO_REFERENCE`` the estimate alone. Every score is a float.
-What cannot be scored (silence, too short, not finite) is NaN with a ``MetricWarning`` that says why; ``score`` gives
-all of them at once, from any rate, with the reasons. The packages behind them are the ``eval`` extra.
+Those of ``METRICS`` hear the clean speech too, those of ``NO_REFERENCE`` the estimate alone.
+Every score is taken at 16 kHz, for which wide-band PESQ, the bands and the frames are made: arrays of another
+``sample_rate`` are resampled to that first, so that scores of models of different rates compare. What lies above 8 kHz
+is not judged. Every score is a float. What cannot be scored (silence, too short, not finite) is NaN with a
+``MetricWarning`` that says why; ``score`` gives all of them at once, with the reasons. The packages behind them are the
+``eval`` extra.
 """
 
 import warnings
 from collections.abc import Callable, Iterable
 from functools import lru_cache, wraps
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from twostage.audio import sound_files
 from twostage.audio.levels import rms
+from twostage.audio.sound_files import resample
 from twostage.evaluation import speech_quality
 from twostage.models.features import LogMel, MelConfig, Stft
 from twostage.utils.errors import DataError, TwoStageError
 
 Array = NDArray[np.float32]
-Metric = Callable[[Array, Array], float]
-NoReference = Callable[[Array], float]
 
-SAMPLE_RATE = 16000  # of every metric
+
+class Metric(Protocol):
+    """A score of an estimate against a reference, (T,) each, at ``sample_rate``."""
+
+    def __call__(self, reference: Array, estimate: Array, sample_rate: int = ...) -> float: ...
+
+
+class NoReference(Protocol):
+    """A score of an estimate (T,) at ``sample_rate`` alone."""
+
+    def __call__(self, estimate: Array, sample_rate: int = ...) -> float: ...
+
+
+SAMPLE_RATE = 16000  # Hz, at which every score is taken
 RMS = 0.05  # -26 dB of full scale: where levels are aligned to, so that floors mean the same in every file
 SILENCE = 1e-6  # RMS, below the last bit of 16
 SHORTEST = 0.5  # seconds that can be scored without a reference
@@ -40,14 +54,14 @@ class Unscorable(Exception):
     """Why a pair of signals has no score. Public functions turn it into NaN."""
 
 
-def _nan_if_unscorable(metric: Callable[..., float]) -> Callable[..., float]:
-    """A metric of a reference and an estimate, or of an estimate alone, that warns and is NaN where there is none."""
+def _nan_if_unscorable(metric: Callable[[Array, Array], float]) -> Metric:
+    """A metric of arrays at SAMPLE_RATE as one of arrays at any rate, NaN where there is no score."""
 
     @wraps(metric)
-    def scored(*signals: Array) -> float:
+    def scored(reference: Array, estimate: Array, sample_rate: int = SAMPLE_RATE) -> float:
         try:
-            _check(*signals)
-            return float(metric(*signals))
+            _check(reference, estimate)
+            return float(metric(*at_rate_of_scores(reference, estimate, sample_rate)))
         except Unscorable as reason:
             warnings.warn(f"{metric.__name__}: {reason}", MetricWarning, stacklevel=2)
             return float("nan")
@@ -55,15 +69,28 @@ def _nan_if_unscorable(metric: Callable[..., float]) -> Callable[..., float]:
     return scored
 
 
-def _check(*signals: Array) -> None:
-    if any(signal.ndim != 1 or signal.shape != signals[0].shape for signal in signals):
-        shapes = " and ".join(str(signal.shape) for signal in signals)
-        raise ValueError(f"metrics need (T,) arrays of one length, got {shapes}")
-    for name, audio in zip(("reference", "estimate")[-len(signals) :], signals, strict=True):
-        if not np.isfinite(audio).all():
-            raise Unscorable(f"the {name} has NaN or infinite samples")
-        if rms(audio) < SILENCE:
-            raise Unscorable(f"the {name} is silent")
+def _check(reference: Array, estimate: Array) -> None:
+    if reference.ndim != 1 or reference.shape != estimate.shape:
+        raise ValueError(f"metrics need two (T,) arrays of one length, got {reference.shape} and {estimate.shape}")
+    for name, audio in ("reference", reference), ("estimate", estimate):
+        _check_one(name, audio)
+
+
+def _check_one(name: str, audio: Array) -> None:
+    if not len(audio):
+        raise Unscorable("there are no samples")
+    if not np.isfinite(audio).all():
+        raise Unscorable(f"the {name} has NaN or infinite samples")
+    if rms(audio) < SILENCE:
+        raise Unscorable(f"the {name} is silent")
+
+
+def at_rate_of_scores(reference: Array, estimate: Array, sample_rate: int) -> tuple[Array, Array]:
+    """Both (T,) at SAMPLE_RATE, as they are where that is their rate."""
+    if sample_rate == SAMPLE_RATE:
+        return reference, estimate
+    one, other = (resample(side, sample_rate, SAMPLE_RATE) for side in (reference, estimate))
+    return one, other
 
 
 def missing_package(name: str) -> str | None:
@@ -195,24 +222,32 @@ def si_sdr(reference: Array, estimate: Array) -> float:
     return float(10 * np.log10(max(float(target @ target), 1e-30) / max(error, 1e-30)))
 
 
-@_nan_if_unscorable
-def mos(estimate: Array) -> float:
+def mos(estimate: Array, sample_rate: int = SAMPLE_RATE) -> float:
     """DistillMOS, how good listeners would find the sound, 1 to 5; see ``speech_quality``."""
-    return _quality("mos", speech_quality.distillmos, estimate)
+    return _quality("mos", speech_quality.distillmos, estimate, sample_rate)
 
 
-@_nan_if_unscorable
-def dnsmos(estimate: Array) -> float:
+def dnsmos(estimate: Array, sample_rate: int = SAMPLE_RATE) -> float:
     """DNSMOS P.835's overall quality, about 1 to 4.2, at the level that all are aligned to; see ``speech_quality``."""
-    levelled = _pcm((estimate * (RMS / rms(estimate))).astype(np.float32))
-    return _quality("dnsmos", speech_quality.dnsmos, levelled)
+
+    def levelled(audio: Array) -> float:
+        return speech_quality.dnsmos(_pcm((audio * (RMS / rms(audio))).astype(np.float32)))
+
+    return _quality("dnsmos", levelled, estimate, sample_rate)
 
 
-def _quality(name: str, model: NoReference, estimate: Array) -> float:
+def _quality(name: str, model: Callable[[Array], float], estimate: Array, sample_rate: int) -> float:
+    if estimate.ndim != 1:
+        raise ValueError(f"metrics need (T,) arrays, got {estimate.shape}")
     require_packages([name])
-    if len(estimate) < SHORTEST * SAMPLE_RATE:
-        raise Unscorable(f"too short, less than {SHORTEST} s")
-    return model(estimate)
+    try:
+        _check_one("estimate", estimate)
+        if len(estimate) < SHORTEST * sample_rate:
+            raise Unscorable(f"too short, less than {SHORTEST} s")
+    except Unscorable as reason:
+        warnings.warn(f"{name}: {reason}", MetricWarning, stacklevel=3)
+        return float("nan")
+    return model(estimate if sample_rate == SAMPLE_RATE else resample(estimate, sample_rate, SAMPLE_RATE))
 
 
 METRICS: dict[str, Metric] = {
@@ -233,14 +268,11 @@ PACKAGES = {
 def score(
     reference: Array, estimate: Array, names: Iterable[str] = NAMES, *, sample_rate: int = SAMPLE_RATE
 ) -> tuple[dict[str, float], list[str]]:
-    """Score two aligned (T,) arrays by the named metrics: values (NaN where there is none) and the reasons for NaN.
-
-    Another ``sample_rate`` than the metrics' own is resampled to that first.
-    """
-    if sample_rate != SAMPLE_RATE:
-        reference, estimate = (sound_files.resample(side, sample_rate, SAMPLE_RATE) for side in (reference, estimate))
+    """Score two aligned (T,) arrays by the named metrics: values (NaN where there is none) and the reasons for NaN."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", MetricWarning)
+        if reference.shape == estimate.shape and np.isfinite(reference).all() and np.isfinite(estimate).all():
+            reference, estimate = at_rate_of_scores(reference, estimate, sample_rate)  # once for all of them
         values = {name: _score(name, reference, estimate) for name in names}
     return values, [str(w.message) for w in caught if issubclass(w.category, MetricWarning)]
 
@@ -249,13 +281,16 @@ def _score(name: str, reference: Array, estimate: Array) -> float:
     return NO_REFERENCE[name](estimate) if name in NO_REFERENCE else METRICS[name](reference, estimate)
 
 
-def band_errors(reference: Array, estimate: Array, width: float = 500.0) -> NDArray[np.float64]:
+def band_errors(
+    reference: Array, estimate: Array, width: float = 500.0, *, sample_rate: int = SAMPLE_RATE
+) -> NDArray[np.float64]:
     """Mean absolute difference in dB of the power in bands of ``width`` Hz, levels aligned: (8000 / width,).
 
     Frames are those of ``lsd``; what lies 60 dB below the loudest band of either signal counts as that. NaN where a
     signal is silent or shorter than a frame.
     """
     bands = round(SAMPLE_RATE / 2 / width)
+    reference, estimate = at_rate_of_scores(reference, estimate, sample_rate)
     if min(rms(reference), rms(estimate)) == 0 or len(reference) < 512:
         return np.full(bands, np.nan)
     levels = []

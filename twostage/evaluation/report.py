@@ -235,9 +235,9 @@ def read_rows(path: Path) -> list[Row]:
         with path.open(newline="", encoding="utf-8") as file:
             return [_row(values, f"{path}:{line}") for line, values in enumerate(csv.DictReader(file), 2)]
     except csv.Error as error:
-        raise DataError(f"{path}: not CSV: {error}") from None
+        raise DataError(f"not CSV: {error}", subject=path) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
+        raise DataError(f"{getattr(error, 'strerror', None) or 'not a text file'}", subject=path) from None
 
 
 def _row(values: Mapping[str, str], where: str) -> Row:
@@ -249,7 +249,7 @@ def _row(values: Mapping[str, str], where: str) -> Row:
         who = (values["utterance"], values["corpus"], values["speaker"])
         return Row(*who, seconds, values["system"], scores, delay, longer, values["note"])
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{where}: not a line of scores ({error!r})") from None
+        raise DataError(f"not a line of scores ({error!r})", subject=where) from None
 
 
 def write_text(path: Path, text: str) -> None:

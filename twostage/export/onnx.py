@@ -19,8 +19,7 @@ from torch.nn import functional as F
 
 from twostage.audio.sound_files import Audio
 from twostage.evaluation import costs
-from twostage.inference.windows import inputs_of
-from twostage.models.checkpoint import replace_file
+from twostage.models.enhancer import Enhancer, EnhancerModule, StreamingModule
 from twostage.models.features import LogMel, Stft
 from twostage.models.griffinlim import GriffinLim
 from twostage.models.onnx_enhancer import AUDIO, NEXT, RESTORED, OnnxEnhancer, OnnxHeader, require
@@ -28,6 +27,7 @@ from twostage.models.registry import kind_of
 from twostage.models.two_stage import TwoStage
 from twostage.nn.streaming import carries, streaming
 from twostage.utils.errors import CheckpointError
+from twostage.utils.files import replacing
 
 OPSET = 20
 TOLERANCE = 1e-4  # to PyTorch, full scale being 1
@@ -48,14 +48,14 @@ class Written:
 
 
 def export(
-    model: Any,
+    model: Enhancer,
     path: str | Path,
     *,
     provenance: Mapping[str, Any],
     stream: bool = False,
     speech: Iterable[Audio] | None = None,
 ) -> Written:
-    """Write ``model``, an enhancer, as ONNX, once it was found equal to PyTorch; an existing file is replaced.
+    """Write ``model``, a module, as ONNX, once it was found equal to PyTorch; an existing file is replaced.
 
     Audio (1, inputs, T) -> (1, 1, T), T a multiple of ``unit``; or, with ``stream``, a causal model's step: audio
     (1, inputs, stride) and states, zeros at the start, -> restored audio, ``delay`` samples late, and states for the
@@ -63,10 +63,12 @@ def export(
 
     Raises CheckpointError if the model cannot be exported so, or its file differs from PyTorch by more than TOLERANCE.
     """
-    if stream and not getattr(model, "causal", False):
+    if not isinstance(model, EnhancerModule) or isinstance(model, OnnxEnhancer):
+        raise CheckpointError(f"{path}: torch modules alone become ONNX, this is a {type(model).__name__}")
+    if stream and not model.causal:
         raise CheckpointError("--stream needs a causal model: frames of this one depend on later sound (mel.causal)")
     if not stream and not isfinite(model.context):
-        step = "; its step does (--stream)" if getattr(model, "causal", False) else ""
+        step = "; its step does (--stream)" if model.causal else ""
         raise CheckpointError(f"{path}: a {kind_of(model)} does not become ONNX: it needs all of a signal{step}")
     if speech is not None and not isinstance(model, TwoStage):
         raise CheckpointError(f"{path}: models of two stages alone become int8, this is a {kind_of(model)}")
@@ -88,9 +90,11 @@ def export(
         if not found <= TOLERANCE:
             raise CheckpointError(f"{path}: differs from PyTorch by {found:.1e}, above {TOLERANCE}; not written")
         if speech is not None:
+            assert isinstance(model, TwoStage)
             made = _quantized(made, replace(says, int8=True), speech)
             found = mel_difference(model, OnnxEnhancer(made))
-        replace_file(Path(path), lambda temporary: shutil.copyfile(made, temporary))
+        with replacing(path) as partial:
+            shutil.copyfile(made, partial)
         return Written(made.stat().st_size, len(onnx.load(made).graph.node), found)
 
 
@@ -104,13 +108,12 @@ def _quantized(source: Path, says: OnnxHeader, speech: Iterable[Audio]) -> Path:
     return target
 
 
-def unit(model: Any) -> int:
+def unit(model: EnhancerModule) -> int:
     """Samples that a file's audio is a multiple of; of a one-stage system its stride, so that it has nothing to pad."""
-    size: int = model.hop_length if isinstance(model, TwoStage) else model.stride
-    return size
+    return model.hop_length if isinstance(model, TwoStage) else model.stride
 
 
-def header(model: Any, stream: bool, provenance: Mapping[str, Any]) -> OnnxHeader:
+def header(model: EnhancerModule, stream: bool, provenance: Mapping[str, Any]) -> OnnxHeader:
     return OnnxHeader(
         kind=kind_of(model),
         config=asdict(model.config),
@@ -119,8 +122,8 @@ def header(model: Any, stream: bool, provenance: Mapping[str, Any]) -> OnnxHeade
         hop_length=unit(model),
         stride=model.stride,
         context=model.context,
-        delay=getattr(model, "delay", 0),
-        inputs=inputs_of(model),
+        delay=model.delay,
+        inputs=model.inputs,
         streaming=stream,
         int8=False,
         parameters=costs.parameters(model),
@@ -128,7 +131,7 @@ def header(model: Any, stream: bool, provenance: Mapping[str, Any]) -> OnnxHeade
     )
 
 
-def difference(model: Any, other: OnnxEnhancer) -> float:
+def difference(model: EnhancerModule, other: OnnxEnhancer) -> float:
     """The largest between samples of the two, at several lengths, and on speech that stops; NaN if one of them is."""
     voices = _voices(model)
     stopped = voices[-1].clone()
@@ -144,26 +147,27 @@ def mel_difference(model: TwoStage, other: OnnxEnhancer) -> float:
         return float((mel(model(audio)) - mel(other(audio))).abs().mean())
 
 
-def _voices(model: Any) -> list[Tensor]:
+def _voices(model: EnhancerModule) -> list[Tensor]:
     """Something like speech (1, inputs, T) of HOPS lengths; every further channel has more noise."""
     generator, voices = torch.Generator().manual_seed(0), []
     for hops in HOPS:
         time = torch.arange(hops * unit(model)) / model.sample_rate
         tones = torch.stack([torch.sin(k * (700 * time + 20 * torch.sin(4 * time))) for k in range(1, 20)]).mean(0)
-        noise = torch.randn((inputs_of(model), *time.shape), generator=generator)
-        louder = 10.0 ** torch.arange(inputs_of(model))[:, None]
+        noise = torch.randn((model.inputs, *time.shape), generator=generator)
+        louder = 10.0 ** torch.arange(model.inputs)[:, None]
         voices.append((0.5 * tones * torch.sin(9 * time + 1) + 0.002 * louder * noise)[None])
     return voices
 
 
-def _whole(model: Any) -> Any:
+def _whole(model: EnhancerModule) -> Any:
     hops = torch.export.Dim("hops", min=1)
-    audio, shapes = torch.zeros(1, inputs_of(model), 20 * unit(model)), {AUDIO: {2: unit(model) * hops}}
+    audio, shapes = torch.zeros(1, model.inputs, 20 * unit(model)), {AUDIO: {2: unit(model) * hops}}
     return _program(torch.export.export(model, (audio,), dynamic_shapes=shapes), [AUDIO], [RESTORED])
 
 
-def _step(model: Any) -> Any:
-    step, audio = Step(model), torch.zeros(1, inputs_of(model), model.stride)
+def _step(model: EnhancerModule) -> Any:
+    assert isinstance(model, StreamingModule)  # as every causal one is
+    step, audio = Step(model), torch.zeros(1, model.inputs, model.stride)
     names = list(step.states)
     given = (audio, *(torch.zeros_like(state) for state in step.states.values()))
     program = torch.export.export(step, given)
@@ -184,10 +188,10 @@ def _program(program: torch.export.ExportedProgram, inputs: list[str], outputs: 
 class Step(nn.Module):
     """A causal model's next piece: audio (1, inputs, stride) and states -> restored audio and states."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: StreamingModule) -> None:
         super().__init__()
         self.model = model
-        self.states = self._run(torch.zeros(1, inputs_of(model), model.stride), {})[1]
+        self.states = self._run(torch.zeros(1, model.inputs, model.stride), {})[1]
 
     def forward(self, audio: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         restored, after = self._run(audio, dict(zip(self.states, states, strict=True)))
@@ -250,7 +254,7 @@ class RealGriffinLim(GriffinLim):
         return (audio if self.overlap is None else self.overlap(audio)) / coverage
 
 
-def real(model: Any) -> Any:
+def real(model: EnhancerModule) -> EnhancerModule:
     """A copy that computes the same; of two stages, without complex numbers."""
     model = deepcopy(model)
     if not isinstance(model, TwoStage):

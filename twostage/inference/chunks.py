@@ -1,48 +1,75 @@
-"""A stream of sound through an enhancer, piece by piece, equal to the whole at once whatever its length.
+"""A stream of sound through an enhancer, equal to the whole at once however it is cut.
 
-A causal model carries its state from piece to piece; any other sees windows, with the context that they need.
+A causal model carries its state from chunk to chunk; any other sees windows, with the context that they need.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from itertools import groupby, islice, repeat
 from math import ceil, isfinite
-from typing import Any
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from twostage.audio.sound_files import Audio
-from twostage.inference.windows import Enhancer, Window, device_of, forward_in_turn, inputs_of, windows
-from twostage.nn.streaming import forget, streaming
+from twostage.audio.sound_files import Audio, match_length
+from twostage.inference.windowed_inference import WindowedInference
+from twostage.inference.windows import Cutter, Window, windows
+from twostage.models.enhancer import CausalEnhancer, Enhancer, is_causal
+from twostage.models.two_stage import TwoStage
+from twostage.nn.streaming import continued, forget, streaming, tail_length
+from twostage.utils.errors import ConfigError
 
 PIECE = 10.0  # seconds that a causal model takes at once, however much is pushed: bounds the memory
 LONGEST = 1e9  # seconds of a window that is to hold all of a signal
 
+M = TypeVar("M")
+
+
+class Channel(Protocol):
+    """One signal through a model: (inputs, T) of any T in, (T',) out, at most ``latency`` samples late."""
+
+    latency: int
+
+    def push(self, audio: Audio) -> Iterator[Audio]:
+        """The signal goes on; what is ready, in parts."""
+        ...
+
+    def flush(self) -> Iterator[Audio]:
+        """The signal has ended; the rest."""
+        ...
+
+    def reset(self) -> None:
+        """Forget what was pushed: the next push begins another signal."""
+        ...
+
 
 class Pieces:
-    """A causal model, fed multiples of its stride: samples (inputs, T) in, (T',) out, ``latency`` late at most."""
+    """A causal model, fed multiples of its stride; it waits for one stride at most."""
 
-    def __init__(self, model: Any) -> None:
-        self._model: Any = _twin(model)
+    def __init__(self, model: CausalEnhancer) -> None:
+        self._model = _twin(model)
         self._stride, self._delay = model.stride, model.delay
-        self._device, self._inputs = device_of(model), inputs_of(model)
+        self._device, self._inputs = model.device, model.inputs
         self._longest = ceil(PIECE * model.sample_rate / model.stride) * model.stride
         self.latency = model.stride + model.delay
+        self._leaves = _module(self._model)
         self._open = ExitStack()
-        self._open.enter_context(streaming(self._model))
+        self._open.enter_context(streaming(self._leaves))
         self.reset()
 
     def reset(self) -> None:
-        forget(self._model)
+        forget(self._leaves)
         self._pending = np.zeros((self._inputs, 0), np.float32)
+        self._past = torch.zeros(self._inputs, tail_length(self._model) + 1)  # of which the signal's end is continued
         self._late = self._delay  # samples still to come that are of before the signal
         self._owed = 0  # samples that went in and have not come out
 
     def push(self, audio: Audio) -> Iterator[Audio]:
         self._owed += audio.shape[1]
+        new = torch.from_numpy(audio[:, -self._past.shape[1] :].astype(np.float32))
+        self._past = torch.cat((self._past, new), 1)[:, -self._past.shape[1] :]
         pending = np.concatenate([self._pending, audio], axis=1)
         ready = pending.shape[1] // self._stride * self._stride
         self._pending = pending[:, ready:].copy()
@@ -52,8 +79,8 @@ class Pieces:
     def flush(self) -> Iterator[Audio]:
         if self._owed:
             missing = self._delay + -(self._pending.shape[1] + self._delay) % self._stride
-            owed = self._owed
-            rest = np.concatenate([*self.push(np.zeros((self._inputs, missing), np.float32))])
+            owed, known = self._owed, self._past.shape[1]
+            rest = np.concatenate([*self.push(continued(self._past, missing)[:, known:].numpy())])
             yield rest[:owed]
 
     def _step(self, piece: Audio) -> Audio:
@@ -65,10 +92,104 @@ class Pieces:
         return out[early:]
 
 
-def _twin(model: nn.Module) -> nn.Module:
+def _module(model: object) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{type(model).__name__}: a causal model must be a torch module, whose leaves hold its state")
+    return model
+
+
+def _twin(model: M) -> M:
     """A model with state of its own and the same weights, not copies of them."""
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
+    module = _module(model)
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
+
+
+class WindowedChannel:
+    """A model that looks ahead, run on windows of ``keep`` samples with their context; it waits for both.
+
+    ``keep`` is a multiple of the stride. The first window keeps ``first``, if that is given. ``batch`` windows go
+    through the model at once, which may change the last bits.
+    """
+
+    def __init__(self, model: Enhancer, keep: int, context: int, *, first: int | None = None, batch: int = 1) -> None:
+        self._model, self._keep, self._context, self._first, self._batch = model, keep, context, first, batch
+        self.latency = keep + context + 1
+        self.reset()
+
+    def reset(self) -> None:
+        self._cutter, self._run = Cutter(self._keep, self._context, self._first), in_turn(self._model)
+        self._alike: list[Window] = []  # windows of one length and place, less than a batch
+
+    def push(self, audio: Audio) -> Iterator[Audio]:
+        for window in self._cutter.push(audio):
+            yield from self._add(window)
+
+    def flush(self) -> Iterator[Audio]:
+        for window in self._cutter.flush():
+            yield from self._add(window)
+        yield from self._forward()
+
+    def _add(self, window: Window) -> Iterator[Audio]:
+        if self._alike and _shape(window) != _shape(self._alike[0]):
+            yield from self._forward()
+        self._alike.append(window)
+        if len(self._alike) >= self._batch:
+            yield from self._forward()
+
+    def _forward(self) -> Iterator[Audio]:
+        if not self._alike:
+            return
+        run = self._run if self._batch == 1 else in_turn(self._model)  # what is made at once hands nothing on
+        stacked = np.stack([window.audio for window in self._alike])
+        skip, keep = self._alike[0].skip, self._alike[0].keep
+        self._alike = []
+        yield from run(stacked, skip, keep)
+
+
+def _shape(window: Window) -> tuple[object, ...]:
+    return window.audio.shape, window.skip, window.keep
+
+
+def in_turn(model: Enhancer) -> Callable[[Audio, int, int], Audio]:
+    """A function of one signal's windows, in their order: (B, inputs, T), skip, keep -> samples (B, keep) from there.
+
+    T may end within a hop. The first window may lie anywhere; of those that follow only the last may end within a hop.
+    """
+    run: Callable[[Tensor, int, int], Tensor]
+    run = WindowedInference(model) if isinstance(model, TwoStage) else lambda *window: _part(model, *window)
+
+    def forward(audio: Audio, skip: int, keep: int) -> Audio:
+        padded = match_length(audio, ceil(audio.shape[-1] / model.hop_length) * model.hop_length)
+        with torch.inference_mode():
+            out = run(torch.from_numpy(padded.copy()).to(model.device), skip, keep)
+            return out[:, 0].float().cpu().numpy()
+
+    return forward
+
+
+def _part(model: Enhancer, audio: Tensor, skip: int, keep: int) -> Tensor:
+    return model(audio)[..., skip : skip + keep]
+
+
+def live(model: Enhancer, seconds: float) -> Channel:
+    """A signal that comes sample by sample: windows keep ``seconds``, and nothing waits longer than it must.
+
+    Raises ConfigError if the model needs all of the signal at once.
+    """
+    if is_causal(model):
+        return Pieces(model)
+    if not isfinite(model.context):
+        raise ConfigError("this model needs all of the signal at once (it also reads it backwards): it cannot stream")
+    return WindowedChannel(model, _whole_strides(model, seconds), _context(model))
+
+
+def _recorded(model: Enhancer, seconds: float, batch: int) -> Channel:
+    """A signal that is there already. Every window but the last is of one size, so memory that served one fits."""
+    if is_causal(model):
+        return Pieces(model)
+    keep = _whole_strides(model, seconds if isfinite(model.context) else LONGEST)
+    context = _context(model) if isfinite(model.context) else 0
+    return WindowedChannel(model, keep, context, first=keep + context, batch=batch)
 
 
 def enhance(
@@ -77,55 +198,19 @@ def enhance(
     """Yield (input, enhanced) blocks (C, T) of a stream at the model's rate, each of ``channels`` by itself.
 
     Of a model with several inputs, each so many channels of the stream make one, whose input is the first of them.
-    Pieces and windows are of ``seconds``, or all of it, if that or the context of a model that looks ahead is infinite;
+    Chunks and windows are of ``seconds``, or all of it, if that or the context of a model that looks ahead is infinite;
     other channels come out as zeros. ``batch`` windows go through the model at once, which may change the last bits.
     """
-    seconds, chosen = min(seconds, LONGEST), list(channels)
-    if getattr(model, "causal", False):
-        yield from _in_pieces(model, blocks, seconds, chosen)
-    else:
-        yield from _in_windows(model, blocks, seconds, chosen, batch)
-
-
-def _in_windows(
-    model: Enhancer, blocks: Iterable[Audio], seconds: float, channels: list[int], batch: int
-) -> Iterator[tuple[Audio, Audio]]:
-    seconds, reach = (seconds, model.context) if isfinite(model.context) else (LONGEST, 0)
-    context = ceil(reach / model.stride) * model.stride
-    alone = [forward_in_turn(model) for _ in channels]
-    for group in _alike(windows(blocks, _whole_strides(model, seconds), context), batch):
-        skip, keep = group[0].skip, group[0].keep
-        given = [_grouped(window.audio, model) for window in group]
-        rows = [audio[channel] for audio in given for channel in channels]
-        runs = alone if batch == 1 else map(forward_in_turn, repeat(model))
-        starts = range(0, len(rows), batch)
-        made = [run(np.stack(rows[i : i + batch]), skip, keep) for i, run in zip(starts, runs, strict=False)]
-        restored = iter(np.concatenate(made) if made else ())
-        for audio in given:
-            enhanced = np.zeros((len(audio), keep), np.float32)
-            for channel in channels:
-                enhanced[channel] = next(restored)
-            yield audio[:, 0, skip : skip + keep], enhanced
-
-
-def _alike(stream: Iterable[Window], most: int) -> Iterator[list[Window]]:
-    """Windows that follow each other, of one length and place, in groups of at most ``most``."""
-    for _, run in groupby(stream, lambda window: (window.audio.shape, window.skip, window.keep)):
-        while group := list(islice(run, most)):
-            yield group
-
-
-def _in_pieces(
-    model: Enhancer, blocks: Iterable[Audio], seconds: float, channels: list[int]
-) -> Iterator[tuple[Audio, Audio]]:
-    streams = {place: Pieces(model) for place in channels}
+    seconds = min(seconds, LONGEST)
+    work = {place: _recorded(model, seconds, batch) for place in channels}
     waiting: list[Audio] = []
-    for window in windows(blocks, _whole_strides(model, seconds), 0):
-        given = _grouped(window.audio, model)
+    at_once = seconds if model.causal or isfinite(model.context) else LONGEST
+    for chunk in windows(blocks, _whole_strides(model, at_once), 0):
+        given = chunk.audio.reshape(-1, model.inputs, chunk.audio.shape[1])  # by what is heard together
         waiting.append(given[:, 0])
-        yield from _done(waiting, {place: [*stream.push(given[place])] for place, stream in streams.items()})
+        yield from _done(waiting, {place: [*channel.push(given[place])] for place, channel in work.items()})
     if waiting:
-        yield from _done(waiting, {place: [*stream.flush()] for place, stream in streams.items()})
+        yield from _done(waiting, {place: [*channel.flush()] for place, channel in work.items()})
 
 
 def _done(waiting: list[Audio], made: dict[int, list[Audio]]) -> Iterator[tuple[Audio, Audio]]:
@@ -140,9 +225,9 @@ def _done(waiting: list[Audio], made: dict[int, list[Audio]]) -> Iterator[tuple[
         yield given[:, :ready], enhanced
 
 
-def _grouped(audio: Audio, model: Enhancer) -> Audio:
-    """Channels by the model that hears them: (C * inputs, T) -> (C, inputs, T)."""
-    return audio.reshape(-1, inputs_of(model), audio.shape[1])
+def _context(model: Enhancer) -> int:
+    """Samples, a multiple of the stride."""
+    return ceil(model.context / model.stride) * model.stride
 
 
 def _whole_strides(model: Enhancer, seconds: float) -> int:

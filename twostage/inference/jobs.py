@@ -11,7 +11,7 @@ from twostage.utils.errors import AudioError, ConfigError
 
 @dataclass(frozen=True)
 class Job:
-    """One file's way; ``error`` says why there is none."""
+    """One file's way; ``error`` says, without naming ``source``, why there is none."""
 
     source: Path
     target: Path
@@ -32,7 +32,7 @@ def plan(inputs: Sequence[str], out: str, *, suffix: str | None = None, plot: bo
         try:
             found = find([name])
         except AudioError as error:
-            jobs.append(Job(Path(name), Path(out), error=str(error)))
+            jobs.append(Job(Path(name), Path(out), error=error.reason))
             continue
         kept = [(file, below) for file, below in found if not _written_before(file, name, out)]
         jobs += [Job(file, Path(out) / renamed(below, suffix)) for file, below in kept]
@@ -42,21 +42,23 @@ def plan(inputs: Sequence[str], out: str, *, suffix: str | None = None, plot: bo
 def _is_file_name(out: str) -> bool:
     ending = Path(out).suffix.lower().lstrip(".")
     if ending in FOREIGN and not Path(out).is_dir():
-        raise ConfigError(f"{out}: cannot write .{ending} files; the formats are {', '.join(FORMATS)}")
+        raise ConfigError(f"cannot write .{ending} files; the formats are {', '.join(FORMATS)}", subject=out)
     return ending in FORMATS and not Path(out).is_dir() and not out.endswith(("/", "\\"))
 
 
 def _single(inputs: Sequence[str], out: Path, suffix: str | None, plot: bool) -> Job:
     if len(inputs) > 1 or Path(inputs[0]).is_dir():
-        raise ConfigError(f"{out}: is the name of a sound file, name a folder for more than one input")
+        raise ConfigError("is the name of a sound file, name a folder for more than one input", subject=out)
     if suffix and FORMATS[suffix] != FORMATS[out.suffix.lower().lstrip(".")]:
-        raise ConfigError(f"{out}: its name says {out.suffix}, --format says {suffix}")
+        raise ConfigError(f"its name says {out.suffix}, --format says {suffix}", subject=out)
     try:
         found = find(inputs)
     except AudioError as error:
-        return Job(Path(inputs[0]), out, error=str(error))
+        return Job(Path(inputs[0]), out, error=error.reason)
     if len(found) > 1:
-        raise ConfigError(f"{out}: is the name of a sound file, but {inputs[0]} names {len(found)}; name a folder")
+        raise ConfigError(
+            f"is the name of a sound file, but {inputs[0]} names {len(found)}; name a folder", subject=out
+        )
     return Job(found[0][0], out, out.with_suffix(".png") if plot else None)
 
 
@@ -89,7 +91,7 @@ def _distinct(jobs: Sequence[Job]) -> list[Job]:
         if first != job.source and _real(first) == _real(job.source):
             continue
         if first != job.source:
-            job = Job(job.source, job.target, error=f"{job.source}: would write {job.target}, which {first} writes")
+            job = Job(job.source, job.target, error=f"would write {job.target}, which {first} writes")
         kept[job] = None
     return list(kept)
 

@@ -37,14 +37,14 @@ from twostage.audio.sound_files import (
     resampled_length,
 )
 from twostage.inference.chunks import enhance
-from twostage.inference.windows import Enhancer, inputs_of, keep_low_band
-from twostage.utils.errors import AudioError, ConfigError, TwoStageError
+from twostage.inference.windows import keep_low_band
+from twostage.models.enhancer import Enhancer
+from twostage.utils.errors import AudioError, ConfigError
 from twostage.utils.files import check_writable, make_folder
 from twostage.utils.memory import honest
 
 SILENCE = -90.0  # dBFS: the noise of 16-bit quantization; nothing to restore below it
 PEAK, LOSSY_PEAK = 0.99, 0.89  # decoders of lossy formats overshoot what was encoded
-FAILURES = (TwoStageError, OSError, MemoryError, torch.OutOfMemoryError)  # of one file, which must not stop the rest
 
 A = TypeVar("A", bound=Any)
 Progress = Callable[[float], None]
@@ -222,8 +222,8 @@ def restore(
     source = Source("audio", int(sample_rate), len(rows), lambda: iter(blocks))
     outputs = _outputs(model, source)
     survey = measure(source, model.sample_rate)
-    _check_band(source, survey.spoken(inputs_of(model)), options)
-    for complaint in survey.complaints(inputs_of(model), if_full_band):
+    _check_band(source, survey.spoken(model.inputs), options)
+    for complaint in survey.complaints(model.inputs, if_full_band):
         warnings.warn(f"the audio is {complaint}", stacklevel=2)
     spill = Spill(io.BytesIO(), outputs)
     gains, _ = _render(model, source, survey, model.sample_rate, options, spill, PEAK, lambda _: None)
@@ -246,7 +246,7 @@ def restore_file(
     """
     options, target, started = options or Options(), Path(target), time.perf_counter()
     if target.exists() and Path(source).exists() and target.samefile(source):
-        raise AudioError(f"{source}: would be replaced by its own restoration")
+        raise AudioError("would be replaced by its own restoration", subject=source)
     check_writable(target, options.overwrite)
     with Reader(source) as reader:
         given = reader.info
@@ -255,7 +255,7 @@ def restore_file(
         peak = LOSSY_PEAK if coding_for(target, given.subtype)[1] in LOSSY else PEAK
         outputs = _outputs(model, sound)
         survey = measure(sound, model.sample_rate)
-        spoken = survey.spoken(inputs_of(model))
+        spoken = survey.spoken(model.inputs)
         _check_band(sound, spoken, options)
         _check_space(target, 4 * outputs * resampled_length(survey.frames, given.sample_rate, rate))
         with (
@@ -276,34 +276,25 @@ def restore_file(
         elapsed=elapsed,
         realtime_factor=elapsed * given.sample_rate / survey.frames,
         limited_db=limited,
-        warnings=survey.complaints(inputs_of(model), options.if_full_band),
+        warnings=survey.complaints(model.inputs, options.if_full_band),
         high_band_db=[band.high_db if band.high_db is None else round(band.high_db, 1) for band in spoken.bands],
         copied=[int(channel) + 1 for channel in np.flatnonzero(spoken.copied(options.if_full_band))],
     )
 
 
-def explain(error: Exception, source: str | Path) -> str:
-    """One of FAILURES as the line that tells why ``source`` is not restored."""
-    if isinstance(error, TwoStageError):
-        return str(error)
-    if isinstance(error, OSError):
-        return f"{source}: {error.strerror or error}"
-    return f"{source}: out of memory; shorter windows (--seconds) need less"
-
-
 def _outputs(model: Enhancer, source: Source) -> int:
     """Channels that ``model`` makes of the source's. AudioError if it does not take as many."""
-    inputs = inputs_of(model)
+    inputs = model.inputs
     if inputs > 1 and source.channels != inputs:
         has = f"{source.channels} channel" + "s" * (source.channels > 1)
-        raise AudioError(f"{source.name}: has {has}; this model hears {inputs}, bone and air")
+        raise AudioError(f"has {has}; this model hears {inputs}, bone and air", subject=source.name)
     return source.channels // inputs
 
 
 def _check_band(source: Source, survey: Survey, options: Options) -> None:
     if options.if_full_band == "error" and survey.full_band.any():
         channels = ", ".join(str(channel + 1) for channel in np.flatnonzero(survey.full_band))
-        raise AudioError(f"{source.name}: full-band already (channel {channels}); nothing is missing to be restored")
+        raise AudioError(f"full-band already (channel {channels}); nothing is missing", subject=source.name)
 
 
 def measure(source: Source, sample_rate: int) -> Survey:
@@ -320,7 +311,7 @@ def measure(source: Source, sample_rate: int) -> Survey:
             bad = np.flatnonzero(~np.isfinite(block).all(axis=0))
             if bad.size:
                 seconds = (frames + bad[0]) / source.sample_rate
-                raise AudioError(f"{source.name}: NaN or infinite samples, the first at {seconds:.3f} s")
+                raise AudioError(f"NaN or infinite samples, the first at {seconds:.3f} s", subject=source.name)
             frames += block.shape[1]
             clipping.add(block)
             yield block
@@ -329,7 +320,7 @@ def measure(source: Source, sample_rate: int) -> Survey:
         meter.add(block)
         bands.add(block)
     if frames == 0:
-        raise AudioError(f"{source.name}: holds no samples")
+        raise AudioError("holds no samples", subject=source.name)
     found = zip(bands.bands(), clipping.shares(), strict=True)
     return Survey(frames, meter.levels(), tuple(replace(band, clipped=float(share)) for band, share in found))
 
@@ -348,7 +339,7 @@ def _render(
     if options.keep_low_band >= model.sample_rate / 2:
         raise ConfigError(f"keep_low_band is {options.keep_low_band} Hz, must be below {model.sample_rate / 2} Hz")
     gains = np.where(survey.silent, 0, _amplitude(LEVEL - np.where(survey.silent, 0, survey.levels)))[:, None]
-    inputs = inputs_of(model)
+    inputs = model.inputs
     spoken = survey.spoken(inputs)
     copied = spoken.copied(options.if_full_band)
     if options.level == "input":
@@ -371,7 +362,7 @@ def _render(
         meter.add(block)
         spill.write(block)
     if not np.isfinite(meter.peak).all():
-        raise AudioError(f"{source.name}: the model's output is not finite")
+        raise AudioError("the model's output is not finite", subject=source.name)
     return _final_gains(meter, spoken, options, peak)
 
 
@@ -417,7 +408,7 @@ def _check_space(target: Path, needed: int) -> None:
     free = shutil.disk_usage(target.parent).free
     if free < needed:
         room = f"{needed / 1e6:.1f} MB are needed while it is made, {free / 1e6:.1f} are free"
-        raise AudioError(f"{target}: cannot be written (No space left on device: {room})")
+        raise AudioError(f"cannot be written (No space left on device: {room})", subject=target)
 
 
 @contextmanager
@@ -427,7 +418,9 @@ def _spill_beside(target: Path, channels: int) -> Iterator[Spill]:
         with TemporaryFile(dir=target.parent, buffering=0) as file:
             yield Spill(file, channels)
     except OSError as error:
-        raise AudioError(f"{target}: cannot be written ({error.strerror or os.strerror(error.errno or 0)})") from None
+        raise AudioError(
+            f"cannot be written ({error.strerror or os.strerror(error.errno or 0)})", subject=target
+        ) from None
 
 
 def _as_float(audio: Any, sample_rate: int) -> tuple[Audio, Callable[[Audio], Any]]:

@@ -1,15 +1,15 @@
 """Speech as it comes: pushed in pieces of any size, restored as soon as the model can."""
 
 from collections.abc import Iterator, Sequence
-from math import ceil, isfinite
+from math import isfinite
 from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from twostage.audio.sound_files import Audio
-from twostage.inference.chunks import Pieces
-from twostage.inference.windows import Cutter, Enhancer, Window, forward_in_turn, inputs_of
+from twostage.inference.chunks import live
+from twostage.models.enhancer import Enhancer
 from twostage.utils.errors import AudioError, ConfigError
 
 LOUDEST = 200.0  # dB of gain: more than from the quietest bit of 32 to full scale
@@ -37,12 +37,12 @@ class Stream:
             raise ConfigError(f"seconds is {seconds}, must be positive; gain_db is {gain_db}, must be finite")
         if np.abs(gain_db).max() > LOUDEST:
             raise ConfigError(f"gain_db is {gain_db}, must lie between -{LOUDEST:g} and {LOUDEST:g}")
-        self.sample_rate, self.inputs = model.sample_rate, inputs_of(model)
+        self.sample_rate, self.inputs = model.sample_rate, model.inputs
         if np.size(gain_db) not in (1, self.inputs):
             raise ConfigError(f"gain_db is {gain_db}, must be one number for each of {self.inputs} inputs, or for all")
         decibels = np.broadcast_to(np.asarray(gain_db, np.float32), self.inputs)
         self._gain = (10 ** (decibels[:, None] / 20)).astype(np.float32)
-        self._work = Pieces(model) if getattr(model, "causal", False) else _Windows(model, seconds)
+        self._work = live(model, seconds)
         self.latency = self._work.latency
         self._closed = False
 
@@ -89,31 +89,3 @@ class Stream:
         if not np.isfinite(made).all():
             raise AudioError("the model's output is not finite: samples this large are no sound")
         return made
-
-
-class _Windows:
-    """A model that looks ahead, run on windows with their context."""
-
-    def __init__(self, model: Enhancer, seconds: float) -> None:
-        if not isfinite(model.context):
-            raise ConfigError(
-                "this model needs all of the signal at once (it also reads it backwards): it cannot stream"
-            )
-        stride = model.stride
-        self._model = model
-        self._keep = max(1, round(seconds * model.sample_rate / stride)) * stride
-        self._context = ceil(model.context / stride) * stride
-        self.latency = self._keep + self._context + 1
-        self.reset()
-
-    def reset(self) -> None:
-        self._cutter, self._run = Cutter(self._keep, self._context), forward_in_turn(self._model)
-
-    def push(self, audio: Audio) -> Iterator[Audio]:
-        return map(self._forward, self._cutter.push(audio))
-
-    def flush(self) -> Iterator[Audio]:
-        return map(self._forward, self._cutter.flush())
-
-    def _forward(self, window: Window) -> Audio:
-        return self._run(window.audio[None], window.skip, window.keep)[0]

@@ -1,42 +1,13 @@
-"""A stream of sound through an enhancer in windows, equal to the whole at once; and the splice of the low band."""
+"""A stream of sound cut into windows with the context that they need; and the splice of the low band."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from math import ceil
-from typing import Protocol
 
 import numpy as np
-import torch
-from scipy.signal import fftconvolve, firwin
-from torch import Tensor
 
 from twostage.audio.sound_files import Audio, match_length
 
 CROSSOVER = 0.032  # seconds: length of the crossover's filter; its slope is about 100 Hz wide
-
-
-class Enhancer(Protocol):
-    """(B, 1, T) -> (B, 1, T // hop_length * hop_length) at ``sample_rate``.
-
-    One that hears bone and air says ``inputs``, 2, and takes (B, 2, T), bone first.
-    An output sample depends on at most ``context`` input samples each side, all if infinite; a window that begins at a
-    multiple of ``stride`` samples gives what the whole gives there. Lengths in samples.
-    """
-
-    @property
-    def sample_rate(self) -> int: ...
-
-    @property
-    def hop_length(self) -> int: ...
-
-    @property
-    def stride(self) -> int: ...
-
-    @property
-    def context(self) -> float: ...
-
-    def __call__(self, audio: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -83,38 +54,6 @@ def windows(blocks: Iterable[Audio], keep: int, context: int) -> Iterator[Window
     yield from cutter.flush()
 
 
-def forward_in_turn(model: Enhancer) -> Callable[[Audio, int, int], Audio]:
-    """A function of one signal's windows, in their order: (B, inputs, T), skip, keep -> samples (B, keep) from there.
-
-    T may end within a hop. The first window may lie anywhere; of those that follow only the last may end within a hop.
-    """
-    relay = getattr(model, "relay", None)  # of a model of stages, which need not make twice what windows share
-    run: Callable[[Tensor, int, int], Tensor] = relay() if relay else partial(_part, model)
-
-    def forward(audio: Audio, skip: int, keep: int) -> Audio:
-        padded = match_length(audio, ceil(audio.shape[-1] / model.hop_length) * model.hop_length)
-        with torch.inference_mode():
-            out = run(torch.from_numpy(padded.copy()).to(device_of(model)), skip, keep)
-            return out[:, 0].float().cpu().numpy()
-
-    return forward
-
-
-def _part(model: Enhancer, audio: Tensor, skip: int, keep: int) -> Tensor:
-    return model(audio)[..., skip : skip + keep]
-
-
-def inputs_of(model: object) -> int:
-    """Channels of audio that an enhancer hears at once: 1, or 2 if it hears bone and air."""
-    return getattr(model, "inputs", 1)
-
-
-def device_of(model: object) -> torch.device:
-    """Where a module's weights and buffers are; the CPU if it has none."""
-    tensors = (*model.parameters(), *model.buffers()) if isinstance(model, torch.nn.Module) else ()
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
-
-
 def keep_low_band(pairs: Iterable[tuple[Audio, Audio]], cutoff: float, sample_rate: int) -> Iterator[Audio]:
     """Splice the input below ``cutoff`` Hz to the enhanced above it: (input, enhanced) blocks (C, T) -> blocks (C, T).
 
@@ -123,6 +62,8 @@ def keep_low_band(pairs: Iterable[tuple[Audio, Audio]], cutoff: float, sample_ra
     if not cutoff:
         yield from (enhanced for _, enhanced in pairs)
         return
+    from scipy.signal import fftconvolve, firwin  # takes a second to import
+
     side = round(CROSSOVER / 2 * sample_rate)
     taps = firwin(2 * side + 1, cutoff, fs=sample_rate)[None].astype(np.float32)
     difference = enhanced = None

@@ -5,9 +5,8 @@ normalisation. Nothing is ever unpickled but tensors and plain containers (``tor
 """
 
 import json
-import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from io import BufferedWriter, FileIO
@@ -21,14 +20,16 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from twostage.models.enhancer import Enhancer, EnhancerModule
 from twostage.models.onnx_enhancer import ONNX, OnnxEnhancer
 from twostage.models.precision import convert, shortfall
 from twostage.models.registry import ENHANCERS, KINDS, STAGES, kind_of
+from twostage.models.restorer import Restorer
 from twostage.models.two_stage import TwoStage, TwoStageConfig
 from twostage.models.vocoder import Vocoder
 from twostage.nn.layers import fold_weight_norm
 from twostage.utils.errors import CheckpointError, ConfigError
-from twostage.utils.files import make_folder, partial_name
+from twostage.utils.files import replacing
 from twostage.utils.schema import build, parse_json
 
 SUFFIX = ".safetensors"
@@ -52,25 +53,28 @@ def save(
 ) -> None:
     """Write one file: plain weights as ``dtype``, settings and ``provenance`` (JSON values) in its metadata. Atomic.
 
-    Raises CheckpointError if a weight is not finite or does not fit ``dtype``; an existing file is replaced.
+    Raises CheckpointError if a weight is not finite or does not fit ``dtype``, OutputError if the file cannot be
+    written; an existing file is replaced.
     """
     tensors = {key: tensor.to("cpu", dtype).contiguous() for key, tensor in plain_state(model).items()}
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{path}: {key} is not finite as {dtype}, not written")
+    config: Any = model.config
     metadata = {
         "format": "twostage",
         "version": "1",
         "kind": kind_of(model),
-        "config": json.dumps(asdict(model.config)),  # type: ignore[call-overload]
+        "config": json.dumps(asdict(config)),
         "provenance": json.dumps(dict(provenance)),
         "sha256": _digest(tensors),
     }
     content = serialise(tensors, metadata)
-    replace_file(Path(path), lambda temporary: temporary.write_bytes(content))
+    with replacing(path) as partial:
+        partial.write_bytes(content)
 
 
-def load(*paths: str | Path, device: str | torch.device = "cpu", precision: str = "float32") -> nn.Module:
+def load(*paths: str | Path, device: str | torch.device = "cpu", precision: str = "float32") -> Enhancer:
     """An enhancer ready for inference: folded, in eval mode, on ``device``.
 
     No path is the default model. One path is the name of a shipped model, or of one of its stages, such as
@@ -91,16 +95,16 @@ def load(*paths: str | Path, device: str | torch.device = "cpu", precision: str 
     return convert(model, "float32" if lacking else precision)
 
 
-def load_for_training(*paths: str | Path) -> nn.Module:
+def load_for_training(*paths: str | Path) -> EnhancerModule:
     """The same enhancer with weight normalisation, on the CPU, all of its weights ready to learn."""
     return _load(paths, folded=False)
 
 
-def _load(paths: tuple[str | Path, ...], *, folded: bool) -> nn.Module:
+def _load(paths: tuple[str | Path, ...], *, folded: bool) -> EnhancerModule:
     files = [file for path in paths or (DEFAULT,) for file in stage_files(path)]
     models = {str(file): load_stage(file, folded=folded) for file in files}
     model = next(iter(models.values())) if len(models) == 1 else _join(models)
-    if kind_of(model) not in ENHANCERS:
+    if not isinstance(model, EnhancerModule):
         other = "restorer" if isinstance(model, Vocoder) else "vocoder"
         raise CheckpointError(f"{files[0]}: holds a {kind_of(model)} alone; give a {other}'s file beside it")
     return model
@@ -203,18 +207,17 @@ def fold_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
-    """Write a training's state (tensors and plain containers), atomically: at any moment a complete one is on disk."""
+    """Write a training's state (tensors and plain containers), atomically: at any moment a complete one is on disk.
 
-    def write(temporary: Path) -> None:
-        with _Remembering(FileIO(temporary, "w")) as file:
-            try:
-                torch.save(dict(state), file)
-            except RuntimeError:
-                if file.refusal:
-                    raise file.refusal from None
-                raise
-
-    replace_file(Path(path), write)
+    Raises OutputError if it cannot be written.
+    """
+    with replacing(path) as partial, _Remembering(FileIO(partial, "w")) as file:
+        try:
+            torch.save(dict(state), file)
+        except RuntimeError:
+            if file.refusal:
+                raise file.refusal from None
+            raise
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
@@ -256,26 +259,6 @@ def _check_sums(path: str | Path) -> None:
     with ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise BadZipFile(damaged)
-
-
-def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside ``path``, flush to the disk, then take its place: a reader sees the old file or the new one."""
-    make_folder(path.parent)
-    temporary = partial_name(path)
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the rename itself must outlive a crash
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _open(path: Path) -> Any:
@@ -376,11 +359,14 @@ def _join(models: Mapping[str, nn.Module]) -> TwoStage:
     if len(models) != 2 or stages.keys() != STAGES.keys():
         kinds = ", ".join(kind_of(model) for model in models.values())
         raise CheckpointError(f"{files}: wanted a restorer and a vocoder, found: {kinds}")
+    restorer, vocoder = stages["restorer"], stages["vocoder"]
+    assert isinstance(restorer, Restorer)
+    assert isinstance(vocoder, Vocoder)
     try:
-        model = TwoStage(TwoStageConfig(stages["restorer"].config, stages["vocoder"].config))  # type: ignore[arg-type]
+        model = TwoStage(TwoStageConfig(restorer.config, vocoder.config))
     except ConfigError as error:
         raise CheckpointError(f"{files}: {error}") from None
-    model.restorer, model.vocoder = stages["restorer"], stages["vocoder"]  # type: ignore[assignment]
+    model.restorer, model.vocoder = restorer, vocoder
     return model
 
 

@@ -1,6 +1,8 @@
 """Log-mel and magnitude spectrograms: the contract in which the two stages meet."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import librosa
 import torch
@@ -53,6 +55,24 @@ def mel_basis(config: MelConfig, bins: int) -> Tensor:
     return torch.from_numpy(basis.T.copy())
 
 
+class InputSpectra(NamedTuple):
+    """What is known of the input, as complex spectrograms (B, n_fft // 2 + 1, L): see ``Stft.input_spectra``."""
+
+    bone: Tensor  # of the microphone on the body
+    compressed: Tensor  # of the signed root of its samples, whose harmonics go on where its own end
+    air: Tensor | None = None  # of the microphone in the air, if there is one
+
+    @property
+    def channels(self) -> list[Tensor]:
+        """Those of the microphones themselves: bone, or bone and air."""
+        return [self.bone] if self.air is None else [self.bone, self.air]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "InputSpectra":
+        """``change`` made to every spectrogram."""
+        air = None if self.air is None else change(self.air)
+        return InputSpectra(change(self.bone), change(self.compressed), air)
+
+
 class Stft(nn.Module):
     """Magnitude spectrogram without centring: (B, 1, T) -> (B, n_fft // 2 + 1, T // hop_length).
 
@@ -89,13 +109,13 @@ class Stft(nn.Module):
                 return_complex=True,
             )
 
-    def compressed(self, audio: Tensor) -> Tensor:
-        """Complex spectrograms of the audio and, after them, of the root of its samples: (2 B, n_fft // 2 + 1, L).
-
-        Of audio (B, C, T), those are of its first channel; the others follow, ((C + 1) B, n_fft // 2 + 1, L).
-        """
-        first, *others = audio.split(1, -2)
-        return self.spectrum(torch.cat([first, first.sign() * first.abs().sqrt(), *others]))
+    def input_spectra(self, audio: Tensor) -> InputSpectra:
+        """Of audio (B, C, T): bone, or bone and air. All are transformed at once, as one leaf keeps their past."""
+        bone, *air = audio.split(1, -2)
+        batch, compressed = audio.shape[0], bone.sign() * bone.abs().sqrt()
+        stacked = self.spectrum(torch.cat([bone, compressed, *air]))
+        # narrow: ONNX cannot split complex numbers; counted from behind: real and imaginary parts may stand in front
+        return InputSpectra(*(stacked.narrow(-3, i * batch, batch) for i in range(2 + len(air))))
 
     def _pad(self, audio: Tensor) -> Tensor:
         if self.past is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twostage.models.features import LogMel, MelConfig, power
+from twostage.models.features import InputSpectra, LogMel, MelConfig, power
 from twostage.nn.streaming import Overlap
 from twostage.utils.errors import ConfigError
 
@@ -52,9 +52,11 @@ class GriffinLim(nn.Module):
 
     def __init__(self, config: MelConfig, iterations: int, heard_below: float = 0.0) -> None:
         super().__init__()
-        if iterations and (config.n_fft % config.hop_length or config.win_length != config.n_fft):
+        whole = config.n_fft % config.hop_length == 0 and config.n_fft >= 2 * config.hop_length
+        if iterations and (not whole or config.win_length != config.n_fft):  # no sample in the zeros of all its windows
             raise ConfigError(
-                f"griffin_lim needs mel.win_length equal to mel.n_fft and that a multiple of mel.hop_length: "
+                "griffin_lim needs mel.win_length equal to mel.n_fft and that twice mel.hop_length or more, and a "
+                "multiple of it: "
                 f"{config.win_length}, {config.n_fft}, {config.hop_length}"
             )
         if config.causal and iterations > 1:
@@ -68,18 +70,18 @@ class GriffinLim(nn.Module):
         trust = (1 - hertz / heard_below).clamp_min(0) if heard_below else torch.zeros_like(hertz)
         self.register_buffer("trust", trust[:, None], persistent=False)
 
-    def forward(self, audio: Tensor, mel: Tensor, heard: Tensor | None = None) -> Tensor:
-        """``heard`` (2 B, n_fft // 2 + 1, L): of the input that was restored, as ``Stft.compressed`` gives it."""
+    def forward(self, audio: Tensor, mel: Tensor, heard: InputSpectra | None = None) -> Tensor:
+        """``heard``: of the input that was restored."""
         with torch.autocast(audio.device.type, enabled=False):
             if not self.iterations or not mel.shape[-1]:
                 return audio
             mel, audio = mel.float(), audio.float()
             if heard is None or not self.heard_below:
                 return self._iterate(audio, self.magnitudes(mel))
-            heard, harmonics = heard.chunk(2, -3)
-            size = self._size(heard, FAINT)
-            phase = heard / size
-            phase = phase + harmonics * ((1 - power(phase).sqrt()) / self._size(harmonics, FAINT_HARMONIC))
+            size = self._size(heard.bone, FAINT)
+            phase = heard.bone / size
+            missing = (1 - power(phase).sqrt()) / self._size(heard.compressed, FAINT_HARMONIC)
+            phase = phase + heard.compressed * missing
             held = phase * (power(phase) + OPPOSED).rsqrt_().mul_(self.trust)
             return self._iterate(audio, self.magnitudes(mel, size), held)
 

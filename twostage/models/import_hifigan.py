@@ -2,7 +2,8 @@
 
 Source: the authors' reference code of Kong, Kim and Bae, "HiFi-GAN", NeurIPS 2020. The network is the same, also in
 the slope of 0.01 before the last convolution. Their mel adds 1e-9 to the power of a bin before the root, where ours
-keeps it at 1e-10 or more: mels differ in near-silence alone, by less than 0.02.
+keeps it at 1e-10 or more: what differs are bands that speech leaves nearly empty, by less than 0.06, on average over a
+recording by less than 0.001.
 """
 
 from collections.abc import Mapping
@@ -29,8 +30,9 @@ NETWORK = (
 # of their training, with no say in what the network computes; num_freq is not read by their code either
 TRAINING = (
     "num_gpus", "batch_size", "learning_rate", "adam_b1", "adam_b2", "lr_decay", "seed", "segment_size", "num_freq",
-    "fmax_for_loss", "num_workers", "dist_config",
+    "num_workers", "dist_config",
 )  # fmt: skip
+LOSS = "fmax_for_loss"  # for a training that goes on from these weights; null, or not there: half the sample rate
 CONVOLUTIONS = {"1": 3, "2": 2}  # dilations a block of either type reads; their code ignores further ones
 
 
@@ -71,7 +73,7 @@ def _config(values: Mapping[str, Any]) -> VocoderConfig:
         if key not in values:
             raise ConfigError(f"{key}: missing")
     for key in values:
-        if key not in (*MEL, *NETWORK, *TRAINING):
+        if key not in (*MEL, *NETWORK, *TRAINING, LOSS):
             raise ConfigError(f"{key}: no setting of the published generator, so its meaning is not known")
     mel = {ours: values[theirs] for theirs, ours in MEL.items()}
     if mel["fmax"] is None and isinstance(mel["sample_rate"], int):
@@ -80,7 +82,7 @@ def _config(values: Mapping[str, Any]) -> VocoderConfig:
     kind = str(network["resblock"])
     if kind not in CONVOLUTIONS:
         raise ConfigError(f"resblock is {network['resblock']!r}, must be '1' or '2'")
-    config = build(VocoderConfig, network | {"resblock": int(kind), "mel": mel})
+    config = build(VocoderConfig, network | {"resblock": int(kind), "mel": mel, LOSS: values.get(LOSS)})
     needed = CONVOLUTIONS[kind]
     if any(len(dilations) < needed for dilations in config.resblock_dilation_sizes):
         raise ConfigError(f"resblock_dilation_sizes: blocks of type {kind} need {needed} dilations each")

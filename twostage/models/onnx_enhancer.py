@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from twostage.nn.streaming import Carry, streaming
+from twostage.models.enhancer import EnhancerModule
+from twostage.nn.streaming import Carry, streaming, with_tail
 from twostage.utils.errors import CheckpointError, ConfigError
 from twostage.utils.schema import build, parse_json
 
@@ -57,7 +58,7 @@ class OnnxHeader:
             raise CheckpointError(f"{source}: settings inside cannot be read: {error}") from None
 
 
-class OnnxEnhancer(nn.Module):
+class OnnxEnhancer(EnhancerModule):
     """Audio (B, inputs, T) -> (B, 1, T // hop_length * hop_length) by onnxruntime, on torch's number of CPU threads.
 
     A file of one step runs step after step; what comes out is the same. It takes a stream as a causal TwoStage does.
@@ -69,31 +70,55 @@ class OnnxEnhancer(nn.Module):
         self.path = Path(path)
         self._session = _session(self.path)
         self.header = OnnxHeader.of(self._session.get_modelmeta().custom_metadata_map, str(path))
-        self.sample_rate, self.hop_length = self.header.sample_rate, self.header.hop_length
-        self.inputs = self.header.inputs
-        self.stride, self.context, self.delay = self.header.stride, self.header.context, self.header.delay
-        self.latency = self.stride + (self.delay if self.header.streaming else self.context)
-        self.causal, self.states = self.header.streaming, Carry()
+        self.config, self.states = self.header.config, Carry()
         self._outputs = [output.name for output in self._session.get_outputs()]
+
+    @property
+    def sample_rate(self) -> int:
+        return self.header.sample_rate
+
+    @property
+    def hop_length(self) -> int:
+        return self.header.hop_length
+
+    @property
+    def inputs(self) -> int:
+        return self.header.inputs
+
+    @property
+    def stride(self) -> int:
+        return self.header.stride
+
+    @property
+    def context(self) -> float:
+        return self.header.context
+
+    @property
+    def delay(self) -> int:
+        return self.header.delay
+
+    @property
+    def causal(self) -> bool:
+        """Whether the file is of one step."""
+        return self.header.streaming
 
     def forward(self, audio: Tensor) -> Tensor:
         length = audio.shape[-1] // self.hop_length * self.hop_length
-        rows = audio[..., :length].float().cpu().numpy()
+        rows = (audio if self.causal else audio[..., :length]).float().cpu().numpy()
         if not length:
             return audio[:, :1, :0]
-        late = self.delay if self.header.streaming else 0
+        late = self.delay if self.causal else 0
         made = [np.concatenate([out[RESTORED] for _, out in self.runs(row)], -1) for row in rows]
         return torch.from_numpy(np.concatenate(made)[..., late : late + length])
 
     def runs(self, audio: NDArray[np.float32]) -> Iterator[tuple[Values, Values]]:
-        """What goes in and what comes out, run by run, for audio (inputs, T) of whole hops."""
-        if not self.header.streaming:
+        """What goes in and what comes out, run by run, for audio (inputs, T); of whole hops, but for a step."""
+        if not self.causal:
             given = {AUDIO: audio[None]}
             yield given, self._run(given)
             return
         with streaming(self):
-            silence = self.delay + -(audio.shape[1] + self.delay) % self.stride
-            yield from self._steps(np.pad(audio, ((0, 0), (0, silence))))
+            yield from self._steps(with_tail(self, torch.from_numpy(audio)).numpy())
 
     def late(self, audio: Tensor) -> Tensor:
         """As ``TwoStage.late``: the next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late."""

@@ -13,6 +13,7 @@ from twostage.models.baselines.eben import Eben, EbenConfig
 from twostage.models.baselines.seanet import Seanet, SeanetConfig
 from twostage.models.baselines.shift import Lowpass, LowpassConfig, Shift, ShiftConfig
 from twostage.models.baselines.wave_unet import WaveUnet, WaveUnetConfig
+from twostage.models.enhancer import EnhancerConfig, EnhancerModule
 from twostage.models.restorer import Restorer, RestorerConfig
 from twostage.models.two_stage import TwoStage, TwoStageConfig
 from twostage.models.vocoder import Vocoder, VocoderConfig
@@ -21,7 +22,7 @@ STAGES: dict[str, tuple[type[Any], type[nn.Module]]] = {
     "restorer": (RestorerConfig, Restorer),
     "vocoder": (VocoderConfig, Vocoder),
 }
-ENHANCERS: dict[str, tuple[type[Any], type[nn.Module]]] = {  # audio (B, 1, T) -> audio (B, 1, T)
+ENHANCERS: dict[str, tuple[type[EnhancerConfig], type[EnhancerModule]]] = {  # audio -> audio
     "two-stage": (TwoStageConfig, TwoStage),
     "lowpass": (LowpassConfig, Lowpass),
     "shift": (ShiftConfig, Shift),
@@ -34,7 +35,7 @@ ENHANCERS: dict[str, tuple[type[Any], type[nn.Module]]] = {  # audio (B, 1, T) -
     "seanet": (SeanetConfig, Seanet),
     "eben": (EbenConfig, Eben),
 }
-KINDS = {**STAGES, **ENHANCERS}
+KINDS: dict[str, tuple[type[Any], type[nn.Module]]] = {**STAGES, **ENHANCERS}
 
 
 def kind_of(model: nn.Module) -> str:

@@ -1,8 +1,22 @@
 """Stage one: a 2D ResUNet that restores the log-mel spectrogram of bone-conducted speech.
 
 Source: Liu et al., "VoiceFixer: A Unified Framework for High-Fidelity Speech Restoration", Interspeech 2022, section
-3.1 (analysis module), made much smaller. Where VoiceFixer normalises batches, weights are normalised here: no
-statistics of the utterance or the batch enter, so a window of a file sees what the whole file sees.
+3.1 (analysis module), and its authors' code. What differs from them:
+- size: 16 to 128 channels and one residual block a level, where theirs has 32 to 384 and four, 65 M parameters
+- 16 kHz, 80 mels and natural logarithms of magnitudes, where theirs has 44.1 kHz, 128 mels and common logarithms
+- weights are normalised, where theirs normalises batches: no statistics of the utterance or the batch enter, so a
+  window of a file sees what the whole file sees
+- between levels, convolutions as wide as their stride pool and transposed ones undo it, where theirs averages 2 by 2
+  and goes back by transposed convolutions of 3 by 3
+- bands are halved at every level and frames where ``time_strides`` says so, where theirs halves both at all of its six
+- blocks at the bottom are dilated in time, theirs are not
+- the last convolution is of 3 by 3, behind the last block, where theirs has one more block and a convolution of 1 by 1
+- a skip is merged by a convolution of 1 by 1 before the block, where theirs leaves that to the first block, whose
+  shortcut is such a convolution; leaky ReLUs have a slope of 0.1, theirs 0.01
+- a second channel says where in frequency a band lies; theirs has mels alone
+- the mask is the network's output; theirs first takes noise away, by a mask of linear layers and GRUs on the mel, and
+  hears the result besides the input
+- with ``mel.causal``, every layer looks back alone
 """
 
 from dataclasses import dataclass, field

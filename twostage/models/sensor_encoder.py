@@ -2,7 +2,9 @@
 
 A mel says neither where the harmonics lie nor what their phase is; the sensor's waveform says both for the low band.
 Compare Andreev et al., "HiFi++: a Unified Framework for Bandwidth Extension and Speech Enhancement", ICASSP 2023, which
-puts a waveform U-Net behind a HiFi-GAN generator; here the generator is the upward half of the U-Net.
+puts a waveform U-Net behind a HiFi-GAN generator; here the generator is the upward half of the U-Net. Strided layers
+lie as the generator's transposed ones do, so that every activation is added where its samples are; causal, a step sees
+no sample after its own, and a frame none after its hop.
 """
 
 from collections.abc import Sequence
@@ -10,10 +12,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twostage.nn.layers import Conv1d, weight_norm
+from twostage.nn.layers import Conv1d, reach, weight_norm
 
 SLOPE = 0.1
 DILATIONS = (1, 3)
+KERNEL = 7  # of the first convolution, as of the generator's last
 
 
 def silent(conv: Conv1d) -> Conv1d:
@@ -50,8 +53,9 @@ class SensorEncoder(nn.Module):
         self, channels: Sequence[int], rates: Sequence[int], kernel_sizes: Sequence[int], *, causal: bool
     ) -> None:
         super().__init__()
+        self.steps = list(zip(rates, kernel_sizes, strict=True))  # of the generator, from the frame rate upwards
         narrow_to_wide = list(reversed(channels))
-        self.conv_pre = weight_norm(Conv1d(1, narrow_to_wide[0], 7, causal=causal))
+        self.conv_pre = weight_norm(Conv1d(1, narrow_to_wide[0], KERNEL, causal=causal))
         self.downs = nn.ModuleList(
             weight_norm(Conv1d(narrow, wide, kernel_size, stride=rate, causal=causal))
             for narrow, wide, kernel_size, rate in zip(
@@ -68,3 +72,16 @@ class SensorEncoder(nn.Module):
             x = resblock(down(F.leaky_relu(x, SLOPE)))
             skips.append(out(x))
         return skips[::-1]
+
+    @property
+    def receptive_field(self) -> float:
+        """Frames of audio that what is added at the frame rate depends on, on each side; causal, twice, all before.
+
+        What is added at higher rates depends on less.
+        """
+        rate, residual = 1, reach((3, dilation) for dilation in DILATIONS)
+        frames = float(residual)
+        for stride, kernel_size in self.steps:
+            rate *= stride
+            frames += ((kernel_size - stride) / 2 + residual) / rate
+        return frames + reach([(KERNEL, 1)]) / rate

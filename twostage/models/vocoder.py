@@ -1,18 +1,19 @@
 """Stage two: the HiFi-GAN generator, log-mels to a waveform.
 
 Source: Kong, Kim and Bae, "HiFi-GAN: Generative Adversarial Networks for Efficient and High Fidelity Speech
-Synthesis", NeurIPS 2020, section 2.2 and appendix A.1. Module names are those of the authors' checkpoints.
+Synthesis", NeurIPS 2020, section 2.2 and appendix A.1. Module names are those of the authors' checkpoints. With
+``hears_sensor`` the sensor's waveform is heard too, by ``models/sensor_encoder.py``.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
-from math import ceil, log, prod
+from math import ceil, prod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twostage.models.features import MelConfig
+from twostage.models.features import InputSpectra, MelConfig
 from twostage.models.griffinlim import GriffinLim
 from twostage.models.sensor_encoder import SensorEncoder
 from twostage.nn.layers import Conv1d, ConvTranspose1d, fold_weight_norm, reach, weight_norm
@@ -36,7 +37,8 @@ class VocoderConfig:
     resblock: int = 1  # the paper's type: 1 (two convolutions a dilation) or 2 (one)
     resblock_kernel_sizes: tuple[int, ...] = (3, 7)  # of the residual blocks that a level averages
     resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5))  # of each of them
-    hears_sensor: bool = False  # the generator gets the sensor's waveform at every rate, beside the mel
+    fmax_for_loss: float | None = None  # Hz, where the log-mels of a training's losses end; null: half the sample rate
+    hears_sensor: bool = False  # the generator hears the sensor's waveform too; data.sensors, data.silent_prob
     griffin_lim: int = 0  # iterations that finish the output, not in training; 0: the paper's vocoder
     heard_below: float = 0.0  # Hz, up to which they take phase and harmonics from the restored input; 0: nothing
 
@@ -61,6 +63,11 @@ class VocoderConfig:
             raise ConfigError("vocoder.resblock_dilation_sizes and vocoder.resblock_kernel_sizes differ in length")
         if any(kernel_size % 2 == 0 for kernel_size in self.resblock_kernel_sizes):
             raise ConfigError(f"vocoder.resblock_kernel_sizes must be odd: {self.resblock_kernel_sizes}")
+        if self.fmax_for_loss is not None and not self.mel.fmin < self.fmax_for_loss <= self.mel.sample_rate / 2:
+            raise ConfigError(
+                f"vocoder.fmax_for_loss is {self.fmax_for_loss}, must lie above mel.fmin, {self.mel.fmin}, and at most "
+                f"at half of mel.sample_rate, {self.mel.sample_rate / 2}"
+            )
         if self.griffin_lim < 0:
             raise ConfigError(f"vocoder.griffin_lim is {self.griffin_lim}, must not be negative")
         if self.griffin_lim > 1 and self.mel.causal:
@@ -74,6 +81,11 @@ class VocoderConfig:
                 f"vocoder.upsample_initial_channel is {self.upsample_initial_channel}, "
                 f"must divide by {2 ** len(self.upsample_rates)}"
             )
+
+    @property
+    def mel_of_losses(self) -> MelConfig:
+        """Settings of the log-mels of a training's losses: those of ``mel`` up to ``fmax_for_loss``."""
+        return replace(self.mel, fmax=self.fmax_for_loss or self.mel.sample_rate / 2)
 
 
 # What a convolution has made is worked on in place: a second tensor of that size would cost memory and its first touch
@@ -152,40 +164,44 @@ class Vocoder(nn.Module):
         if config.griffin_lim:
             self.griffin_lim = GriffinLim(config.mel, config.griffin_lim, config.heard_below)
 
-    def forward(self, mel: Tensor, heard: Tensor | None = None, sensor: Tensor | None = None) -> Tensor:
-        """``heard`` (2 B, n_fft // 2 + 1, L): ``Stft.compressed`` of what was restored, for Griffin-Lim.
+    def forward(self, mel: Tensor, heard: InputSpectra | None = None, sensor: Tensor | None = None) -> Tensor:
+        """``heard``: of what was restored, for Griffin-Lim, if there is any.
 
-        ``sensor`` (B, 1, L * hop_length): what was restored, for a generator with ``hears_sensor``.
+        ``sensor`` (B, 1, L * hop_length): what was restored, for a generator with ``hears_sensor``; None is silence.
         """
-        if not self.delay:
+        if not self.delay or not mel.shape[-1]:
             return self.late(mel, heard, sensor)
-        frames = self.delay // self.config.mel.hop_length  # of silence, with which the last samples come
-        mel = F.pad(mel, (0, frames), value=log(self.config.mel.clamp))
-        heard = None if heard is None else F.pad(heard, (0, frames))
+        frames = self.delay // self.config.mel.hop_length  # with which the last samples come
+        mel = F.pad(mel, (0, frames), mode="replicate")  # silence would fade them out
+        heard = None if heard is None else heard.each(lambda spectrum: F.pad(spectrum, (0, frames)))
         sensor = None if sensor is None else F.pad(sensor, (0, self.delay))
         return self.late(mel, heard, sensor)[..., self.delay :]
 
-    def late(self, mel: Tensor, heard: Tensor | None = None, sensor: Tensor | None = None) -> Tensor:
-        """The same, ``delay`` samples late, which is how a causal vocoder makes the pieces of a stream."""
+    def late(self, mel: Tensor, heard: InputSpectra | None = None, sensor: Tensor | None = None) -> Tensor:
+        """The next chunk of a stream, of frames as ``forward`` takes them, ``delay`` samples late."""
         return self.finish(self.generate(mel, sensor), mel, heard)
 
     def generate(self, mel: Tensor, sensor: Tensor | None = None) -> Tensor:
-        """The same without Griffin-Lim. ``sensor`` (B, 1, L * hop_length): audio; None is silence."""
-        x = self.conv_pre(mel.to(next(self.conv_pre.parameters()).dtype))
-        if self.encoder is None:
-            skips: list[Tensor | None] = [None] * (1 + len(self.ups))
-        else:
-            if sensor is None:
-                sensor = mel.new_zeros(mel.shape[0], 1, mel.shape[-1] * self.config.mel.hop_length)
-            skips = [*self.encoder(sensor)]
-        x = x if skips[0] is None else x + skips[0]
-        for up, blocks, skip in zip(self.ups, self._levels(), skips[1:], strict=True):
+        """What the generator alone makes of log-mels, without Griffin-Lim; ``sensor`` as in ``forward``."""
+        x, (skip, *skips) = self.conv_pre(mel.to(next(self.conv_pre.parameters()).dtype)), self._skips(mel, sensor)
+        x = x if skip is None else x + skip
+        for up, blocks, skip in zip(self.ups, self._levels(), skips, strict=True):
             x = up(F.leaky_relu_(x, SLOPE))
             x = x if skip is None else x + skip
             x = reduce(Tensor.add_, (block(x) for block in blocks)).div_(len(blocks))
         return torch.tanh(self.conv_post(F.leaky_relu_(x, LAST_SLOPE)).float())
 
-    def finish(self, audio: Tensor, mel: Tensor, heard: Tensor | None) -> Tensor:
+    def _skips(self, mel: Tensor, sensor: Tensor | None) -> list[Tensor] | list[None]:
+        """What is added to the activations of each rate, from the frame rate upwards; nothing without an encoder."""
+        if self.encoder is None:
+            return [None] * (1 + len(self.ups))
+        samples = mel.shape[-1] * self.config.mel.hop_length
+        skips: list[Tensor] = self.encoder(
+            mel.new_zeros(mel.shape[0], 1, samples) if sensor is None else sensor[..., :samples]
+        )
+        return skips
+
+    def finish(self, audio: Tensor, mel: Tensor, heard: InputSpectra | None) -> Tensor:
         """What ``generate`` made of ``mel``, with Griffin-Lim, if there is any and this is no training."""
         return self.griffin_lim(audio, mel, heard) if self.griffin_lim and not self.training else audio
 
@@ -205,18 +221,20 @@ class Vocoder(nn.Module):
 
     @property
     def context(self) -> int:
-        """Frames of mel that an output sample depends on, on each side, at most."""
+        """Frames of mel, and of the sensor's waveform, that an output sample depends on, on each side, at most."""
         return self.generator_context + self.finish_context
 
     @property
     def finish_context(self) -> int:
-        """The same of ``finish``."""
+        """Frames that ``finish`` depends on, on each side, at most."""
         return self.griffin_lim.context if self.griffin_lim else 0
 
     @property
     def generator_context(self) -> int:
-        """The same of ``generate``."""
+        """Frames that ``generate`` depends on, on each side, at most."""
         config, rate, frames = self.config, 1, 3.0
+        if self.encoder is not None:  # which sees further than the convolution of mels beside it
+            frames = self.encoder.receptive_field
         widest = max(
             RESBLOCKS[config.resblock].reach(k, tuple(d))
             for k, d in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True)

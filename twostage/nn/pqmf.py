@@ -8,7 +8,6 @@ filterbanks", IEEE Signal Processing Letters 1998, equation 5, for the prototype
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -58,6 +57,8 @@ def prototype(bands: int, taps: int) -> NDArray[np.float64]:
     def rest(cutoff: float) -> float:
         low = windowed(cutoff)
         return float(np.abs(np.correlate(low, low, "full")[taps - 1 + 2 * bands :: 2 * bands]).max())
+
+    from scipy.optimize import minimize_scalar  # takes a third of a second to import
 
     found = minimize_scalar(rest, bounds=(0.5 / bands, 1 / bands), method="bounded", options={"xatol": 1e-9})
     return windowed(found.x)

@@ -6,12 +6,13 @@ Leaves alone hold state. A causal convolution is ``Past`` and a convolution with
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import ceil
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+FADE = 512  # samples over which the last one of a signal fades out behind its end
 
 
 class Carry(nn.Module):
@@ -81,12 +82,59 @@ def forget(model: nn.Module) -> None:
         leaf.carried = None
 
 
-def offline(model: Any, audio: Tensor) -> Tensor:
-    """What a causal model's ``late`` makes of all of a signal: (B, 1, T) -> (B, 1, T // hop_length * hop_length)."""
+class Delayed(Protocol):
+    """A model that streams, as far as ``offline`` needs to know it; lengths in samples."""
+
+    @property
+    def hop_length(self) -> int: ...
+
+    @property
+    def stride(self) -> int: ...
+
+    @property
+    def delay(self) -> int: ...
+
+    def late(self, audio: Tensor, /) -> Tensor: ...
+
+
+def continued(audio: Tensor, steps: int) -> Tensor:
+    """A signal and what is to be heard after its end, as smooth as it was: (..., T) -> (..., T + steps).
+
+    Many recordings end in the middle of speech. Zeros after such an end are a step, hence energy at all frequencies, in
+    frames of which output before the end is made; a model that restores high bands makes a click of it. Here the past
+    follows, turned about the last sample in time and sign, so that neither level nor slope jumps; zeros, which precede
+    a signal, follow where it is shorter than ``steps``. What follows does not depend on how much of it is asked for.
+
+    Source: Gustafsson, "Determining the initial states in forward-backward filtering", IEEE Transactions on Signal
+    Processing 1996. There the last sample counts throughout; here it fades out, lest a level stay that is no speech.
+
+    >>> continued(torch.tensor([3.0, 1.5, 2.0]), 3).round(decimals=2).tolist()
+    [3.0, 1.5, 2.0, 2.5, 1.0, 4.0]
+    """
+    past = F.pad(audio, (steps + 1, 0)).narrow(-1, audio.shape[-1], steps + 1)
+    fade = (torch.arange(1, steps + 1, device=audio.device).clamp(max=FADE) * (torch.pi / FADE)).cos() + 1
+    return torch.cat((audio, fade.to(audio.dtype) * past[..., -1:] - past[..., :-1].flip(-1)), -1)
+
+
+def tail_length(model: Delayed) -> int:
+    """Samples of ``continued`` with which the last output of a causal model comes, however long the signal is."""
+    return model.delay + model.stride - 1
+
+
+def with_tail(model: Delayed, audio: Tensor) -> Tensor:
+    """A signal (..., T), continued until the last sample of its last whole hop comes out: whole strides."""
     length = audio.shape[-1] // model.hop_length * model.hop_length
-    following = ceil(model.delay / model.stride) * model.stride
-    made: Tensor = model.late(F.pad(audio[..., :length], (0, following)))
-    return made[..., model.delay : model.delay + length]
+    needed = (length + tail_length(model)) // model.stride * model.stride
+    return continued(audio, tail_length(model))[..., :needed]
+
+
+def offline(model: Delayed, audio: Tensor) -> Tensor:
+    """What ``late`` makes of all of a signal, in time: (B, C, T) -> (B, 1, T // hop_length * hop_length).
+
+    ``late`` takes multiples of ``stride`` and gives as many samples, ``delay`` later.
+    """
+    length = audio.shape[-1] // model.hop_length * model.hop_length
+    return model.late(with_tail(model, audio))[..., model.delay : model.delay + length]
 
 
 @contextmanager

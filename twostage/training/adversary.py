@@ -47,6 +47,7 @@ class AdversaryRules:
     start: int = 0  # steps of content losses alone before it joins
     generator_steps: int = 1  # the generator's to one of the judges'
     adaptive: bool | str = False  # true: the adversarial loss to all others; "each": every loss; false: neither
+    match_logits: bool = True  # feature matching compares logits too, as HiFi-GAN's; false: as MelGAN's and EBEN's
     init: str = ""  # another training's state.pt, whose discriminators to begin with
 
     def __post_init__(self) -> None:
@@ -134,7 +135,9 @@ class Adversary:
                 of_real = _float(self.discriminators(real)) if matching else []
         self.discriminators.requires_grad_(True)
         losses = {"adv": LOSSES[self.config.loss][1](of_fake)}
-        return losses | {"fm": feature_matching(of_real, of_fake)} if matching else losses
+        return (
+            losses | {"fm": feature_matching(of_real, of_fake, logits=self.config.match_logits)} if matching else losses
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -1,6 +1,6 @@
 """Settings of a training from YAML files and the command line; the only module that imports omegaconf."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -11,13 +11,22 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from twostage.data.pairs import PairConfig
 from twostage.evaluation.metrics import HIGHER_IS_BETTER, missing_package
+from twostage.models.enhancer import EnhancerConfig
 from twostage.models.features import MelConfig
 from twostage.models.registry import ENHANCERS
 from twostage.models.restorer import RestorerConfig
 from twostage.models.vocoder import VocoderConfig
-from twostage.training.adversary import AdversaryConfig, MelAdversaryConfig
+from twostage.training.adversary import AdversaryConfig, AdversaryRules, MelAdversaryConfig
 from twostage.training.optim import OptimizerConfig
-from twostage.training.tasks import EnhancingWeights, FinetuningWeights, RestoringWeights, VocodingWeights
+from twostage.training.tasks import (
+    ADVERSARIAL,
+    EnhancingWeights,
+    FinetuningWeights,
+    RestoringWeights,
+    VocodingWeights,
+    Weights,
+    named,
+)
 from twostage.utils.errors import ConfigError
 from twostage.utils.schema import build
 
@@ -147,6 +156,7 @@ class RestorerRun(RunConfig):
         self.check_inputs("restorer.inputs", self.restorer.inputs)
         if not 0 < self.quantile < 1:
             raise ConfigError(f"quantile is {self.quantile}, must lie between 0 and 1")
+        check_adaptive(self.adversary, self.weights)
         audible = [name for name in self.valid.metrics if name != "mel_l1"]
         if audible and not self.valid.vocoder:
             raise ConfigError(f"valid.metrics: {audible[0]} needs sound: set valid.vocoder to the weights of a vocoder")
@@ -165,6 +175,11 @@ class VocoderRun(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_mel(self.vocoder.mel)
+        if self.vocoder.hears_sensor and self.data.real_share < 1 and not self.data.sensors:
+            raise ConfigError(
+                "data.sensors is empty, and vocoder.hears_sensor needs them: the sensor would hear clean speech"
+            )
+        check_adaptive(self.adversary, self.weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +202,9 @@ class FinetuneRun(RunConfig):
             raise ConfigError(f"weights.restored is {self.weights.restored}, but train is vocoder")
         if self.init:
             raise ConfigError(f"init is {self.init!r}; fine-tuning starts from models")
+        # of both stages, losses are balanced at the vocoder's last layer, of which log-mels know nothing
+        beside = ("restored",) if self.train == "both" else ()
+        check_adaptive(self.adversary, self.weights, beside)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,12 +222,34 @@ class EnhancerRun(RunConfig):
         if self.enhancer not in ENHANCERS:
             raise ConfigError(f"enhancer is {self.enhancer!r}, must be one of {', '.join(ENHANCERS)}")
         self.check_mel(self.mel)
-        self.check_inputs("model.inputs", getattr(self.architecture, "inputs", 1))
+        check_adaptive(self.adversary, self.weights)
+        self.check_inputs("model.inputs", self.architecture.inputs)
 
     @property
-    def architecture(self) -> Any:
+    def architecture(self) -> EnhancerConfig:
         """``model`` as the system's own settings."""
         return build(ENHANCERS[self.enhancer][0], self.model, "model")
+
+
+def check_adaptive(adversary: AdversaryRules, weights: Weights, beside: Collection[str] = ()) -> None:
+    """Raise ConfigError for an adaptive adversary that losses of these weights cannot be balanced with.
+
+    ``beside``: terms whose gradient does not reach the layer where they are balanced.
+    """
+    count = {name for name, weight in named(weights).items() if weight}
+    if not adversary.adaptive or not count & set(ADVERSARIAL):
+        return
+    for name in count & set(beside):
+        if adversary.adaptive == "each":
+            raise ConfigError(
+                f"weights.{name} is {named(weights)[name]}, but adversary.adaptive is each: this loss does not reach "
+                "the vocoder's last layer, where losses are balanced; leave one of them out, or train one stage"
+            )
+    if adversary.adaptive is True and "adv" in count and not count - {"adv", *beside}:
+        raise ConfigError(
+            "adversary.adaptive is true, but no other loss at the last layer has a weight: beside nothing, weights.adv "
+            "would count nothing"
+        )
 
 
 C = TypeVar("C", bound=RunConfig)
@@ -243,12 +283,15 @@ def plain(settings: Any) -> dict[str, Any]:
     return {key: _plain(value) for key, value in asdict(settings).items()}
 
 
-def difference(ours: RunConfig, stored: RunConfig) -> str:
-    """The first field, not counting those that are free, in which two settings differ; empty if none does."""
+def difference(ours: RunConfig, stored: RunConfig, verb: str = "was") -> str:
+    """The first field, not counting those that are free, in which two settings differ; empty if none does.
+
+    ``verb`` introduces the value of ``stored``.
+    """
     mine, theirs = _flat(plain(ours)), _flat(plain(stored))
     for name in mine:
         if name not in FREE and mine[name] != theirs.get(name):
-            return f"{name} is {mine[name]}, was {theirs.get(name)}"
+            return f"{name} is {mine[name]}, {verb} {theirs.get(name)}"
     return ""
 
 

@@ -41,9 +41,14 @@ def bounded_hinge_fool(fake: Maps) -> Tensor:
     return torch.stack([F.relu(1 - f[-1]).mean() for f in fake]).sum()
 
 
-def feature_matching(real: Maps, fake: Maps) -> Tensor:
-    """L1 between hidden maps, mean of each, summed (Kumar et al., MelGAN, 2019; HiFi-GAN, equation 4)."""
-    pairs = [(r, f) for rs, fs in zip(real, fake, strict=True) for r, f in zip(rs[:-1], fs[:-1], strict=True)]
+def feature_matching(real: Maps, fake: Maps, *, logits: bool = True) -> Tensor:
+    """L1 between maps, mean of each, summed (Kumar et al., MelGAN, 2019; HiFi-GAN, equation 4).
+
+    With ``logits`` the last map of each sub-discriminator counts too, as in HiFi-GAN's code, whose weight of 2 is for
+    that; without, hidden maps alone, as in MelGAN's and EBEN's.
+    """
+    last = None if logits else -1
+    pairs = [(r, f) for rs, fs in zip(real, fake, strict=True) for r, f in zip(rs[:last], fs[:last], strict=True)]
     return torch.stack([F.l1_loss(f, r.detach()) for r, f in pairs]).sum()
 
 

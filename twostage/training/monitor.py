@@ -1,10 +1,7 @@
 """What a training does besides learning: it reports, measures itself on held-out speech, and keeps its state."""
 
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -19,29 +16,9 @@ from twostage.training.logs import Clock, RunLog
 from twostage.training.trainer import Progress, Training
 from twostage.training.validation import Estimator, Example, bounds, measure
 from twostage.utils.errors import TwoStageError
+from twostage.utils.signals import Interruption
 
 STATE, BEST, LAST = "state.pt", "best.safetensors", "last.safetensors"
-
-
-class Interruption:
-    """Whether SIGINT or SIGTERM has come: a training then finishes its step and keeps its state."""
-
-    def __init__(self) -> None:
-        self.came = False
-
-    @contextmanager
-    def watch(self) -> Iterator["Interruption"]:
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.came:  # asked twice: do not wait for the step's end
-            raise KeyboardInterrupt
-        self.came = True
 
 
 class Monitor:
@@ -111,8 +88,10 @@ class Monitor:
         self.scores = measure(training.ema, self.estimate, self.held_out, valid.metrics, self.mel)
         self.log.scalars(training.step, self.scores, "valid")
         score, best = self.scores[valid.best], training.best
-        better = best is None or (score > best if valid.higher_is_better else score < best)
-        if better and score == score:  # not NaN
+        better = score == score and (  # not NaN
+            best is None or (score > best if valid.higher_is_better else score < best)
+        )
+        if better:
             training.best = score
             self._write(training, BEST)
         told = " ".join(f"{name} {value:.4f}" for name, value in self.scores.items())
@@ -135,7 +114,9 @@ class Monitor:
             "made": found.mel,
             "clean": self.mel(example.clean)[0],
         }
-        self.log.picture(training.step, f"held_out_{place}", {name: mel.cpu().numpy() for name, mel in sides.items()})
+        frames = min(mel.shape[-1] for mel in sides.values())  # a system whose hop is another may make fewer
+        pictured = {name: mel[..., :frames].cpu().numpy() for name, mel in sides.items()}
+        self.log.picture(training.step, f"held_out_{place}", pictured)
         if found.audio is not None:
             self.log.sound(training.step, f"held_out_{place}/made", found.audio, rate)
         if not self._shown:

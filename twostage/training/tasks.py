@@ -126,15 +126,18 @@ class Restoring(nn.Module):
 
 
 class Vocoding(nn.Module):
-    """Stage two: log-mels of clean speech become its waveform. The degraded side is for a generator that hears it."""
+    """Stage two: log-mels of clean speech become its waveform. The degraded side is for a generator that hears it.
 
-    def __init__(self, mel: MelConfig, weights: VocodingWeights) -> None:
+    Losses on log-mels are of ``judged``, whose highest frequency may lie above that of ``mel``, which the vocoder sees.
+    """
+
+    def __init__(self, mel: MelConfig, weights: VocodingWeights, judged: MelConfig | None = None) -> None:
         super().__init__()
-        self.waveform = WaveformTerms(mel, weights)
+        self.mel, self.waveform = LogMel(mel), WaveformTerms(judged or mel, weights)
 
     def forward(self, model: nn.Module, pair: Pair) -> Output:
-        mel = self.waveform.mel(pair.clean)
-        hop_length = self.waveform.mel.config.hop_length
+        mel = self.mel(pair.clean)
+        hop_length = self.mel.config.hop_length
         fake = model(mel, sensor=pair.degraded[:, :1, : mel.shape[-1] * hop_length]).float()
         real = pair.clean[..., : fake.shape[-1]]
         return Output(self.waveform(fake, real), fake, real)
@@ -144,7 +147,7 @@ class Finetuning(nn.Module):
     """Both stages: degraded speech becomes clean speech by way of restored log-mels.
 
     The restorer sees the whole pair, for context; the vocoder the middle ``frames`` of it. If no weight of the restorer
-    learns, it runs without gradient.
+    learns, it runs without gradient. ``mel`` is that of the losses on log-mels of audio.
     """
 
     def __init__(self, mel: MelConfig, weights: FinetuningWeights, frames: int) -> None:

@@ -33,12 +33,16 @@ class Guided(nn.Module):
 
 @dataclass
 class Training:
-    """All that a training is at one moment. ``best`` is the best score so far, ``settings`` plain values."""
+    """All that a training is at one moment. ``best`` is the best score so far, ``settings`` plain values.
+
+    ``data`` is the fingerprint of what is learned from and measured on.
+    """
 
     model: nn.Module
     optimizing: OptimizerConfig
     adversary: Adversary | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
     step: int = 0
     best: float | None = None
 
@@ -50,6 +54,7 @@ class Training:
         """Tensors and plain containers, for checkpoint.save_state."""
         return {
             "settings": dict(self.settings),
+            "data": dict(self.data),
             "step": self.step,
             "best": self.best,
             "model": self.model.state_dict(),
@@ -127,7 +132,7 @@ def _learn(
             raise TwoStageError("this task makes nothing that an adversary could judge")
         if (training.step - adversary.config.start) % adversary.config.generator_steps == 0:
             logs = adversary.learn(output.fake, output.real, rate)
-        losses = adversary.judge(output.fake, output.real, matching=bool(getattr(weights, "fm", 0)))
+        losses = adversary.judge(output.fake, output.real, matching=bool(weights.fm))
         terms, pending = terms | losses, ()
         if adversary.config.adaptive and last_layer is not None:
             factors = _factors(adversary, terms, weights, last_layer)

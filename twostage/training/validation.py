@@ -8,13 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from twostage.audio import sound_files
-from twostage.audio.levels import levelled
+from twostage.audio.levels import levelled, rms
+from twostage.data.aligned_pair import AlignedPair, open_pair, read_mono
 from twostage.data.manifest import Entry
 from twostage.data.noise import Air
 from twostage.data.pairs import PairConfig
 from twostage.data.simulator import load_sensor, seeded, simulate
-from twostage.evaluation.metrics import NO_REFERENCE, score
+from twostage.evaluation.metrics import NO_REFERENCE, SILENCE, score
 from twostage.models.features import LogMel
 from twostage.training.losses import mel_l1
 from twostage.utils.errors import DataError
@@ -73,23 +73,31 @@ def _with_air(example: Example, config: PairConfig, place: int, noise: Sequence[
 
 
 def _example(entry: Entry, config: PairConfig, place: int, seconds: float, hop_length: int) -> Example:
-    clean = _read(entry.clean or "", config.sample_rate)
-    if entry.paired:
-        degraded = _read(entry.degraded or "", config.sample_rate)[max(0, round(entry.delay * config.sample_rate)) :]
-    elif config.sensors:
-        rng = seeded(place, "valid")
-        sensor = load_sensor(config.sensors[place % len(config.sensors)])
-        degraded = levelled(simulate(clean, config.sample_rate, sensor, rng), config.sample_rate)
-    else:
-        degraded = clean
-    length = min(len(clean), len(degraded), round(seconds * config.sample_rate)) // hop_length * hop_length
+    degraded, clean = _pair(entry, config, place).cut()
+    length = min(len(clean), round(seconds * config.sample_rate)) // hop_length * hop_length
+    if not length:
+        raise DataError(f"data.valid: shorter than a frame of {hop_length} samples", subject=entry.name)
+    for side, audio in ("degraded", degraded[:length]), ("clean", clean[:length]):
+        if rms(audio) < SILENCE:  # whatever a model makes of it, it would be scored as perfect, or not at all
+            within = f"its first {length / config.sample_rate:.1f} s (valid.seconds)"
+            raise DataError(
+                f"data.valid: the {side} channel is silent in {within}: no score is of it", subject=entry.name
+            )
     sides = [torch.from_numpy(np.ascontiguousarray(side[:length]))[None, None] for side in (degraded, clean)]
     return Example(entry.name, sides[0], sides[1], entry.paired)
 
 
-def _read(path: str, sample_rate: int) -> Array:
-    sound, rate = sound_files.read(path)
-    return levelled(sound_files.resample(sound[0], rate, sample_rate), sample_rate)
+def _pair(entry: Entry, config: PairConfig, place: int) -> AlignedPair:
+    """Both channels, in step and each at LEVEL: as recorded, or the degraded one simulated."""
+    rate = config.sample_rate
+    if entry.paired:
+        degraded, clean = (levelled(side, rate) for side in open_pair(entry, rate))
+        return AlignedPair(degraded, clean)
+    clean = levelled(read_mono(entry.clean or "", rate), rate)
+    if not config.sensors:
+        return AlignedPair(clean, clean)
+    sensor = load_sensor(config.sensors[place % len(config.sensors)])
+    return AlignedPair(levelled(simulate(clean, rate, sensor, seeded(place, "valid")), rate), clean)
 
 
 @torch.no_grad()
@@ -98,7 +106,8 @@ def measure(
 ) -> dict[str, float]:
     """Mean scores of ``model``; with real and simulated examples, those of each kind besides.
 
-    "mel_l1" is that of the log-mels where there is no sound, and of level-aligned sound where there is.
+    "mel_l1" is that of the log-mels where there is no sound, and of level-aligned sound where there is. Sound is scored
+    at the rate at which metrics hold, whatever that of ``mel``.
     """
     rows: list[tuple[bool, dict[str, float]]] = []
     for example in held_out:

@@ -1,5 +1,7 @@
 """Errors that are the user's to mend. The command line prints them as one line; everything else is a bug."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from unicodedata import category
 
 LONGEST = 1000  # characters of a message
@@ -17,7 +19,40 @@ def one_line(text: object) -> str:
 
 
 class TwoStageError(Exception):
-    """A file, setting or value that cannot be used. The message names it and says what is wrong."""
+    """A file, setting or value that cannot be used: ``subject`` names it and ``reason`` says what is wrong with it.
+
+    The message is both, "subject: reason"; without a subject, the reason names everything itself.
+
+    >>> str(TwoStageError("no such file", subject="a.wav"))
+    'a.wav: no such file'
+    """
+
+    def __init__(self, reason: str, *, subject: object = "") -> None:
+        super().__init__(reason)
+        self.reason, self.subject = reason, str(subject)
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.reason}" if self.subject else self.reason
+
+    def about(self, name: str) -> str:
+        """The message as one about ``name``: it begins with it, once.
+
+        >>> TwoStageError("no such file", subject="a.wav").about("a.wav")
+        'a.wav: no such file'
+        >>> TwoStageError("is full", subject="/disk").about("a.wav")
+        'a.wav: /disk: is full'
+        """
+        return str(self) if self.subject == name else f"{name}: {self}"
+
+
+@contextmanager
+def called(names: Mapping[str, str]) -> Iterator[None]:
+    """Have errors name the subjects that the reader does not know, such as files in between, by ``names``."""
+    try:
+        yield
+    except TwoStageError as error:
+        error.subject = names.get(error.subject, error.subject)
+        raise
 
 
 class AudioError(TwoStageError):

@@ -3,7 +3,7 @@
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from twostage.utils.errors import OutputError
@@ -16,18 +16,18 @@ def check_writable(path: Path, overwrite: bool) -> None:
     """An error if ``path`` exists already and may not be replaced."""
     try:
         if path.is_dir():
-            raise OutputError(f"{path}: is a folder")
+            raise OutputError("is a folder", subject=path)
         if path.exists() and not overwrite:
-            raise OutputError(f"{path}: exists already (--overwrite replaces it)")
+            raise OutputError("exists already (--overwrite replaces it)", subject=path)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
+        raise OutputError(f"cannot be written ({error.strerror})", subject=path) from None
 
 
 def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{path}: cannot make this folder ({error.strerror})") from None
+        raise OutputError(f"cannot make this folder ({error.strerror})", subject=path) from None
 
 
 def partial_name(path: Path) -> Path:
@@ -57,8 +57,31 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterat
     partial = partial_name(path)
     try:
         yield partial
-        os.replace(partial, path)
+        check_writable(path, overwrite)  # it may have come into being meanwhile
+        publish(partial, path)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise OutputError(f"cannot be written ({error.strerror or error})", subject=path) from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Have ``partial``, complete and on the same disk, take the name ``path``: the one way that a file of ours appears.
+
+    Whoever reads ``path``, after a kill or a crash of the machine at any moment too, finds the old file or the new one
+    as a whole: the content is on the disk before it has its name, and the name is when this returns. Raises OSError.
+    """
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Have the names in ``folder`` reach the disk, where the system lets a folder be opened and flushed."""
+    with suppress(OSError):  # Windows opens none, and some file systems flush none: PermissionError, EINVAL
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

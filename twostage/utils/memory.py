@@ -22,10 +22,10 @@ def keep_freed() -> bool:
 
 @contextmanager
 def honest() -> Iterator[None]:
-    """Let torch raise MemoryError where the CPU's memory is not enough, as everything else does."""
+    """Let torch raise MemoryError where the memory of the CPU or of a GPU is not enough, as everything else does."""
     try:
         yield
     except RuntimeError as error:
-        if "can't allocate memory" in str(error):
+        if "can't allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
             raise MemoryError(str(error)) from None
         raise

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: either ends the work as Ctrl-C does, with nothing half-written left."""
+"""SIGINT and SIGTERM: either ends the work as Ctrl-C does, with nothing half-written left. Owns `signal`."""
 
 import signal
 import threading
@@ -27,20 +27,81 @@ class Once:
             raise KeyboardInterrupt
 
 
+class Interruption:
+    """Whether SIGINT or SIGTERM has come: a training then finishes its step and keeps its state.
+
+    The second signal does not wait for the step's end: it raises KeyboardInterrupt.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        if self.came:
+            raise KeyboardInterrupt
+        self.came = True
+
+    @contextmanager
+    def watch(self) -> Iterator["Interruption"]:
+        """Answer both signals for as long as the block lasts."""
+        with answered(self):
+            yield self
+
+
 def answer(handler: Any) -> dict[int, Any]:
     """Have SIGINT and SIGTERM answered by ``handler``; the handlers that they had."""
     return {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
 
 
+def ignore() -> None:
+    """Have neither signal change what is left of the process."""
+    answer(signal.SIG_IGN)
+
+
 @contextmanager
-def terminable() -> Iterator[None]:
-    """Let SIGTERM end the work as Ctrl-C does, with nothing half-written left."""
-    if threading.current_thread() is not threading.main_thread() or isinstance(signal.getsignal(signal.SIGTERM), Once):
-        yield
-        return
-    before = answer(Once())
+def answered(handler: Any) -> Iterator[None]:
+    """Have SIGINT and SIGTERM answered by ``handler`` for as long as the block lasts."""
+    before = answer(handler)
     try:
         yield
     finally:
         for number, former in before.items():
             signal.signal(number, former)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM end the work as Ctrl-C does, with nothing half-written left."""
+    if not _in_main_thread() or isinstance(signal.getsignal(signal.SIGTERM), Once):
+        yield
+        return
+    with answered(Once()):
+        yield
+
+
+@contextmanager
+def termination_kept() -> Iterator[None]:
+    """After the block, SIGTERM has the handler that it had before: some libraries put one of their own there."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if _in_main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def interrupt_blocked() -> Iterator[None]:
+    """Block SIGINT, where the system can: a process that is started in the block inherits that, and never hears it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twostage.models.enhancer import EnhancerConfig, EnhancerModule
 from twostage.models.features import Istft, Stft, magnitudes
 from twostage.utils.errors import ConfigError, DataError
 
@@ -27,7 +28,7 @@ HIGHEST = 10.0  # of a normalised log-magnitude: ten deviations above the mean i
 
 
 @dataclass(frozen=True)
-class BilstmConfig:
+class BilstmConfig(EnhancerConfig):
     """Sizes of the network."""
 
     sample_rate: int = 16000  # Hz
@@ -47,7 +48,7 @@ class BilstmConfig:
             )
 
 
-class Bilstm(nn.Module):
+class Bilstm(EnhancerModule):
     """Audio (B, 1, T) -> (B, 1, T // hop_length * hop_length).
 
     ``bone`` and ``air`` (2, n_fft // 2 + 1) are mean and deviation of the channels' log-magnitudes, by bin, measured
@@ -56,7 +57,7 @@ class Bilstm(nn.Module):
 
     bone: Tensor
     air: Tensor
-    context, latency = inf, inf
+    context = inf
 
     def __init__(self, config: BilstmConfig) -> None:
         super().__init__()
@@ -126,11 +127,6 @@ class Bilstm(nn.Module):
     @property
     def hop_length(self) -> int:
         return self.config.hop_length
-
-    @property
-    def stride(self) -> int:
-        """Samples in a hop; there are no windows of a longer signal."""
-        return self.hop_length
 
 
 def _peak(audio: Tensor) -> Tensor:

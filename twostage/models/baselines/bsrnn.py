@@ -15,12 +15,13 @@ Layers along time read both ways, so that all of the signal is needed, or, if ``
 """
 
 from dataclasses import dataclass
-from math import ceil, inf
+from math import inf
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twostage.models.enhancer import EnhancerConfig, StreamingModule
 from twostage.models.features import Istft, Stft, as_channels, as_complex, complex_product
 from twostage.nn.layers import LSTM
 from twostage.utils.errors import ConfigError
@@ -30,7 +31,7 @@ QUIET = 1e-8  # least mean power of a bin
 
 
 @dataclass(frozen=True)
-class BsrnnConfig:
+class BsrnnConfig(EnhancerConfig):
     """Sizes of the network.
 
     ``output``: "mask", a complex number by which each bin is multiplied, as in the music paper; "mapping", the
@@ -132,7 +133,7 @@ class Estimate(nn.Module):
         return torch.cat(made, 2)
 
 
-class Bsrnn(nn.Module):
+class Bsrnn(StreamingModule):
     """Audio (B, 1, T) -> (B, 1, T // hop_length * hop_length)."""
 
     context = inf  # the LSTMs forget nothing for sure
@@ -145,11 +146,6 @@ class Bsrnn(nn.Module):
         self.split = Split(config)
         self.pairs = nn.Sequential(*(Pair(config) for _ in range(config.layers)))
         self.estimate = Estimate(config)
-
-    def forward(self, audio: Tensor) -> Tensor:
-        length = audio.shape[-1] // self.hop_length * self.hop_length
-        following = ceil(self.delay / self.hop_length) * self.hop_length
-        return self.late(F.pad(audio[..., :length], (0, following)))[..., self.delay : self.delay + length]
 
     def late(self, audio: Tensor) -> Tensor:
         """The next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late.
@@ -185,13 +181,3 @@ class Bsrnn(nn.Module):
     @property
     def hop_length(self) -> int:
         return self.config.hop_length
-
-    @property
-    def stride(self) -> int:
-        """Samples that a piece of a stream is a multiple of."""
-        return self.hop_length
-
-    @property
-    def latency(self) -> float:
-        """Samples that an output sample waits for, from its own on."""
-        return float(self.stride + self.delay) if self.causal else inf

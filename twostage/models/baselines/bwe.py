@@ -18,12 +18,13 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from twostage.nn.layers import Conv1d, fold_weight_norm, reach, weight_norm
+from twostage.models.enhancer import EnhancerConfig, EnhancerModule
+from twostage.nn.layers import Conv1d, reach, weight_norm
 from twostage.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class BweConfig:
+class BweConfig(EnhancerConfig):
     """Sizes of the network."""
 
     sample_rate: int = 16000  # Hz
@@ -67,10 +68,8 @@ class GatedLayer(nn.Module):
         return x, self.conv_skip(gated)
 
 
-class Bwe(nn.Module):
+class Bwe(EnhancerModule):
     """Audio (B, 1, T) -> (B, 1, T)."""
-
-    hop_length, stride = 1, 1
 
     def __init__(self, config: BweConfig) -> None:
         super().__init__()
@@ -89,10 +88,6 @@ class Bwe(nn.Module):
             x, share = layer(x)
             total = total + share
         return torch.tanh(self.conv_post(total / sqrt(len(self.layers))).float())
-
-    def fold(self) -> "Bwe":
-        """Fold weight normalisation away for inference; the output stays the same."""
-        return fold_weight_norm(self)
 
     @property
     def sample_rate(self) -> int:

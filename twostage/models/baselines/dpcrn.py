@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twostage.models.enhancer import EnhancerConfig, StreamingModule
 from twostage.models.features import Istft, Stft, as_channels, as_complex, complex_product, power
 from twostage.nn.layers import LSTM, Conv2d, ConvTranspose2d
-from twostage.nn.streaming import offline
 from twostage.utils.errors import ConfigError
 
 FRAMES = 2  # that each convolution sees
@@ -26,7 +26,7 @@ WIDE, NARROW = 5, 3  # bands that the first and the others see
 
 
 @dataclass(frozen=True)
-class DpcrnConfig:
+class DpcrnConfig(EnhancerConfig):
     """Sizes of the network.
 
     ``norm``: "instant", by statistics of one frame over bands and channels, or "instance", by a channel's over an
@@ -136,7 +136,7 @@ class DualPath(nn.Module):
         return x + self.inter_norm(along.unflatten(0, (batch, bands)).permute(0, 3, 1, 2).float())
 
 
-class Dpcrn(nn.Module):
+class Dpcrn(StreamingModule):
     """Audio (B, 1, T) -> (B, 1, T // hop_length * hop_length)."""
 
     causal, context = True, inf  # the LSTMs forget nothing for sure
@@ -155,9 +155,6 @@ class Dpcrn(nn.Module):
             Up(outputs, inputs, *sizes, last=place == len(levels))
             for place, (inputs, outputs, *sizes) in enumerate(reversed(levels), 1)
         )
-
-    def forward(self, audio: Tensor) -> Tensor:
-        return offline(self, audio)
 
     def late(self, audio: Tensor) -> Tensor:
         """The next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late.
@@ -204,13 +201,3 @@ class Dpcrn(nn.Module):
     @property
     def hop_length(self) -> int:
         return self.config.hop_length
-
-    @property
-    def stride(self) -> int:
-        """Samples that a piece of a stream is a multiple of."""
-        return self.hop_length
-
-    @property
-    def latency(self) -> float:
-        """Samples that an output sample waits for, from its own on."""
-        return float(self.stride + self.delay)

@@ -5,7 +5,7 @@ with noise-resilient body-conduction microphones", ICASSP 2023, section 2; M, P 
 ``taps``) are those of "Configurable EBEN", TASLP 2023. Sizes of layers, which have no biases, and where activations
 stand are those of the authors' code. What differs from them:
 - zeros before and after a signal, where theirs is reflected at every layer; a strided convolution looks as far back as
-  ahead; a signal is padded to a whole number of strides, where theirs is cut to one
+  ahead; a signal is continued to a whole number of strides, where theirs is cut to one
 - ``causal``, not in the papers: every layer looks back alone, and the bands' filters add 28 samples
 - the judges of bands split the finished sound again; theirs are shown the bands that it was made of
 """
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twostage.models.enhancer import EnhancerConfig, StreamingModule
 from twostage.nn.dilated_unet import DilatedUnet
-from twostage.nn.layers import Conv1d, fold_weight_norm, weight_norm
+from twostage.nn.layers import Conv1d, weight_norm
 from twostage.nn.pqmf import Pqmf
 from twostage.utils.errors import ConfigError
 
@@ -25,7 +26,7 @@ SLOPE = 0.01
 
 
 @dataclass(frozen=True)
-class EbenConfig:
+class EbenConfig(EnhancerConfig):
     """Sizes of the network and of its filter bank."""
 
     sample_rate: int = 16000  # Hz
@@ -63,10 +64,8 @@ class EbenUnit(nn.Module):
         return x + F.leaky_relu(self.conv2(self.conv1(x)), SLOPE)
 
 
-class Eben(nn.Module):
+class Eben(StreamingModule):
     """Audio (B, 1, T) -> (B, 1, T)."""
-
-    hop_length = 1
 
     def __init__(self, config: EbenConfig) -> None:
         super().__init__()
@@ -84,22 +83,13 @@ class Eben(nn.Module):
         )
         self.conv_post = Conv1d(config.channels, config.bands, 3, bias=False, causal=causal)
 
-    def forward(self, audio: Tensor) -> Tensor:
-        length = audio.shape[-1]
-        missing = self.delay + -(length + self.delay) % self.stride
-        return self.late(F.pad(audio, (0, missing)))[..., self.delay : self.delay + length]
-
     def late(self, audio: Tensor) -> Tensor:
-        """The same of a multiple of ``stride``, ``delay`` samples late: a causal model's next piece of a stream."""
+        """The next chunk of a stream, or all of a signal, a multiple of ``stride`` long, ``delay`` samples late."""
         heard = self.pqmf.analysis(audio)[:, : self.config.heard]
         x = self.conv_pre(heard.to(self.conv_pre.weight.dtype))
         made = self.conv_post(self.unet(x)).float()
         silent = (0, 0, 0, self.config.bands - self.config.heard)
         return self.pqmf.synthesis(torch.tanh(made + F.pad(heard, silent)))
-
-    def fold(self) -> "Eben":
-        """Fold weight normalisation away for inference; the output stays the same."""
-        return fold_weight_norm(self)
 
     @property
     def sample_rate(self) -> int:

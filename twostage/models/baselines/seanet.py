@@ -7,7 +7,7 @@ EBEN, who count 8.3 M weights. What differs:
 - with ``inputs: 1`` bone-conducted speech alone is heard; the paper's are an accelerometer and a noisy microphone
 - ``causal``, not in the paper: every layer looks back alone. With ``channels: 8`` that is the streaming SEANet of Li et
   al., "Real-Time Speech Frequency Bandwidth Extension", ICASSP 2021, 0.7 M
-- tanh bounds the output; a signal is padded with zeros to a whole number of strides
+- tanh bounds the output; a signal is continued to a whole number of strides
 """
 
 from dataclasses import dataclass
@@ -16,15 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twostage.models.enhancer import EnhancerConfig, StreamingModule
 from twostage.nn.dilated_unet import DilatedUnet
-from twostage.nn.layers import Conv1d, fold_weight_norm, reach, weight_norm
+from twostage.nn.layers import Conv1d, reach, weight_norm
 from twostage.utils.errors import ConfigError
 
 KERNEL = 7  # of the first and the last convolution
 
 
 @dataclass(frozen=True)
-class SeanetConfig:
+class SeanetConfig(EnhancerConfig):
     """Sizes of the network."""
 
     sample_rate: int = 16000  # Hz
@@ -54,10 +55,8 @@ class SeanetUnit(nn.Module):
         return x + F.elu(self.conv2(F.elu(self.conv1(x))))
 
 
-class Seanet(nn.Module):
+class Seanet(StreamingModule):
     """Audio (B, inputs, T) -> (B, 1, T)."""
-
-    hop_length, delay = 1, 0
 
     def __init__(self, config: SeanetConfig) -> None:
         super().__init__()
@@ -73,17 +72,10 @@ class Seanet(nn.Module):
         )
         self.conv_post = weight_norm(Conv1d(config.channels, 1, KERNEL, causal=causal))
 
-    def forward(self, audio: Tensor) -> Tensor:
-        return self.late(F.pad(audio, (0, -audio.shape[-1] % self.stride)))[..., : audio.shape[-1]]
-
     def late(self, audio: Tensor) -> Tensor:
-        """The same of a multiple of ``stride``: a causal model's next piece of a stream."""
+        """The next chunk of a stream, or all of a signal, a multiple of ``stride`` long."""
         x = self.conv_pre(audio.to(next(self.conv_pre.parameters()).dtype))
         return torch.tanh(self.conv_post(x + self.unet(x)).float())
-
-    def fold(self) -> "Seanet":
-        """Fold weight normalisation away for inference; the output stays the same."""
-        return fold_weight_norm(self)
 
     @property
     def inputs(self) -> int:

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from math import log
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from twostage.models.enhancer import EnhancerConfig, EnhancerModule
 from twostage.models.features import Istft, Stft, magnitudes, power
 from twostage.utils.errors import ConfigError, DataError
 
@@ -28,16 +29,16 @@ DECIBELS = 20 / log(10)  # of a neper
 
 
 @dataclass(frozen=True)
-class LowpassConfig:
+class LowpassConfig(EnhancerConfig):
     """There is nothing to set."""
 
     sample_rate: int = 16000  # Hz
 
 
-class Lowpass(nn.Module):
+class Lowpass(EnhancerModule):
     """Audio (B, 1, T) as it came: what the body's low-pass leaves of speech."""
 
-    hop_length, stride, context, latency = 1, 1, 0, 0.0
+    context, latency = 0, 0.0
 
     def __init__(self, config: LowpassConfig) -> None:
         super().__init__()
@@ -52,7 +53,7 @@ class Lowpass(nn.Module):
 
 
 @dataclass(frozen=True)
-class ShiftConfig:
+class ShiftConfig(EnhancerConfig):
     """What lies between ``source`` and ``cutoff`` is copied to where nothing is, from ``cutoff`` on."""
 
     sample_rate: int = 16000  # Hz
@@ -94,7 +95,7 @@ class ShiftConfig:
         return max(1, round(bins / self.overlap)) * self.overlap
 
 
-class Shift(nn.Module):
+class Shift(EnhancerModule):
     """Audio (B, 1, T) -> (B, 1, T // hop_length * hop_length), its band above the cutoff made of that below.
 
     No parameters; ``correction``, in dB by band, is fitted in closed form and kept with the weights.
@@ -157,11 +158,6 @@ class Shift(nn.Module):
     @property
     def hop_length(self) -> int:
         return self.config.hop_length
-
-    @property
-    def stride(self) -> int:
-        """Samples that a window of a longer signal must begin at a multiple of."""
-        return self.hop_length
 
     @property
     def context(self) -> int:

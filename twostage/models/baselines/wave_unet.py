@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twostage.models.enhancer import EnhancerConfig, EnhancerModule
 from twostage.nn.layers import Conv1d
 from twostage.utils.errors import ConfigError
 
@@ -24,7 +25,7 @@ SLOPE = 0.2
 
 
 @dataclass(frozen=True)
-class WaveUnetConfig:
+class WaveUnetConfig(EnhancerConfig):
     """Sizes of the network."""
 
     sample_rate: int = 16000  # Hz
@@ -54,10 +55,8 @@ def interpolated(x: Tensor) -> Tensor:
     return torch.stack([x, (x + following) / 2], -1).flatten(-2)
 
 
-class WaveUnet(nn.Module):
+class WaveUnet(EnhancerModule):
     """Audio (B, 1, T) -> (B, 1, T)."""
-
-    hop_length = 1
 
     def __init__(self, config: WaveUnetConfig) -> None:
         super().__init__()

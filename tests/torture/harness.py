@@ -262,7 +262,7 @@ def _become(place: Place, call: Call, limits: Limits, ends: Sequence[int]) -> No
             code = call() or 0
         finally:  # as an interpreter does at its end: a thread may hang it
             threading._shutdown()  # type: ignore[attr-defined]
-            atexit._run_exitfuncs()  # type: ignore[attr-defined]
+            atexit._run_exitfuncs()
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1
     except BaseException:

@@ -1,9 +1,9 @@
 """Try to break twostage, and write down what held: docs/RELIABILITY.md has the table.
 
-    python scripts/torture.py -o results/torture                              # all parts: an hour or more
-    python scripts/torture.py -o results/torture --parts audio,kills --seed 1
-    python scripts/torture.py -o results/torture --report docs/RELIABILITY.md # the table between its markers
-    python scripts/torture.py --replay results/torture/failures/audio/017     # a case again, in its folder
+    python tests/run_torture.py -o results/torture                              # all parts: an hour or more
+    python tests/run_torture.py -o results/torture --parts audio,kills --seed 1
+    python tests/run_torture.py -o results/torture --report docs/RELIABILITY.md # the table between its markers
+    python tests/run_torture.py --replay results/torture/failures/audio/017     # a case again, in its folder
 
 A part that is complete is not run again, unless --again. A case that breaks the contract keeps its folder, with the
 files that it was given, below OUT/failures. Linux alone: it forks, mounts a small disk if it may, and reads /proc.
@@ -15,19 +15,19 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from torturing import inputs, kills, pickles, places, volume
-from torturing.assets import QUICK, Assets, preload
-from torturing.harness import Limits, Place, Session, complaints
+from torture import inputs, kills, pickles, places, volume
+from torture.assets import QUICK, Assets, preload
+from torture.harness import Limits, Place, Session, complaints
 
 from twostage.utils.files import replacing
 
-PARTS = {
+Part = Callable[[Session, Assets], None]
+
+PARTS: dict[str, Part] = {
     "audio": inputs.audio,
     "weights": inputs.weights,
     "pickles": pickles.pickles,
@@ -38,13 +38,15 @@ PARTS = {
     "long": volume.long,
 }
 # kinds of files that read, and of names, which a short run has
-KINDS = ("weights, restore", "restorer and vocoder, restore", "weights, stream", "weights, init", "state, resume")
-KINDS += ("log of a run, resume", "settings of a run, resume", "generator, import-hifigan", "sensor, simulate")
-KINDS += ("generator's JSON, import-hifigan", "settings, train-restorer", "settings, train-vocoder", "JSONL, split")
-KINDS += ("JSONL, align", "CSV, split", "CSV, fit-sensor")
+KINDS: tuple[str, ...] = (
+    *("weights, restore", "restorer and vocoder, restore", "weights, stream", "weights, init", "state, resume"),
+    *("log of a run, resume", "settings of a run, resume", "generator, import-hifigan", "sensor, simulate"),
+    *("generator's JSON, import-hifigan", "settings, train-restorer", "settings, train-vocoder", "JSONL, split"),
+    *("JSONL, align", "CSV, split", "CSV, fit-sensor"),
+)
 NAMES = ("no UTF-8", "83 letters of three bytes", "escape", "suffix of raw sound", "link to itself", "endless device")
 ESCAPES = ("restore, pattern", "restore, folder above", "simulate, folder", "manifest align")
-SHORT = {
+SHORT: dict[str, Part] = {
     "audio": lambda session, assets: inputs.audio(session, assets, 20, NAMES),
     "weights": lambda session, assets: inputs.weights(session, assets, 0, KINDS),
     "pickles": lambda session, assets: pickles.pickles(session, assets, ("torch",), ESCAPES),

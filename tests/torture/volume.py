@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from torturing.assets import Assets
-from torturing.harness import Child, Limits, Place, Session, complaints, noted
-from torturing.mutations import RATE, speech
+from torture.assets import Assets
+from torture.harness import Child, Limits, Place, Session, complaints, noted
+from torture.mutations import RATE, speech
 
 GROWTH = 64.0  # MB that memory may grow by, from the first tenth of the work to its end
 HIGH = 48000

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from torturing.harness import Limits, Place
-from torturing.mutations import RATE, speech
+from torture.harness import Limits, Place
+from torture.mutations import RATE, speech
 from twostage.audio import sound_files
 from twostage.data.sensors import PRESETS, save_sensor
 from twostage.models import checkpoint
@@ -167,6 +167,7 @@ def training(corpus: Path, command: str, run: str, *more: str, steps: int = STEP
 # what commands import as they run: first what most of them do
 QUICK = (
     *("yaml", "omegaconf", "tqdm", "scipy.fft", "scipy.signal", "matplotlib.figure", "torch.utils.tensorboard"),
+    *("importlib.readers", "librosa.filters"),  # of the mel basis; a user without rights may not read them later
     *("matplotlib.backends.backend_agg", "torch.nn.utils.parametrize", "torch._dynamo", "twostage.training.recipes"),
     *(
         "twostage.inference.jobs",

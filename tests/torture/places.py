@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from torturing.assets import Assets, training
-from torturing.harness import NOBODY, Child, Limits, Place, Row, Session, complaints, noted, small_disk
-from torturing.kills import differences
-from torturing.mutations import RATE, encoded, speech
+from torture.assets import Assets, training
+from torture.harness import NOBODY, Child, Limits, Place, Row, Session, complaints, noted, small_disk
+from torture.kills import differences
+from torture.mutations import RATE, encoded, speech
 
 FILES = 8  # of the folder that commands read
 FREE = Limits(180, addresses=0)

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from torturing.assets import Assets, training
-from torturing.harness import Limits, Place, Session, complaints, noted
-from torturing.mutations import RATE, encoded, speech
+from torture.assets import Assets, training
+from torture.harness import Limits, Place, Session, complaints, noted
+from torture.mutations import RATE, encoded, speech
 
 
 class Evil:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from torturing import mutations
-from torturing.assets import Assets, training
-from torturing.harness import MEMORY, Limits, Outcome, Place, Session, complaints, noted
-from torturing.mutations import RATE, Mutation, encoded, mutated, sound_file, speech
+from torture import mutations
+from torture.assets import Assets, training
+from torture.harness import MEMORY, Limits, Outcome, Place, Session, complaints, noted
+from torture.mutations import RATE, Mutation, encoded, mutated, sound_file, speech
 
 WAYS_OUT = ((), (), (), ("--sample-rate", "input"), ("--format", "flac"), ("--format", "ogg"), ("--level", "model"))
 BLOCK = 1 << 16
@@ -110,13 +110,18 @@ def _names(session: Session, assets: Assets, chosen: Sequence[str]) -> None:
                 problems = complaints(outcome, codes=(0,) if named and kind != "suffix of raw sound" else (0, 1))
                 made = [p for p in (place.work / "out").rglob("*") if p.suffix.lower() == ".wav"]
                 noted(row, outcome, problems + [f"{len(made)} outputs"] * (outcome.code == 0 and len(made) != 1))
+
+    def unreadable(path: Path) -> None:
+        path.write_bytes(content)
+        path.chmod(0)
+
     natures: dict[str, Callable[[Path], object]] = {
         "folder": Path.mkdir,
         "dangling link": lambda path: path.symlink_to("nowhere"),
         "link to itself": lambda path: path.symlink_to(path.name),
         "pipe": lambda path: os.mkfifo(path),
         "endless device": lambda path: path.symlink_to("/dev/zero"),
-        "unreadable": lambda path: (path.write_bytes(content), path.chmod(0)),
+        "unreadable": unreadable,
     }
     for number, (kind, make) in enumerate(natures.items()):
         if chosen and kind not in chosen:
@@ -279,7 +284,7 @@ def _settings(assets: Assets, stage: str) -> Path:
 
         words = training(assets.corpus, f"train-{stage}", "run", steps=1)
         schema = RestorerRun if stage == "restorer" else VocoderRun
-        settings = load_config(schema, words[1:3], [*words[3:-2], "run=run"])  # type: ignore[type-var]
+        settings = load_config(schema, words[1:3], [*words[3:-2], "run=run"])
         path.write_text(to_yaml(settings).replace(str(assets.corpus), "corpus"))
     return path
 

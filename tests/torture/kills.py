@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from torturing.assets import Assets, training
-from torturing.harness import Child, Limits, Place, Session, complaints, noted
+from torture.assets import Assets, training
+from torture.harness import Child, Limits, Place, Session, complaints, noted
 from twostage.models import checkpoint
 
 JUDGED = ("weights.adv=1", "weights.fm=1", "adversary.mel_discriminator.channels=[4,8]")
@@ -67,7 +67,7 @@ def _killed_to_its_end(
     killed = halves = 0
     run = place.work / "run"
     while killed <= most:
-        child = place.start([*words, "--resume"], LIMITS)
+        child = place.start([*words, *["--resume"] * (run / "config.yaml").exists()], LIMITS)
         if killed < most:
             writing = bool(rng.random() < 0.5)
             (_while_writing if writing else _anywhere)(child, run, rng, seconds)

@@ -1,0 +1,104 @@
+"""Flags that several commands share, and what they mean."""
+
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from twostage.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from twostage.data.noise import Air
+    from twostage.training.config import RunConfig
+
+S = TypeVar("S", bound="RunConfig")
+
+FORMATS = ("wav", "flac", "ogg", "opus", "mp3", "aiff", "au", "caf", "w64", "rf64")
+PRECISIONS = ("float32", "bfloat16", "bf16")
+PRECISION_HELP = "of convolutions; bf16 is bfloat16, and faster where the machine computes in it (default: float32)"
+
+
+def device_for(name: str) -> str:
+    """The device that --device means: auto, cpu or cuda."""
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: there is no CUDA device that torch can use")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def precision_for(name: str, device: str) -> str:
+    """The precision that --precision means: "float32", with a word on stderr, where ``device`` has nothing less."""
+    from twostage.models.precision import shortfall
+
+    lacking = shortfall(name, device)
+    if lacking:
+        print(f"twostage: warning: --{lacking}", file=sys.stderr)
+    return "float32" if lacking or name == "float32" else "bfloat16"
+
+
+def models_by_label(given: "Sequence[Sequence[str]] | None") -> dict[str, list[str]]:
+    """Label -> paths. A label is given by ``LABEL=``, else the name or the paths themselves."""
+    models: dict[str, list[str]] = {}
+    for first, *rest in given or [["default"]]:
+        label, equals, path = first.partition("=")
+        if not equals or Path(first).exists():
+            label, path = " + ".join([first, *rest]), first
+        if label in models:
+            raise ConfigError(f"--model {label}: given twice; give one of them a LABEL=")
+        models[label] = [path, *rest]
+    return {} if list(models) == ["none"] else models
+
+
+def add_air_arguments(parser: ArgumentParser) -> None:
+    """Those of an air microphone beside the sensor, for ``air_for``."""
+    add = parser.add_argument
+    add("--air-snr", metavar="DB", type=float, help="add an air microphone, a second channel, with so much noise")
+    add("--noise", metavar="FOLDER", help="sounds that --air-snr draws from (default: pink noise)")
+
+
+def air_for(args: Namespace) -> "Air | None":
+    """The air microphone that --air-snr, --noise and --seed mean."""
+    from math import isfinite
+
+    from twostage.audio import sound_files
+    from twostage.data.noise import Air
+
+    if args.air_snr is None:
+        if args.noise:
+            raise ConfigError(f"--noise {args.noise}: goes with --air-snr")
+        return None
+    if not isfinite(args.air_snr):
+        raise ConfigError(f"--air-snr is {args.air_snr}, must be a number of dB")
+    noise = tuple(str(path) for path, _ in sound_files.find([args.noise])) if args.noise else ()
+    return Air(args.air_snr, noise, args.seed)
+
+
+def add_training_arguments(parser: ArgumentParser) -> None:
+    """Those of the commands that train, for ``training_settings``."""
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="CONFIG|key=value",
+        help="YAML files (paths, or names of shipped ones), merged left to right, and single settings on top",
+    )
+    # another name inside: `run` is the command's function
+    parser.add_argument(
+        "--run", dest="directory", metavar="DIR", help="directory of the training: logs, weights, state (run=DIR)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the training in DIR, which must have begun")
+
+
+def training_settings(args: Namespace, schema: type[S]) -> S:
+    """The settings of a training. One that goes on without CONFIG takes those that it began with."""
+    from twostage.training.config import SETTINGS, load_config
+
+    files = [text for text in args.settings if "=" not in text]
+    overrides = [text for text in args.settings if "=" in text] + ([f"run={args.directory}"] if args.directory else [])
+    if not files and args.resume and args.directory and (begun := Path(args.directory, SETTINGS)).is_file():
+        files = [str(begun)]
+    if not files:
+        raise ConfigError("give a YAML file of settings, such as those in configs/, or --resume with --run DIR")
+    return load_config(schema, files, overrides)

@@ -1,0 +1,43 @@
+"""Some utterances of an evaluation to look at and to listen to."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from twostage.audio import plots, sound_files
+from twostage.audio.sound_files import Audio
+from twostage.data.manifest import Entry
+from twostage.evaluation.metrics import SAMPLE_RATE
+from twostage.evaluation.pairs import Source
+from twostage.evaluation.report import CLEAN
+from twostage.evaluation.results import PICTURES, SOUNDS, Results
+from twostage.evaluation.systems import System, estimates
+
+
+def show(
+    folder: Path, entries: Sequence[Entry], source: Source, systems: Sequence[System], keep_low_band: float = 0.0
+) -> None:
+    """Input, estimates and clean speech to look at and to listen to, in two folders below ``folder``.
+
+    Of an entry, a PNG with their spectrograms above each other, and a folder of FLAC files at 16 kHz. Files that cannot
+    be used are passed over: ``evaluate`` names them.
+    """
+    for entry in entries:
+        name = source.name(entry)
+        with Results().collecting(name, entry.name):
+            degraded, clean = source.read(entry)
+            sounds = {**dict(estimates(degraded, clean, systems, keep_low_band)), CLEAN: clean}
+            draw(folder / PICTURES / f"{file_name(name)}.png", sounds)
+            for title, sound in sounds.items():
+                target = folder / SOUNDS / file_name(name) / f"{file_name(title)}.flac"
+                sound_files.write(target, sound.clip(-1, 1)[None], SAMPLE_RATE, overwrite=True)
+
+
+def draw(path: Path, sounds: Mapping[str, Audio]) -> None:
+    """Spectrograms of sounds (T,) at 16 kHz, by title, above each other."""
+    panels = [plots.spectrogram([sound[None]], SAMPLE_RATE, len(sound), title) for title, sound in sounds.items()]
+    plots.draw(path, panels, overwrite=True)
+
+
+def file_name(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", text)

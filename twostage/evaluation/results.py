@@ -1,0 +1,132 @@
+"""The folder of an evaluation: its files, going on with one that stopped, joining several."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from twostage.evaluation import report
+from twostage.evaluation.costs import Costs
+from twostage.evaluation.report import Row
+from twostage.utils.errors import ConfigError, DataError, TwoStageError, called
+from twostage.utils.schema import build, parse_json
+
+ROWS, SETTINGS, TABLE, SUMMARY = "utterances.csv", "settings.json", "table.md", "summary.json"
+PICTURES, SOUNDS = "spectrograms", "sounds"
+
+
+@dataclass
+class Results:
+    """Rows so far and what failed, one line a file."""
+
+    rows: list[Row] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def done(self, systems: Iterable[str]) -> set[str]:
+        """Utterances that have a row of every system."""
+        keys = {row.key for row in self.rows}
+        wanted = list(systems)
+        return {row.utterance for row in self.rows if all((row.utterance, system) in keys for system in wanted)}
+
+    @contextmanager
+    def collecting(self, name: str, path: str) -> Iterator[None]:
+        """What goes wrong in this block with the utterance ``name``, a file at ``path``, is one more failure.
+
+        It does not stop the rest.
+        """
+        try:
+            with called({path: name}):
+                yield
+        except TwoStageError as error:
+            self.failures.append(error.about(name))
+        except BrokenProcessPool:  # the packages behind the scores are C
+            self.failures.append(f"{name}: a scoring process died, maybe of another file; try again with --jobs 1")
+
+
+def known_costs(path: Path, fingerprints: Mapping[str, str]) -> dict[str, Costs]:
+    """Costs of systems as the summary of another evaluation has them, which must have been of the same weights.
+
+    ``fingerprints``: digest of each system's weights, by its name.
+    """
+    summary = _json(path)
+    costs, settings = _costs(summary, path), summary.get("settings")
+    models = settings.get("models") if isinstance(settings, dict) else None
+    if not isinstance(models, dict):
+        raise DataError("does not say which weights its costs are of", subject=path)
+    for name, digest in fingerprints.items():
+        if name not in costs or models.get(name) != digest:
+            raise DataError(f"holds no costs of {name} with these weights", subject=path)
+    return {name: costs[name] for name in fingerprints}
+
+
+def _costs(summary: Mapping[str, Any], path: Path) -> dict[str, Costs]:
+    try:
+        return {name: build(Costs, cost, f"costs.{name}") for name, cost in summary["costs"].items()}
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise DataError(f"not a summary ({error!r})", subject=path) from None
+
+
+def resume(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> Results:
+    """Rows of an evaluation that began in ``folder`` with the same settings; none where there is none.
+
+    Raises DataError if the folder holds an evaluation with other settings, unless ``overwrite``.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make this folder ({error.strerror})", subject=folder) from None
+    before = _json(folder / SETTINGS) if (folder / SETTINGS).exists() and not overwrite else dict(settings)
+    for key in sorted({*before, *settings}):
+        if before.get(key) != settings.get(key):
+            there, here = before.get(key), settings.get(key)
+            raise DataError(f"{folder} holds another evaluation ({key}: {there} there, {here} here); see --overwrite")
+    report.write_json(folder / SETTINGS, settings)
+    if overwrite or not (folder / ROWS).exists():
+        return Results()
+    return Results(report.read_rows(folder / ROWS))
+
+
+def merge(folders: Sequence[Path]) -> tuple[Results, dict[str, Costs]]:
+    """Join the rows, failures and costs of several evaluations; what several hold alike (the raw input) counts once.
+
+    Where they measured different metrics, a row has all of them. Raises DataError if two hold different scores of one
+    system on one utterance.
+    """
+    found: dict[tuple[str, str], tuple[Row, Path]] = {}
+    failures: list[str] = []
+    costs: dict[str, Costs] = {}
+    for folder in folders:
+        for row in report.read_rows(folder / ROWS):
+            other, where = found.get(row.key, (row, folder))
+            if not _agree(other, row):
+                raise DataError(f"{where} and {folder} differ in the scores of {row.system} on {row.utterance}")
+            notes = "; ".join(dict.fromkeys(filter(None, (other.note, row.note))))
+            found[row.key] = replace(other, scores={**row.scores, **other.scores}, note=notes), where
+        summary = _json(folder / SUMMARY)
+        costs = _costs(summary, folder / SUMMARY) | costs
+        failed = summary.get("failures", [])
+        if not isinstance(failed, list):
+            raise DataError(f"failures is {failed!r}, must be a list", subject=folder / SUMMARY)
+        failures += map(str, failed)
+    return Results([row for row, _ in found.values()], failures), costs
+
+
+def _agree(one: Row, other: Row) -> bool:
+    """Whether two rows can be of one estimate: alike in whatever both measured."""
+    both = one.scores.keys() & other.scores.keys()
+    known = [replace(row, scores={name: row.scores[name] for name in sorted(both)}, note="") for row in (one, other)]
+    return repr(known[0]) == repr(known[1])  # NaN differs from itself, its name does not
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values = parse_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{error.strerror}", subject=path) from None
+    except ValueError as error:
+        raise DataError(f"not JSON: {error}", subject=path) from None
+    if not isinstance(values, dict):
+        raise DataError("not a JSON object", subject=path)
+    return values

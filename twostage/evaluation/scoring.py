@@ -1,0 +1,53 @@
+"""Scores of one estimate, taken in this process or in several beside it."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any
+
+import torch
+
+from twostage.audio.sound_files import Audio
+from twostage.evaluation import metrics
+from twostage.evaluation.report import Row
+from twostage.utils.errors import TwoStageError
+from twostage.utils.signals import interrupt_blocked
+
+
+def score(row: Row, clean: Audio, estimate: Audio, names: Sequence[str]) -> Row:
+    """``row`` with the scores ``names`` of an estimate (T,) of clean speech (T'), both at 16 kHz, once aligned."""
+    aligned = metrics.align(clean, estimate)
+    exact, reasons = metrics.score(aligned.reference, aligned.estimate, names)
+    # the digits that the CSV has: ESTOI is noisy behind them, and a resumed evaluation must give the same summary
+    scores = {metric: float(f"{value:.6g}") for metric, value in exact.items()}
+    return replace(row, scores=scores, delay=aligned.delay, longer=aligned.longer, note="; ".join(reasons))
+
+
+def scoring_pool(jobs: int) -> Executor:
+    """Where ``score`` is submitted to: ``jobs`` processes, or with one this process, which works at once."""
+    return ProcessPoolExecutor(jobs, _Undisturbed(), torch.set_num_threads, (1,)) if jobs > 1 else _Here()
+
+
+class _Here(Executor):
+    """Runs what is submitted at once, in this process."""
+
+    def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(call(*args, **kwargs))
+        except TwoStageError as error:
+            future.set_exception(error)
+        return future
+
+
+class _DeafProcess(SpawnProcess):
+    """Ctrl-C goes to all processes of a terminal; whoever began this one hears it and ends it."""
+
+    def start(self) -> None:
+        with interrupt_blocked():
+            super().start()
+
+
+class _Undisturbed(SpawnContext):  # spawn: a fork of a process whose torch has threads can hang
+    Process = _DeafProcess

@@ -1,0 +1,54 @@
+"""Many files, of which a bad one does not stop the rest: the one loop of the command line, the page and a corpus."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from twostage.utils.errors import TwoStageError
+
+FAILURES = (TwoStageError, OSError, MemoryError)  # of one file, which must not stop the rest
+
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why nothing came of an item: a line that begins with its name."""
+
+    error: str
+
+
+def one_by_one(
+    items: Iterable[Item],
+    work: Callable[[Item], Outcome],
+    *,
+    name: Callable[[Item], object],
+    catch: tuple[type[Exception], ...] = FAILURES,
+) -> Iterator[tuple[Item, Outcome | Failure]]:
+    """Each item with what ``work`` makes of it, as it is done; where that fails, with a Failure.
+
+    ``name`` is what messages call an item. What is not in ``catch``, KeyboardInterrupt always, stops the rest.
+    """
+    for item in items:
+        try:
+            outcome: Outcome | Failure = work(item)
+        except catch as error:
+            outcome = Failure(explain(error, str(name(item))))
+        yield item, outcome
+
+
+def explain(error: Exception, name: str) -> str:
+    """The line that tells why the item called ``name`` came to nothing; it begins with the name.
+
+    >>> explain(OSError(28, "No space left on device"), "a.wav")
+    'a.wav: No space left on device'
+    """
+    if isinstance(error, TwoStageError):
+        return error.about(name)
+    if isinstance(error, OSError):
+        return f"{name}: {error.strerror or error}"
+    if isinstance(error, MemoryError):
+        return f"{name}: out of memory; shorter windows (--seconds) need less"
+    said = str(error).strip().partition("\n")[0]
+    return f"{name}: {type(error).__name__}: {said or type(error).__name__}"

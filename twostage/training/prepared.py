@@ -1,0 +1,251 @@
+"""A training, prepared: its data read and checked, what it goes on from opened; then run."""
+
+from collections.abc import Callable, Generator
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from twostage.audio import sound_files
+from twostage.data.manifest import read_manifest
+from twostage.data.pairs import Pair, PairDataset, batches
+from twostage.models import checkpoint
+from twostage.models.enhancer import EnhancerModule
+from twostage.models.features import LogMel
+from twostage.training.adversary import Adversary, AdversaryRules, Precision
+from twostage.training.config import SETTINGS, RunConfig, difference, plain, to_yaml
+from twostage.training.distributed import Team, team
+from twostage.training.fingerprint import changed, fingerprint
+from twostage.training.logs import RunLog
+from twostage.training.monitor import LAST, STATE, Monitor, provenance
+from twostage.training.tasks import Weights
+from twostage.training.trainer import Training, fit
+from twostage.training.validation import Estimator, Example, examples
+from twostage.utils.errors import CheckpointError, ConfigError
+from twostage.utils.files import replacing, sweep
+from twostage.utils.schema import build
+from twostage.utils.signals import Interruption
+
+PREPARED = 64  # batches that statistics of the training set are gathered from
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What differs between trainings; ``listener`` is a frozen vocoder for held-out speech.
+
+    ``last_layer``: of a model, the weight at which an adaptive adversarial loss is balanced.
+    """
+
+    model: nn.Module
+    mel: LogMel
+    task: nn.Module
+    weights: Weights
+    estimate: Estimator
+    adversary: AdversaryRules | None = None
+    last_layer: Callable[[Any], Tensor] | None = None
+    listener: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class PreparedTraining:
+    """A training that can be run: what is trained by what rules, on which data, from which state on."""
+
+    settings: RunConfig
+    plan: Plan
+    dataset: PairDataset
+    held_out: list[Example]
+    files: int  # entries of the training manifests
+    data: dict[str, Any]  # the fingerprint of all of them
+    state: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, settings: RunConfig, plan: Plan, state: dict[str, Any] | None) -> Self:
+        """Read the data that the settings name. Raises TwoStageError for what the user can mend."""
+        data, valid = settings.data, settings.valid
+        entries = read_manifest(*data.train, exclude_speakers=data.exclude_speakers)
+        noise = [str(path) for path, _ in sound_files.find([data.noise])] if data.noise else []
+        dataset = PairDataset(entries, data, noise=noise)
+        dataset.check_delays()
+        held_out = examples(
+            read_manifest(*data.valid),
+            data,
+            items=valid.items,
+            seconds=valid.seconds,
+            hop_length=plan.mel.config.hop_length,
+            noise=noise,
+        )
+        _check_best(valid.best, held_out)
+        found = fingerprint(entries, noise, held_out, plan.listener)
+        if state and (name := changed(found, state.get("data", {}))):
+            raise ConfigError(
+                f"{name} is not what this training began with in {settings.run}: scores and weights would be of two "
+                "sets; give the same data (files may have moved), or begin another training from its weights (init)"
+            )
+        return cls(settings, plan, dataset, held_out, len(entries), found, state)
+
+    def run(self) -> None:
+        """Train to the last step; the logs, the weights and the state go to ``settings.run``."""
+        if self.settings.threads:
+            torch.set_num_threads(self.settings.threads)
+        with team(self.settings.device) as mates, Interruption().watch() as interruption:
+            if self.state is None and isinstance(self.plan.model, EnhancerModule):
+                self.plan.model.prepare(self._batch(step) for step in range(PREPARED))
+            if not any(p.requires_grad for p in self.plan.model.parameters()):
+                _keep(self.settings, self.plan.model)
+                return
+            training = _training(self.settings, self.plan, mates, self.state)
+            training.data = self.data
+            _check_same(mates, self.settings, training.step, self.files)
+            for module in (self.plan.mel, self.plan.task, self.plan.listener):
+                if module is not None:
+                    module.to(mates.device)
+            with closing(self._feed(training.step, mates)) as feed:
+                learn = self._learner(training, mates, feed)
+                if mates.rank > 0:
+                    learn()
+                else:
+                    self._lead(training, mates, learn, interruption)
+
+    def _batch(self, step: int) -> Pair:
+        return self.dataset.batch(self.settings.data.batch, self.settings.seed, step)
+
+    def _feed(self, step: int, mates: Team) -> Generator[Pair, None, None]:
+        """Batches from number ``step`` on, those of this process."""
+        data, seed = self.settings.data, self.settings.seed
+        return batches(self.dataset, data.batch, seed, step, rank=mates.rank, world=mates.world, ahead=data.ahead)
+
+    def _learner(self, training: Training, mates: Team, feed: Generator[Pair, None, None]) -> Callable[..., None]:
+        """``fit``, which may be told to ``report``."""
+        adversary, last_layer = self.plan.adversary, None
+        if self.plan.last_layer and adversary and adversary.adaptive:
+            last_layer = self.plan.last_layer(training.model)
+        return partial(
+            fit,
+            training,
+            self.plan.task,
+            feed,
+            self.plan.weights,
+            steps=self.settings.steps,
+            precision=_precision(self.settings, mates),
+            wrap=mates.wrap,
+            last_layer=last_layer,
+        )
+
+    def _lead(self, training: Training, mates: Team, learn: Callable[..., None], interruption: Interruption) -> None:
+        """Learn as the process that writes files, and watches."""
+        run_dir = Path(self.settings.run)
+        sweep(run_dir)
+        with replacing(run_dir / SETTINGS) as partial_file:
+            partial_file.write_text(to_yaml(self.settings), encoding="utf-8")
+        with RunLog(self.settings.run, training.step) as log:
+            placed = [
+                e._replace(degraded=e.degraded.to(mates.device), clean=e.clean.to(mates.device)) for e in self.held_out
+            ]
+            log.say(_greeting(self.settings, training, self.dataset, placed))
+            watch = Monitor(
+                self.settings, log, placed, estimate=self.plan.estimate, mel=self.plan.mel, interruption=interruption
+            )
+            learn(report=watch)
+
+
+def begin(settings: RunConfig, resume: bool) -> dict[str, Any] | None:
+    """Seed, and return the state to go on from: None at the start of a training.
+
+    Raises ConfigError if the run directory holds a training and ``resume`` is not asked for, or its settings differ, or
+    if it holds none and ``resume`` is.
+    """
+    torch.manual_seed(settings.seed)
+    path = Path(settings.run, STATE)
+    if not path.exists():
+        if resume and not Path(settings.run, SETTINGS).exists():  # killed before its first state, it has settings alone
+            raise ConfigError(f"run: {settings.run} holds no training to resume; without --resume one begins there")
+        return None
+    if not resume:
+        raise ConfigError(f"run: {settings.run} holds a training; go on with --resume, or name another directory")
+    state = checkpoint.load_state(path)
+    stored = build(type(settings), _without_checks(state["settings"], settings), f"{path}: settings")
+    changed = difference(settings, stored)
+    if changed:
+        raise ConfigError(f"{path}: cannot go on with other settings: {changed}")
+    return state
+
+
+def _without_checks(stored: dict[str, Any], settings: RunConfig) -> dict[str, Any]:
+    """``stored`` with today's paths: files that have moved since must not stop the comparison."""
+    today = plain(settings)
+    data = stored["data"] | {name: today["data"][name] for name in ("train", "valid", "noise")}
+    return stored | {"data": data, "run": settings.run}
+
+
+def _check_same(mates: Team, settings: RunConfig, step: int, files: int) -> None:
+    """Raise ConfigError if a process has other settings, another step or other data: they would not learn one model."""
+    for rank, (theirs, their_step, their_files) in enumerate(mates.gather((settings, step, files))):
+        if changed := difference(settings, theirs, "there"):
+            raise ConfigError(f"process {mates.rank} differs from process {rank}: {changed}")
+        if (step, files) != (their_step, their_files):
+            ours, other = (f"step {s} and {f} files" for s, f in ((step, files), (their_step, their_files)))
+            raise ConfigError(f"process {mates.rank} differs from process {rank}: it is at {ours}, there {other}")
+
+
+def _keep(settings: RunConfig, model: nn.Module) -> None:
+    """Write what has nothing to learn by steps."""
+    checkpoint.save(Path(settings.run, LAST), model, provenance=provenance(settings, 0, {}))
+    print(f"{settings.run}: nothing to learn by steps; written as it is")
+
+
+def _check_best(best: str, held_out: list[Example]) -> None:
+    """Raise ConfigError if ``best`` is of one kind of pairs and all are of one kind."""
+    if best.endswith(("_real", "_simulated")) and len({example.real for example in held_out}) == 1:
+        kind = "real" if held_out[0].real else "simulated"
+        raise ConfigError(f"valid.best is {best!r}, but all held-out pairs are {kind}: leave the ending out")
+
+
+def _training(settings: RunConfig, plan: Plan, mates: Team, state: dict[str, Any] | None) -> Training:
+    if settings.init and not state:
+        checkpoint.initialise(plan.model, settings.init)
+    adversary = None
+    if plan.adversary:
+        adversary = Adversary(
+            plan.adversary,
+            settings.optimizer,
+            device=mates.device,
+            precision=_precision(settings, mates),
+            wrap=mates.wrap,
+        )
+        if plan.adversary.init and not state:
+            _borrow(adversary, plan.adversary.init)
+    training = Training(plan.model.to(mates.device), settings.optimizer, adversary, plain(settings))
+    if state:
+        try:
+            training.load_state_dict(state)
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise CheckpointError(f"{settings.run}/{STATE}: does not fit this training: {reason}") from None
+    return training
+
+
+def _borrow(adversary: Adversary, path: str) -> None:
+    """Begin with the discriminators of another training's state."""
+    state = checkpoint.load_state(path).get("adversary")
+    if not state:
+        raise CheckpointError(f"adversary.init: {path}: holds no discriminators")
+    checkpoint.assign(adversary.discriminators, state["discriminators"], f"adversary.init: {path}")
+
+
+def _precision(settings: RunConfig, mates: Team) -> Precision:
+    if settings.precision == "float32":
+        return nullcontext
+    return lambda: torch.autocast(mates.device.type, torch.bfloat16)
+
+
+def _greeting(settings: RunConfig, training: Training, dataset: PairDataset, held_out: list[Example]) -> str:
+    learning = sum(p.numel() for p in training.model.parameters() if p.requires_grad)
+    begun = f"goes on at step {training.step}" if training.step else "starts"
+    return (
+        f"{settings.run}: {begun}; {learning / 1e6:.2f} M weights learn; {len(dataset.clean)} clean files, "
+        f"{len(dataset.real)} real pairs; {len(held_out)} files held out"
+    )
