@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from twostage.audio import sound_files
-from twostage.data.aligned_pair import Alignment, open_pair, read_mono
+from twostage.data.aligned_pair import Alignment, interpolate, open_pair, read_mono
 from twostage.data.manifest import Entry
 from twostage.data.pairs import PairConfig, PairDataset
 from twostage.data.sensor_fit import load_recordings
@@ -82,6 +82,32 @@ def test_the_end_stays_as_it_is_unless_cut(entry: Entry, tmp_path: Path) -> None
     pair = open_pair(replace(entry, degraded=str(tmp_path / "bone.wav")), RATE)
     assert len(pair.clean) - len(pair.degraded) == 77
     assert [len(side) for side in pair.cut()] == 2 * [len(pair.degraded)]
+
+
+@pytest.mark.parametrize("user", [trained_on, held_out, evaluated, fitted_to])
+def test_every_user_of_a_pair_honors_drift_and_polarity(
+    user: Callable[..., tuple[np.ndarray, np.ndarray]], tmp_path: Path
+) -> None:
+    """A bone channel that is upside down and counts 2000 ppm more: half a period of 1 kHz in a quarter of a second."""
+    time = np.arange(2 * RATE) / RATE
+    tones = (220.0, 523.0, 941.0, 1370.0)
+    air, bone = (
+        sum(0.1 * np.sin(2 * np.pi * hz * at + hz) for hz in tones)
+        for at in (time, (np.arange(round(2.004 * RATE + 300)) - 300) / (1.002 * RATE))
+    )
+    sound_files.write(tmp_path / "air.wav", air, RATE, subtype="FLOAT")
+    sound_files.write(tmp_path / "bone.wav", -bone, RATE, subtype="FLOAT")
+    entry = Entry(str(tmp_path / "air.wav"), str(tmp_path / "bone.wav"), "p", 2.0, "", 300 / RATE, 2000.0, True)
+    degraded, clean = user(entry)
+    length = min(len(degraded), len(clean))
+    assert length >= 8000
+    assert np.corrcoef(degraded[:length], clean[:length])[0, 1] == pytest.approx(1, abs=1e-3)
+
+
+def test_interpolation_is_exact_to_a_ten_thousandth() -> None:
+    places = 40.3 + np.arange(4000) * 1.0003
+    tone = np.sin(0.6 * np.arange(4200) + 1).astype(np.float32)  # 1.5 kHz at 16 kHz
+    np.testing.assert_allclose(interpolate(tone, places), np.sin(0.6 * places + 1), atol=3e-4)
 
 
 @pytest.mark.parametrize("delay", [3.0, -3.0])

@@ -18,6 +18,7 @@ from twostage.app.guard import MOST, POLICY, Guard
 from twostage.app.limits import Limits
 from twostage.app.results import Results
 from twostage.app.service import Service, Wishes
+from twostage.app.storage import Storage
 from twostage.audio import sound_files
 from twostage.audio.plots import spectrogram
 from twostage.cli import main
@@ -55,7 +56,7 @@ def desk(tmp_path, tiny_path):
             return {key: publish(item) for key, item in value.items()}
         return [publish(item) for item in value] if isinstance(value, list | tuple) else value
 
-    return Service(home, work.Models({"tiny": [str(tiny_path)]}), ["cpu"], LIMITS, publish)
+    return Service(Storage(home, 100), work.Models({"tiny": [str(tiny_path)]}), ["cpu"], LIMITS, publish)
 
 
 def silent(part, *, desc):
@@ -80,7 +81,7 @@ def test_one_bad_file_does_not_stop_the_rest_and_no_folder_is_told(recordings, d
     assert [item["name"] for item in shown["items"]] == ["take.wav"]
     assert "1 restored, 2 failed" in said
     assert "text.wav: not a sound file" in said
-    assert "long.wav: too long, its channels have 12 s of sound together; this page takes 10 s" in said
+    assert "long.wav: too long, the channels so far have 12 s of sound together; at most 10 s are taken here" in said
     assert str(recordings.parent) not in said
     assert list(desk.home.iterdir()) == []  # nothing but what was published outlasts a request
 
@@ -99,7 +100,7 @@ def test_files_of_one_name_are_both_in_the_archive(recordings, desk):
     ("files", "wishes", "complaint"),
     [
         ([], Wishes("tiny", "cpu"), "Nothing to work on"),
-        (["a/take.wav"] * 4, Wishes("tiny", "cpu"), "4 files at once are too many; this page takes 3"),
+        (["a/take.wav"] * 4, Wishes("tiny", "cpu"), "4 files at once are too many; at most 3 are taken here"),
         (["a/take.wav"], Wishes("other", "cpu"), "other: no such model; there are tiny"),
         (["a/take.wav"], Wishes("tiny", "tpu"), "device tpu: none of cpu"),
         (["a/take.wav"], Wishes("tiny", "cpu", level="x"), "level is &#x27;x&#x27;"),
@@ -115,7 +116,7 @@ def test_every_mistake_is_a_sentence(recordings, desk, files, wishes, complaint)
 
 
 def test_a_header_that_hides_the_length_does_not_help(recordings):
-    step = work._bounded(Path("a.wav"), LIMITS, lambda seconds: None)
+    step = work.bounded(Path("a.wav"), LIMITS, lambda seconds: None)
     step(10.0)
     with pytest.raises(AudioError, match=r"a\.wav: too long"):
         step(0.1)

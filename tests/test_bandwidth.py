@@ -118,10 +118,11 @@ def test_what_was_found_is_said_of_each_channel():
 
 
 def test_a_channel_whose_band_is_there_is_copied_and_the_other_restored():
-    audio = np.stack([muffled(speech()), speech()])
+    voiced = sosfiltfilt(butter(4, 100, "highpass", fs=RATE, output="sos"), speech()).astype(np.float32)
+    audio = np.stack([muffled(voiced), voiced])  # nothing below speech, which would be taken away
     with pytest.warns(UserWarning, match="channel 2 full-band already .*; copied"):
         out = restore(Mute(), audio, RATE, if_full_band="copy")
-    assert np.abs(out[1] - audio[1]).max() < 1e-5
+    assert np.abs(out[1] - audio[1]).max() < 1e-3 * np.abs(audio[1]).max()
     assert np.abs(out[0] - audio[0]).max() > 0.01
 
 

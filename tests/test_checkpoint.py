@@ -344,3 +344,12 @@ def test_settings_that_parsers_stumble_over_are_one_line(tmp_path: Path, text: s
     with pytest.raises(CheckpointError, match=r"x\.safetensors: settings inside cannot be read") as caught:
         checkpoint.load_stage(tmp_path / "x.safetensors")
     assert len(str(caught.value)) < 500 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["default", "causal"])
+def test_a_loaded_model_can_be_pickled(name: str) -> None:
+    """As torch.save and workers that are spawned do."""
+    model = checkpoint.load(name)
+    twin = pickle.loads(pickle.dumps(model))
+    sound = 0.1 * torch.randn(1, 1, 4096, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(twin(sound), model(sound))

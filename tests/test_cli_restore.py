@@ -306,3 +306,116 @@ def test_a_bar_in_a_log_file_leaves_errors_lines_of_their_own(
     lines = capsys.readouterr().err.splitlines()
     assert any(line.startswith("restoring: ") for line in lines)
     assert any(line.startswith("twostage: error: in/text.wav: not a sound file") for line in lines)
+
+
+def test_a_bad_file_does_not_block_a_good_one_of_its_name(
+    recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("calls").mkdir()
+    Path("calls/call.aac").write_bytes(np.random.default_rng(0).bytes(3000))
+    Path("calls/call.aiff").write_bytes(b"no sound")
+    Path("calls/call.wav").write_bytes(Path("in/good.wav").read_bytes())
+    assert run(tiny_path, "calls", "-o", "out", "--format", "flac") == 1
+    out, err = capsys.readouterr()
+    assert listing("out") == ["call.flac"]
+    assert sound_files.info("out/call.flac").frames == 6000
+    assert "1 restored, 2 failed" in out
+    assert "calls/call.aac" in err
+    assert "calls/call.aiff: not a sound file" in err
+
+
+def test_what_was_passed_over_is_counted(recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("in/sub/picture.png").touch()
+    assert run(tiny_path, "in", "-o", "out", "--json", "r.json") == 1
+    assert capsys.readouterr().out.splitlines()[-1].endswith("; 2 files passed over that are no sound by their names")
+    assert json.loads(Path("r.json").read_text())["passed_over"] == ["in/notes.txt", "in/sub/picture.png"]
+
+
+def test_salvage_says_what_is_missing(recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tiny_path, "in/cut.wav", "-o", "cut.wav") == 1
+    assert "--salvage takes what is there" in capsys.readouterr().err
+    assert run(tiny_path, "in/cut.wav", "-o", "cut.wav", "--salvage", "--plot") == 0
+    assert "warning: in/cut.wav: truncated, 7044 of 12000 bytes of sound are missing" in capsys.readouterr().err
+    assert sound_files.info("cut.wav").frames == (5000 - 44) // 2
+    assert Path("cut.png").exists()
+
+
+@pytest.mark.parametrize("out", ["out.txt", "out.m4a", "new/out.webm"])
+def test_an_output_of_a_format_that_cannot_be_written_makes_no_folder(
+    recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str], out: str
+) -> None:
+    assert run(tiny_path, "in/good.wav", "-o", out) == 1
+    assert f"{out}: cannot write {Path(out).suffix} files; the formats are wav" in capsys.readouterr().err
+    assert not Path(out).exists()
+    assert run(tiny_path, "in/good.wav", "-o", f"{out}/") == 0
+    assert listing(out) == ["good.wav"]
+
+
+def test_a_notebook_s_backend_does_not_end_a_batch(recordings: Path, tiny_path: Path) -> None:
+    arguments = ["restore", "in/good.wav", "in/one.wav", "-o", "out", "--plot", "--model", str(tiny_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "nonsense"}
+    done = subprocess.run([sys.executable, "-m", "twostage", *arguments], env=environment, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert listing("out") == ["good.png", "good.wav", "one.png", "one.wav"]
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_warning(
+    recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr("twostage.audio.plots.draw", broken)
+    assert run(tiny_path, "in/good.wav", "in/one.wav", "-o", "out", "--plot") == 0
+    assert "warning: in/good.wav: out/good.png: not drawn (no font)" in capsys.readouterr().err
+    assert listing("out") == ["good.wav", "one.wav"]
+
+
+def test_between_pipes(recordings: Path, tiny_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "twostage",
+        "restore",
+        "-",
+        "-o",
+        "-",
+        "--model",
+        str(tiny_path),
+        "--format",
+        "flac",
+    ]
+    given = Path("in/good.wav").read_bytes()
+    done = subprocess.run(command, input=given, env=environment, capture_output=True)
+    assert done.returncode == 0
+    assert b"standard input -> standard output" in done.stderr
+    Path("made").write_bytes(done.stdout)
+    assert sound_files.info("made").format == "FLAC"
+    assert run(tiny_path, "in/good.wav", "-o", "direct.wav") == 0
+    assert np.abs(sound_files.read("made")[0] - sound_files.read("direct.wav")[0]).max() < 2**-14
+    bad = subprocess.run(command, input=b"no sound", env=environment, capture_output=True)
+    assert (bad.returncode, bad.stdout) == (1, b"")
+    assert b"twostage: error: standard input: not a sound file" in bad.stderr
+    assert not Path("-").exists()
+
+
+def test_what_cannot_go_through_a_pipe(recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["in/good.wav", "--plot"], ["in/good.wav", "--json"], ["in"], ["in/good.wav", "in/one.wav"]):
+        assert run(tiny_path, *words, "-o", "-") == 1
+        assert "-o -: " in capsys.readouterr().err
+    assert not Path("-").exists()
+
+
+def test_inputs_that_are_named_as_options_are(
+    recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("-x.wav").write_bytes(Path("in/good.wav").read_bytes())
+    Path("in/sub/-y.wav").write_bytes(Path("in/good.wav").read_bytes())
+    for words in (["-x.wav", "-o", "out"], ["in/good.wav", "-x.wav", "-o", "out"]):
+        with pytest.raises(SystemExit):
+            main(["restore", *words])
+        assert "if -x.wav is a file: ./-x.wav, or -- before it" in capsys.readouterr().err
+    assert run(tiny_path, "./-x.wav", "in/sub", "-o", "out") == 0
+    assert listing("out") == ["-x.wav", "-y.wav", "stereo.flac"]
+    assert main(["restore", "--model", str(tiny_path), "-o", "out2", "--", "-x.wav"]) == 0

@@ -6,7 +6,7 @@ import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,13 @@ def test_samples_may_be_cut_anywhere_and_clip_at_full_scale() -> None:
 def test_a_wav_file_in_the_pipe_is_named() -> None:
     with pytest.raises(AudioError, match=r"a WAV file, wanted raw PCM \(with arecord: -t raw\)"):
         through(b"RIFF" + bytes(100))
+
+
+@pytest.mark.parametrize("suffix", ["rf64", "w64", "aiff", "flac", "ogg", "mp3"])
+def test_a_sound_file_in_the_pipe_is_no_noise_in_the_loudspeaker(suffix: str, tmp_path: Path) -> None:
+    sound_files.write(tmp_path / f"a.{suffix}", speech(16000)[None], 16000)
+    with pytest.raises(AudioError, match=r"standard input: an? .* file, wanted raw PCM"):
+        through((tmp_path / f"a.{suffix}").read_bytes()[:60000])
 
 
 def test_hops_are_of_one_length() -> None:
@@ -151,7 +158,7 @@ class FakeDevices(ModuleType):
             self._hop(callback, self.microphone[i : i + blocksize], i == 0)
             for i in range(0, len(self.microphone), blocksize)
         ]
-        return nullcontext()
+        return nullcontext(SimpleNamespace(latency=(0.01, 0.02)))  # of the microphone and the loudspeaker
 
     def _hop(self, callback: Any, heard: np.ndarray, first: bool) -> None:
         spoken = np.full((len(heard), 1), np.nan, np.float32)

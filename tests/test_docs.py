@@ -199,7 +199,7 @@ def test_every_card_is_shown(site: Path) -> None:
     cards = sorted(ROOT.glob("checkpoints/*/CARD.md"))
     assert len(cards) >= 4
     for card in cards:
-        first = card.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        (first,) = re.findall(r"^# (.+)", card.read_text(encoding="utf-8"), re.MULTILINE)[:1]
         assert f">{first}<" in (site / "models" / f"{card.parent.name}.html").read_text(encoding="utf-8")
         assert f"models/{card.parent.name}.html" in (site / "index.html").read_text(encoding="utf-8")
 

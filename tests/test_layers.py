@@ -32,8 +32,9 @@ PUBLIC = ("models.checkpoint", "models.enhancer", "models.two_stage", "inference
 
 OWNERS = {
     "signal": {"utils.signals"},
-    "soundfile": {"audio.sound_files"},
-    "soxr": {"audio.sound_files"},
+    "soundfile": {"audio.reading", "audio.sound_files"},
+    "soxr": {"audio.resampling"},
+    "av": {"audio.media_files"},
     "omegaconf": {"training.config"},
     "safetensors": {"models.checkpoint"},
     "pesq": {"evaluation.metrics"},
@@ -46,16 +47,17 @@ OWNERS = {
     "onnx": {"export.onnx", "export.int8"},
     "onnx_ir": {"export.onnx"},
     "gradio": {"app.page"},
-    "starlette": {"app.page"},
+    "starlette": {"app.server"},
+    "uvicorn": {"app.server"},
     "ray": {"corpus.ray_cluster"},
-    "pyarrow": {"corpus.table"},
+    "pyarrow": {"corpus.table", "data.parquet"},
     "fsspec": {"corpus.storage"},
     "librosa": {"models.features"},
 }
 HEAVY = {"torch", "numpy", "scipy", "librosa", "matplotlib", "soundfile", "omegaconf", "safetensors", "tqdm"}
 HEAVY |= {"gradio", "ray"}
 
-LIGHT = ("utils.errors", "utils.memory", "utils.signals")
+LIGHT = ("utils.errors", "utils.logs", "utils.memory", "utils.signals")
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.stem != "__init__")
 

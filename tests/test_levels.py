@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from twostage.audio import levels
+from twostage.audio import levels, sound_files
 
 
 def noise(frames: int, channels: int) -> np.ndarray:
@@ -37,3 +37,48 @@ def test_the_meter_does_not_mind_blocks() -> None:
         blocks.add(block)
     assert np.allclose(whole.levels(), blocks.levels())
     assert np.allclose(blocks.peak, np.abs(given).max(axis=1))
+
+
+def beside_speech(kind: str, frames: int, above_db: float, level: float) -> np.ndarray:
+    """What is not speech, (frames,), so many dB above it."""
+    rng, time = np.random.default_rng(1), np.arange(frames) / 16000
+    height, made = 10 ** ((level + above_db) / 20), np.zeros(frames)
+    if kind == "click":
+        made[frames // 2] = 18 * height  # a frame of 20 ms that has this level
+    elif kind == "taps":
+        for place in (0.2, 0.5, 0.8):
+            made[int(place * frames) :][:32] = 3.2 * height
+    elif kind == "door":
+        made[frames // 2 :] = (
+            height * np.exp(-time[: frames - frames // 2] / 0.1) * rng.standard_normal(frames - frames // 2)
+        )
+    elif kind == "hum":
+        made = height * 2**0.5 * np.sin(2 * np.pi * 50 * time)
+    elif kind == "rumble":
+        made = height * 2**0.5 * np.sin(2 * np.pi * 30 * time + 3 * np.sin(2 * np.pi * 2 * time))
+    return made
+
+
+@pytest.mark.parametrize("above_db", [20.0, 30.0, 40.0])
+@pytest.mark.parametrize("kind", ["click", "taps", "door", "hum", "rumble"])
+def test_what_is_not_speech_does_not_decide_the_level(kind: str, above_db: float) -> None:
+    for name in ("clean", "throat"):
+        given = sound_files.read(f"samples/{name}.flac")[0][0]
+        level = levels.active_level(given, 16000)
+        found = levels.active_level(given + beside_speech(kind, len(given), above_db, level), 16000)
+        assert found == pytest.approx(level, abs=1.0)
+
+
+def test_one_word_in_noise_is_speech_and_not_an_event() -> None:
+    word = sound_files.read("samples/clean.flac")[0][0][20000:28000]
+    around = 0.001 * np.random.default_rng(0).standard_normal(20 * 16000).astype(np.float32)
+    around[100000:108000] += word
+    assert levels.active_level(around, 16000) == pytest.approx(levels.active_level(word, 16000), abs=0.5)
+
+
+def test_the_mains_and_an_offset_are_not_measured() -> None:
+    time = np.arange(32000) / 16000
+    voice = 0.1 * np.sin(2 * np.pi * 100 * time)
+    for hertz in (0.0, 16.7, 50.0, 60.0):
+        moved = voice + 0.5 * np.cos(2 * np.pi * hertz * time)
+        assert levels.active_level(moved, 16000) == pytest.approx(levels.active_level(voice, 16000), abs=0.1)

@@ -45,7 +45,9 @@ def test_csv_of_pairs_takes_seconds_from_the_files(tmp_path: Path, make: Make) -
 
 
 def test_jsonl_round_trip_survives_a_move(tmp_path: Path) -> None:
-    entries = [Entry(str(tmp_path / "old/x.wav"), str(tmp_path / "old/y.wav"), "ä", 1.5, "c", -0.002)]
+    entries = [
+        Entry(str(tmp_path / "old/x.wav"), str(tmp_path / "old/y.wav"), "ä", 1.5, "c", -0.002, -51.5, True, "said")
+    ]
     (tmp_path / "old").mkdir()
     write_manifest(tmp_path / "old" / "m.jsonl", entries)
     assert read_manifest(tmp_path / "old" / "m.jsonl") == entries
@@ -222,3 +224,51 @@ def test_names_that_are_no_utf8_come_back(tmp_path: Path) -> None:
     write_manifest(tmp_path / "m.jsonl", [entry])
     assert read_manifest(tmp_path / "m.jsonl") == [entry]
     assert read_paths((tmp_path / "m.jsonl").read_text(), "m.jsonl") == [os.fsdecode(b"\xff\xfe.wav")]
+
+
+def test_a_csv_may_hold_drift_polarity_and_text(tmp_path: Path) -> None:
+    head = "bone,air,speaker,seconds,delay,drift,inverted,text\n"
+    (tmp_path / "p.csv").write_text(f"{head}b.wav,a.wav,p,1.0,3.5,50,yes,hello\nb.wav,a.wav,p,1.0,,,,\n")
+    first, second = read_manifest(tmp_path / "p.csv")
+    assert (first.delay, first.drift, first.inverted, first.text) == (3.5, 50.0, True, "hello")
+    assert (second.delay, second.drift, second.inverted, second.text) == (0.0, 0.0, False, "")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("inverted", "maybe", "inverted is 'maybe'"),
+        ("drift", "20000", "drift is 20000.0 ppm"),
+        ("drift", "nan", "drift"),
+    ],
+)
+def test_a_csv_with_a_wrong_alignment_is_refused(tmp_path: Path, field: str, value: str, message: str) -> None:
+    (tmp_path / "p.csv").write_text(f"bone,air,speaker,seconds,{field}\nb.wav,a.wav,p,1.0,{value}\n")
+    with pytest.raises(DataError, match=rf"p\.csv:2: {message}"):
+        read_manifest(tmp_path / "p.csv")
+
+
+def test_a_bad_file_does_not_take_a_good_one_s_place(tmp_path: Path) -> None:
+    for side in ("bone", "air"):
+        (tmp_path / side).mkdir()
+        sound_files.write(tmp_path / side / "a.wav", np.full(4000, 0.1, np.float32), 8000)
+        (tmp_path / side / "a.aac").write_bytes(b"no sound" * 50)
+        (tmp_path / side / "a.webm").write_bytes(b"no sound" * 50)
+        (tmp_path / side / "readme.txt").touch()
+    for found in (
+        lambda problems: scan(tmp_path, problems=problems),
+        lambda problems: pair(tmp_path / "bone", tmp_path / "air", problems=problems),
+    ):
+        problems: list[str] = []
+        (entry,) = found(problems)
+        assert (Path(entry.degraded or "").name, Path(entry.clean or "").name) == ("a.wav", "a.wav")
+        assert entry.seconds == 0.5
+        assert sum("readme.txt" in problem for problem in problems) >= 1
+
+
+def test_the_seconds_of_a_manifest_are_those_that_decode(tmp_path: Path) -> None:
+    for name in ("1.flac", "2.flac"):
+        sound_files.write(tmp_path / name, np.full(4000, 0.1, np.float32), 8000)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "joined.flac").write_bytes(b"".join((tmp_path / f"{n}.flac").read_bytes() for n in (1, 2)))
+    assert [entry.seconds for entry in scan(tmp_path / "in")] == [1.0]

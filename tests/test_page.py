@@ -23,7 +23,7 @@ from twostage.app.service import Service
 from twostage.app.work import sample
 from twostage.audio import sound_files
 from twostage.cli import main
-from twostage.utils.errors import AudioError
+from twostage.utils.errors import AudioError, Cancelled
 
 required("gradio")
 from twostage.app.page import Address, serving  # noqa: E402 - where there is gradio
@@ -249,9 +249,9 @@ def joining(url, data, session):
     return urllib.request.Request(f"{url}gradio_api/queue/join", body, {"Content-Type": "application/json"})
 
 
-def asked(url, files, session):
+def asked(url, files, session, model="tiny"):
     """All that the page answers when it shall restore ``files``."""
-    assert status(joining(url, [files, None, "tiny", "cpu", "model", "wav", "input", 0], session)) == 200
+    assert status(joining(url, [files, None, model, "cpu", "model", "wav", "input", 0], session)) == 200
     events = urllib.request.urlopen(f"{url}gradio_api/queue/data?session_hash={session}", timeout=60)
     return events.read().decode()
 
@@ -317,6 +317,43 @@ def test_who_comes_when_the_queue_is_full_is_told_so(tiny_path, monkeypatch):
     assert answers == [200, 200, 503]
 
 
+def test_a_visitor_who_leaves_is_not_worked_for(tiny_path, monkeypatch):
+    started, ended = threading.Event(), threading.Event()
+
+    def slow(self, file, sensor, seed, wishes, progress, check):
+        started.set()
+        try:
+            while not ended.wait(0.1):
+                check()
+        except Cancelled:
+            ended.set()
+            raise AudioError("left") from None
+
+    monkeypatch.setattr(Service, "simulate", slow)
+    with serving(Address(port=0), {"tiny": [str(tiny_path)]}, ["cpu"]) as url:
+        assert status(joining(url, [None, None, "throat", 0, "tiny", "cpu"], "y")) == 200
+        listening = urllib.request.urlopen(f"{url}gradio_api/queue/data?session_hash=y", timeout=60)
+        assert started.wait(60)
+        assert not ended.wait(4)  # longer than who does not listen would be worked for
+        listening.close()
+        assert ended.wait(60)
+
+
+def test_uploads_have_a_limit_in_total(tiny_path):
+    limits = Limits(mb=1, total_mb=1)
+    with serving(Address(port=0), {"tiny": [str(tiny_path)]}, ["cpu"], limits) as url:
+        assert [status(upload(url, bytes(size))) for size in (600_000, 600_000, 100_000)] == [200, 507, 200]
+
+
+def test_the_page_answers_to_its_own_names_alone(page):
+    for name, value in (("Host", "evil.example"), ("Origin", "http://evil.example")):
+        for path in ("", "config", "gradio_api/upload", "gradio_api/startup-events"):
+            assert status(urllib.request.Request(f"{page}{path}", headers={name: value})) in (403, 421)
+    answer = urllib.request.urlopen(page, timeout=60)
+    assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+    assert json.load(urllib.request.urlopen(f"{page}v1/models", timeout=60))["models"][0]["name"] == "tiny"
+
+
 def test_uploads_are_deleted_in_time_and_everything_at_the_end(tiny_path):
     with serving(Address(port=0), {"tiny": [str(tiny_path)]}, ["cpu"], Limits(keep=1)) as url:
         home = Path(os.environ["GRADIO_TEMP_DIR"]).parent
@@ -335,7 +372,8 @@ def test_the_command_serves_says_where_and_leaves_nothing(tiny_path, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment |= {"TMPDIR": str(tmp_path), "HOME": str(tmp_path)}
     arguments = [sys.executable, "-m", "twostage", "app", "--port", str(port), "--model", f"mine={tiny_path}"]
     process = subprocess.Popen(
         arguments, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -343,7 +381,12 @@ def test_the_command_serves_says_where_and_leaves_nothing(tiny_path, tmp_path):
     line = process.stdout.readline()
     assert line.startswith(f"twostage: http://127.0.0.1:{port}/ ")
     assert main(["app", "--port", str(port), "--model", f"mine={tiny_path}"]) == 1  # the port is taken
-    assert b"mine" in urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60).read()
+    url = f"http://127.0.0.1:{port}/"
+    assert b"mine" in urllib.request.urlopen(url, timeout=60).read()
+    given = urllib.request.urlopen(upload(url, THROAT.read_bytes()), timeout=60).read().decode().strip('[]"\n')
+    file = {"path": given, "orig_name": "a.wav", "meta": {"_type": "gradio.FileData"}}
+    assert "1 restored" in asked(url, [file], "command", model="mine")
+    assert {path.name[:13] for path in tmp_path.iterdir()} == {"twostage-app-"}
     process.terminate()
     _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (0, "")

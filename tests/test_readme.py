@@ -15,6 +15,7 @@ import pytest
 from twostage import cli
 from twostage.audio import sound_files
 from twostage.commands.options import training_settings
+from twostage.data.corpora import CORPORA
 from twostage.models import checkpoint
 from twostage.models.two_stage import TwoStage
 from twostage.training.config import FinetuneRun, RestorerRun, VocoderRun
@@ -103,6 +104,10 @@ def test_the_settings_that_are_told_are_ones_that_a_training_takes(
     for path in map(Path, re.findall(r"[\w./-]+\.(?:jsonl|csv)", " ".join(["x.csv", *arguments]))):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+    for corpus in CORPORA:  # whose shipped settings name the manifests that an import makes
+        Path("corpora", corpus).mkdir(parents=True, exist_ok=True)
+        for split in ("train", "valid"):
+            Path("corpora", corpus, f"{split}.jsonl").touch()
     for folder in re.findall(r"data\.noise=(\S+)", " ".join(arguments)):
         Path(folder).mkdir()
     Path("mine.yaml").write_text("run: r\ndata: {train: [x.csv], valid: [x.csv]}\n")

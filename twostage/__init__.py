@@ -10,6 +10,7 @@
 Letters of shapes, everywhere in the package: B batch, C channels, T samples, F bands or bins, L frames.
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from twostage.models.two_stage import TwoStage as TwoStage
 
 __version__ = "0.1.0"
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # who uses the package decides what is shown
 __all__ = ["Enhancer", "Stream", "TwoStage", "load", "restore"]
 
 

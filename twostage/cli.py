@@ -7,19 +7,24 @@ from collections.abc import Sequence
 from contextlib import suppress
 from io import TextIOWrapper
 from types import ModuleType
+from typing import Any, NoReturn
 
 from twostage import __version__
 from twostage.commands import (
     app,
     compare,
+    completion,
+    config,
     evaluate,
     export,
     finetune,
     fit_sensor,
     import_hifigan,
     manifest,
+    models,
     restore,
     restore_corpus,
+    serve,
     simulate,
     stream,
     train_enhancer,
@@ -27,6 +32,7 @@ from twostage.commands import (
     train_vocoder,
 )
 from twostage.utils.errors import TwoStageError, one_line
+from twostage.utils.logs import shown
 from twostage.utils.memory import honest, keep_freed
 from twostage.utils.signals import Once, answer, ignore, terminable
 
@@ -45,19 +51,39 @@ COMMANDS: dict[str, ModuleType] = {
     "manifest": manifest,
     "export": export,
     "app": app,
+    "serve": serve,
     "import-hifigan": import_hifigan,
+    "models": models,
+    "config": config,
+    "completion": completion,
 }
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
+class Parser(argparse.ArgumentParser):
+    """Says of files whose names begin as options do how they are to be given."""
+
+    _words: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._words = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        files = [word for word in self._words if len(word) > 1 and word.startswith("-") and os.path.lexists(word)]
+        hint = f"; if {files[0]} is a file: ./{files[0]}, or -- before it and no option behind it" if files else ""
+        super().error(message + hint)
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="twostage",
         description="Give bone-conducted speech its missing band back.",
         epilog="example:\n  twostage restore recording.wav -o restored.wav",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"twostage {__version__}")
+    _add_verbosity(top)
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     for name, module in COMMANDS.items():
         example = "example:\n" + "\n".join(f"  {line.strip()}" for line in module.EXAMPLE.strip().splitlines())
@@ -69,8 +95,24 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(sub)
+        _add_verbosity(sub)
         sub.set_defaults(run=module.run)
+        if name == "completion":
+            sub.set_defaults(parser=top)
     return top
+
+
+def _add_verbosity(parser: argparse.ArgumentParser) -> None:
+    """-q and -v, before a command or behind it."""
+    how_much = parser.add_mutually_exclusive_group()
+    add, unset = how_much.add_argument, argparse.SUPPRESS
+    add("-q", "--quiet", action="store_true", default=unset, help="say nothing but errors and what was asked for")
+    add("-v", "--verbose", action="count", default=unset, help="say what is done; -vv: in detail")
+
+
+def verbosity(args: argparse.Namespace) -> int:
+    """-1 for -q, else how often -v was given."""
+    return -1 if getattr(args, "quiet", False) else getattr(args, "verbose", 0)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -100,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     try:
-        with honest():
+        with honest(), shown(verbosity(args)):
             code: int = args.run(args)
         sys.stdout.flush()
         return code

@@ -13,7 +13,7 @@ from settings import Setting, settings
 from twostage import cli
 from twostage.data.sensors import PRESETS, Sensor
 from twostage.models.registry import ENHANCERS
-from twostage.training.config import BASELINES, EnhancerRun, FinetuneRun, RestorerRun, RunConfig, VocoderRun
+from twostage.training.config import BASELINES, CORPORA, EnhancerRun, FinetuneRun, RestorerRun, RunConfig, VocoderRun
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAININGS = {
@@ -49,7 +49,9 @@ def configuration() -> str:
         table(settings(Sensor), ""),
     ]
     parts += ["## Shipped files", "As `configs/` has them; `twostage train-restorer restorer adapt` takes two of them."]
-    for path in [*sorted(ROOT.glob("configs/*.yaml")), *sorted(ROOT.glob(f"configs/{BASELINES}/*.yaml"))]:
+    for path in [
+        path for part in (".", BASELINES, CORPORA) for path in sorted(ROOT.joinpath("configs", part).glob("*.yaml"))
+    ]:
         name = path.relative_to(ROOT / "configs").with_suffix("")
         parts += [f'??? note "{name}"\n\n    ```yaml\n{_indented(path.read_text(encoding="utf-8"))}\n    ```']
     return "\n\n".join(filter(None, parts)) + "\n"

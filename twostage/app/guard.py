@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 Message = MutableMapping[str, Any]
@@ -23,9 +23,17 @@ POLICY = "; ".join(
         "object-src 'none'",
         "base-uri 'self'",
         "form-action 'self'",
+        "frame-ancestors 'none'",  # no other page shows this one within itself
     )
 )
+HEADERS = [
+    (b"content-security-policy", POLICY.encode()),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+]
+API = "/v1/"  # begins the paths of programs, which are answered in JSON
 REMOTE = re.compile(r"\w+:/+")
+FETCHES = "Nothing is fetched from elsewhere."
 MOST = 1 << 20  # bytes of a request that is not an upload: names and settings
 
 
@@ -41,17 +49,16 @@ class Guard:
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
-                added = [(b"content-security-policy", POLICY.encode()), (b"referrer-policy", b"no-referrer")]
-                message["headers"] = [*message.get("headers", []), *added]
+                message["headers"] = [*message.get("headers", []), *HEADERS]
             await send(message)
 
         _, file, wanted = scope["path"].partition("file=")
         if file and REMOTE.match(wanted):
-            return await _refuse(answer)
+            return await refuse(scope, answer, 403, FETCHES)
         if scope["method"] == "POST" and _has_json(scope):
             body = await _body(receive)
             if body is None or _names_remote(body):
-                return await _refuse(answer)
+                return await refuse(scope, answer, 403, FETCHES)
             receive = _again(body, receive)
         return await self._app(scope, receive, answer)
 
@@ -99,6 +106,23 @@ def _names_remote(body: bytes) -> bool:
     return False
 
 
-async def _refuse(send: Send) -> None:
-    await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
-    await send({"type": "http.response.body", "body": b"Nothing is fetched from elsewhere."})
+def header(scope: Message, name: bytes) -> str:
+    """The value of a header of a request; empty if it has none."""
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
+async def refuse(
+    scope: Message,
+    send: Send,
+    status: int,
+    text: str,
+    *,
+    kind: str = "text/plain; charset=utf-8",
+    headers: Sequence[tuple[bytes, bytes]] = (),
+) -> None:
+    """Answer a request with ``text``, for programs as the "error" of a JSON object."""
+    if scope["path"].startswith(API):
+        text, kind = json.dumps({"error": text}), "application/json"
+    every = [(b"content-type", kind.encode()), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": every})
+    await send({"type": "http.response.body", "body": text.encode()})

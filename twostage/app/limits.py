@@ -1,4 +1,4 @@
-"""What a visitor of the page may ask of this machine."""
+"""What a visitor of the page, or a program, may ask of this machine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -8,11 +8,16 @@ from twostage.audio.sound_files import info
 from twostage.utils.errors import AudioError, ConfigError
 
 
+class TooMuch(AudioError):
+    """More files or sound than one request may hold."""
+
+
 @dataclass(frozen=True)
 class Limits:
-    """``mb`` of one upload; ``seconds`` of sound in one file, its channels added up; ``files`` of one request.
+    """``mb`` of one upload; ``seconds`` of sound in one request, files and channels added up; ``files`` of one request.
 
-    ``queue`` requests wait while ``jobs`` are worked on; uploads and results are deleted after ``keep`` seconds.
+    ``queue`` requests wait while ``jobs`` are worked on; uploads and results are deleted after ``keep`` seconds, and
+    have ``total_mb`` on the disk at any time, whoever's they are.
     """
 
     mb: int = 100
@@ -21,6 +26,7 @@ class Limits:
     queue: int = 20
     jobs: int = 1
     keep: int = 3600
+    total_mb: int = 4000
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -31,18 +37,20 @@ class Limits:
         if not files:
             raise AudioError("Nothing to work on: drop a file, record something, or take the sample.")
         if len(files) > self.files:
-            raise AudioError(f"{len(files)} files at once are too many; this page takes {self.files}")
+            raise TooMuch(f"{len(files)} files at once are too many; at most {self.files} are taken here")
 
-    def check_length(self, path: Path) -> float:
-        """Seconds of work in a sound file, each channel by itself. Raises AudioError if they are too many."""
+    def check_length(self, path: Path, before: float = 0.0) -> float:
+        """Seconds of work in a sound file, its channels added up. Raises TooMuch if ``before`` leaves too few."""
         about = info(path)
-        self.check_seconds(path, about.seconds * about.channels)
-        return about.seconds
+        seconds = about.seconds * about.channels
+        self.check_seconds(path, before + seconds)
+        return seconds
 
     def check_seconds(self, path: Path, seconds: float) -> None:
+        """``seconds`` are of all sound up to and with that of ``path``."""
         if seconds > self.seconds:
-            raise AudioError(
-                f"too long, its channels have {seconds:.0f} s of sound together; "
-                f"this page takes {self.seconds} s, the command `twostage restore` any length",
+            raise TooMuch(
+                f"too long, the channels so far have {seconds:.0f} s of sound together; "
+                f"at most {self.seconds} s are taken here, the command `twostage restore` takes any length",
                 subject=path,
             )

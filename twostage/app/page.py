@@ -3,24 +3,22 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
-from gradio import processing_utils
-from starlette.middleware import Middleware
+from gradio import processing_utils, routes
 
-from twostage.app.guard import Guard
+from twostage.app.access import Access
 from twostage.app.limits import Limits
 from twostage.app.results import Results
-from twostage.app.service import Service, Wishes
-from twostage.app.work import Models
+from twostage.app.server import Address, application, listening
+from twostage.app.service import Service, Wishes, serving_from
+from twostage.app.visitors import Visitors
 from twostage.audio.sound_files import FORMATS
 from twostage.data.sensors import PRESETS
-from twostage.utils.errors import OutputError
 
 KEEP = "as it came"  # the format of an output
 HEAD = """
@@ -34,14 +32,6 @@ PICTURES = """<div class="ts-shown">{{#each value}}<figure><img src="{{this.file
 <figcaption>{{this.name}}</figcaption></figure>{{/each}}</div>"""
 
 
-@dataclass(frozen=True)
-class Address:
-    """Where the page is served; ``port`` 0 takes any that is free."""
-
-    host: str = "127.0.0.1"
-    port: int = 7860
-
-
 @contextmanager
 def serving(
     address: Address,
@@ -51,88 +41,89 @@ def serving(
     *,
     results: Results | None = None,
     seconds: float = 10.0,
+    access: Access | None = None,
 ) -> Iterator[str]:
-    """Serve the page and yield its address; when the block ends, uploads and results are gone with the server.
+    """Serve the page, and programs, and yield the address; when the block ends, uploads and results are gone.
 
     ``models`` are paths by label, the first label and the first device the ones chosen.
     """
     limits = limits or Limits()
     with (
-        TemporaryDirectory(prefix="twostage-app-", ignore_cleanup_errors=True) as home,
-        _environment(Path(home).resolve()),
+        serving_from(models, devices, limits, results=results, seconds=seconds) as service,
+        _environment(service.home),
     ):
-        service = Service(Path(home).resolve(), Models(models), devices, limits, lambda value: value, results, seconds)
-        page = build(service)
+        visitors = Visitors()
+        app = application(service, access or Access(address.host), visitors)
+        page = build(service, visitors)
+        _mount(page, app, limits)
         try:
-            yield _launch(page, address, limits)
+            with listening(app, address, service) as url:
+                yield url
         finally:
-            service.shift.close()
             page.close(verbose=False)
 
 
-def _launch(page: Any, address: Address, limits: Limits) -> str:
-    try:
-        _, url, _ = page.queue(max_size=limits.queue, default_concurrency_limit=limits.jobs, api_open=False).launch(
-            server_name=address.host,
-            server_port=address.port or None,
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            show_error=False,  # an error that is nobody's but ours is logged, not shown
-            max_file_size=f"{limits.mb}mb",
-            allowed_paths=[],
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            mcp_server=False,
-            ssr_mode=False,
-            pwa=False,
-            theme=gr.themes.Default(font=FONTS, font_mono=MONO),
-            css=_file("page.css"),
-            app_kwargs={"middleware": [Middleware(Guard)]},
-        )
-    except OSError:
-        raise OutputError(f"{address.host}:{address.port}: cannot be served there; is the port taken?") from None
-    return str(url)
+def _mount(page: Any, app: Any, limits: Limits) -> None:
+    """Let ``app`` answer with the page what is not asked by a program."""
+    page.queue(max_size=limits.queue, default_concurrency_limit=limits.jobs, api_open=False)
+    gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        show_error=False,  # an error that is nobody's but ours is logged, not shown
+        max_file_size=f"{limits.mb}mb",
+        allowed_paths=[],
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        ssr_mode=False,
+        pwa=False,
+        theme=gr.themes.Default(font=FONTS, font_mono=MONO),
+        css=_file("page.css"),
+    )
+    page.has_launched = True  # without it a mounted page takes files that nobody has uploaded
 
 
 @contextmanager
 def _environment(home: Path) -> Iterator[None]:
-    """Let gradio keep its files in ``home`` alone, and call nobody."""
+    """Let gradio and matplotlib keep their files in ``home`` alone, and call nobody."""
+    files = str(home / "files")
     wanted = {
-        "GRADIO_TEMP_DIR": str(home / "files"),
+        "GRADIO_TEMP_DIR": files,
         "GRADIO_EXAMPLES_CACHE": str(home / "examples"),
         "GRADIO_ANALYTICS_ENABLED": "False",
-        "NO_PROXY": "*",  # gradio asks its own server whether it is there
-        "no_proxy": "*",
+        "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR", str(home / "matplotlib")),
     }
     before = {name: os.environ.get(name) for name in wanted}
+    place, routes.DEFAULT_TEMP_DIR = routes.DEFAULT_TEMP_DIR, files  # gradio has read its variable when it was imported
     os.environ.update(wanted)
     try:
         yield
     finally:
+        routes.DEFAULT_TEMP_DIR = place
         for name, value in before.items():
             os.environ.pop(name, None)
             os.environ.update({name: value} if value is not None else {})
 
 
-def build(service: Service) -> Any:
+def build(service: Service, visitors: Visitors) -> Any:
     """The page as gradio's Blocks."""
     every = min(60, service.limits.keep)
     with gr.Blocks(title="twostage", analytics_enabled=False, delete_cache=(every, service.limits.keep)) as page:
         gr.Markdown(HEAD, elem_classes="ts-title")
         with gr.Tabs():
             with gr.Tab("Restore"):
-                _restore_tab(service)
+                _restore_tab(service, visitors)
             with gr.Tab("Simulate"):
-                _simulate_tab(service)
+                _simulate_tab(service, visitors)
             if service.results:
                 with gr.Tab("Results"):
-                    _results_tab(service, page)
+                    _results_tab(service, page, visitors)
     return page
 
 
-def _restore_tab(service: Service) -> None:
+def _restore_tab(service: Service, visitors: Visitors) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             files = gr.File(label="Recordings", file_count="multiple", height=150, elem_id="recordings")
@@ -158,10 +149,12 @@ def _restore_tab(service: Service) -> None:
         suffix: str,
         level: str,
         low: float | None,
+        visitor: gr.Request,
         progress: Any = gr.Progress(),  # noqa: B008 - how gradio hands it over
     ) -> Any:
         wishes = Wishes(model, device, rate, None if suffix == KEEP else suffix, level, float(low or 0))
-        return service.restore([*(files or []), *([spoken] if spoken else [])], wishes, progress)
+        check = visitors.check(visitor.session_hash)
+        return service.restore([*(files or []), *([spoken] if spoken else [])], wishes, progress, check)
 
     inputs = [files, spoken, model, device, rate, suffix, level, low]
     _work_on(button.click, restore, inputs, [said, player], service)
@@ -169,7 +162,7 @@ def _restore_tab(service: Service) -> None:
         _on(sample.click, lambda: [service.sample("throat")], [], [files])
 
 
-def _simulate_tab(service: Service) -> None:
+def _simulate_tab(service: Service, visitors: Visitors) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             gr.Markdown("Clean speech, from any microphone, as a sensor on the body would hear it; then restored.")
@@ -191,16 +184,18 @@ def _simulate_tab(service: Service) -> None:
         seed: int | None,
         model: str,
         device: str,
+        visitor: gr.Request,
         progress: Any = gr.Progress(),  # noqa: B008
     ) -> Any:
-        return service.simulate(file or spoken, sensor, int(seed or 0), Wishes(model, device), progress)
+        check = visitors.check(visitor.session_hash)
+        return service.simulate(file or spoken, sensor, int(seed or 0), Wishes(model, device), progress, check)
 
     _work_on(button.click, simulate, [file, spoken, sensor, seed, model, device], [said, player], service)
     if sample:
         _on(sample.click, lambda: service.sample("clean"), [], [file])
 
 
-def _results_tab(service: Service, page: Any) -> None:
+def _results_tab(service: Service, page: Any, visitors: Visitors) -> None:
     results = service.results
     assert results is not None
     with gr.Row():
@@ -211,7 +206,11 @@ def _results_tab(service: Service, page: Any) -> None:
     player = _player("results-player")
     pictures = gr.HTML(html_template=PICTURES, js_on_load=None)
     service = _publishing(service, player)
-    _work_on(folder.change, service.show, [folder], [said, table, pictures, player], service)
+
+    def show(name: str | None, visitor: gr.Request) -> Any:
+        return service.show(name, visitors.check(visitor.session_hash))
+
+    _work_on(folder.change, show, [folder], [said, table, pictures, player], service)
     _on(again.click, lambda: gr.Dropdown(choices=results.names()), [], [folder])
     _on(page.load, lambda: gr.Dropdown(choices=results.names()), [], [folder])
 

@@ -1,7 +1,8 @@
 """What the buttons of the page do: requests in, sentences and what the player shows out. Knows nothing of gradio."""
 
+import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
@@ -10,14 +11,19 @@ from tempfile import mkdtemp
 from typing import Any, Protocol
 
 from twostage.app.limits import Limits
+from twostage.app.private_folder import private_folder
 from twostage.app.results import Results
 from twostage.app.shift import Shift
+from twostage.app.storage import Storage
 from twostage.app.views import view
-from twostage.app.work import Models, Outcome, restore_all, sample, simulate_one
+from twostage.app.work import Models, Outcome, restore_all, room_for, sample, simulate_one
 from twostage.audio.sound_files import info
 from twostage.inference.failures import FAILURES, explain
 from twostage.inference.restoration import Options
-from twostage.utils.errors import ConfigError, TwoStageError
+from twostage.utils.errors import Cancelled, ConfigError, TwoStageError
+
+logger = logging.getLogger(__name__)
+Check = Callable[[], None]  # raises Cancelled when nobody waits any more for what is done
 
 
 class Progress(Protocol):
@@ -40,12 +46,12 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Service:
-    """Works for visitors in folders below ``home``, and removes them; ``publish`` keeps what shall outlast a request.
+    """Works for visitors in folders of ``storage``, and removes them; ``publish`` keeps what shall outlast a request.
 
     It is given plain values with paths in them, and returns what the page hands out instead.
     """
 
-    home: Path
+    storage: Storage
     models: Models
     devices: Sequence[str]
     limits: Limits
@@ -54,26 +60,42 @@ class Service:
     seconds: float = 10.0  # of a window
     shift: Shift = field(default_factory=Shift)
 
-    def restore(self, files: Sequence[str], wishes: Wishes, progress: Progress) -> tuple[str, Any]:
+    @property
+    def home(self) -> Path:
+        return self.storage.home
+
+    def restore(
+        self, files: Sequence[str], wishes: Wishes, progress: Progress, check: Check = lambda: None
+    ) -> tuple[str, Any]:
         """Restored files: what to say, and what the player shows."""
         try:
             sources = [Path(path) for path in files]
             self.limits.check_count(sources)
-            with self._folder() as folder:
-                outcome = self._restored(sources, folder, wishes, progress)
+            with self._folder(check) as folder:
+                outcome = self._restored(sources, folder, wishes, progress, check)
                 return told(outcome, wishes), self._player(outcome.views, outcome.archive)
+        except Cancelled as reason:
+            return _stopped(reason), None
         except FAILURES as error:
             return complaints([_reason(error)]), None
 
-    def simulate(self, file: str | None, sensor: str, seed: int, wishes: Wishes, progress: Progress) -> tuple[str, Any]:
+    def simulate(
+        self,
+        file: str | None,
+        sensor: str,
+        seed: int,
+        wishes: Wishes,
+        progress: Progress,
+        check: Check = lambda: None,
+    ) -> tuple[str, Any]:
         """Clean speech, what a sensor would hear of it, and what is restored from that."""
         source = Path(file or "nothing")
         try:
             self.limits.check_count([source] if file else [])
-            with self._folder() as folder:
+            with self._folder(check) as folder:
                 progress(0, desc="simulating")
                 bone = simulate_one(source, folder, self.limits, sensor=sensor, seed=seed)
-                outcome = self._restored([bone], folder / "restored", wishes, progress)
+                outcome = self._restored([bone], folder / "restored", wishes, progress, check)
                 if not outcome.views:
                     return told(outcome, wishes), None
                 (restored,) = outcome.views
@@ -82,15 +104,19 @@ class Service:
                 # what came back is told of the sensor's sound, not of the clean speech
                 seen |= {name: restored[name] for name in ("gained", "file")}
                 return told(outcome, wishes), self._player([seen])
+        except Cancelled as reason:
+            return _stopped(reason), None
         except FAILURES as error:
             return complaints([explain(error, source.name) if file else _reason(error)]), None
 
-    def show(self, name: str | None) -> tuple[str, str, Any, Any]:
+    def show(self, name: str | None, check: Check = lambda: None) -> tuple[str, str, Any, Any]:
         """A folder of results: a complaint, the table's Markdown, pictures, sounds."""
         if not (self.results and name):
             return "", "", None, None
         try:
-            with self._folder() as folder:
+            files = [path for sounds in self.results.sounds(name).values() for path in sounds.values()]
+            room = sum(path.stat().st_size for path in [*files, *self.results.pictures(name)])
+            with self._folder(check) as folder, self.storage.reserve(3 * room):
                 pictures = [
                     {"name": path.stem, "file": shutil.copyfile(path, folder / f"{number}.png")}
                     for number, path in enumerate(self.results.pictures(name))
@@ -100,6 +126,8 @@ class Service:
                     for number, (utterance, sounds) in enumerate(self.results.sounds(name).items())
                 ]
                 return "", self.results.table(name), self.publish(pictures), self._player(views)
+        except Cancelled as reason:
+            return _stopped(reason), "", None, None
         except FAILURES as error:
             return complaints([explain(self.results.unrooted(error), name)]), "", None, None
 
@@ -112,30 +140,65 @@ class Service:
         place.mkdir(exist_ok=True)
         return str(shutil.copyfile(found, place / found.name))
 
-    def _restored(self, sources: Sequence[Path], folder: Path, wishes: Wishes, progress: Progress) -> Outcome:
-        options = Options(self.seconds, wishes.level, wishes.keep_low_band, wishes.sample_rate)
+    def options(self, wishes: Wishes) -> Options:
+        """Raises ConfigError for what is impossible or not offered."""
         if wishes.device not in self.devices:
             raise ConfigError(f"device {wishes.device}: none of {', '.join(self.devices)}")
+        return Options(self.seconds, wishes.level, wishes.keep_low_band, wishes.sample_rate)
+
+    def _restored(
+        self, sources: Sequence[Path], folder: Path, wishes: Wishes, progress: Progress, check: Check
+    ) -> Outcome:
+        options = self.options(wishes)
         progress(0, desc=f"loading {wishes.model}")
         model = self.models.get(wishes.model, wishes.device)
 
         def restoring(part: float) -> None:
             self.shift.go_on()
+            check()
             progress(part, desc="restoring")
 
-        return restore_all(model, sources, folder, self.limits, options, suffix=wishes.suffix, progress=restoring)
+        rate = None if wishes.sample_rate == "input" else model.sample_rate
+        with self.storage.reserve(sum(room_for(source, self.limits, rate) for source in sources)):
+            return restore_all(model, sources, folder, self.limits, options, suffix=wishes.suffix, progress=restoring)
 
     def _player(self, views: list[dict[str, Any]], archive: Path | None = None) -> Any:
         return self.publish({"items": views, "archive": archive}) if views else None
 
     @contextmanager
-    def _folder(self) -> Iterator[Path]:
-        with self.shift.work():
-            folder = Path(mkdtemp(prefix="work-", dir=self.home))
-            try:
-                yield folder
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+    def _folder(self, check: Check) -> Iterator[Path]:
+        with self.shift.work(check), self.folder() as folder:
+            yield folder
+
+    @contextmanager
+    def folder(self) -> Iterator[Path]:
+        """A new folder for as long as the block lasts."""
+        folder = Path(mkdtemp(prefix="work-", dir=self.home))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def serving_from(
+    models: Mapping[str, list[str]],
+    devices: Sequence[str],
+    limits: Limits,
+    *,
+    results: Results | None = None,
+    seconds: float = 10.0,
+) -> Iterator[Service]:
+    """A service in a private folder, for as long as the block lasts; ``models`` are paths by label."""
+    with private_folder() as home:
+        storage = Storage(home, limits.total_mb)
+        shift = Shift(limits.jobs)
+        yield Service(storage, Models(models), devices, limits, lambda value: value, results, seconds, shift)
+
+
+def _stopped(reason: Cancelled) -> str:
+    logger.info("work was stopped: %s", reason)
+    return ""
 
 
 def _reason(error: Exception) -> str:

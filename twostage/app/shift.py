@@ -1,35 +1,57 @@
-"""When the page closes: work that is under way is stopped and waited for, none begins."""
+"""Who is worked for, in the order of coming; and how it ends: work under way is stopped and waited for, none begins."""
 
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from twostage.utils.errors import TwoStageError
 
 PATIENCE = 60.0  # seconds; a window of sound is at most some seconds of work
+GLANCE = 0.5  # seconds between two looks whether somebody still waits for what is queued
 
 
 class Closing(TwoStageError):
-    """The page closes before what was asked for is done."""
+    """The server closes before what was asked for is done."""
 
 
 class Shift:
-    """A time of work between its making and `close`; whoever works calls `go_on` now and then."""
+    """A time of work between its making and `close`, for ``jobs`` at once; whoever works calls `go_on` now and then."""
 
-    def __init__(self) -> None:
-        self._state, self._working, self._closed = threading.Condition(), 0, False
+    def __init__(self, jobs: int = 1) -> None:
+        self._state, self._jobs, self._working, self._closed = threading.Condition(), jobs, 0, False
+        self._waiting: deque[object] = deque()
 
     @contextmanager
-    def work(self) -> Iterator[None]:
-        with self._state:
-            self.go_on()
-            self._working += 1
+    def work(self, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """One of the jobs, when it is free; ``check`` raises if nobody waits for it any more."""
+        self._begin(check)
         try:
             yield
         finally:
             with self._state:
                 self._working -= 1
                 self._state.notify_all()
+
+    def _begin(self, check: Callable[[], None]) -> None:
+        ticket = object()
+        with self._state:
+            self._waiting.append(ticket)
+            try:
+                self.go_on()
+                while self._working >= self._jobs or self._waiting[0] is not ticket:
+                    self._state.wait(GLANCE)
+                    self.go_on()
+                    check()
+                self._working += 1
+            finally:
+                self._waiting.remove(ticket)
+                self._state.notify_all()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have no job yet."""
+        return len(self._waiting)
 
     def go_on(self) -> None:
         """Raises Closing after `close`."""
@@ -40,4 +62,5 @@ class Shift:
         """End the shift: when this returns nobody works, or the patience is over."""
         with self._state:
             self._closed = True
+            self._state.notify_all()
             self._state.wait_for(lambda: not self._working, PATIENCE)

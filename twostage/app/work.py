@@ -1,4 +1,4 @@
-"""What the page does for a visitor: restore files as `twostage restore` does, simulate a sensor, pack what came out."""
+"""What is done for a visitor: restore files as `twostage restore` does, simulate a sensor, pack what came out."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +10,7 @@ from zipfile import ZIP_STORED, ZipFile
 
 from twostage.app.limits import Limits
 from twostage.app.views import view
+from twostage.audio.sound_files import info, resampled_length
 from twostage.data.recordings import simulate_recording
 from twostage.data.sensors import PRESETS
 from twostage.inference.failures import Failure, one_by_one
@@ -33,6 +34,10 @@ class Models:
     @property
     def labels(self) -> list[str]:
         return list(self._paths)
+
+    def paths(self, label: str) -> list[str]:
+        """What `twostage.load` takes."""
+        return list(self._paths[label])
 
     def get(self, label: str, device: str) -> Enhancer:
         if label not in self._paths:
@@ -67,16 +72,17 @@ def restore_all(
 ) -> Outcome:
     """Restore files into ``folder``, format by ``suffix`` (None: their own); one bad file does not stop the rest."""
     limits.check_count(sources)
-    reports, views, failures = list[Report](), list[dict[str, Any]](), list[str]()
+    reports, views, failures, taken = list[Report](), list[dict[str, Any]](), list[str](), 0.0
     step = _fraction(sum(_seconds(source, limits) for source in sources), progress)
 
     def work(job: Job) -> tuple[Report, dict[str, Any]]:
+        nonlocal taken
         step(0.0)  # whoever listens may stop the rest here
         with named_as_given(job.source, job.target):
             if job.error:
                 raise AudioError(job.error, subject=job.source)
-            limits.check_length(job.source)
-            heard = _bounded(job.source, limits, step)
+            taken += limits.check_length(job.source, taken)
+            heard = bounded(job.source, limits, step)
             report = restore_file(model, job.source, job.target, options, progress=heard)
             sounds = {"before": job.source, "after": job.target}
             seen = view(job.source.name, sounds, job.target.parent / "seen", top=model.sample_rate / 2)
@@ -122,7 +128,18 @@ def named_as_given(*paths: Path) -> AbstractContextManager[None]:
     return called({str(path): path.name for path in paths})
 
 
-def _bounded(source: Path, limits: Limits, step: Progress) -> Progress:
+def room_for(source: Path, limits: Limits, sample_rate: int | None) -> int:
+    """Bytes at most that restoring ``source`` takes, with what is shown of it; at its own rate if none is given."""
+    try:
+        limits.check_length(source)
+        about = info(source)
+    except AudioError:
+        return 0  # it is refused
+    made = resampled_length(about.frames, about.sample_rate, sample_rate or about.sample_rate)
+    return about.channels * (16 * made + 8 * about.frames)  # as floats: put aside, written, packed and handed out
+
+
+def bounded(source: Path, limits: Limits, step: Progress) -> Progress:
     """Also stops a file that has more sound than its header says."""
     done = 0.0
 
@@ -137,7 +154,8 @@ def _bounded(source: Path, limits: Limits, step: Progress) -> Progress:
 
 def _seconds(source: Path, limits: Limits) -> float:
     try:
-        return limits.check_length(source)
+        limits.check_length(source)
+        return info(source).seconds
     except AudioError:
         return 0.0  # its turn to complain comes
 

@@ -4,6 +4,7 @@ Levels by band are percentiles over frames, so that neither pauses nor a click d
 band that every sensor hears, so that gain does not either.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ FULL_BAND_DB = -31.0  # of HIGH against LOW; clean speech lies above, sensors on
 ALIVE_DB = 12.0  # between loud and quiet: less is noise, which says nothing about speech in a band
 PAUSES_DB = 22.0  # the same of LOW: less is noise, music or many voices
 SHORTEST = 1.0  # seconds that say something
-STEP, FLOOR, TOP = 0.5, -140.0, 20.0  # dB of the histograms of levels
+STEP, FLOOR, TOP = 0.5, -320.0, 160.0  # dB of the histograms of levels: floats come in any unit
 CLIPPED_SHARE, TOUCH = 2e-4, 1e-4  # samples in a row at the peak, of all; how near the peak is at the peak
 
 
@@ -57,7 +58,7 @@ class BandMeter:
     def __init__(self, channels: int, sample_rate: int) -> None:
         self.sample_rate = sample_rate
         self._size = max(2, round(FRAME / 2 * sample_rate)) * 2
-        self._window = np.hanning(self._size + 1)[:-1].astype(np.float32)
+        self._window = np.hanning(self._size + 1)[:-1]
         hertz = np.fft.rfftfreq(self._size, 1 / sample_rate)
         self._bands = [(hertz >= low) & (hertz < high) for low, high in (LOW, *HIGH) if high < sample_rate / 2]
         self._counts = np.zeros((channels, len(self._bands), round((TOP - FLOOR) / STEP)), np.int64)
@@ -79,7 +80,7 @@ class BandMeter:
         power = power * (2 / float(self._window @ self._window) / self._size)
         places = self._counts.shape[2]
         for counts, band in zip(self._counts[channel], self._bands, strict=True):
-            decibels = 10 * np.log10(power[:, band].sum(axis=1) + 1e-14)
+            decibels = 10 * np.log10(power[:, band].sum(axis=1) + 10 ** (FLOOR / 10))
             place = ((decibels - FLOOR) / STEP).astype(int).clip(0, places - 1)
             counts += np.bincount(place, minlength=places)
 
@@ -92,10 +93,32 @@ class BandMeter:
         if short or len(self._bands) <= len(HIGH):
             return ChannelBand(None)
         loud, quiet = (np.array([_level(band, share) for band in counts]) for share in (LOUD, QUIET))
+        if quiet[0] < FLOOR + 10:
+            return ChannelBand(None)
         high = slice(1, None)
         return ChannelBand(
             float(loud[high].mean() - loud[0]), float(loud[0] - quiet[0]), float((loud - quiet)[high].mean())
         )
+
+
+def unsuited(bands: Sequence[ChannelBand], silent: NDArray[np.bool_], *, copied: bool) -> list[str]:
+    """What a restorer was not made for, a line each, of the channels that are not ``silent`` (C,).
+
+    ``copied``: channels whose band is there are left as they are.
+    """
+    least = max((band.high_db or 0.0 for band in bands if band.full_band), default=0.0)
+    done = "copied" if copied else "restored all the same, which can make it worse"
+    found = {
+        f"full-band already ({-least:.0f} dB from the low to the high band); {done}": [b.full_band for b in bands],
+        "without pauses (noise, music or many voices?); made for one voice without noise": [b.unbroken for b in bands],
+        "clipped; the distortion is taken for speech": [b.is_clipped for b in bands],
+    }
+    lines = []
+    for complaint, which in found.items():
+        named = [str(channel + 1) for channel, is_so in enumerate(which) if is_so and not silent[channel]]
+        if named:
+            lines.append(complaint if len(named) == len(bands) else f"channel {', '.join(named)} {complaint}")
+    return lines
 
 
 def _level(counts: NDArray[np.int64], share: float) -> float:

@@ -1,15 +1,34 @@
-"""How loud speech is: levels of audio in dB re full scale, pauses left out."""
+"""How loud speech is: levels of audio in dB re full scale, pauses left out, and what is not speech with them.
 
+The active level is the RMS over the frames of 20 ms within 20 dB of the loudest: of the loudest of the speech, for a
+tap on the sensor or a door is louder and must not decide. ITU-T P.56 is no help there: it shares all of the energy out
+over the time that is active, and one tap can have more of it than the speech. What lies below the lowest voice (hum of
+the mains, rumble, movement) is not measured at all.
+"""
+
+from functools import lru_cache
 from math import log10
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import signal
 
 Audio = NDArray[np.floating]
+Floats = NDArray[np.float64]
 
 LEVEL = -26.0  # dBFS: active level that the models are trained at, and that every channel is brought to before them
 FRAME = 0.02  # seconds: a frame of the level meter
 RANGE = 20.0  # dB below the loudest frame at which speech counts as a pause
+LOWEST = 75.0  # Hz: the meter hears what lies above; 65 Hz and less are 50 dB down
+
+DEEPEST = 90  # dB below the loudest frame down to which the loudest of the speech is looked for
+FEW = 0.5  # of the frames that could be speech: as many within RANGE of the loudest may be something else
+OUTNUMBERED = 2  # times as many frames of speech as of what is louder
+LONGEST, GAP = 60, 5  # frames that a tap or a door lasts at most, and pauses in it
+FULL = 0.6  # of the most frames within RANGE of a top: that top lies at the head of the speech
+PEAKS, RARE = 12.0, 0.15  # dB by which speech goes beyond its median; how many of its frames may be taken for others
+LAG, CHANGE, SHARE = 5, 6.0, 80  # after 100 ms speech has changed by so many dB in a fifth of its frames; noise has not
+SHADOW = 5  # frames after something louder, in which the meter's filter still rings
 
 
 def rms(audio: Audio) -> float:
@@ -23,6 +42,13 @@ def levelled(audio: Audio, sample_rate: int) -> Audio:
     return audio * np.float32(10 ** ((LEVEL - level) / 20)) if np.isfinite(level) else audio
 
 
+@lru_cache(maxsize=8)
+def _weighting(sample_rate: int) -> Floats:
+    """Second-order sections of an elliptic high-pass with a ripple of a fiftieth of a dB."""
+    sections: Floats = signal.ellip(9, 0.02, 50, LOWEST, "highpass", fs=sample_rate, output="sos")
+    return sections
+
+
 class LevelMeter:
     """The active level and the peak of a stream of blocks (C, T), in a memory of one number for every 20 ms."""
 
@@ -30,39 +56,37 @@ class LevelMeter:
         self.frame = max(1, round(FRAME * sample_rate))
         self.peak = np.zeros(channels)
         self.total = 0
-        self._rest = np.zeros((channels, 0), np.float32)
-        self._powers: list[NDArray[np.float64]] = []
+        self._weighting = _weighting(sample_rate)
+        self._state: Floats | None = None
+        self._energy = np.zeros(channels)
+        self._rest = np.zeros((channels, 0))
+        self._powers: list[Floats] = []
 
     def add(self, block: Audio) -> None:
+        if not block.shape[1]:
+            return
         self.total += block.shape[1]
-        if block.shape[1]:
-            self.peak = np.maximum(self.peak, np.abs(block).max(axis=1))
-        block = np.concatenate([self._rest, block], axis=1)
-        whole = block.shape[1] // self.frame * self.frame
-        self._rest = block[:, whole:].copy()
+        self.peak = np.maximum(self.peak, np.abs(block).max(axis=1))
+        exact = block.astype(np.float64)
+        self._energy += np.square(exact).sum(axis=1)
+        if self._state is None:  # that of a signal which was there before
+            self._state = signal.sosfilt_zi(self._weighting)[:, None] * exact[None, :, :1]
+        heard, self._state = signal.sosfilt(self._weighting, exact, zi=self._state)
+        heard = np.concatenate([self._rest, heard], axis=1)
+        whole = heard.shape[1] // self.frame * self.frame
+        self._rest = heard[:, whole:].copy()
         if whole:
-            frames = block[:, :whole].reshape(len(block), -1, self.frame).astype(np.float64)
-            self._powers.append(np.square(frames).mean(axis=2))
+            self._powers.append(np.square(heard[:, :whole].reshape(len(heard), -1, self.frame)).mean(axis=2))
 
-    def levels(self) -> NDArray[np.float64]:
+    def levels(self) -> Floats:
         """Active level of each channel (C,) in dB re full scale; -inf for silence.
 
-        The RMS over the 20 ms frames within 20 dB of the loudest; what is left at the end counts if there is no other.
+        Of less than a frame, the level is that of all there is.
         """
-        if not self._powers:
-            powers = np.square(self._rest, dtype=np.float64).mean(axis=1, keepdims=True) if self.total else None
-        else:
-            powers = np.concatenate(self._powers, axis=1)
-        if powers is None:
+        if not self.total:
             return np.full(len(self.peak), -np.inf)
+        powers = np.concatenate(self._powers, axis=1) if self._powers else self._energy[:, None] / self.total
         return np.array([_active(channel) for channel in powers])
-
-
-def _active(powers: NDArray[np.float64]) -> float:
-    loudest = powers.max()
-    if loudest <= 0:
-        return -np.inf
-    return 10 * log10(powers[powers >= loudest * 10 ** (-RANGE / 10)].mean())
 
 
 def active_level(audio: Audio, sample_rate: int) -> float:
@@ -71,3 +95,71 @@ def active_level(audio: Audio, sample_rate: int) -> float:
     for channel in np.atleast_2d(audio):
         meter.add(np.asarray(channel, np.float32)[None])
     return float(meter.levels()[0])
+
+
+def _active(powers: Floats) -> float:
+    """Level in dB of the speech among frames of these powers (L,)."""
+    loudest = powers.max()
+    if not loudest > 0:
+        return -np.inf
+    frames = 10 * np.log10(np.maximum(powers / loudest, 1e-15))
+    top = _without_peaks(frames, _without_events(frames))
+    heard = _within(frames, top) & ~_shadowed(frames > top)
+    heard = heard if heard.any() else _within(frames, top)
+    return 10 * log10(powers[heard].mean())
+
+
+def _within(frames: Floats, top: float) -> NDArray[np.bool_]:
+    """Which frames are speech if ``top`` is its loudest."""
+    return (frames <= top) & (frames >= top - RANGE)
+
+
+def _without_events(frames: Floats) -> float:
+    """Level of the loudest frame, events passed over that stand alone above speech: they are short, and outnumbered."""
+    tops = frames.max() - np.arange(DEEPEST)
+    ordered = np.sort(frames)
+    upto = np.searchsorted(ordered, tops, "right")
+    within, above = upto - np.searchsorted(ordered, tops - RANGE, "left"), len(frames) - upto
+    likely = np.flatnonzero((within * FEW > within[0]) & (above * OUTNUMBERED <= within))
+    found = [i for i in likely if _brief(frames > tops[i]) and _like_speech(frames, tops[i])]
+    if not found:
+        return float(tops[0])
+    most = within[found].max()
+    head = next(i for i in found if within[i] >= FULL * most)
+    return float(frames[frames <= tops[head]].max())
+
+
+def _without_peaks(frames: Floats, top: float) -> float:
+    """``top``, or what is left of it without frames that are too rare, and too far above the median, for speech."""
+    while True:
+        active = frames[_within(frames, top)]
+        limit = np.median(active) + PEAKS
+        if top <= limit or (active > limit).mean() > RARE or not _like_speech(frames, limit):
+            return top
+        top = float(frames[frames <= limit].max())
+
+
+def _brief(marked: NDArray[np.bool_]) -> bool:
+    """Whether no run of frames, those with gaps included, is too long for a tap or a door."""
+    places = np.flatnonzero(marked)
+    runs = np.split(places, np.flatnonzero(np.diff(places) > GAP + 1) + 1)
+    return all(run[-1] - run[0] < LONGEST for run in runs if len(run))
+
+
+def _like_speech(frames: Floats, top: float) -> bool:
+    """Whether frames up to ``top`` come and go as syllables do, where noise and breath are steady."""
+    low = top - RANGE
+    earlier, later = frames[:-LAG], frames[LAG:]
+    counted = (np.maximum(earlier, later) > low) & (np.maximum(earlier, later) <= top)
+    if not counted.any():
+        return False
+    change = np.abs(np.maximum(later[counted], low) - np.maximum(earlier[counted], low))
+    return bool(np.percentile(change, SHARE) >= CHANGE)
+
+
+def _shadowed(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Frames right after marked ones."""
+    shadow = np.zeros_like(marked)
+    for lag in range(1, min(SHADOW, len(marked) - 1) + 1):
+        shadow[lag:] |= marked[:-lag]
+    return shadow

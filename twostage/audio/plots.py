@@ -1,7 +1,9 @@
 """Pictures: spectrograms before and after, and curves. Files are read as streams: hours cost no more memory."""
 
+import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import log10
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twostage.audio.sound_files import Audio, Reader
-from twostage.utils.errors import AudioError, one_line
+from twostage.utils.errors import AudioError, TwoStageError, one_line
 from twostage.utils.files import check_writable, replacing
 
 WINDOW = 0.032  # seconds
@@ -62,10 +64,33 @@ def _columns(audio: Audio, n_fft: int, hop: int, together: int) -> NDArray[np.fl
     return power.reshape(-1, together, power.shape[1]).mean(axis=1).T
 
 
+@contextmanager
+def no_backend() -> Iterator[None]:
+    """For importing matplotlib, which fails where MPLBACKEND names a backend that is not there: that of a notebook."""
+    kept = os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        if kept is not None:
+            os.environ["MPLBACKEND"] = kept
+
+
+@contextmanager
+def optional(path: str | Path, complain: Callable[[str], object]) -> Iterator[None]:
+    """Draw ``path`` in this block if that can be done; else tell why not: nothing else is to end with it."""
+    try:
+        yield
+    except TwoStageError as error:
+        complain(f"not drawn: {error}")
+    except Exception as error:  # of whatever matplotlib, its settings and its fonts can do
+        complain(f"{path}: not drawn ({one_line(error)})")
+
+
 def draw(path: str | Path, panels: Sequence[Panel], *, top: float | None = None, overwrite: bool = False) -> None:
     """Write panels into a PNG, many in rows; same frequencies, each from its own loudest 80 dB down."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with no_backend():
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     path = Path(path)
     check_writable(path, overwrite)
@@ -96,7 +121,8 @@ def draw(path: str | Path, panels: Sequence[Panel], *, top: float | None = None,
 
 def paint(path: str | Path, panel: Panel, *, top: float) -> None:
     """Write a panel alone as a PNG, up to ``top`` Hz whether it reaches that or not: a point a band and column."""
-    from matplotlib.image import imsave
+    with no_backend():
+        from matplotlib.image import imsave
 
     rows = round(top / panel.top * (len(panel.decibels) - 1)) + 1
     high = float(panel.decibels.max())
@@ -106,14 +132,23 @@ def paint(path: str | Path, panel: Panel, *, top: float) -> None:
 
 
 def before_after(
-    path: str | Path, before: str | Path, after: str | Path, *, top: float | None = None, overwrite: bool = False
+    path: str | Path,
+    before: str | Path,
+    after: str | Path,
+    *,
+    top: float | None = None,
+    overwrite: bool = False,
+    salvage: bool = False,
 ) -> None:
-    """Draw the spectrograms of two sound files up to ``top`` Hz (default: what both of them reach)."""
-    draw(path, [_of_file(before, "before"), _of_file(after, "after")], top=top, overwrite=overwrite)
+    """Draw the spectrograms of two sound files up to ``top`` Hz (default: what both of them reach).
+
+    ``salvage``: also of what there is of one that is cut or damaged.
+    """
+    draw(path, [_of_file(before, "before", salvage), _of_file(after, "after")], top=top, overwrite=overwrite)
 
 
-def _of_file(path: str | Path, title: str) -> Panel:
-    with Reader(path) as reader:
+def _of_file(path: str | Path, title: str, salvage: bool = False) -> Panel:
+    with Reader(path, salvage=salvage) as reader:
         return spectrogram(reader.blocks(), reader.info.sample_rate, reader.info.frames, f"{title}: {Path(path).name}")
 
 
@@ -139,9 +174,10 @@ def draw_charts(
 
     ``names``, some of which may have no line: pictures that are given the same have the same colours.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
+    with no_backend():
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
 
     path = Path(path)
     check_writable(path, overwrite)
@@ -185,7 +221,8 @@ def _plain(text: str) -> str:
 
 def _looks(count: int) -> list[dict[str, Any]]:
     """Colour and mark of each of ``count`` lines."""
-    from matplotlib import colormaps
+    with no_backend():
+        from matplotlib import colormaps
 
     shades = colormaps["tab20"].colors  # type: ignore[attr-defined]
     return [{"color": shades[2 * (i % 10) + i // 10 % 2], "marker": MARKS[i % len(MARKS)]} for i in range(count)]
@@ -193,7 +230,8 @@ def _looks(count: int) -> list[dict[str, Any]]:
 
 def _name_decades(axis: Any, values: Sequence[float]) -> None:
     """Ticks of a logarithmic axis as plain numbers, of which a narrow range has more."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    with no_backend():
+        from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     decades = log10(max(values) / min(values))
     steps = (1,) if decades > 3 else (1, 2, 5) if decades > 1 else (1, 2, 3, 5, 7)

@@ -17,10 +17,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    from twostage.evaluation.compare import compare
-    from twostage.utils.errors import ConfigError
+    from twostage.utils.errors import ConfigError, DataError
 
+    for folder in args.results:  # before what takes seconds to import
+        if not folder.is_dir():
+            raise DataError("no such folder", subject=folder)
     if args.out.resolve() in [folder.resolve() for folder in args.results]:
         raise ConfigError(f"--out {args.out}: is one of the folders to compare")
+    from twostage.evaluation.compare import compare
+
     print(compare(args.results, args.out, metric=args.metric, title=args.title))
     return 0

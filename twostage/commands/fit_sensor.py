@@ -31,6 +31,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
+    import sys
+
+    from twostage.audio.plots import optional
     from twostage.data.sensor_fit import fit_sensor, load_recordings
     from twostage.data.sensor_plot import draw_sensor
     from twostage.data.sensors import save_sensor
@@ -48,7 +51,8 @@ def run(args: Namespace) -> int:
     comment = f"fitted to {len(entries)} pairs, {fitted.measured.seconds:.0f} s, speakers: {', '.join(speakers)}"
     save_sensor(out, fitted.sensor, overwrite=args.overwrite, comment=comment)
     if plot:
-        draw_sensor(plot, fitted, overwrite=args.overwrite)
+        with optional(plot, lambda text: print(f"twostage: warning: {text}", file=sys.stderr)):
+            draw_sensor(plot, fitted, overwrite=args.overwrite)
     print(_table(fitted))
     print(f"{out}: {comment}")
     return 0

@@ -1,10 +1,11 @@
-"""``twostage manifest``: list a corpus, pair it, align it, split it by speaker."""
+"""``twostage manifest``: list a corpus, pair it, align it, import a published one, split it by speaker."""
 
 import json
 import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,12 @@ if TYPE_CHECKING:
     from twostage.data.align import Verdict
     from twostage.data.manifest import Entry
 
-HELP = "list a corpus for training: scan folders, pair them, align pairs, split by speaker"
+HELP = "list a corpus for training: scan folders, pair them, align pairs, import published ones, split by speaker"
 EXAMPLE = """
 twostage manifest scan corpus/ -o all.jsonl --speaker-regex "p[0-9]+"
 twostage manifest pair throat/ mic/ -o pairs.jsonl
 twostage manifest align pairs.jsonl -o good.jsonl --report report.json
+twostage manifest import vibravox/ --corpus vibravox -o corpora/vibravox
 twostage manifest split all.jsonl -o train.jsonl dev.jsonl --fraction 0.1
 """
 SHOWN = 20  # problems that are printed; a report holds all
@@ -40,9 +42,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         action.add_argument("--corpus", default="", help="a name for the corpus")
     align = actions.add_parser("align", help="measure delays, keep the pairs that are fit for use, report on all")
     align.add_argument("manifest", metavar="MANIFEST")
-    align.add_argument("--max-delay", type=float, default=50.0, metavar="MS", help="largest delay (default: 50)")
+    align.add_argument(
+        "--max-delay", type=float, metavar="MS", help="largest delay (default: all that leave an overlap)"
+    )
     align.add_argument("--min-peak", type=float, default=0.2, help="least correlation (default: 0.2)")
-    align.add_argument("--max-difference", type=float, default=0.5, metavar="S", help="of the lengths (default: 0.5)")
+    align.add_argument("--min-overlap", type=float, default=0.5, metavar="S", help="that both have (default: 0.5)")
+    align.add_argument("--max-drift", type=float, default=1000.0, metavar="PPM", help="of the clocks (default: 1000)")
+    _add_import(actions.add_parser("import", help="sound files and manifests of a published corpus in Parquet files"))
     split = actions.add_parser("split", help="split by speaker: no speaker is in both parts")
     split.add_argument("manifest", metavar="MANIFEST")
     split.add_argument("--fraction", type=float, default=0.1, help="of the time, held out (default: 0.1)")
@@ -56,6 +62,23 @@ def add_arguments(parser: ArgumentParser) -> None:
     pair.set_defaults(action=_pair)
     align.set_defaults(action=_align)
     split.set_defaults(action=_split)
+
+
+def _add_import(action: ArgumentParser) -> None:
+    action.add_argument("sources", nargs="+", metavar="FOLDER_OR_PARQUET", help="Parquet files, or folders of them")
+    action.add_argument("--corpus", required=True, help="vibravox, taps, or a name of yours with --air and --sensor")
+    action.add_argument("--sensor", nargs="+", default=[], help="columns, or all (default: the throat microphone)")
+    action.add_argument("--air", default="", help="column of the microphone in the air")
+    action.add_argument("--subset", default="", help="of Vibravox (default: speech_clean)")
+    action.add_argument(
+        "--sample-rate", type=int, default=16000, metavar="HZ", help="to write (default: 16000; 0: as is)"
+    )
+    action.add_argument(
+        "-o", "--out", dest="folder", required=True, metavar="FOLDER", help="goes on with what is there"
+    )
+    action.add_argument("--report", metavar="FILE.json", help="write what was found, for machines")
+    action.add_argument("--overwrite", action="store_true", help="replace a report that exists")
+    action.set_defaults(action=_import, out=[])
 
 
 def run(args: Namespace) -> int:
@@ -96,13 +119,16 @@ def _listed(args: Namespace, entries: "Sequence[Entry]", problems: Sequence[str]
 def _align(args: Namespace) -> int:
     from tqdm import tqdm
 
-    from twostage.data.align import AlignConfig, align
+    from twostage.data.align import AlignConfig, agree_on_polarity, align
     from twostage.data.manifest import read_manifest
 
-    limits = AlignConfig(args.max_delay / 1000, args.min_peak, args.max_difference)
+    most = inf if args.max_delay is None else args.max_delay / 1000
+    limits = AlignConfig(most, args.min_peak, args.min_overlap, max_drift=args.max_drift)
     problems: list[str] = []
     entries = read_manifest(args.manifest, problems=problems)
-    judged = list(tqdm(align(entries, limits), total=len(entries), disable=len(entries) < 50 or None, unit="pair"))
+    silent = getattr(args, "quiet", False) or len(entries) < 20 or None
+    progress = tqdm(align(entries, limits), total=len(entries), disable=silent, unit="pair")
+    judged = agree_on_polarity(list(progress))
     if not judged and not problems:
         raise DataError(f"{args.manifest}: no pairs")
     kept = [entry for entry, verdict in judged if not verdict.problem]
@@ -114,6 +140,36 @@ def _align(args: Namespace) -> int:
         raise DataError(f"{args.manifest}: none of the {len(judged)} pairs is fit for use")
     _write(args.out[0], kept, args)
     return 0
+
+
+def _import(args: Namespace) -> int:
+    from tqdm import tqdm
+
+    from twostage.data.corpora import import_config, import_corpus
+
+    settings = {"air": args.air, "sensors": args.sensor, "subset": args.subset, "sample_rate": args.sample_rate}
+    config = import_config(args.corpus, **settings)
+    with tqdm(unit="row", disable=None) as bar:
+
+        def progress(name: str, done: int, total: int) -> None:
+            bar.set_description(f"{name} {done}/{total}", refresh=False)
+            bar.update()
+
+        result = import_corpus(args.sources, Path(args.folder), config, progress=progress)
+    for problem in result.problems[:SHOWN]:
+        print(f"left out: {problem}")
+    if result.passed_over:
+        print(f"passed over: {len(result.passed_over)} files of other subsets than {config.subset}")
+    if shared := result.in_two_splits:
+        print(f"warning: {len(shared)} speakers are in more than one split: {', '.join(shared[:SHOWN])}")
+    summary = {split: _summary(entries) for split, entries in result.manifests.items()}
+    for split, found in summary.items():
+        print(
+            f"{Path(args.folder) / split}.jsonl: {found['pairs']} pairs of {len(found['speakers'])} speakers, "
+            f"{found['seconds'] / 3600:.2f} hours"
+        )
+    _report(args, {"splits": summary, "problems": result.problems, "passed_over": result.passed_over})
+    return 1 if result.problems else 0
 
 
 def _split(args: Namespace) -> int:
@@ -148,11 +204,15 @@ def _summary(entries: "Sequence[Entry]") -> dict[str, Any]:
 
 
 def _table(verdicts: "Sequence[Verdict]") -> str:
-    lines = [f"{'pair':40} {'s':>7} {'delay ms':>9} {'peak':>6} {'drift ms':>9} {'bone dB':>8} {'air dB':>8}  verdict"]
+    lines = [
+        f"{'pair':40} {'s':>7} {'delay ms':>10} {'drift ppm':>9} {'peak':>6} {'polarity':>8} "
+        f"{'bone dB':>8} {'air dB':>8}  verdict"
+    ]
     shared = os.path.commonpath([Path(v.name).parent for v in verdicts]) if verdicts else ""
     lines += [
         f"{Path(v.name).relative_to(shared).as_posix()[-40:]:40} "
-        f"{v.seconds:7.2f} {v.delay * 1000:+9.3f} {v.peak:+6.2f} {v.drift * 1000:+9.3f} "
+        f"{v.seconds:7.2f} {v.delay * 1000:+10.3f} {v.drift:+9.1f} {abs(v.peak):6.2f} "
+        f"{'inverted' if v.inverted else 'same':>8} "
         f"{v.bone_level:8.1f} {v.air_level:8.1f}  {v.problem or 'good'}"
         for v in verdicts
     ]

@@ -1,6 +1,6 @@
 """Flags that several commands share, and what they mean."""
 
-import sys
+import logging
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound="RunConfig")
 
 FORMATS = ("wav", "flac", "ogg", "opus", "mp3", "aiff", "au", "caf", "w64", "rf64")
+logger = logging.getLogger(__name__)
 PRECISIONS = ("float32", "bfloat16", "bf16")
 PRECISION_HELP = "of convolutions; bf16 is bfloat16, and faster where the machine computes in it (default: float32)"
 
@@ -35,7 +36,7 @@ def precision_for(name: str, device: str) -> str:
 
     lacking = shortfall(name, device)
     if lacking:
-        print(f"twostage: warning: --{lacking}", file=sys.stderr)
+        logger.warning("--%s", lacking)
     return "float32" if lacking or name == "float32" else "bfloat16"
 
 

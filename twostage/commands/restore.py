@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twostage.commands.options import FORMATS, PRECISION_HELP, PRECISIONS, device_for, precision_for
@@ -13,6 +15,7 @@ from twostage.utils.errors import AudioError, ConfigError, OutputError, TwoStage
 
 if TYPE_CHECKING:
     from twostage.inference.jobs import Job
+    from twostage.inference.pipes import Ends
     from twostage.inference.restoration import Options, Progress, Report
     from twostage.models.enhancer import Enhancer
 
@@ -20,14 +23,21 @@ HELP = "restore bone-conducted recordings: files, folders or patterns, of any le
 EXAMPLE = """
 twostage restore recording.wav -o restored.wav --plot
 twostage restore recordings/ -o restored/ --format flac --sample-rate input --json report.json
+cat recording.wav | twostage restore - -o - | aplay -q
 """
+logger = logging.getLogger(__name__)
 LONG = 600.0  # seconds of sound: enough for a progress bar even in a log file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="a sound file, a folder (with all below it), or a quoted pattern")
-    add("-o", "--out", required=True, metavar="OUT", help="a sound file for one input, or a folder (trees are kept)")
+    add(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="a sound file, a folder (with all below it), a quoted pattern, or - for standard input",
+    )
+    add("-o", "--out", required=True, metavar="OUT", help="a sound file for one input, a folder (trees are kept), or -")
     add(
         "--model",
         nargs="+",
@@ -50,55 +60,92 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--plot", action="store_true", help="draw spectrograms before and after beside each output, as PNG")
     add("--json", nargs="?", const="-", metavar="FILE.json", help="write a report for machines (default: to stdout)")
+    add("--salvage", action="store_true", help="of a file that is cut or damaged take what is there, with a warning")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     existing.add_argument("--skip-existing", action="store_true", help="leave out inputs whose output exists")
 
 
 def run(args: argparse.Namespace) -> int:
+    from twostage.inference.pipes import ends
+
+    if args.out == "-" and (args.plot or args.json == "-"):
+        raise ConfigError(f"-o -: sound goes to standard output, so {'--plot' if args.plot else '--json'} needs a file")
+    with ends(args.inputs, args.out, args.format) as names:
+        return _restored(args, names)
+
+
+def _restored(args: argparse.Namespace, names: "Ends") -> int:
     from twostage.inference.failures import Failure, one_by_one
     from twostage.inference.jobs import plan
     from twostage.inference.restoration import Options
     from twostage.models.onnx_enhancer import OnnxEnhancer
 
     options = Options(
-        args.seconds, args.level, args.keep_low_band, args.sample_rate, args.overwrite, if_full_band=args.if_full_band
+        *(args.seconds, args.level, args.keep_low_band, args.sample_rate, args.overwrite),
+        salvage=args.salvage,
+        if_full_band=args.if_full_band,
     )
     _check_report_name(args)
-    jobs = plan(args.inputs, args.out, suffix=args.format, plot=args.plot)
+    passed_over: list[Path] = []
+    jobs = plan(names.inputs, names.out, suffix=args.format, plot=args.plot, passed_over=passed_over)
     pending = [job for job in jobs if not job.error and not (args.skip_existing and _is_done(job))]
     device = device_for(args.device)
     precision = precision_for(args.precision, device)
     model = _load(args.model, device, precision) if pending else None
     device = model.device.type if model else device  # ONNX stays on the CPU
     if precision != "float32" and isinstance(model, OnnxEnhancer):
-        print(f"twostage: warning: --precision {args.precision}: ONNX runs as it was written", file=sys.stderr)
+        logger.warning("--precision %s: ONNX runs as it was written", args.precision)
         precision = "float32"
     reports: list[Report] = []
-    waiting = set(pending)
-    say = Voice(sys.stderr if args.json == "-" else sys.stdout)
+    waiting, written = set(pending), dict[Path, Path]()
+    say = Voice(sys.stderr if "-" in (args.json, args.out) else sys.stdout, quiet=getattr(args, "quiet", False))
     with say.bar(pending) as progress:
 
         def work(job: "Job") -> "Report":
-            return _do(model if job in waiting else None, job, options, progress, skip=args.skip_existing)
+            needed = model if job in waiting else None
+            return _do(needed, job, options, progress, skip=args.skip_existing, written=written)
 
         try:
             for job, outcome in one_by_one(jobs, work, name=lambda job: job.source):
-                reports.append(_failed(job, outcome.error) if isinstance(outcome, Failure) else outcome)
+                report = _failed(job, outcome.error) if isinstance(outcome, Failure) else outcome
+                if report.status != "failed":
+                    written[job.source] = job.target
+                reports.append(_named(report, names))
                 say.file(reports[-1])
         finally:
-            say.summary(reports, len(jobs), device)
-            _write_report(args, reports, device, precision)
+            say.summary(reports, len(jobs), device, len(passed_over))
+            _write_report(args, reports, device, precision, passed_over)
+    names.deliver()
     return int(any(report.status == "failed" for report in reports))
 
 
-def _do(model: "Enhancer | None", job: "Job", options: "Options", progress: "Progress", skip: bool) -> "Report":
-    """Restore one file, unless it is done. Raises what goes wrong with it."""
+def _named(report: "Report", names: "Ends") -> "Report":
+    """A report with the names of streams in place of those of the files that stand for them."""
+    report.source, report.target = names.shown(report.source), names.shown(report.target)
+    report.error = report.error and names.shown(report.error)
+    return report
+
+
+def _do(
+    model: "Enhancer | None",
+    job: "Job",
+    options: "Options",
+    progress: "Progress",
+    *,
+    skip: bool,
+    written: Mapping[Path, Path],
+) -> "Report":
+    """Restore one file, unless it is done, or another was that is written to its place. Raises what goes wrong."""
+    from twostage.audio.sound_files import info
     from twostage.inference.restoration import restore_file
     from twostage.utils.files import check_writable
 
     if job.error:
         raise AudioError(job.error, subject=job.source)
+    if beaten := job.beaten_by(written):
+        info(job.source)  # if it cannot be read, that is what is wrong with it
+        raise AudioError(beaten, subject=job.source)
     if model is None or (skip and _is_done(job)):  # by now, maybe: of another process with the same folder
         return _skipped(job)
     if job.plot:
@@ -110,8 +157,7 @@ def _do(model: "Enhancer | None", job: "Job", options: "Options", progress: "Pro
             return _skipped(job)
         raise
     if job.plot:
-        _plot(job, model.sample_rate / 2, options.overwrite)
-        report.plot = str(job.plot)
+        _plot(job, report, model.sample_rate / 2, options)
     return report
 
 
@@ -134,18 +180,21 @@ def _is_done(job: "Job") -> bool:
         return False
 
 
-def _plot(job: "Job", top: float, overwrite: bool) -> None:
-    from twostage.audio.plots import before_after
+def _plot(job: "Job", report: "Report", top: float, options: "Options") -> None:
+    """Draw the picture; that it cannot be drawn is no reason for losing what was restored, or what comes after."""
+    from twostage.audio.plots import before_after, optional
 
     assert job.plot is not None
-    before_after(job.plot, job.source, job.target, top=top, overwrite=overwrite)
+    with optional(job.plot, report.warnings.append):
+        before_after(job.plot, job.source, job.target, top=top, overwrite=options.overwrite, salvage=options.salvage)
+        report.plot = str(job.plot)
 
 
 class Voice:
     """What the user sees: a bar while it runs, a line per file, a summary. Warnings and errors go to stderr."""
 
-    def __init__(self, out: Any) -> None:
-        self._out = out
+    def __init__(self, out: Any, *, quiet: bool = False) -> None:
+        self._out, self._quiet = out, quiet
 
     @contextmanager
     def bar(self, jobs: "list[Job]") -> "Iterator[Progress]":
@@ -157,7 +206,7 @@ class Voice:
             total=round(total, 1),
             unit="s",
             desc="restoring",
-            disable=not terminal and total < LONG,
+            disable=self._quiet or (not terminal and total < LONG),
             mininterval=0.2 if terminal else 60.0,
             leave=False,
             bar_format="{desc}: {percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} s of sound, {remaining} left",
@@ -166,16 +215,16 @@ class Voice:
 
     def file(self, report: "Report") -> None:
         for warning in report.warnings:
-            self._line(f"twostage: warning: {report.source}: {warning}", sys.stderr)
+            logger.warning("%s: %s", report.source, warning)
         if report.error:
             self._line(f"twostage: error: {report.error}", sys.stderr)
         elif report.status == "skipped":
-            self._line(f"{report.source}: skipped, {report.target} exists", self._out)
+            self._say(f"{report.source}: skipped, {report.target} exists")
         else:
             pace = f"{report.seconds:.2f} s, {report.realtime_factor:.2f} x real time"
-            self._line(f"{report.source} -> {report.target}  ({pace})", self._out)
+            self._say(f"{report.source} -> {report.target}  ({pace})")
 
-    def summary(self, reports: "list[Report]", jobs: int, device: str) -> None:
+    def summary(self, reports: "list[Report]", jobs: int, device: str, passed_over: int = 0) -> None:
         counts = {s: sum(r.status == s for r in reports) for s in ("restored", "skipped", "failed")}
         words = ", ".join(f"{count} {status}" for status, count in counts.items() if count or status == "restored")
         total = _summary(reports)
@@ -183,7 +232,12 @@ class Voice:
         pace = (
             f"; {total['seconds']:.1f} s of sound in {total['elapsed']:.1f} s on {device}" if counts["restored"] else ""
         )
-        self._line(words + missing + pace, self._out)
+        rest = f"; {passed_over} files passed over that are no sound by their names" if passed_over else ""
+        self._say(words + missing + pace + rest)
+
+    def _say(self, text: str) -> None:
+        if not self._quiet:
+            self._line(text, self._out)
 
     def _line(self, text: str, file: Any) -> None:
         from tqdm import tqdm
@@ -213,8 +267,6 @@ def _summary(reports: "list[Report]") -> dict[str, Any]:
 
 
 def _check_report_name(args: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from twostage.utils.files import check_writable
 
     if args.json in (None, "-"):
@@ -226,7 +278,9 @@ def _check_report_name(args: argparse.Namespace) -> None:
     check_writable(Path(args.json), args.overwrite or args.skip_existing)
 
 
-def _write_report(args: argparse.Namespace, reports: "list[Report]", device: str, precision: str) -> None:
+def _write_report(
+    args: argparse.Namespace, reports: "list[Report]", device: str, precision: str, passed_over: list[Path]
+) -> None:
     from twostage import __version__
     from twostage.utils.files import replacing
 
@@ -238,6 +292,7 @@ def _write_report(args: argparse.Namespace, reports: "list[Report]", device: str
         "device": device,
         "precision": precision,
         "files": [asdict(r) for r in reports],
+        "passed_over": [str(path) for path in passed_over],
         "summary": _summary(reports),
     }
     text = json.dumps(report, indent=2)

@@ -1,6 +1,7 @@
 """``twostage restore-corpus``: the files of a manifest, restored on many processes or machines."""
 
 import argparse
+import logging
 import sys
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ EXAMPLE = """
 twostage restore-corpus corpus.jsonl -o restored/ --workers 4
 twostage restore-corpus s3://bucket/corpus.csv -o s3://bucket/restored --address auto --format flac
 """
+logger = logging.getLogger(__name__)
 PACE = 10.0  # seconds between lines of progress
 SHOWN = 20  # errors, and warnings; all are in the table
 
@@ -44,18 +46,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--level", choices=("input", "model"), default="input", help="loudness of the outputs (default: input)")
     add("--keep-low-band", type=float, default=0.0, metavar="HZ", help="keep the input itself below this frequency")
     add("--seconds", type=float, default=10.0, help="length of a window: bounds the memory (default: 10)")
+    add("--salvage", action="store_true", help="of a file that is cut or damaged take what is there, with a warning")
     add("--overwrite", action="store_true", help="forget what a former run has done, and restore all again")
 
 
 def run(args: argparse.Namespace) -> int:
     from twostage.corpus import corpus
     from twostage.corpus.ray_cluster import ClusterConfig, cluster, restored
-    from twostage.corpus.storage import Store
+    from twostage.corpus.storage import Store, require
     from twostage.corpus.table import Table
     from twostage.inference.restoration import Options
 
+    require("ray", "pyarrow", "pandas")  # before anything is written or said
     config = ClusterConfig(args.address, args.workers, args.threads, args.device)
-    options = Options(args.seconds, args.level, args.keep_low_band, args.sample_rate, batch=args.batch)
+    options = Options(
+        args.seconds, args.level, args.keep_low_band, args.sample_rate, batch=args.batch, salvage=args.salvage
+    )
     sources, home = corpus.sources(args.manifest)
     weights = corpus.Weights.read(*args.model or [])
     weights.load()  # a mistake now rather than on every machine
@@ -67,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     refused = corpus.refused(items, job)
     table.add(list(refused.values()))
     pending = [item for item in items if item.source not in refused]
-    voice = Voice(sys.stdout, len(items), len(sources) - len(items))
+    voice = Voice(sys.stdout, len(items), len(sources) - len(items), quiet=getattr(args, "quiet", False))
     voice.hear(list(refused.values()))
     try:
         if pending:
@@ -85,8 +91,8 @@ def run(args: argparse.Namespace) -> int:
 class Voice:
     """What the user sees: a line now and then, the first errors, a summary."""
 
-    def __init__(self, out: Any, files: int, skipped: int) -> None:
-        self._out, self._files, self._skipped = out, files, skipped
+    def __init__(self, out: Any, files: int, skipped: int, *, quiet: bool = False) -> None:
+        self._out, self._files, self._skipped, self._quiet = out, files, skipped, quiet
         self._seconds, self._where, self._warned = 0.0, "", 0
         self._started = self._said = time.monotonic()
         self._first: tuple[float, int] | None = None  # when the workers were ready, and how much was done
@@ -105,9 +111,7 @@ class Voice:
                 print(f"twostage: error: {one_line(result.error)}", file=sys.stderr, flush=True)
             self._warned += bool(result.warnings)
             if result.warnings and self._warned <= SHOWN:
-                print(
-                    f"twostage: warning: {one_line(f'{result.path}: {result.warnings}')}", file=sys.stderr, flush=True
-                )
+                logger.warning("%s: %s", result.path, result.warnings)
         if results and not self._first:
             self._first = time.monotonic(), self.counts.total()
         if time.monotonic() - self._said > PACE:
@@ -136,4 +140,5 @@ class Voice:
         return f", {(time.monotonic() - since) / (done - before) * (self._files - done):.0f} s left"
 
     def _line(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        if not self._quiet:
+            print(text, file=self._out, flush=True)

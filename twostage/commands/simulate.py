@@ -58,7 +58,7 @@ def run(args: Namespace) -> int:
             simulate_recording(source, target, sensor, args.seed, name, air=air, overwrite=args.overwrite)
         return _pair(source, target, relative), needed
 
-    shown = tqdm(files, disable=len(files) < 20 or None, unit="file")
+    shown = tqdm(files, disable=getattr(args, "quiet", False) or len(files) < 20 or None, unit="file")
     for _, outcome in one_by_one(shown, work, name=lambda file: file[0]):
         if isinstance(outcome, Failure):
             failed += 1
@@ -83,14 +83,26 @@ def _check(args: Namespace, files: list[tuple[Path, Path]]) -> None:
     for file, relative in files:
         if not file.exists():
             raise AudioError(f"{file}: no such file or folder")
-        other = targets.setdefault(_target(args, relative), file)
-        if other != file:
-            raise AudioError(f"{file}: has the same output as {other}: {_target(args, relative)}")
+        target = _target(args, relative)
+        other = targets.setdefault(target, file)
+        if other != file and all(map(_can_be_read, (file, other))):
+            raise AudioError(f"{file}: has the same output as {other}: {target}")
+
+
+def _can_be_read(file: Path) -> bool:
+    from twostage.audio import sound_files
+
+    try:
+        sound_files.info(file)
+    except AudioError:
+        return False
+    return True
 
 
 def _target(args: Namespace, relative: Path) -> Path:
-    target = Path(args.out, relative)
-    return target.with_suffix(f".{args.format}") if args.format else target
+    from twostage.inference.jobs import renamed
+
+    return Path(args.out, renamed(relative, args.format))
 
 
 def _pair(source: Path, target: Path, relative: Path) -> "Entry":

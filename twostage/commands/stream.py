@@ -2,21 +2,26 @@
 
 import argparse
 import json
+import logging
 import sys
 from typing import TYPE_CHECKING
 
 from twostage.utils.errors import AudioError, ConfigError
 
 if TYPE_CHECKING:
+    from twostage.inference.meter import Meter
     from twostage.inference.realtime import Timing
     from twostage.inference.stream import Stream
     from twostage.models.enhancer import Enhancer
 
 HELP = "restore speech as it comes: raw PCM from standard input to standard output, a file against the clock, or live"
+logger = logging.getLogger(__name__)
+TERMINAL_PACE, LOG_PACE = 0.5, 60.0  # seconds between two lines of a live stream
 EXAMPLE = """
 twostage stream --file recording.wav -o restored.wav --json timing.json
 arecord -q -t raw -f S16_LE -r 16000 -c 1 | twostage stream | aplay -q -t raw -f S16_LE -r 16000 -c 1
 twostage stream --live --gain 12
+twostage stream --virtual-microphone restored --microphone alsa_input.usb-throat --gain 12
 """
 
 
@@ -48,14 +53,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--file", metavar="FILE", help="play a sound file's first channel (or two) through, and say how long it took"
     )
     way.add_argument("--live", action="store_true", help="from the microphone to the loudspeaker (extra: live)")
+    way.add_argument(
+        "--virtual-microphone",
+        metavar="NAME",
+        help="be a microphone of that name for other programs, as in a call (Linux: PulseAudio or PipeWire)",
+    )
+    way.add_argument("--list-devices", action="store_true", help="print what --devices and --microphone may name")
     add("-o", "--out", metavar="OUT", help="with --file: what came out, at the model's rate")
     add("--json", metavar="FILE.json", help="with --file: the times for machines")
     add("--overwrite", action="store_true", help="replace outputs that exist")
     add("--devices", nargs=2, metavar=("IN", "OUT"), help="with --live: names or numbers (default: the system's)")
-    add("--for", dest="duration", type=float, default=0.0, metavar="SECONDS", help="with --live: stop after this long")
+    add("--microphone", metavar="SOURCE", help="with --virtual-microphone: what it hears (default: the system's)")
+    add("--for", dest="duration", type=float, default=0.0, metavar="SECONDS", help="live: stop after this long")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.list_devices:
+        return _list_devices()
     import torch
 
     from twostage.models.checkpoint import load
@@ -67,7 +81,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--threads {args.threads}: must be at least 1")
     if args.duration < 0:
         raise ConfigError(f"--for {args.duration}: must not be negative")
-    if not (args.file or args.live) and sys.stdin.isatty():
+    if args.microphone and not args.virtual_microphone:
+        raise ConfigError("--microphone goes with --virtual-microphone")
+    if not (args.file or args.live or args.virtual_microphone) and sys.stdin.isatty():
         raise ConfigError("standard input is a terminal: pipe raw PCM in, or give --file or --live")
     if args.gain == "auto" and not args.file:
         raise ConfigError("--gain auto: measures a file; with --file it says what to give here")
@@ -79,14 +95,17 @@ def run(args: argparse.Namespace) -> int:
     stream = _stream(args, model, gain or [0.0])
     channels = "one channel" if stream.inputs == 1 else "bone and air"
     latency = stream.latency / stream.sample_rate * 1000
-    print(f"twostage: {stream.sample_rate} Hz, {channels}, latency {latency:.0f} ms", file=sys.stderr)
+    if not getattr(args, "quiet", False):
+        print(f"twostage: {stream.sample_rate} Hz, {channels}, latency {latency:.0f} ms", file=sys.stderr)
+    if args.virtual_microphone:
+        return _virtual(args, stream, model.stride)
     return _live(args, stream, model.stride) if args.live else _pipe(args, stream)
 
 
-def _stream(args: argparse.Namespace, model: "Enhancer", gain_db: list[float]) -> "Stream":
+def _stream(args: argparse.Namespace, model: "Enhancer", gain_db: list[float], *, highpassed: bool = False) -> "Stream":
     from twostage.inference.stream import Stream
 
-    return Stream(model, seconds=args.seconds, gain_db=gain_db)
+    return Stream(model, seconds=args.seconds, gain_db=gain_db, highpassed=highpassed)
 
 
 def _decibels(text: str) -> list[float]:
@@ -102,18 +121,68 @@ def _pipe(args: argparse.Namespace, stream: "Stream") -> int:
     pcm = Pcm(args.format, stream.inputs)
     pipe(stream, sys.stdin.buffer, sys.stdout.buffer, pcm)
     if pcm.clipped:
-        print(f"twostage: {pcm.clipped} samples clipped: lower the input's level", file=sys.stderr)
+        logger.warning("%d samples clipped: lower the input's level", pcm.clipped)
     return 0
 
 
 def _live(args: argparse.Namespace, stream: "Stream", hop: int) -> int:
     from twostage.inference.realtime import converse
 
+    meter = _meter(args, stream, hop, devices=0.0)
     devices = [int(name) if name.isdigit() else name for name in args.devices or ()] or [None, None]
-    lost = converse(stream, hop, (devices[0], devices[1]), args.duration)
+    lost = converse(stream, hop, (devices[0], devices[1]), args.duration, meter)
     if lost:
-        print(f"twostage: sound was lost {lost} times: the processor does not keep up", file=sys.stderr)
+        logger.warning("sound was lost %d times: the processor does not keep up", lost)
     return 0
+
+
+def _virtual(args: argparse.Namespace, stream: "Stream", hop: int) -> int:
+    from twostage.inference.virtual_microphone import BUFFER, run_virtual_microphone
+
+    meter = _meter(args, stream, hop, devices=2 * BUFFER / 1000)
+
+    def say(text: str) -> None:
+        if not getattr(args, "quiet", False):
+            print(f"twostage: {text}", file=sys.stderr, flush=True)
+
+    name, microphone = args.virtual_microphone, args.microphone
+    try:
+        run_virtual_microphone(stream, hop, name, microphone, args.duration, say, meter=meter)
+    finally:
+        if meter.xruns:
+            logger.warning("sound was lost %d times, %.2f s of it", meter.xruns, meter.lost_seconds)
+    return 0
+
+
+def _meter(args: argparse.Namespace, stream: "Stream", hop: int, *, devices: float) -> "Meter":
+    """Says how a live stream does: in one line of a terminal, or now and then in a log. ``devices``: their seconds."""
+    from twostage.inference.meter import Meter
+
+    terminal = sys.stderr.isatty()
+
+    def say(line: str) -> None:
+        print(
+            f"\rtwostage: {line} " if terminal else f"twostage: {line}", end="" if terminal else "\n", file=sys.stderr
+        )
+        sys.stderr.flush()
+
+    pace = 0.0 if getattr(args, "quiet", False) else TERMINAL_PACE if terminal else LOG_PACE
+    latency = stream.latency / stream.sample_rate + devices
+    return Meter(hop / stream.sample_rate, latency, say, pace)
+
+
+def _list_devices() -> int:
+    """Sound devices, and sources of PulseAudio, as far as there are any."""
+    from twostage.inference import realtime, virtual_microphone
+
+    found = False
+    for title, ask in (("--devices", realtime.device_list), ("--microphone", virtual_microphone.source_list)):
+        try:
+            print(f"{title}:\n{ask()}")
+            found = True
+        except (AudioError, ConfigError) as error:
+            logger.warning("%s: %s", title, error)
+    return int(not found)
 
 
 def _file(args: argparse.Namespace, model: "Enhancer", gain: list[float] | None) -> int:
@@ -123,7 +192,7 @@ def _file(args: argparse.Namespace, model: "Enhancer", gain: list[float] | None)
 
     for path in filter(None, (args.out, args.json)):
         check_writable(Path(path), args.overwrite)
-    gain = _measured_gain(args.file, model.sample_rate, model.inputs) if gain is None else gain
+    gain = _measured_gain(args.file, model, model.inputs) if gain is None else gain
     timing = _play(args, model, gain)
     said, short = ", ".join(f"{g:+.1f}" for g in gain), ",".join(f"{g:.0f}" for g in gain)
     print(f"{args.file}: gain {said} dB (for a live stream of this microphone: --gain {short})")
@@ -140,14 +209,19 @@ def _file(args: argparse.Namespace, model: "Enhancer", gain: list[float] | None)
 def _play(args: argparse.Namespace, model: "Enhancer", gain: list[float]) -> "Timing":
     from contextlib import ExitStack
 
+    from twostage.audio.highpass import highpassed
     from twostage.audio.sound_files import Reader, Writer, resampled
     from twostage.inference.realtime import Timing, against_the_clock
 
     rate, work, samples = model.sample_rate, list[float](), 0
-    with Reader(args.file) as reader, _stream(args, model, gain) as stream, ExitStack() as stack:
+    with Reader(args.file) as reader, ExitStack() as stack:
+        given_rate = reader.info.sample_rate
+        # at another rate, an offset would ring in the resampler: what lies below speech is taken away before it
+        stream = stack.enter_context(_stream(args, model, gain, highpassed=given_rate != rate))
         _check_channels(args.file, reader.info.channels, stream.inputs)
         given = (block[: stream.inputs] for block in reader.blocks())
-        blocks = resampled(given, reader.info.sample_rate, rate, stream.inputs)
+        speech = given if given_rate == rate else highpassed(given, given_rate, stream.inputs, causal=model.causal)
+        blocks = resampled(speech, given_rate, rate, stream.inputs)
         writer = None
         if args.out:
             writer = stack.enter_context(Writer(args.out, rate, 1, overwrite=args.overwrite))
@@ -164,14 +238,18 @@ def _check_channels(path: str, channels: int, inputs: int) -> None:
         raise AudioError(f"{path}: has {channels} channel; this model hears {inputs}, bone and air")
 
 
-def _measured_gain(path: str, rate: int, inputs: int) -> list[float]:
+def _measured_gain(path: str, model: "Enhancer", inputs: int) -> list[float]:
     """What brings the first channels of a file to the level that models are trained at."""
     from twostage.audio.levels import LEVEL
     from twostage.audio.sound_files import Reader
-    from twostage.inference.restoration import SILENCE, Source, measure
+    from twostage.inference.restoration import Source, measure, step_of
+    from twostage.inference.stream import LOUDEST
 
     with Reader(path) as reader:
-        _check_channels(path, reader.info.channels, inputs)
-        source = Source(path, reader.info.sample_rate, inputs, lambda: (b[:inputs] for b in reader.blocks()))
-        levels = measure(source, rate).levels
-    return [float(LEVEL - level) if level > SILENCE else 0.0 for level in levels]
+        info = reader.info
+        _check_channels(path, info.channels, inputs)
+        blocks = lambda: (block[:inputs] for block in reader.blocks())  # noqa: E731
+        source = Source(path, info.sample_rate, inputs, blocks, step_of(info.subtype))
+        survey = measure(source, model.sample_rate, causal=model.causal)
+    gains = (0.0 if silent else LEVEL - level for level, silent in zip(survey.levels, survey.silent, strict=True))
+    return [float(min(max(gain, -LOUDEST), LOUDEST)) for gain in gains]

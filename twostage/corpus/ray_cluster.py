@@ -19,6 +19,7 @@ from twostage.corpus.corpus import Item, Job, Weights, Worker, failure
 from twostage.corpus.storage import Store, require
 from twostage.corpus.table import Result, Table, to_arrow
 from twostage.utils.errors import ConfigError
+from twostage.utils.logs import quieted
 from twostage.utils.signals import termination_kept
 
 RETRIES = 2  # of work whose process died
@@ -74,24 +75,27 @@ class Actor:
 def cluster(config: ClusterConfig) -> Iterator[Crew]:
     """Join a cluster, or start one, for as long as the block lasts.
 
-    Within it logging is silent, and so is stdout, where Ray tells of a worker's death: keep a stdout from before.
+    Within it Ray's loggers are silent, and so is stdout, where Ray tells of a worker's death: keep one from before.
     Raises ConfigError if there is no cluster, or it is too small.
     """
     require("ray", "pyarrow", "pandas")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
+    import ray.data  # sets the levels of its loggers as it is imported
 
-    silent = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), termination_kept():  # Ray has a handler of its own
+    with (
+        quieted("ray", level=logging.CRITICAL + 1),
+        open(os.devnull, "w") as nowhere,
+        redirect_stdout(nowhere),
+        termination_kept(),  # Ray has a handler of its own
+    ):
         try:
             with _unheard():
                 _join(config)
             yield _crew(config, ray.cluster_resources())
         finally:
             ray.shutdown()
-            logging.disable(silent)
 
 
 def restored(

@@ -1,42 +1,41 @@
-"""The delay between the two channels of a pair, and whether the pair is fit for use."""
+"""How the two channels of a pair lie in time, and whether the pair is fit for use."""
 
+import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from scipy import fft
 
 from twostage.audio import sound_files
-from twostage.audio.levels import active_level
+from twostage.audio.highpass import highpassed
+from twostage.audio.levels import LevelMeter
 from twostage.data.manifest import Entry
 from twostage.data.spectra import Floats
-from twostage.utils.errors import ConfigError, TwoStageError
+from twostage.data.timing import Timing, estimate_timing
+from twostage.utils.errors import ConfigError, DataError, TwoStageError
 
-BAND = (80.0, 1500.0)  # Hz in which both channels have speech
-
-
-class Delay(NamedTuple):
-    """Samples that bone lags behind air, and the normalised cross-correlation there; negative: polarity turned."""
-
-    samples: float
-    peak: float
+RATE = 16000  # Hz at which channels are compared, at most: speech that both have lies below 1.5 kHz
+SURE = 3.0  # standard errors that a drift must have, else it is chance
+HEARD = 3e-4  # seconds by which it must move the channels from one end to the other, else it is left
+UNSURE = 0.8  # share of the peak that one of the other sign has, from which on the polarity is not sure
 
 
 @dataclass(frozen=True)
 class AlignConfig:
     """Limits beyond which a pair is rejected."""
 
-    max_delay: float = 0.05  # seconds
-    min_peak: float = 0.2  # normalised cross-correlation, of either sign
-    max_length_difference: float = 0.5  # seconds
+    max_delay: float = math.inf  # seconds
+    min_peak: float = 0.2  # normalized cross-correlation, of either sign
+    min_overlap: float = 0.5  # seconds that both have, or half of the shorter recording if that is less
     max_clipped: float = 0.001  # share of samples at full scale
     min_level_db: float = -70.0  # active level
-    max_drift: float = 0.002  # seconds between the delays of the two halves
+    max_drift: float = 1000.0  # ppm between the clocks
 
     def __post_init__(self) -> None:
-        for name in ("max_delay", "max_length_difference", "max_clipped", "max_drift"):
-            if getattr(self, name) < 0:
+        for name in ("max_delay", "min_overlap", "max_clipped", "max_drift"):
+            if not getattr(self, name) >= 0:
                 raise ConfigError(f"align.{name} is {getattr(self, name)}, must not be negative")
         if not 0 <= self.min_peak <= 1:
             raise ConfigError(f"align.min_peak is {self.min_peak}, must lie between 0 and 1")
@@ -44,107 +43,101 @@ class AlignConfig:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found about a pair; ``problem`` is empty if it is fit for use. Times in seconds, levels in dB."""
+    """What was found about a pair; ``problem`` is empty if it is fit for use.
+
+    ``seconds`` that both channels have; ``delay`` of bone in seconds, ``drift`` and its standard error in ppm, levels
+    in dB; ``peak`` and ``opposite`` as in `twostage.data.timing.Timing`.
+    """
 
     name: str
     speaker: str
     problem: str = ""
     seconds: float = 0.0
     delay: float = 0.0
-    peak: float = 0.0
     drift: float = 0.0
-    length_difference: float = 0.0
+    drift_error: float | None = None
+    peak: float = 0.0
+    opposite: float = 0.0
+    inverted: bool = False
     bone_level: float = 0.0
     air_level: float = 0.0
     clipped: float = 0.0
 
 
-def estimate_delay(bone: Floats, air: Floats, sample_rate: int, *, max_seconds: float = 0.02) -> Delay:
-    """Delay of ``bone`` (T,) behind ``air`` (T',) by cross-correlation from 80 to 1500 Hz, to a fraction of a sample.
+class _Channel(NamedTuple):
+    """A recording (T,) at ``rate``, and what was measured on its way there."""
 
-    Plain correlation, not GCC-PHAT: the whitening of PHAT gives the bands that the body took away, which hold nothing
-    but noise, the same say as those with speech. The signals are whitened by their own smoothed spectrum in the band
-    instead, to the power of one half, so that the lowest harmonics do not make the peak as wide as their period.
-    """
-    reach = max(1, round(max_seconds * sample_rate))
-    size = fft.next_fast_len(max(len(bone), len(air)) + reach + 1, real=True)
-    spectra = [_banded(np.asarray(x, np.float32), size, sample_rate) for x in (bone, air)]
-    scale = np.sqrt(np.prod([np.sum(np.abs(s) ** 2) for s in spectra])) * 2 / size
-    if scale <= 0:
-        return Delay(0.0, 0.0)
-    raw = fft.irfft(spectra[0] * spectra[1].conj(), size) / scale
-    lags = np.arange(-reach, reach + 1)
-    around = raw[lags]
-    best = int(np.abs(around).argmax())
-    return Delay(float(lags[best] + _vertex(np.abs(around), best)), float(around[best]))
-
-
-def _banded(signal: Floats, size: int, sample_rate: int) -> Floats:
-    spectrum = fft.rfft(signal, size)
-    frequencies = np.arange(len(spectrum)) * (sample_rate / size)
-    inside = (frequencies >= BAND[0]) & (frequencies <= min(BAND[1], 0.45 * sample_rate))
-    magnitude = np.abs(spectrum)
-    width = max(1, round(100 * size / sample_rate))
-    smoothed = np.sqrt(np.convolve(magnitude, np.ones(width) / width, mode="same"))
-    return np.where(inside & (smoothed > 0), spectrum / np.maximum(smoothed, 1e-12), 0)
-
-
-def _vertex(values: Floats, index: int) -> float:
-    """Offset of a parabola's top from the middle of three values; 0 at an end."""
-    if not 0 < index < len(values) - 1:
-        return 0.0
-    left, middle, right = values[index - 1 : index + 2]
-    bend = left - 2 * middle + right
-    return float(0.5 * (left - right) / bend) if bend < 0 else 0.0
+    audio: Floats
+    rate: int
+    level: float
+    clipped: float
+    finite: bool
 
 
 def align_pair(bone: Floats, air: Floats, sample_rate: int, config: AlignConfig, *, name: str = "") -> Verdict:
     """Measure one pair of channels, (T,) and (T',), and say whether it is fit for use."""
-    if not (np.isfinite(bone).all() and np.isfinite(air).all()):
+    heard, clean = (_channel([x[None]], sample_rate, sample_rate) for x in (bone, air))
+    return _judged(heard, clean, config, name)
+
+
+def _channel(blocks: "Sequence[Floats] | Iterator[Floats]", sample_rate: int, rate: int) -> _Channel:
+    """The first channel of a stream of blocks (C, T), brought from ``sample_rate`` to ``rate``."""
+    meter = LevelMeter(1, sample_rate)
+    clipped = total = 0
+    finite = True
+
+    def measured() -> Iterator[Floats]:
+        nonlocal clipped, total, finite
+        for block in blocks:
+            first = np.asarray(block[:1], np.float32)
+            if not np.isfinite(first).all():
+                finite = False
+                return
+            meter.add(first)
+            full = np.abs(first[0]) >= 0.999  # a full scale that is reached more than once in a row
+            clipped, total = clipped + int((full[1:] & full[:-1]).sum()), total + len(full)
+            yield first
+
+    speech = highpassed(measured(), sample_rate, 1)
+    parts = [np.zeros((1, 0), np.float32), *sound_files.resampled(speech, sample_rate, rate, 1)]
+    level = float(meter.levels()[0]) if finite else 0.0
+    return _Channel(np.concatenate(parts, axis=1)[0], rate, level, clipped / max(1, total), finite)
+
+
+def _judged(bone: _Channel, air: _Channel, config: AlignConfig, name: str) -> Verdict:
+    if not (bone.finite and air.finite):
         return Verdict(name, "", problem="holds samples that are not finite")
-    levels = [active_level(x, sample_rate) for x in (bone, air)]
-    clipped = max(_clipped(bone), _clipped(air))
-    length = min(len(bone), len(air))
-    found = Verdict(
-        name,
-        "",
-        seconds=length / sample_rate,
-        length_difference=(len(bone) - len(air)) / sample_rate,
-        bone_level=levels[0],
-        air_level=levels[1],
-        clipped=clipped,
+    found = Verdict(name, "", bone_level=bone.level, air_level=air.level, clipped=max(bone.clipped, air.clipped))
+    for side, channel in (("bone", bone), ("air", air)):
+        if channel.level < config.min_level_db:
+            return replace(
+                found, problem=f"{side} is silent: {channel.level:.0f} dB, the limit is {config.min_level_db:g}"
+            )
+    limits = {"max_delay": config.max_delay, "min_overlap": config.min_overlap}
+    timing = _settled(estimate_timing(bone.audio, air.audio, bone.rate, **limits), len(air.audio) / air.rate)
+    found = replace(
+        found,
+        seconds=timing.seconds,
+        delay=timing.delay,
+        drift=timing.drift,
+        drift_error=timing.drift_error if math.isfinite(timing.drift_error) else None,
+        peak=timing.peak,
+        opposite=timing.opposite,
+        inverted=timing.peak < 0,
     )
-    for side, level in zip(("bone", "air"), levels, strict=True):
-        if level < config.min_level_db:
-            return replace(found, problem=f"{side} is silent: {level:.0f} dB, the limit is {config.min_level_db:g}")
-    delay = estimate_delay(bone, air, sample_rate, max_seconds=config.max_delay)
-    found = replace(found, delay=delay.samples / sample_rate, peak=delay.peak)
-    if length >= 2 * sample_rate:
-        found = replace(found, drift=_drift(bone, air, sample_rate, config))
     return replace(found, problem=_problem(found, config))
 
 
-def _clipped(signal: Floats) -> float:
-    """Share of samples at a full scale that is reached more than once in a row."""
-    full = np.abs(signal) >= 0.999
-    return float((full[1:] & full[:-1]).mean()) if len(signal) > 1 else 0.0
-
-
-def _drift(bone: Floats, air: Floats, sample_rate: int, config: AlignConfig) -> float:
-    """How far the delay moves, in seconds, from the first half to the second; 0 where a half does not tell."""
-    middle = min(len(bone), len(air)) // 2
-    halves = (slice(0, middle), slice(middle, 2 * middle))
-    first, second = (
-        estimate_delay(bone[half], air[half], sample_rate, max_seconds=config.max_delay) for half in halves
-    )
-    if min(abs(first.peak), abs(second.peak)) < config.min_peak:
-        return 0.0
-    return (second.samples - first.samples) / sample_rate
+def _settled(timing: Timing, air_seconds: float) -> Timing:
+    """Without a drift that may be chance, or that is too small to matter; the delay in the middle stays as it is."""
+    if abs(timing.drift) >= SURE * timing.drift_error and abs(timing.drift) * 1e-6 * timing.seconds >= HEARD:
+        return timing
+    begin = max(0.0, -timing.delay)
+    middle = (begin + min(air_seconds, begin + timing.seconds)) / 2
+    return replace(timing, delay=timing.delay + timing.drift * 1e-6 * middle, drift=0.0)
 
 
 def _problem(found: Verdict, config: AlignConfig) -> str:
-    if abs(found.length_difference) > config.max_length_difference:
-        return f"lengths differ by {found.length_difference:+.2f} s, the limit is {config.max_length_difference:g}"
     if found.clipped > config.max_clipped:
         return f"clipped: {found.clipped:.2%} of the samples, the limit is {config.max_clipped:.2%}"
     if abs(found.peak) < config.min_peak:
@@ -152,21 +145,59 @@ def _problem(found: Verdict, config: AlignConfig) -> str:
     if abs(found.delay) >= config.max_delay:
         return f"the delay reaches the limit of {config.max_delay * 1000:g} ms"
     if abs(found.drift) > config.max_drift:
-        return f"the delay drifts by {found.drift * 1000:+.1f} ms, the limit is {config.max_drift * 1000:g}"
+        return f"the clocks drift apart by {found.drift:+.0f} ppm, the limit is {config.max_drift:g}"
     return ""
 
 
 def align(entries: Sequence[Entry], config: AlignConfig) -> Iterator[tuple[Entry, Verdict]]:
-    """Yield each paired entry with its delay filled in, and the verdict on it. Entries without a pair are skipped."""
+    """Yield each paired entry with delay, drift and polarity filled in, and the verdict on it.
+
+    The seconds of an entry become those that both channels have. Entries without a pair are skipped.
+    """
     for entry in entries:
         if entry.paired:
             verdict = replace(_verdict(entry, config), speaker=entry.speaker)
-            yield replace(entry, delay=round(verdict.delay, 6)), verdict
+            yield _filled(entry, verdict), verdict
+
+
+def _filled(entry: Entry, verdict: Verdict) -> Entry:
+    return replace(
+        entry,
+        delay=round(verdict.delay, 6),
+        drift=round(verdict.drift, 2),
+        inverted=verdict.inverted,
+        seconds=round(verdict.seconds, 4) or entry.seconds,
+    )
+
+
+def agree_on_polarity(judged: Sequence[tuple[Entry, Verdict]]) -> list[tuple[Entry, Verdict]]:
+    """Pairs whose polarity is not sure get that which most of their corpus have: it is a property of the device."""
+    votes: dict[str, float] = defaultdict(float)
+    for entry, verdict in judged:
+        if not verdict.problem and verdict.opposite < UNSURE * abs(verdict.peak):
+            votes[entry.corpus] += math.copysign(abs(verdict.peak) - verdict.opposite, verdict.peak)
+    settled = []
+    for entry, verdict in judged:
+        unsure = not verdict.problem and verdict.opposite >= UNSURE * abs(verdict.peak)
+        if unsure and votes[entry.corpus]:
+            verdict = replace(verdict, inverted=votes[entry.corpus] < 0)
+        settled.append((replace(entry, inverted=verdict.inverted), verdict))
+    return settled
 
 
 def _verdict(entry: Entry, config: AlignConfig) -> Verdict:
+    paths = [str(path) for path in (entry.degraded, entry.clean)]
     try:
-        (bone, rate), (air, air_rate) = (sound_files.read(str(path)) for path in (entry.degraded, entry.clean))
+        rate = min(RATE, sound_files.info(paths[0]).sample_rate)
+        bone, air = (_opened(path, rate) for path in paths)
     except TwoStageError as error:
         return Verdict(entry.name, "", problem=str(error))
-    return align_pair(bone[0], sound_files.resample(air[0], air_rate, rate), rate, config, name=entry.name)
+    return _judged(bone, air, config, entry.name)
+
+
+def _opened(path: str, rate: int) -> _Channel:
+    with sound_files.Reader(path) as reader:
+        channel = _channel(reader.blocks(), reader.info.sample_rate, rate)
+    if not channel.finite:
+        raise DataError(f"{path}: holds samples that are not finite")
+    return channel

@@ -1,16 +1,21 @@
-"""A pair of recordings in step: the only place that applies an entry's delay, for whole files and for segments."""
+"""A pair of recordings in step: the only place that applies delay, drift and polarity, to files and to segments."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
+from math import ceil, floor
 from typing import NamedTuple, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from twostage.audio import sound_files
 from twostage.audio.sound_files import Audio
+from twostage.audio.speech import read_speech
 from twostage.data.manifest import Entry
 from twostage.utils.errors import AudioError, DataError
 
+TAPS, PHASES, KAISER = 48, 4096, 9.0  # of the interpolation: samples of a sum, fractions of a sample, window's shape
+BLOCK = 1 << 15  # samples interpolated at once, to bound memory
 Read = Callable[[int, int], Audio]  # (start, samples) -> (samples,); a start before the file and an end behind it hold
 
 
@@ -28,37 +33,59 @@ class AlignedPair(NamedTuple):
 
 @dataclass(frozen=True)
 class Alignment:
-    """How the degraded channel of a pair lies against the clean one, counted in samples at one rate."""
+    """How the degraded channel of a pair lies against the clean one, counted in samples at one rate.
+
+    The sensor keeps its polarity, since that is what a model will hear in use: where the two disagree, the clean
+    channel is inverted. The clean channel keeps its clock: where the two drift apart, the degraded one, which has
+    nothing at the top of the band, is interpolated.
+    """
 
     name: str  # for messages
-    delay: int  # samples that the degraded channel lags behind; negative: it leads
+    delay: float  # samples that the degraded channel lags behind; negative: it leads; whole where there is no drift
+    drift: float = 0.0  # samples by which it lags more with every sample of the clean channel
+    inverted: bool = False  # the polarities are opposite
 
     @classmethod
     def of(cls, entry: Entry, sample_rate: int) -> Self:
-        return cls(entry.name, round(entry.delay * sample_rate))
+        delay = entry.delay * sample_rate
+        return cls(entry.name, delay if entry.drift else round(delay), entry.drift * 1e-6, entry.inverted)
 
     def shared(self, clean: int, degraded: int) -> tuple[int, int]:
         """The part of the clean channel that the degraded one has as well, of channels of so many samples: [from, to).
 
         Raises DataError if there is none.
         """
-        first, last = max(0, -self.delay), min(clean, degraded - self.delay)
+        first, last = max(0, ceil(-self.delay / (1 + self.drift))), min(clean, self.length(degraded))
         if last <= first:
             raise DataError(
-                f"delay is {self.delay} samples: of {degraded} and {clean} samples, nothing is in common",
+                f"delay is {self.delay:.0f} samples: of {degraded} and {clean} samples, nothing is in common",
                 subject=self.name,
             )
         return first, last
 
+    def length(self, degraded: int) -> int:
+        """Where the degraded channel of so many samples ends, on the clean channel's clock."""
+        return floor((degraded - 1 - self.delay) / (1 + self.drift)) + 1
+
     def degraded_segment(self, read: Read, start: int, samples: int) -> Audio:
         """The degraded channel (samples,) beside the clean one from ``start`` on; ``read`` gives it as recorded."""
-        return read(start + self.delay, samples)
+        if not self.drift:
+            return read(start + round(self.delay), samples)
+        places = self.delay + (1 + self.drift) * np.arange(start, start + samples)
+        first = floor(places[0]) - TAPS // 2 + 1
+        return interpolate(read(first, floor(places[-1]) + TAPS // 2 + 1 - first), places - first)
+
+    def clean_segment(self, read: Read, start: int, samples: int) -> Audio:
+        """The clean channel (samples,) from ``start`` on, of the polarity that the degraded one has."""
+        segment = read(start, samples)
+        return -segment if self.inverted else segment
 
 
 def open_pair(entry: Entry, sample_rate: int) -> AlignedPair:
-    """The first channels of a paired entry at ``sample_rate``, in step to the sample, by the entry's delay.
+    """The first channels of a paired entry at ``sample_rate``, in step to the sample and of one polarity.
 
-    A delay of either sign takes away the beginning that one channel lacks; the ends stay as they are.
+    A delay of either sign takes away the beginning that one channel lacks; the ends stay as they are. A drift is undone
+    by interpolating the degraded channel, an opposite polarity by inverting the clean one.
 
     Raises:
         AudioError: a file cannot be read, or holds samples that are not finite.
@@ -69,13 +96,50 @@ def open_pair(entry: Entry, sample_rate: int) -> AlignedPair:
     clean, degraded = read_mono(entry.clean, sample_rate), read_mono(entry.degraded, sample_rate)
     alignment = Alignment.of(entry, sample_rate)
     first, _ = alignment.shared(len(clean), len(degraded))
-    left = len(degraded) - alignment.delay - first
-    return AlignedPair(alignment.degraded_segment(lambda at, n: degraded[at : at + n], first, left), clean[first:])
+    return AlignedPair(
+        alignment.degraded_segment(partial(_cut, degraded), first, alignment.length(len(degraded)) - first),
+        alignment.clean_segment(partial(_cut, clean), first, len(clean) - first),
+    )
+
+
+def interpolate(audio: Audio, places: NDArray[np.floating]) -> Audio:
+    """Audio (T,) between its samples, at ``places`` (N,) in samples: sums of sinc functions in a Kaiser window.
+
+    Zeros are taken to lie beyond the ends. The places are rounded to 1/4096 of a sample, which is noise at -70 dB of
+    what lies at 0.4 of the sample rate and less of what lies below.
+    """
+    padded = np.pad(audio, TAPS // 2)
+    out = np.empty(len(places), np.float32)
+    for start in range(0, len(places), BLOCK):
+        part = places[start : start + BLOCK] + TAPS // 2
+        whole = np.floor(part).astype(int)
+        phases = np.rint((part - whole) * PHASES).astype(int)
+        taps = padded[np.clip(whole[:, None] + np.arange(1 - TAPS // 2, TAPS // 2 + 1), 0, len(padded) - 1)]
+        out[start : start + BLOCK] = np.einsum("nk,nk->n", taps, _sincs()[phases])
+    return out
+
+
+@cache
+def _sincs() -> Audio:
+    """Weights (PHASES + 1, TAPS) of the samples around, for every fraction of a sample."""
+    distance = np.arange(1 - TAPS // 2, TAPS // 2 + 1) - np.arange(PHASES + 1)[:, None] / PHASES
+    window = np.i0(KAISER * np.sqrt(np.clip(1 - (distance / (TAPS // 2)) ** 2, 0, 1))) / np.i0(KAISER)
+    return (np.sinc(distance) * window).astype(np.float32)
+
+
+def _cut(audio: Audio, start: int, samples: int) -> Audio:
+    """Samples (samples,) from ``start``; zeros beyond either end."""
+    first = min(max(0, start), max(0, start + samples))
+    part = audio[first : max(first, start + samples)]
+    return np.pad(part, (first - start, start + samples - first - len(part)))
 
 
 def read_mono(path: str, sample_rate: int) -> Audio:
-    """The first channel of a sound file (T,) at ``sample_rate``. AudioError also for samples that are not finite."""
-    sound, rate = sound_files.read(path)
-    if not np.isfinite(sound[0]).all():
+    """The first channel of a sound file (T,) at ``sample_rate``, without what lies below speech.
+
+    AudioError also for samples that are not finite.
+    """
+    sound, _ = read_speech(path, sample_rate)
+    if not np.isfinite(sound).all():
         raise AudioError("holds samples that are not finite", subject=path)
-    return sound_files.resample(sound[0], rate, sample_rate)
+    return sound

@@ -21,6 +21,8 @@ from twostage.utils.files import replacing
 from twostage.utils.schema import build, parse_json
 
 ESCAPED = "backslashreplace"  # a name that is no UTF-8 goes into JSON as JSON writes what has no letter
+YES, NO = ("true", "yes", "1"), ("", "false", "no", "0")
+MOST_DRIFT = 10000.0  # ppm: clocks that are further apart are not clocks
 Sides = dict[str, dict[str, Path]]  # utterance -> bone, air or clean -> file
 
 
@@ -28,7 +30,9 @@ Sides = dict[str, dict[str, Path]]  # utterance -> bone, air or clean -> file
 class Entry:
     """One utterance: a clean file, a body-conducted file, or both.
 
-    ``delay``: seconds that the degraded file lags behind the clean one.
+    ``delay``: seconds that the degraded file lags behind the clean one, at the clean one's beginning.
+    ``drift``: parts per million by which the degraded file's clock counts more than the clean one's.
+    ``inverted``: the polarity of one is the opposite of the other's. ``text``: what is said.
     """
 
     clean: str | None
@@ -37,6 +41,9 @@ class Entry:
     seconds: float
     corpus: str = ""
     delay: float = 0.0
+    drift: float = 0.0
+    inverted: bool = False
+    text: str = ""
 
     @property
     def paired(self) -> bool:
@@ -142,11 +149,9 @@ def scan(
     root = Path(root)
     sides: Sides = {}
     problems = [] if problems is None else problems
-    for file in _files(root):
+    for file in _files(root, problems):
         key, side = _side(file, bone, air)
-        if side in sides.setdefault(key, {}):
-            problems.append(f"{root / file}: a second file for {key}")
-        sides[key].setdefault(side, root / file)
+        _add(sides.setdefault(key, {}), side, root / file, problems)
     if any(found.keys() & {"bone", "air"} for found in sides.values()):
         sides = _partnered(sides, problems)
     return _entries(sides, root, _compile(speaker), corpus, problems)
@@ -164,15 +169,32 @@ def pair(
     sides: Sides = {}
     problems = [] if problems is None else problems
     for side, folder in (("bone", Path(bone)), ("air", Path(air))):
-        for file in _files(folder):
-            sides.setdefault(file.with_suffix("").as_posix(), {})[side] = folder / file
+        for file in _files(folder, problems):
+            _add(sides.setdefault(file.with_suffix("").as_posix(), {}), side, folder / file, problems)
     return _entries(_partnered(sides, problems), Path(air), _compile(speaker), corpus, problems)
 
 
-def _files(root: Path) -> list[Path]:
+def _files(root: Path, problems: list[str]) -> list[Path]:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
-    return [relative for _, relative in sound_files.find([root])]
+    passed_over: list[Path] = []
+    found = [relative for _, relative in sound_files.find([root], passed_over=passed_over)]
+    if passed_over:
+        problems.append(f"{root}: {len(passed_over)} files that are no sound by their names, {passed_over[0].name} say")
+    return found
+
+
+def _add(found: dict[str, Path], side: str, file: Path, problems: list[str]) -> None:
+    """Make ``file`` a side of an utterance; of two files for one side, the first that can be read is it."""
+    other = found.setdefault(side, file)
+    if other == file:
+        return
+    try:
+        sound_files.info(other)
+        problems.append(f"{file}: a second file for what {other} is")
+    except AudioError as error:
+        problems.append(str(error))
+        found[side] = file
 
 
 def _side(file: Path, bone: str, air: str) -> tuple[str, str]:
@@ -267,11 +289,20 @@ def _from_csv(row: dict[str, str | None], where: str, folder: Path) -> Entry:
     entry = Entry(clean, degraded, row.get("speaker") or "", 0.0, row.get("corpus") or row.get("sensor") or "")
     entry = _absolute(entry, folder)
     try:
-        seconds, delay = row.get("seconds"), float(row.get("delay") or 0.0)
+        seconds, delay, drift = row.get("seconds"), float(row.get("delay") or 0.0), float(row.get("drift") or 0.0)
         found = float(seconds) if seconds else min(_seconds(p) for p in (entry.clean, entry.degraded) if p)
     except ValueError as error:
         raise DataError(f"{where}: {error}") from None
-    return _checked(replace(entry, seconds=found, delay=delay), where)
+    inverted = _truth(row.get("inverted") or "", where)
+    return _checked(
+        replace(entry, seconds=found, delay=delay, drift=drift, inverted=inverted, text=row.get("text") or ""), where
+    )
+
+
+def _truth(text: str, where: str) -> bool:
+    if text.strip().lower() not in (*YES, *NO):
+        raise DataError(f"{where}: inverted is {text!r}, must be true or false")
+    return text.strip().lower() in YES
 
 
 def _named(row: Mapping[str, Any], where: str) -> tuple[Any, Any]:
@@ -305,10 +336,12 @@ def _from_json(line: str, where: str, folder: Path) -> Entry:
 def _checked(entry: Entry, where: str) -> Entry:
     if not (entry.clean or entry.degraded):
         raise DataError(f"{where}: neither clean nor degraded")
-    for field in ("seconds", "delay"):
+    for field in ("seconds", "delay", "drift"):
         value = getattr(entry, field)
         if not math.isfinite(value) or (field == "seconds" and value <= 0):
             raise DataError(f"{where}: {field} is {value!r}")
+    if abs(entry.drift) > MOST_DRIFT:
+        raise DataError(f"{where}: drift is {entry.drift!r} ppm, must lie between {-MOST_DRIFT:g} and {MOST_DRIFT:g}")
     return entry
 
 

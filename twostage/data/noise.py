@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import fft
 
-from twostage.audio import sound_files
 from twostage.audio.levels import active_level
 from twostage.audio.sound_files import Audio
+from twostage.audio.speech import read_speech
 from twostage.data.simulator import seeded
 
 
@@ -53,6 +53,5 @@ class Air:
     def _noise(self, samples: int, sample_rate: int, rng: np.random.Generator) -> Audio:
         if not self.noise:
             return pink(samples, sample_rate, rng)
-        sound, rate = sound_files.read(self.noise[int(rng.integers(len(self.noise)))])
-        whole = sound_files.resample(sound[0], rate, sample_rate)
+        whole, _ = read_speech(self.noise[int(rng.integers(len(self.noise)))], sample_rate)
         return looped(whole, samples, int(rng.integers(len(whole))))

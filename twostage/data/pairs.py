@@ -16,6 +16,7 @@ from torch import Tensor
 
 from twostage.audio import sound_files
 from twostage.audio.levels import LEVEL, active_level
+from twostage.audio.speech import without_drift
 from twostage.data.aligned_pair import Alignment, read_mono
 from twostage.data.gate import gate
 from twostage.data.manifest import Entry
@@ -124,9 +125,12 @@ class Cache:
         if self.gate_db:  # the noise is measured over the whole file
             return self._whole(path)[first:last]
         rate = sound_files.info(path).sample_rate
-        start, stop = first * rate // self.sample_rate, -(-last * rate // self.sample_rate)
+        # from so far before it, and to so far behind it, that the filter is as in the whole file
+        before, after = max(0, first - self.sample_rate), last + self.sample_rate
+        start, stop = before * rate // self.sample_rate, -(-after * rate // self.sample_rate)
         sound, _ = sound_files.read(path, start=start, frames=stop - start)
-        return sound_files.match_length(sound_files.resample(sound[0], rate, self.sample_rate), last - first)
+        part = sound_files.resample(without_drift(sound[0], rate), rate, self.sample_rate)
+        return sound_files.match_length(part[first - before :], last - first)
 
 
 class PairDataset:
@@ -205,7 +209,7 @@ class PairDataset:
         first, last = alignment.shared(self._clean.describe(entry.clean)[0], self._degraded.describe(entry.degraded)[0])
         rate, samples = self._pace(rng)
         start = first + _start(last - first, samples, rng)
-        clean = _levelled(self._clean, entry.clean, start, samples)
+        clean = alignment.clean_segment(partial(_levelled, self._clean, entry.clean), start, samples)
         as_recorded = partial(_levelled, self._degraded, entry.degraded)
         degraded = alignment.degraded_segment(as_recorded, start, samples)
         return self._played(degraded, rate), self._played(clean, rate), None

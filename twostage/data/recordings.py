@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from twostage.audio import sound_files
+from twostage.audio.speech import without_drift
 from twostage.data.noise import Air
 from twostage.data.sensors import Sensor
 from twostage.data.simulator import simulate_file
@@ -31,6 +32,7 @@ def simulate_recording(
     clean, sample_rate = sound_files.read(source)
     if not np.isfinite(clean).all():
         raise AudioError("holds NaN or infinite samples", subject=source)
+    clean = without_drift(clean, sample_rate)
     if air and len(clean) > 1:
         raise AudioError(f"has {len(clean)} channels; --air-snr makes two of a file with one", subject=source)
     made = simulate_file(clean, sample_rate, sensor, seed, name)

@@ -5,14 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
+from twostage.audio.plots import no_backend
 from twostage.data.sensor_fit import Character, FittedSensor
 from twostage.utils.files import check_writable, replacing
 
 
 def draw_sensor(path: str | os.PathLike[str], fitted: FittedSensor, *, overwrite: bool = False) -> None:
     """Write a PNG of response, slopes, coherence, scatter and noise by band."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with no_backend():
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     path = Path(path)
     check_writable(path, overwrite)

@@ -1,6 +1,5 @@
 """Models as ONNX: the whole at once, of any length, or one step of a stream with its states as inputs and outputs."""
 
-import logging
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,8 +27,10 @@ from twostage.models.two_stage import TwoStage
 from twostage.nn.streaming import carries, streaming
 from twostage.utils.errors import CheckpointError
 from twostage.utils.files import replacing
+from twostage.utils.logs import quieted
 
 OPSET = 20
+TALKERS = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime")  # packages that log while a model is exported
 TOLERANCE = 1e-4  # to PyTorch, full scale being 1
 HOPS = (1, 2, 3, 125)  # lengths that a file is checked at, in units
 REFUSALS = (RuntimeError, NotImplementedError, UserError)  # torch's, of what its exporters cannot do
@@ -269,11 +270,6 @@ def real(model: EnhancerModule) -> EnhancerModule:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without the exporter's remarks on packages that are not there and on its own future."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with quieted(*TALKERS), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from math import ceil, isfinite
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -99,9 +99,10 @@ def _module(model: object) -> nn.Module:
 
 
 def _twin(model: M) -> M:
-    """A model with state of its own and the same weights, not copies of them."""
+    """A model with state of its own and the same weights, not copies of them; in use, not in training."""
     module = _module(model)
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
+    twin = copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
+    return cast(M, twin.eval())
 
 
 class WindowedChannel:

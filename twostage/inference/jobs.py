@@ -1,36 +1,58 @@
 """Which file is restored into which: inputs as the user named them -> a list of jobs."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from twostage.audio.sound_files import FOREIGN, FORMATS, find
+from twostage.audio.finding import MEDIA
+from twostage.audio.sound_files import FORMATS, SUFFIXES, find
 from twostage.utils.errors import AudioError, ConfigError
+
+FILE_ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One file's way; ``error`` says, without naming ``source``, why there is none."""
+    """One file's way; ``error`` says, without naming ``source``, why there is none.
+
+    ``rivals``: files before it that would write the same target. It is done if none of them was.
+    """
 
     source: Path
     target: Path
     plot: Path | None = None
     error: str | None = None
+    rivals: tuple[Path, ...] = ()
+
+    def beaten_by(self, done: Mapping[Path, Path]) -> str | None:
+        """Why the job cannot be done any more, if its target is among those that were written, by source."""
+        winner = next((rival for rival in self.rivals if done.get(rival) == self.target), None)
+        return f"would write {self.target}, which {winner} writes" if winner else None
 
 
-def plan(inputs: Sequence[str], out: str, *, suffix: str | None = None, plot: bool = False) -> list[Job]:
+def plan(
+    inputs: Sequence[str],
+    out: str,
+    *,
+    suffix: str | None = None,
+    plot: bool = False,
+    passed_over: list[Path] | None = None,
+) -> list[Job]:
     """Jobs for files, folders (their tree is kept) and patterns; ``out`` is a file for one file, else a folder.
 
     ``suffix`` ("flac") is the format in a folder; without it a file keeps its own where that can be written, else WAV.
-    An input that leads nowhere, and a second input for the same output, become jobs with an ``error``.
+    An input that leads nowhere becomes a job with an ``error``. Inputs for the same output have those before them as
+    ``rivals``; what only the extra ``media`` reads comes last. Files in folders that are not taken for sound go to
+    ``passed_over``.
     """
     if _is_file_name(out):
         return [_single(inputs, Path(out), suffix, plot)]
     jobs: list[Job] = []
     for name in inputs:
         try:
-            found = find([name])
+            found = find([name], passed_over=passed_over)
         except AudioError as error:
             jobs.append(Job(Path(name), Path(out), error=error.reason))
             continue
@@ -40,10 +62,14 @@ def plan(inputs: Sequence[str], out: str, *, suffix: str | None = None, plot: bo
 
 
 def _is_file_name(out: str) -> bool:
-    ending = Path(out).suffix.lower().lstrip(".")
-    if ending in FOREIGN and not Path(out).is_dir():
-        raise ConfigError(f"cannot write .{ending} files; the formats are {', '.join(FORMATS)}", subject=out)
-    return ending in FORMATS and not Path(out).is_dir() and not out.endswith(("/", "\\"))
+    if Path(out).is_dir() or out.endswith(("/", "\\")):
+        return False
+    ending = Path(out).suffix
+    known = ending.lower().lstrip(".") in FORMATS
+    if not known and FILE_ENDING.fullmatch(ending):
+        formats = ", ".join(FORMATS)
+        raise ConfigError(f"cannot write {ending} files; the formats are {formats}; for a folder: {out}/", subject=out)
+    return known
 
 
 def _single(inputs: Sequence[str], out: Path, suffix: str | None, plot: bool) -> Job:
@@ -68,6 +94,10 @@ def _written_before(file: Path, name: str, out: str) -> bool:
     return folder != place and folder in place.parents and place in _real(file).parents
 
 
+def _ending(path: Path) -> str:
+    return path.suffix.lower().lstrip(".")
+
+
 def _real(path: Path) -> Path:
     """Without symbolic links; Path.resolve would raise RuntimeError where they lead in a circle."""
     return Path(os.path.realpath(path))
@@ -75,35 +105,34 @@ def _real(path: Path) -> Path:
 
 def renamed(path: Path, suffix: str | None = None) -> Path:
     """The name of a restored file: with ``suffix``, else its own where that can be written, else WAV."""
-    own = path.suffix.lower().lstrip(".")
+    own = _ending(path)
     if suffix is None and own in FORMATS:
         return path
-    stem = path.stem if own in (*FORMATS, *FOREIGN) else path.name  # "take.2" has no suffix to replace
+    stem = path.stem if own in SUFFIXES else path.name  # "take.2" has no suffix to replace
     return path.with_name(f"{stem}.{suffix or 'wav'}")
 
 
 def _distinct(jobs: Sequence[Job]) -> list[Job]:
-    """Jobs without repetition; of two that would write the same file, the second gets an error."""
-    writers: dict[Path, Path] = {}
-    kept: dict[Job, None] = {}  # in the order of their coming
+    """Jobs without repetition; those that would write the same file follow each other and know of those before."""
+    groups: dict[object, list[Job]] = {}
     for job in jobs:
-        first = job.source if job.error else writers.setdefault(_real(job.target), job.source)
-        if first != job.source and _real(first) == _real(job.source):
-            continue
-        if first != job.source:
-            job = Job(job.source, job.target, error=f"would write {job.target}, which {first} writes")
-        kept[job] = None
-    return list(kept)
+        group = groups.setdefault(job.source if job.error else _real(job.target), [])
+        if all(_real(other.source) != _real(job.source) for other in group):
+            group.append(job)
+    kept = []
+    for group in groups.values():
+        group.sort(key=lambda job: _ending(job.source) in MEDIA)  # stable: else in the order of their coming
+        kept += [replace(job, rivals=tuple(other.source for other in group[:n])) for n, job in enumerate(group)]
+    return kept
 
 
 def _with_plots(jobs: Sequence[Job], plot: bool) -> list[Job]:
     """Name a picture beside each output: a.png for a.wav, and a.flac.png where that name is taken."""
-    taken: set[Path] = set()
+    pictures: dict[Path, Path] = {}
     planned = []
     for job in jobs:
         picture = job.target.with_suffix(".png")
-        if picture in taken:
+        if pictures.setdefault(picture, job.target) != job.target:
             picture = job.target.with_name(job.target.name + ".png")
-        taken.add(picture)
-        planned.append(Job(job.source, job.target, picture if plot and not job.error else None, job.error))
+        planned.append(replace(job, plot=picture if plot and not job.error else None))
     return planned

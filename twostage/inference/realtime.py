@@ -9,13 +9,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from twostage.audio.signatures import container_of, undecided
 from twostage.audio.sound_files import Audio
+from twostage.inference.meter import Meter
 from twostage.inference.stream import Stream
 from twostage.utils.errors import AudioError, ConfigError
 
 FORMATS: dict[str, np.dtype[Any]] = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}  # little-endian
 FULL = 32768  # full scale of s16
 CHUNK = 65536  # bytes read at most at once; a pipe gives what is there
+SPOKEN_WITH_A_VOWEL = ("AAC", "AIFF", "AMR", "APE", "AU", "MP3", "MP4", "Ogg", "RF64")
 WARM = 20  # hops before the clock runs
 LONGEST = 2**31 - 1  # milliseconds, 24 days: what a C long holds everywhere
 
@@ -89,15 +92,26 @@ class Pcm:
 
 def pipe(stream: Stream, source: BinaryIO, sink: BinaryIO, pcm: Pcm) -> None:
     """Raw PCM from ``source`` to its end, through the stream, to ``sink``, each piece as soon as it is there."""
-    first = True
-    while data := os.read(source.fileno(), CHUNK):
-        if first and data[:4] == b"RIFF":
-            raise AudioError("standard input: a WAV file, wanted raw PCM (with arecord: -t raw)")
-        first = False
+    for data in _raw(source):
         sink.write(pcm.encode(stream.push(pcm.decode(data))))
         sink.flush()
     sink.write(pcm.encode(stream.flush()))
     sink.flush()
+
+
+def _raw(source: BinaryIO) -> Iterator[bytes]:
+    """What a pipe gives, as it comes. Raises AudioError if it begins as a sound file does, which would be noise."""
+    head = b""
+    while undecided(head) and (data := os.read(source.fileno(), CHUNK)):
+        head += data
+    if kind := container_of(head):
+        hint = " (with arecord: -t raw)" if kind == "WAV" else ""
+        article = "an" if kind in SPOKEN_WITH_A_VOWEL else "a"
+        raise AudioError(f"standard input: {article} {kind} file, wanted raw PCM{hint}; --file plays sound files")
+    if head:
+        yield head
+    while data := os.read(source.fileno(), CHUNK):
+        yield data
 
 
 def against_the_clock(stream: Stream, blocks: Iterable[Audio], hop: int, work: list[float]) -> Iterator[Audio]:
@@ -125,21 +139,47 @@ def in_hops(blocks: Iterable[Audio], hop: int) -> Iterator[Audio]:
         yield rest
 
 
-def converse(stream: Stream, hop: int, devices: tuple[str | int | None, str | int | None], seconds: float) -> int:
-    """Microphone to loudspeaker for ``seconds`` (0: until interrupted); the number of times that sound was lost.
+def device_list() -> str:
+    """The sound devices that there are, a line each, with their numbers. Raises ConfigError without sounddevice."""
+    return str(_sounddevice().query_devices())
 
-    Raises ConfigError if sounddevice is missing, AudioError if a device cannot be opened at the stream's rate.
-    """
+
+def _sounddevice() -> Any:
     try:
         import sounddevice
     except (ImportError, OSError) as error:  # OSError: the package without the PortAudio library
         raise ConfigError(f"sound devices need the extra live: pip install 'twostage[live]' ({error})") from None
-    lost, ready = 0, np.zeros(0, np.float32)
+    return sounddevice
+
+
+def converse(
+    stream: Stream,
+    hop: int,
+    devices: tuple[str | int | None, str | int | None],
+    seconds: float,
+    meter: Meter | None = None,
+) -> int:
+    """Microphone to loudspeaker for ``seconds`` (0: until interrupted); the number of times that sound was lost.
+
+    It goes on when sound is lost, and when a device gives samples that are no sound; ``meter`` hears of every hop.
+    Raises ConfigError if sounddevice is missing, AudioError if a device cannot be opened at the stream's rate.
+    """
+    sounddevice = _sounddevice()
+    meter = meter or Meter(hop / stream.sample_rate, 0.0, print, pace=0.0)
+    ready = np.zeros(0, np.float32)
 
     def on_hop(heard: Audio, spoken: Audio, _frames: int, _time: object, status: object) -> None:
-        nonlocal lost, ready
-        lost += bool(status)
-        ready = np.concatenate([ready, stream.push(heard[:, 0] if stream.inputs == 1 else heard.T)])
+        nonlocal ready
+        if status:
+            meter.xrun()
+        began = time.perf_counter()
+        try:
+            made = stream.push(heard[:, 0] if stream.inputs == 1 else heard.T)
+        except AudioError:  # NaN, or far beyond full scale: a device that is being plugged in
+            stream.reset()
+            made = np.zeros(len(heard), np.float32)
+        meter.hop(heard[:, 0], time.perf_counter() - began, len(ready) / stream.sample_rate)
+        ready = np.concatenate([ready, made])
         count = min(len(ready), len(spoken))
         # until the first sample is ready, silence comes before it
         spoken[:] = 0
@@ -149,8 +189,9 @@ def converse(stream: Stream, hop: int, devices: tuple[str | int | None, str | in
     options = {"samplerate": stream.sample_rate, "blocksize": hop, "device": devices, "dtype": "float32"}
     options["channels"] = (stream.inputs, 1)
     try:
-        with sounddevice.Stream(callback=on_hop, latency="low", **options):
+        with sounddevice.Stream(callback=on_hop, latency="low", **options) as device:
+            meter.latency = stream.latency / stream.sample_rate + sum(device.latency)
             sounddevice.sleep(ceil(seconds * 1000) if seconds else LONGEST)
     except sounddevice.PortAudioError as error:
         raise AudioError(f"sound device: {error}") from None
-    return lost
+    return meter.xruns

@@ -1,10 +1,12 @@
 """Restore recordings of any rate, length and number of channels: arrays, tensors and files, always as a stream.
 
-A first pass measures each channel's level; a second brings it to the level that models are trained at, restores it
-in pieces, and spills the result to a temporary file, because its loudness and peak must be known before it is written.
+What lies below speech is taken away as it comes in. A first pass measures each channel's level; a second brings it to
+the level that models are trained at, restores it in pieces, and spills the result to a temporary file, because its
+loudness and peak must be known before it is written.
 """
 
 import io
+import logging
 import os
 import shutil
 import time
@@ -21,8 +23,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from twostage.audio.bandwidth import BandMeter, ChannelBand, ClipMeter
+from twostage.audio.bandwidth import BandMeter, ChannelBand, ClipMeter, unsuited
+from twostage.audio.highpass import highpassed
 from twostage.audio.levels import LEVEL, LevelMeter
+from twostage.audio.limiter import limited
 from twostage.audio.sound_files import (
     BLOCK,
     LOSSY,
@@ -36,18 +40,26 @@ from twostage.audio.sound_files import (
     resampled,
     resampled_length,
 )
+from twostage.inference.arrays import check_sample_rate, taken
 from twostage.inference.chunks import enhance
 from twostage.inference.windows import keep_low_band
-from twostage.models.enhancer import Enhancer
-from twostage.utils.errors import AudioError, ConfigError
+from twostage.models.enhancer import Enhancer, evaluating
+from twostage.utils.errors import AudioError, Cancelled, ConfigError
 from twostage.utils.files import check_writable, make_folder
 from twostage.utils.memory import honest
 
-SILENCE = -90.0  # dBFS: the noise of 16-bit quantization; nothing to restore below it
+# what two values of a coding are apart, at the least: what is quieter is silence; of others, that of 16 bits
+STEPS = {"PCM_S8": 2**-7, "PCM_U8": 2**-7, "PCM_24": 2**-23, "PCM_32": 2**-31, "FLOAT": 0.0, "DOUBLE": 0.0}
+STEPS |= {"ULAW": 2**-12, "ALAW": 2**-11}
+STEP_16 = 2**-15
+EPSILON, LEAST = 2**-24, 1e-35  # of the peak, what a float beside it can still hold; what float32 can hold at all
+CREST = 14.0  # dB that speech peaks above its active level
 PEAK, LOSSY_PEAK = 0.99, 0.89  # decoders of lossy formats overshoot what was encoded
 
+logger = logging.getLogger(__name__)
 A = TypeVar("A", bound=Any)
-Progress = Callable[[float], None]
+Progress = Callable[[float], None]  # hears of the seconds of sound that were done since it heard last
+Cancel = Callable[[], bool]  # asked before every block of sound whether to stop
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,7 @@ class Options:
     """How to restore: ``seconds`` of a window, ``level`` "input" or "model", ``keep_low_band`` in Hz (0: nothing).
 
     ``sample_rate`` of the output file: "model" or "input". ``batch`` windows go through the model at once.
+    ``salvage`` takes what there is of a file that is cut or damaged, with a warning that says what is missing.
     ``if_full_band``, what becomes of a channel whose band is not missing: "restore", with a warning, "copy" or "error".
     """
 
@@ -64,9 +77,14 @@ class Options:
     sample_rate: str = "model"
     overwrite: bool = False
     batch: int = 1
+    salvage: bool = False
     if_full_band: str = "restore"
 
     def __post_init__(self) -> None:
+        for name, kinds in (("batch", int), ("seconds", int | float), ("keep_low_band", int | float)):
+            value = getattr(self, name)
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise ConfigError(f"{name} is {value!r}, must be a {'whole ' * (kinds is int)}number")
         if self.batch < 1:
             raise ConfigError(f"batch is {self.batch}, must be at least 1")
         if not self.seconds > 0:
@@ -113,56 +131,47 @@ class Source:
     name: str
     sample_rate: int
     channels: int
-    blocks: Callable[[], Iterator[Audio]]
+    blocks: Callable[[], Iterator[NDArray[Any]]]
+    step: float = 0.0  # what two values are apart
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What the first pass finds: samples, and each channel's active level (C,) in dBFS at the model's rate and band."""
+    """What the first pass finds: samples, and each channel's active level in dBFS, peak (C,), band, at the model's rate.
+
+    A channel is silent if it is quieter than its source can tell from nothing (``resolution``, (C,), an amplitude).
+    """
 
     frames: int
     levels: NDArray[np.float64]
+    peaks: NDArray[np.float64]
+    resolution: NDArray[np.float64]
     bands: tuple[ChannelBand, ...]
 
     @property
     def silent(self) -> NDArray[np.bool_]:
-        return self.levels < SILENCE
+        return self.levels < 20 * np.log10(self.resolution)
 
     def spoken(self, inputs: int) -> "Survey":
         """Of the first of every ``inputs`` channels: one for each that comes out."""
-        return Survey(self.frames, self.levels[::inputs], self.bands[::inputs])
+        chosen = slice(None, None, inputs)
+        return Survey(self.frames, self.levels[chosen], self.peaks[chosen], self.resolution[chosen], self.bands[chosen])
 
     @property
     def full_band(self) -> NDArray[np.bool_]:
+        """Whether the band of each channel (C,) is there already."""
         return np.array([band.full_band for band in self.bands]) & ~self.silent
 
-    def copied(self, if_full_band: str) -> NDArray[np.bool_]:
+    def copied(self, options: Options) -> NDArray[np.bool_]:
         """The channels (C,) that are left as they are."""
-        return self.full_band & (if_full_band == "copy")
+        return self.full_band & (options.if_full_band == "copy")
 
-    def complaints(self, inputs: int, if_full_band: str) -> list[str]:
+    def complaints(self, inputs: int, options: Options) -> list[str]:
         """About what a model of so many ``inputs`` was not made for."""
-        return [*self._about_silence(inputs), *self.spoken(inputs)._about_sound(if_full_band == "copy")]
+        heard = self.spoken(inputs)
+        return [*self._silence(inputs), *unsuited(heard.bands, heard.silent, copied=options.if_full_band == "copy")]
 
-    def _about_sound(self, copied: bool) -> list[str]:
-        heard = np.flatnonzero(~self.silent)
-        least = max((band.high_db or 0.0 for band in self.bands if band.full_band), default=0.0)
-        done = "copied" if copied else "restored all the same, which can make it worse"
-        found = {
-            f"full-band already ({-least:.0f} dB from the low to the high band); {done}": self.full_band,
-            "without pauses (noise, music or many voices?); made for one voice without noise": np.array(
-                [band.unbroken for band in self.bands]
-            ),
-            "clipped; the distortion is taken for speech": np.array([band.is_clipped for band in self.bands]),
-        }
-        told = []
-        for complaint, which in found.items():
-            named = [str(channel + 1) for channel in heard if which[channel]]
-            all_of_them = len(named) == len(self.bands)
-            told += [complaint if all_of_them else f"channel {', '.join(named)} {complaint}"] * bool(named)
-        return told
-
-    def _about_silence(self, inputs: int) -> list[str]:
+    def _silence(self, inputs: int) -> list[str]:
         silent = np.flatnonzero(self.silent)
         if len(silent) == len(self.levels):
             return ["silent; restored as silence"]
@@ -199,36 +208,76 @@ def restore(
     level: str = "input",
     keep_low_band: float = 0.0,
     if_full_band: str = "restore",
+    batch: int = 1,
+    progress: Progress = lambda seconds: None,
+    cancel: Cancel = lambda: False,
 ) -> A:
     """Restore bone-conducted speech: (T,) or (C, T) -> the same at ``model.sample_rate``, each channel by itself.
 
     A model of two inputs makes (1, T) of (2, T), bone and air; what is said of the input's level and band is of bone.
+    A batch is a list or tuple of such arrays, of any lengths, or one array (B, C, T); what comes out is a list or
+    (B, C, T'), each item restored as it would be alone.
 
     ``audio`` is a numpy array or a tensor; the result is of its type, dtype and device. Integers are taken at their
-    full scale. The length is ``round(T * model.sample_rate / sample_rate)``. ``seconds`` of a window bound the memory,
-    they do not change the result; ``level`` "input" gives each channel the active level that it came with, "model"
-    leaves the model's; below ``keep_low_band`` Hz the input itself is kept. Speech whose band is not missing, noise,
-    music and clipping are warned of; ``if_full_band`` "copy" leaves a channel whose band is there as it is, "error"
-    refuses it.
+    full scale, unsigned ones around the middle of their range; floats may be in any unit. The length is
+    ``round(T * model.sample_rate / sample_rate)``. ``seconds`` of a window bound the memory, they do not change the
+    result; ``level`` "input" gives each channel the active level that it came with, "model" leaves the model's; below
+    ``keep_low_band`` Hz the input itself is kept. Speech whose band is not missing, noise, music and clipping are
+    warned of; ``if_full_band`` "copy" leaves a channel whose band is there as it is, "error" refuses it. ``batch``
+    windows go through the model at once, which is for GPUs, and may change the last bits.
+
+    ``progress`` is called after each window with the seconds of sound that were done since its last call;
+    ``cancel`` is asked before each block of at most 65536 samples, and the work ends when it returns True.
+
+    What lies below speech (an offset, a drift, movement) is taken away first. A peak beyond full scale, or beyond that
+    of floats which go further themselves, is turned down with what is around it. The model runs as for use, even if
+    it was left in training mode.
 
     Raises:
-        AudioError: the shape is not what the model takes, there are no samples, or some are not finite; or the band is
-            there, and ``if_full_band`` is "error".
+        AudioError: the shape or dtype is not what can be restored, ``sample_rate`` is not what files may have, there
+            are no samples, or some are not finite; or the band is there, and ``if_full_band`` is "error".
+        ConfigError: ``model`` is no model, or a setting is out of range.
+        Cancelled: ``cancel`` returned True.
     """
-    options = Options(seconds, level, keep_low_band, if_full_band=if_full_band)
-    samples, give_back = _as_float(audio, sample_rate)
-    rows = np.atleast_2d(samples)
+    if not callable(model):
+        raise ConfigError(f"model is {str(model)[:100]!r}, must be what twostage.load gives")
+    options = Options(seconds, level, keep_low_band, batch=batch, if_full_band=if_full_band)
+    if _is_batch(audio):
+        return _batch(audio, [_restore(model, item, sample_rate, options, progress, cancel) for item in audio])
+    return _restore(model, audio, sample_rate, options, progress, cancel)
+
+
+def _is_batch(audio: Any) -> bool:
+    """Whether ``audio`` is several signals: a list or tuple of arrays or tensors, or one of three dimensions."""
+    if isinstance(audio, list | tuple):
+        return any(isinstance(item, np.ndarray | torch.Tensor) for item in audio)
+    return isinstance(audio, np.ndarray | torch.Tensor) and audio.ndim == 3 and len(audio) > 0
+
+
+def _batch(audio: Any, items: list[Any]) -> Any:
+    """Items restored, in the form of the batch that they came in."""
+    if isinstance(audio, list | tuple):
+        return items
+    return torch.stack(items) if isinstance(audio, torch.Tensor) else np.stack(items)
+
+
+def _restore(
+    model: Enhancer, audio: Any, sample_rate: int, options: Options, progress: Progress, cancel: Cancel
+) -> Any:
+    rate, samples = check_sample_rate(sample_rate), taken(audio)
+    rows = np.atleast_2d(samples.audio)
     blocks = np.split(rows, range(BLOCK, rows.shape[1], BLOCK), axis=1)
-    source = Source("audio", int(sample_rate), len(rows), lambda: iter(blocks))
+    source = _cancellable(Source("audio", rate, len(rows), lambda: iter(blocks), samples.step), cancel)
     outputs = _outputs(model, source)
-    survey = measure(source, model.sample_rate)
+    survey = measure(source, model.sample_rate, causal=model.causal)
     _check_band(source, survey.spoken(model.inputs), options)
-    for complaint in survey.complaints(model.inputs, if_full_band):
-        warnings.warn(f"the audio is {complaint}", stacklevel=2)
+    for complaint in survey.complaints(model.inputs, options):
+        warnings.warn(f"the audio is {complaint}", stacklevel=3)
     spill = Spill(io.BytesIO(), outputs)
-    gains, _ = _render(model, source, survey, model.sample_rate, options, spill, PEAK, lambda _: None)
-    out = np.concatenate([block * gains for block in spill.blocks()], axis=1)
-    return give_back(out.reshape(-1) if samples.ndim == 1 else out)
+    peak = PEAK if samples.step else max(PEAK, float(survey.peaks.max()))
+    made = _render(model, source, survey, model.sample_rate, options, spill, peak, progress)
+    out = np.concatenate(list(made.blocks(spill)), axis=1)
+    return samples.give_back(out.reshape(-1) if samples.audio.ndim == 1 else out)
 
 
 @honest()
@@ -239,33 +288,37 @@ def restore_file(
     options: Options | None = None,
     *,
     progress: Progress = lambda seconds: None,
+    cancel: Cancel = lambda: False,
 ) -> Report:
     """Restore one sound file into another, format by the suffix of ``target``; ``progress`` hears of seconds done.
 
-    ``target`` appears only when it is complete. Raises AudioError, one line that names the file and what is wrong.
+    ``target`` appears only when it is complete. Raises AudioError, one line that names the file and what is wrong, and
+    Cancelled when ``cancel``, which is asked before each block of sound, returns True.
     """
     options, target, started = options or Options(), Path(target), time.perf_counter()
     if target.exists() and Path(source).exists() and target.samefile(source):
         raise AudioError("would be replaced by its own restoration", subject=source)
     check_writable(target, options.overwrite)
-    with Reader(source) as reader:
+    with Reader(source, salvage=options.salvage) as reader:
         given = reader.info
-        sound = Source(str(source), given.sample_rate, given.channels, reader.blocks)
+        whole = Source(str(source), given.sample_rate, given.channels, reader.blocks, step_of(given.subtype))
+        sound = _cancellable(whole, cancel)
         rate = model.sample_rate if options.sample_rate == "model" else given.sample_rate
         peak = LOSSY_PEAK if coding_for(target, given.subtype)[1] in LOSSY else PEAK
         outputs = _outputs(model, sound)
-        survey = measure(sound, model.sample_rate)
-        spoken = survey.spoken(model.inputs)
-        _check_band(sound, spoken, options)
+        survey = measure(sound, model.sample_rate, causal=model.causal)
+        heard = survey.spoken(model.inputs)
+        _check_band(sound, heard, options)
         _check_space(target, 4 * outputs * resampled_length(survey.frames, given.sample_rate, rate))
         with (
             Writer(target, rate, outputs, subtype=given.subtype, overwrite=options.overwrite) as writer,
             _spill_beside(target, outputs) as spill,
         ):
-            gains, limited = _render(model, sound, survey, rate, options, spill, peak, progress)
-            for block in spill.blocks():
-                writer.write((block * gains).astype(np.float32))
+            made = _render(model, sound, survey, rate, options, spill, peak, progress)
+            for block in made.blocks(spill):
+                writer.write(block)
     elapsed = time.perf_counter() - started
+    logger.debug("%s: %d channels at %d Hz restored in %.2f s", source, given.channels, given.sample_rate, elapsed)
     return Report(
         str(source),
         str(target),
@@ -275,11 +328,28 @@ def restore_file(
         sample_rate=rate,
         elapsed=elapsed,
         realtime_factor=elapsed * given.sample_rate / survey.frames,
-        limited_db=limited,
-        warnings=survey.complaints(model.inputs, options.if_full_band),
-        high_band_db=[band.high_db if band.high_db is None else round(band.high_db, 1) for band in spoken.bands],
-        copied=[int(channel) + 1 for channel in np.flatnonzero(spoken.copied(options.if_full_band))],
+        limited_db=made.limited_db,
+        warnings=[*reader.notes, *survey.complaints(model.inputs, options)],
+        high_band_db=[band.high_db if band.high_db is None else round(band.high_db, 1) for band in heard.bands],
+        copied=[int(channel) + 1 for channel in np.flatnonzero(heard.copied(options))],
     )
+
+
+def step_of(subtype: str) -> float:
+    """What two values of a sound file's coding are apart, at full scale 1; 0 of floats."""
+    return STEPS.get(subtype, STEP_16)
+
+
+def _cancellable(source: Source, cancel: Cancel) -> Source:
+    """The same sound, whose blocks end with Cancelled as soon as ``cancel`` returns True."""
+
+    def blocks() -> Iterator[Audio]:
+        for block in source.blocks():
+            if cancel():
+                raise Cancelled(f"{source.name}: cancelled")
+            yield block
+
+    return replace(source, blocks=blocks)
 
 
 def _outputs(model: Enhancer, source: Source) -> int:
@@ -291,38 +361,64 @@ def _outputs(model: Enhancer, source: Source) -> int:
     return source.channels // inputs
 
 
-def _check_band(source: Source, survey: Survey, options: Options) -> None:
-    if options.if_full_band == "error" and survey.full_band.any():
-        channels = ", ".join(str(channel + 1) for channel in np.flatnonzero(survey.full_band))
+def _check_band(source: Source, heard: Survey, options: Options) -> None:
+    if options.if_full_band == "error" and heard.full_band.any():
+        channels = ", ".join(str(channel + 1) for channel in np.flatnonzero(heard.full_band))
         raise AudioError(f"full-band already (channel {channels}); nothing is missing", subject=source.name)
 
 
-def measure(source: Source, sample_rate: int) -> Survey:
-    """Measure each channel's active level and band as they are at ``sample_rate``.
+def measure(source: Source, sample_rate: int, *, causal: bool = False) -> Survey:
+    """Measure each channel's active level and band as they are at ``sample_rate``, for a ``causal`` model or another.
 
     Raises AudioError if there are no samples or some are not finite.
     """
-    meter, frames = LevelMeter(source.channels, sample_rate), 0
+    meter, frames, peaks = LevelMeter(source.channels, sample_rate), 0, np.zeros(source.channels)
     bands, clipping = BandMeter(source.channels, sample_rate), ClipMeter(source.channels)
 
-    def checked() -> Iterator[Audio]:
-        nonlocal frames
+    def checked() -> Iterator[NDArray[Any]]:
+        nonlocal frames, peaks
         for block in source.blocks():
             bad = np.flatnonzero(~np.isfinite(block).all(axis=0))
             if bad.size:
                 seconds = (frames + bad[0]) / source.sample_rate
                 raise AudioError(f"NaN or infinite samples, the first at {seconds:.3f} s", subject=source.name)
             frames += block.shape[1]
+            peaks = np.maximum(peaks, np.abs(block).max(axis=1, initial=0))
+            if peaks.max() > np.finfo(np.float32).max:
+                what = f"samples of up to {peaks.max():.0e} are more than can be restored"
+                raise AudioError(what, subject=source.name)
             clipping.add(block)
             yield block
 
-    for block in resampled(checked(), source.sample_rate, sample_rate, source.channels):
+    for block in _speech(checked(), source, sample_rate, causal=causal):
         meter.add(block)
         bands.add(block)
     if frames == 0:
         raise AudioError("holds no samples", subject=source.name)
+    resolution = np.maximum(np.maximum(source.step, EPSILON * peaks), LEAST)
     found = zip(bands.bands(), clipping.shares(), strict=True)
-    return Survey(frames, meter.levels(), tuple(replace(band, clipped=float(share)) for band, share in found))
+    heard = tuple(replace(band, clipped=float(share)) for band, share in found)
+    return Survey(frames, meter.levels(), meter.peak, resolution, heard)
+
+
+def _speech(blocks: Iterator[NDArray[Any]], source: Source, sample_rate: int, *, causal: bool) -> Iterator[Audio]:
+    """Blocks of ``source`` at ``sample_rate``, without what lies below speech: it would ring in the resampler."""
+    high = highpassed(blocks, source.sample_rate, source.channels, causal=causal)
+    return resampled(high, source.sample_rate, sample_rate, source.channels)
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How a spilled restoration is to be played: gains (C, 1), and a limiter that keeps it below ``peak``."""
+
+    gains: Audio
+    peak: float
+    sample_rate: int
+    limited_db: float  # what is taken off the loudest sample, at the most
+
+    def blocks(self, spill: Spill) -> Iterator[Audio]:
+        played = ((block * self.gains).astype(np.float32) for block in spill.blocks())
+        yield from limited(played, self.peak, self.sample_rate)
 
 
 def _render(
@@ -334,17 +430,16 @@ def _render(
     spill: Spill,
     peak: float,
     progress: Progress,
-) -> tuple[Audio, float]:
-    """Restore ``source`` into ``spill`` at ``rate``; return gains (C, 1) to play it with, and dB taken off."""
+) -> Rendering:
+    """Restore ``source`` into ``spill`` at ``rate``; how to play it."""
     if options.keep_low_band >= model.sample_rate / 2:
         raise ConfigError(f"keep_low_band is {options.keep_low_band} Hz, must be below {model.sample_rate / 2} Hz")
     gains = np.where(survey.silent, 0, _amplitude(LEVEL - np.where(survey.silent, 0, survey.levels)))[:, None]
-    inputs = model.inputs
-    spoken = survey.spoken(inputs)
-    copied = spoken.copied(options.if_full_band)
+    spoken = survey.spoken(model.inputs)
+    copied = spoken.copied(options)
     if options.level == "input":
-        gains[::inputs][copied] = 1
-    given = resampled(source.blocks(), source.sample_rate, model.sample_rate, source.channels)
+        gains[:: model.inputs][copied] = 1
+    given = _speech(source.blocks(), source, model.sample_rate, causal=model.causal)
     normal = (block * gains.astype(np.float32) for block in given)
     # memory is for as much sound, however many channels share it
     seconds = options.seconds * USUAL / max(USUAL, source.channels)
@@ -354,16 +449,18 @@ def _render(
     outputs = len(spoken.levels)
     stream = resampled(restored, model.sample_rate, rate, outputs)
     if copied.any() and (copied | spoken.silent).all():  # what no model hears need not go through its rate
-        stream = resampled(_untouched(source, gains, inputs, progress), source.sample_rate, rate, outputs)
+        stream = resampled(_untouched(source, gains, model.inputs, progress), source.sample_rate, rate, outputs)
     meter = LevelMeter(outputs, rate)
     # back at the input's rate, the two roundings of the length must not show
     frames = resampled_length(survey.frames, source.sample_rate, rate)
-    for block in exactly(stream, frames, outputs):
-        meter.add(block)
-        spill.write(block)
+    with evaluating(model):
+        for block in exactly(stream, frames, outputs):
+            meter.add(block)
+            spill.write(block)
     if not np.isfinite(meter.peak).all():
         raise AudioError("the model's output is not finite", subject=source.name)
-    return _final_gains(meter, spoken, options, peak)
+    gains, limited_db = _final_gains(meter, spoken, options, peak)
+    return Rendering(gains, peak, rate, limited_db)
 
 
 def _with_copies(pairs: Iterator[tuple[Audio, Audio]], copied: NDArray[np.bool_]) -> Iterator[tuple[Audio, Audio]]:
@@ -376,7 +473,7 @@ def _untouched(source: Source, gains: Audio, inputs: int, progress: Progress) ->
     """The first of every ``inputs`` channels as they come, with their gains (C, 1)."""
     for block in source.blocks():
         progress(block.shape[1] / source.sample_rate)
-        yield (block * gains.astype(np.float32))[::inputs]
+        yield (block * gains).astype(np.float32)[::inputs]
 
 
 def _counted(
@@ -388,14 +485,17 @@ def _counted(
 
 
 def _final_gains(meter: LevelMeter, survey: Survey, options: Options, peak: float) -> tuple[Audio, float]:
+    """Gains (C, 1) at which speech fits below ``peak``, and dB that are taken off the loudest sample in all."""
     levels = meter.levels()
     gains = np.where(survey.silent, 0.0, 1.0)
     if options.level == "input":
-        matched = ~survey.silent & np.isfinite(levels) & ~survey.copied(options.if_full_band)
+        matched = ~survey.silent & np.isfinite(levels) & ~survey.copied(options)
         gains[matched] = _amplitude(survey.levels[matched] - levels[matched])
     loudest = float((gains * meter.peak).max())
-    over = max(1.0, loudest / peak)  # one gain for all channels: their balance is part of the recording
-    return (gains / over).astype(np.float32)[:, None], 20 * log10(over)
+    # one sample does not decide the gain of an hour: what goes beyond the peaks of speech is left to the limiter
+    typical = float((gains * _amplitude(levels + CREST)).max())
+    over = max(1.0, min(loudest, typical) / peak)  # one gain for all channels: their balance is part of the recording
+    return (gains / over).astype(np.float32)[:, None], 20 * log10(max(1.0, loudest / peak))
 
 
 def _amplitude(decibels: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -421,29 +521,3 @@ def _spill_beside(target: Path, channels: int) -> Iterator[Spill]:
         raise AudioError(
             f"cannot be written ({error.strerror or os.strerror(error.errno or 0)})", subject=target
         ) from None
-
-
-def _as_float(audio: Any, sample_rate: int) -> tuple[Audio, Callable[[Audio], Any]]:
-    """Float32 samples of an array or tensor, and the way back to what it was."""
-    if sample_rate != int(sample_rate) or sample_rate < 1:
-        raise AudioError(f"sample_rate is {sample_rate}, must be a positive whole number of Hz")
-    if isinstance(audio, torch.Tensor):
-        kind, device = audio.dtype, audio.device
-        bits = None if kind.is_floating_point else torch.iinfo(kind).bits
-        samples = (audio.detach().to("cpu", torch.float64 if bits else torch.float32)).numpy()
-    else:
-        audio = np.asarray(audio)
-        bits = np.iinfo(audio.dtype).bits if np.issubdtype(audio.dtype, np.integer) else None
-        samples = audio.astype(np.float64 if bits else np.float32)
-    channels = samples.shape[0] if samples.ndim == 2 else 1
-    if samples.ndim not in (1, 2) or channels == 0 or channels > max(256, samples.shape[-1]):
-        raise AudioError(f"audio has shape {tuple(samples.shape)}, wanted (T,) or (C, T)")
-    scale = 2.0 ** (bits - 1) if bits else 1.0
-
-    def give_back(out: Audio) -> Any:
-        scaled = np.round(out * scale) if bits else out
-        if isinstance(audio, torch.Tensor):
-            return torch.from_numpy(scaled).to(device, kind)
-        return scaled.astype(audio.dtype)
-
-    return (samples / scale).astype(np.float32), give_back

@@ -1,17 +1,21 @@
 """Speech as it comes: pushed in pieces of any size, restored as soon as the model can."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from math import isfinite
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 
+from twostage.audio.highpass import CausalHighPass, ZeroPhaseHighPass
 from twostage.audio.sound_files import Audio
+from twostage.inference.arrays import taken
 from twostage.inference.chunks import live
-from twostage.models.enhancer import Enhancer
+from twostage.models.enhancer import Enhancer, evaluating
 from twostage.utils.errors import AudioError, ConfigError
 
+CHUNK = 0.1  # seconds that are rid of what lies below speech at once, for a model that looks ahead
 LOUDEST = 200.0  # dB of gain: more than from the quietest bit of 32 to full scale
 
 
@@ -20,7 +24,9 @@ class Stream:
 
     A model of two inputs makes it of two, bone and air: what is pushed is (2, T) then.
 
-    All that ``push`` and ``flush`` return, joined, is as long as what was pushed and equals ``model`` of the whole.
+    What lies below speech (an offset, a drift, movement) is taken away first, unless it has been by ``audio.highpass``
+    already (``highpassed``). All that ``push`` and ``flush`` return, joined, is as long as what was pushed and equals
+    ``model`` of the whole without that.
     A causal model carries its state from piece to piece; any other runs in windows that keep ``seconds`` each, with
     the context that they need on both sides, for which it waits. ``gain_db`` is applied to what goes in and taken back
     from what comes out: models are trained on speech at an active level of -26 dBFS. Two of them, for two inputs, are
@@ -32,7 +38,14 @@ class Stream:
         ConfigError: the model needs all of the signal at once, or a setting is out of range.
     """
 
-    def __init__(self, model: Enhancer, *, seconds: float = 1.0, gain_db: float | Sequence[float] = 0.0) -> None:
+    def __init__(
+        self,
+        model: Enhancer,
+        *,
+        seconds: float = 1.0,
+        gain_db: float | Sequence[float] = 0.0,
+        highpassed: bool = False,
+    ) -> None:
         if not (isfinite(seconds) and seconds > 0 and np.isfinite(gain_db).all()):
             raise ConfigError(f"seconds is {seconds}, must be positive; gain_db is {gain_db}, must be finite")
         if np.abs(gain_db).max() > LOUDEST:
@@ -42,36 +55,47 @@ class Stream:
             raise ConfigError(f"gain_db is {gain_db}, must be one number for each of {self.inputs} inputs, or for all")
         decibels = np.broadcast_to(np.asarray(gain_db, np.float32), self.inputs)
         self._gain = (10 ** (decibels[:, None] / 20)).astype(np.float32)
+        self._model = model
         self._work = live(model, seconds)
-        self.latency = self._work.latency
+        self._high = _HighPass(model, highpassed)
+        self.latency = self._work.latency + self._high.latency
+        self._give_back: Callable[[Audio], Any] = lambda out: out
         self._closed = False
 
-    def push(self, samples: ArrayLike) -> Audio:
-        """Samples (T,), or (2, T), T of any size, in; those that are ready now, (T',) float32, out.
+    def push(self, samples: Any) -> Any:
+        """Samples (T,), or (2, T), T of any size, in; those that are ready now, (T',), out.
 
-        Raises AudioError for another shape, samples that are not finite, a stream that is closed; nothing is taken in.
-        So does what comes out where it is not finite, of samples far beyond full scale.
+        Arrays and tensors of any dtype that ``restore`` takes, integers at their full scale; what comes out, of
+        ``flush`` too, is as what was pushed last. Raises AudioError for another shape or dtype, samples that are not
+        finite, a stream that is closed; nothing is taken in. So does what comes out where it is not finite, of samples
+        far beyond full scale.
         """
         if self._closed:
             raise AudioError("the stream is closed")
-        audio = np.asarray(samples, np.float32)
-        if self.inputs == 1 and audio.ndim != 1:
-            raise AudioError(f"samples have shape {audio.shape}, wanted (T,): a stream is of one channel")
-        if self.inputs > 1 and (audio.ndim != 2 or len(audio) != self.inputs):
-            raise AudioError(f"samples have shape {audio.shape}, wanted ({self.inputs}, T): bone and air")
-        if not np.isfinite(audio).all():
+        given = taken(samples, name="samples", wanted=self._wanted)
+        audio = np.atleast_2d(given.audio)
+        if not (np.abs(audio) <= np.finfo(np.float32).max).all():
             raise AudioError("samples are NaN or infinite")
-        return self._out(self._work.push(np.atleast_2d(audio) * self._gain))
+        self._give_back = given.give_back
+        return given.give_back(self._out(self._work.push(self._high.push(audio) * self._gain)))
 
-    def flush(self) -> Audio:
+    def flush(self) -> Any:
         """The rest, (T',): the signal ends here; the next push begins another."""
-        rest = self._out(self._work.flush())
+        late = self._high.flush() * self._gain
+        rest = self._out(chain(self._work.push(late), self._work.flush()))
         self.reset()
-        return rest
+        return self._give_back(rest)
 
     def reset(self) -> None:
         """Forget what was pushed and has not come out; the next push begins another signal."""
         self._work.reset()
+        self._high.reset()
+
+    def _wanted(self, shape: tuple[int, ...]) -> str:
+        """What is said of a shape that is not this stream's; nothing if it is."""
+        if self.inputs == 1:
+            return "" if len(shape) == 1 else "(T,): a stream is of one channel"
+        return "" if len(shape) == 2 and shape[0] == self.inputs else f"({self.inputs}, T): bone and air"
 
     def close(self) -> None:
         """Let the state go; nothing can be pushed any more."""
@@ -85,7 +109,34 @@ class Stream:
         self.close()
 
     def _out(self, parts: Iterator[Audio]) -> Audio:
-        made = (np.concatenate([np.zeros(0, np.float32), *parts]) / self._gain[0]).astype(np.float32, copy=False)
+        with evaluating(self._model):
+            made = np.concatenate([np.zeros(0, np.float32), *parts])
+        made = (made / self._gain[0]).astype(np.float32, copy=False)
         if not np.isfinite(made).all():
             raise AudioError("the model's output is not finite: samples this large are no sound")
         return made
+
+
+class _HighPass:
+    """What lies below speech, taken away as ``restore`` does it for the same model; or nothing, if it has been."""
+
+    def __init__(self, model: Enhancer, done: bool) -> None:
+        self._done, self._causal = done, model.causal
+        self._inputs, self._sample_rate = model.inputs, model.sample_rate
+        self.reset()
+        self.latency = self._filter.latency if isinstance(self._filter, ZeroPhaseHighPass) else 0
+
+    def reset(self) -> None:
+        self._filter: CausalHighPass | ZeroPhaseHighPass | None = None
+        if not self._done and self._causal:
+            self._filter = CausalHighPass(self._inputs, self._sample_rate)
+        elif not self._done:
+            self._filter = ZeroPhaseHighPass(self._inputs, self._sample_rate, round(CHUNK * self._sample_rate))
+
+    def push(self, audio: NDArray[Any]) -> Audio:
+        return audio.astype(np.float32) if self._filter is None else self._filter.push(audio)
+
+    def flush(self) -> Audio:
+        if isinstance(self._filter, ZeroPhaseHighPass):
+            return self._filter.flush()
+        return np.zeros((self._inputs, 0), np.float32)

@@ -5,6 +5,8 @@ normalisation. Nothing is ever unpickled but tensors and plain containers (``tor
 """
 
 import json
+import logging
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -33,9 +35,11 @@ from twostage.utils.files import replacing
 from twostage.utils.schema import build, parse_json
 
 SUFFIX = ".safetensors"
+POINTER = b"version https://git-lfs"  # begins a file whose content Git LFS has not fetched
 DEFAULT = "default"
 PACKAGE = Path(__file__).parent.parent
 SHIPPED = (PACKAGE / "checkpoints", PACKAGE.parent / "checkpoints")
+logger = logging.getLogger(__name__)
 LENGTH, DIRECTION = ".parametrizations.weight.original0", ".parametrizations.weight.original1"
 
 
@@ -79,19 +83,21 @@ def load(*paths: str | Path, device: str | torch.device = "cpu", precision: str 
 
     No path is the default model. One path is the name of a shipped model, or of one of its stages, such as
     "default/vocoder", a folder of weights or a file; a restorer's file and a vocoder's, in any order, make a TwoStage;
-    an ONNX file runs on the CPU, as it was written, whatever the device and the precision.
+    an ONNX file runs on the CPU, as it was written, whatever the device and the precision. A folder may be a snapshot
+    that huggingface_hub has downloaded, or the folder of its cache around it; nothing is downloaded here.
     ``precision`` "bfloat16", or "bf16", is that of convolutions; a machine that does not compute in it takes float32,
     and warns. Raises CheckpointError, one line that names the file.
     """
     for path in paths:
-        if Path(path).suffix == ONNX:
+        if onnx := onnx_file(path):
             if len(paths) > 1:
                 raise CheckpointError(f"{path}: holds a model of its own; give it alone")
-            return OnnxEnhancer(path)
+            return OnnxEnhancer(onnx)
     lacking = shortfall(precision, device)
     if lacking:
         warnings.warn(lacking, stacklevel=2)
     model = _load(paths, folded=True).eval().requires_grad_(False).to(device)
+    logger.info("loaded %s: a %s, on %s", " ".join(map(str, paths)) or DEFAULT, kind_of(model), device)
     return convert(model, "float32" if lacking else precision)
 
 
@@ -156,10 +162,14 @@ def provenances(*paths: str | Path) -> dict[str, Any]:
     return {header.kind: header.provenance for header in headers}
 
 
+def names() -> list[str]:
+    """Names of all shipped models."""
+    return sorted({file.parent.name for home in SHIPPED for file in home.glob(f"*/*{SUFFIX}")})
+
+
 def shipped() -> list[str]:
     """Names of the shipped models that restore by themselves, the default first."""
-    names = {file.parent.name for home in SHIPPED for file in home.glob(f"*/*{SUFFIX}")}
-    kinds = {name: {read_header(file).kind for file in stage_files(name)} for name in names}
+    kinds = {name: {read_header(file).kind for file in stage_files(name)} for name in names()}
     whole = [name for name, found in kinds.items() if found == STAGES.keys() or found <= ENHANCERS.keys()]
     return sorted(whole, key=lambda name: (name != DEFAULT, name))
 
@@ -267,7 +277,14 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
+        if _is_pointer(path):
+            raise CheckpointError(f"{path}: a pointer of Git LFS, `git lfs pull` fetches the weights") from None
         raise CheckpointError(f"{path}: not a safetensors file, or damaged ({_first_line(error)})") from None
+
+
+def _is_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(POINTER)) == POINTER
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -302,6 +319,23 @@ def _check(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str
             raise CheckpointError(f"{source}: {key} is not finite")
 
 
+def model_files(path: str | Path) -> list[Path]:
+    """The files that ``load`` reads for a name, folder or path: an ONNX file, or those of stages."""
+    onnx = onnx_file(path)
+    return [onnx] if onnx else stage_files(path)
+
+
+def onnx_file(path: str | Path) -> Path | None:
+    """The ONNX file that a path stands for: itself, or the one in a folder that holds no other weights."""
+    if Path(path).suffix == ONNX:
+        return Path(path)
+    if not Path(path).is_dir():
+        return None
+    folder = _find(path)
+    files = sorted(folder.glob(f"*{ONNX}"))
+    return files[0] if len(files) == 1 and not any(folder.glob(f"*{SUFFIX}")) else None
+
+
 def stage_files(path: str | Path) -> list[Path]:
     """The files that a name, folder or path stands for: one, or a folder's two stages."""
     found = _find(path)
@@ -322,16 +356,29 @@ def _find(path: str | Path) -> Path:
             if (home / path).is_dir():
                 return home / path
     if not Path(path).exists():
+        if Path(path).is_symlink():
+            raise CheckpointError(f"{path}: a link to {os.readlink(path)}, which is not there")
         for file in (home / f"{path}{SUFFIX}" for home in SHIPPED):  # one stage of a shipped model: default/vocoder
             if file.is_file():
                 return file
-        names = sorted(
-            {folder.name for home in SHIPPED if home.is_dir() for folder in home.iterdir() if folder.is_dir()}
-        )
         raise CheckpointError(
-            f"{path}: no such file, folder or shipped model ({', '.join(names) or 'none are shipped'})"
+            f"{path}: no such file, folder or shipped model ({', '.join(names()) or 'none are shipped'})"
         )
-    return Path(path)
+    return _snapshot(Path(path))
+
+
+def _snapshot(path: Path) -> Path:
+    """Of a model's folder in the cache of huggingface_hub, the snapshot of its main branch; else the path itself."""
+    if not ((path / "snapshots").is_dir() and (path / "refs").is_dir()):
+        return path
+    try:
+        revision = (path / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        revision = ""
+    found = sorted(folder.name for folder in (path / "snapshots").iterdir())
+    if revision not in found:
+        raise CheckpointError(f"{path}: no snapshot of main; name one of {', '.join(found) or 'none'} in snapshots/")
+    return path / "snapshots" / revision
 
 
 def _read(path: str | Path, kind: str | None) -> tuple[Path, Header, dict[str, Tensor]]:

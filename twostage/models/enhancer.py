@@ -4,7 +4,8 @@
 forward is the only chunk of its stream.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, Self, TypeGuard
 
 import torch
@@ -82,6 +83,20 @@ class CausalEnhancer(Enhancer, Protocol):
 def is_causal(model: Enhancer) -> TypeGuard[CausalEnhancer]:
     """``model.causal``, in a way that a type checker understands."""
     return model.causal
+
+
+@contextmanager
+def evaluating(model: object) -> Iterator[None]:
+    """Within, a module runs as for use, whatever mode a training left it or its parts in; then as it was."""
+    parts = list(model.modules()) if isinstance(model, nn.Module) else []
+    trained = [part for part in parts if part.training]
+    for part in trained:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in trained:
+            part.training = True
 
 
 class EnhancerConfig:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from copy import copy
 from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from twostage.models.enhancer import EnhancerModule
 from twostage.nn.streaming import Carry, streaming, with_tail
-from twostage.utils.errors import CheckpointError, ConfigError
+from twostage.utils.errors import CheckpointError, ConfigError, one_line
 from twostage.utils.schema import build, parse_json
 
 ONNX = ".onnx"
@@ -142,9 +141,14 @@ class OnnxEnhancer(EnhancerModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OnnxEnhancer":
         """State of its own, the same session."""
-        twin = copy(self)
+        twin = OnnxEnhancer.__new__(OnnxEnhancer)
+        twin.__dict__ = dict(self.__dict__)
         twin._modules = {"states": Carry()}
         return twin
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as the path of its file, which is opened again: a session belongs to its process."""
+        return OnnxEnhancer, (self.path,)
 
 
 def require(*packages: str) -> None:
@@ -165,5 +169,5 @@ def _session(path: Path) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own, one for each way in which a file can be damaged
-        reason = str(error).strip().partition("\n")[0][-120:]
+        reason = one_line(str(error).strip().partition("\n")[0])  # which begins with what is wrong
         raise CheckpointError(f"{path}: not an ONNX file, or damaged ({reason})") from None

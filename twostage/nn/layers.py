@@ -162,7 +162,11 @@ def weight_norm(module: M, std: float | None = None) -> M:
     """
     if std is not None:
         nn.init.normal_(module.weight, 0.0, std)  # type: ignore[arg-type]
+    hooks = set(module._load_state_dict_pre_hooks)
     parametrizations.weight_norm(module)
+    # torch's hook for names of old weights is a local function, which would keep the module from being pickled
+    for key in set(module._load_state_dict_pre_hooks) - hooks:
+        del module._load_state_dict_pre_hooks[key]
     return module
 
 

@@ -28,12 +28,12 @@ from twostage.training.tasks import (
     named,
 )
 from twostage.utils.errors import ConfigError
-from twostage.utils.schema import build
+from twostage.utils.schema import build, complete
 
 SETTINGS = "config.yaml"  # in the directory of a training
 PACKAGE = Path(__file__).parent.parent
 SHIPPED = (PACKAGE / "configs", PACKAGE.parent / "configs")
-BASELINES = "baselines"  # folder of those of one-stage systems
+BASELINES, CORPORA = "baselines", "corpora"  # folders of those of one-stage systems, and of published corpora
 # what may differ between a training and its resumption: where things are, how long and how often
 FREE = {
     *("run", "steps", "init", "models", "device", "threads", "report", "save", "adversary.init", "valid.vocoder"),
@@ -261,16 +261,27 @@ def load_config(cls: type[C], files: Iterable[str], overrides: Sequence[str] = (
     A name without a folder is looked up here and among the shipped configurations. A file may hold sections of several
     trainings: those of others are left out. Raises ConfigError, one line that names the file or the field.
     """
+    return build(cls, _merged(cls, files, overrides))
+
+
+def preview(cls: type[RunConfig], files: Iterable[str], overrides: Sequence[str] = ()) -> str:
+    """The same settings as YAML, with every default, before they are complete: ??? stands for what must be given.
+
+    Names and types are checked as in ``load_config``, not whether values are possible or files exist.
+    """
+    return OmegaConf.to_yaml(OmegaConf.create(_plain(complete(cls, _merged(cls, files, overrides)))))
+
+
+def _merged(cls: type[RunConfig], files: Iterable[str], overrides: Sequence[str]) -> Any:
     for override in overrides:
         if "=" not in override or override.startswith("="):
             raise ConfigError(f"{override}: neither a YAML file nor key=value")
     try:
         parts = [_of(cls, OmegaConf.to_container(_read(_find(file)))) for file in files]
         merged = OmegaConf.merge(*parts, OmegaConf.from_dotlist(list(overrides)))
-        values = OmegaConf.to_container(merged, resolve=True)
+        return OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ConfigError(f"settings do not merge: {_first_line(error)}") from None
-    return build(cls, values)
 
 
 def to_yaml(settings: RunConfig) -> str:
@@ -318,14 +329,19 @@ def _of(kind: type, values: Any) -> Any:
 
 
 def _find(name: str) -> Path:
-    places, homes = [Path(name)], [*SHIPPED, *(home / BASELINES for home in SHIPPED)]
+    places, homes = [Path(name)], [home / part for part in ("", BASELINES, CORPORA) for home in SHIPPED]
     if "/" not in name:
         places += [home / leaf for home in homes for leaf in (name, f"{name}.yaml")]
     for place in places:
         if place.is_file():
             return place
-    shipped = sorted({path.stem for home in homes for path in home.glob("*.yaml")})
-    raise ConfigError(f"{name}: no such file or shipped configuration ({', '.join(shipped)})")
+    raise ConfigError(f"{name}: no such file or shipped configuration ({', '.join(shipped())})")
+
+
+def shipped() -> list[str]:
+    """Names of the shipped files of settings."""
+    homes = [*SHIPPED, *(home / BASELINES for home in SHIPPED)]
+    return sorted({path.stem for home in homes for path in home.glob("*.yaml")})
 
 
 def _read(path: Path) -> Any:

@@ -73,3 +73,7 @@ class OutputError(TwoStageError):
 
 class DataError(TwoStageError):
     """A corpus, manifest or pair that cannot be used."""
+
+
+class Cancelled(Exception):
+    """Work that was asked to stop. Not an error of the input, so nothing that goes on after a bad file swallows it."""

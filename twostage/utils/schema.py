@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from reprlib import Repr
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from twostage.utils.errors import ConfigError
 
 T = TypeVar("T")
+UNSET = "???"  # as omegaconf writes what must still be given
 SHORT = Repr()  # values in messages: a file can hold one that takes pages, or more memory than there is, to be shown
 SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 100, 100
 
@@ -34,13 +35,42 @@ def build(cls: type[T], values: object, name: str = "") -> T:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{name or 'settings'}: {SHORT.repr(values)} is not a mapping of fields to values")
     hints, known = get_type_hints(cls), {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"{_join(name, str(key)[:100])}: no such setting; there are {', '.join(known)}")
+    _check_names(cls, values, name)
     for key, f in known.items():
         if key not in values and f.default is MISSING and f.default_factory is MISSING:
             raise ConfigError(f"{_join(name, key)}: missing")
     return cls(**{key: _convert(hints[key], value, _join(name, key)) for key, value in values.items()})
+
+
+def complete(cls: type, values: object, name: str = "") -> dict[str, Any]:
+    """``values`` with the defaults of the dataclass ``cls``; what has none and is not given is UNSET.
+
+    Names and types are checked as in ``build``, the dataclass's own rules are not.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{name or 'settings'}: {SHORT.repr(values)} is not a mapping of fields to values")
+    hints = get_type_hints(cls)
+    _check_names(cls, values, name)
+    return {f.name: _completed(f, hints[f.name], values, _join(name, f.name)) for f in fields(cls)}
+
+
+def _completed(field: Any, kind: Any, values: Mapping[str, Any], name: str) -> Any:
+    if is_dataclass(kind) and isinstance(kind, type):
+        default = asdict(field.default_factory()) if field.default_factory not in (MISSING, kind) else {}
+        given = values.get(field.name, {})
+        return complete(kind, default | given if isinstance(given, dict) else given, name)
+    if field.name in values:
+        return _convert(kind, values[field.name], name)
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return UNSET if field.default is MISSING else field.default
+
+
+def _check_names(cls: type, values: Mapping[str, Any], name: str) -> None:
+    known = [f.name for f in fields(cls)]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{_join(name, str(key)[:100])}: no such setting; there are {', '.join(known)}")
 
 
 def _convert(kind: Any, value: Any, name: str) -> Any:

@@ -1,0 +1,133 @@
+"""Who may ask: requests that name this server, come from its own page, and carry its token if it has one."""
+
+import hmac
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+
+from twostage.app.guard import App, Message, Receive, Send, header, refuse
+
+OPEN = ("/v1/health",)  # answered without a token
+ASK = """<!doctype html><meta charset="utf-8"><title>twostage</title>
+<form style="font: 1em system-ui; margin: 20vh auto; width: 20em"><label>Token, as `twostage` printed it:<br>
+<input name="token" type="password" autofocus style="width: 100%"></label> <button>Enter</button></form>"""
+
+
+@dataclass(frozen=True)
+class Access:
+    """``host`` that is served on, further names that it is ``allowed`` to be called by, and a ``token`` or none.
+
+    A browser sends the name that its visitor typed. An attacker's name that resolves to this machine is none of ours.
+    """
+
+    host: str
+    allowed: tuple[str, ...] = ()
+    token: str = ""
+
+    def names(self, host: str) -> bool:
+        """Whether ``host``, with a port or without, is this server.
+
+        >>> Access("127.0.0.1").names("localhost:7860"), Access("127.0.0.1").names("evil.example")
+        (True, False)
+        """
+        name = _name_of(host)
+        if name in {"localhost", _name_of(self.host), *map(_name_of, self.allowed)}:
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return address.is_loopback or not is_loopback(self.host)  # by way of a forwarded port it may have any
+
+    def is_own(self, origin: str, host: str) -> bool:
+        """Whether a page of ``origin`` is of this server, which was called ``host``."""
+        there = urlsplit(origin).netloc.lower()
+        return bool(there) and (there == host.lower() or _name_of(there) in map(_name_of, self.allowed))
+
+    def is_known(self, token: str) -> bool:
+        return not self.token or hmac.compare_digest(token.encode(), self.token.encode())
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``."""
+    try:
+        return ipaddress.ip_address(_name_of(host)).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _name_of(host: str) -> str:
+    """Without port and brackets.
+
+    >>> _name_of("[::1]:80"), _name_of("LOCALHOST:80"), _name_of("::1")
+    ('::1', 'localhost', '::1')
+    """
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return (host if host.count(":") > 1 else host.partition(":")[0]).lower()
+
+
+class Door:
+    """ASGI: lets in whom ``access`` lets in. A token may come in a header, in a cookie, or once in the address."""
+
+    def __init__(self, app: App, access: Access) -> None:
+        self._app, self._access = app, access
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self._app(scope, receive, send)
+        if scope["type"] != "http":
+            return await send({"type": "websocket.close", "code": 1008})
+        host, origin = header(scope, b"host"), header(scope, b"origin")
+        if not self._access.names(host):
+            return await refuse(
+                scope, send, 421, f"Host {host!r} is not this server; --allow-host lets it be called so."
+            )
+        if origin and not self._access.is_own(origin, host):
+            return await refuse(scope, send, 403, f"Origin {origin!r} is another page than this server's.")
+        if scope["path"] in OPEN or self._access.is_known(self._token(scope)):
+            return await self._app(scope, receive, send)
+        asked, others = _token_in_query(scope)
+        if scope["method"] == "GET" and asked and self._access.is_known(asked):
+            return await self._remember(scope, others, send)
+        await self._ask(scope, send)
+
+    def _token(self, scope: Message) -> str:
+        scheme, _, token = header(scope, b"authorization").partition(" ")
+        if scheme.lower() == "bearer":
+            return token.strip()
+        cookies: SimpleCookie = SimpleCookie()
+        try:
+            cookies.load(header(scope, b"cookie"))
+        except CookieError:
+            return ""
+        name = _cookie_name(scope)
+        return cookies[name].value if name in cookies else ""
+
+    async def _remember(self, scope: Message, others: Iterable[tuple[str, str]], send: Send) -> None:
+        """The same address without the token, which a cookie holds from now on."""
+        query = urlencode(list(others))
+        place = quote("/" + scope["path"].lstrip("/")) + (f"?{query}" if query else "")  # "//x" would be another server
+        cookie = f"{_cookie_name(scope)}={self._access.token}; Path=/; HttpOnly; SameSite=Lax"
+        headers = [(b"location", place.encode()), (b"set-cookie", cookie.encode())]
+        await send({"type": "http.response.start", "status": 303, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _ask(self, scope: Message, send: Send) -> None:
+        if scope["method"] == "GET" and "text/html" in header(scope, b"accept"):
+            return await refuse(scope, send, 401, ASK, kind="text/html; charset=utf-8")
+        hint = "A token is needed: send `Authorization: Bearer TOKEN`, the one that was printed at the start."
+        await refuse(scope, send, 401, hint, headers=[(b"www-authenticate", b"Bearer")])
+
+
+def _cookie_name(scope: Message) -> str:
+    """Cookies of a host are shared by all of its ports."""
+    server = scope.get("server") or ("", 0)
+    return f"twostage-{server[1]}"
+
+
+def _token_in_query(scope: Message) -> tuple[str, list[tuple[str, str]]]:
+    pairs = parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
+    return dict(pairs).get("token", ""), [pair for pair in pairs if pair[0] != "token"]

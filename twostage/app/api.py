@@ -1,0 +1,172 @@
+"""What programs ask for over HTTP, without the HTTP: a file in, a restored file and its report out; the models."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from twostage.app.limits import TooMuch
+from twostage.app.service import Service, Wishes
+from twostage.app.shift import Closing
+from twostage.app.storage import StorageFull
+from twostage.app.work import bounded, named_as_given, room_for
+from twostage.audio.sound_files import FORMATS, info
+from twostage.inference.catalog import describe
+from twostage.inference.failures import FAILURES, explain
+from twostage.inference.jobs import plan
+from twostage.inference.restoration import Report, restore_file
+from twostage.utils.errors import AudioError, Cancelled, ConfigError, TwoStageError
+from twostage.utils.files import LATER_BYTES
+
+# parameter of a request -> what it means, as the description that programs read has it
+PARAMETERS = {
+    "name": "Name of the file that is sent, which says its format, and names the answer; a form has it already.",
+    "model": "Name of a model, one that /v1/models lists; the first of them by default.",
+    "device": "Device that computes; the first that the server offers by default.",
+    "sample_rate": "Rate of the output: that of the model, or of the input.",
+    "format": "Format of the output; by default that of the input where it can be written, else wav.",
+    "level": "Loudness of the output: that of the input, or of the model.",
+    "keep_low_band": "Frequency in Hz below which the input itself is kept; 0 keeps nothing.",
+}
+MEDIA_TYPES = {
+    "wav": "audio/wav",
+    "flac": "audio/flac",
+    "ogg": "audio/ogg",
+    "oga": "audio/ogg",
+    "opus": "audio/ogg",
+    "mp3": "audio/mpeg",
+    "aif": "audio/aiff",
+    "aiff": "audio/aiff",
+    "au": "audio/basic",
+    "caf": "audio/x-caf",
+    "w64": "audio/x-w64",
+    "rf64": "audio/wav",
+}
+LONGEST = 100  # bytes of a file's name
+
+
+class Busy(TwoStageError):
+    """As many requests wait as may."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request is not answered with what it asks for: an HTTP ``status`` and a sentence."""
+
+    status: int
+    text: str
+
+
+def wishes_of(values: Mapping[str, str], service: Service) -> Wishes:
+    """A request's parameters. Raises ConfigError that names the parameter and the value."""
+    for name in values:
+        if name not in PARAMETERS:
+            raise ConfigError(f"{name}: no such parameter; there are {', '.join(PARAMETERS)}")
+    suffix = values.get("format") or None
+    if suffix and suffix not in FORMATS:
+        raise ConfigError(f"format {suffix}: none of {', '.join(FORMATS)}")
+    try:
+        low = float(values.get("keep_low_band") or 0)
+    except ValueError:
+        raise ConfigError(f"keep_low_band is {values['keep_low_band']!r}, must be a number of Hz") from None
+    return Wishes(
+        values.get("model") or service.models.labels[0],
+        values.get("device") or service.devices[0],
+        values.get("sample_rate") or "model",
+        suffix,
+        values.get("level") or "input",
+        low,
+    )
+
+
+def file_name(name: str, media_type: str = "") -> str:
+    """A name that is safe in a folder of its own, of what a request says of its file.
+
+    >>> file_name("../../etc/take.wav"), file_name("", "audio/x-flac"), file_name("")
+    ('take.wav', 'recording.flac', 'recording')
+    """
+    last = re.split(r"[/\\]", name)[-1]
+    kept = "".join(letter for letter in last if letter.isprintable()).strip(". ")
+    kept = kept.encode("utf-8", "ignore")[-LONGEST:].lstrip(LATER_BYTES).decode("utf-8", "ignore")
+    if kept:
+        return kept
+    kind = media_type.partition(";")[0].strip().lower().replace("/x-", "/")
+    suffix = next((suffix for suffix, known in MEDIA_TYPES.items() if known.replace("/x-", "/") == kind), "")
+    return f"recording.{suffix}" if suffix else "recording"
+
+
+def named_by_content(path: Path) -> Path:
+    """The file under a name that says its format, if it has none that does."""
+    if path.suffix.lower().lstrip(".") in FORMATS:
+        return path
+    try:
+        about = info(path)
+    except AudioError:
+        return path  # its restoration says why
+    kinds = ((suffix, kind) for suffix, kind in FORMATS.items() if kind[0] == about.format)
+    suffix = next((suffix for suffix, kind in kinds if about.format != "OGG" or kind[1] == about.subtype), "")
+    return path.rename(path.with_name(f"{path.name}.{suffix}")) if suffix else path
+
+
+def check_queue(service: Service) -> None:
+    """Raises Busy if as many requests wait as may."""
+    if service.shift.waiting >= service.limits.queue:
+        raise Busy(f"{service.shift.waiting} requests wait already; try again in a moment.")
+
+
+def restore(service: Service, source: Path, folder: Path, wishes: Wishes, cancel: Callable[[], bool]) -> Report:
+    """Restore ``source`` into ``folder`` when its turn comes; ``report.target`` is where.
+
+    Raises what `refusal` explains, and Cancelled when ``cancel`` returns True.
+    """
+    options = service.options(wishes)
+    (job,) = plan([str(source)], f"{folder / 'out'}/", suffix=wishes.suffix)
+    if job.error:
+        raise AudioError(job.error, subject=source.name)
+    with named_as_given(source):
+        service.limits.check_length(source)
+
+    def check() -> None:
+        if cancel():
+            raise Cancelled(f"{source.name}: nobody waits for it any more")
+
+    with service.shift.work(check):
+        model = service.models.get(wishes.model, wishes.device)
+        rate = None if wishes.sample_rate == "input" else model.sample_rate
+        with service.storage.reserve(room_for(source, service.limits, rate)):
+            progress = bounded(source, service.limits, lambda seconds: service.shift.go_on())
+            with named_as_given(source, job.target):
+                return restore_file(model, source, job.target, options, progress=progress, cancel=cancel)
+
+
+def report_of(report: Report) -> dict[str, Any]:
+    """The entry of a file in the report of `twostage restore --json`, without this machine's folders."""
+    named = asdict(report) | {"source": Path(report.source).name, "target": Path(report.target).name}
+    del named["plot"]
+    return named
+
+
+def models(service: Service) -> list[dict[str, Any]]:
+    """The models that are offered, the one first that is taken by default."""
+    described = []
+    for label in service.models.labels:
+        model = service.models.get(label, service.devices[0])
+        described.append(asdict(describe(label, service.models.paths(label), model)))
+    return described
+
+
+def refusal(error: Exception, source: Path) -> Refusal:
+    """What one of FAILURES is in HTTP."""
+    assert isinstance(error, FAILURES)
+    of_file = isinstance(error, AudioError) or not isinstance(error, TwoStageError)
+    text = explain(error, source.name) if of_file else str(error)
+    if isinstance(error, TooMuch):
+        return Refusal(413, text)
+    if isinstance(error, StorageFull):
+        return Refusal(507, text)
+    if isinstance(error, Busy | Closing | MemoryError):
+        return Refusal(503, text)
+    if isinstance(error, ConfigError):
+        return Refusal(400, text)
+    return Refusal(422 if isinstance(error, AudioError) else 500, text)

@@ -1,0 +1,59 @@
+"""Who still listens: a visitor of the page keeps a stream of events open, and has left when it is closed."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from urllib.parse import parse_qs
+
+from twostage.app.guard import App, Message, Receive, Send
+from twostage.utils.errors import Cancelled
+
+EVENTS = "/queue/data"  # ends the path of the stream of events
+GRACE = 3.0  # seconds: the stream is opened a moment after what it tells of has begun
+
+
+class Visitors:
+    """Sessions of the page that have a stream of events open."""
+
+    def __init__(self) -> None:
+        self._open: Counter[str] = Counter()
+
+    def came(self, session: str) -> None:
+        self._open[session] += 1
+
+    def went(self, session: str) -> None:
+        self._open[session] -= 1
+        if self._open[session] <= 0:
+            del self._open[session]
+
+    def check(self, session: str | None) -> Callable[[], None]:
+        """A function to be called now and then on behalf of ``session``; raises Cancelled when it has left."""
+        absent: float | None = None
+
+        def check() -> None:
+            nonlocal absent
+            if session is None or session in self._open:
+                absent = None
+                return
+            absent = time.monotonic() if absent is None else absent
+            if time.monotonic() - absent > GRACE:
+                raise Cancelled("the visitor has left")
+
+        return check
+
+
+class Listening:
+    """ASGI: notes whose stream of events is open."""
+
+    def __init__(self, app: App, visitors: Visitors) -> None:
+        self._app, self._visitors = app, visitors
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].endswith(EVENTS):
+            return await self._app(scope, receive, send)
+        (session, *_) = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("session_hash", [""])
+        self._visitors.came(session)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._visitors.went(session)

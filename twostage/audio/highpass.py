@@ -1,0 +1,175 @@
+"""Takes away what lies below speech: offset, drift, movement.
+
+A high-pass (Chebyshev's second kind, which delays the lowest voices less than a Butterworth filter that takes as much
+away). Its state at the start of a signal, whose past nobody knows, is the one that leaves the least energy: so an
+offset or a drift that was there before the recording began makes no jump in it. Causal models, which stream, hear it
+forward alone; others forward and backward, without delay at any frequency.
+"""
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from math import ceil, log
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import signal
+
+from twostage.audio.sound_files import BLOCK, Audio, block_length
+
+STOP, DEPTH = 9.0, 90.0  # Hz below which at least so many dB are taken away; at 30 Hz it is a tenth of one, above less
+ORDER = 7  # odd: an offset is taken away without rest
+DECAY = 1e-6  # of what the start of the filter leaves, when it counts as gone
+RIDGE = 1e-12  # of the energy of a natural response: less of it says nothing about the state
+SHORTEST = 0.02  # seconds: of less, nothing says what was there before it; it is left as it is
+AT_ONCE = 4096  # samples whose states are estimated at once
+
+Floats = NDArray[np.float64]
+
+
+class Design(NamedTuple):
+    """Second-order sections, their state after endless ones, and the responses (N, ORDER) that a state may leave.
+
+    The responses are orthonormal; N samples are what they take to decay.
+    """
+
+    sections: Floats
+    settled: Floats
+    responses: Floats
+
+
+@lru_cache(maxsize=8)
+def design(sample_rate: int) -> Design:
+    sections: Floats = signal.cheby2(ORDER, DEPTH, STOP, "highpass", fs=sample_rate, output="sos")
+    slowest = np.abs(signal.sos2zpk(sections)[1]).max()  # of the poles, the one that decays last
+    length = ceil(log(DECAY) / log(slowest))
+    states = np.delete(np.eye(2 * len(sections)), 1, axis=0)  # the first section is of order one, and has one state
+    each = states.reshape(ORDER, len(sections), 2).transpose(1, 0, 2)
+    responses, _ = signal.sosfilt(sections, np.zeros((ORDER, length)), zi=each)
+    return Design(sections, signal.sosfilt_zi(sections), np.linalg.qr(responses.T)[0])
+
+
+class CausalHighPass:
+    """Forward alone: blocks (C, T) of any size in, as much out; the same however the signal is cut.
+
+    Until the start has decayed, each sample is what is left of it when the state that suits all samples up to it best
+    has been taken for that at the start: recursive least squares, as of a Kalman filter that knows nothing beforehand.
+    """
+
+    def __init__(self, channels: int, sample_rate: int) -> None:
+        self._design = design(sample_rate)
+        self._state: Floats | None = None
+        self._seen = 0
+        self._gram = RIDGE * np.eye(ORDER)
+        self._products = np.zeros((channels, ORDER))
+
+    def push(self, block: NDArray[Any]) -> Audio:
+        if not block.shape[1]:
+            return block.astype(np.float32)
+        block = block.astype(np.float64)
+        if self._state is None:
+            self._state = self._design.settled[:, None] * block[None, :, :1]
+        out, self._state = signal.sosfilt(self._design.sections, block, zi=self._state)
+        for start in range(0, min(block.shape[1], len(self._design.responses) - self._seen), AT_ONCE):
+            self._correct(out[:, start : start + AT_ONCE])
+        return out.astype(np.float32)
+
+    def _correct(self, out: Floats) -> None:
+        """Take off (C, T), in place, what the best state so far leaves in each sample."""
+        responses = self._design.responses[self._seen : self._seen + out.shape[1]]  # (T, ORDER)
+        out = out[:, : len(responses)]
+        self._seen += len(responses)
+        grams = _sums(self._gram, responses[:, :, None] * responses[:, None])
+        products = _sums(self._products, out.T[:, :, None] * responses[:, None])
+        self._gram, self._products = grams[-1], products[-1]
+        states = np.linalg.solve(grams, products.transpose(0, 2, 1))  # (T, ORDER, C)
+        out -= (states * responses[:, :, None]).sum(1).T
+
+
+def _sums(before: Floats, terms: Floats) -> Floats:
+    """Running sums along the first axis; added one by one, so that cuts do not show."""
+    return np.cumsum(np.concatenate([before[None], terms]), axis=0)[1:]
+
+
+class ZeroPhaseHighPass:
+    """Forward and backward: blocks (C, T) in, what is ready out, ``latency`` samples later at most, the rest by flush.
+
+    ``chunk`` samples are filtered backward at once, from so far behind them that where it began has decayed.
+    """
+
+    def __init__(self, channels: int, sample_rate: int, chunk: int = BLOCK) -> None:
+        self._design = design(sample_rate)
+        self._lead, self._chunk = len(self._design.responses), chunk
+        self._shortest = round(SHORTEST * sample_rate)
+        self._start: list[Floats] = []  # until there is enough of it to know the state
+        self._state: Floats | None = None
+        self._forward = np.zeros((channels, 0))
+        self.latency = self._lead + chunk
+
+    def push(self, block: NDArray[Any]) -> Audio:
+        block = block.astype(np.float64)
+        if self._state is None:
+            self._start.append(block)
+            if sum(part.shape[1] for part in self._start) >= self._lead:
+                self._begin()
+        else:
+            block, self._state = signal.sosfilt(self._design.sections, block, zi=self._state)
+            self._forward = np.concatenate([self._forward, block], axis=1)
+        ready = [self._forward[:, :0].astype(np.float32)]
+        while self._forward.shape[1] >= self._lead + self._chunk:
+            ready.append(self._backward(self._forward[:, : self._lead + self._chunk])[:, : self._chunk])
+            self._forward = self._forward[:, self._chunk :]
+        return np.concatenate(ready, axis=1)
+
+    def flush(self) -> Audio:
+        if self._state is None and sum(part.shape[1] for part in self._start) < self._shortest:
+            short = np.concatenate([self._forward, *self._start], axis=1)
+            self._start = []
+            return short.astype(np.float32)
+        self._begin()
+        rest = self._forward
+        self._forward = rest[:, :0]
+        return self._backward(rest) if rest.shape[1] else rest.astype(np.float32)
+
+    def _begin(self) -> None:
+        if self._state is None and self._start:
+            self._forward, self._state = _settled(self._design, np.concatenate(self._start, axis=1))
+            self._start = []
+
+    def _backward(self, forward: Floats) -> Audio:
+        return _settled(self._design, forward[:, ::-1])[0][:, ::-1].astype(np.float32)
+
+
+def _settled(filter: Design, block: Floats) -> tuple[Floats, Floats]:
+    """Filter (C, T) from the state that leaves the least energy; and the state at its end, less that of the start."""
+    if not block.shape[1]:
+        return block, filter.settled[:, None] * np.zeros((1, len(block), 1))
+    out, state = signal.sosfilt(filter.sections, block, zi=filter.settled[:, None] * block[None, :, :1])
+    responses = filter.responses[: block.shape[1]]
+    head = out[:, : len(responses)]
+    gram = responses.T @ responses + RIDGE * np.eye(ORDER)
+    head -= np.linalg.solve(gram, responses.T @ head.T).T @ responses.T
+    return out, state
+
+
+def highpassed(
+    blocks: Iterable[NDArray[Any]], sample_rate: int, channels: int, *, causal: bool = False
+) -> Iterator[Audio]:
+    """A stream of blocks (C, T) without what lies below speech, as long as it was."""
+    if causal:
+        yield from map(CausalHighPass(channels, sample_rate).push, blocks)
+        return
+    most = block_length(channels)
+    both_ways = ZeroPhaseHighPass(channels, sample_rate, most)
+    for block in blocks:
+        yield both_ways.push(block)
+    rest = both_ways.flush()
+    for start in range(0, max(1, rest.shape[1]), most):
+        yield rest[:, start : start + most]
+
+
+def highpass(audio: NDArray[Any], sample_rate: int, *, causal: bool = False) -> Audio:
+    """Audio (..., T) without what lies below speech."""
+    rows = audio.reshape(int(np.prod(audio.shape[:-1])), audio.shape[-1])
+    made = np.concatenate(list(highpassed([rows], sample_rate, len(rows), causal=causal)), axis=1)
+    return made.reshape(audio.shape)

@@ -1,0 +1,55 @@
+"""Sample rates and lengths of streams of sound: the only place that touches soxr."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+
+Audio = NDArray[np.float32]
+
+
+def resampled(blocks: Iterable[Audio], from_rate: int, to_rate: int, channels: int) -> Iterator[Audio]:
+    """Resample a stream of blocks (C, T) to exactly ``resampled_length`` of what goes in."""
+    if from_rate == to_rate:
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(from_rate, to_rate, channels)
+    taken = given = 0
+    first = np.zeros((channels, 0), np.float32)
+    for block in blocks:
+        first = block[:, :1].copy() if taken == 0 else first
+        out = stream.resample_chunk(np.ascontiguousarray(block.T, dtype=np.float32)).T
+        taken, given = taken + block.shape[1], given + out.shape[1]
+        yield out
+    rest = stream.resample_chunk(np.zeros((0, channels), np.float32), last=True).T
+    if given + rest.shape[1] == 0:
+        rest = first  # too short for a sample at the new rate: its first one stands for it
+    yield match_length(rest, max(0, resampled_length(taken, from_rate, to_rate) - given))
+
+
+def exactly(blocks: Iterable[Audio], frames: int, channels: int) -> Iterator[Audio]:
+    """The first ``frames`` samples of a stream of (C, T) blocks, with zeros behind it if it is shorter."""
+    left = frames
+    for block in blocks:
+        yield block[:, :left]
+        left = max(0, left - block.shape[1])
+    yield np.zeros((channels, left), np.float32)
+
+
+def resampled_length(frames: int, from_rate: int, to_rate: int) -> int:
+    """Samples at ``to_rate`` that last as long as ``frames`` at ``from_rate``; at least one of at least one."""
+    return max(min(frames, 1), round(frames * to_rate / from_rate))
+
+
+def resample(audio: Audio, from_rate: int, to_rate: int) -> Audio:
+    """Resample (..., T) along its last axis."""
+    rows = np.asarray(audio, np.float32).reshape(-1, audio.shape[-1])
+    out = np.concatenate(list(resampled([rows], from_rate, to_rate, len(rows))), axis=1)
+    return out.reshape(*audio.shape[:-1], -1)
+
+
+def match_length(audio: Audio, frames: int) -> Audio:
+    """Cut (..., T) to ``frames``, or add zeros at its end."""
+    missing = max(0, frames - audio.shape[-1])
+    return np.pad(audio[..., :frames], [(0, 0)] * (audio.ndim - 1) + [(0, missing)]) if missing else audio[..., :frames]

@@ -1,0 +1,67 @@
+"""A part of a file as a file of its own, with other bytes before it or in place of some."""
+
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class Window(io.RawIOBase):
+    """Bytes ``start`` to ``end`` of the file ``path``, behind ``prefix``; read only.
+
+    ``patches`` are bytes that stand in place of the file's own, by their place in the file.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        prefix: bytes = b"",
+        patches: Mapping[int, bytes] | None = None,
+    ) -> None:
+        self._file = open(path, "rb")  # noqa: SIM115 - closed by ``close``
+        size = os.fstat(self._file.fileno()).st_size
+        self._start, self._end = start, size if end is None else min(end, size)
+        self._prefix, self._patches = prefix, dict(patches or {})
+        self._place = 0
+
+    def __len__(self) -> int:
+        return len(self._prefix) + max(0, self._end - self._start)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: len(self)}[whence]
+        self._place = max(0, base + offset)
+        return self._place
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        wanted = min(len(buffer), max(0, len(self) - self._place))
+        data = self._prefix[self._place : self._place + wanted]
+        if len(data) < wanted:
+            place = self._start + self._place + len(data) - len(self._prefix)
+            self._file.seek(place)
+            data += self._patched(place, self._file.read(wanted - len(data)))
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+    def _patched(self, place: int, data: bytes) -> bytes:
+        for at, patch in self._patches.items():
+            first, last = max(at, place), min(at + len(patch), place + len(data))
+            if first < last:
+                data = data[: first - place] + patch[first - at : last - at] + data[last - place :]
+        return data
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

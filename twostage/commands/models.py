@@ -1,0 +1,53 @@
+"""``twostage models``: what models there are, and what to know of them before they are used."""
+
+import json
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from twostage.inference.catalog import ModelInfo
+
+HELP = "list the shipped models, or say the same of others: sample rate, size, license, latency of a stream"
+EXAMPLE = """
+twostage models
+twostage models runs/restorer default/vocoder --json
+"""
+COLUMNS = ("name", "kind", "rate", "inputs", "weights", "size", "license", "latency")
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "model", nargs="*", metavar="NAME|PATH", help="a model, as `twostage restore --model` takes it (default: all)"
+    )
+    parser.add_argument("--json", action="store_true", help="for machines")
+
+
+def run(args: Namespace) -> int:
+    from twostage.inference.catalog import catalog, describe_one
+
+    found = [describe_one(args.model)] if args.model else catalog()
+    if args.json:
+        print(json.dumps([asdict(info) for info in found], indent=2))
+    else:
+        print(table([COLUMNS, *map(_row, found)]))
+    return 0
+
+
+def _row(info: "ModelInfo") -> tuple[str, ...]:
+    latency = "-" if info.latency_ms is None else f"{info.latency_ms:.0f} ms" + ("" if info.causal else " (windows)")
+    weights, size = f"{info.parameters / 1e6:.2f} M", f"{info.bytes / 1e6:.1f} MB"
+    rate = f"{info.sample_rate} Hz"
+    return info.name, info.kind, rate, str(info.inputs), weights, size, info.license or "?", latency
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Rows with their columns below each other.
+
+    >>> print(table([("a", "bb"), ("ccc", "d")]))
+    a    bb
+    ccc  d
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)

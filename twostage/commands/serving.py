@@ -1,0 +1,118 @@
+"""What the commands that serve have in common: where, for whom, which models, and how much."""
+
+import logging
+import os
+import re
+import secrets
+from argparse import ArgumentParser, Namespace
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from twostage.commands.options import device_for, models_by_label
+from twostage.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    from twostage.app.access import Access
+    from twostage.app.limits import Limits
+
+TOKEN = "TWOSTAGE_TOKEN"  # name of the environment variable
+logger = logging.getLogger(__name__)
+SHORTEST = 16  # characters of a token
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to serve on (default: 127.0.0.1, this machine alone)")
+    add("--port", type=int, default=7860, help="0 takes any that is free (default: 7860)")
+    add(
+        "--token",
+        help=f"what requests must carry (default: {TOKEN} of the environment; where other machines can ask, one is "
+        "made and printed)",
+    )
+    add(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="another name that this server may be called by, as behind a proxy; repeatable",
+    )
+    add(
+        "--model",
+        metavar="[LABEL=]MODEL",
+        nargs="+",
+        action="append",
+        help="a model to offer before the shipped ones, as `twostage evaluate` takes it; repeatable",
+    )
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="the one chosen at first")
+    add("--seconds", type=float, default=10.0, help="length of a window: bounds the memory (default: 10)")
+    add("--max-mb", type=int, default=100, metavar="N", help="size of an upload (default: 100)")
+    add("--max-total-mb", type=int, default=4000, metavar="N", help="uploads and results together (default: 4000)")
+    add("--max-seconds", type=int, default=600, metavar="N", help="sound in a request, all channels (default: 600)")
+    add("--queue", type=int, default=20, metavar="N", help="requests that may wait; more are refused (default: 20)")
+    add("--jobs", type=int, default=1, metavar="N", help="requests worked on at the same time (default: 1)")
+
+
+def access_for(args: Namespace) -> "Access":
+    """Who may ask, by --host, --allow-host and --token."""
+    from twostage.app.access import Access, is_loopback
+
+    token = args.token or os.environ.get(TOKEN, "")
+    if token and not (len(token) >= SHORTEST and re.fullmatch(r"[\w.~-]+", token, re.ASCII)):
+        raise ConfigError(f"--token: must have at least {SHORTEST} letters, digits or any of _ . ~ -")
+    if not token and not is_loopback(args.host):
+        token = secrets.token_urlsafe(24)
+    return Access(args.host, tuple(args.allow_host), token)
+
+
+def limits_for(args: Namespace) -> "Limits":
+    from twostage.app.limits import Limits
+
+    return Limits(
+        mb=args.max_mb,
+        seconds=args.max_seconds,
+        files=getattr(args, "max_files", 1),
+        queue=args.queue,
+        jobs=args.jobs,
+        keep=getattr(args, "keep", 3600),
+        total_mb=args.max_total_mb,
+    )
+
+
+def offered(args: Namespace) -> dict[str, list[str]]:
+    """Paths of models by label, those given first. What cannot be used is said now, not to a visitor."""
+    from twostage.inference.restoration import Options
+    from twostage.models.checkpoint import load, shipped
+
+    Options(args.seconds)
+    given = models_by_label(args.model) if args.model else {}
+    for paths in given.values():
+        load(*paths)
+    models = given | {name: [name] for name in shipped() if name not in given}
+    if not models:
+        raise ConfigError("no models are shipped with this installation: give one by --model")
+    return models
+
+
+def devices(chosen: str) -> list[str]:
+    """The chosen device, then the others that there are."""
+    import torch
+
+    found = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    return sorted(found, key=lambda name: name != device_for(chosen))
+
+
+def serve(served: AbstractContextManager[str], host: str, what: str) -> int:
+    """Say where ``what`` is served, and wait for Ctrl-C."""
+    from threading import Event
+
+    from twostage.app.server import warning_for
+
+    with served as url:
+        if warning := warning_for(host):
+            logger.warning("%s", warning)
+        print(f"twostage: {what.format(url=url)} (Ctrl-C ends it and deletes what was given)", flush=True)
+        try:
+            Event().wait()
+        except KeyboardInterrupt:
+            return 0
+    return 0

@@ -1,0 +1,54 @@
+"""What a live stream says of itself while it runs: level, load, how late it is, what was lost."""
+
+import time
+from collections.abc import Callable
+from math import log10
+
+import numpy as np
+
+from twostage.audio.sound_files import Audio
+
+QUIET = 1e-6  # full scale: the lowest level that is told
+
+
+class Meter:
+    """Hears of every hop, and tells ``say`` in a line every ``pace`` seconds; nothing if that is 0.
+
+    ``latency``: seconds of the stream and of the devices together, to which what waits at the moment is added.
+    """
+
+    def __init__(self, hop_seconds: float, latency: float, say: Callable[[str], None], pace: float) -> None:
+        self._hop, self.latency, self._say, self._pace = hop_seconds, latency, say, pace
+        self.xruns, self.lost_seconds, self.hops, self.late_hops = 0, 0.0, 0, 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._since, self._power, self._work, self._count, self._waiting = time.monotonic(), 0.0, 0.0, 0, 0.0
+
+    def hop(self, heard: Audio, work: float, waiting: float = 0.0) -> None:
+        """A hop (T,) that took ``work`` seconds, while ``waiting`` seconds of sound had still to be done."""
+        self.hops += 1
+        self.late_hops += work > self._hop
+        self._count += 1
+        self._power += float(np.square(heard).mean()) if heard.size else 0.0
+        self._work += work
+        self._waiting = max(self._waiting, waiting)
+        if self._pace and time.monotonic() - self._since >= self._pace:
+            self._say(self.line())
+            self._begin()
+
+    def xrun(self) -> None:
+        """The device had no sound for us, or we none for it."""
+        self.xruns += 1
+
+    def lost(self, seconds: float) -> None:
+        """Sound that was left out in order to catch up."""
+        self.xruns += 1
+        self.lost_seconds += seconds
+
+    def line(self) -> str:
+        """The state since the last line."""
+        count = max(1, self._count)
+        level = 10 * log10(max(QUIET**2, self._power / count))
+        load, late = self._work / (count * self._hop), 1000 * (self.latency + self._waiting)
+        return f"level {level:.0f} dBFS, load {load:.2f}, {late:.0f} ms late, sound lost {self.xruns} times"

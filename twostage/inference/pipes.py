@@ -1,0 +1,67 @@
+"""Standard input and output in place of files: kept on disk meanwhile, for sound is gone through twice."""
+
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from twostage.audio.sound_files import FORMATS
+from twostage.utils.errors import ConfigError
+
+STANDARD = "-"
+NAMES = {"stdin": "standard input", "stdout": "standard output"}
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What is restored into what: files' names, some of them below ``folder``, in place of "-"."""
+
+    inputs: tuple[str, ...]
+    out: str
+    folder: Path | None = None
+    to_stdout: bool = False
+
+    def shown(self, text: str) -> str:
+        """A message as it may be shown: with the streams' names in place of those of the files."""
+        if self.folder is None:
+            return text
+        if self.to_stdout:
+            text = text.replace(self.out, NAMES["stdout"])
+        return text.replace(str(self.folder / "stdin"), NAMES["stdin"])
+
+    def deliver(self) -> None:
+        """Copy what was made to standard output, if it was."""
+        if self.to_stdout and Path(self.out).exists():
+            with open(self.out, "rb") as made:
+                shutil.copyfileobj(made, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+
+
+@contextmanager
+def ends(inputs: Sequence[str], out: str, suffix: str | None) -> Iterator[Ends]:
+    """Files that stand for "-" among ``inputs`` and as ``out``, for as long as the block lasts.
+
+    What goes to standard output is of the format ``suffix``, else that of the input's name, else WAV.
+    """
+    if STANDARD not in (*inputs, out):
+        yield Ends(tuple(inputs), out)
+        return
+    if STANDARD in inputs and sys.stdin.isatty():
+        raise ConfigError("standard input is a terminal: pipe a sound file in, or name one")
+    if out == STANDARD and len(inputs) > 1:
+        raise ConfigError(f"-o -: takes one input, there are {len(inputs)}")
+    if out == STANDARD and inputs[0] != STANDARD and not Path(inputs[0]).is_file():
+        raise ConfigError(f"-o -: takes one file, {inputs[0]} is none")
+    with TemporaryDirectory(prefix="twostage-") as name:
+        folder = Path(name)
+        if STANDARD in inputs:
+            with open(folder / "stdin", "wb") as given:
+                shutil.copyfileobj(sys.stdin.buffer, given)
+        ending = Path(inputs[0]).suffix.lower().lstrip(".")
+        kind = suffix or (ending if ending in FORMATS else "wav")
+        named = tuple(str(folder / "stdin") if source == STANDARD else source for source in inputs)
+        target = str(folder / f"stdout.{kind}") if out == STANDARD else out
+        yield Ends(named, target, folder, out == STANDARD)

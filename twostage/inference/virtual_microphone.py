@@ -1,0 +1,321 @@
+"""A microphone that other programs can choose, whose sound is what a stream makes of a real one: PulseAudio's protocol.
+
+PipeWire speaks it too. Nothing plays aloud: what is restored goes into a sink without a loudspeaker (module-null-sink),
+and what would be heard there is a source of its own (module-remap-source), which programs offer as a microphone. The
+sink has a clock, so a program hears silence, and does not stand still, while nothing comes.
+
+A pipe into the server (module-pipe-source) needs fewer parts, but has no clock, and what nobody reads makes it late.
+"""
+
+import os
+import re
+import select
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import IO, Any
+
+import numpy as np
+
+from twostage.inference.meter import Meter
+from twostage.inference.stream import Stream
+from twostage.utils.errors import AudioError, ConfigError
+
+NAME = re.compile(r"[A-Za-z][\w.-]{0,63}", re.ASCII)  # what needs no quotes in any server's arguments
+OWNER = "twostage.owner"  # property of what we load: the process that it is for
+BUFFER = 20  # milliseconds that the server is asked to keep, each way
+BEHIND = 0.2  # seconds of sound that may wait; of more, what is old is left out
+SILENT = 2.0  # seconds without a sample after which a microphone is asked for anew
+PIPE = 4096  # bytes: the smallest pipe, so that what waits in it is not late
+RETRY = 0.3  # seconds between two looks for what was lost
+SETTLE = 5.0  # seconds for a process to end by itself
+FLOAT = np.dtype("<f4")
+# waits until our end of the pipe closes, which even a kill does, and takes away what was loaded
+KEEPER = 'read -r _; for module in "$@"; do pactl unload-module "$module"; done'
+
+Say = Callable[[str], None]
+
+
+class ServerLost(AudioError):
+    """The sound server went away."""
+
+
+def sources() -> list[str]:
+    """Names of all that can be recorded from, monitors of sinks included. Raises AudioError without a server."""
+    return [line.split("\t")[1] for line in _pactl("list", "short", "sources").splitlines() if "\t" in line]
+
+
+def source_list() -> str:
+    """The same, a line each, with a mark at the system's choice. Raises ConfigError without the tools."""
+    require()
+    chosen = default_source()
+    return "\n".join(f"{'*' if name == chosen else ' '} {name}" for name in sources())
+
+
+def default_source() -> str:
+    """The microphone that the system has chosen."""
+    return _pactl("get-default-source").strip()
+
+
+def run_virtual_microphone(
+    stream: Stream, hop: int, name: str, microphone: str | None, seconds: float, say: Say, *, meter: Meter
+) -> None:
+    """Restore what ``microphone`` (default: the system's) hears into a microphone ``name``, for ``seconds`` (0: ever).
+
+    Both a microphone that is unplugged and a server that restarts are waited for, while ``say`` hears of it.
+
+    Raises:
+        ConfigError: the name is none, or taken, or the tools of PulseAudio are missing.
+        AudioError: there is no server, or no such microphone, at the start.
+    """
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"--virtual-microphone {name}: must be letters, digits or any of . _ -, a letter first")
+    require()
+    sweep()
+    microphone = microphone or default_source()
+    if microphone not in sources():
+        raise AudioError(f"{microphone}: no such microphone; there are {', '.join(sources()) or 'none'}")
+    if microphone == name or name in sources():
+        raise ConfigError(f"--virtual-microphone {name}: there is a source of that name already")
+    until = time.monotonic() + seconds if seconds else float("inf")
+    while time.monotonic() < until:
+        try:
+            with _loaded(name, stream.sample_rate) as sink:
+                say(f"{name} is a microphone now, of what {microphone} hears")
+                _run(stream, hop, microphone, sink, until, say, meter)
+        except ServerLost:
+            say("the sound server is gone; waiting for it")
+            while time.monotonic() < until and not _is_there():
+                time.sleep(RETRY)
+
+
+def _run(stream: Stream, hop: int, microphone: str, sink: str, until: float, say: Say, meter: Meter) -> None:
+    """From the microphone to the sink, across all of the times that the microphone is lost."""
+    with _watching() as watch, _playing(sink, stream.sample_rate) as playback:
+        while time.monotonic() < until:
+            watch.check(microphone)
+            if not watch.has(microphone):
+                say(f"{microphone} is lost; waiting for it")
+                while time.monotonic() < until and not watch.has(microphone):
+                    watch.check(microphone)
+                    time.sleep(RETRY)
+                if time.monotonic() < until:
+                    say(f"{microphone} is back")
+            stream.reset()
+            with _recording(microphone, stream) as capture:
+                _relay(
+                    stream, hop, capture, playback, lambda: time.monotonic() < until and watch.has(microphone), meter
+                )
+
+
+def _relay(
+    stream: Stream, hop: int, capture: IO[bytes], playback: IO[bytes], going: Callable[[], bool], meter: Meter
+) -> None:
+    """Hop after hop, until the microphone says nothing any more or ``going`` is False."""
+    frame = FLOAT.itemsize * stream.inputs
+    while going():
+        waiting = _waiting(capture) / frame / stream.sample_rate
+        if waiting > BEHIND:
+            left_out = int((waiting - BEHIND / 4) * stream.sample_rate) // hop
+            if _read(capture, left_out * hop * frame) is None:
+                return
+            meter.lost(left_out * hop / stream.sample_rate)
+        data = _read(capture, hop * frame)
+        if data is None:
+            return
+        heard = np.frombuffer(data, FLOAT).reshape(-1, stream.inputs).T
+        began = time.perf_counter()
+        try:
+            made = stream.push(heard[0] if stream.inputs == 1 else heard)
+        except AudioError:  # samples that are no sound, of a device that is being plugged in
+            stream.reset()
+            made = np.zeros(hop, np.float32)
+        meter.hop(heard[0], time.perf_counter() - began, waiting)
+        try:
+            playback.write(made.astype(FLOAT).tobytes())
+        except OSError:
+            raise ServerLost("the sound server takes nothing any more") from None
+
+
+def require() -> None:
+    """Raises ConfigError where there are no tools of PulseAudio."""
+    if not sys.platform.startswith("linux"):
+        raise ConfigError("--virtual-microphone needs Linux; elsewhere a virtual cable does it (docs: In a call)")
+    missing = [tool for tool in ("pactl", "parec", "pacat") if not shutil.which(tool)]
+    if missing:
+        raise ConfigError(f"--virtual-microphone needs {', '.join(missing)}: install pulseaudio-utils")
+
+
+def sweep() -> None:
+    """Unload what processes that are dead had loaded."""
+    for line in reversed(_pactl("list", "short", "modules").splitlines()):
+        owner = re.search(rf"{re.escape(OWNER)}=(\d+)", line)
+        if owner and not os.path.exists(f"/proc/{owner[1]}"):
+            with suppress(AudioError):
+                _pactl("unload-module", line.split("\t")[0])
+
+
+@contextmanager
+def _loaded(name: str, sample_rate: int) -> Iterator[str]:
+    """The virtual microphone, and the name of the sink that it hears; both go with the block, or with this process."""
+    sink, owner = f"{name}.input", f"{OWNER}={os.getpid()}"
+    modules: list[str] = []
+    keeper: subprocess.Popen[bytes] | None = None
+    try:
+        modules.append(_load("module-null-sink", sink, f"rate={sample_rate}", sink=True, owner=owner))
+        modules.insert(0, _load("module-remap-source", name, f"master={sink}.monitor", sink=False, owner=owner))
+        # of a session of its own, so that Ctrl-C leaves it to its work
+        command = ["sh", "-c", KEEPER, "sh", *modules]
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        keeper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, **quiet)
+        yield sink
+    finally:
+        if keeper is None:
+            for module in modules:
+                with suppress(AudioError):
+                    _pactl("unload-module", module)
+        else:
+            assert keeper.stdin is not None
+            keeper.stdin.close()
+            keeper.wait()
+
+
+def _load(module: str, name: str, *options: str, sink: bool, owner: str) -> str:
+    """Load a module that makes a sink or source of one channel; its number."""
+    kind, shown = ("sink", f"{name.removesuffix('.input')}-input") if sink else ("source", name)
+    properties = f'{kind}_properties="device.description={shown} {owner}"'
+    shape = [] if sink else ["remix=no"]
+    words = (f"{kind}_name={name}", *options, "channels=1", "channel_map=mono", *shape, properties)
+    return _pactl("load-module", module, *words).strip()
+
+
+@contextmanager
+def _recording(microphone: str, stream: Stream) -> Iterator[IO[bytes]]:
+    """Raw samples of a microphone, as they come."""
+    command = ["parec", f"--device={microphone}", *_format(stream.sample_rate, stream.inputs)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout
+        finally:
+            process.kill()
+
+
+@contextmanager
+def _playing(sink: str, sample_rate: int) -> Iterator[IO[bytes]]:
+    """What is written is played into ``sink``; little waits on its way."""
+    command = ["pacat", "--playback", f"--device={sink}", *_format(sample_rate, 1)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0) as process:
+        assert process.stdin is not None
+        _shrink(process.stdin)
+        try:
+            yield process.stdin
+        finally:
+            process.kill()
+            with suppress(OSError):
+                process.stdin.close()
+
+
+def _format(sample_rate: int, channels: int) -> list[str]:
+    shape = [f"--rate={sample_rate}", f"--channels={channels}", "--format=float32le"]
+    return ["--raw", *shape, f"--latency-msec={BUFFER}", "--client-name=twostage"]
+
+
+class Watch:
+    """Which sources there are, told by the server as it changes."""
+
+    def __init__(self, events: IO[str]) -> None:
+        self._events, self._known, self._alive = events, set(sources()), True
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
+
+    def has(self, source: str) -> bool:
+        return source in self._known and self._alive
+
+    def check(self, source: str) -> None:
+        """Raises ServerLost."""
+        if not self._alive:
+            raise ServerLost(f"{source}: the sound server is gone")
+
+    def join(self) -> None:
+        """Wait for the end of the events, which comes with that of the process that gives them."""
+        self._thread.join(SETTLE)
+
+    def _follow(self) -> None:
+        for event in self._events:
+            if "source #" in event:
+                with suppress(AudioError):
+                    self._known = set(sources())
+        self._alive = False
+
+
+@contextmanager
+def _watching() -> Iterator[Watch]:
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(["pactl", "subscribe"], env=_plain(), **options) as process:
+        assert process.stdout is not None
+        watch = Watch(process.stdout)
+        try:
+            yield watch
+        finally:
+            process.kill()
+            watch.join()
+
+
+def _read(capture: IO[bytes], size: int) -> bytes | None:
+    """``size`` bytes; None if they do not come."""
+    data = b""
+    while len(data) < size:
+        if not select.select([capture], [], [], SILENT)[0]:
+            return None
+        part = os.read(capture.fileno(), size - len(data))
+        if not part:
+            return None
+        data += part
+    return data
+
+
+def _waiting(capture: IO[bytes]) -> int:
+    """Bytes that can be read at once."""
+    import fcntl
+    import termios
+
+    return int.from_bytes(fcntl.ioctl(capture, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def _shrink(pipe: IO[bytes]) -> None:
+    import fcntl
+
+    with suppress(OSError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE)
+
+
+def _is_there() -> bool:
+    try:
+        _pactl("info")
+    except AudioError:
+        return False
+    return True
+
+
+def _pactl(*words: str) -> str:
+    """What pactl prints. Raises AudioError, one line, if the server does not do it."""
+    try:
+        done = subprocess.run(
+            ["pactl", *words], capture_output=True, text=True, timeout=SETTLE, env=_plain(), check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise AudioError("the sound server does not answer") from None
+    if done.returncode:
+        reason = (done.stderr.strip() or "no reason given").splitlines()[-1]
+        raise AudioError(f"the sound server refuses `pactl {' '.join(words[:2])}` ({reason})")
+    return done.stdout
+
+
+def _plain() -> dict[str, str]:
+    """Words of no language but the one that is looked for."""
+    return {**os.environ, "LC_ALL": "C"}

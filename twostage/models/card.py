@@ -1,0 +1,37 @@
+"""Model cards: the YAML header of Markdown that says licence, languages and more, as Hugging Face has it."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+CARDS = ("CARD.md", "README.md")  # ours, and that of a snapshot of a hub
+FENCE = "---\n"
+LONGEST = 1 << 20  # characters of a card that are looked at
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The header of the card in ``folder``; empty if there is no card, or none with a header that can be read."""
+    for name in CARDS:
+        try:
+            with (folder / name).open(encoding="utf-8") as file:
+                return card_header(file.read(LONGEST))
+        except (OSError, UnicodeDecodeError):
+            continue
+    return {}
+
+
+def card_header(text: str) -> dict[str, Any]:
+    """The fields between the two lines of dashes that a card begins with.
+
+    >>> card_header("---\\nlicense: mit\\n---\\n# a model\\n")
+    {'license': 'mit'}
+    """
+    if not text.startswith(FENCE):
+        return {}
+    header, fence, _ = text.removeprefix(FENCE).partition(f"\n{FENCE}")
+    try:
+        fields = yaml.safe_load(header) if fence else None
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return {}
+    return fields if isinstance(fields, dict) else {}

@@ -1,0 +1,82 @@
+"""Standard logging: what the package says of its work goes to loggers named after its modules, below "twostage".
+
+A program that uses the package decides where it goes; the command line shows it on stderr. Other packages' loggers are
+quieted one by one, and for as long as their remarks would say nothing to our users: the host's logging is the host's.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from twostage.utils.errors import one_line
+
+NAME = "twostage"
+LEVELS = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}  # by -q, nothing, -v, -vv
+
+
+class Lines(logging.Handler):
+    """Writes a record as a line on stderr, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = "" if record.levelno in (logging.INFO, logging.DEBUG) else f"{record.levelname.lower()}: "
+        line = f"{NAME}: {kind}{one_line(record.getMessage())}"
+        tqdm = sys.modules.get("tqdm")
+        try:
+            if tqdm:
+                tqdm.tqdm.write(line, file=sys.stderr)
+            else:
+                print(line, file=sys.stderr)
+            sys.stderr.flush()
+        except Exception:
+            self.handleError(record)
+
+
+@contextmanager
+def shown(verbosity: int = 0) -> Iterator[None]:
+    """Let the package's loggers write to stderr while the block lasts: errors at -1, warnings at 0, more at 1 and 2."""
+    logger, handler = logging.getLogger(NAME), Lines()
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(LEVELS[max(-1, min(2, verbosity))])
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+@contextmanager
+def quieted(*packages: str, level: int = logging.ERROR) -> Iterator[None]:
+    """Let the loggers of ``packages`` say nothing below ``level`` while the block lasts; all others are left alone.
+
+    Some packages log to the root logger itself: of that, what their files say is left out, and handlers that they put
+    there are taken away again.
+    """
+    before = {logger: logger.level for logger in _loggers_of(packages)}
+    root, handlers = logging.root, logging.root.handlers[:]
+
+    def is_others(record: logging.LogRecord) -> bool:
+        return record.levelno >= level or not {*packages} & {*Path(record.pathname).parts}
+
+    for logger in before:
+        logger.setLevel(max(level, logger.level))
+    root.addFilter(is_others)
+    try:
+        yield
+    finally:
+        root.removeFilter(is_others)
+        for handler in root.handlers[:]:
+            if handler not in handlers:
+                root.removeHandler(handler)
+        for logger in _loggers_of(packages):
+            logger.setLevel(before.get(logger, logger.level))
+
+
+def _loggers_of(packages: tuple[str, ...]) -> list[logging.Logger]:
+    """Of each package, and all below that there are."""
+    known = [name for name in logging.root.manager.loggerDict if name.startswith(tuple(f"{p}." for p in packages))]
+    return [logging.getLogger(name) for name in (*packages, *known)]
