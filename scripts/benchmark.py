@@ -36,8 +36,8 @@ import torch
 
 from twostage.audio import sound_files
 from twostage.cli import main as twostage
-from twostage.evaluation.report import write_json, write_text
-from twostage.evaluation.results import CLEAN, SUMMARY
+from twostage.evaluation.report import CLEAN, write_json, write_text
+from twostage.evaluation.results import SUMMARY
 from twostage.models import checkpoint
 from twostage.models.precision import computes_bfloat16
 from twostage.training.config import EnhancerRun, RestorerRun, RunConfig, load_config, plain

@@ -47,7 +47,7 @@ def folders(tmp_path_factory, speech):
     entry = Entry(str(home / "a_air.wav"), str(home / "a_bone.wav"), "a", 1.0)
     for name, limit in (("three", 3000.0), ("six", 6000.0)):
         systems, results = [System(name, Muffled(limit), hears_clean=False)], Results()
-        evaluate([entry], Source(home), systems, results)
+        evaluate([entry], Source(home), systems, results, names=["lsd", "estoi"])
         costs = {name: Costs(1000, limit / 1e3, 0.1, "cpu", 1, 0.05)}
         report.write_rows(home / name / ROWS, results.rows)
         report.write_json(home / name / SUMMARY, report.as_json(results.rows, costs, [], {}))
@@ -118,6 +118,8 @@ def test_mistakes_are_named(folders, tmp_path, capsys):
     assert "utterances.csv: No such file" in capsys.readouterr().err
     assert main(["compare", str(folders[0]), "-o", str(tmp_path), "--metric", "taste"]) == 1
     assert "no metric 'taste'; there are pesq" in capsys.readouterr().err
+    assert main(["compare", str(folders[0]), "-o", str(tmp_path), "--metric", "mos"]) == 1
+    assert "no folder has scores of mos; there are estoi, lsd" in capsys.readouterr().err
 
 
 def test_old_summaries_without_a_latency_still_compare(folders, tmp_path):

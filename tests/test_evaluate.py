@@ -15,7 +15,7 @@ from twostage.cli import main
 from twostage.commands import evaluate as command
 from twostage.data.manifest import Entry
 from twostage.data.sensors import PRESETS
-from twostage.evaluation import costs, pairs, report, runner, systems
+from twostage.evaluation import costs, metrics, pairs, report, runner, systems
 from twostage.evaluation.report import RAW, Row, bootstrap
 from twostage.evaluation.results import Results
 from twostage.evaluation.scoring import scoring_pool
@@ -23,6 +23,7 @@ from twostage.models import checkpoint
 from twostage.utils.errors import ConfigError, DataError
 
 RATE = 16000
+QUICK = ("pesq", "stoi", "estoi", "lsd", "mel_l1", "mcd")  # metrics that take no seconds
 
 
 def speech(seed, seconds=1.0, rate=RATE):
@@ -50,7 +51,8 @@ def corpus(tmp_path):
 def run(*arguments):
     parser = ArgumentParser()
     command.add_arguments(parser)
-    return command.run(parser.parse_args([str(argument) for argument in arguments]))
+    few = () if "--merge" in arguments or "--metrics" in arguments else ("--metrics", *QUICK)
+    return command.run(parser.parse_args([str(argument) for argument in (*arguments, *few)]))
 
 
 def scores(folder, system=RAW):
@@ -173,8 +175,9 @@ def test_simulated_input_is_what_the_simulate_command_writes(corpus, tmp_path):
 def test_another_process_scores_as_this_one(corpus):
     entries = [Entry(str(corpus / f"b_{side}.wav"), str(corpus / "b_bone.wav"), side, 1.0) for side in ("air", "gone")]
     here, there = Results(), Results()
-    runner.evaluate(entries, pairs.Source(corpus), [], here)
-    runner.evaluate(entries, pairs.Source(corpus), [], there, jobs=2)  # starts as many as there is work for: one
+    runner.evaluate(entries, pairs.Source(corpus), [], here, names=QUICK)
+    # starts as many as there is work for: one
+    runner.evaluate(entries, pairs.Source(corpus), [], there, names=QUICK, jobs=2)
     assert here == there
     assert [(row.delay, row.scores["stoi"]) for row in here.rows] == [(100, 1.0)]
     assert len(here.failures) == 1
@@ -261,8 +264,11 @@ def test_bootstrap_interval_of_normal_values_is_as_wide_as_theory_says():
 
 
 def test_rows_come_back_from_their_file(tmp_path):
-    values = dict(zip(report.COLUMNS, [1.5, 0.25, np.nan, 3.0, 1.0, 12.5], strict=True))
-    rows = [Row("a,b.wav", "c", "é", 1.25, "x, y", values, -7, 3, "estoi: too short")]
+    values = dict(zip(QUICK, [1.5, 0.25, np.nan, 3.0, 1.0, 12.5], strict=True))
+    rows = [
+        Row("a,b.wav", "c", "é", 1.25, "x, y", values, -7, 3, "estoi: too short"),
+        Row("a,b.wav", "c", "é", 1.25, report.CLEAN, {"mos": 4.5, "dnsmos": np.nan}),
+    ]
     report.write_rows(tmp_path / "rows.csv", rows)
     assert repr(report.read_rows(tmp_path / "rows.csv")) == repr(rows)
     with (tmp_path / "rows.csv").open(newline="") as file:
@@ -270,6 +276,37 @@ def test_rows_come_back_from_their_file(tmp_path):
     (tmp_path / "rows.csv").write_text("utterance,pesq\na,good\n")
     with pytest.raises(DataError, match=r"rows.csv:2: not a line of scores"):
         report.read_rows(tmp_path / "rows.csv")
+
+
+def test_clean_speech_is_scored_by_what_needs_no_reference(corpus, monkeypatch):
+    monkeypatch.setitem(metrics.NO_REFERENCE, "mos", lambda sound: float(np.abs(sound).sum()))
+    arguments = ("--pairs", corpus / "pairs.csv", "--model", "none", "--pictures", 0)
+    run(*arguments, "-o", corpus / "out", "--metrics", "mos", "stoi")
+    clean, raw = scores(corpus / "out", report.CLEAN), scores(corpus / "out")
+    assert [row.scores.keys() for row in (clean["c_bone.wav"], raw["c_bone.wav"])] == [{"mos"}, {"stoi", "mos"}]
+    assert clean["a_bone.wav"].scores["mos"] == pytest.approx(raw["a_bone.wav"].scores["mos"], rel=1e-4)
+    assert clean["c_bone.wav"].longer == 0
+    table = (corpus / "out" / "table.md").read_text()
+    assert "| system | n | STOI ↑ | MOS ↑ | RTF |" in table
+    assert "| clean | 3 | - | " in table
+    with pytest.raises(DataError, match=r"another evaluation \(metrics: \['stoi', 'mos'\] there"):
+        run(*arguments, "-o", corpus / "out")
+    with pytest.raises(ConfigError, match="no metric 'taste'; there are pesq, stoi"):
+        run(*arguments, "--metrics", "taste")
+
+
+def test_merging_joins_metrics_that_were_measured_apart(corpus):
+    arguments = ("--pairs", corpus / "pairs.csv", "--model", "none", "--pictures", 0)
+    run(*arguments, "-o", corpus / "all", "--metrics", "lsd", "stoi", "mcd")
+    run(*arguments, "-o", corpus / "one", "--metrics", "lsd", "stoi")
+    run(*arguments, "-o", corpus / "two", "--metrics", "stoi", "mcd")
+    assert run("--merge", corpus / "one", corpus / "two", "-o", corpus / "joined") == 0
+    assert scores(corpus / "joined") == scores(corpus / "all")
+
+
+def test_a_model_is_not_named_like_another_row(corpus, tiny_path):
+    with pytest.raises(ConfigError, match="--model clean: is the name of another row"):
+        run("--pairs", corpus / "pairs.csv", "--model", f"clean={tiny_path}")
 
 
 def test_missing_scores_are_said_in_the_table():

@@ -285,6 +285,7 @@ def test_an_evaluation_has_rows_of_both_microphones(
 ) -> None:
     monkeypatch.setattr("twostage.evaluation.systems.measure_costs", lambda systems: {})
     given = ["evaluate", "--clean", str(corpus), "--simulate", "eben", "--pictures", "0", "--limit", "1"]
+    given += ["--metrics", "stoi", "estoi", "lsd", "mel_l1"]
     models = ["--model", f"both={fusion_path}", "--model", f"bone={tiny_path}"]
     airy = [*given, "--air-snr", "-5", "--noise", str(noise)]
     with redirect_stdout(StringIO()) as table:

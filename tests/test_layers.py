@@ -41,10 +41,11 @@ OWNERS = {
     "safetensors": {"models.checkpoint"},
     "pesq": {"evaluation.metrics"},
     "pystoi": {"evaluation.metrics"},
+    "distillmos": {"evaluation.speech_quality"},
     "matplotlib": {"audio.plots", "data.sensor_plot"},
     "torchaudio": set(),  # its import fails beside some builds of torch
     "sounddevice": {"inference.realtime"},
-    "onnxruntime": {"models.onnx_enhancer", "export.int8"},
+    "onnxruntime": {"models.onnx_enhancer", "export.int8", "evaluation.speech_quality"},
     "onnx": {"export.onnx", "export.int8"},
     "onnx_ir": {"export.onnx"},
     "gradio": {"app.page"},

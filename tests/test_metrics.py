@@ -100,10 +100,11 @@ def test_what_cannot_be_scored_is_nan_and_says_why(name, reference, estimate, re
 def test_too_short_for_one_metric_leaves_the_others():
     clean = babble(0.2)
     values, reasons = score(clean, with_noise(clean, 10))
-    assert [name for name, value in values.items() if np.isnan(value)] == ["pesq", "stoi", "estoi"]
-    assert len(reasons) == 3
+    assert [name for name, value in values.items() if np.isnan(value)] == ["pesq", "stoi", "estoi", "mos", "dnsmos"]
+    assert len(reasons) == 5
     assert "stoi: fewer than 30 frames" in reasons[1]
-    assert score(clean[:1], clean[:1])[0].keys() == metrics.METRICS.keys()
+    assert reasons[3] == "mos: too short, less than 0.5 s"
+    assert tuple(score(clean[:1], clean[:1])[0]) == metrics.NAMES
 
 
 def test_pesq_of_a_long_signal_is_the_mean_of_its_pieces_with_speech():
@@ -123,6 +124,13 @@ def test_a_missing_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pesq", None)
     with pytest.raises(TwoStageError, match=r"pip install 'twostage\[eval\]'"):
         pesq_wb(babble(1), babble(1))
+
+
+def test_a_missing_package_is_known_before_anything_is_scored(monkeypatch):
+    monkeypatch.setattr(metrics, "find_spec", lambda package: None if package == "xls_r_sqa" else package)
+    metrics.require_packages(["pesq", "dnsmos"])
+    with pytest.raises(TwoStageError, match=r"xls_r_sqa is not installed; scores need it: pip install 'twostage\[eval"):
+        metrics.require_packages(["pesq", "mos"])
 
 
 @pytest.mark.parametrize("delay", [-320, -7, 0, 1, 300])

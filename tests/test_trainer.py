@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from twostage.data.manifest import read_manifest
 from twostage.data.pairs import Pair, PairConfig
+from twostage.evaluation.metrics import NO_REFERENCE
 from twostage.models import checkpoint
 from twostage.models.features import MelConfig
 from twostage.models.restorer import Restorer, RestorerConfig
@@ -21,7 +22,7 @@ from twostage.training.logs import RunLog, coloured
 from twostage.training.optim import OptimizerConfig
 from twostage.training.tasks import Restoring, RestoringWeights
 from twostage.training.trainer import Training, fit
-from twostage.training.validation import examples
+from twostage.training.validation import Example, bounds, examples
 from twostage.utils.errors import ConfigError, TwoStageError
 
 RESTORER = RestorerConfig(MelConfig(n_mels=16), channels=(4, 8), time_strides=(2,), blocks=1, dilations=(1,))
@@ -132,6 +133,23 @@ def test_stage_one_is_heard_through_a_vocoder(given, paired_corpus, corpus, tmp_
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     names = {f"{name}{kind}" for name in ("mel_l1", "lsd") for kind in ("", "_real", "_simulated")}
     assert names <= rows[1].keys()
+
+
+def test_scores_without_a_reference_stand_beside_those_of_input_and_clean_speech(given, tmp_path, monkeypatch, speech):
+    monkeypatch.setitem(NO_REFERENCE, "mos", lambda sound: float(np.abs(sound).max()))
+    run = ["valid.metrics=[mel_l1,mos]", "valid.best=mos", "valid.show=0"]
+    recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], [*given, *run]))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    kinds = [row["kind"] for row in rows if row["kind"].startswith("valid")]
+    assert kinds == ["valid_raw", "valid_clean", "valid", "valid"]
+    best = checkpoint.read_header(tmp_path / "run" / "best.safetensors").provenance["held_out"]["mos"]
+    assert best == pytest.approx(max(row["mos"] for row in rows if row["kind"] == "valid"), abs=1e-4)
+
+    clean = torch.from_numpy(speech(8000))[None, None]
+    pair = Example("a", torch.cat([0.5 * clean, clean], 1), clean, real=False)  # of bone and air
+    peak = float(clean.abs().max())
+    assert bounds([pair], ["stoi", "mos"], 16000) == {"raw": {"mos": 0.5 * peak}, "clean": {"mos": peak}}
+    assert bounds([pair], ["stoi"], 16000) == {}
 
 
 def test_held_out_speech_is_the_same_each_time(corpus):

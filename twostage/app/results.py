@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twostage.evaluation.pictures import file_name
-from twostage.evaluation.report import RAW
-from twostage.evaluation.results import CLEAN, PICTURES, SOUNDS, TABLE
+from twostage.evaluation.report import CLEAN, RAW
+from twostage.evaluation.results import PICTURES, SOUNDS, TABLE
 from twostage.utils.errors import ConfigError, DataError, TwoStageError
 
 DEPTH = 4  # folders below the root that are looked through

@@ -19,7 +19,7 @@ from twostage.commands.options import (
 from twostage.utils.errors import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from twostage.data.manifest import Entry
     from twostage.evaluation.costs import Costs
@@ -51,6 +51,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         "repeat for several models; 'none' scores the raw input alone (default: the default model)",
     )
     parser.add_argument("-o", "--out", metavar="DIR", type=Path, help="folder for CSV, tables, summary and pictures")
+    parser.add_argument(
+        "--metrics",
+        metavar="NAME",
+        nargs="+",
+        help="measure these alone: pesq, stoi, estoi, lsd, mel_l1, mcd, mos, dnsmos; the last two, which need no "
+        "reference, take seconds a file (default: all)",
+    )
     parser.add_argument("--limit", metavar="N", type=_positive, help="score N utterances, evenly spread")
     parser.add_argument("--only-speaker", metavar="S", action="append", default=[], help="score S alone; repeatable")
     parser.add_argument("--group-by", choices=("corpus", "speaker"), help="further tables, one a group")
@@ -80,6 +87,7 @@ def run(args: Namespace) -> int:
     from twostage.evaluation import pairs, pictures, report, results, runner, systems
 
     _check(args)
+    names = _metrics(args.metrics)
     source, entries, problems = _entries(args)
     device = device_for(args.device)
     args.precision = precision_for(args.precision, device)
@@ -97,6 +105,7 @@ def run(args: Namespace) -> int:
             source,
             compared,
             scored,
+            names=names,
             keep_low_band=args.keep_low_band,
             jobs=args.jobs,
             save=lambda: report.write_rows(args.out / results.ROWS, scored.rows) if args.out else None,
@@ -116,6 +125,17 @@ def _check(args: Namespace) -> None:
         raise ConfigError("--clean and --simulate belong together: the sensor that degrades the clean speech")
 
 
+def _metrics(given: Sequence[str] | None) -> tuple[str, ...]:
+    """The metrics to measure, in the order of the table."""
+    from twostage.evaluation.report import COLUMNS
+    from twostage.utils.errors import ConfigError
+
+    for name in given or ():
+        if name not in COLUMNS:
+            raise ConfigError(f"--metrics: no metric {name!r}; there are {', '.join(COLUMNS)}")
+    return tuple(name for name in COLUMNS if not given or name in given)
+
+
 def _entries(args: Namespace) -> tuple[Source, list[Entry], list[str]]:
     from twostage.data.manifest import read_manifest
     from twostage.data.sensors import load_sensor
@@ -131,7 +151,8 @@ def _entries(args: Namespace) -> tuple[Source, list[Entry], list[str]]:
 def _settings(args: Namespace) -> dict[str, Any]:
     """What decides the scores, to know whether an evaluation that stopped was the same one."""
     names = ("pairs", "clean", "simulate", "limit", "only_speaker", "keep_low_band", "seed", "precision")
-    return {name: getattr(args, name) for name in (*names, "air_snr", "noise")}
+    settings = {name: getattr(args, name) for name in (*names, "air_snr", "noise")}
+    return settings | {"metrics": list(_metrics(args.metrics))}
 
 
 def _merge(args: Namespace) -> int:

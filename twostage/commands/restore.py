@@ -52,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--level", choices=("input", "model"), default="input", help="loudness of the output (default: input)")
     add("--keep-low-band", type=float, default=0.0, metavar="HZ", help="keep the input itself below this frequency")
     add("--seconds", type=float, default=10.0, help="length of a window: bounds the memory (default: 10)")
+    add(
+        "--if-full-band",
+        choices=("restore", "copy", "error"),
+        default="restore",
+        help="what to do with a channel whose band is not missing (default: restore it, with a warning)",
+    )
     add("--plot", action="store_true", help="draw spectrograms before and after beside each output, as PNG")
     add("--json", nargs="?", const="-", metavar="FILE.json", help="write a report for machines (default: to stdout)")
     add("--salvage", action="store_true", help="of a file that is cut or damaged take what is there, with a warning")
@@ -76,7 +82,9 @@ def _restored(args: argparse.Namespace, names: "Ends") -> int:
     from twostage.models.onnx_enhancer import OnnxEnhancer
 
     options = Options(
-        args.seconds, args.level, args.keep_low_band, args.sample_rate, args.overwrite, salvage=args.salvage
+        *(args.seconds, args.level, args.keep_low_band, args.sample_rate, args.overwrite),
+        salvage=args.salvage,
+        if_full_band=args.if_full_band,
     )
     _check_report_name(args)
     passed_over: list[Path] = []

@@ -13,8 +13,8 @@ from twostage.evaluation import metrics, report
 from twostage.evaluation.costs import Costs
 from twostage.evaluation.metrics import HIGHER_IS_BETTER, SAMPLE_RATE
 from twostage.evaluation.pictures import draw, file_name
-from twostage.evaluation.report import COLUMNS, RAW, summarize
-from twostage.evaluation.results import CLEAN, PICTURES, SOUNDS, TABLE, Results, merge
+from twostage.evaluation.report import CLEAN, COLUMNS, RAW, metrics_of, summarize
+from twostage.evaluation.results import PICTURES, SOUNDS, TABLE, Results, merge
 from twostage.evaluation.systems import COPY
 from twostage.utils.errors import DataError
 from twostage.utils.files import replacing
@@ -38,6 +38,8 @@ def compare(folders: Sequence[Path], out: Path, *, metric: str = "estoi", title:
     if metric not in COLUMNS:
         raise DataError(f"no metric {metric!r}; there are {', '.join(COLUMNS)}")
     results, costs = merge(folders)
+    if results.rows and metric not in metrics_of(results.rows):
+        raise DataError(f"no folder has scores of {metric}; there are {', '.join(metrics_of(results.rows))}")
     text = report.markdown(results.rows, costs, results.failures, title=title)
     report.write_text(out / TABLE, text)
     _write_csv(out / CSV, _flat(results, costs))
@@ -84,7 +86,7 @@ def kept_sounds(folders: Sequence[Path], systems: Sequence[str]) -> dict[str, di
     kept = {}
     for name in sorted(set.intersection(*names)) if names else []:
         found: dict[str, Audio] = {}
-        for title in (*systems, CLEAN):
+        for title in (*(system for system in systems if system != CLEAN), CLEAN):
             places = [folder / SOUNDS / name / f"{file_name(title)}.flac" for folder in folders]
             place = next((place for place in places if place.is_file()), None)
             if place:
@@ -108,7 +110,7 @@ def _flat(results: Results, costs: Mapping[str, Costs]) -> list[dict[str, object
     rows = []
     for system, found in summarize(results.rows).items():
         row: dict[str, object] = {"system": system, "n": max(interval.n for interval in found.values())}
-        row |= {metric: found[metric].mean for metric in COLUMNS}
+        row |= {metric: interval.mean for metric, interval in found.items()}
         cost = costs.get(system)
         paid = (cost.parameters, cost.gmac, cost.latency, cost.real_time_factor) if cost else ("",) * 4
         rows.append(row | dict(zip(("parameters", "gmac", "latency_s", "real_time_factor"), paid, strict=True)))

@@ -1,10 +1,11 @@
-"""Objective scores of an estimate of clean speech against that speech: pure functions of two (T,) arrays.
+"""Objective scores of an estimate of clean speech: pure functions of (T,) arrays.
 
+Those of ``METRICS`` hear the clean speech too, those of ``NO_REFERENCE`` the estimate alone.
 Every score is taken at 16 kHz, for which wide-band PESQ, the bands and the frames are made: arrays of another
 ``sample_rate`` are resampled to that first, so that scores of models of different rates compare. What lies above 8 kHz
 is not judged. Every score is a float. What cannot be scored (silence, too short, not finite) is NaN with a
-``MetricWarning`` that says why; ``score`` gives all of them at once, with the reasons. PESQ and STOI come from the
-packages pesq and pystoi, the ``eval`` extra.
+``MetricWarning`` that says why; ``score`` gives all of them at once, with the reasons. The packages behind them are the
+``eval`` extra.
 """
 
 import warnings
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from twostage.audio.levels import rms
 from twostage.audio.sound_files import resample
+from twostage.evaluation import speech_quality
 from twostage.models.features import LogMel, MelConfig, Stft
 from twostage.utils.errors import DataError, TwoStageError
 
@@ -31,9 +33,16 @@ class Metric(Protocol):
     def __call__(self, reference: Array, estimate: Array, sample_rate: int = ...) -> float: ...
 
 
+class NoReference(Protocol):
+    """A score of an estimate (T,) at ``sample_rate`` alone."""
+
+    def __call__(self, estimate: Array, sample_rate: int = ...) -> float: ...
+
+
 SAMPLE_RATE = 16000  # Hz, at which every score is taken
 RMS = 0.05  # -26 dB of full scale: where levels are aligned to, so that floors mean the same in every file
 SILENCE = 1e-6  # RMS, below the last bit of 16
+SHORTEST = 0.5  # seconds that can be scored without a reference
 DB = 10 / np.log(10)  # from a difference of natural-log powers to dB
 
 
@@ -63,13 +72,17 @@ def _nan_if_unscorable(metric: Callable[[Array, Array], float]) -> Metric:
 def _check(reference: Array, estimate: Array) -> None:
     if reference.ndim != 1 or reference.shape != estimate.shape:
         raise ValueError(f"metrics need two (T,) arrays of one length, got {reference.shape} and {estimate.shape}")
-    if not len(reference):
-        raise Unscorable("there are no samples")
     for name, audio in ("reference", reference), ("estimate", estimate):
-        if not np.isfinite(audio).all():
-            raise Unscorable(f"the {name} has NaN or infinite samples")
-        if rms(audio) < SILENCE:
-            raise Unscorable(f"the {name} is silent")
+        _check_one(name, audio)
+
+
+def _check_one(name: str, audio: Array) -> None:
+    if not len(audio):
+        raise Unscorable("there are no samples")
+    if not np.isfinite(audio).all():
+        raise Unscorable(f"the {name} has NaN or infinite samples")
+    if rms(audio) < SILENCE:
+        raise Unscorable(f"the {name} is silent")
 
 
 def at_rate_of_scores(reference: Array, estimate: Array, sample_rate: int) -> tuple[Array, Array]:
@@ -80,11 +93,15 @@ def at_rate_of_scores(reference: Array, estimate: Array, sample_rate: int) -> tu
     return one, other
 
 
-def require_packages() -> None:
-    """Raise TwoStageError, which says what to install, if PESQ or STOI cannot be had."""
-    for package in "pesq", "pystoi":
-        if find_spec(package) is None:
-            raise _missing(package)
+def missing_package(name: str) -> str | None:
+    """The package that the metric ``name`` lacks here, if it lacks one."""
+    return next((package for package in PACKAGES.get(name, ()) if find_spec(package) is None), None)
+
+
+def require_packages(names: Iterable[str]) -> None:
+    """Raise TwoStageError, which says what to install, if one of the metrics cannot be had."""
+    for package in filter(None, map(missing_package, names)):
+        raise _missing(package)
 
 
 def _missing(package: str) -> TwoStageError:
@@ -205,22 +222,63 @@ def si_sdr(reference: Array, estimate: Array) -> float:
     return float(10 * np.log10(max(float(target @ target), 1e-30) / max(error, 1e-30)))
 
 
+def mos(estimate: Array, sample_rate: int = SAMPLE_RATE) -> float:
+    """DistillMOS, how good listeners would find the sound, 1 to 5; see ``speech_quality``."""
+    return _quality("mos", speech_quality.distillmos, estimate, sample_rate)
+
+
+def dnsmos(estimate: Array, sample_rate: int = SAMPLE_RATE) -> float:
+    """DNSMOS P.835's overall quality, about 1 to 4.2, at the level that all are aligned to; see ``speech_quality``."""
+
+    def levelled(audio: Array) -> float:
+        return speech_quality.dnsmos(_pcm((audio * (RMS / rms(audio))).astype(np.float32)))
+
+    return _quality("dnsmos", levelled, estimate, sample_rate)
+
+
+def _quality(name: str, model: Callable[[Array], float], estimate: Array, sample_rate: int) -> float:
+    if estimate.ndim != 1:
+        raise ValueError(f"metrics need (T,) arrays, got {estimate.shape}")
+    require_packages([name])
+    try:
+        _check_one("estimate", estimate)
+        if len(estimate) < SHORTEST * sample_rate:
+            raise Unscorable(f"too short, less than {SHORTEST} s")
+    except Unscorable as reason:
+        warnings.warn(f"{name}: {reason}", MetricWarning, stacklevel=3)
+        return float("nan")
+    return model(estimate if sample_rate == SAMPLE_RATE else resample(estimate, sample_rate, SAMPLE_RATE))
+
+
 METRICS: dict[str, Metric] = {
     "pesq": pesq_wb, "stoi": stoi, "estoi": estoi, "lsd": lsd, "mel_l1": mel_l1, "mcd": mcd, "si_sdr": si_sdr,
 }  # fmt: skip
-HIGHER_IS_BETTER = {name: name in ("pesq", "stoi", "estoi", "si_sdr") for name in METRICS}
+NO_REFERENCE: dict[str, NoReference] = {"mos": mos, "dnsmos": dnsmos}
+NAMES = (*METRICS, *NO_REFERENCE)
+HIGHER_IS_BETTER = {name: name in ("pesq", "stoi", "estoi", "si_sdr", "mos", "dnsmos") for name in NAMES}
+PACKAGES = {
+    "pesq": ("pesq",),
+    "stoi": ("pystoi",),
+    "estoi": ("pystoi",),
+    "mos": ("distillmos", "xls_r_sqa"),
+    "dnsmos": ("speechmos", "onnxruntime"),
+}
 
 
 def score(
-    reference: Array, estimate: Array, names: Iterable[str] = tuple(METRICS), *, sample_rate: int = SAMPLE_RATE
+    reference: Array, estimate: Array, names: Iterable[str] = NAMES, *, sample_rate: int = SAMPLE_RATE
 ) -> tuple[dict[str, float], list[str]]:
     """Score two aligned (T,) arrays by the named metrics: values (NaN where there is none) and the reasons for NaN."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", MetricWarning)
         if reference.shape == estimate.shape and np.isfinite(reference).all() and np.isfinite(estimate).all():
             reference, estimate = at_rate_of_scores(reference, estimate, sample_rate)  # once for all of them
-        values = {name: METRICS[name](reference, estimate) for name in names}
+        values = {name: _score(name, reference, estimate) for name in names}
     return values, [str(w.message) for w in caught if issubclass(w.category, MetricWarning)]
+
+
+def _score(name: str, reference: Array, estimate: Array) -> float:
+    return NO_REFERENCE[name](estimate) if name in NO_REFERENCE else METRICS[name](reference, estimate)
 
 
 def band_errors(

@@ -9,7 +9,8 @@ from twostage.audio.sound_files import Audio
 from twostage.data.manifest import Entry
 from twostage.evaluation.metrics import SAMPLE_RATE
 from twostage.evaluation.pairs import Source
-from twostage.evaluation.results import CLEAN, PICTURES, SOUNDS, Results
+from twostage.evaluation.report import CLEAN
+from twostage.evaluation.results import PICTURES, SOUNDS, Results
 from twostage.evaluation.systems import System, estimates
 
 

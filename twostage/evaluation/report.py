@@ -15,7 +15,7 @@ from twostage.evaluation.metrics import HIGHER_IS_BETTER, SAMPLE_RATE
 from twostage.utils.errors import DataError
 from twostage.utils.files import replacing
 
-RAW, AIR = "raw input", "noisy air"
+RAW, AIR, CLEAN = "raw input", "noisy air", "clean"
 COLUMNS = {  # metric -> heading and digits in tables
     "pesq": ("PESQ-WB", 2),
     "stoi": ("STOI", 3),
@@ -23,13 +23,19 @@ COLUMNS = {  # metric -> heading and digits in tables
     "lsd": ("LSD", 2),
     "mel_l1": ("mel L1", 2),
     "mcd": ("MCD dB", 1),
+    "mos": ("MOS", 2),
+    "dnsmos": ("DNSMOS", 2),
 }
+UNMEASURED = "-"  # in a CSV; what was measured and has no value is empty there
 DRAWS = 2000
 
 
 @dataclass(frozen=True)
 class Row:
-    """One system's scores on one utterance; ``delay`` and ``longer`` in samples at 16 kHz, undone before scoring."""
+    """One system's scores on one utterance; ``delay`` and ``longer`` in samples at 16 kHz, undone before scoring.
+
+    A metric that was not measured has no place in ``scores``; one that has no value is NaN there.
+    """
 
     utterance: str
     corpus: str
@@ -71,11 +77,19 @@ def bootstrap(values: Iterable[float], seed: int = 0) -> Interval:
     return Interval(float(known.mean()), float(low), float(high), known.size)
 
 
+def metrics_of(rows: Sequence[Row]) -> list[str]:
+    """The metrics that any of the rows was scored by, in the order of ``COLUMNS``."""
+    return [metric for metric in COLUMNS if any(metric in row.scores for row in rows)]
+
+
 def summarize(rows: Sequence[Row]) -> dict[str, dict[str, Interval]]:
-    """Interval of every metric for every system, systems in the order of their first rows."""
+    """Interval of every metric of the rows for every system, systems in the order of their first rows."""
     systems = dict.fromkeys(row.system for row in rows)
     return {
-        system: {metric: bootstrap(row.scores[metric] for row in rows if row.system == system) for metric in COLUMNS}
+        system: {
+            metric: bootstrap(row.scores.get(metric, np.nan) for row in rows if row.system == system)
+            for metric in metrics_of(rows)
+        }
         for system in systems
     }
 
@@ -92,7 +106,7 @@ def gains(rows: Sequence[Row]) -> dict[str, dict[str, Interval]]:
 
 
 def _minus(scores: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
-    return {metric: scores[metric] - others[metric] for metric in COLUMNS}
+    return {metric: scores[metric] - others[metric] for metric in scores if metric in others}
 
 
 def markdown(
@@ -123,12 +137,13 @@ def markdown(
 def _table(
     systems: Mapping[str, Mapping[str, Interval]], costs: Mapping[str, Costs] | None = None, *, sign: str = ""
 ) -> list[str]:
-    heads = [f"{name} {'↑' if HIGHER_IS_BETTER[metric] else '↓'}" for metric, (name, _) in COLUMNS.items()]
+    metrics = list(next(iter(systems.values()), {}))
+    heads = [f"{COLUMNS[metric][0]} {'↑' if HIGHER_IS_BETTER[metric] else '↓'}" for metric in metrics]
     heads = ["system", "n", *heads, *(["RTF", "GMAC/s", "parameters"] if costs is not None else [])]
     lines = [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1)]
     for system, intervals in systems.items():
         n = max(interval.n for interval in intervals.values())
-        cells = [system, str(n), *(_cell(intervals[m], digits, sign, n) for m, (_, digits) in COLUMNS.items())]
+        cells = [system, str(n), *(_cell(intervals[m], COLUMNS[m][1], sign, n) for m in metrics)]
         if costs is not None:
             cells += _costs(costs.get(system))
         lines.append(f"| {' | '.join(cells)} |")
@@ -195,18 +210,23 @@ def _plain(systems: Mapping[str, Mapping[str, Interval]]) -> dict[str, Any]:
     }
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write a CSV, one line an utterance and system, delays in milliseconds. Atomic."""
-    heads = ["utterance", "corpus", "speaker", "seconds", "system", *COLUMNS, "delay_ms", "longer_ms", "note"]
+    metrics = metrics_of(rows)
+    heads = ["utterance", "corpus", "speaker", "seconds", "system", *metrics, "delay_ms", "longer_ms", "note"]
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(heads)
         for row in rows:
-            scores = ["" if np.isnan(row.scores[metric]) else f"{row.scores[metric]:.6g}" for metric in COLUMNS]
+            scores = [_number(row.scores[metric]) if metric in row.scores else UNMEASURED for metric in metrics]
             shifts = [f"{samples * 1000 / SAMPLE_RATE:g}" for samples in (row.delay, row.longer)]
             writer.writerow(
                 [row.utterance, row.corpus, row.speaker, row.seconds, row.system, *scores, *shifts, row.note]
             )
+
+
+def _number(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.6g}"
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -222,7 +242,8 @@ def read_rows(path: Path) -> list[Row]:
 
 def _row(values: Mapping[str, str], where: str) -> Row:
     try:
-        scores = {metric: float(values[metric] or "nan") for metric in COLUMNS}
+        measured = [metric for metric in COLUMNS if values.get(metric, UNMEASURED) != UNMEASURED]
+        scores = {metric: float(values[metric] or "nan") for metric in measured}
         delay, longer = (round(float(values[name]) * SAMPLE_RATE / 1000) for name in ("delay_ms", "longer_ms"))
         seconds = float(values["seconds"])
         who = (values["utterance"], values["corpus"], values["speaker"])

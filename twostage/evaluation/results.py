@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from twostage.utils.errors import ConfigError, DataError, TwoStageError, called
 from twostage.utils.schema import build, parse_json
 
 ROWS, SETTINGS, TABLE, SUMMARY = "utterances.csv", "settings.json", "table.md", "summary.json"
-PICTURES, SOUNDS, CLEAN = "spectrograms", "sounds", "clean"
+PICTURES, SOUNDS = "spectrograms", "sounds"
 
 
 @dataclass
@@ -91,16 +91,19 @@ def resume(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False
 def merge(folders: Sequence[Path]) -> tuple[Results, dict[str, Costs]]:
     """Join the rows, failures and costs of several evaluations; what several hold alike (the raw input) counts once.
 
-    Raises DataError if two hold different scores of one system on one utterance.
+    Where they measured different metrics, a row has all of them. Raises DataError if two hold different scores of one
+    system on one utterance.
     """
     found: dict[tuple[str, str], tuple[Row, Path]] = {}
     failures: list[str] = []
     costs: dict[str, Costs] = {}
     for folder in folders:
         for row in report.read_rows(folder / ROWS):
-            other, where = found.setdefault(row.key, (row, folder))
-            if repr(other) != repr(row):  # NaN differs from itself, its name does not
+            other, where = found.get(row.key, (row, folder))
+            if not _agree(other, row):
                 raise DataError(f"{where} and {folder} differ in the scores of {row.system} on {row.utterance}")
+            notes = "; ".join(dict.fromkeys(filter(None, (other.note, row.note))))
+            found[row.key] = replace(other, scores={**row.scores, **other.scores}, note=notes), where
         summary = _json(folder / SUMMARY)
         costs = _costs(summary, folder / SUMMARY) | costs
         failed = summary.get("failures", [])
@@ -108,6 +111,13 @@ def merge(folders: Sequence[Path]) -> tuple[Results, dict[str, Costs]]:
             raise DataError(f"failures is {failed!r}, must be a list", subject=folder / SUMMARY)
         failures += map(str, failed)
     return Results([row for row, _ in found.values()], failures), costs
+
+
+def _agree(one: Row, other: Row) -> bool:
+    """Whether two rows can be of one estimate: alike in whatever both measured."""
+    both = one.scores.keys() & other.scores.keys()
+    known = [replace(row, scores={name: row.scores[name] for name in sorted(both)}, note="") for row in (one, other)]
+    return repr(known[0]) == repr(known[1])  # NaN differs from itself, its name does not
 
 
 def _json(path: Path) -> dict[str, Any]:

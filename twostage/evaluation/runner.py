@@ -1,4 +1,4 @@
-"""Score the raw input, restored speech and copy-synthesis against clean speech, utterance by utterance.
+"""Score the raw input, restored speech, copy-synthesis and the clean speech itself, utterance by utterance.
 
 All scores are taken at 16 kHz on the first channel, after delays and differences of length up to 20 ms are undone.
 """
@@ -7,12 +7,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 
 from twostage.audio.sound_files import Audio
 from twostage.data.manifest import Entry
 from twostage.evaluation import metrics
 from twostage.evaluation.pairs import Source
-from twostage.evaluation.report import Row
+from twostage.evaluation.report import CLEAN, COLUMNS, Row
 from twostage.evaluation.results import Results
 from twostage.evaluation.scoring import score, scoring_pool
 from twostage.evaluation.systems import System, estimates
@@ -28,18 +29,23 @@ def evaluate(
     systems: Sequence[System],
     results: Results,
     *,
+    names: Sequence[str] = tuple(COLUMNS),
     keep_low_band: float = 0.0,
     jobs: int = 1,
     save: Callable[[], None] = lambda: None,
     progress: Callable[[], None] = lambda: None,
 ) -> None:
-    """Score every entry that ``results`` has not, adding to it; ``save`` is called from time to time, and at the end.
+    """Score every entry that ``results`` has not by the metrics ``names``, adding to it.
+
+    The clean speech has a row of its own for the metrics that need no reference. ``save`` is called from time to time,
+    and at the end.
 
     A file that cannot be read or scored becomes one line of ``results.failures``, and none of its rows is added. With
     ``jobs`` above 1, that many processes score while this one runs the models.
     """
-    metrics.require_packages()
-    done = results.done([*source.inputs, *(system.name for system in systems)])
+    metrics.require_packages(names)
+    reference_free = [name for name in names if name in metrics.NO_REFERENCE]
+    done = results.done([*source.inputs, *(system.name for system in systems), *([CLEAN] if reference_free else [])])
     waiting: Waiting = deque()
     saved = time.monotonic()
     try:
@@ -51,7 +57,11 @@ def evaluate(
                     continue
                 with results.collecting(name, entry.name):
                     rows = _rows(entry, name, source, systems, keep_low_band)
-                    waiting.append((name, entry.name, [pool.submit(score, row, *pair) for row, *pair in rows]))
+                    scored = [pool.submit(score, row, clean, estimate, names) for row, clean, estimate in rows]
+                    if reference_free:
+                        row, clean, _ = rows[0]
+                        scored.append(pool.submit(score, replace(row, system=CLEAN), clean, clean, reference_free))
+                    waiting.append((name, entry.name, scored))
                 _collect(waiting, 0 if jobs == 1 else 2 * jobs, results, progress)
                 if time.monotonic() - saved > SAVE_EVERY:
                     save()

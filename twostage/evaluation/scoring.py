@@ -1,6 +1,6 @@
 """Scores of one estimate, taken in this process or in several beside it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -10,15 +10,15 @@ import torch
 
 from twostage.audio.sound_files import Audio
 from twostage.evaluation import metrics
-from twostage.evaluation.report import COLUMNS, Row
+from twostage.evaluation.report import Row
 from twostage.utils.errors import TwoStageError
 from twostage.utils.signals import interrupt_blocked
 
 
-def score(row: Row, clean: Audio, estimate: Audio) -> Row:
-    """``row`` with the scores of an estimate (T,) against clean speech (T'), both at 16 kHz, once they are aligned."""
+def score(row: Row, clean: Audio, estimate: Audio, names: Sequence[str]) -> Row:
+    """``row`` with the scores ``names`` of an estimate (T,) of clean speech (T'), both at 16 kHz, once aligned."""
     aligned = metrics.align(clean, estimate)
-    exact, reasons = metrics.score(aligned.reference, aligned.estimate, tuple(COLUMNS))
+    exact, reasons = metrics.score(aligned.reference, aligned.estimate, names)
     # the digits that the CSV has: ESTOI is noisy behind them, and a resumed evaluation must give the same summary
     scores = {metric: float(f"{value:.6g}") for metric, value in exact.items()}
     return replace(row, scores=scores, delay=aligned.delay, longer=aligned.longer, note="; ".join(reasons))

@@ -19,7 +19,7 @@ from twostage.audio.sound_files import Audio
 from twostage.evaluation.costs import Costs, measure
 from twostage.evaluation.metrics import SAMPLE_RATE
 from twostage.evaluation.pairs import Source
-from twostage.evaluation.report import AIR, RAW
+from twostage.evaluation.report import AIR, CLEAN, RAW
 from twostage.inference.restoration import restore
 from twostage.models import checkpoint
 from twostage.models.enhancer import Enhancer, EnhancerModule
@@ -84,6 +84,8 @@ def load_systems(models: Mapping[str, Sequence[str]], device: str = "cpu", preci
     """
     systems = []
     for label, paths in models.items():
+        if label in (RAW, AIR, CLEAN):
+            raise ConfigError(f"--model {label}: is the name of another row; give it a LABEL=")
         model = _load(paths, device, precision)
         if not isinstance(model, Vocoder):
             systems.append(System(label, model, hears_clean=False))

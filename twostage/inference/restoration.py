@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from twostage.audio.bandwidth import BandMeter, ChannelBand, ClipMeter, unsuited
 from twostage.audio.highpass import highpassed
 from twostage.audio.levels import LEVEL, LevelMeter
 from twostage.audio.limiter import limited
@@ -67,6 +68,7 @@ class Options:
 
     ``sample_rate`` of the output file: "model" or "input". ``batch`` windows go through the model at once.
     ``salvage`` takes what there is of a file that is cut or damaged, with a warning that says what is missing.
+    ``if_full_band``, what becomes of a channel whose band is not missing: "restore", with a warning, "copy" or "error".
     """
 
     seconds: float = 10.0
@@ -76,6 +78,7 @@ class Options:
     overwrite: bool = False
     batch: int = 1
     salvage: bool = False
+    if_full_band: str = "restore"
 
     def __post_init__(self) -> None:
         for name, kinds in (("batch", int), ("seconds", int | float), ("keep_low_band", int | float)):
@@ -90,13 +93,19 @@ class Options:
             raise ConfigError(f"level is {self.level!r}, must be 'input' or 'model'")
         if self.sample_rate not in ("input", "model"):
             raise ConfigError(f"sample_rate is {self.sample_rate!r}, must be 'input' or 'model'")
+        if self.if_full_band not in ("restore", "copy", "error"):
+            raise ConfigError(f"if_full_band is {self.if_full_band!r}, must be 'restore', 'copy' or 'error'")
         if not (self.keep_low_band >= 0 and isfinite(self.keep_low_band)):
             raise ConfigError(f"keep_low_band is {self.keep_low_band}, must be 0 Hz or more")
 
 
 @dataclass
 class Report:
-    """What became of one file. ``seconds`` are of audio, ``elapsed`` of work; their quotient is ``realtime_factor``."""
+    """What became of one file. ``seconds`` are of audio, ``elapsed`` of work; their quotient is ``realtime_factor``.
+
+    ``high_band_db``: of each channel that is heard, how far 2 to 7.5 kHz stand above 200 to 800 Hz, None where there is
+    too little sound; ``copied``: the channels, counted from 1, that were left as they are.
+    """
 
     source: str
     target: str
@@ -111,6 +120,8 @@ class Report:
     plot: str | None = None
     error: str | None = None
     warnings: list[str] = field(default_factory=list)
+    high_band_db: list[float | None] = field(default_factory=list)
+    copied: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -126,7 +137,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Survey:
-    """What the first pass finds: samples, and each channel's active level in dBFS and peak (C,) at the model's rate.
+    """What the first pass finds: samples, and each channel's active level in dBFS, peak (C,), band, at the model's rate.
 
     A channel is silent if it is quieter than its source can tell from nothing (``resolution``, (C,), an amplitude).
     """
@@ -135,6 +146,7 @@ class Survey:
     levels: NDArray[np.float64]
     peaks: NDArray[np.float64]
     resolution: NDArray[np.float64]
+    bands: tuple[ChannelBand, ...]
 
     @property
     def silent(self) -> NDArray[np.bool_]:
@@ -143,10 +155,23 @@ class Survey:
     def spoken(self, inputs: int) -> "Survey":
         """Of the first of every ``inputs`` channels: one for each that comes out."""
         chosen = slice(None, None, inputs)
-        return Survey(self.frames, self.levels[chosen], self.peaks[chosen], self.resolution[chosen])
+        return Survey(self.frames, self.levels[chosen], self.peaks[chosen], self.resolution[chosen], self.bands[chosen])
 
-    def complaints(self, inputs: int) -> list[str]:
-        """About silence, for a model of so many ``inputs``."""
+    @property
+    def full_band(self) -> NDArray[np.bool_]:
+        """Whether the band of each channel (C,) is there already."""
+        return np.array([band.full_band for band in self.bands]) & ~self.silent
+
+    def copied(self, options: Options) -> NDArray[np.bool_]:
+        """The channels (C,) that are left as they are."""
+        return self.full_band & (options.if_full_band == "copy")
+
+    def complaints(self, inputs: int, options: Options) -> list[str]:
+        """About what a model of so many ``inputs`` was not made for."""
+        heard = self.spoken(inputs)
+        return [*self._silence(inputs), *unsuited(heard.bands, heard.silent, copied=options.if_full_band == "copy")]
+
+    def _silence(self, inputs: int) -> list[str]:
         silent = np.flatnonzero(self.silent)
         if len(silent) == len(self.levels):
             return ["silent; restored as silence"]
@@ -182,6 +207,7 @@ def restore(
     seconds: float = 10.0,
     level: str = "input",
     keep_low_band: float = 0.0,
+    if_full_band: str = "restore",
     batch: int = 1,
     progress: Progress = lambda seconds: None,
     cancel: Cancel = lambda: False,
@@ -196,8 +222,9 @@ def restore(
     full scale, unsigned ones around the middle of their range; floats may be in any unit. The length is
     ``round(T * model.sample_rate / sample_rate)``. ``seconds`` of a window bound the memory, they do not change the
     result; ``level`` "input" gives each channel the active level that it came with, "model" leaves the model's; below
-    ``keep_low_band`` Hz the input itself is kept. ``batch`` windows go through the model at once, which is for GPUs,
-    and may change the last bits.
+    ``keep_low_band`` Hz the input itself is kept. Speech whose band is not missing, noise, music and clipping are
+    warned of; ``if_full_band`` "copy" leaves a channel whose band is there as it is, "error" refuses it. ``batch``
+    windows go through the model at once, which is for GPUs, and may change the last bits.
 
     ``progress`` is called after each window with the seconds of sound that were done since its last call;
     ``cancel`` is asked before each block of at most 65536 samples, and the work ends when it returns True.
@@ -208,13 +235,13 @@ def restore(
 
     Raises:
         AudioError: the shape or dtype is not what can be restored, ``sample_rate`` is not what files may have, there
-            are no samples, or some are not finite.
+            are no samples, or some are not finite; or the band is there, and ``if_full_band`` is "error".
         ConfigError: ``model`` is no model, or a setting is out of range.
         Cancelled: ``cancel`` returned True.
     """
     if not callable(model):
         raise ConfigError(f"model is {str(model)[:100]!r}, must be what twostage.load gives")
-    options = Options(seconds, level, keep_low_band, batch=batch)
+    options = Options(seconds, level, keep_low_band, batch=batch, if_full_band=if_full_band)
     if _is_batch(audio):
         return _batch(audio, [_restore(model, item, sample_rate, options, progress, cancel) for item in audio])
     return _restore(model, audio, sample_rate, options, progress, cancel)
@@ -243,7 +270,8 @@ def _restore(
     source = _cancellable(Source("audio", rate, len(rows), lambda: iter(blocks), samples.step), cancel)
     outputs = _outputs(model, source)
     survey = measure(source, model.sample_rate, causal=model.causal)
-    for complaint in survey.complaints(model.inputs):
+    _check_band(source, survey.spoken(model.inputs), options)
+    for complaint in survey.complaints(model.inputs, options):
         warnings.warn(f"the audio is {complaint}", stacklevel=3)
     spill = Spill(io.BytesIO(), outputs)
     peak = PEAK if samples.step else max(PEAK, float(survey.peaks.max()))
@@ -279,6 +307,8 @@ def restore_file(
         peak = LOSSY_PEAK if coding_for(target, given.subtype)[1] in LOSSY else PEAK
         outputs = _outputs(model, sound)
         survey = measure(sound, model.sample_rate, causal=model.causal)
+        heard = survey.spoken(model.inputs)
+        _check_band(sound, heard, options)
         _check_space(target, 4 * outputs * resampled_length(survey.frames, given.sample_rate, rate))
         with (
             Writer(target, rate, outputs, subtype=given.subtype, overwrite=options.overwrite) as writer,
@@ -299,7 +329,9 @@ def restore_file(
         elapsed=elapsed,
         realtime_factor=elapsed * given.sample_rate / survey.frames,
         limited_db=made.limited_db,
-        warnings=[*reader.notes, *survey.complaints(model.inputs)],
+        warnings=[*reader.notes, *survey.complaints(model.inputs, options)],
+        high_band_db=[band.high_db if band.high_db is None else round(band.high_db, 1) for band in heard.bands],
+        copied=[int(channel) + 1 for channel in np.flatnonzero(heard.copied(options))],
     )
 
 
@@ -329,12 +361,19 @@ def _outputs(model: Enhancer, source: Source) -> int:
     return source.channels // inputs
 
 
+def _check_band(source: Source, heard: Survey, options: Options) -> None:
+    if options.if_full_band == "error" and heard.full_band.any():
+        channels = ", ".join(str(channel + 1) for channel in np.flatnonzero(heard.full_band))
+        raise AudioError(f"full-band already (channel {channels}); nothing is missing", subject=source.name)
+
+
 def measure(source: Source, sample_rate: int, *, causal: bool = False) -> Survey:
-    """Measure each channel's active level as it is at ``sample_rate``, for a model that is ``causal`` or not.
+    """Measure each channel's active level and band as they are at ``sample_rate``, for a ``causal`` model or another.
 
     Raises AudioError if there are no samples or some are not finite.
     """
     meter, frames, peaks = LevelMeter(source.channels, sample_rate), 0, np.zeros(source.channels)
+    bands, clipping = BandMeter(source.channels, sample_rate), ClipMeter(source.channels)
 
     def checked() -> Iterator[NDArray[Any]]:
         nonlocal frames, peaks
@@ -348,13 +387,18 @@ def measure(source: Source, sample_rate: int, *, causal: bool = False) -> Survey
             if peaks.max() > np.finfo(np.float32).max:
                 what = f"samples of up to {peaks.max():.0e} are more than can be restored"
                 raise AudioError(what, subject=source.name)
+            clipping.add(block)
             yield block
 
     for block in _speech(checked(), source, sample_rate, causal=causal):
         meter.add(block)
+        bands.add(block)
     if frames == 0:
         raise AudioError("holds no samples", subject=source.name)
-    return Survey(frames, meter.levels(), meter.peak, np.maximum(np.maximum(source.step, EPSILON * peaks), LEAST))
+    resolution = np.maximum(np.maximum(source.step, EPSILON * peaks), LEAST)
+    found = zip(bands.bands(), clipping.shares(), strict=True)
+    heard = tuple(replace(band, clipped=float(share)) for band, share in found)
+    return Survey(frames, meter.levels(), meter.peak, resolution, heard)
 
 
 def _speech(blocks: Iterator[NDArray[Any]], source: Source, sample_rate: int, *, causal: bool) -> Iterator[Audio]:
@@ -391,25 +435,45 @@ def _render(
     if options.keep_low_band >= model.sample_rate / 2:
         raise ConfigError(f"keep_low_band is {options.keep_low_band} Hz, must be below {model.sample_rate / 2} Hz")
     gains = np.where(survey.silent, 0, _amplitude(LEVEL - np.where(survey.silent, 0, survey.levels)))[:, None]
+    spoken = survey.spoken(model.inputs)
+    copied = spoken.copied(options)
+    if options.level == "input":
+        gains[:: model.inputs][copied] = 1
     given = _speech(source.blocks(), source, model.sample_rate, causal=model.causal)
     normal = (block * gains.astype(np.float32) for block in given)
-    spoken = survey.spoken(model.inputs)
     # memory is for as much sound, however many channels share it
     seconds = options.seconds * USUAL / max(USUAL, source.channels)
-    pairs = enhance(model, normal, seconds, np.flatnonzero(~spoken.silent), options.batch)
-    restored = keep_low_band(_counted(pairs, model.sample_rate, progress), options.keep_low_band, model.sample_rate)
+    pairs = enhance(model, normal, seconds, np.flatnonzero(~spoken.silent & ~copied), options.batch)
+    counted = _counted(_with_copies(pairs, copied), model.sample_rate, progress)
+    restored = keep_low_band(counted, options.keep_low_band, model.sample_rate)
     outputs = len(spoken.levels)
+    stream = resampled(restored, model.sample_rate, rate, outputs)
+    if copied.any() and (copied | spoken.silent).all():  # what no model hears need not go through its rate
+        stream = resampled(_untouched(source, gains, model.inputs, progress), source.sample_rate, rate, outputs)
     meter = LevelMeter(outputs, rate)
     # back at the input's rate, the two roundings of the length must not show
     frames = resampled_length(survey.frames, source.sample_rate, rate)
     with evaluating(model):
-        for block in exactly(resampled(restored, model.sample_rate, rate, outputs), frames, outputs):
+        for block in exactly(stream, frames, outputs):
             meter.add(block)
             spill.write(block)
     if not np.isfinite(meter.peak).all():
         raise AudioError("the model's output is not finite", subject=source.name)
-    gains, limited_db = _final_gains(meter, spoken, options.level, peak)
+    gains, limited_db = _final_gains(meter, spoken, options, peak)
     return Rendering(gains, peak, rate, limited_db)
+
+
+def _with_copies(pairs: Iterator[tuple[Audio, Audio]], copied: NDArray[np.bool_]) -> Iterator[tuple[Audio, Audio]]:
+    for original, restored in pairs:
+        restored[copied] = original[copied]
+        yield original, restored
+
+
+def _untouched(source: Source, gains: Audio, inputs: int, progress: Progress) -> Iterator[Audio]:
+    """The first of every ``inputs`` channels as they come, with their gains (C, 1)."""
+    for block in source.blocks():
+        progress(block.shape[1] / source.sample_rate)
+        yield (block * gains).astype(np.float32)[::inputs]
 
 
 def _counted(
@@ -420,12 +484,12 @@ def _counted(
         yield pair
 
 
-def _final_gains(meter: LevelMeter, survey: Survey, level: str, peak: float) -> tuple[Audio, float]:
+def _final_gains(meter: LevelMeter, survey: Survey, options: Options, peak: float) -> tuple[Audio, float]:
     """Gains (C, 1) at which speech fits below ``peak``, and dB that are taken off the loudest sample in all."""
     levels = meter.levels()
     gains = np.where(survey.silent, 0.0, 1.0)
-    if level == "input":
-        matched = ~survey.silent & np.isfinite(levels)
+    if options.level == "input":
+        matched = ~survey.silent & np.isfinite(levels) & ~survey.copied(options)
         gains[matched] = _amplitude(survey.levels[matched] - levels[matched])
     loudest = float((gains * meter.peak).max())
     # one sample does not decide the gain of an hour: what goes beyond the peaks of speech is left to the limiter

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -11,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from twostage.data.pairs import PairConfig
-from twostage.evaluation.metrics import HIGHER_IS_BETTER
+from twostage.evaluation.metrics import HIGHER_IS_BETTER, missing_package
 from twostage.models.enhancer import EnhancerConfig
 from twostage.models.features import MelConfig
 from twostage.models.registry import ENHANCERS
@@ -43,7 +42,6 @@ FREE = {
 TRAINABLE = {"vocoder": ("vocoder",), "restorer": ("restorer",), "both": ("restorer", "vocoder")}
 # what a file may hold for other trainings than the one that reads it
 SECTIONS = {"restorer", "vocoder", "adversary", "discriminator", "mel_discriminator"}
-PACKAGES = {"pesq": "pesq", "stoi": "pystoi", "estoi": "pystoi"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +76,7 @@ class ValidConfig:
     every: int = 1000  # steps from one measurement to the next
     items: int = 16  # files, spread over the manifests
     seconds: float = 6.0  # of a file, at most
-    metrics: tuple[str, ...] = ("mel_l1",)  # pesq, stoi, estoi, lsd, mel_l1, mcd, si_sdr
+    metrics: tuple[str, ...] = ("mel_l1",)  # pesq, stoi, estoi, lsd, mel_l1, mcd, si_sdr, mos, dnsmos
     best: str = "mel_l1"  # metric whose best weights are kept; _real or _simulated behind it is of such pairs alone
     vocoder: str = ""  # model, alone or of both stages, that makes a restorer's log-mels audible
     show: int = 2  # files whose sound and picture are logged
@@ -87,10 +85,8 @@ class ValidConfig:
         for name in self.metrics:
             if name not in HIGHER_IS_BETTER:
                 raise ConfigError(f"valid.metrics: no metric {name!r}; there are {', '.join(HIGHER_IS_BETTER)}")
-            if name in PACKAGES and find_spec(PACKAGES[name]) is None:
-                raise ConfigError(
-                    f"valid.metrics: {name} needs the package {PACKAGES[name]}: pip install twostage[eval]"
-                )
+            if package := missing_package(name):
+                raise ConfigError(f"valid.metrics: {name} needs the package {package}: pip install twostage[eval]")
         if self.best.removesuffix("_real").removesuffix("_simulated") not in self.metrics:
             raise ConfigError(f"valid.best is {self.best!r}, must be one of valid.metrics: {', '.join(self.metrics)}")
         if self.every < 1 or self.items < 1 or self.seconds <= 0:

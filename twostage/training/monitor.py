@@ -14,7 +14,7 @@ from twostage.training import optim
 from twostage.training.config import RunConfig
 from twostage.training.logs import Clock, RunLog
 from twostage.training.trainer import Progress, Training
-from twostage.training.validation import Estimator, Example, measure
+from twostage.training.validation import Estimator, Example, bounds, measure
 from twostage.utils.errors import TwoStageError
 from twostage.utils.signals import Interruption
 
@@ -83,6 +83,8 @@ class Monitor:
 
     def _validate(self, training: Training) -> None:
         valid = self.settings.valid
+        if not self._shown:
+            self._tell_bounds(training.step)
         self.scores = measure(training.ema, self.estimate, self.held_out, valid.metrics, self.mel)
         self.log.scalars(training.step, self.scores, "valid")
         score, best = self.scores[valid.best], training.best
@@ -97,6 +99,12 @@ class Monitor:
         for place, example in enumerate(self.held_out[: valid.show]):
             self._show(training, place, example)
         self._shown = True
+
+    def _tell_bounds(self, step: int) -> None:
+        """Between which scores those of the model are to be read; they never change."""
+        for side, scores in bounds(self.held_out, self.settings.valid.metrics, self.settings.data.sample_rate).items():
+            self.log.scalars(step, scores, f"valid_{side}")
+            self.log.say(f"held out, {side}: " + " ".join(f"{name} {value:.4f}" for name, value in scores.items()))
 
     @torch.no_grad()
     def _show(self, training: Training, place: int, example: Example) -> None:

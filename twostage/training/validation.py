@@ -14,7 +14,7 @@ from twostage.data.manifest import Entry
 from twostage.data.noise import Air
 from twostage.data.pairs import PairConfig
 from twostage.data.simulator import load_sensor, seeded, simulate
-from twostage.evaluation.metrics import SILENCE, score
+from twostage.evaluation.metrics import NO_REFERENCE, SILENCE, score
 from twostage.models.features import LogMel
 from twostage.training.losses import mel_l1
 from twostage.utils.errors import DataError
@@ -125,6 +125,22 @@ def measure(
         if chosen and (not suffix or len(chosen) < len(rows))
         for name in names
     }
+
+
+def bounds(held_out: Sequence[Example], names: Sequence[str], sample_rate: int) -> dict[str, dict[str, float]]:
+    """Mean scores of the input ("raw") and of the clean speech ("clean"), by those of ``names`` that need no reference.
+
+    Such a score says little alone. Empty where none of the metrics is of that kind.
+    """
+    wanted = [name for name in names if name in NO_REFERENCE]
+    sides = {
+        "raw": [example.degraded[0, 0].cpu().numpy() for example in held_out],
+        "clean": [example.clean[0, 0].cpu().numpy() for example in held_out],
+    }
+    if not wanted:
+        return {}
+    rows = {side: [score(a, a, wanted, sample_rate=sample_rate)[0] for a in audio] for side, audio in sides.items()}
+    return {side: {name: _mean([row[name] for row in found]) for name in wanted} for side, found in rows.items()}
 
 
 def _mean(values: Sequence[float]) -> float:

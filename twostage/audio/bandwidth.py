@@ -1,0 +1,150 @@
+"""What a restorer was not made for, as far as it is measured: a band that is there, sound without pauses, clipping.
+
+Levels by band are percentiles over frames, so that neither pauses nor a click decide them, and they are relative to the
+band that every sensor hears, so that gain does not either.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Audio = NDArray[np.floating]
+
+FRAME = 0.032  # seconds; a new one each half
+LOW = (200.0, 800.0)  # Hz: what a microphone on the body hears as well as one in the air
+HIGH = ((2000.0, 4000.0), (4000.0, 5500.0), (5500.0, 7500.0))  # what the body swallows
+LOUD, QUIET = 0.98, 0.10  # shares of the frames below what counts as the level of speech, and of its pauses
+FULL_BAND_DB = -31.0  # of HIGH against LOW; clean speech lies above, sensors on the body below
+ALIVE_DB = 12.0  # between loud and quiet: less is noise, which says nothing about speech in a band
+PAUSES_DB = 22.0  # the same of LOW: less is noise, music or many voices
+SHORTEST = 1.0  # seconds that say something
+STEP, FLOOR, TOP = 0.5, -320.0, 160.0  # dB of the histograms of levels: floats come in any unit
+CLIPPED_SHARE, TOUCH = 2e-4, 1e-4  # samples in a row at the peak, of all; how near the peak is at the peak
+
+
+@dataclass(frozen=True)
+class ChannelBand:
+    """Of one channel: ``high_db``, how far 2 to 7.5 kHz stand above 200 to 800 Hz; None where too little is heard.
+
+    ``range_db`` and ``high_range_db``: how far loud frames stand above quiet ones, in the low and the high bands.
+    ``clipped``: the share of samples that lie in a row at the peak.
+    """
+
+    high_db: float | None
+    range_db: float = 0.0
+    high_range_db: float = 0.0
+    clipped: float = 0.0
+
+    @property
+    def full_band(self) -> bool:
+        """Speech is heard where a sensor on the body hears nearly none."""
+        return self.high_db is not None and self.high_db > FULL_BAND_DB and self.high_range_db > ALIVE_DB
+
+    @property
+    def unbroken(self) -> bool:
+        """No pauses, as one voice without noise has them."""
+        return self.high_db is not None and self.range_db < PAUSES_DB
+
+    @property
+    def is_clipped(self) -> bool:
+        return self.clipped > CLIPPED_SHARE
+
+
+class BandMeter:
+    """Levels by band of a stream of blocks (C, T), in a memory that does not grow with it."""
+
+    def __init__(self, channels: int, sample_rate: int) -> None:
+        self.sample_rate = sample_rate
+        self._size = max(2, round(FRAME / 2 * sample_rate)) * 2
+        self._window = np.hanning(self._size + 1)[:-1]
+        hertz = np.fft.rfftfreq(self._size, 1 / sample_rate)
+        self._bands = [(hertz >= low) & (hertz < high) for low, high in (LOW, *HIGH) if high < sample_rate / 2]
+        self._counts = np.zeros((channels, len(self._bands), round((TOP - FLOOR) / STEP)), np.int64)
+        self._rest = np.zeros((channels, 0), np.float32)
+
+    def add(self, block: Audio) -> None:
+        audio = np.concatenate([self._rest, block], axis=1)
+        hop = self._size // 2
+        frames = max(0, (audio.shape[1] - self._size) // hop + 1)
+        self._rest = audio[:, frames * hop :].copy()
+        if not frames or not self._bands:
+            return
+        for channel, row in enumerate(audio):  # one by one: the spectra of many channels at once are large
+            framed = np.lib.stride_tricks.sliding_window_view(row, self._size)[::hop][:frames]
+            self._count(channel, np.abs(np.fft.rfft(framed * self._window, axis=1)) ** 2)
+
+    def _count(self, channel: int, power: Audio) -> None:
+        power = power[power.sum(axis=1) > 0]  # digital silence is no pause that a room made
+        power = power * (2 / float(self._window @ self._window) / self._size)
+        places = self._counts.shape[2]
+        for counts, band in zip(self._counts[channel], self._bands, strict=True):
+            decibels = 10 * np.log10(power[:, band].sum(axis=1) + 10 ** (FLOOR / 10))
+            place = ((decibels - FLOOR) / STEP).astype(int).clip(0, places - 1)
+            counts += np.bincount(place, minlength=places)
+
+    def bands(self) -> list[ChannelBand]:
+        """What was found, channel by channel."""
+        return [self._band(counts) for counts in self._counts]
+
+    def _band(self, counts: NDArray[np.int64]) -> ChannelBand:
+        short = counts[:1].sum() * self._size / 2 < SHORTEST * self.sample_rate
+        if short or len(self._bands) <= len(HIGH):
+            return ChannelBand(None)
+        loud, quiet = (np.array([_level(band, share) for band in counts]) for share in (LOUD, QUIET))
+        if quiet[0] < FLOOR + 10:
+            return ChannelBand(None)
+        high = slice(1, None)
+        return ChannelBand(
+            float(loud[high].mean() - loud[0]), float(loud[0] - quiet[0]), float((loud - quiet)[high].mean())
+        )
+
+
+def unsuited(bands: Sequence[ChannelBand], silent: NDArray[np.bool_], *, copied: bool) -> list[str]:
+    """What a restorer was not made for, a line each, of the channels that are not ``silent`` (C,).
+
+    ``copied``: channels whose band is there are left as they are.
+    """
+    least = max((band.high_db or 0.0 for band in bands if band.full_band), default=0.0)
+    done = "copied" if copied else "restored all the same, which can make it worse"
+    found = {
+        f"full-band already ({-least:.0f} dB from the low to the high band); {done}": [b.full_band for b in bands],
+        "without pauses (noise, music or many voices?); made for one voice without noise": [b.unbroken for b in bands],
+        "clipped; the distortion is taken for speech": [b.is_clipped for b in bands],
+    }
+    lines = []
+    for complaint, which in found.items():
+        named = [str(channel + 1) for channel, is_so in enumerate(which) if is_so and not silent[channel]]
+        if named:
+            lines.append(complaint if len(named) == len(bands) else f"channel {', '.join(named)} {complaint}")
+    return lines
+
+
+def _level(counts: NDArray[np.int64], share: float) -> float:
+    """The level in dB that ``share`` of the frames stay below."""
+    below = np.cumsum(counts)
+    return FLOOR + STEP * (float(np.searchsorted(below, share * below[-1])) + 0.5)
+
+
+class ClipMeter:
+    """How many samples of a stream of blocks (C, T) lie in a row at the peak, above or below."""
+
+    def __init__(self, channels: int) -> None:
+        self._peak = np.zeros((channels, 2, 1))
+        self._count = np.zeros((channels, 2), np.int64)
+        self._total = 0
+
+    def add(self, block: Audio) -> None:
+        sides = np.stack([block, -block], axis=1)
+        loudest = sides.max(axis=2, keepdims=True, initial=0.0)
+        higher = loudest > self._peak * (1 + TOUCH)
+        self._count[higher[..., 0]] = 0
+        self._peak = np.maximum(self._peak, loudest)
+        touching = (sides >= self._peak * (1 - TOUCH)) & (self._peak > 0)
+        self._count += (touching[..., :-1] & touching[..., 1:]).sum(axis=2)
+        self._total += block.shape[1]
+
+    def shares(self) -> NDArray[np.float64]:
+        """Of each channel, between 0 and 1."""
+        return self._count.sum(axis=1) / max(1, self._total)
