@@ -137,7 +137,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Survey:
-    """What the first pass finds: samples, and each channel's active level in dBFS, peak (C,), band, at the model's rate.
+    """What the first pass finds: samples; each channel's active level in dBFS, peak and band at the model's rate (C,).
 
     A channel is silent if it is quieter than its source can tell from nothing (``resolution``, (C,), an amplitude).
     """
