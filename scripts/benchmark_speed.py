@@ -177,7 +177,7 @@ class PlainAdversary(Adversary):
         with self._precision():
             of_fake, of_real = self.discriminators(fake), self.discriminators(real)
         of_real, of_fake = ([[m.float() for m in maps] for maps in side] for side in (of_real, of_fake))
-        pairs = [(r, f) for rs, fs in zip(of_real, of_fake, strict=True) for r, f in zip(rs[:-1], fs[:-1], strict=True)]
+        pairs = [(r, f) for rs, fs in zip(of_real, of_fake, strict=True) for r, f in zip(rs, fs, strict=True)]
         distance = torch.stack([F.l1_loss(f, r) for r, f in pairs]).sum()
         return {"adv": least_squares_fool(of_fake), "fm": distance}
 

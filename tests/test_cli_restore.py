@@ -253,10 +253,10 @@ def test_what_another_process_made_meanwhile_is_skipped(
         sound_files.write("out/silent.wav", np.full(7, 0.1), 16000, overwrite=True)
         return honest(model, source, *rest, **more)  # type: ignore[arg-type]
 
-    def late(source: restoration.Source, rate: int) -> restoration.Survey:
+    def late(source: restoration.Source, rate: int, **more: bool) -> restoration.Survey:
         if source.name == "in/one.wav":
             sound_files.write("out/one.wav", np.full(7, 0.1), 16000)
-        return measure(source, rate)
+        return measure(source, rate, **more)
 
     monkeypatch.setattr(restoration, "restore_file", slow)
     monkeypatch.setattr(restoration, "measure", late)

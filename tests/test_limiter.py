@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import nn
 
 from twostage.audio.levels import active_level
 from twostage.audio.limiter import limited
 from twostage.inference.restoration import PEAK, restore
+from twostage.models.enhancer import EnhancerModule
 
 RATE = 16000
 Speech = Callable[..., np.ndarray]
@@ -33,7 +33,7 @@ def test_cuts_do_not_show() -> None:
     np.testing.assert_allclose(parts, whole, atol=1e-7)
 
 
-class Clicking(nn.Module):
+class Clicking(EnhancerModule):
     """Leaves everything as it is but one sample, which it makes a full-scale click."""
 
     sample_rate, hop_length, stride, context = RATE, 256, 256, float("inf")

@@ -87,4 +87,4 @@ class Elsewhere:
 
 def test_a_causal_model_must_be_a_module():
     with pytest.raises(ConfigError, match="Elsewhere: a causal model must be a torch module"):
-        restore(Elsewhere(), np.ones(100), 1000)
+        restore(Elsewhere(), np.sin(np.arange(100.0)), 1000)

@@ -154,7 +154,7 @@ def test_arrays_and_tensors_come_back_as_what_they_were(tiny: TwoStage, speech: 
     assert isinstance(tensor, Tensor)
     assert tensor.dtype == torch.from_numpy(given).dtype
     assert np.array_equal(tensor[0].numpy(), out)
-    assert np.abs(out / scale - restore(tiny, speech(4000), 16000)).max() < 2e-4
+    assert np.abs(out / scale - restore(tiny, speech(4000), 16000)).max() < 5e-4
 
 
 @pytest.mark.parametrize("gain", [0.001, 0.1, 3.0])

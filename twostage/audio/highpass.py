@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import signal
 
 from twostage.audio.sound_files import BLOCK, Audio, block_length
 
@@ -40,6 +39,8 @@ class Design(NamedTuple):
 
 @lru_cache(maxsize=8)
 def design(sample_rate: int) -> Design:
+    from scipy import signal  # takes a second to import
+
     sections: Floats = signal.cheby2(ORDER, DEPTH, STOP, "highpass", fs=sample_rate, output="sos")
     slowest = np.abs(signal.sos2zpk(sections)[1]).max()  # of the poles, the one that decays last
     length = ceil(log(DECAY) / log(slowest))
@@ -69,7 +70,7 @@ class CausalHighPass:
         block = block.astype(np.float64)
         if self._state is None:
             self._state = self._design.settled[:, None] * block[None, :, :1]
-        out, self._state = signal.sosfilt(self._design.sections, block, zi=self._state)
+        out, self._state = _filtered(self._design.sections, block, self._state)
         for start in range(0, min(block.shape[1], len(self._design.responses) - self._seen), AT_ONCE):
             self._correct(out[:, start : start + AT_ONCE])
         return out.astype(np.float32)
@@ -84,6 +85,14 @@ class CausalHighPass:
         self._gram, self._products = grams[-1], products[-1]
         states = np.linalg.solve(grams, products.transpose(0, 2, 1))  # (T, ORDER, C)
         out -= (states * responses[:, :, None]).sum(1).T
+
+
+def _filtered(sections: Floats, block: Floats, state: Floats) -> tuple[Floats, Floats]:
+    """(C, T) through second-order sections, and their state afterwards."""
+    from scipy.signal import sosfilt
+
+    out, after = sosfilt(sections, block, zi=state)
+    return out, after
 
 
 def _sums(before: Floats, terms: Floats) -> Floats:
@@ -113,7 +122,7 @@ class ZeroPhaseHighPass:
             if sum(part.shape[1] for part in self._start) >= self._lead:
                 self._begin()
         else:
-            block, self._state = signal.sosfilt(self._design.sections, block, zi=self._state)
+            block, self._state = _filtered(self._design.sections, block, self._state)
             self._forward = np.concatenate([self._forward, block], axis=1)
         ready = [self._forward[:, :0].astype(np.float32)]
         while self._forward.shape[1] >= self._lead + self._chunk:
@@ -144,7 +153,7 @@ def _settled(filter: Design, block: Floats) -> tuple[Floats, Floats]:
     """Filter (C, T) from the state that leaves the least energy; and the state at its end, less that of the start."""
     if not block.shape[1]:
         return block, filter.settled[:, None] * np.zeros((1, len(block), 1))
-    out, state = signal.sosfilt(filter.sections, block, zi=filter.settled[:, None] * block[None, :, :1])
+    out, state = _filtered(filter.sections, block, filter.settled[:, None] * block[None, :, :1])
     responses = filter.responses[: block.shape[1]]
     head = out[:, : len(responses)]
     gram = responses.T @ responses + RIDGE * np.eye(ORDER)
@@ -159,7 +168,8 @@ def highpassed(
     if causal:
         yield from map(CausalHighPass(channels, sample_rate).push, blocks)
         return
-    most = block_length(channels)
+    # a chunk as long as what is filtered for its start, so that blocks come out soon and cost twice what they must
+    most = min(block_length(channels), len(design(sample_rate).responses))
     both_ways = ZeroPhaseHighPass(channels, sample_rate, most)
     for block in blocks:
         yield both_ways.push(block)

@@ -11,7 +11,6 @@ from math import log10
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import signal
 
 Audio = NDArray[np.floating]
 Floats = NDArray[np.float64]
@@ -43,10 +42,12 @@ def levelled(audio: Audio, sample_rate: int) -> Audio:
 
 
 @lru_cache(maxsize=8)
-def _weighting(sample_rate: int) -> Floats:
-    """Second-order sections of an elliptic high-pass with a ripple of a fiftieth of a dB."""
+def _weighting(sample_rate: int) -> tuple[Floats, Floats]:
+    """Second-order sections of an elliptic high-pass with a ripple of 0.02 dB, and their state after ones."""
+    from scipy import signal  # takes a second to import
+
     sections: Floats = signal.ellip(9, 0.02, 50, LOWEST, "highpass", fs=sample_rate, output="sos")
-    return sections
+    return sections, signal.sosfilt_zi(sections)
 
 
 class LevelMeter:
@@ -56,13 +57,15 @@ class LevelMeter:
         self.frame = max(1, round(FRAME * sample_rate))
         self.peak = np.zeros(channels)
         self.total = 0
-        self._weighting = _weighting(sample_rate)
+        self._sections, self._settled = _weighting(sample_rate)
         self._state: Floats | None = None
         self._energy = np.zeros(channels)
         self._rest = np.zeros((channels, 0))
         self._powers: list[Floats] = []
 
     def add(self, block: Audio) -> None:
+        from scipy.signal import sosfilt
+
         if not block.shape[1]:
             return
         self.total += block.shape[1]
@@ -70,8 +73,8 @@ class LevelMeter:
         exact = block.astype(np.float64)
         self._energy += np.square(exact).sum(axis=1)
         if self._state is None:  # that of a signal which was there before
-            self._state = signal.sosfilt_zi(self._weighting)[:, None] * exact[None, :, :1]
-        heard, self._state = signal.sosfilt(self._weighting, exact, zi=self._state)
+            self._state = self._settled[:, None] * exact[None, :, :1]
+        heard, self._state = sosfilt(self._sections, exact, zi=self._state)
         heard = np.concatenate([self._rest, heard], axis=1)
         whole = heard.shape[1] // self.frame * self.frame
         self._rest = heard[:, whole:].copy()

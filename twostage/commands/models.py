@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 HELP = "list the shipped models, or say the same of others: sample rate, size, license, latency of a stream"
 EXAMPLE = """
-twostage models
+twostage models default causal
 twostage models runs/restorer default/vocoder --json
 """
 COLUMNS = ("name", "kind", "rate", "inputs", "weights", "size", "license", "latency")

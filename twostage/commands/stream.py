@@ -137,9 +137,9 @@ def _live(args: argparse.Namespace, stream: "Stream", hop: int) -> int:
 
 
 def _virtual(args: argparse.Namespace, stream: "Stream", hop: int) -> int:
-    from twostage.inference.virtual_microphone import BUFFER, run_virtual_microphone
+    from twostage.inference.virtual_microphone import CAPTURE, PLAYBACK, run_virtual_microphone
 
-    meter = _meter(args, stream, hop, devices=2 * BUFFER / 1000)
+    meter = _meter(args, stream, hop, devices=(CAPTURE + PLAYBACK) / 1000)
 
     def say(text: str) -> None:
         if not getattr(args, "quiet", False):

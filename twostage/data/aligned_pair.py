@@ -129,9 +129,11 @@ def _sincs() -> Audio:
 
 def _cut(audio: Audio, start: int, samples: int) -> Audio:
     """Samples (samples,) from ``start``; zeros beyond either end."""
-    first = min(max(0, start), max(0, start + samples))
-    part = audio[first : max(first, start + samples)]
-    return np.pad(part, (first - start, start + samples - first - len(part)))
+    out = np.zeros(samples, np.float32)
+    first, last = max(0, start), min(len(audio), start + samples)
+    if last > first:
+        out[first - start : last - start] = audio[first:last]
+    return out
 
 
 def read_mono(path: str, sample_rate: int) -> Audio:

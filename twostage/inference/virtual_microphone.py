@@ -27,7 +27,7 @@ from twostage.utils.errors import AudioError, ConfigError
 
 NAME = re.compile(r"[A-Za-z][\w.-]{0,63}", re.ASCII)  # what needs no quotes in any server's arguments
 OWNER = "twostage.owner"  # property of what we load: the process that it is for
-BUFFER = 20  # milliseconds that the server is asked to keep, each way
+CAPTURE, PLAYBACK = 20, 60  # milliseconds that the server is asked to keep: of the microphone, and for who listens
 BEHIND = 0.2  # seconds of sound that may wait; of more, what is old is left out
 SILENT = 2.0  # seconds without a sample after which a microphone is asked for anew
 PIPE = 4096  # bytes: the smallest pipe, so that what waits in it is not late
@@ -196,7 +196,7 @@ def _load(module: str, name: str, *options: str, sink: bool, owner: str) -> str:
 @contextmanager
 def _recording(microphone: str, stream: Stream) -> Iterator[IO[bytes]]:
     """Raw samples of a microphone, as they come."""
-    command = ["parec", f"--device={microphone}", *_format(stream.sample_rate, stream.inputs)]
+    command = ["parec", f"--device={microphone}", *_format(stream.sample_rate, stream.inputs, CAPTURE)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0) as process:
         assert process.stdout is not None
         try:
@@ -208,7 +208,7 @@ def _recording(microphone: str, stream: Stream) -> Iterator[IO[bytes]]:
 @contextmanager
 def _playing(sink: str, sample_rate: int) -> Iterator[IO[bytes]]:
     """What is written is played into ``sink``; little waits on its way."""
-    command = ["pacat", "--playback", f"--device={sink}", *_format(sample_rate, 1)]
+    command = ["pacat", "--playback", f"--device={sink}", *_format(sample_rate, 1, PLAYBACK)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0) as process:
         assert process.stdin is not None
         _shrink(process.stdin)
@@ -220,9 +220,9 @@ def _playing(sink: str, sample_rate: int) -> Iterator[IO[bytes]]:
                 process.stdin.close()
 
 
-def _format(sample_rate: int, channels: int) -> list[str]:
+def _format(sample_rate: int, channels: int, buffer: int) -> list[str]:
     shape = [f"--rate={sample_rate}", f"--channels={channels}", "--format=float32le"]
-    return ["--raw", *shape, f"--latency-msec={BUFFER}", "--client-name=twostage"]
+    return ["--raw", *shape, f"--latency-msec={buffer}", "--client-name=twostage"]
 
 
 class Watch:
