@@ -58,6 +58,13 @@ def test_a_batch_is_a_function_of_seed_and_step(corpus: list[Entry]) -> None:
     assert not torch.equal(one.clean, first.batch(4, 1, 2).clean)
 
 
+def test_each_segment_of_a_batch_depends_on_the_step(corpus: list[Entry]) -> None:
+    # no real pairs: their share is drawn by step too, which would make batches differ by itself
+    dataset = PairDataset(corpus, PairConfig(samples=4096, sensors=("throat",), real_share=0.0))
+    one, two = dataset.batch(4, 0, 2).clean, dataset.batch(4, 0, 3).clean
+    assert not any(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
 def test_the_stream_starts_where_it_is_told(corpus: list[Entry]) -> None:
     dataset = PairDataset(corpus, STILL)
     with closing(batches(dataset, 2, 7)) as stream, closing(batches(dataset, 2, 7, 3, ahead=1)) as later:
