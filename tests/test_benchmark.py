@@ -56,7 +56,7 @@ def test_from_speech_to_the_tables_and_a_second_call_has_nothing_to_do(script, t
         table = (task.out / "comparison" / name / "table.md").read_text()
         rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| wave-unet")]
         scores = [float(cell.split()[0]) for row in rows for cell in row[1:]]
-        assert len(scores) == 17
+        assert len(scores) == 21
         assert np.isfinite(scores).all()
     plan = json.loads((task.out / "plan.json").read_text())
     assert plan["systems"].keys() == {"wave-unet"}
@@ -110,7 +110,7 @@ def test_what_was_stopped_goes_on_where_it_was(script, task, monkeypatch):
     assert checkpoint.read_header(task.out / "runs" / "wave-unet" / "last.safetensors").provenance["steps"] == 2
     log = (task.out / "runs" / "wave-unet" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log if '"train"' in line] == [1, 2]
-    assert len(read_rows(task.out / "pairs" / "wave-unet" / "utterances.csv")) == 2
+    assert len(read_rows(task.out / "pairs" / "wave-unet" / "utterances.csv")) == 3  # raw, restored, clean
 
 
 def test_a_folder_of_another_benchmark_is_not_gone_on_with(script, task):

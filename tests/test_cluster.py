@@ -147,7 +147,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     command = ["restore-corpus", manifest, "-o", "out", "--model", str(tiny_path)]
     assert main(command) == 130
     out, err = capsys.readouterr()
-    assert err == "twostage: interrupted\n"
+    assert err.endswith("twostage: interrupted\n")
     assert "2 restored of 7; " in out
     assert re.search(r", \d+ s left; 5 not done, the same command goes on with them$", out)
     assert table().keys() == {"0.wav", "sub/1.wav"}

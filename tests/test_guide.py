@@ -71,7 +71,7 @@ TRAINED = [arguments for _, arguments in TOLD if arguments[0] in SCHEMAS and "--
 
 
 def test_every_page_tells_commands() -> None:
-    assert {name for name, _ in TOLD} == {"own-sensor", "few-pairs", "add-an-enhancer"}
+    assert {name for name, _ in TOLD} == {"own-sensor", "few-pairs", "add-an-enhancer", "corpora"}
     assert len(TOLD) > 30
 
 
@@ -127,7 +127,8 @@ def test_settings_are_ones_that_a_training_takes(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for path in re.findall(r"[\w./-]+\.(?:jsonl|csv)", " ".join(arguments)):
+    shipped = [path.read_text() for path in (ROOT / "configs" / "corpora").glob("*.yaml") if path.stem in arguments]
+    for path in re.findall(r"[\w./-]+\.(?:jsonl|csv)", " ".join([*arguments, *shipped])):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).touch()
     for folder in re.findall(r"data\.noise=(\S+)", " ".join(arguments)):

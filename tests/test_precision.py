@@ -81,5 +81,6 @@ def test_the_command_says_what_it_used(
     sound_files.write(tmp_path / "in.wav", np.asarray(sound())[0], 16000)
     paths = [str(tmp_path / "in.wav"), "-o", str(tmp_path / "out.wav"), "--json", str(tmp_path / "r.json")]
     assert main(["restore", *paths, "--model", str(tiny_path), "--device", "cpu", "--precision", "bf16"]) == 0
-    assert capsys.readouterr().err == ("" if capable else f"twostage: warning: --{LACKING}\n")
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "in.wav" not in line]  # of the noise in it
+    assert warnings == ([] if capable else [f"twostage: warning: --{LACKING}"])
     assert json.loads((tmp_path / "r.json").read_text())["precision"] == used

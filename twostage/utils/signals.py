@@ -1,14 +1,17 @@
 """SIGINT and SIGTERM: either ends the work as Ctrl-C does, with nothing half-written left. Owns `signal`."""
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import inf
+from types import FrameType
 from typing import Any
 
 PATIENCE = 1.0  # seconds in which a second signal is the same request
+AGAIN = 0.01  # seconds after which a signal that could not be answered is sent again
 
 
 class Once:
@@ -20,7 +23,12 @@ class Once:
     def __init__(self) -> None:
         self._last = -inf
 
-    def __call__(self, number: int, frame: object) -> None:
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if _in_callback(frame):
+            again = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
         now = time.monotonic()
         if now > self._last + PATIENCE:
             self._last = now
@@ -101,6 +109,15 @@ def interrupt_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _in_callback(frame: FrameType | None) -> bool:
+    """Whether Python is being called by libsndfile, where an exception would be printed and lost."""
+    while frame is not None:
+        if frame.f_code.co_name.startswith("vio_") and frame.f_globals.get("__name__") == "soundfile":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _in_main_thread() -> bool:
