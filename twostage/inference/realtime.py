@@ -114,11 +114,16 @@ def _raw(source: BinaryIO) -> Iterator[bytes]:
         yield data
 
 
-def against_the_clock(stream: Stream, blocks: Iterable[Audio], hop: int, work: list[float]) -> Iterator[Audio]:
-    """Push blocks (T,), or (C, T), hop by hop; yield what comes out, and append to ``work`` each hop's seconds."""
+def warm_up(stream: Stream, hop: int) -> None:
+    """Take what only the first pushes cost, imports of a second among it, before there is sound that could be late."""
     for _ in range(WARM):
         stream.push(np.zeros(hop if stream.inputs == 1 else (stream.inputs, hop), np.float32))
     stream.reset()
+
+
+def against_the_clock(stream: Stream, blocks: Iterable[Audio], hop: int, work: list[float]) -> Iterator[Audio]:
+    """Push blocks (T,), or (C, T), hop by hop; yield what comes out, and append to ``work`` each hop's seconds."""
+    warm_up(stream, hop)
     for block in in_hops(blocks, hop):
         began = time.perf_counter()
         out = stream.push(block)
@@ -167,6 +172,7 @@ def converse(
     sounddevice = _sounddevice()
     meter = meter or Meter(hop / stream.sample_rate, 0.0, print, pace=0.0)
     ready = np.zeros(0, np.float32)
+    warm_up(stream, hop)
 
     def on_hop(heard: Audio, spoken: Audio, _frames: int, _time: object, status: object) -> None:
         nonlocal ready

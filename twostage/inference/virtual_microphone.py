@@ -22,6 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from twostage.inference.meter import Meter
+from twostage.inference.realtime import warm_up
 from twostage.inference.stream import Stream
 from twostage.utils.errors import AudioError, ConfigError
 
@@ -81,6 +82,7 @@ def run_virtual_microphone(
         raise AudioError(f"{microphone}: no such microphone; there are {', '.join(sources()) or 'none'}")
     if microphone == name or name in sources():
         raise ConfigError(f"--virtual-microphone {name}: there is a source of that name already")
+    warm_up(stream, hop)
     until = time.monotonic() + seconds if seconds else float("inf")
     while time.monotonic() < until:
         try:
