@@ -61,9 +61,9 @@ def test_where_anything_can_go_wrong_anything_is_caught_but_ctrl_c() -> None:
 
 
 def test_files_in_between_go_by_the_names_of_those_that_they_stand_for() -> None:
-    with pytest.raises(AudioError, match=r"^a\.wav: damaged, see /tmp/x$"), called({"/tmp/x": "a.wav"}):
-        raise AudioError("damaged, see /tmp/x", subject="/tmp/x")  # the reason is nobody's to edit
-    with pytest.raises(AudioError, match=r"^b\.wav: damaged$"), called({"/tmp/x": "a.wav"}):
+    with pytest.raises(AudioError, match=r"^a\.wav: damaged, see scratch/x$"), called({"scratch/x": "a.wav"}):
+        raise AudioError("damaged, see scratch/x", subject="scratch/x")  # the reason is nobody's to edit
+    with pytest.raises(AudioError, match=r"^b\.wav: damaged$"), called({"scratch/x": "a.wav"}):
         raise AudioError("damaged", subject="b.wav")
 
 

@@ -99,7 +99,7 @@ def run(args: Namespace) -> int:
     scored = results.resume(args.out, settings, overwrite=args.overwrite) if args.out else results.Results()
     scored.failures += problems
     costs = known or systems.measure_costs(compared)
-    with tqdm(total=len(entries), unit="file", disable=getattr(args, "quiet", False) or None) as bar:
+    with tqdm(total=len(entries), unit="file", disable=args.quiet or None) as bar:
         runner.evaluate(
             entries,
             source,

@@ -126,7 +126,7 @@ def _align(args: Namespace) -> int:
     limits = AlignConfig(most, args.min_peak, args.min_overlap, max_drift=args.max_drift)
     problems: list[str] = []
     entries = read_manifest(args.manifest, problems=problems)
-    silent = getattr(args, "quiet", False) or len(entries) < 20 or None
+    silent = args.quiet or len(entries) < 20 or None
     progress = tqdm(align(entries, limits), total=len(entries), disable=silent, unit="pair")
     judged = agree_on_polarity(list(progress))
     if not judged and not problems:

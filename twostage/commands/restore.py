@@ -99,7 +99,7 @@ def _restored(args: argparse.Namespace, names: "Ends") -> int:
         precision = "float32"
     reports: list[Report] = []
     waiting, written = set(pending), dict[Path, Path]()
-    say = Voice(sys.stderr if "-" in (args.json, args.out) else sys.stdout, quiet=getattr(args, "quiet", False))
+    say = Voice(sys.stderr if "-" in (args.json, args.out) else sys.stdout, quiet=args.quiet)
     with say.bar(pending) as progress:
 
         def work(job: "Job") -> "Report":

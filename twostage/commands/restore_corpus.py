@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     refused = corpus.refused(items, job)
     table.add(list(refused.values()))
     pending = [item for item in items if item.source not in refused]
-    voice = Voice(sys.stdout, len(items), len(sources) - len(items), quiet=getattr(args, "quiet", False))
+    voice = Voice(sys.stdout, len(items), len(sources) - len(items), quiet=args.quiet)
     voice.hear(list(refused.values()))
     try:
         if pending:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twostage.models.resblocks import SLOPE, ResBlock2
 from twostage.nn.layers import Conv1d, reach, weight_norm
 
-SLOPE = 0.1
-DILATIONS = (1, 3)
+RESBLOCK_KERNEL, DILATIONS = 3, (1, 3)
 KERNEL = 7  # of the first convolution, as of the generator's last
 
 
@@ -24,21 +24,6 @@ def silent(conv: Conv1d) -> Conv1d:
     for parameter in conv.parameters():
         nn.init.zeros_(parameter)
     return conv
-
-
-class ResidualConvs(nn.Module):
-    """Residual dilated convolutions of kernel 3: (B, C, T) -> (B, C, T)."""
-
-    def __init__(self, channels: int, causal: bool) -> None:
-        super().__init__()
-        self.convs = nn.ModuleList(
-            weight_norm(Conv1d(channels, channels, 3, dilation=dilation, causal=causal)) for dilation in DILATIONS
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        for conv in self.convs:
-            x = conv(F.leaky_relu(x, SLOPE)).add_(x)
-        return x
 
 
 class SensorEncoder(nn.Module):
@@ -62,7 +47,7 @@ class SensorEncoder(nn.Module):
                 narrow_to_wide, narrow_to_wide[1:], reversed(kernel_sizes), reversed(rates), strict=False
             )
         )
-        self.resblocks = nn.ModuleList(ResidualConvs(c, causal) for c in narrow_to_wide)
+        self.resblocks = nn.ModuleList(ResBlock2(c, RESBLOCK_KERNEL, DILATIONS, causal) for c in narrow_to_wide)
         self.outs = nn.ModuleList(silent(Conv1d(c, c, 1, causal=causal)) for c in narrow_to_wide)
 
     def forward(self, audio: Tensor) -> list[Tensor]:
@@ -79,7 +64,7 @@ class SensorEncoder(nn.Module):
 
         What is added at higher rates depends on less.
         """
-        rate, residual = 1, reach((3, dilation) for dilation in DILATIONS)
+        rate, residual = 1, ResBlock2.reach(RESBLOCK_KERNEL, DILATIONS)
         frames = float(residual)
         for stride, kernel_size in self.steps:
             rate *= stride

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from twostage.models.features import InputSpectra, MelConfig
 from twostage.models.griffinlim import GriffinLim
+from twostage.models.resblocks import RESBLOCKS, SLOPE
 from twostage.models.sensor_encoder import SensorEncoder
-from twostage.nn.layers import Conv1d, ConvTranspose1d, fold_weight_norm, reach, weight_norm
+from twostage.nn.layers import Conv1d, ConvTranspose1d, fold_weight_norm, weight_norm
 from twostage.utils.errors import ConfigError
 
-SLOPE = 0.1
 LAST_SLOPE = 0.01  # the authors' code leaves torch's default before the output convolution; their weights expect it
 
 
@@ -86,55 +86,6 @@ class VocoderConfig:
     def mel_of_losses(self) -> MelConfig:
         """Settings of the log-mels of a training's losses: those of ``mel`` up to ``fmax_for_loss``."""
         return replace(self.mel, fmax=self.fmax_for_loss or self.mel.sample_rate / 2)
-
-
-# What a convolution has made is worked on in place: a second tensor of that size would cost memory and its first touch
-
-
-class ResBlock1(nn.Module):
-    """Residual pairs of convolutions, the first of each pair dilated: (B, C, T) -> (B, C, T)."""
-
-    def __init__(self, channels: int, kernel_size: int, dilations: tuple[int, ...], causal: bool) -> None:
-        super().__init__()
-        self.convs1 = nn.ModuleList(
-            weight_norm(Conv1d(channels, channels, kernel_size, dilation=dilation, causal=causal))
-            for dilation in dilations
-        )
-        self.convs2 = nn.ModuleList(
-            weight_norm(Conv1d(channels, channels, kernel_size, causal=causal)) for _ in dilations
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        for dilated, plain in zip(self.convs1, self.convs2, strict=True):
-            x = plain(F.leaky_relu_(dilated(F.leaky_relu(x, SLOPE)), SLOPE)).add_(x)
-        return x
-
-    @staticmethod
-    def reach(kernel_size: int, dilations: tuple[int, ...]) -> int:
-        return reach([(kernel_size, d) for d in dilations] + [(kernel_size, 1)] * len(dilations))
-
-
-class ResBlock2(nn.Module):
-    """Residual dilated convolutions: (B, C, T) -> (B, C, T)."""
-
-    def __init__(self, channels: int, kernel_size: int, dilations: tuple[int, ...], causal: bool) -> None:
-        super().__init__()
-        self.convs = nn.ModuleList(
-            weight_norm(Conv1d(channels, channels, kernel_size, dilation=dilation, causal=causal))
-            for dilation in dilations
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        for conv in self.convs:
-            x = conv(F.leaky_relu(x, SLOPE)).add_(x)
-        return x
-
-    @staticmethod
-    def reach(kernel_size: int, dilations: tuple[int, ...]) -> int:
-        return reach([(kernel_size, d) for d in dilations])
-
-
-RESBLOCKS: dict[int, type[ResBlock1] | type[ResBlock2]] = {1: ResBlock1, 2: ResBlock2}
 
 
 class Vocoder(nn.Module):
