@@ -99,7 +99,6 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=module.run)
         if name == "completion":
             sub.set_defaults(parser=top)
-    top.set_defaults(quiet=False, verbose=0)  # where neither stands before the command nor behind it
     return top
 
 
@@ -113,7 +112,7 @@ def _add_verbosity(parser: argparse.ArgumentParser) -> None:
 
 def verbosity(args: argparse.Namespace) -> int:
     """-1 for -q, else how often -v was given."""
-    return -1 if args.quiet else args.verbose
+    return -1 if getattr(args, "quiet", False) else getattr(args, "verbose", 0)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -13,6 +13,7 @@ from twostage.commands.options import (
     add_air_arguments,
     air_for,
     device_for,
+    is_quiet,
     models_by_label,
     precision_for,
 )
@@ -99,7 +100,7 @@ def run(args: Namespace) -> int:
     scored = results.resume(args.out, settings, overwrite=args.overwrite) if args.out else results.Results()
     scored.failures += problems
     costs = known or systems.measure_costs(compared)
-    with tqdm(total=len(entries), unit="file", disable=args.quiet or None) as bar:
+    with tqdm(total=len(entries), unit="file", disable=is_quiet(args) or None) as bar:
         runner.evaluate(
             entries,
             source,

@@ -9,6 +9,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from twostage.commands.options import is_quiet
 from twostage.utils.errors import DataError
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _align(args: Namespace) -> int:
     limits = AlignConfig(most, args.min_peak, args.min_overlap, max_drift=args.max_drift)
     problems: list[str] = []
     entries = read_manifest(args.manifest, problems=problems)
-    silent = args.quiet or len(entries) < 20 or None
+    silent = is_quiet(args) or len(entries) < 20 or None
     progress = tqdm(align(entries, limits), total=len(entries), disable=silent, unit="pair")
     judged = agree_on_polarity(list(progress))
     if not judged and not problems:

@@ -21,6 +21,11 @@ PRECISIONS = ("float32", "bfloat16", "bf16")
 PRECISION_HELP = "of convolutions; bf16 is bfloat16, and faster where the machine computes in it (default: float32)"
 
 
+def is_quiet(args: Namespace) -> bool:
+    """Whether -q was given, which the program adds to the options of every command."""
+    return getattr(args, "quiet", False)
+
+
 def device_for(name: str) -> str:
     """The device that --device means: auto, cpu or cuda."""
     import torch

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twostage.commands.options import FORMATS, PRECISION_HELP, PRECISIONS, device_for, precision_for
+from twostage.commands.options import FORMATS, PRECISION_HELP, PRECISIONS, device_for, is_quiet, precision_for
 from twostage.utils.errors import AudioError, ConfigError, OutputError, TwoStageError, one_line
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _restored(args: argparse.Namespace, names: "Ends") -> int:
         precision = "float32"
     reports: list[Report] = []
     waiting, written = set(pending), dict[Path, Path]()
-    say = Voice(sys.stderr if "-" in (args.json, args.out) else sys.stdout, quiet=args.quiet)
+    say = Voice(sys.stderr if "-" in (args.json, args.out) else sys.stdout, quiet=is_quiet(args))
     with say.bar(pending) as progress:
 
         def work(job: "Job") -> "Report":

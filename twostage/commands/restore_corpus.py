@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from twostage.commands.options import FORMATS, PRECISION_HELP, PRECISIONS
+from twostage.commands.options import FORMATS, PRECISION_HELP, PRECISIONS, is_quiet
 from twostage.utils.errors import one_line
 from twostage.utils.signals import terminable
 
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     refused = corpus.refused(items, job)
     table.add(list(refused.values()))
     pending = [item for item in items if item.source not in refused]
-    voice = Voice(sys.stdout, len(items), len(sources) - len(items), quiet=args.quiet)
+    voice = Voice(sys.stdout, len(items), len(sources) - len(items), quiet=is_quiet(args))
     voice.hear(list(refused.values()))
     try:
         if pending:

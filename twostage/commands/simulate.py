@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twostage.commands.options import FORMATS, add_air_arguments, air_for
+from twostage.commands.options import FORMATS, add_air_arguments, air_for, is_quiet
 from twostage.utils.errors import AudioError, one_line
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def run(args: Namespace) -> int:
             simulate_recording(source, target, sensor, args.seed, name, air=air, overwrite=args.overwrite)
         return _pair(source, target, relative), needed
 
-    shown = tqdm(files, disable=args.quiet or len(files) < 20 or None, unit="file")
+    shown = tqdm(files, disable=is_quiet(args) or len(files) < 20 or None, unit="file")
     for _, outcome in one_by_one(shown, work, name=lambda file: file[0]):
         if isinstance(outcome, Failure):
             failed += 1

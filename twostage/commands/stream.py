@@ -6,6 +6,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
+from twostage.commands.options import is_quiet
 from twostage.utils.errors import AudioError, ConfigError
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     stream = _stream(args, model, gain or [0.0])
     channels = "one channel" if stream.inputs == 1 else "bone and air"
     latency = stream.latency / stream.sample_rate * 1000
-    if not args.quiet:
+    if not is_quiet(args):
         print(f"twostage: {stream.sample_rate} Hz, {channels}, latency {latency:.0f} ms", file=sys.stderr)
     if args.virtual_microphone:
         return _virtual(args, stream, model.stride)
@@ -142,7 +143,7 @@ def _virtual(args: argparse.Namespace, stream: "Stream", hop: int) -> int:
     meter = _meter(args, stream, hop, devices=(CAPTURE + PLAYBACK) / 1000)
 
     def say(text: str) -> None:
-        if not args.quiet:
+        if not is_quiet(args):
             print(f"twostage: {text}", file=sys.stderr, flush=True)
 
     name, microphone = args.virtual_microphone, args.microphone
@@ -166,7 +167,7 @@ def _meter(args: argparse.Namespace, stream: "Stream", hop: int, *, devices: flo
         )
         sys.stderr.flush()
 
-    pace = 0.0 if args.quiet else TERMINAL_PACE if terminal else LOG_PACE
+    pace = 0.0 if is_quiet(args) else TERMINAL_PACE if terminal else LOG_PACE
     latency = stream.latency / stream.sample_rate + devices
     return Meter(hop / stream.sample_rate, latency, say, pace)
 
