@@ -66,7 +66,8 @@ def test_models_as_a_table_and_for_machines(tiny_path: Path, capsys: pytest.Capt
     assert (info["name"], info["bytes"], info["license"]) == (str(tiny_path), tiny_path.stat().st_size, "")
     assert cli.main(["models", "nothing"]) == 1
     assert (
-        "nothing: no such file, folder or shipped model (base, causal, causal-base, default)" in capsys.readouterr().err
+        "nothing: no such file, folder or shipped model (base, causal, causal-base, default, sensor-vocoder)"
+        in capsys.readouterr().err
     )
     assert describe_one(["default/vocoder"]).kind == "vocoder"
 
