@@ -202,7 +202,7 @@ def _results_tab(service: Service, page: Any, visitors: Visitors) -> None:
     assert results is not None
     with gr.Row():
         folder = gr.Dropdown(results.names(), value=None, label="Folder", elem_id="folder")
-        again = gr.Button("Look again", scale=0, min_width=160)
+        again = gr.Button("Refresh", scale=0, min_width=160)
     said = _said("complaint")
     table = gr.Markdown(elem_classes="ts-table")
     player = _player("results-player")
