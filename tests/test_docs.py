@@ -231,10 +231,10 @@ def test_links_are_right_in_the_repository_and_on_the_site(link: str, origin: st
 def test_sections_of_the_readme_end_where_the_next_begins() -> None:
     errors = pytest.importorskip("mkdocs.exceptions")
     repository = hook("repository")
-    text = repository.section("two-commands")
-    assert text.startswith("Python 3.11 or newer and pip")
+    text = repository.section("install")
+    assert text.startswith("You need Python 3.11 or newer and pip")
     assert "python -m pytest" in text
-    assert "## Restore" not in text
-    assert "twostage stream" in repository.section("as-it-comes")  # behind a comment of a shell
-    with pytest.raises(errors.PluginError, match="no section #three-commands"):
-        repository.section("three-commands")
+    assert "## Restore recordings" not in text
+    assert "twostage stream" in repository.section("streaming")  # behind a comment of a shell
+    with pytest.raises(errors.PluginError, match="no section #two-commands"):
+        repository.section("two-commands")

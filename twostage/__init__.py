@@ -1,10 +1,10 @@
-"""Give bone-conducted speech its missing band back.
+"""Restore the missing high band of bone-conducted speech.
 
     import twostage
     model = twostage.load()
     restored = twostage.restore(model, audio, sample_rate)  # (T,) or (C, T), numpy or torch; at model.sample_rate
 
-    with twostage.Stream(twostage.load("causal")) as stream:  # as it comes: push(samples) of any size, flush() the rest
+    with twostage.Stream(twostage.load("causal")) as stream:  # push(samples) of any size, then flush()
         ready = stream.push(samples)
 
 Letters of shapes, everywhere in the package: B batch, C channels, T samples, F bands or bins, L frames.

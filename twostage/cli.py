@@ -78,7 +78,7 @@ class Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     top = Parser(
         prog="twostage",
-        description="Give bone-conducted speech its missing band back.",
+        description="Restore the missing high band of bone-conducted speech.",
         epilog="example:\n  twostage restore recording.wav -o restored.wav",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -106,8 +106,8 @@ def _add_verbosity(parser: argparse.ArgumentParser) -> None:
     """-q and -v, before a command or behind it."""
     how_much = parser.add_mutually_exclusive_group()
     add, unset = how_much.add_argument, argparse.SUPPRESS
-    add("-q", "--quiet", action="store_true", default=unset, help="say nothing but errors and what was asked for")
-    add("-v", "--verbose", action="count", default=unset, help="say what is done; -vv: in detail")
+    add("-q", "--quiet", action="store_true", default=unset, help="print only errors and requested output")
+    add("-v", "--verbose", action="count", default=unset, help="print each step; -vv: with details")
 
 
 def verbosity(args: argparse.Namespace) -> int:

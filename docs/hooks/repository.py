@@ -2,7 +2,7 @@
 
 A page may hold sections of README.md: each in the place of a link to it, which stands on a line of its own,
 
-    [README: two commands](../README.md#two-commands)
+    [README: install](../README.md#install)
 
 Links stay as they are right in the repository; those that lead to a file that is no page lose their target.
 """

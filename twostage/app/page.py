@@ -20,13 +20,13 @@ from twostage.app.visitors import Visitors
 from twostage.audio.sound_files import FORMATS
 from twostage.data.sensors import PRESETS
 
-KEEP = "as it came"  # the format of an output
+KEEP = "same as the input"  # the format of an output
 HEAD = """
 # twostage
-Gives bone-conducted speech its missing band back. What you give stays on the machine that serves this page.
+Restores the missing high band of bone-conducted speech. Your recordings stay on the machine that serves this page.
 """
 FONTS, MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # of the visitor's machine
-HINT = "What comes out is shown here, to hear and to see."
+HINT = "The result appears here: sound, spectrograms and levels."
 EMPTY = '<div class="ts-player"></div>'
 PICTURES = """<div class="ts-shown">{{#each value}}<figure><img src="{{this.file.url}}" alt="{{this.name}}">
 <figcaption>{{this.name}}</figcaption></figure>{{/each}}</div>"""
@@ -128,7 +128,7 @@ def _restore_tab(service: Service, visitors: Visitors) -> None:
         with gr.Column(scale=2, min_width=300):
             files = gr.File(label="Recordings", file_count="multiple", height=150, elem_id="recordings")
             spoken = _microphone()
-            sample = _sample_button(service, "throat", "Take the sample recording")
+            sample = _sample_button(service, "throat", "Use the sample recording")
             model, device = _choices(service)
             with gr.Accordion("Settings", open=False):
                 rate = gr.Radio(["model", "input"], value="model", label="Sample rate of the output")
@@ -165,12 +165,14 @@ def _restore_tab(service: Service, visitors: Visitors) -> None:
 def _simulate_tab(service: Service, visitors: Visitors) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            gr.Markdown("Clean speech, from any microphone, as a sensor on the body would hear it; then restored.")
+            gr.Markdown("Simulate a body-worn sensor from clean speech of any microphone, then restore the result.")
             file = gr.File(label="Clean speech", height=150, elem_id="clean")
             spoken = _microphone()
-            sample = _sample_button(service, "clean", "Take the clean sample")
+            sample = _sample_button(service, "clean", "Use the clean sample")
             sensor = gr.Radio(list(PRESETS), value="throat", label="Sensor")
-            seed = gr.Number(0, label="Seed", precision=0, info="Another number, another recording of that sensor.")
+            seed = gr.Number(
+                0, label="Seed", precision=0, info="Each number gives a different recording of the same sensor."
+            )
             model, device = _choices(service)
             button = gr.Button("Simulate and restore", variant="primary", elem_id="simulate")
         with gr.Column(scale=5, min_width=300):
@@ -200,7 +202,7 @@ def _results_tab(service: Service, page: Any, visitors: Visitors) -> None:
     assert results is not None
     with gr.Row():
         folder = gr.Dropdown(results.names(), value=None, label="Folder", elem_id="folder")
-        again = gr.Button("Look again", scale=0, min_width=160)
+        again = gr.Button("Refresh", scale=0, min_width=160)
     said = _said("complaint")
     table = gr.Markdown(elem_classes="ts-table")
     player = _player("results-player")

@@ -6,7 +6,7 @@ from pathlib import Path
 from twostage.commands import serving
 from twostage.utils.errors import ConfigError
 
-HELP = "serve a page: restore recordings in the browser, listen before and after, try a sensor, look at results"
+HELP = "serve a web interface: restore recordings, compare before and after, simulate a sensor, view results"
 EXAMPLE = """
 twostage app --results scores/
 twostage app --model mine=runs/restorer vocoder.safetensors --port 8000
@@ -17,9 +17,15 @@ twostage app --host 0.0.0.0 --max-seconds 120 --max-mb 20 --keep 600
 def add_arguments(parser: ArgumentParser) -> None:
     serving.add_arguments(parser)
     add = parser.add_argument
-    add("--results", type=Path, metavar="DIR", help="offer what evaluate and compare wrote in folders below this one")
+    add("--results", type=Path, metavar="DIR", help="show results of evaluate and compare from folders below this one")
     add("--max-files", type=int, default=20, metavar="N", help="files restored at once (default: 20)")
-    add("--keep", type=int, default=3600, metavar="S", help="seconds until uploads and results go (default: 3600)")
+    add(
+        "--keep",
+        type=int,
+        default=3600,
+        metavar="S",
+        help="seconds until uploads and results are deleted (default: 3600)",
+    )
 
 
 def run(args: Namespace) -> int:

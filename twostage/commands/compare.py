@@ -12,8 +12,8 @@ twostage compare scores/dccrn scores/eben scores/two-stage -o comparison
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("results", nargs="+", type=Path, metavar="DIR", help="folders that `twostage evaluate` wrote")
     parser.add_argument("-o", "--out", metavar="DIR", type=Path, required=True, help="folder for tables and pictures")
-    parser.add_argument("--metric", default="estoi", help="that cost is drawn against (default: estoi)")
-    parser.add_argument("--title", default="Comparison", help="of the table")
+    parser.add_argument("--metric", default="estoi", help="metric to plot against cost (default: estoi)")
+    parser.add_argument("--title", default="Comparison", help="title of the table (default: Comparison)")
 
 
 def run(args: Namespace) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-HELP = "print the script that makes bash, zsh or fish complete commands, options and names"
+HELP = "print a completion script for bash, zsh or fish"
 EXAMPLE = """
 twostage completion bash
 """

@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 
-HELP = "show the settings of a training as files and key=value make them, with every default; list the shipped files"
+HELP = "show the merged settings of a training with all defaults, or list the shipped settings files"
 EXAMPLE = """
 twostage config show train-restorer restorer adapt data.batch=8
 twostage config list
@@ -12,10 +12,17 @@ TRAININGS = ("train-restorer", "train-vocoder", "finetune", "train-enhancer")
 
 def add_arguments(parser: ArgumentParser) -> None:
     commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="what")
-    show = commands.add_parser("show", help="print merged settings as YAML; ??? is what must still be given")
+    show = commands.add_parser(
+        "show", help="print the merged settings as YAML; ??? marks required settings that are missing"
+    )
     show.add_argument("training", choices=TRAININGS, metavar="TRAINING", help=", ".join(TRAININGS))
-    show.add_argument("settings", nargs="*", metavar="CONFIG|key=value", help="as the training takes them")
-    commands.add_parser("list", help="print the names of the shipped files")
+    show.add_argument(
+        "settings",
+        nargs="*",
+        metavar="CONFIG|key=value",
+        help="settings files and single settings, as for the training",
+    )
+    commands.add_parser("list", help="print the names of the shipped settings files")
 
 
 def run(args: Namespace) -> int:

@@ -56,22 +56,35 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--metrics",
         metavar="NAME",
         nargs="+",
-        help="measure these alone: pesq, stoi, estoi, lsd, mel_l1, mcd, mos, dnsmos; the last two, which need no "
-        "reference, take seconds a file (default: all)",
+        help="metrics to compute: pesq, stoi, estoi, lsd, mel_l1, mcd, mos, dnsmos; the last two need no "
+        "reference and take seconds per file (default: all)",
     )
     parser.add_argument("--limit", metavar="N", type=_positive, help="score N utterances, evenly spread")
-    parser.add_argument("--only-speaker", metavar="S", action="append", default=[], help="score S alone; repeatable")
-    parser.add_argument("--group-by", choices=("corpus", "speaker"), help="further tables, one a group")
+    parser.add_argument(
+        "--only-speaker", metavar="S", action="append", default=[], help="score only speaker S; repeatable"
+    )
+    parser.add_argument("--group-by", choices=("corpus", "speaker"), help="add one table for each group")
     parser.add_argument("--keep-low-band", metavar="HZ", type=float, default=0.0, help="as in `twostage restore`")
-    parser.add_argument("--seed", type=int, default=0, help="of the simulation; files add their names to it")
-    parser.add_argument("--jobs", metavar="N", type=_positive, default=1, help="processes that score (default: 1)")
-    parser.add_argument("--pictures", metavar="N", type=int, default=3, help="utterances to draw and keep (default: 3)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the simulation, combined with the name of each file (default: 0)"
+    )
+    parser.add_argument(
+        "--jobs", metavar="N", type=_positive, default=1, help="number of scoring processes (default: 1)"
+    )
+    parser.add_argument(
+        "--pictures", metavar="N", type=int, default=3, help="utterances to plot and save as sound (default: 3)"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help=PRECISION_HELP)
     parser.add_argument(
-        "--costs", metavar="JSON", type=Path, help="summary of another evaluation of these models, whose costs hold"
+        "--costs",
+        metavar="JSON",
+        type=Path,
+        help="take costs from this summary of another evaluation of the same models",
     )
-    parser.add_argument("--overwrite", action="store_true", help="begin anew in a folder that holds an evaluation")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="start over in a folder that already holds an evaluation"
+    )
 
 
 def _positive(text: str) -> int:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from twostage.audio.sound_files import Audio
 
-HELP = "write a model as ONNX: for a whole recording, or one step of a stream"
+HELP = "export a model to ONNX, for whole recordings or as one step of a stream"
 EXAMPLE = """
 twostage export default default.onnx
 twostage export causal step.onnx --stream
@@ -22,10 +22,18 @@ def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("model", nargs="+", metavar="MODEL", help="as in `twostage restore`: a name, a folder, one or two files")
     add("out", metavar="OUT.onnx", help="file to write")
-    add("--stream", action="store_true", help="one step of a stream, its states as inputs and outputs (causal models)")
+    add(
+        "--stream",
+        action="store_true",
+        help="export one step of a stream with its states as inputs and outputs (causal models)",
+    )
     add("--int8", action="store_true", help="quantize most convolutions; needs --calibrate")
-    add("--calibrate", metavar="SPEECH", help="what --int8 shall fit: recordings in a folder, or those of a manifest")
-    add("--simulate", metavar="SENSOR", help="--calibrate holds clean speech: preset or YAML file of the sensor")
+    add("--calibrate", metavar="SPEECH", help="calibration data for --int8: a folder of recordings, or a manifest")
+    add(
+        "--simulate",
+        metavar="SENSOR",
+        help="sensor to simulate if --calibrate is clean speech: a preset or a YAML file",
+    )
     add("--overwrite", action="store_true", help="replace OUT.onnx if it exists")
 
 

@@ -23,10 +23,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         "pairs", metavar="PAIRS", help="a manifest of pairs (.jsonl, .csv), or a folder of them (see twostage manifest)"
     )
     add("-o", "--out", required=True, metavar="SENSOR.yaml", help="file to write, for --sensor and data.sensors")
-    add("--plot", nargs="?", const="", metavar="FILE.png", help="draw pairs and simulation (default: beside OUT)")
+    add("--plot", nargs="?", const="", metavar="FILE.png", help="plot pairs and simulation (default: beside OUT)")
     add("--exclude-speaker", action="append", default=[], metavar="NAME", help="leave a speaker out; may be repeated")
     add("--sample-rate", type=int, default=16000, help="rate at which to compare the channels (default: 16000)")
-    add("--seed", type=int, default=0, help="of the simulations that the fit is checked by (default: 0)")
+    add("--seed", type=int, default=0, help="seed of the simulations that check the fit (default: 0)")
     add("--overwrite", action="store_true", help="replace outputs that exist")
 
 

@@ -2,13 +2,15 @@
 
 from argparse import ArgumentParser, Namespace
 
-HELP = "turn a published HiFi-GAN generator into a vocoder of ours"
+HELP = "convert a published HiFi-GAN generator to a vocoder of this package"
 EXAMPLE = "twostage import-hifigan generator_v1 config_v1.json vocoder.safetensors"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("weights", metavar="WEIGHTS", help="torch file of the generator's weights; read weights-only")
-    parser.add_argument("config", metavar="CONFIG", help="the JSON that was published with it")
+    parser.add_argument(
+        "weights", metavar="WEIGHTS", help="PyTorch file with the generator's weights, loaded with weights_only"
+    )
+    parser.add_argument("config", metavar="CONFIG", help="JSON configuration that was published with it")
     parser.add_argument("out", metavar="OUT", help="file to write (.safetensors)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from twostage.data.align import Verdict
     from twostage.data.manifest import Entry
 
-HELP = "list a corpus for training: scan folders, pair them, align pairs, import published ones, split by speaker"
+HELP = "make manifests for training: scan or pair folders, align pairs, import published corpora, split by speaker"
 EXAMPLE = """
 twostage manifest scan corpus/ -o all.jsonl --speaker-regex "p[0-9]+"
 twostage manifest pair throat/ mic/ -o pairs.jsonl
@@ -39,20 +39,29 @@ def add_arguments(parser: ArgumentParser) -> None:
     pair.add_argument("bone", metavar="BONE_DIR")
     pair.add_argument("air", metavar="AIR_DIR")
     for action in (scan, pair):
-        action.add_argument("--speaker-regex", help="its first group in the path is the speaker (default: the folder)")
+        action.add_argument(
+            "--speaker-regex",
+            help="regular expression whose first group in the path is the speaker (default: the folder)",
+        )
         action.add_argument("--corpus", default="", help="a name for the corpus")
-    align = actions.add_parser("align", help="measure delays, keep the pairs that are fit for use, report on all")
+    align = actions.add_parser("align", help="measure delays, keep usable pairs, report on all pairs")
     align.add_argument("manifest", metavar="MANIFEST")
     align.add_argument(
-        "--max-delay", type=float, metavar="MS", help="largest delay (default: all that leave an overlap)"
+        "--max-delay", type=float, metavar="MS", help="largest delay to search (default: any that leaves an overlap)"
     )
-    align.add_argument("--min-peak", type=float, default=0.2, help="least correlation (default: 0.2)")
-    align.add_argument("--min-overlap", type=float, default=0.5, metavar="S", help="that both have (default: 0.5)")
-    align.add_argument("--max-drift", type=float, default=1000.0, metavar="PPM", help="of the clocks (default: 1000)")
-    _add_import(actions.add_parser("import", help="sound files and manifests of a published corpus in Parquet files"))
+    align.add_argument("--min-peak", type=float, default=0.2, help="smallest correlation to accept (default: 0.2)")
+    align.add_argument(
+        "--min-overlap", type=float, default=0.5, metavar="S", help="shortest overlap to accept (default: 0.5)"
+    )
+    align.add_argument(
+        "--max-drift", type=float, default=1000.0, metavar="PPM", help="largest clock drift (default: 1000)"
+    )
+    _add_import(
+        actions.add_parser("import", help="convert a published corpus in Parquet files to sound files and manifests")
+    )
     split = actions.add_parser("split", help="split by speaker: no speaker is in both parts")
     split.add_argument("manifest", metavar="MANIFEST")
-    split.add_argument("--fraction", type=float, default=0.1, help="of the time, held out (default: 0.1)")
+    split.add_argument("--fraction", type=float, default=0.1, help="share of the duration to hold out (default: 0.1)")
     split.add_argument("--seed", type=int, default=0)
     for action, outputs in ((scan, 1), (pair, 1), (align, 1), (split, 2)):
         names = ("TRAIN.jsonl", "HELD_OUT.jsonl") if outputs == 2 else ("OUT.jsonl",)
@@ -67,15 +76,26 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def _add_import(action: ArgumentParser) -> None:
     action.add_argument("sources", nargs="+", metavar="FOLDER_OR_PARQUET", help="Parquet files, or folders of them")
-    action.add_argument("--corpus", required=True, help="vibravox, taps, or a name of yours with --air and --sensor")
-    action.add_argument("--sensor", nargs="+", default=[], help="columns, or all (default: the throat microphone)")
-    action.add_argument("--air", default="", help="column of the microphone in the air")
-    action.add_argument("--subset", default="", help="of Vibravox (default: speech_clean)")
+    action.add_argument("--corpus", required=True, help="vibravox, taps, or a name of your own with --air and --sensor")
     action.add_argument(
-        "--sample-rate", type=int, default=16000, metavar="HZ", help="to write (default: 16000; 0: as is)"
+        "--sensor", nargs="+", default=[], help="columns of the sensors, or all (default: the throat microphone)"
+    )
+    action.add_argument("--air", default="", help="column of the air microphone")
+    action.add_argument("--subset", default="", help="subset of Vibravox (default: speech_clean)")
+    action.add_argument(
+        "--sample-rate",
+        type=int,
+        default=16000,
+        metavar="HZ",
+        help="sample rate of the files to write (default: 16000; 0: unchanged)",
     )
     action.add_argument(
-        "-o", "--out", dest="folder", required=True, metavar="FOLDER", help="goes on with what is there"
+        "-o",
+        "--out",
+        dest="folder",
+        required=True,
+        metavar="FOLDER",
+        help="output folder; existing files are kept and the import continues",
     )
     action.add_argument("--report", metavar="FILE.json", help="write what was found, for machines")
     action.add_argument("--overwrite", action="store_true", help="replace a report that exists")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from twostage.inference.catalog import ModelInfo
 
-HELP = "list the shipped models, or say the same of others: sample rate, size, license, latency of a stream"
+HELP = "list sample rate, size, license and streaming latency of the shipped models or of the given ones"
 EXAMPLE = """
 twostage models default causal
 twostage models runs/restorer default/vocoder --json

@@ -18,7 +18,9 @@ S = TypeVar("S", bound="RunConfig")
 FORMATS = ("wav", "flac", "ogg", "opus", "mp3", "aiff", "au", "caf", "w64", "rf64")
 logger = logging.getLogger(__name__)
 PRECISIONS = ("float32", "bfloat16", "bf16")
-PRECISION_HELP = "of convolutions; bf16 is bfloat16, and faster where the machine computes in it (default: float32)"
+PRECISION_HELP = (
+    "precision of convolutions; bf16 is short for bfloat16, faster on hardware with support (default: float32)"
+)
 
 
 def is_quiet(args: Namespace) -> bool:
@@ -61,8 +63,8 @@ def models_by_label(given: "Sequence[Sequence[str]] | None") -> dict[str, list[s
 def add_air_arguments(parser: ArgumentParser) -> None:
     """Those of an air microphone beside the sensor, for ``air_for``."""
     add = parser.add_argument
-    add("--air-snr", metavar="DB", type=float, help="add an air microphone, a second channel, with so much noise")
-    add("--noise", metavar="FOLDER", help="sounds that --air-snr draws from (default: pink noise)")
+    add("--air-snr", metavar="DB", type=float, help="add an air microphone as a second channel, with noise at this SNR")
+    add("--noise", metavar="FOLDER", help="folder of noise recordings for --air-snr (default: pink noise)")
 
 
 def air_for(args: Namespace) -> "Air | None":
@@ -92,9 +94,12 @@ def add_training_arguments(parser: ArgumentParser) -> None:
     )
     # another name inside: `run` is the command's function
     parser.add_argument(
-        "--run", dest="directory", metavar="DIR", help="directory of the training: logs, weights, state (run=DIR)"
+        "--run",
+        dest="directory",
+        metavar="DIR",
+        help="directory for logs, weights and state of the training (same as run=DIR)",
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the training in DIR, which must have begun")
+    parser.add_argument("--resume", action="store_true", help="continue the training in DIR")
 
 
 def training_settings(args: Namespace, schema: type[S]) -> S:

@@ -51,19 +51,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", choices=FORMATS, help="format of the outputs in a folder (default: that of the input)")
     add("--level", choices=("input", "model"), default="input", help="loudness of the output (default: input)")
     add("--keep-low-band", type=float, default=0.0, metavar="HZ", help="keep the input itself below this frequency")
-    add("--seconds", type=float, default=10.0, help="length of a window: bounds the memory (default: 10)")
+    add("--seconds", type=float, default=10.0, help="window length, which limits the memory (default: 10)")
     add(
         "--if-full-band",
         choices=("restore", "copy", "error"),
         default="restore",
-        help="what to do with a channel whose band is not missing (default: restore it, with a warning)",
+        help="what to do with a channel that is already full-band (default: restore it, with a warning)",
     )
     add("--plot", action="store_true", help="draw spectrograms before and after beside each output, as PNG")
-    add("--json", nargs="?", const="-", metavar="FILE.json", help="write a report for machines (default: to stdout)")
-    add("--salvage", action="store_true", help="of a file that is cut or damaged take what is there, with a warning")
+    add("--json", nargs="?", const="-", metavar="FILE.json", help="write a JSON report (default: to standard output)")
+    add(
+        "--salvage",
+        action="store_true",
+        help="restore the readable part of a truncated or damaged file, with a warning",
+    )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
-    existing.add_argument("--skip-existing", action="store_true", help="leave out inputs whose output exists")
+    existing.add_argument("--skip-existing", action="store_true", help="skip inputs whose output exists")
 
 
 def run(args: argparse.Namespace) -> int:

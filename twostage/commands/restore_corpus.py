@@ -14,7 +14,7 @@ from twostage.utils.signals import terminable
 if TYPE_CHECKING:
     from twostage.corpus.table import Result
 
-HELP = "restore the files of a manifest on a Ray cluster, with a table of results; a run that ends early can go on"
+HELP = "restore the files of a manifest on a Ray cluster, with a table of results; an interrupted run can be continued"
 EXAMPLE = """
 twostage restore-corpus corpus.jsonl -o restored/ --workers 4
 twostage restore-corpus s3://bucket/corpus.csv -o s3://bucket/restored --address auto --format flac
@@ -27,27 +27,42 @@ SHOWN = 20  # errors, and warnings; all are in the table
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("manifest", metavar="MANIFEST", help=".jsonl or .csv, a path or URL; its paths are relative to it, or URLs")
-    add("-o", "--out", required=True, metavar="DEST", help="a new folder, or one to go on with; a path or URL")
+    add("-o", "--out", required=True, metavar="DEST", help="a new folder, or that of a run to continue; a path or URL")
     add(
         "--model",
         nargs="+",
         action="extend",
         metavar="NAME|PATH",
-        help="as for restore; its files are sent to all machines (default: default)",
+        help="model, as for restore; its files are sent to all machines (default: default)",
     )
-    add("--address", default="", metavar="HOST:PORT", help="a Ray cluster, or auto (default: of this machine alone)")
-    add("--workers", type=int, default=0, metavar="N", help="that hold a model each (default: as many as fit)")
-    add("--threads", type=int, default=1, metavar="N", help="of each worker (default: 1)")
+    add(
+        "--address",
+        default="",
+        metavar="HOST:PORT",
+        help="address of a Ray cluster, or auto (default: start Ray on this machine)",
+    )
+    add(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="number of workers, each with its own model (default: as many as fit)",
+    )
+    add("--threads", type=int, default=1, metavar="N", help="threads for each worker (default: 1)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto is cuda where the cluster has GPUs")
-    add("--batch", type=int, default=1, metavar="N", help="windows that go through the model at once (default: 1)")
+    add("--batch", type=int, default=1, metavar="N", help="windows to process at once (default: 1)")
     add("--precision", choices=PRECISIONS, default="float32", help=PRECISION_HELP)
     add("--sample-rate", choices=("model", "input"), default="model", help="rate of the outputs (default: model)")
     add("--format", choices=FORMATS, default="", help="format of the outputs (default: that of the input)")
     add("--level", choices=("input", "model"), default="input", help="loudness of the outputs (default: input)")
     add("--keep-low-band", type=float, default=0.0, metavar="HZ", help="keep the input itself below this frequency")
-    add("--seconds", type=float, default=10.0, help="length of a window: bounds the memory (default: 10)")
-    add("--salvage", action="store_true", help="of a file that is cut or damaged take what is there, with a warning")
-    add("--overwrite", action="store_true", help="forget what a former run has done, and restore all again")
+    add("--seconds", type=float, default=10.0, help="window length, which limits the memory (default: 10)")
+    add(
+        "--salvage",
+        action="store_true",
+        help="restore the readable part of a truncated or damaged file, with a warning",
+    )
+    add("--overwrite", action="store_true", help="discard the results of an earlier run and restore all files again")
 
 
 def run(args: argparse.Namespace) -> int:

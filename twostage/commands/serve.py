@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from twostage.commands import serving
 from twostage.utils.errors import ConfigError
 
-HELP = "restore for programs, over HTTP: POST /v1/restore, GET /v1/models, an OpenAPI document; no page"
+HELP = "serve restoration over HTTP without a web interface: POST /v1/restore, GET /v1/models, an OpenAPI document"
 EXAMPLE = """
 twostage serve --port 8000
 twostage serve --host 0.0.0.0 --max-seconds 120 --jobs 2 --allow-host speech.example.org

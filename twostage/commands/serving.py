@@ -23,18 +23,18 @@ SHORTEST = 16  # characters of a token
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to serve on (default: 127.0.0.1, this machine alone)")
-    add("--port", type=int, default=7860, help="0 takes any that is free (default: 7860)")
+    add("--port", type=int, default=7860, help="port to serve on; 0 selects a free one (default: 7860)")
     add(
         "--token",
-        help=f"what requests must carry (default: {TOKEN} of the environment; where other machines can ask, one is "
-        "made and printed)",
+        help=f"token that requests must carry (default: the environment variable {TOKEN}; if other machines can "
+        "connect, a token is generated and printed)",
     )
     add(
         "--allow-host",
         metavar="NAME",
         action="append",
         default=[],
-        help="another name that this server may be called by, as behind a proxy; repeatable",
+        help="further host name that requests may use, as behind a proxy; repeatable",
     )
     add(
         "--model",
@@ -43,11 +43,28 @@ def add_arguments(parser: ArgumentParser) -> None:
         action="append",
         help="a model to offer before the shipped ones, as `twostage evaluate` takes it; repeatable",
     )
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="the one chosen at first")
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="device that is selected at first (default: auto)",
+    )
     add("--seconds", type=float, default=10.0, help="length of a window: bounds the memory (default: 10)")
-    add("--max-mb", type=int, default=100, metavar="N", help="size of an upload (default: 100)")
-    add("--max-total-mb", type=int, default=4000, metavar="N", help="uploads and results together (default: 4000)")
-    add("--max-seconds", type=int, default=600, metavar="N", help="sound in a request, all channels (default: 600)")
+    add("--max-mb", type=int, default=100, metavar="N", help="largest size of one upload (default: 100)")
+    add(
+        "--max-total-mb",
+        type=int,
+        default=4000,
+        metavar="N",
+        help="largest size of all uploads and results together (default: 4000)",
+    )
+    add(
+        "--max-seconds",
+        type=int,
+        default=600,
+        metavar="N",
+        help="longest sound in one request, summed over channels (default: 600)",
+    )
     add("--queue", type=int, default=20, metavar="N", help="requests that may wait; more are refused (default: 20)")
     add("--jobs", type=int, default=1, metavar="N", help="requests worked on at the same time (default: 1)")
 

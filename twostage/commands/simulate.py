@@ -21,15 +21,15 @@ twostage simulate clean/ headset/ --air-snr 0 --noise noise/
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("clean", metavar="CLEAN_DIR", help="a folder (with all below it), a sound file, or a quoted pattern")
-    add("out", metavar="OUT_DIR", help="a folder; trees are kept")
+    add("out", metavar="OUT_DIR", help="output folder; subfolders are kept")
     add("--sensor", default="throat", help="eben, throat, in-ear, forehead, temple or a YAML file (default: throat)")
-    add("--seed", type=int, default=0, help="same seed, same file name: same sound (default: 0)")
+    add("--seed", type=int, default=0, help="random seed; the same seed and file name give the same sound (default: 0)")
     add_air_arguments(parser)
     add("--format", choices=FORMATS, help="format of the outputs (default: that of the input)")
-    add("--manifest", metavar="FILE.jsonl", help="write a manifest of the pairs that arise")
+    add("--manifest", metavar="FILE.jsonl", help="write a manifest of the resulting pairs")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
-    existing.add_argument("--skip-existing", action="store_true", help="leave out inputs whose output exists")
+    existing.add_argument("--skip-existing", action="store_true", help="skip inputs whose output exists")
 
 
 def run(args: Namespace) -> int:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from twostage.inference.stream import Stream
     from twostage.models.enhancer import Enhancer
 
-HELP = "restore speech as it comes: raw PCM from standard input to standard output, a file against the clock, or live"
+HELP = "restore speech in real time: raw PCM from standard input to standard output, a file, or a live microphone"
 logger = logging.getLogger(__name__)
 TERMINAL_PACE, LOG_PACE = 0.5, 60.0  # seconds between two lines of a live stream
 EXAMPLE = """
@@ -33,39 +33,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="NAME|PATH",
-        help="what restore --model takes (default: causal); one that looks ahead runs in windows, seconds late",
+        help="model, as for restore (default: causal); a model that looks ahead adds seconds of latency",
     )
     add(
         "--format",
         choices=("s16", "f32"),
         default="s16",
-        help="of raw PCM, little-endian; of two channels, interleaved (default: s16)",
+        help="sample format of raw PCM, little-endian, interleaved if there are two channels (default: s16)",
     )
     add(
         "--gain",
         metavar="DB[,DB]|auto",
-        help="brings the input to the active level of -26 dBFS that models expect, and is "
-        "taken back from the output; auto, for a file alone and its default, measures it (else: 0)",
+        help="gain that brings the input to the active level of -26 dBFS that models expect; it is removed from the "
+        "output; auto measures it, for files only (default: auto for files, else 0)",
     )
-    add("--seconds", type=float, default=1.0, help="of a window, for a model that looks ahead (default: 1)")
-    add("--threads", type=int, default=1, help="of the processor (default: 1)")
+    add("--seconds", type=float, default=1.0, help="window length for a model that looks ahead (default: 1)")
+    add("--threads", type=int, default=1, help="processor threads (default: 1)")
     way = parser.add_mutually_exclusive_group()
     way.add_argument(
-        "--file", metavar="FILE", help="play a sound file's first channel (or two) through, and say how long it took"
+        "--file", metavar="FILE", help="stream the first channel (or two) of a sound file, and report the time per hop"
     )
-    way.add_argument("--live", action="store_true", help="from the microphone to the loudspeaker (extra: live)")
+    way.add_argument("--live", action="store_true", help="stream from the microphone to the loudspeaker (extra: live)")
     way.add_argument(
         "--virtual-microphone",
         metavar="NAME",
-        help="be a microphone of that name for other programs, as in a call (Linux: PulseAudio or PipeWire)",
+        help="provide a microphone of this name to other programs (Linux: PulseAudio or PipeWire)",
     )
-    way.add_argument("--list-devices", action="store_true", help="print what --devices and --microphone may name")
-    add("-o", "--out", metavar="OUT", help="with --file: what came out, at the model's rate")
-    add("--json", metavar="FILE.json", help="with --file: the times for machines")
+    way.add_argument("--list-devices", action="store_true", help="list the values for --devices and --microphone")
+    add("-o", "--out", metavar="OUT", help="with --file: write the output at the model's sample rate")
+    add("--json", metavar="FILE.json", help="with --file: write the timing as JSON")
     add("--overwrite", action="store_true", help="replace outputs that exist")
-    add("--devices", nargs=2, metavar=("IN", "OUT"), help="with --live: names or numbers (default: the system's)")
-    add("--microphone", metavar="SOURCE", help="with --virtual-microphone: what it hears (default: the system's)")
-    add("--for", dest="duration", type=float, default=0.0, metavar="SECONDS", help="live: stop after this long")
+    add(
+        "--devices",
+        nargs=2,
+        metavar=("IN", "OUT"),
+        help="with --live: device names or numbers (default: those of the system)",
+    )
+    add("--microphone", metavar="SOURCE", help="with --virtual-microphone: its source (default: that of the system)")
+    add("--for", dest="duration", type=float, default=0.0, metavar="SECONDS", help="live: stop after this many seconds")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 
 from twostage.commands.options import add_training_arguments, training_settings
 
-HELP = "train a one-stage system of the field (twostage/baselines) on the same pairs"
+HELP = "train a published one-stage system (twostage/models/baselines) on the same pairs"
 EXAMPLE = """
 twostage train-enhancer dccrn "data.train=[train.csv]" "data.valid=[dev.csv]" --run runs/dccrn
 twostage train-enhancer --run runs/dccrn --resume

@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 
 from twostage.commands.options import add_training_arguments, training_settings
 
-HELP = "train stage one: log-mels of bone-conducted speech become those of clean speech"
+HELP = "train stage one, the restorer: from log-mels of bone-conducted speech to those of clean speech"
 EXAMPLE = """
 twostage train-restorer restorer "data.train=[train.csv]" "data.valid=[dev.csv]" --run runs/restorer
 twostage train-restorer --run runs/restorer --resume

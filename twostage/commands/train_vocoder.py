@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 
 from twostage.commands.options import add_training_arguments, training_settings
 
-HELP = "train stage two: log-mels of clean speech become its waveform"
+HELP = "train stage two, the vocoder: from log-mels of clean speech to its waveform"
 EXAMPLE = """
 twostage train-vocoder vocoder "data.train=[train.csv]" "data.valid=[dev.csv]" --run runs/vocoder
 twostage train-vocoder vocoder hifigan_v1 mine.yaml device=cuda --run runs/v1
