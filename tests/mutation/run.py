@@ -36,7 +36,7 @@ class Change:
     old: str
     new: str
     why: str
-    tests: tuple[str, ...]
+    tests: Sequence[str]
     survives: str = ""  # why no test can notice; empty: one must
 
     @property
@@ -57,9 +57,9 @@ class Change:
 
 
 def read_changes(path: Path = CHANGES) -> list[Change]:
-    """The changes of a YAML file: for each file of the code its tests, and what is changed in it."""
+    """The changes of a YAML file: for each file of the code its tests, unless a change has its own, and the changes."""
     return [
-        Change(file, change["old"], change["new"], change["why"], tuple(group["tests"]), change.get("survives", ""))
+        Change(file, **({"tests": group["tests"]} | change))
         for file, group in yaml.safe_load(path.read_text()).items()
         for change in group["changes"]
     ]
