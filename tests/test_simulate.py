@@ -70,6 +70,24 @@ def test_low_pass_is_the_biquad_forward_and_backward() -> None:
     assert abs(response[0]) == pytest.approx(1.0, abs=1e-6)  # |H| of a second-order low-pass at its cut-off is Q
 
 
+class Drawn:
+    """A generator that draws what it is told."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = np.array(values)
+
+    def uniform(self, *_: object) -> np.ndarray:
+        return self.values
+
+
+def test_low_pass_jitters_cutoff_and_q_each_by_a_draw_of_its_own() -> None:
+    clean = np.random.default_rng(0).normal(size=RATE).astype(np.float32)
+    jittered = low_pass(clean, RATE, EBEN, Drawn(1.2, 0.8))  # type: ignore[arg-type]
+    still = replace(EBEN, filter_jitter=0.0, cutoff=1.2 * EBEN.cutoff, q=0.8 * EBEN.q)
+    np.testing.assert_allclose(jittered, low_pass(clean, RATE, still, np.random.default_rng(0)), atol=1e-6)
+    assert np.abs(jittered - low_pass(clean, RATE, replace(still, q=EBEN.q), np.random.default_rng(0))).max() > 0.01
+
+
 def test_low_pass_jitter_moves_the_cutoff_by_a_fifth_at_most() -> None:
     clean = noise(1)
     drops = [
