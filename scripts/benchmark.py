@@ -71,17 +71,17 @@ PROBE = 12  # steps that are timed
 
 # Steps that take one core half a second or less: so short a training learns more from many small than from few large.
 SMALL = {
-    "two-stage": ("data.batch=4", "data.samples=24576"),
-    "two-stage-fusion": ("data.batch=4", "data.samples=24576"),
-    "bilstm": ("data.batch=4", "data.samples=32768"),
-    "dccrn": ("data.batch=1",),
-    "wave-unet": ("optimizer.learning_rate=3e-4", "optimizer.clip=1.0"),  # 1e-3 saturates it
-    "bwe": ("model.channels=64", "data.samples=8192", "adversary.discriminator.width=0.125"),
+    "two-stage": ("data.batch_size=4", "data.segment_length=24576"),
+    "two-stage-fusion": ("data.batch_size=4", "data.segment_length=24576"),
+    "bilstm": ("data.batch_size=4", "data.segment_length=32768"),
+    "dccrn": ("data.batch_size=1",),
+    "wave-unet": ("optimizer.learning_rate=3e-4", "optimizer.grad_clip=1.0"),  # 1e-3 saturates it
+    "bwe": ("model.channels=64", "data.segment_length=8192", "adversary.discriminator.width=0.125"),
     "seanet": ("model.channels=16", "adversary.discriminator.width=0.125", "optimizer.learning_rate=3e-4"),
     "seanet-fusion": ("model.channels=16", "adversary.discriminator.width=0.125", "optimizer.learning_rate=3e-4"),
     "eben": ("adversary.discriminator.width=0.125",),
 }
-ON_A_CORE = ("threads=1", "data.batch=2", "data.samples=16384", "optimizer.ema=0.99")
+ON_A_CORE = ("threads=1", "data.batch_size=2", "data.segment_length=16384", "optimizer.ema_decay=0.99")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Budget:
 
 
 BUDGETS = {
-    "smoke": Budget(0, "cpu", 1, 1, 2, ON_A_CORE, SMALL, ("data.samples=8192", "data.batch=1")),
+    "smoke": Budget(0, "cpu", 1, 1, 2, ON_A_CORE, SMALL, ("data.segment_length=8192", "data.batch_size=1")),
     "cpu-half-hour": Budget(30, "cpu", 24, 3, 0, ON_A_CORE, SMALL),
     "cpu-hour": Budget(60, "cpu", 24, 3, 0, ON_A_CORE, SMALL),
     "gpu-hour": Budget(60, "cuda", 116),
@@ -129,12 +129,19 @@ class Task:
     def recipe(self, system: str) -> RunConfig:
         """What the YAML of ``system`` says."""
         kind = RestorerRun if of_two_stages(system) else EnhancerRun
-        return load_config(kind, files(system), [*self.lists(), "run=."])
+        return load_config(kind, files(system), [*self.lists(), "run_dir=."])
 
     def training(self, system: str, folder: Path, steps: int) -> list[str]:
         """The command that trains ``system`` for ``steps``."""
         command = "train-restorer" if of_two_stages(system) else "train-enhancer"
-        return [command, *files(system), f"run={folder}", *self.lists(), *self.common(), *self.lengths(system, steps)]
+        return [
+            command,
+            *files(system),
+            f"run_dir={folder}",
+            *self.lists(),
+            *self.common(),
+            *self.lengths(system, steps),
+        ]
 
     def common(self) -> list[str]:
         """Settings that are the same for all: the pairs, and that what is measured on the way costs no time."""
@@ -148,7 +155,11 @@ class Task:
         rise = [f"optimizer.warmup={steps // 20}"]
         fall = [f"optimizer.cooldown={max(1, steps // 3)}", "optimizer.decay=1.0"]
         judge = [f"adversary.start={given.adversary.start * steps // given.steps}"]
-        often = [f"save={max(1, steps // 8)}", f"valid.every={max(1, steps // 2)}", f"report={max(1, steps // 20)}"]
+        often = [
+            f"save_every={max(1, steps // 8)}",
+            f"valid.every={max(1, steps // 2)}",
+            f"log_every={max(1, steps // 20)}",
+        ]
         return [f"steps={steps}", *rise, *fall, *judge, *often, *self.own(system), *self.settings]
 
     def own(self, system: str) -> list[str]:
@@ -402,7 +413,7 @@ def check_setting(text: str) -> None:
     name, equals, _ = text.partition("=")
     if not equals or not name:
         raise ConfigError(f"{text}: not key=value")
-    if name in ("run", "steps", "device", "data.train", "data.valid", "data.noise"):
+    if name in ("run_dir", "steps", "device", "data.train", "data.valid", "data.noise"):
         raise ConfigError(f"{text}: is set by the budget")
 
 

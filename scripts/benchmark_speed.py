@@ -140,7 +140,7 @@ def measure_vocoder(name: str, seconds: float, rounds: int) -> dict[str, Any]:
 
 def settings_of(name: str) -> VocoderRun:
     files = [f"data.{name}=[{__file__}]" for name in ("train", "valid")]  # must exist, and are not read
-    return load_config(VocoderRun, ["vocoder", name], ["run=none", *files])
+    return load_config(VocoderRun, ["vocoder", name], ["run_dir=none", *files])
 
 
 def measure_length(name: str, seconds: float, rounds: int) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def run(sound, steps, weights=None, rate=1e-3, **settings):
     """A training on one batch: whether the judges learnt at each step, what was reported, the training."""
     weights = weights or VocodingWeights()
     torch.manual_seed(1)
-    training = Training(Vocoder(VOCODER), OptimizerConfig(learning_rate=rate, ema=0), adversary(**settings))
+    training = Training(Vocoder(VOCODER), OptimizerConfig(learning_rate=rate, ema_decay=0), adversary(**settings))
     seen = []
 
     def report(_, progress):

@@ -34,7 +34,7 @@ def entry(
 
 
 def trained_on(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
-    config = PairConfig(samples=8000, real_share=1.0, joint_jitter_db=0.0, degraded_jitter_db=0.0)
+    config = PairConfig(segment_length=8000, real_fraction=1.0, joint_jitter_db=0.0, degraded_jitter_db=0.0)
     degraded, clean = PairDataset([entry], config).batch(1, 0, 0)
     return degraded[0, 0].numpy(), clean[0, 0].numpy()
 

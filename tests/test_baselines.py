@@ -60,20 +60,20 @@ NAMES = sorted({path.stem for path in BASELINES.glob("*.yaml")} | {"two-stage"})
 FAST = [
     "threads=1",
     "device=cpu",
-    "data.samples=8192",
-    "data.batch=1",
+    "data.segment_length=8192",
+    "data.batch_size=1",
     "data.eq_db=0",
     "data.speed=0",
     "data.gate_db=0",
 ]
-BRIEF = ["save=2", "report=1", "valid.every=2", "valid.items=1", "valid.seconds=0.5"]
+BRIEF = ["save_every=2", "log_every=1", "valid.every=2", "valid.items=1", "valid.seconds=0.5"]
 PLAIN = ["valid.metrics=[mel_l1]", "valid.best=mel_l1", "optimizer.cooldown=0", "optimizer.warmup=0"]
 
 
 def settings(name: str, corpus: Path, run: Path, *more: str, small: bool = True) -> EnhancerRun:
     """Of ``name``'s YAML; two-stage, whose stages train apart, has none as one system."""
     files = FILES.get(name, [name])
-    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={run}"]
+    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={run}"]
     named = ["enhancer=two-stage", "steps=4"] if not files else []
     return load_config(EnhancerRun, files, [*given, *named, *FAST, *BRIEF, *PLAIN, *(SYSTEMS[name][1] * small), *more])
 
@@ -129,7 +129,7 @@ def test_one_batch_overfits(name: str, corpus: Path, speech) -> None:
     pair = dulled(speech(4096), inputs(run))
     model.prepare([pair])
     weights, losses = content(run.weights), []
-    training = Training(model, OptimizerConfig(learning_rate=3e-3, clip=5.0))
+    training = Training(model, OptimizerConfig(learning_rate=3e-3, grad_clip=5.0))
     fit(
         training,
         Enhancing(run.mel, weights),

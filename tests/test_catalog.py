@@ -122,14 +122,14 @@ def test_a_folder_may_hold_onnx_alone(tiny: TwoStage, tmp_path: Path) -> None:
 
 
 def test_settings_are_shown_as_a_training_has_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    overrides = ["data.batch=8", "restorer.mel.fmin=20"]
+    overrides = ["data.batch_size=8", "restorer.mel.fmin=20"]
     assert cli.main(["config", "show", "train-restorer", "restorer", "adapt", *overrides]) == 0
     text = capsys.readouterr().out
     assert text == preview(RestorerRun, ["restorer", "adapt"], overrides)
-    assert text.startswith("run: ???\n")
+    assert text.startswith("run_dir: ???\n")
     (tmp_path / "shown.yaml").write_text(text)
     (tmp_path / "x.csv").touch()
-    given = [*overrides, "run=r", *(f"data.{name}=[{tmp_path / 'x.csv'}]" for name in ("train", "valid"))]
+    given = [*overrides, "run_dir=r", *(f"data.{name}=[{tmp_path / 'x.csv'}]" for name in ("train", "valid"))]
     assert load_config(RestorerRun, [str(tmp_path / "shown.yaml")], given) == load_config(
         RestorerRun, ["restorer", "adapt"], given
     )
@@ -138,7 +138,7 @@ def test_settings_are_shown_as_a_training_has_them(tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["restorer", "data.bacth=8"], "data.bacth: no such setting; there are samples"),
+        (["restorer", "data.bacth=8"], "data.bacth: no such setting; there are segment_length"),
         (["restorer", "steps=many"], "steps is 'many', must be of type int"),
         (["restorer", "data=3"], "data: 3 is not a mapping"),
         (["resotrer"], "resotrer: no such file or shipped configuration (adapt, "),

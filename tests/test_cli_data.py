@@ -200,7 +200,7 @@ def test_fit_sensor_writes_what_the_simulator_reads(
         ["manifest", "scan", "clean", "-o", "x.jsonl", "--report", "file/x.json"],
         ["simulate", "clean", "out", "--manifest", "file/m.jsonl"],
         ["train-restorer", "restorer", "tiny", "data.train=[m.csv]", "data.valid=[m.csv]", "--run", "file/run"],
-        ["train-vocoder", "vocoder", "tiny", "data.train=[m.csv]", "data.valid=[m.csv]", "run=file"],
+        ["train-vocoder", "vocoder", "tiny", "data.train=[m.csv]", "data.valid=[m.csv]", "run_dir=file"],
     ],
 )
 def test_an_output_that_cannot_be_written_is_one_line(

@@ -15,16 +15,16 @@ from twostage.utils.schema import build
 
 @pytest.fixture
 def given(corpus: Path, tmp_path: Path) -> list[str]:
-    return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={tmp_path / 'run'}"]
+    return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}"]
 
 
 def test_files_merge_left_to_right_and_single_settings_win(given: list[str], tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("steps: 1\nseed: 1\noptimizer: {learning_rate: 1e-3, clip: 3}\n")
-    (tmp_path / "b.yaml").write_text("seed: 2\noptimizer: {clip: 4}\nvocoder: {upsample_initial_channel: 32}\n")
+    (tmp_path / "a.yaml").write_text("steps: 1\nseed: 1\noptimizer: {learning_rate: 1e-3, grad_clip: 3}\n")
+    (tmp_path / "b.yaml").write_text("seed: 2\noptimizer: {grad_clip: 4}\nvocoder: {upsample_initial_channel: 32}\n")
     files = [str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")]
-    settings = load_config(VocoderRun, files, [*given, "optimizer.clip=5", "steps=9"])
+    settings = load_config(VocoderRun, files, [*given, "optimizer.grad_clip=5", "steps=9"])
     assert (settings.steps, settings.seed, settings.optimizer.learning_rate) == (9, 2, 1e-3)
-    assert settings.optimizer.clip == 5.0
+    assert settings.optimizer.grad_clip == 5.0
     assert settings.vocoder.upsample_initial_channel == 32
 
 
@@ -55,9 +55,9 @@ def test_an_adversary_takes_the_judges_of_its_training_alone(given: list[str], t
 
 
 def test_values_in_a_file_may_refer_to_others(given: list[str], tmp_path: Path) -> None:
-    (tmp_path / "refers.yaml").write_text("seed: 7\noptimizer: {clip: '${seed}'}\nadversary: {start: '${seed}'}\n")
+    (tmp_path / "refers.yaml").write_text("seed: 7\noptimizer: {grad_clip: '${seed}'}\nadversary: {start: '${seed}'}\n")
     settings = load_config(VocoderRun, ["vocoder", str(tmp_path / "refers.yaml")], [*given, "seed=9"])
-    assert (settings.optimizer.clip, settings.adversary.start) == (9.0, 9)
+    assert (settings.optimizer.grad_clip, settings.adversary.start) == (9.0, 9)
 
 
 def test_settings_survive_yaml(given: list[str], tmp_path: Path) -> None:
@@ -74,12 +74,12 @@ def test_settings_survive_yaml(given: list[str], tmp_path: Path) -> None:
         ("optimiser.clip=1", "optimiser: no such setting"),
         ("vocoder.mel.n_mel=3", "vocoder.mel.n_mel: no such setting"),
         ("steps=many", "steps is 'many', must be of type int"),
-        ("steps=0", "steps, report and save must be at least 1"),
+        ("steps=0", "steps, log_every and save_every must be at least 1"),
         ("steps=1.5", "steps is 1.5, must be of type int"),
         ("adversary.adaptive=1", "adversary.adaptive is 1, must be of type bool"),
         ("adversary.adaptive=both", "adversary.adaptive is 'both', must be true, false or 'each'"),
         ("optimizer.betas=[0.9]", r"optimizer.betas is \[0.9\], must have 2 entries"),
-        ("optimizer.betas=[0.9,1.5]", r"betas and ema must be in \[0, 1\): .*1.5"),
+        ("optimizer.betas=[0.9,1.5]", r"betas and ema_decay must be in \[0, 1\): .*1.5"),
         ("optimizer=3", "optimizer: 3 is not a mapping"),
         ("vocoder.upsample_rates=[8,8,2]", "vocoder.upsample_rates multiply to 128, mel.hop_length is 256"),
         ("vocoder.resblock_dilation_sizes=[[1,a],[1,3]]", r"vocoder.resblock_dilation_sizes\[0\]\[1\] is 'a'"),
@@ -88,16 +88,16 @@ def test_settings_survive_yaml(given: list[str], tmp_path: Path) -> None:
         ("adversary.discriminator.width=0.01", "discriminator.width is 0.01, must be a multiple of 1/16"),
         ("precision=float8", "precision is 'float8', must be float32 or bfloat16"),
         ("device=tpu", "device is 'tpu', must be auto, cpu or cuda"),
-        ("data.samples=1000", "data.samples is 1000, must divide by mel.hop_length, 256"),
+        ("data.segment_length=1000", "data.segment_length is 1000, must divide by mel.hop_length, 256"),
         ("data.sample_rate=8000", "data.sample_rate is 8000, mel.sample_rate 16000"),
         ("data.train=[nosuch.csv]", "data.train: nosuch.csv: no such file"),
         ("data.train=nosuch.csv", "data.train is 'nosuch.csv', must be a list"),
         ("data.train=[]", "data.train is empty, must name a manifest"),
         ("data.noise=nosuch", "data.noise: nosuch: no such folder"),
-        ("data.batch=0", "data.batch is 0, must be at least 1"),
+        ("data.batch_size=0", "data.batch_size is 0, must be at least 1"),
         ("valid.metrics=[pesk]", "valid.metrics: no metric 'pesk'; there are pesq, stoi"),
         ("valid.best=lsd", "valid.best is 'lsd', must be one of valid.metrics"),
-        ("run=", "run is"),
+        ("run_dir=", "run_dir is"),
         ("steps", "steps: no such file or shipped configuration"),
     ],
 )
@@ -120,7 +120,7 @@ def test_an_adversary_stored_before_it_had_more_judges_and_balance_is_the_same(a
         (["valid.metrics=[mel_l1,stoi]"], "valid.metrics: stoi needs sound: set valid.vocoder"),
         (
             ["data.sensors=[]", "data.sensor_weights=[]"],
-            "data.sensors is empty, and data.real_share below 1 needs simulation",
+            "data.sensors is empty, and data.real_fraction below 1 needs simulation",
         ),
         (["restorer.output=magic"], "restorer.output is 'magic', must be 'mask' or 'mapping'"),
         (["weights.stft=1"], "weights.stft: no such setting; there are mel, delta"),
@@ -145,7 +145,7 @@ def test_what_a_restorer_cannot_have(given: list[str], settings: list[str], what
         ([], "models: missing"),
         (["models=[a]", "train=all"], "train is 'all', must be one of vocoder, restorer, both"),
         (["models=[a]", "weights.restored=1"], "weights.restored is 1.0, but train is vocoder"),
-        (["models=[a]", "init=b"], "init is 'b'; fine-tuning starts from models"),
+        (["models=[a]", "init_from=b"], "init_from is 'b'; fine-tuning starts from models"),
         (["models=[a]", "frames=0"], "frames is 0, must be at least 1"),
     ],
 )
@@ -163,7 +163,7 @@ def test_a_file_that_is_no_mapping_is_named(given: list[str], tmp_path: Path, te
 
 def test_only_where_how_long_and_how_often_may_change(given: list[str]) -> None:
     before = load_config(VocoderRun, ["vocoder"], given)
-    free = ["run=other", "steps=7", "report=1", "save=3", "threads=1", "valid.every=5", "data.ahead=1"]
+    free = ["run_dir=other", "steps=7", "log_every=1", "save_every=3", "threads=1", "valid.every=5", "data.prefetch=1"]
     assert difference(load_config(VocoderRun, ["vocoder"], [*given, *free]), before) == ""
     changed = load_config(VocoderRun, ["vocoder"], [*given, "vocoder.mel.fmax=7000"])
     assert difference(changed, before) == "vocoder.mel.fmax is 7000.0, was 8000.0"

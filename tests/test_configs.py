@@ -14,12 +14,12 @@ from twostage.training.config import FinetuneRun, RestorerRun, VocoderRun, load_
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 OVERLAYS = {"tiny", "adapt", "fusion", "content", "causal", "sensor", "hifigan_v1", "hifigan_v2", "hifigan_v3"}
-FAST = ["steps=2", "save=1", "report=1", "valid.every=2", "data.samples=2048"]
+FAST = ["steps=2", "save_every=1", "log_every=1", "valid.every=2", "data.segment_length=2048"]
 
 
 @pytest.fixture
 def given(corpus: Path, tmp_path: Path) -> list[str]:
-    return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={tmp_path / 'run'}"]
+    return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}"]
 
 
 def test_every_file_is_known_to_these_tests() -> None:
@@ -37,7 +37,7 @@ def test_presets_have_the_sizes_of_the_paper(given: list[str], name: str, millio
 @pytest.mark.parametrize("name", ["vocoder", "content", "causal", "sensor", "hifigan_v1", "hifigan_v2", "hifigan_v3"])
 def test_vocoders_step_and_leave_weights(given: list[str], name: str, tmp_path: Path) -> None:
     # a preset's own layout at a few channels, with judges of one kind
-    small = ["vocoder.upsample_initial_channel=16", "vocoder.mel.n_mels=16", "data.batch=1", "valid.items=1"]
+    small = ["vocoder.upsample_initial_channel=16", "vocoder.mel.n_mels=16", "data.batch_size=1", "valid.items=1"]
     judges = ["adversary.discriminator.width=0.0625", "adversary.discriminator.periods=[3]", "valid.seconds=0.5"]
     metrics = ["valid.metrics=[mel_l1]", "valid.best=mel_l1", "threads=1"]
     settings = load_config(VocoderRun, ["vocoder", name], [*given, *FAST, *small, *judges, *metrics])
@@ -63,7 +63,12 @@ def test_finetuning_moves_what_it_should_and_nothing_else(
     checkpoint.save(tmp_path / "r.safetensors", Restorer(restorer), provenance={})
     checkpoint.save(tmp_path / "v.safetensors", Vocoder(vocoder), provenance={})
     models = [f"models=[{tmp_path / 'r.safetensors'},{tmp_path / 'v.safetensors'}]", f"train={train}", "frames=4"]
-    pairs = [f"data.train=[{paired_corpus}]", f"data.valid=[{paired_corpus}]", "data.real_share=1", "data.sensors=[]"]
+    pairs = [
+        f"data.train=[{paired_corpus}]",
+        f"data.valid=[{paired_corpus}]",
+        "data.real_fraction=1",
+        "data.sensors=[]",
+    ]
     weights = [] if train == "vocoder" else ["weights.restored=1"]
     recipes.finetune(load_config(FinetuneRun, ["finetune", *files], [*given, *FAST, *models, *pairs, *weights]))
     before = checkpoint.load(tmp_path / "r.safetensors", tmp_path / "v.safetensors")
@@ -83,7 +88,7 @@ def test_a_training_begins_with_given_weights(given: list[str], tmp_path: Path) 
     torch.manual_seed(5)
     model = Vocoder(settings.vocoder)
     checkpoint.save(tmp_path / "v.safetensors", model, provenance={})
-    slow = [*given, *FAST, f"init={tmp_path / 'v.safetensors'}", "optimizer.learning_rate=1e-12"]
+    slow = [*given, *FAST, f"init_from={tmp_path / 'v.safetensors'}", "optimizer.learning_rate=1e-12"]
     recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], slow))
     again = checkpoint.load_stage(tmp_path / "run")
     for key, tensor in checkpoint.plain_state(model).items():
@@ -92,10 +97,10 @@ def test_a_training_begins_with_given_weights(given: list[str], tmp_path: Path) 
 
 def test_an_adversary_begins_with_another_trainings_judges(given: list[str], tmp_path: Path) -> None:
     base = [*FAST, *given[:2]]
-    recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], [*base, f"run={tmp_path / 'one'}"]))
+    recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], [*base, f"run_dir={tmp_path / 'one'}"]))
     borrowed = [
-        f"run={tmp_path / 'two'}",
-        f"adversary.init={tmp_path / 'one' / 'state.pt'}",
+        f"run_dir={tmp_path / 'two'}",
+        f"adversary.init_from={tmp_path / 'one' / 'state.pt'}",
         "adversary.start=9",
         "seed=3",
     ]
@@ -110,8 +115,8 @@ def test_a_restorer_adapts_to_pairs(given: list[str], corpus: Path, paired_corpu
     first = load_config(RestorerRun, ["restorer", "tiny"], given)
     torch.manual_seed(0)
     checkpoint.save(tmp_path / "r.safetensors", Restorer(first.restorer), provenance={})
-    pairs = [f"init={tmp_path / 'r.safetensors'}", f"data.train=[{corpus},{paired_corpus}]", "threads=1"]
+    pairs = [f"init_from={tmp_path / 'r.safetensors'}", f"data.train=[{corpus},{paired_corpus}]", "threads=1"]
     settings = load_config(RestorerRun, ["restorer", "tiny", "adapt"], [*given, *FAST, *pairs])
-    assert settings.data.real_share == 0.75
+    assert settings.data.real_fraction == 0.75
     recipes.train_restorer(settings)
     assert checkpoint.read_header(tmp_path / "run" / "last.safetensors").provenance["steps"] == 2

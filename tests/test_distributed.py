@@ -20,13 +20,20 @@ from twostage.utils.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 
-SETTINGS = ["steps=2", "save=1", "report=1", "valid.every=2", "valid.items=1", "data.samples=2048"]
+SETTINGS = ["steps=2", "save_every=1", "log_every=1", "valid.every=2", "valid.items=1", "data.segment_length=2048"]
 # small steps: what is compared are gradients, and chaos would hide them
-PLAIN = ["optimizer.eps=1.0", "optimizer.learning_rate=1e-5", "optimizer.warmup=0", "optimizer.clip=0"]
+PLAIN = ["optimizer.eps=1.0", "optimizer.learning_rate=1e-5", "optimizer.warmup=0", "optimizer.grad_clip=0"]
 
 
 def settings(corpus: Path, run: Path, batch: int) -> list[str]:
-    return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={run}", f"data.batch={batch}", *SETTINGS, *PLAIN]
+    return [
+        f"data.train=[{corpus}]",
+        f"data.valid=[{corpus}]",
+        f"run_dir={run}",
+        f"data.batch_size={batch}",
+        *SETTINGS,
+        *PLAIN,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +96,7 @@ def test_two_machines_train_as_the_documentation_says(corpus: Path, tmp_path: Pa
         (["seed=3"], 0, 5, r"process 0 differs from process 1: seed is 0, there 3$"),
         ([], 7, 5, r"process 0 differs from process 1: it is at step 0 and 5 files, there step 7 and 5 files$"),
         ([], 0, 4, r"process 0 differs from process 1: it is at step 0 and 5 files, there step 0 and 4 files$"),
-        (["threads=2", "device=cpu", "data.ahead=1"], 0, 5, ""),  # what may differ
+        (["threads=2", "device=cpu", "data.prefetch=1"], 0, 5, ""),  # what may differ
     ],
 )
 def test_processes_that_would_not_learn_one_model_stop(

@@ -129,7 +129,7 @@ def test_one_batch_overfits(speech):
     ("settings", "what"),
     [
         ({"bands": 1}, "model.bands is 1, must be at least 2"),
-        ({"heard": 5}, "model.heard is 5, must be from 1 to model.bands, 4"),
+        ({"input_bands": 5}, "model.input_bands is 5, must be from 1 to model.bands, 4"),
         ({"taps": 30}, "model.taps is 30, must be a multiple of 8"),
         ({"channels": 0}, "model.channels is 0, must"),
         ({"bottleneck": 0}, "model.bottleneck is 0, must"),

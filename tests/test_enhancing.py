@@ -18,7 +18,7 @@ from twostage.training.losses import negative_si_sdr
 from twostage.training.tasks import Enhancing, EnhancingWeights, total
 from twostage.utils.errors import ConfigError
 
-FAST = ["threads=1", "data.samples=4096", "data.batch=2", "valid.items=1", "valid.seconds=0.5"]
+FAST = ["threads=1", "data.segment_length=4096", "data.batch_size=2", "valid.items=1", "valid.seconds=0.5"]
 
 
 @dataclass(frozen=True)
@@ -56,20 +56,25 @@ def _known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def given(paired_corpus: Path, tmp_path: Path) -> list[str]:
-    pairs = [f"data.train=[{paired_corpus}]", f"data.valid=[{paired_corpus}]", "data.real_share=1", "data.sensors=[]"]
-    return [*FAST, *pairs, f"run={tmp_path / 'run'}", "enhancer=gain", "steps=60", "optimizer.learning_rate=0.05"]
+    pairs = [
+        f"data.train=[{paired_corpus}]",
+        f"data.valid=[{paired_corpus}]",
+        "data.real_fraction=1",
+        "data.sensors=[]",
+    ]
+    return [*FAST, *pairs, f"run_dir={tmp_path / 'run'}", "enhancer=gain", "steps=60", "optimizer.learning_rate=0.05"]
 
 
 def trained(given: list[str], *more: str) -> Gain:
     settings = load_config(EnhancerRun, [], [*given, *more])
     recipes.train_enhancer(settings)
-    model = checkpoint.load(Path(settings.run) / "last.safetensors")
+    model = checkpoint.load(Path(settings.run_dir) / "last.safetensors")
     assert isinstance(model, Gain)
     return model
 
 
 def test_a_system_learns_from_its_own_terms_and_keeps_what_was_measured_before(given):
-    model = trained(given, "weights.own.square=1", "model.start=0.2", "optimizer.ema=0")
+    model = trained(given, "weights.own.square=1", "model.start=0.2", "optimizer.ema_decay=0")
     # a moving average over 8 samples takes little of a low voice
     assert float(model.gain) == pytest.approx(1.0, abs=0.15)
     assert model.config == GainConfig(0.2)
@@ -125,7 +130,7 @@ def test_two_stages_train_as_one_system(given):
         EnhancerRun, [], [*given, *more, "model.vocoder.upsample_initial_channel=16", "weights.mel=1"]
     )
     recipes.train_enhancer(settings)
-    assert checkpoint.read_header(Path(settings.run) / "last.safetensors").kind == "two-stage"
+    assert checkpoint.read_header(Path(settings.run_dir) / "last.safetensors").kind == "two-stage"
 
 
 @pytest.mark.parametrize(

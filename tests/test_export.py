@@ -46,7 +46,7 @@ VOCODER = {
     "resblock": 2,
     "resblock_kernel_sizes": (3,),
     "resblock_dilation_sizes": ((1, 3),),
-    "heard_below": 4000.0,
+    "input_phase_below": 4000.0,
 }
 
 

@@ -44,7 +44,7 @@ CAUSAL = MelConfig(n_fft=512, win_length=512, n_mels=16, causal=True)
 BOTH = RestorerConfig(
     mel=MEL, channels=(8, 16), time_strides=(2,), blocks=1, dilations=(1,), inputs=2, features=("pitch",)
 )
-DATA = PairConfig(samples=8192, sensors=("eben",), eq_db=2.0, speed=0.1, air_snr_db=(-10.0, 10.0))
+DATA = PairConfig(segment_length=8192, sensors=("eben",), eq_db=2.0, speed=0.1, air_snr_db=(-10.0, 10.0))
 
 
 def lively(mel: MelConfig, griffin_lim: int = 1) -> TwoStage:
@@ -59,7 +59,7 @@ def lively(mel: MelConfig, griffin_lim: int = 1) -> TwoStage:
         resblock_kernel_sizes=(3,),
         resblock_dilation_sizes=((1, 3),),
         griffin_lim=griffin_lim,
-        heard_below=4000.0 if griffin_lim else 0.0,
+        input_phase_below=4000.0 if griffin_lim else 0.0,
     )
     model = TwoStage(TwoStageConfig(replace(BOTH, mel=mel), vocoder)).eval().fold().requires_grad_(False)
     for name, weight in model.named_parameters():
@@ -119,9 +119,9 @@ def test_pink_noise_falls_by_3_db_an_octave_and_short_noise_begins_again() -> No
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_training_hears_the_snr_that_was_drawn(paired_corpus: Path, noise: Path, share: float) -> None:
-    config = replace(DATA, real_share=share, air_snr_db=(3.0, 3.0), joint_jitter_db=0, degraded_jitter_db=0, speed=0)
+    config = replace(DATA, real_fraction=share, air_snr_db=(3.0, 3.0), joint_jitter_db=0, degraded_jitter_db=0, speed=0)
     files = [str(path) for path in noise.iterdir()]
-    dataset = PairDataset(read_manifest(paired_corpus), replace(config, samples=RATE), noise=files)
+    dataset = PairDataset(read_manifest(paired_corpus), replace(config, segment_length=RATE), noise=files)
     degraded, clean = dataset.batch(3, 0, 0)
     for (_, air), (spoken,) in zip(degraded.numpy(), clean.numpy(), strict=True):
         gain = 10 ** (-10 * np.log10(1 + 10**-0.3) / 20)  # as loud together as the speech alone
@@ -133,7 +133,7 @@ def test_batches_of_two_microphones_are_pure_and_leave_the_others_as_they_were(
     corpus: Path, paired_corpus: Path, noise: Path
 ) -> None:
     entries = read_manifest(corpus, paired_corpus)
-    config = replace(DATA, real_share=0.5)
+    config = replace(DATA, real_fraction=0.5)
     files = [str(path) for path in noise.iterdir()]
     first, again = (PairDataset(entries, config, noise=files) for _ in range(2))
     again.batch(3, 0, 5)
@@ -201,7 +201,7 @@ def test_everything_that_a_restorer_is_told_has_weight(config: RestorerConfig) -
 def test_a_fusion_learns_one_batch_by_heart(headset: np.ndarray, speech: Speech) -> None:
     torch.manual_seed(0)
     batch, seen = pair(headset, speech), list[float]()
-    training = Training(Restorer(BOTH), OptimizerConfig(learning_rate=5e-3, betas=(0.9, 0.99), ema=0))
+    training = Training(Restorer(BOTH), OptimizerConfig(learning_rate=5e-3, betas=(0.9, 0.99), ema_decay=0))
     task, weights = Restoring(BOTH, RestoringWeights()), RestoringWeights()
     fit(
         training,
@@ -334,14 +334,20 @@ def test_simulated_files_are_what_is_evaluated(speech: Speech, noise: Path, tmp_
     ],
 )
 def test_settings_that_disagree_are_named(corpus: Path, settings: list[str], message: str) -> None:
-    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run=x"]
+    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x"]
     with pytest.raises(ConfigError) as error:
         load_config(RestorerRun, ["restorer", "tiny"], [*given, *settings])
     assert str(error.value) == message
 
 
 def test_the_overlay_trains_and_its_weights_restore(corpus: Path, noise: Path, headset: np.ndarray, tmp_path) -> None:
-    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={tmp_path / 'run'}", "steps=2", "valid.every=2"]
+    given = [
+        f"data.train=[{corpus}]",
+        f"data.valid=[{corpus}]",
+        f"run_dir={tmp_path / 'run'}",
+        "steps=2",
+        "valid.every=2",
+    ]
     more = [f"data.noise={noise}", "restorer.features=[pitch]", "threads=1"]
     settings = load_config(RestorerRun, ["restorer", "tiny", "fusion"], [*given, *more])
     recipes.train_restorer(settings)
@@ -371,8 +377,14 @@ def test_int8_is_for_one_input(fusion_path: Path, tmp_path: Path, capsys) -> Non
 
 
 def test_seanet_of_two_inputs_trains_and_restores(corpus: Path, headset: np.ndarray, tmp_path: Path) -> None:
-    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={tmp_path / 'run'}", "threads=1"]
-    small = ["model.channels=2", "weights={mel: 1, adv: 0, fm: 0}", "steps=2", "data.samples=4096", "data.batch=2"]
+    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}", "threads=1"]
+    small = [
+        "model.channels=2",
+        "weights={mel: 1, adv: 0, fm: 0}",
+        "steps=2",
+        "data.segment_length=4096",
+        "data.batch_size=2",
+    ]
     judged = ["valid={every: 2, items: 1, seconds: 1.0, metrics: [mel_l1], best: mel_l1}"]
     with pytest.raises(ConfigError, match=r"model.inputs is 2, but data.air_snr_db is empty"):
         load_config(EnhancerRun, ["seanet", "seanet-fusion"], [*given, "data.air_snr_db=[]"])

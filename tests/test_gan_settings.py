@@ -35,7 +35,7 @@ SETTINGS = {
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_every_setting_moves_every_gan(name, setting, corpus, speech):
-    files = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run=none", "valid.metrics=[mel_l1]"]
+    files = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=none", "valid.metrics=[mel_l1]"]
     small = ["adversary.discriminator.width=0.0625", "adversary.start=0", "valid.best=mel_l1", "optimizer.warmup=0"]
     settings = load_config(EnhancerRun, [name], [*files, *small, *TINY[name], *SETTINGS[setting]])
     assert settings.weights.adv > 0

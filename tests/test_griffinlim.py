@@ -41,7 +41,7 @@ def test_magnitudes_have_the_mels_that_were_asked_for():
 
 def test_magnitudes_have_the_harmonics_of_the_input_where_it_counts():
     """A voice dulled by a slope of 20 dB: within a band, its spectrum is that of the clear voice."""
-    clear, gl = voice(), GriffinLim(CONFIG, 1, heard_below=4000.0)
+    clear, gl = voice(), GriffinLim(CONFIG, 1, input_phase_below=4000.0)
     truth = gl.mel.stft(clear)
     dull = truth * 10 ** (-torch.linspace(0, 1, truth.shape[1])[:, None])
     mel = LogMel(CONFIG)(clear)
@@ -55,7 +55,7 @@ def test_magnitudes_have_the_harmonics_of_the_input_where_it_counts():
 
 
 def test_the_input_gives_its_phase_below_the_limit_alone():
-    clear, gl = voice(), GriffinLim(CONFIG, 8, heard_below=4000.0)
+    clear, gl = voice(), GriffinLim(CONFIG, 8, input_phase_below=4000.0)
     mel, noise = LogMel(CONFIG)(clear), 0.05 * torch.randn(clear.shape, generator=torch.Generator().manual_seed(1))
 
     def agreement(audio: torch.Tensor, bins: slice) -> float:
@@ -70,7 +70,7 @@ def test_the_input_gives_its_phase_below_the_limit_alone():
 
 
 def test_silence_at_the_input_is_no_guide():
-    gl, mel = GriffinLim(CONFIG, 4, heard_below=4000.0), LogMel(CONFIG)(voice())
+    gl, mel = GriffinLim(CONFIG, 4, input_phase_below=4000.0), LogMel(CONFIG)(voice())
     start = 0.05 * torch.randn(1, 1, 15872, generator=torch.Generator().manual_seed(3))
     assert gl(start, mel, InputSpectra(*torch.zeros(2, 1, 513, 62, dtype=torch.complex64))).isfinite().all()
 
@@ -106,7 +106,7 @@ def test_the_compressed_input_takes_a_buzz_away_where_the_input_holds_nothing():
     spectrum = torch.fft.rfft(hiss)
     spectrum[..., 8192:] = 0  # from 4 kHz on
     dull, mel = torch.fft.irfft(spectrum), LogMel(CONFIG)(hiss)
-    gl = GriffinLim(CONFIG, 1, heard_below=32000.0)
+    gl = GriffinLim(CONFIG, 1, input_phase_below=32000.0)
     heard = gl.mel.stft.input_spectra(dull)
     alone = heard._replace(compressed=torch.zeros_like(heard.compressed))
     assert lines(gl(buzz_of(hiss), mel, alone), 4500.0) > 20
@@ -116,7 +116,7 @@ def test_the_compressed_input_takes_a_buzz_away_where_the_input_holds_nothing():
 @pytest.mark.parametrize(("iterations", "context"), [(4, 13), (16, 28)])
 @pytest.mark.parametrize("hears", [False, True])
 def test_the_context_is_enough_and_rounding_does_not_grow(hears: bool, iterations: int, context: int):
-    audio, gl = voice(3.0), GriffinLim(CONFIG, iterations, heard_below=4000.0)
+    audio, gl = voice(3.0), GriffinLim(CONFIG, iterations, input_phase_below=4000.0)
     assert gl.context == context
     mel, heard = LogMel(CONFIG)(audio), gl.mel.stft.input_spectra(audio) if hears else None
     start = 0.05 * torch.randn(audio.shape, generator=torch.Generator().manual_seed(3))
@@ -154,8 +154,8 @@ def test_a_vocoder_finishes_with_it_at_inference_alone():
 def test_impossible_settings_are_named():
     with pytest.raises(ConfigError, match=r"vocoder.griffin_lim is -1"):
         VocoderConfig(griffin_lim=-1)
-    with pytest.raises(ConfigError, match=r"vocoder.heard_below is 4000"):
-        VocoderConfig(heard_below=4000.0)
+    with pytest.raises(ConfigError, match=r"vocoder.input_phase_below is 4000"):
+        VocoderConfig(input_phase_below=4000.0)
     with pytest.raises(ConfigError, match=r"griffin_lim needs mel.win_length equal to mel.n_fft"):
         GriffinLim(MelConfig(win_length=800), 1)
 
@@ -163,7 +163,7 @@ def test_impossible_settings_are_named():
 def test_both_stages_hand_the_input_on_and_windows_agree_with_the_whole():
     torch.manual_seed(0)
     restorer = RestorerConfig(channels=(4, 8), time_strides=(2,), dilations=(1,))
-    model = TwoStage(TwoStageConfig(restorer, VocoderConfig(**SMALL, griffin_lim=2, heard_below=4000.0))).eval()
+    model = TwoStage(TwoStageConfig(restorer, VocoderConfig(**SMALL, griffin_lim=2, input_phase_below=4000.0))).eval()
     audio = voice(4.0)
     with torch.no_grad():
         whole = model(audio)

@@ -173,7 +173,7 @@ def test_the_example_is_of_the_documented_size_and_in_the_table_of_tests(example
     ((name, (millions, small)),) = ast.literal_eval("{" + files_of("add-an-enhancer.md")["row.txt"] + "}").items()
     assert set(map(type, (millions, small))) == set(map(type, SYSTEMS["dpcrn"]))
     assert costs.parameters(model) / 1e6 == pytest.approx(millions, abs=0.006)
-    run = load_config(EnhancerRun, [name], [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run=x", *small])
+    run = load_config(EnhancerRun, [name], [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x", *small])
     assert costs.parameters(example.GruGains(run.architecture)) < 0.02e6
     said = re.search(r"([\d.]+) M weights, ([\d.]+) GMAC", files_of("add-an-enhancer.md")["gru-gains.yaml"])
     assert said is not None
@@ -182,14 +182,14 @@ def test_the_example_is_of_the_documented_size_and_in_the_table_of_tests(example
 
 
 def test_the_example_overfits_one_batch(example: ModuleType, corpus: Path, speech: Callable[..., np.ndarray]) -> None:
-    run = load_config(EnhancerRun, ["gru-gains"], [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run=x"])
+    run = load_config(EnhancerRun, ["gru-gains"], [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x"])
     torch.manual_seed(0)
     model = example.GruGains(example.GruGainsConfig(bands=16, units=16, layers=1))
     clean = torch.from_numpy(speech(4096)).view(1, 1, -1)
     pair = Pair(nn.functional.avg_pool1d(clean, 9, 1, 4), clean)
     losses: list[float] = []
     fit(
-        Training(model, OptimizerConfig(learning_rate=3e-3, clip=5.0)),
+        Training(model, OptimizerConfig(learning_rate=3e-3, grad_clip=5.0)),
         Enhancing(run.mel, run.weights),
         repeat(pair),
         run.weights,
@@ -210,12 +210,12 @@ def test_the_example_goes_on_where_it_was_stopped(
         "tiny",
         f"data.train=[{corpus}]",
         f"data.valid=[{corpus}]",
-        "save=1",
+        "save_every=1",
         "optimizer.cooldown=0",
     ]
-    assert cli.main([*given, "steps=4", "run=whole"]) == 0
-    assert cli.main([*given, "steps=2", "run=parts"]) == 0
-    assert cli.main([*given, "steps=4", "run=parts", "--resume"]) == 0
+    assert cli.main([*given, "steps=4", "run_dir=whole"]) == 0
+    assert cli.main([*given, "steps=2", "run_dir=parts"]) == 0
+    assert cli.main([*given, "steps=4", "run_dir=parts", "--resume"]) == 0
     assert_same_training(tmp_path / "whole", tmp_path / "parts")
 
 

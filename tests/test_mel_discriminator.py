@@ -97,7 +97,7 @@ def roughness(mel: Tensor) -> float:
 
 def run(pair: Pair, weights: RestoringWeights, steps: int, **rules) -> list[dict[str, Tensor]]:
     """What each step of a restorer's training on one batch reported."""
-    training = Training(Restorer(RESTORER), OptimizerConfig(ema=0))
+    training = Training(Restorer(RESTORER), OptimizerConfig(ema_decay=0))
     if weights.adv or weights.fm:
         training.adversary = Adversary(MelAdversaryConfig(SMALL, **rules), OptimizerConfig())
     seen: list[dict[str, Tensor]] = []

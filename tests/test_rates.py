@@ -27,16 +27,16 @@ FAST = (
         "steps=2",
         "threads=1",
         "device=cpu",
-        "save=2",
-        "report=1",
+        "save_every=2",
+        "log_every=1",
         "valid.every=2",
         "valid.items=1",
         "valid.seconds=0.8",
     ),
     *(
         "data.sample_rate=22050",
-        "data.samples=8192",
-        "data.batch=1",
+        "data.segment_length=8192",
+        "data.batch_size=1",
         "valid.metrics=[mel_l1,stoi]",
         "valid.best=mel_l1",
     ),
@@ -91,13 +91,18 @@ def pairs(speech: Speech, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_from_training_to_scores_at_22_khz(pairs: Path, tmp_path: Path) -> None:
     data, run = [f"data.train=[{pairs}]", f"data.valid=[{pairs}]"], {s: str(tmp_path / s) for s in ("r", "v", "f")}
     tiny = ["tiny", *data, *FAST]
-    restorer = ["restorer.mel.sample_rate=22050", "data.real_share=1", "data.sensors=[eben]", "data.sensor_weights=[]"]
+    restorer = [
+        "restorer.mel.sample_rate=22050",
+        "data.real_fraction=1",
+        "data.sensors=[eben]",
+        "data.sensor_weights=[]",
+    ]
     plain = ["valid.metrics=[mel_l1]"]
-    assert cli.main(["train-vocoder", "vocoder", *tiny, *SMALL, f"run={run['v']}"]) == 0
-    assert cli.main(["train-restorer", "restorer", *tiny, *restorer, *plain, f"run={run['r']}"]) == 0
+    assert cli.main(["train-vocoder", "vocoder", *tiny, *SMALL, f"run_dir={run['v']}"]) == 0
+    assert cli.main(["train-restorer", "restorer", *tiny, *restorer, *plain, f"run_dir={run['r']}"]) == 0
     models = f"models=[{run['r']},{run['v']}]"
-    real = ["data.real_share=1", "data.sensors=[eben]", "data.sensor_weights=[]"]
-    assert cli.main(["finetune", "finetune", *tiny, *real, models, f"run={run['f']}"]) == 0
+    real = ["data.real_fraction=1", "data.sensors=[eben]", "data.sensor_weights=[]"]
+    assert cli.main(["finetune", "finetune", *tiny, *real, models, f"run_dir={run['f']}"]) == 0
     scores = json.loads((tmp_path / "f" / "log.jsonl").read_text().splitlines()[-1])
     assert scores["kind"] == "valid"
     assert checkpoint.load(run["f"]).sample_rate == RATE
@@ -116,7 +121,7 @@ def test_losses_hear_up_to_half_the_rate_where_nothing_else_is_said(noisy: tuple
         task = Vocoding(config.mel, VocodingWeights(adv=0, fm=0), config.mel_of_losses)
         model = Fixed(audio + whistle)
         output = task(model, type("Pair", (), {"degraded": audio, "clean": audio})())
-        assert model.heard == LogMel(MEL)(audio).shape
+        assert model.input_bands == LogMel(MEL)(audio).shape
         return float(output.terms["mel"])
 
     low = LogMel(MEL)

@@ -110,7 +110,7 @@ def test_the_settings_that_are_told_are_ones_that_a_training_takes(
             Path("corpora", corpus, f"{split}.jsonl").touch()
     for folder in re.findall(r"data\.noise=(\S+)", " ".join(arguments)):
         Path(folder).mkdir()
-    Path("mine.yaml").write_text("run: r\ndata: {train: [x.csv], valid: [x.csv]}\n")
+    Path("mine.yaml").write_text("run_dir: r\ndata: {train: [x.csv], valid: [x.csv]}\n")
     args = cli.parse(arguments)
     args.settings = ["mine.yaml" if "..." in text else text for text in args.settings]
     first = [text for text in args.settings if "=" not in text and text != "mine.yaml"]
@@ -120,7 +120,7 @@ def test_the_settings_that_are_told_are_ones_that_a_training_takes(
 
 @pytest.mark.parametrize("options", [["--run", "r"], ["--run", "r", "--resume"], ["--run=r", "--resume"]])
 def test_settings_may_stand_before_and_behind_options(options: list[str]) -> None:
-    settings = ["restorer", "mine.yaml", "steps=3", "data.batch=2"]
+    settings = ["restorer", "mine.yaml", "steps=3", "data.batch_size=2"]
     for place in range(len(settings) + 1):
         args = cli.parse(["train-restorer", *settings[:place], *options, *settings[place:]])
         assert (args.settings, args.directory) == (settings, "r")

@@ -45,7 +45,7 @@ SIZES = {
 
 def config(mel: MelConfig, *, hears: bool = True, griffin_lim: int = 0, **settings: object) -> VocoderConfig:
     heard = 4000.0 if griffin_lim else 0.0
-    chosen = SIZES | {"hears_sensor": hears, "griffin_lim": griffin_lim, "heard_below": heard} | settings
+    chosen = SIZES | {"sensor_input": hears, "griffin_lim": griffin_lim, "input_phase_below": heard} | settings
     return VocoderConfig(mel, **chosen)  # type: ignore[arg-type]
 
 
@@ -99,8 +99,8 @@ def test_names_of_its_weights_are_the_generators_and_those_of_the_encoder() -> N
         *(f"encoder.resblocks.{level}.convs.{conv}" for level in range(5) for conv in range(2)),
         *(f"encoder.outs.{level}" for level in range(5)),
     }
-    assert asdict(config(CENTRED))["hears_sensor"] is True
-    assert asdict(VocoderConfig())["hears_sensor"] is False
+    assert asdict(config(CENTRED))["sensor_input"] is True
+    assert asdict(VocoderConfig())["sensor_input"] is False
 
 
 def test_no_sensor_is_silence_and_copy_synthesis_gives_silence(speech: Speech) -> None:
@@ -299,16 +299,16 @@ def test_a_checkpoint_comes_back_and_restores(tmp_path: Path, speech: Speech) ->
     checkpoint.save(tmp_path / "m.safetensors", model, provenance={})
     again = twostage.load(tmp_path / "m.safetensors")
     assert isinstance(again, TwoStage)
-    assert again.config.vocoder.hears_sensor
+    assert again.config.vocoder.sensor_input
     wanted = twostage.restore(model, given, 16000)
     np.testing.assert_allclose(twostage.restore(again, given, 16000), wanted, atol=1e-6)
 
 
 def test_causal_and_sensor_go_together_in_either_order(corpus: Path) -> None:
-    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run=x"]
+    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x"]
     for files in (["vocoder", "content", "causal", "sensor"], ["vocoder", "causal", "sensor"]):
         settings = load_config(VocoderRun, files, given)
-        assert (settings.vocoder.hears_sensor, settings.vocoder.mel.causal) == (True, True)
+        assert (settings.vocoder.sensor_input, settings.vocoder.mel.causal) == (True, True)
         assert Vocoder(settings.vocoder).delay == settings.vocoder.griffin_lim == 0
         assert settings.data.silent_prob == 0.15
 
@@ -322,11 +322,11 @@ def test_finetuning_moves_the_encoder(train: str, corpus: Path, tmp_path: Path) 
     given = [
         f"data.train=[{corpus}]",
         f"data.valid=[{corpus}]",
-        f"run={tmp_path / 'run'}",
+        f"run_dir={tmp_path / 'run'}",
         "data.sensors=[any]",
         "data.sensor_weights=[]",
     ]
-    given += [f"models=[{tmp_path / 'm.safetensors'}]", f"train={train}", "steps=2", "save=1", "valid.every=2"]
+    given += [f"models=[{tmp_path / 'm.safetensors'}]", f"train={train}", "steps=2", "save_every=1", "valid.every=2"]
     given += ["optimizer.learning_rate=0.01", "optimizer.warmup=0"]
     finetune(load_config(FinetuneRun, tiny, [*given, "frames=4", f"weights.restored={int(train == 'both')}"]))
     before, after = checkpoint.plain_state(model), twostage.load(tmp_path / "run" / "last.safetensors").state_dict()
@@ -338,7 +338,13 @@ def test_finetuning_moves_the_encoder(train: str, corpus: Path, tmp_path: Path) 
 def test_a_restorer_is_listened_to_by_a_vocoder_that_hears_the_sensor(corpus: Path, tmp_path: Path) -> None:
     model = both(CENTRED)
     checkpoint.save(tmp_path / "v.safetensors", model.vocoder, provenance={})
-    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={tmp_path / 'run'}", "steps=2", "valid.every=2"]
+    given = [
+        f"data.train=[{corpus}]",
+        f"data.valid=[{corpus}]",
+        f"run_dir={tmp_path / 'run'}",
+        "steps=2",
+        "valid.every=2",
+    ]
     listening = [f"valid.vocoder={tmp_path / 'v.safetensors'}", "valid.metrics=[mel_l1,stoi]"]
     train_restorer(
         load_config(
@@ -349,12 +355,12 @@ def test_a_restorer_is_listened_to_by_a_vocoder_that_hears_the_sensor(corpus: Pa
 
 
 def test_a_sensor_that_is_the_clean_speech_is_refused(corpus: Path, paired_corpus: Path) -> None:
-    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run=x", "vocoder.hears_sensor=true"]
-    with pytest.raises(ConfigError, match=r"^data.sensors is empty, and vocoder.hears_sensor needs them"):
+    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x", "vocoder.sensor_input=true"]
+    with pytest.raises(ConfigError, match=r"^data.sensors is empty, and vocoder.sensor_input needs them"):
         load_config(VocoderRun, ["vocoder"], given)
-    assert load_config(VocoderRun, ["vocoder"], [*given, "data.sensors=[any]"]).vocoder.hears_sensor
-    real = [f"data.train=[{paired_corpus}]", "data.real_share=1"]
-    assert load_config(VocoderRun, ["vocoder"], [*given, *real]).vocoder.hears_sensor
+    assert load_config(VocoderRun, ["vocoder"], [*given, "data.sensors=[any]"]).vocoder.sensor_input
+    real = [f"data.train=[{paired_corpus}]", "data.real_fraction=1"]
+    assert load_config(VocoderRun, ["vocoder"], [*given, *real]).vocoder.sensor_input
 
 
 @pytest.mark.slow

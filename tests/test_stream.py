@@ -24,7 +24,11 @@ LENGTH = 6000  # no whole number of hops
 def centred() -> TwoStage:
     torch.manual_seed(0)
     restorer = RestorerConfig(channels=(4, 8), time_strides=(2,), dilations=(1,))
-    model = TwoStage(TwoStageConfig(restorer, VocoderConfig(**SMALL, griffin_lim=2, heard_below=4000.0))).eval().fold()  # type: ignore[arg-type]
+    model = (
+        TwoStage(TwoStageConfig(restorer, VocoderConfig(**SMALL, griffin_lim=2, input_phase_below=4000.0)))
+        .eval()
+        .fold()
+    )  # type: ignore[arg-type]
     nn.init.normal_(model.restorer.conv_post.weight, 0, 0.1)
     return model
 
@@ -200,7 +204,7 @@ def test_a_causal_model_without_padding_in_the_past_would_be_noticed() -> None:
         TwoStage(
             TwoStageConfig(
                 RestorerConfig(MelConfig(n_fft=768, win_length=768), (4, 8, 8), (1, 1), (4, 2), dilations=(1, 2)),
-                VocoderConfig(MelConfig(n_fft=768, win_length=768), **SMALL, griffin_lim=1, heard_below=4000.0),  # type: ignore[arg-type]
+                VocoderConfig(MelConfig(n_fft=768, win_length=768), **SMALL, griffin_lim=1, input_phase_below=4000.0),  # type: ignore[arg-type]
             )
         )
         .eval()

@@ -142,7 +142,7 @@ def test_names_of_terms_and_weights_match_both_ways():
 def by_heart(model, task, pair, weights, steps, *, rate=2e-3, adversary=None):
     """The mel term of the first and the last of some steps on one batch."""
     seen = []
-    config = OptimizerConfig(learning_rate=rate, betas=(0.9, 0.99), ema=0)
+    config = OptimizerConfig(learning_rate=rate, betas=(0.9, 0.99), ema_decay=0)
     training = Training(model, config, adversary)
     fit(
         training,

@@ -53,7 +53,7 @@ def test_every_step_is_reported_and_counted():
 
 
 def test_the_averaged_weights_follow_the_weights():
-    one = training(ema=0.0)
+    one = training(ema_decay=0.0)
     fit(one, Restoring(RESTORER, RestoringWeights()), pairs(), RestoringWeights(), steps=2)
     for key, tensor in one.model.state_dict().items():
         torch.testing.assert_close(one.ema.state_dict()[key], tensor)
@@ -75,8 +75,8 @@ def test_a_batch_comes_first_for_the_step_that_is_next():
 
 @pytest.fixture
 def given(corpus: Path, tmp_path: Path) -> list[str]:
-    fast = ["steps=4", "save=2", "report=2", "valid.every=2", "data.samples=2048"]
-    return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={tmp_path / 'run'}", *fast]
+    fast = ["steps=4", "save_every=2", "log_every=2", "valid.every=2", "data.segment_length=2048"]
+    return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}", *fast]
 
 
 def test_a_run_tells_all_its_channels(given, tmp_path):

@@ -64,7 +64,7 @@ Files and values are merged from left to right, and what is unknown, of the wron
 line before anything runs:
 
 ```
-twostage train-restorer restorer mine.yaml data.batch=8 optimizer.learning_rate=5e-4
+twostage train-restorer restorer mine.yaml data.batch_size=8 optimizer.learning_rate=5e-4
 ```
 
 The merged settings lie in the training's directory as `config.yaml`. This page is made from the source

@@ -202,13 +202,14 @@ WAYS = (
     Way("weights, export", lambda a: a.tiny, mutations.WEIGHTS, lambda a: ["export", "FILE", "out.onnx"], 8),
     Way("weights, stream", lambda a: a.causal, mutations.WEIGHTS,
         lambda a: ["stream", "--file", SOUND, "-o", "out.wav", "--model", "FILE"], 14, _corpus),
-    Way("weights, init", lambda a: a.vocoder, mutations.WEIGHTS, _one_step("train-vocoder", "init=FILE"), 8, _corpus),
+    Way("weights, init_from", lambda a: a.vocoder,
+        mutations.WEIGHTS, _one_step("train-vocoder", "init_from=FILE"), 8, _corpus),
     Way("weights, evaluate", lambda a: a.tiny, mutations.WEIGHTS,
         lambda a: ["evaluate", "--pairs", "corpus/pairs.csv", "--model", "FILE", "-o", "out", "--pictures", "1"],
         8, _corpus, lines=4),
     Way("state, resume", lambda a: _run(a)["run"] / "state.pt", mutations.DAMAGE, _resuming, 18, _run, "run/state.pt"),
-    Way("state, adversary.init", lambda a: _run(a)["run"] / "state.pt", mutations.DAMAGE,
-        _one_step("train-vocoder", "adversary.init=FILE"), 9, _corpus),
+    Way("state, adversary.init_from", lambda a: _run(a)["run"] / "state.pt", mutations.DAMAGE,
+        _one_step("train-vocoder", "adversary.init_from=FILE"), 9, _corpus),
     Way("log of a run, resume", lambda a: _run(a)["run"] / "log.jsonl",
         {**mutations.JSONLS, **mutations.DAMAGE}, _resuming, 12, _run, "run/log.jsonl"),
     Way("settings of a run, resume", lambda a: _run(a)["run"] / "config.yaml", mutations.YAMLS,
@@ -284,7 +285,7 @@ def _settings(assets: Assets, stage: str) -> Path:
 
         words = training(assets.corpus, f"train-{stage}", "run", steps=1)
         schema = RestorerRun if stage == "restorer" else VocoderRun
-        settings = load_config(schema, words[1:3], [*words[3:-2], "run=run"])
+        settings = load_config(schema, words[1:3], [*words[3:-2], "run_dir=run"])
         path.write_text(to_yaml(settings).replace(str(assets.corpus), "corpus"))
     return path
 

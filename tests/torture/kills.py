@@ -131,7 +131,7 @@ def differences(one: Path, other: Path) -> list[str]:
     found = [name for name in KEPT if not _same(_weights(one / name), _weights(other / name))]
     states = [checkpoint.load_state(run / "state.pt") for run in (one, other)]
     for state in states:
-        state["settings"].pop("run")
+        state["settings"].pop("run_dir")
     found += [f"state.pt, {key}" for key in states[0] if not _same(states[0][key], states[1].get(key))]
     if _logged(one) != _logged(other):
         found.append("log.jsonl")

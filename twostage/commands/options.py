@@ -97,7 +97,7 @@ def add_training_arguments(parser: ArgumentParser) -> None:
         "--run",
         dest="directory",
         metavar="DIR",
-        help="directory for logs, weights and state of the training (same as run=DIR)",
+        help="directory for logs, weights and state of the training (same as run_dir=DIR)",
     )
     parser.add_argument("--resume", action="store_true", help="continue the training in DIR")
 
@@ -107,9 +107,11 @@ def training_settings(args: Namespace, schema: type[S]) -> S:
     from twostage.training.config import SETTINGS, load_config
 
     files = [text for text in args.settings if "=" not in text]
-    overrides = [text for text in args.settings if "=" in text] + ([f"run={args.directory}"] if args.directory else [])
+    overrides = [text for text in args.settings if "=" in text] + (
+        [f"run_dir={args.directory}"] if args.directory else []
+    )
     if not files and args.resume and args.directory and (begun := Path(args.directory, SETTINGS)).is_file():
-        files = [str(begun)]
+        return load_config(schema, [str(begun)], overrides, stored=True)
     if not files:
         raise ConfigError("give a YAML file of settings, such as those in configs/, or --resume with --run DIR")
     return load_config(schema, files, overrides)

@@ -93,7 +93,7 @@ def load_systems(models: Mapping[str, Sequence[str]], device: str = "cpu", preci
         if isinstance(vocoder, Vocoder):
             copy = CopySynthesis(vocoder).eval().to(device)
             systems.append(System(f"{label}{COPY}", copy, hears_clean=True))
-        if isinstance(vocoder, Vocoder) and vocoder.config.hears_sensor:
+        if isinstance(vocoder, Vocoder) and vocoder.config.sensor_input:
             copy = CopySynthesis(vocoder, with_sensor=True).eval().to(device)
             systems.append(System(f"{label}{WITH_SENSOR}{COPY}", copy, hears_clean=True))
     return systems

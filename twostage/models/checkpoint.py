@@ -32,6 +32,7 @@ from twostage.models.vocoder import Vocoder
 from twostage.nn.layers import fold_weight_norm
 from twostage.utils.errors import CheckpointError, ConfigError
 from twostage.utils.files import replacing
+from twostage.utils.renamed import translated
 from twostage.utils.schema import build, parse_json
 
 SUFFIX = ".safetensors"
@@ -153,7 +154,7 @@ def read_header(path: str | Path) -> Header:
         raise CheckpointError(f"{path}: settings inside cannot be read: {error!r}") from None
     if not isinstance(config, dict) or not isinstance(provenance, dict):
         raise CheckpointError(f"{path}: settings inside cannot be read: not a JSON object")
-    return Header(metadata["kind"], config, provenance)
+    return Header(metadata["kind"], translated(KINDS[metadata["kind"]][0], config), provenance)
 
 
 def provenances(*paths: str | Path) -> dict[str, Any]:

@@ -4,8 +4,8 @@ A vocoder that is not trained to the end repeats itself from frame to frame, whi
 and shows as lines at its multiples. A few iterations take that away.
 
 Where the input is speech as well, only duller, it knows what a mel cannot say: the harmonics of this voice and their
-phase. Below `heard_below` they are taken from it. In bins where it holds nothing, the phase is that of the compressed
-input, whose harmonics go on: it does not repeat itself from frame to frame as that of a young vocoder.
+phase. Below `input_phase_below` they are taken from it. In bins where it holds nothing, the phase is that of the
+compressed input, whose harmonics go on: it does not repeat itself from frame to frame as that of a young vocoder.
 """
 
 from functools import reduce
@@ -34,8 +34,8 @@ OPPOSED = 0.01  # squared: where two phases all but cancel, their sum's is as ar
 class GriffinLim(nn.Module):
     """Audio (B, 1, L * hop_length) and the log-mels (B, n_mels, L) it should have -> audio of the same shape.
 
-    ``heard_below`` in Hz: the input's harmonics, and its phase or that of the compressed input, count fully at 0 Hz,
-    ever less up to there, and not above.
+    ``input_phase_below`` in Hz: the input's harmonics, and its phase or that of the compressed input, count fully at
+    0 Hz, ever less up to there, and not above.
 
     With causal mels, one iteration alone: it waits for the last frame that a sample is in, so what comes out is late by
     ``delay`` samples, zeros at the start; a second iteration would wait once more.
@@ -50,7 +50,7 @@ class GriffinLim(nn.Module):
     spread: Tensor
     trust: Tensor
 
-    def __init__(self, config: MelConfig, iterations: int, heard_below: float = 0.0) -> None:
+    def __init__(self, config: MelConfig, iterations: int, input_phase_below: float = 0.0) -> None:
         super().__init__()
         whole = config.n_fft % config.hop_length == 0 and config.n_fft >= 2 * config.hop_length
         if iterations and (not whole or config.win_length != config.n_fft):  # no sample in the zeros of all its windows
@@ -61,13 +61,13 @@ class GriffinLim(nn.Module):
             )
         if config.causal and iterations > 1:
             raise ConfigError(f"griffin_lim is {iterations}, must be 0 or 1 with mel.causal")
-        self.iterations, self.heard_below, self.mel = iterations, heard_below, LogMel(config)
+        self.iterations, self.input_phase_below, self.mel = iterations, input_phase_below, LogMel(config)
         self.overlap = Overlap(config.n_fft - config.hop_length) if config.causal else None
         basis = self.mel.basis
         # how far each bin (rows) answers for each band
         self.register_buffer("spread", (basis / basis.sum(0).clamp_min(TINY)).T.contiguous(), persistent=False)
         hertz = torch.linspace(0, config.sample_rate / 2, config.n_fft // 2 + 1)
-        trust = (1 - hertz / heard_below).clamp_min(0) if heard_below else torch.zeros_like(hertz)
+        trust = (1 - hertz / input_phase_below).clamp_min(0) if input_phase_below else torch.zeros_like(hertz)
         self.register_buffer("trust", trust[:, None], persistent=False)
 
     def forward(self, audio: Tensor, mel: Tensor, heard: InputSpectra | None = None) -> Tensor:
@@ -76,7 +76,7 @@ class GriffinLim(nn.Module):
             if not self.iterations or not mel.shape[-1]:
                 return audio
             mel, audio = mel.float(), audio.float()
-            if heard is None or not self.heard_below:
+            if heard is None or not self.input_phase_below:
                 return self._iterate(audio, self.magnitudes(mel))
             size = self._size(heard.bone, FAINT)
             phase = heard.bone / size

@@ -48,7 +48,7 @@ class AdversaryRules:
     generator_steps: int = 1  # the generator's to one of the judges'
     adaptive: bool | str = False  # true: the adversarial loss to all others; "each": every loss; false: neither
     match_logits: bool = True  # feature matching compares logits too, as HiFi-GAN's; false: as MelGAN's and EBEN's
-    init: str = ""  # another training's state.pt, whose discriminators to begin with
+    init_from: str = ""  # another training's state.pt, whose discriminators to begin with
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:

@@ -46,13 +46,13 @@ class Monitor:
         self._clock.tick(progress.waited, progress.seconds)
         stopping = self.interruption.came
         due = self._due(training.step)
-        if due(self.settings.save) or due(self.settings.valid.every) or stopping:
+        if due(self.settings.save_every) or due(self.settings.valid.every) or stopping:
             self._check(training)
-        if due(self.settings.report):
+        if due(self.settings.log_every):
             self._tell(training)
         if due(self.settings.valid.every):
             self._validate(training)
-        if due(self.settings.save) or stopping:
+        if due(self.settings.save_every) or stopping:
             self._save(training)
         if stopping:
             self.log.say(f"stopped at step {training.step}; go on with --resume")
@@ -67,8 +67,8 @@ class Monitor:
         name = optim.first_not_finite({**means, "weight": largest})
         if name:
             raise TwoStageError(
-                f"{self.settings.run}: {name} is not finite at step {training.step}, stopped before it was kept; "
-                "a lower optimizer.learning_rate or an optimizer.clip may help"
+                f"{self.settings.run_dir}: {name} is not finite at step {training.step}, stopped before it was kept; "
+                "a lower optimizer.learning_rate or an optimizer.grad_clip may help"
             )
         return {name: float(mean) for name, mean in means.items()}
 
@@ -125,11 +125,11 @@ class Monitor:
 
     def _save(self, training: Training) -> None:
         self._write(training, LAST)
-        checkpoint.save_state(Path(self.settings.run, STATE), training.state_dict())
+        checkpoint.save_state(Path(self.settings.run_dir, STATE), training.state_dict())
 
     def _write(self, training: Training, name: str) -> None:
         found = provenance(self.settings, training.step, self.scores)
-        checkpoint.save(Path(self.settings.run, name), training.ema, provenance=found)
+        checkpoint.save(Path(self.settings.run_dir, name), training.ema, provenance=found)
 
 
 def provenance(settings: RunConfig, step: int, scores: dict[str, float]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class EbenConfig(EnhancerConfig):
 
     sample_rate: int = 16000  # Hz
     bands: int = 4  # of the filter bank
-    heard: int = 1  # lowest bands, which go in
+    input_bands: int = 1  # lowest bands, which go in
     taps: int = 32  # of each filter, for each band
     channels: int = 32  # at the top; each stride doubles them
     strides: tuple[int, ...] = (2, 4, 8)  # of each level
@@ -41,8 +41,8 @@ class EbenConfig(EnhancerConfig):
     def __post_init__(self) -> None:
         if self.bands < 2:
             raise ConfigError(f"model.bands is {self.bands}, must be at least 2")
-        if not 1 <= self.heard <= self.bands:
-            raise ConfigError(f"model.heard is {self.heard}, must be from 1 to model.bands, {self.bands}")
+        if not 1 <= self.input_bands <= self.bands:
+            raise ConfigError(f"model.input_bands is {self.input_bands}, must be from 1 to model.bands, {self.bands}")
         if self.taps < 4 * self.bands or self.taps % (2 * self.bands):
             raise ConfigError(f"model.taps is {self.taps}, must be a multiple of {2 * self.bands}, and two at least")
         for name in ("channels", "bottleneck"):
@@ -71,7 +71,7 @@ class Eben(StreamingModule):
         super().__init__()
         self.config, causal = config, config.causal
         self.pqmf = Pqmf(config.bands, config.taps)
-        self.conv_pre = Conv1d(config.heard, config.channels, 3, bias=False, causal=causal)
+        self.conv_pre = Conv1d(config.input_bands, config.channels, 3, bias=False, causal=causal)
         self.unet = DilatedUnet(
             config.channels,
             config.strides,
@@ -85,10 +85,10 @@ class Eben(StreamingModule):
 
     def late(self, audio: Tensor) -> Tensor:
         """The next chunk of a stream, or all of a signal, a multiple of ``stride`` long, ``delay`` samples late."""
-        heard = self.pqmf.analysis(audio)[:, : self.config.heard]
+        heard = self.pqmf.analysis(audio)[:, : self.config.input_bands]
         x = self.conv_pre(heard.to(self.conv_pre.weight.dtype))
         made = self.conv_post(self.unet(x)).float()
-        silent = (0, 0, 0, self.config.bands - self.config.heard)
+        silent = (0, 0, 0, self.config.bands - self.config.input_bands)
         return self.pqmf.synthesis(torch.tanh(made + F.pad(heard, silent)))
 
     @property
