@@ -154,13 +154,13 @@ class Task:
         given: Any = self.recipe(system)
         rise = [f"optimizer.warmup={steps // 20}"]
         fall = [f"optimizer.cooldown={max(1, steps // 3)}", "optimizer.decay=1.0"]
-        judge = [f"adversary.start={given.adversary.start * steps // given.steps}"]
+        join = [f"adversary.start={given.adversary.start * steps // given.steps}"]
         often = [
             f"save_every={max(1, steps // 8)}",
             f"valid.every={max(1, steps // 2)}",
             f"log_every={max(1, steps // 20)}",
         ]
-        return [f"steps={steps}", *rise, *fall, *judge, *often, *self.own(system), *self.settings]
+        return [f"steps={steps}", *rise, *fall, *join, *often, *self.own(system), *self.settings]
 
     def own(self, system: str) -> list[str]:
         """What suits the budget; on a core, bfloat16 where it computes in that."""

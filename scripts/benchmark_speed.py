@@ -43,7 +43,7 @@ from twostage.models.vocoder import Vocoder
 from twostage.nn.layers import fold_weight_norm
 from twostage.training.adversary import Adversary
 from twostage.training.config import VocoderRun, load_config
-from twostage.training.losses import least_squares_fool, mel_l1
+from twostage.training.losses import generator_least_squares, mel_l1
 from twostage.utils.errors import TwoStageError
 from twostage.utils.files import make_folder
 from twostage.utils.memory import keep_freed
@@ -173,13 +173,13 @@ def measure_quality(name: str) -> dict[str, Any]:
 class PlainAdversary(Adversary):
     """The generator's phase as HiFi-GAN's published code has it: nothing is frozen, real features carry gradients."""
 
-    def judge(self, fake: Tensor, real: Tensor, *, matching: bool = True) -> dict[str, Tensor]:
+    def generator_loss(self, fake: Tensor, real: Tensor, *, matching: bool = True) -> dict[str, Tensor]:
         with self._precision():
             of_fake, of_real = self.discriminators(fake), self.discriminators(real)
         of_real, of_fake = ([[m.float() for m in maps] for maps in side] for side in (of_real, of_fake))
         pairs = [(r, f) for rs, fs in zip(of_real, of_fake, strict=True) for r, f in zip(rs, fs, strict=True)]
         distance = torch.stack([F.l1_loss(f, r) for r, f in pairs]).sum()
-        return {"adv": least_squares_fool(of_fake), "fm": distance}
+        return {"adv": generator_least_squares(of_fake), "fm": distance}
 
 
 def measure_training(name: str, rounds: int) -> dict[str, Any]:
@@ -190,19 +190,21 @@ def measure_training(name: str, rounds: int) -> dict[str, Any]:
         contexts["bfloat16"] = partial(torch.autocast, "cpu", torch.bfloat16)
     trained: dict[str, Vocoder] = {}
     steps = {}
-    for (kind, judge), (precision, context) in product(kinds.items(), contexts.items()):
-        steps[f"{kind}, {precision}"], trained[f"{kind}, {precision}"] = _step(settings_of(name), judge, context)
+    for (kind, adversary_class), (precision, context) in product(kinds.items(), contexts.items()):
+        steps[f"{kind}, {precision}"], trained[f"{kind}, {precision}"] = _step(
+            settings_of(name), adversary_class, context
+        )
     taken = interleaved(steps, rounds)
     plain, ours = (list(trained[f"{kind}, float32"].parameters()) for kind in kinds)
     equal = all(torch.equal(_gradient(p), _gradient(q)) for p, q in zip(plain, ours, strict=True))
     return {"model": name, "seconds": taken, "equal": equal}
 
 
-def _step(settings: VocoderRun, judge: type[Adversary], context: Any) -> tuple[Callable[[], None], Vocoder]:
+def _step(settings: VocoderRun, adversary_class: type[Adversary], context: Any) -> tuple[Callable[[], None], Vocoder]:
     """A step whose generator, and so its gradients, stays as it was made."""
     torch.manual_seed(0)
     generator, mel = Vocoder(settings.vocoder), LogMel(settings.vocoder.mel)
-    adversary = judge(settings.adversary, settings.optimizer, precision=context)
+    adversary = adversary_class(settings.adversary, settings.optimizer, precision=context)
     real = torch.from_numpy(speech(4.0)[0, : 4 * 8192].reshape(4, 1, 8192))
 
     def step() -> None:
@@ -210,8 +212,8 @@ def _step(settings: VocoderRun, judge: type[Adversary], context: Any) -> tuple[C
         with context():
             fake = generator(mel(real)).float()
         adversary.optimizer.zero_grad()
-        adversary.learn(fake, real, settings.optimizer.learning_rate)
-        losses = adversary.judge(fake, real)
+        adversary.train_step(fake, real, settings.optimizer.learning_rate)
+        losses = adversary.generator_loss(fake, real)
         (losses["adv"] + 2 * losses["fm"] + 45 * mel_l1(mel(fake), mel(real))).backward()
 
     return step, generator
@@ -351,9 +353,12 @@ def markdown(found: Mapping[str, Any]) -> str:
     )
     for row in found["training"]:
         plain = row["seconds"]["plain, float32"]
-        text += f"\nA training step with {row['model']}'s vocoder and judges, batch 4 of 8192 samples:\n\n" + _table(
-            ("step", "seconds", "times faster than plain float32"),
-            [(name, f"{seconds:.2f}", f"{plain / seconds:.2f}") for name, seconds in row["seconds"].items()],
+        text += (
+            f"\nA training step with {row['model']}'s vocoder and discriminators, batch 4 of 8192 samples:\n\n"
+            + _table(
+                ("step", "seconds", "times faster than plain float32"),
+                [(name, f"{seconds:.2f}", f"{plain / seconds:.2f}") for name, seconds in row["seconds"].items()],
+            )
         )
         text += f"\nThe generator's gradients are {'equal bit by bit' if row['equal'] else 'NOT equal'}.\n"
     if found.get("quality"):

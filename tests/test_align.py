@@ -146,12 +146,12 @@ def test_silence_has_no_timing(speech: Speech) -> None:
 
 
 def test_an_unsure_polarity_is_that_of_the_corpus() -> None:
-    def judged(corpus: str, peak: float, opposite: float) -> tuple[Entry, Verdict]:
+    def verdict(corpus: str, peak: float, opposite: float) -> tuple[Entry, Verdict]:
         entry = Entry("a", "b", "p", 1.0, corpus, inverted=peak < 0)
         return entry, Verdict("b", "p", peak=peak, opposite=opposite, inverted=peak < 0)
 
-    pairs = [judged("x", -0.6, 0.2), judged("x", 0.4, 0.38), judged("y", 0.6, 0.2), judged("y", 0.4, 0.38)]
-    settled = agree_on_polarity([*pairs, judged("z", -0.4, 0.38)])
+    pairs = [verdict("x", -0.6, 0.2), verdict("x", 0.4, 0.38), verdict("y", 0.6, 0.2), verdict("y", 0.4, 0.38)]
+    settled = agree_on_polarity([*pairs, verdict("z", -0.4, 0.38)])
     assert [entry.inverted for entry, _ in settled] == [True, True, False, False, True]
     assert [verdict.inverted for _, verdict in settled] == [True, True, False, False, True]
 

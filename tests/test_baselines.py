@@ -27,7 +27,7 @@ from twostage.training.tasks import Enhancing, EnhancingWeights, total
 from twostage.training.trainer import Training, fit
 
 BASELINES = Path(__file__).parent.parent / "configs" / "baselines"
-JUDGES = ["adversary.discriminator.width=0.0625", "adversary.start=1"]
+DISCRIMINATORS = ["adversary.discriminator.width=0.0625", "adversary.start=1"]
 # millions of parameters at full size, and settings that make it small; a new YAML needs a line here
 SYSTEMS: dict[str, tuple[float, list[str]]] = {
     "lowpass": (0.0, []),
@@ -35,7 +35,7 @@ SYSTEMS: dict[str, tuple[float, list[str]]] = {
     "wave-unet": (6.18, ["model.levels=3", "model.channels=8"]),
     "bwe": (
         0.91,
-        ["model.channels=16", "model.stacks=1", "model.layers=3", "adversary.discriminator.scales=1", *JUDGES],
+        ["model.channels=16", "model.stacks=1", "model.layers=3", "adversary.discriminator.scales=1", *DISCRIMINATORS],
     ),
     "bilstm": (4.34, ["model.units=32", "model.layers=1", "model.n_fft=128", "model.hop_length=32"]),
     "dccrn": (3.67, ["model.channels=[8,16]", "model.lstm_units=16", "model.lookahead=2"]),
@@ -44,9 +44,9 @@ SYSTEMS: dict[str, tuple[float, list[str]]] = {
         ["model.n_fft=128", "model.hop_length=32", "model.bands=[5,10,50]", "model.features=8", "model.layers=1"],
     ),
     "dpcrn": (0.805, ["model.channels=[8,16]", "model.strides=[2,2]", "model.blocks=1", "model.units=16"]),
-    "seanet": (8.34, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *JUDGES]),
-    "seanet-fusion": (8.34, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *JUDGES]),
-    "eben": (1.94, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *JUDGES]),
+    "seanet": (8.34, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *DISCRIMINATORS]),
+    "seanet-fusion": (8.34, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *DISCRIMINATORS]),
+    "eben": (1.94, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *DISCRIMINATORS]),
     "two-stage": (
         3.65,
         [

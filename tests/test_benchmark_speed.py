@@ -62,10 +62,10 @@ def test_the_plain_adversary_judges_alike_and_leaves_gradients_behind(script: Mo
         torch.manual_seed(0)
         adversary = kind(settings.adversary, settings.optimizer)
         fake = torch.full((1, 1, 4096), 0.01, requires_grad=True)
-        judged = adversary.judge(fake, torch.zeros(1, 1, 4096))
-        sum(judged.values()).backward()
+        generator_losses = adversary.generator_loss(fake, torch.zeros(1, 1, 4096))
+        sum(generator_losses.values()).backward()
         learnt = any(p.grad is not None for p in adversary.discriminators.parameters())
-        losses[kind] = judged["adv"].item(), judged["fm"].item(), learnt
+        losses[kind] = generator_losses["adv"].item(), generator_losses["fm"].item(), learnt
     plain, ours = losses[script.PlainAdversary], losses[script.Adversary]
     assert plain[:2] == ours[:2]
     assert (plain[2], ours[2]) == (True, False)

@@ -36,11 +36,15 @@ def test_presets_have_the_sizes_of_the_paper(given: list[str], name: str, millio
 
 @pytest.mark.parametrize("name", ["vocoder", "content", "causal", "sensor", "hifigan_v1", "hifigan_v2", "hifigan_v3"])
 def test_vocoders_step_and_leave_weights(given: list[str], name: str, tmp_path: Path) -> None:
-    # a preset's own layout at a few channels, with judges of one kind
+    # a preset's own layout at a few channels, with discriminators of one kind
     small = ["vocoder.upsample_initial_channel=16", "vocoder.mel.n_mels=16", "data.batch_size=1", "valid.items=1"]
-    judges = ["adversary.discriminator.width=0.0625", "adversary.discriminator.periods=[3]", "valid.seconds=0.5"]
+    discriminators = [
+        "adversary.discriminator.width=0.0625",
+        "adversary.discriminator.periods=[3]",
+        "valid.seconds=0.5",
+    ]
     metrics = ["valid.metrics=[mel_l1]", "valid.best=mel_l1", "threads=1"]
-    settings = load_config(VocoderRun, ["vocoder", name], [*given, *FAST, *small, *judges, *metrics])
+    settings = load_config(VocoderRun, ["vocoder", name], [*given, *FAST, *small, *discriminators, *metrics])
     recipes.train_vocoder(settings)
     assert checkpoint.load_stage(tmp_path / "run").config == settings.vocoder
     assert checkpoint.load_state(tmp_path / "run" / "state.pt")["step"] == 2

@@ -117,9 +117,9 @@ def test_si_sdr_is_that_of_the_metric_and_knows_no_gain():
 
 
 def test_an_adversary_judges_it_like_a_vocoder(given):
-    judge = ["adversary.discriminator.periods=[2]", "adversary.discriminator.scales=0"]
+    discriminator = ["adversary.discriminator.periods=[2]", "adversary.discriminator.scales=0"]
     small = ["adversary.discriminator.width=0.0625", "steps=2", "weights.adv=1", "weights.fm=2"]
-    trained(given, *judge, *small)
+    trained(given, *discriminator, *small)
     state = checkpoint.load_state(Path(given[-4].partition("=")[2]) / "state.pt")
     assert state["adversary"]["discriminators"]
 

@@ -385,10 +385,10 @@ def test_seanet_of_two_inputs_trains_and_restores(corpus: Path, headset: np.ndar
         "data.segment_length=4096",
         "data.batch_size=2",
     ]
-    judged = ["valid={every: 2, items: 1, seconds: 1.0, metrics: [mel_l1], best: mel_l1}"]
+    valid = ["valid={every: 2, items: 1, seconds: 1.0, metrics: [mel_l1], best: mel_l1}"]
     with pytest.raises(ConfigError, match=r"model.inputs is 2, but data.air_snr_db is empty"):
         load_config(EnhancerRun, ["seanet", "seanet-fusion"], [*given, "data.air_snr_db=[]"])
-    settings = load_config(EnhancerRun, ["seanet", "seanet-fusion"], [*given, *small, *judged])
+    settings = load_config(EnhancerRun, ["seanet", "seanet-fusion"], [*given, *small, *valid])
     recipes.train_enhancer(settings)
     model = load(tmp_path / "run" / "last.safetensors")
     whole = twostage.restore(model, headset, RATE, seconds=float("inf"))

@@ -56,7 +56,7 @@ def test_every_setting_moves_every_gan(name, setting, corpus, speech):
     assert all(value.isfinite() for values in seen for value in values.values())
     assert any(not torch.equal(before[key], now) for key, now in model.state_dict().items())
     learnt = {"two steps to one": [True, False], "content first": [False, True]}.get(setting, [True, True])
-    assert ["disc" in values for values in seen] == learnt
+    assert ["discriminator_loss" in values for values in seen] == learnt
     assert ("fm" in seen[-1]) == bool(settings.weights.fm)
     assert ("stft" in seen[-1]) == bool(settings.weights.stft)
     assert ("adaptive_adv" in seen[-1]) == bool(settings.adversary.adaptive)

@@ -11,18 +11,18 @@ from twostage.training import losses
 
 
 def maps(*logits: float) -> list[list[torch.Tensor]]:
-    """One judge a logit, with a hidden map of twice the logit before it."""
+    """One discriminator a logit, with a hidden map of twice the logit before it."""
     return [[torch.full((2, 3), 2 * logit), torch.full((2, 4), logit)] for logit in logits]
 
 
 @pytest.mark.parametrize(
     ("loss", "value"),
     [
-        (losses.least_squares_real_fake(maps(0.8, 0.5), maps(0.1, -0.5)), 0.04 + 0.01 + 0.25 + 0.25),
-        (losses.least_squares_fool(maps(0.1, -0.5)), 0.81 + 2.25),
-        (losses.hinge_real_fake(maps(0.8, 2.0), maps(0.1, -3.0)), 0.2 + 1.1 + 0 + 0),
-        (losses.hinge_fool(maps(0.1, -0.5)), -0.1 + 0.5),
-        (losses.bounded_hinge_fool(maps(0.1, -0.5, 3.0)), 0.9 + 1.5 + 0),
+        (losses.discriminator_least_squares(maps(0.8, 0.5), maps(0.1, -0.5)), 0.04 + 0.01 + 0.25 + 0.25),
+        (losses.generator_least_squares(maps(0.1, -0.5)), 0.81 + 2.25),
+        (losses.discriminator_hinge(maps(0.8, 2.0), maps(0.1, -3.0)), 0.2 + 1.1 + 0 + 0),
+        (losses.generator_hinge(maps(0.1, -0.5)), -0.1 + 0.5),
+        (losses.generator_bounded_hinge(maps(0.1, -0.5, 3.0)), 0.9 + 1.5 + 0),
         (losses.feature_matching(maps(1.0, 2.0), maps(0.5, 2.5), logits=False), 1.0 + 1.0),
         (losses.feature_matching(maps(1.0, 2.0), maps(0.5, 2.5)), 1.0 + 1.0 + 0.5 + 0.5),  # HiFi-GAN's
         (losses.mel_l1(torch.zeros(1, 2, 2), torch.tensor([[[1.0, 2.0], [3.0, -4.0]]])), 2.5),

@@ -188,18 +188,18 @@ JUDGED = "weights.adv=1", "weights.fm=1", "weights.ssim=1", "adversary.mel_discr
         (*JUDGED, "precision=bfloat16", "adversary.start=1", "adversary.generator_steps=2", "adversary.adaptive=true"),
         (*JUDGED, "adversary.adaptive=each"),
     ],
-    ids=["content", "judged", "judged by all rules", "balanced"],
+    ids=["content", "adversarial", "adversarial by all rules", "balanced"],
 )
 def test_stage_one_in_two_parts_is_bitwise_one_in_one_part(corpus: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     recipes.train_restorer(restorer(corpus, tmp_path / "whole", 4, *more))
     recipes.train_restorer(restorer(corpus, tmp_path / "parts", 2, *more))
     recipes.train_restorer(restorer(corpus, tmp_path / "parts", 4, *more), resume=True)
     assert_same_training(tmp_path / "whole", tmp_path / "parts")
-    judges = checkpoint.load_state(tmp_path / "whole" / "state.pt")["adversary"]
-    assert bool(judges) == ("weights.adv=1" in more)
+    discriminators = checkpoint.load_state(tmp_path / "whole" / "state.pt")["adversary"]
+    assert bool(discriminators) == ("weights.adv=1" in more)
     logged = (tmp_path / "whole" / "log.jsonl").read_text()
     assert ('"adaptive_adv"' in logged) == any("adaptive" in setting for setting in more)
-    assert bool(judges and judges["lengths"]) == ("adversary.adaptive=each" in more)
+    assert bool(discriminators and discriminators["lengths"]) == ("adversary.adaptive=each" in more)
 
 
 def test_a_state_from_before_stage_one_had_an_adversary_goes_on(corpus: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_every_step_is_reported_and_counted():
         report=lambda t, p: seen.append((t.step, p)),
     )
     assert [step for step, _ in seen] == [1, 2, 3]
-    assert all(p.values.keys() == {"loss", "mel", "grad"} and 0 <= p.waited <= p.seconds for _, p in seen)
+    assert all(p.values.keys() == {"loss", "mel", "grad_norm"} and 0 <= p.waited <= p.seconds for _, p in seen)
 
 
 def test_the_averaged_weights_follow_the_weights():
@@ -92,8 +92,8 @@ def test_a_run_tells_all_its_channels(given, tmp_path):
         "mel",
         "adv",
         "fm",
-        "disc",
-        "grad",
+        "discriminator_loss",
+        "grad_norm",
         "learning_rate",
         "steps_per_second",
         "data_share",

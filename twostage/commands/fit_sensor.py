@@ -71,15 +71,15 @@ def _usable(args: Namespace) -> "list[Entry]":
         entries = [entry for entry in found if entry.speaker not in args.exclude_speaker]
     else:
         entries = read_manifest(args.pairs, exclude_speakers=args.exclude_speaker)
-    judged = list(align(entries, AlignConfig()))
-    if not judged:
+    verdicts = list(align(entries, AlignConfig()))
+    if not verdicts:
         raise DataError(f"{args.pairs}: no pairs")
-    for _, verdict in judged:
+    for _, verdict in verdicts:
         if verdict.problem:
             print(f"left out: {verdict.name}: {verdict.problem}")
-    kept = [entry for entry, verdict in judged if not verdict.problem]
+    kept = [entry for entry, verdict in verdicts if not verdict.problem]
     if not kept:
-        raise DataError(f"{args.pairs}: none of the {len(judged)} pairs is fit for use: {judged[0][1].problem}")
+        raise DataError(f"{args.pairs}: none of the {len(verdicts)} pairs is fit for use: {verdicts[0][1].problem}")
     return kept
 
 

@@ -149,16 +149,16 @@ def _align(args: Namespace) -> int:
     entries = read_manifest(args.manifest, problems=problems)
     silent = is_quiet(args) or len(entries) < 20 or None
     progress = tqdm(align(entries, limits), total=len(entries), disable=silent, unit="pair")
-    judged = agree_on_polarity(list(progress))
-    if not judged and not problems:
+    verdicts = agree_on_polarity(list(progress))
+    if not verdicts and not problems:
         raise DataError(f"{args.manifest}: no pairs")
-    kept = [entry for entry, verdict in judged if not verdict.problem]
-    print(_table([verdict for _, verdict in judged]))
+    kept = [entry for entry, verdict in verdicts if not verdict.problem]
+    print(_table([verdict for _, verdict in verdicts]))
     for problem in problems:
         print(f"left out: {problem}")
-    _report(args, {"kept": len(kept), "pairs": [asdict(verdict) for _, verdict in judged], "problems": problems})
+    _report(args, {"kept": len(kept), "pairs": [asdict(verdict) for _, verdict in verdicts], "problems": problems})
     if not kept:
-        raise DataError(f"{args.manifest}: none of the {len(judged)} pairs is fit for use")
+        raise DataError(f"{args.manifest}: none of the {len(verdicts)} pairs is fit for use")
     _write(args.out[0], kept, args)
     return 0
 

@@ -77,7 +77,7 @@ class _Channel(NamedTuple):
 def align_pair(bone: Floats, air: Floats, sample_rate: int, config: AlignConfig, *, name: str = "") -> Verdict:
     """Measure one pair of channels, (T,) and (T',), and say whether it is fit for use."""
     heard, clean = (_channel([x[None]], sample_rate, sample_rate) for x in (bone, air))
-    return _judged(heard, clean, config, name)
+    return _assessed(heard, clean, config, name)
 
 
 def _channel(blocks: "Sequence[Floats] | Iterator[Floats]", sample_rate: int, rate: int) -> _Channel:
@@ -104,7 +104,7 @@ def _channel(blocks: "Sequence[Floats] | Iterator[Floats]", sample_rate: int, ra
     return _Channel(np.concatenate(parts, axis=1)[0], rate, level, clipped / max(1, total), finite)
 
 
-def _judged(bone: _Channel, air: _Channel, config: AlignConfig, name: str) -> Verdict:
+def _assessed(bone: _Channel, air: _Channel, config: AlignConfig, name: str) -> Verdict:
     if not (bone.finite and air.finite):
         return Verdict(name, "", problem="holds samples that are not finite")
     found = Verdict(name, "", bone_level=bone.level, air_level=air.level, clipped=max(bone.clipped, air.clipped))
@@ -170,14 +170,14 @@ def _filled(entry: Entry, verdict: Verdict) -> Entry:
     )
 
 
-def agree_on_polarity(judged: Sequence[tuple[Entry, Verdict]]) -> list[tuple[Entry, Verdict]]:
+def agree_on_polarity(verdicts: Sequence[tuple[Entry, Verdict]]) -> list[tuple[Entry, Verdict]]:
     """Pairs whose polarity is not sure get that which most of their corpus have: it is a property of the device."""
     votes: dict[str, float] = defaultdict(float)
-    for entry, verdict in judged:
+    for entry, verdict in verdicts:
         if not verdict.problem and verdict.opposite < UNSURE * abs(verdict.peak):
             votes[entry.corpus] += math.copysign(abs(verdict.peak) - verdict.opposite, verdict.peak)
     settled = []
-    for entry, verdict in judged:
+    for entry, verdict in verdicts:
         unsure = not verdict.problem and verdict.opposite >= UNSURE * abs(verdict.peak)
         if unsure and votes[entry.corpus]:
             verdict = replace(verdict, inverted=votes[entry.corpus] < 0)
@@ -192,7 +192,7 @@ def _verdict(entry: Entry, config: AlignConfig) -> Verdict:
         bone, air = (_opened(path, rate) for path in paths)
     except TwoStageError as error:
         return Verdict(entry.name, "", problem=str(error))
-    return _judged(bone, air, config, entry.name)
+    return _assessed(bone, air, config, entry.name)
 
 
 def _opened(path: str, rate: int) -> _Channel:

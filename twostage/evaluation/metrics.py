@@ -3,7 +3,7 @@
 Those of ``METRICS`` hear the clean speech too, those of ``NO_REFERENCE`` the estimate alone.
 Every score is taken at 16 kHz, for which wide-band PESQ, the bands and the frames are made: arrays of another
 ``sample_rate`` are resampled to that first, so that scores of models of different rates compare. What lies above 8 kHz
-is not judged. Every score is a float. What cannot be scored (silence, too short, not finite) is NaN with a
+is not assessed. Every score is a float. What cannot be scored (silence, too short, not finite) is NaN with a
 ``MetricWarning`` that says why; ``score`` gives all of them at once, with the reasons. The packages behind them are the
 ``eval`` extra.
 """

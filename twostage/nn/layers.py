@@ -190,7 +190,7 @@ def reach(layers: Iterable[tuple[int, int]]) -> int:
 
 
 def feature_maps(x: Tensor, hidden: Iterable[nn.Module], last: nn.Module, slope: float) -> list[Tensor]:
-    """What a judge makes of ``x`` (B, C, ...): each hidden layer's map, leaky ReLU behind it, and its flat logits."""
+    """Feature maps of a discriminator for ``x`` (B, C, ...): each hidden layer's, after leaky ReLU, and flat logits."""
     maps = []
     for layer in hidden:
         x = F.leaky_relu(layer(x), slope)

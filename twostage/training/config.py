@@ -113,7 +113,7 @@ class RunConfig:
     threads: int = 0  # of the CPU; 0: as many as there are
     log_every: int = 50  # steps between two lines of the log
     save_every: int = 500  # steps between two states to resume from
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)  # of the model, and of its judges
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)  # of the model, and of its discriminators
     valid: ValidConfig = field(default_factory=ValidConfig)  # measuring on the way
 
     def __post_init__(self) -> None:
@@ -146,12 +146,12 @@ class RunConfig:
 class RestorerRun(RunConfig):
     """Stage one.
 
-    ``adversary`` judges log-mels; it takes part if one of its weights, ``adv`` and ``fm``, is not zero.
+    ``adversary`` is of log-mels; it takes part if one of its weights, ``adv`` and ``fm``, is not zero.
     """
 
     restorer: RestorerConfig = field(default_factory=RestorerConfig)  # the model
     weights: RestoringWeights = field(default_factory=RestoringWeights)  # of the losses
-    adversary: MelAdversaryConfig = field(default_factory=MelAdversaryConfig)  # judge of log-mels
+    adversary: MelAdversaryConfig = field(default_factory=MelAdversaryConfig)  # discriminator of log-mels
     quantile: float = 0.5  # of the log-mels that could be; 0.5: the median; below it, the unsure is left quieter
 
     def __post_init__(self) -> None:
@@ -174,7 +174,7 @@ class VocoderRun(RunConfig):
 
     vocoder: VocoderConfig = field(default_factory=VocoderConfig)  # the model
     weights: VocodingWeights = field(default_factory=VocodingWeights)  # of the losses
-    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)  # judges of audio
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)  # discriminators of audio
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -194,7 +194,7 @@ class FinetuneRun(RunConfig):
     train: str = "vocoder"  # what learns: vocoder, restorer or both
     frames: int = 32  # middle of a segment that the vocoder makes; the restorer sees all of it
     weights: FinetuningWeights = field(default_factory=FinetuningWeights)  # of the losses
-    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)  # judges of audio
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)  # discriminators of audio
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -219,7 +219,7 @@ class EnhancerRun(RunConfig):
     model: dict = field(default_factory=dict)  # its settings, as below, those of its file in twostage/baselines
     mel: MelConfig = field(default_factory=MelConfig)  # of the losses on log-mels, and of what is logged
     weights: EnhancingWeights = field(default_factory=EnhancingWeights)  # of the losses
-    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)  # judges of audio
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)  # discriminators of audio
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,31 +12,31 @@ from twostage.models.features import LogMel, MelConfig, Stft, mel_basis
 Maps = Sequence[Sequence[Tensor]]  # one list of feature maps a sub-discriminator, the last map its logits
 
 
-def least_squares_real_fake(real: Maps, fake: Maps) -> Tensor:
+def discriminator_least_squares(real: Maps, fake: Maps) -> Tensor:
     """Discriminator's least-squares loss, summed over sub-discriminators (Mao et al., 2017; HiFi-GAN, equation 1)."""
     return torch.stack(
         [(1 - r[-1]).square().mean() + f[-1].square().mean() for r, f in zip(real, fake, strict=True)]
     ).sum()
 
 
-def least_squares_fool(fake: Maps) -> Tensor:
+def generator_least_squares(fake: Maps) -> Tensor:
     """Generator's least-squares loss (HiFi-GAN, equation 2)."""
     return torch.stack([(1 - f[-1]).square().mean() for f in fake]).sum()
 
 
-def hinge_real_fake(real: Maps, fake: Maps) -> Tensor:
+def discriminator_hinge(real: Maps, fake: Maps) -> Tensor:
     """Discriminator's hinge loss (Lim and Ye, 2017; used by MelGAN and EBEN)."""
     return torch.stack(
         [F.relu(1 - r[-1]).mean() + F.relu(1 + f[-1]).mean() for r, f in zip(real, fake, strict=True)]
     ).sum()
 
 
-def hinge_fool(fake: Maps) -> Tensor:
+def generator_hinge(fake: Maps) -> Tensor:
     """Generator's hinge loss: the negated logits."""
     return torch.stack([-f[-1].mean() for f in fake]).sum()
 
 
-def bounded_hinge_fool(fake: Maps) -> Tensor:
+def generator_bounded_hinge(fake: Maps) -> Tensor:
     """Generator's hinge loss as SEANet and EBEN have it: logits above one gain nothing."""
     return torch.stack([F.relu(1 - f[-1]).mean() for f in fake]).sum()
 

@@ -111,14 +111,14 @@ class Monitor:
         found, rate = self.estimate(training.ema, example), self.settings.data.sample_rate
         sides = {
             "degraded": self.mel(example.degraded[:, :1])[0],
-            "made": found.mel,
+            "output": found.mel,
             "clean": self.mel(example.clean)[0],
         }
         frames = min(mel.shape[-1] for mel in sides.values())  # a system whose hop is another may make fewer
         pictured = {name: mel[..., :frames].cpu().numpy() for name, mel in sides.items()}
         self.log.picture(training.step, f"held_out_{place}", pictured)
         if found.audio is not None:
-            self.log.sound(training.step, f"held_out_{place}/made", found.audio, rate)
+            self.log.sound(training.step, f"held_out_{place}/output", found.audio, rate)
         if not self._shown:
             for name, side in ("degraded", example.degraded), ("clean", example.clean):
                 self.log.sound(training.step, f"held_out_{place}/{name}", side[0, 0].cpu().numpy(), rate)

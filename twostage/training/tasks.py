@@ -51,8 +51,8 @@ class RestoringWeights:
     delta: float = 0.0  # L1 of the slopes of log-mels
     intelligibility: float = 0.0  # one minus the mean of STOI and ESTOI, read off log-mels
     ssim: float = 0.0  # one minus the structural similarity of log-mels
-    adv: float = 0.0  # adversarial, of a judge of log-mels
-    fm: float = 0.0  # feature matching, of that judge
+    adv: float = 0.0  # adversarial, of a discriminator of log-mels
+    fm: float = 0.0  # feature matching, of that discriminator
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class VocodingWeights:
     stft: float = 0.0  # multi-resolution STFT loss
     intelligibility: float = 0.0  # one minus the mean of STOI and ESTOI, read off log-mels
     adv: float = 1.0  # adversarial
-    fm: float = 2.0  # feature matching: L1 of what the judges make of fake and real
+    fm: float = 2.0  # feature matching: L1 of what the discriminators make of fake and real
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class FinetuningWeights:
     intelligibility: float = 0.0  # one minus the mean of STOI and ESTOI, read off log-mels
     restored: float = 0.0  # L1 of the restorer's log-mels, which keeps them log-mels
     adv: float = 1.0  # adversarial
-    fm: float = 2.0  # feature matching: L1 of what the judges make of fake and real
+    fm: float = 2.0  # feature matching: L1 of what the discriminators make of fake and real
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class EnhancingWeights:
     si_sdr: float = 0.0  # minus the SI-SDR in dB
     intelligibility: float = 0.0  # one minus the mean of STOI and ESTOI, read off log-mels
     adv: float = 0.0  # adversarial
-    fm: float = 0.0  # feature matching: L1 of what the judges make of fake and real
+    fm: float = 0.0  # feature matching: L1 of what the discriminators make of fake and real
     own: dict = field(default_factory=dict)  # a system's own terms, by name (see its file); others are not learnt from
 
     def __post_init__(self) -> None:
@@ -128,12 +128,13 @@ class Restoring(nn.Module):
 class Vocoding(nn.Module):
     """Stage two: log-mels of clean speech become its waveform. The degraded side is for a generator that hears it.
 
-    Losses on log-mels are of ``judged``, whose highest frequency may lie above that of ``mel``, which the vocoder sees.
+    Losses on log-mels are of ``loss_mel``, whose highest frequency may lie above that of ``mel``, which the vocoder
+    sees.
     """
 
-    def __init__(self, mel: MelConfig, weights: VocodingWeights, judged: MelConfig | None = None) -> None:
+    def __init__(self, mel: MelConfig, weights: VocodingWeights, loss_mel: MelConfig | None = None) -> None:
         super().__init__()
-        self.mel, self.waveform = LogMel(mel), WaveformTerms(judged or mel, weights)
+        self.mel, self.waveform = LogMel(mel), WaveformTerms(loss_mel or mel, weights)
 
     def forward(self, model: nn.Module, pair: Pair) -> Output:
         mel = self.mel(pair.clean)

@@ -129,17 +129,17 @@ def _learn(
     pending = ADVERSARIAL if adversary else ()
     if adversary and training.step >= adversary.config.start:
         if output.fake is None or output.real is None:
-            raise TwoStageError("this task makes nothing that an adversary could judge")
+            raise TwoStageError("this task makes nothing that an adversary could tell from real")
         if (training.step - adversary.config.start) % adversary.config.generator_steps == 0:
-            logs = adversary.learn(output.fake, output.real, rate)
-        losses = adversary.judge(output.fake, output.real, matching=bool(weights.fm))
+            logs = adversary.train_step(output.fake, output.real, rate)
+        losses = adversary.generator_loss(output.fake, output.real, matching=bool(weights.fm))
         terms, pending = terms | losses, ()
         if adversary.config.adaptive and last_layer is not None:
             factors = _factors(adversary, terms, weights, last_layer)
             logs |= {f"adaptive_{name}": factor for name, factor in factors.items()}
     loss = total({name: term * factors.get(name, 1) for name, term in terms.items()}, weights, pending)
     loss.backward()
-    logs["grad"] = optim.apply(training.optimizer, training.optimizing, rate)
+    logs["grad_norm"] = optim.apply(training.optimizer, training.optimizing, rate)
     return {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}, **logs}
 
 

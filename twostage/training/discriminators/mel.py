@@ -1,8 +1,8 @@
-"""A judge of log-mels: it tells restored ones, which an L1 smooths, from those of clean speech, patch by patch.
+"""A discriminator of log-mels: it tells restored ones, smoothed by an L1, from those of clean speech, patch by patch.
 
 Source: the patches of Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks" (pix2pix), CVPR
 2017, section 3.2.2, and its layout: every convolution but the last hidden one halves the map. Much narrower, with
-normalised weights as in the other judges.
+normalised weights as in the other discriminators.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ SLOPE = 0.2  # pix2pix's
 
 @dataclass(frozen=True)
 class MelDiscriminatorConfig:
-    """Sizes of the judge of log-mels.
+    """Sizes of the discriminator of log-mels.
 
-    At the defaults a logit judges 47 bands by 47 frames, which are 0.75 s at 16 kHz.
+    At the defaults a logit covers 47 bands by 47 frames, which are 0.75 s at 16 kHz.
     """
 
     channels: tuple[int, ...] = (16, 32, 64, 64)  # of each hidden convolution
@@ -36,7 +36,7 @@ class MelDiscriminatorConfig:
 
 
 class MelDiscriminator(nn.Module):
-    """(B, n_mels, L) log-mels -> a list of one list of maps, which is what a family of judges gives; logits last."""
+    """(B, n_mels, L) log-mels -> a list of one list of maps, as a family of discriminators gives them; logits last."""
 
     def __init__(self, config: MelDiscriminatorConfig) -> None:
         super().__init__()
