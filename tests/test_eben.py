@@ -56,7 +56,7 @@ def test_a_sample_reaches_its_context_to_within_a_stride_and_no_further(config):
     assert model.context == 28 + 4 * sides * (1 + config.causal) + 15
     audio = torch.zeros(1, 1, 16 * 200)
     before = after = 0
-    for place in range(1600, 1616):  # reach depends on where in a stride it lies
+    for place in range(1600, 1616):  # the receptive field depends on where in a stride it lies
         audio.zero_()[..., place] = 1.0  # silence gives silence: the layers have no biases
         changed = model(audio)[0, 0].nonzero().flatten()
         before, after = max(before, place - int(changed[0])), max(after, int(changed[-1]) - place)

@@ -242,8 +242,8 @@ def test_a_stream_of_two_channels_equals_the_whole(fusion: TwoStage, headset: np
             high = highpass(headset, RATE, causal=model.causal)
             whole = model(torch.from_numpy(high)[None])[0, 0].numpy()
         with twostage.Stream(model, seconds=0.5) as stream:
-            pieces = [stream.push(piece) for piece in np.array_split(headset, 7, axis=1)]
-            out = np.concatenate([*pieces, stream.flush()])
+            chunks = [stream.push(chunk) for chunk in np.array_split(headset, 7, axis=1)]
+            out = np.concatenate([*chunks, stream.flush()])
         assert out.shape == headset.shape[1:]
         np.testing.assert_allclose(out[: len(whole)], whole, atol=1e-5)
     with pytest.raises(AudioError, match=r"samples have shape \(10,\), wanted \(2, T\): bone and air"):

@@ -1,10 +1,10 @@
-"""Claims about weight normalisation and reach."""
+"""Claims about weight normalisation and receptive fields."""
 
 import pytest
 import torch
 from torch import nn
 
-from twostage.nn.layers import Conv1d, fold_weight_norm, reach, weight_norm
+from twostage.nn.layers import Conv1d, fold_weight_norm, receptive_field, weight_norm
 
 
 @pytest.mark.parametrize("layer", [nn.Conv1d(3, 4, 5), nn.ConvTranspose1d(3, 4, 4, 2), nn.Conv2d(2, 3, 3)])
@@ -28,7 +28,7 @@ def test_a_given_deviation_is_drawn():
 
 @pytest.mark.parametrize(("layers", "steps"), [([], 0), ([(3, 1)], 1), ([(3, 1), (3, 3), (3, 5)], 9), ([(11, 5)], 25)])
 def test_reach(layers, steps):
-    assert reach(layers) == steps
+    assert receptive_field(layers) == steps
     stack = nn.Sequential(*(nn.Conv1d(1, 1, k, dilation=d, padding=(k - 1) * d // 2, bias=False) for k, d in layers))
     for weight in stack.parameters():
         nn.init.ones_(weight)

@@ -154,9 +154,9 @@ def test_the_distance_of_structure_of_two_levels_is_known():
 
 def ssim_in_loops(x, y, span, size):
     """Equation 13 of Wang et al. (2004), window by window, those at the edges cut."""
-    c1, c2, reach, values = (0.01 * span) ** 2, (0.03 * span) ** 2, size // 2, []
+    c1, c2, half, values = (0.01 * span) ** 2, (0.03 * span) ** 2, size // 2, []
     for band, frame in product(*map(range, x.shape)):
-        window = slice(max(0, band - reach), band + reach + 1), slice(max(0, frame - reach), frame + reach + 1)
+        window = slice(max(0, band - half), band + half + 1), slice(max(0, frame - half), frame + half + 1)
         a, b = x[window].ravel(), y[window].ravel()
         covariance = ((a - a.mean()) * (b - b.mean())).mean()
         level = (2 * a.mean() * b.mean() + c1) / (a.mean() ** 2 + b.mean() ** 2 + c1)

@@ -53,7 +53,7 @@ def test_a_sample_reaches_its_context_to_within_a_stride_and_no_further(config):
     assert model.context == half * (1 + config.causal) + 7
     audio = torch.randn(1, 1, 8 * 160, dtype=torch.float64)
     before = after = 0
-    for place in range(640, 648):  # reach depends on where in a stride it lies
+    for place in range(640, 648):  # the receptive field depends on where in a stride it lies
         other = audio.clone()
         other[..., place] += 1
         changed = (model(audio) != model(other))[0, 0].nonzero().flatten()

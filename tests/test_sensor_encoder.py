@@ -26,7 +26,7 @@ from twostage.models.onnx_enhancer import OnnxEnhancer
 from twostage.models.restorer import RestorerConfig
 from twostage.models.two_stage import TwoStage, TwoStageConfig
 from twostage.models.vocoder import Vocoder, VocoderConfig
-from twostage.nn.streaming import carries, continued, streaming, with_tail
+from twostage.nn.streaming import continued, stream_states, streaming, with_tail
 from twostage.training.config import FinetuneRun, RestorerRun, VocoderRun, load_config
 from twostage.training.recipes import finetune, last_weight, train_restorer
 from twostage.training.tasks import Finetuning, FinetuningWeights, Vocoding, VocodingWeights, total
@@ -164,7 +164,7 @@ def test_a_stream_in_chunks_is_the_whole(hops: int, griffin_lim: int) -> None:
     with torch.no_grad():
         whole = model(audio)
         with streaming(model):
-            late = torch.cat([model.late(chunk) for chunk in padded.split(hops * 256, -1)], -1)
+            late = torch.cat([model.forward_chunk(chunk) for chunk in padded.split(hops * 256, -1)], -1)
     assert whole.abs().max() > 0.01
     torch.testing.assert_close(late[..., model.delay :], whole, atol=1e-5, rtol=0)
     deaf = model.vocoder(model.restored(model.mel.stft.input_spectra(audio)), model.mel.stft.input_spectra(audio))
@@ -196,8 +196,8 @@ def test_no_sample_depends_on_one_beyond_its_hop() -> None:
 def test_leaves_of_the_encoder_hold_the_state() -> None:
     model = both(CAUSAL)
     with torch.no_grad(), streaming(model):
-        model.late(noise(1, 1, 256))
-        sizes = {name: leaf.carried.shape[-1] for name, leaf in carries(model.vocoder.encoder).items()}
+        model.forward_chunk(noise(1, 1, 256))
+        sizes = {name: leaf.value.shape[-1] for name, leaf in stream_states(model.vocoder.encoder).items()}
     assert sizes["conv_pre.past"] == 6
     assert [sizes[f"downs.{level}.past"] for level in range(4)] == [4] * 4
     assert [sizes[f"resblocks.4.convs.{conv}.past"] for conv in range(2)] == [2, 6]

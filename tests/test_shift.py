@@ -100,13 +100,13 @@ def test_the_output_is_a_whole_number_of_hops(length):
 
 
 def test_a_sample_reaches_its_context_and_not_a_sample_further():
-    model, audio, reach = Shift(ShiftConfig()), noise(0.25), 0
+    model, audio, receptive_field = Shift(ShiftConfig()), noise(0.25), 0
     for place in range(2000, 2000 + model.stride):
         other = audio.clone()
         other[..., place] += 1
         changed = (model(audio) != model(other))[0, 0].nonzero().flatten()
-        reach = max(reach, place - int(changed[0]), int(changed[-1]) - place)
-    assert model.context - 8 <= reach <= model.context  # the window's ends are all but 0
+        receptive_field = max(receptive_field, place - int(changed[0]), int(changed[-1]) - place)
+    assert model.context - 8 <= receptive_field <= model.context  # the window's ends are all but 0
 
 
 def test_a_window_with_its_context_is_as_the_whole():

@@ -15,7 +15,7 @@ from twostage.models.features import MelConfig
 from twostage.models.restorer import RestorerConfig
 from twostage.models.two_stage import TwoStage, TwoStageConfig
 from twostage.models.vocoder import VocoderConfig
-from twostage.nn.streaming import carries, continued
+from twostage.nn.streaming import continued, stream_states
 from twostage.utils.errors import AudioError, ConfigError
 
 LENGTH = 6000  # no whole number of hops
@@ -52,7 +52,7 @@ def offline(model: TwoStage, audio: np.ndarray) -> np.ndarray:
         if not model.causal:
             return model(nn.functional.pad(given, (0, -len(audio) % model.hop_length)))[0, 0, : len(audio)].numpy()
         needed = -(-(len(audio) + model.delay) // model.stride) * model.stride
-        late = model.late(continued(given, needed - len(audio)))
+        late = model.forward_chunk(continued(given, needed - len(audio)))
         return late[0, 0, model.delay : model.delay + len(audio)].numpy()
 
 
@@ -134,7 +134,7 @@ def test_streams_do_not_disturb_each_other_nor_the_model() -> None:
         parts[1].append(second.push(other[i : i + 256]))
     for stream, audio, part in ((first, one, parts[0]), (second, other, parts[1])):
         np.testing.assert_allclose(np.concatenate([*part, stream.flush()]), offline(model, audio), atol=1e-5, rtol=0)
-    assert all(leaf.carried is None for leaf in carries(model).values())
+    assert all(leaf.value is None for leaf in stream_states(model).values())
     assert next(first._work._model.parameters()).data_ptr() == next(model.parameters()).data_ptr()
 
 
@@ -142,10 +142,8 @@ def test_memory_does_not_grow() -> None:
     stream = twostage.Stream(chain())
 
     def held() -> int:
-        leaves = carries(stream._work._model).values()
-        storages = {
-            leaf.carried.untyped_storage().data_ptr(): leaf.carried.untyped_storage().nbytes() for leaf in leaves
-        }
+        leaves = stream_states(stream._work._model).values()
+        storages = {leaf.value.untyped_storage().data_ptr(): leaf.value.untyped_storage().nbytes() for leaf in leaves}
         return sum(storages.values()) + stream._work._pending.nbytes
 
     sizes = []

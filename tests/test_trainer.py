@@ -101,7 +101,7 @@ def test_a_run_tells_all_its_channels(given, tmp_path):
     board = EventAccumulator(str(run / "tensorboard"), {"images": 0, "audio": 0}).Reload().Tags()
     assert set(board["scalars"]) >= {"train/loss", "valid/mel_l1"}
     assert set(board["images"]) == {"held_out_0", "held_out_1"}
-    assert set(board["audio"]) >= {"held_out_0/made", "held_out_0/degraded", "held_out_0/clean"}
+    assert set(board["audio"]) >= {"held_out_0/output", "held_out_0/degraded", "held_out_0/clean"}
 
 
 def test_the_best_weights_are_those_of_the_best_score(given, tmp_path):

@@ -244,7 +244,7 @@ def _answer(request: Request, report: Report, folder: Path) -> Response:
 
 
 def _json(told: dict[str, Any], media_type: str, path: Path) -> Iterator[bytes]:
-    """A JSON object piece by piece: the sound need not fit into memory."""
+    """A JSON object chunk by chunk: the sound need not fit into memory."""
     yield f'{{"report": {json.dumps(told)}, "media_type": {json.dumps(media_type)}, "audio": "'.encode()
     with path.open("rb") as file:
         while data := file.read(CHUNK):

@@ -283,16 +283,16 @@ def _band_limit(views: list[_View], grid: Floats) -> float:
         decibels(np.mean([power(x).mean(0) for x in side], axis=0))
         for side in zip(*[v[:2] for v in views], strict=True)
     ]
-    reach = max(2, int(200 / grid[1]))
+    span = max(2, int(200 / grid[1]))
     drops = np.zeros(len(grid))
-    for k in range(2 * reach, len(grid) - 2 * reach):
-        clean, degraded = (c[k - 2 * reach : k - reach].mean() - c[k + reach : k + 2 * reach].mean() for c in curves)
+    for k in range(2 * span, len(grid) - 2 * span):
+        clean, degraded = (c[k - 2 * span : k - span].mean() - c[k + span : k + 2 * span].mean() for c in curves)
         drops[k] = degraded - max(clean, 0)
     edge = int(drops.argmax())
     if drops[edge] < DROP:
         return 0.0
-    passed = curves[1] > curves[1][edge - 2 * reach : edge - reach].mean() - 0.75 * DROP
-    return float(grid[np.flatnonzero(passed[: edge + reach])[-1]])
+    passed = curves[1] > curves[1][edge - 2 * span : edge - span].mean() - 0.75 * DROP
+    return float(grid[np.flatnonzero(passed[: edge + span])[-1]])
 
 
 def _rounded(sensor: Sensor) -> Sensor:

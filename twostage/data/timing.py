@@ -61,8 +61,8 @@ def estimate_timing(
     instead, to the power of one half, so that the lowest harmonics do not make the peak as wide as their period.
     """
     pair = _Pair(_Side(np.asarray(bone, np.float32), sample_rate), _Side(np.asarray(air, np.float32), sample_rate))
-    reach = min(COARSE, max_delay)
-    fits = [_fit(pair, line, FIRST_SPAN, reach, STEEPEST) for line in _coarse(pair, max_delay, min_overlap)]
+    max_offset = min(COARSE, max_delay)
+    fits = [_fit(pair, line, FIRST_SPAN, max_offset, STEEPEST) for line in _coarse(pair, max_delay, min_overlap)]
     if not any(fit.peak for fit in fits):
         return Timing()
     best = _most_in_common(pair, fits)
@@ -215,10 +215,10 @@ def _where(bone: Floats, air: Floats, lag: int) -> float:
     return (first + int((sums[width:] - sums[:-width]).argmax()) + width / 2) * HOP
 
 
-def _fit(pair: _Pair, line: _Line, span: float, reach: float, steepest: float) -> _Fit:
+def _fit(pair: _Pair, line: _Line, span: float, max_offset: float, steepest: float) -> _Fit:
     """The line near ``line`` on which the windows within ``span`` seconds around its time agree best.
 
-    ``reach``: seconds by which it may lie off in the middle; ``steepest``: ppm by which its slope may differ.
+    ``max_offset``: seconds by which it may lie off in the middle; ``steepest``: ppm by which its slope may differ.
     """
     rate = pair.air.rate
     times, width = _windows(pair, line, span)
@@ -226,7 +226,7 @@ def _fit(pair: _Pair, line: _Line, span: float, reach: float, steepest: float) -
         return _Fit(line, 0.0, 0.0, float("inf"))
     middle = float(times.mean())
     half = float(np.abs(times - middle).max())
-    inside = round((reach + 0.001) * rate)
+    inside = round((max_offset + 0.001) * rate)
     lags = inside + round((steepest * 1e-6 * half + 0.001) * rate)
     curves = np.stack([_curve(pair, line, time, width, lags) for time in times])
     steps = round(steepest * 1e-6 * half / GRID)

@@ -20,7 +20,7 @@ from twostage.models.onnx_enhancer import OnnxEnhancer
 class Costs:
     """``gmac`` a second of audio; ``real_time_factor`` is seconds of work for a second of audio on this machine.
 
-    ``latency``: seconds that an output sample waits for input after its own, in whatever pieces that comes; None where
+    ``latency``: seconds that an output sample waits for input after its own, in whatever chunks that comes; None where
     it waits for all of the signal.
     """
 

@@ -24,7 +24,7 @@ from twostage.models.griffinlim import GriffinLim
 from twostage.models.onnx_enhancer import AUDIO, NEXT, RESTORED, OnnxEnhancer, OnnxHeader, require
 from twostage.models.registry import kind_of
 from twostage.models.two_stage import TwoStage
-from twostage.nn.streaming import carries, streaming
+from twostage.nn.streaming import stream_states, streaming
 from twostage.utils.errors import CheckpointError
 from twostage.utils.files import replacing
 from twostage.utils.logs import quieted
@@ -187,7 +187,7 @@ def _program(program: torch.export.ExportedProgram, inputs: list[str], outputs: 
 
 
 class Step(nn.Module):
-    """A causal model's next piece: audio (1, inputs, stride) and states -> restored audio and states."""
+    """A causal model's next chunk: audio (1, inputs, stride) and states -> restored audio and states."""
 
     def __init__(self, model: StreamingModule) -> None:
         super().__init__()
@@ -199,12 +199,12 @@ class Step(nn.Module):
         return restored, *after.values()
 
     def _run(self, audio: Tensor, states: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        leaves = carries(self.model)
+        leaves = stream_states(self.model)
         with streaming(self.model):
             for name, state in states.items():
-                leaves[name].carried = state
-            restored = self.model.late(audio)
-            return restored, {name: leaf.carried for name, leaf in leaves.items() if leaf.carried is not None}
+                leaves[name].value = state
+            restored = self.model.forward_chunk(audio)
+            return restored, {name: leaf.value for name, leaf in leaves.items() if leaf.value is not None}
 
 
 class RealStft(Stft):

@@ -18,10 +18,10 @@ from twostage.inference.windowed_inference import WindowedInference
 from twostage.inference.windows import Cutter, Window, windows
 from twostage.models.enhancer import CausalEnhancer, Enhancer, is_causal
 from twostage.models.two_stage import TwoStage
-from twostage.nn.streaming import continued, forget, streaming, tail_length
+from twostage.nn.streaming import continued, reset_streaming, streaming, tail_length
 from twostage.utils.errors import ConfigError
 
-PIECE = 10.0  # seconds that a causal model takes at once, however much is pushed: bounds the memory
+CHUNK_SECONDS = 10.0  # seconds that a causal model takes at once, however much is pushed: bounds the memory
 LONGEST = 1e9  # seconds of a window that is to hold all of a signal
 
 M = TypeVar("M")
@@ -45,14 +45,14 @@ class Channel(Protocol):
         ...
 
 
-class Pieces:
+class ChunkedChannel:
     """A causal model, fed multiples of its stride; it waits for one stride at most."""
 
     def __init__(self, model: CausalEnhancer) -> None:
         self._model = _twin(model)
         self._stride, self._delay = model.stride, model.delay
         self._device, self._inputs = model.device, model.inputs
-        self._longest = ceil(PIECE * model.sample_rate / model.stride) * model.stride
+        self._longest = ceil(CHUNK_SECONDS * model.sample_rate / model.stride) * model.stride
         self.latency = model.stride + model.delay
         self._leaves = _module(self._model)
         self._open = ExitStack()
@@ -60,10 +60,10 @@ class Pieces:
         self.reset()
 
     def reset(self) -> None:
-        forget(self._leaves)
+        reset_streaming(self._leaves)
         self._pending = np.zeros((self._inputs, 0), np.float32)
         self._past = torch.zeros(self._inputs, tail_length(self._model) + 1)  # of which the signal's end is continued
-        self._late = self._delay  # samples still to come that are of before the signal
+        self._early = self._delay  # samples still to come that are of before the signal
         self._owed = 0  # samples that went in and have not come out
 
     def push(self, audio: Audio) -> Iterator[Audio]:
@@ -83,13 +83,13 @@ class Pieces:
             rest = np.concatenate([*self.push(continued(self._past, missing)[:, known:].numpy())])
             yield rest[:owed]
 
-    def _step(self, piece: Audio) -> Audio:
+    def _step(self, chunk: Audio) -> Audio:
         with torch.inference_mode():
-            out = self._model.late(torch.from_numpy(piece)[None].to(self._device))[0, 0].float().cpu().numpy()
-        early = min(self._late, len(out))
-        self._late -= early
-        self._owed -= len(out) - early
-        return out[early:]
+            out = self._model.forward_chunk(torch.from_numpy(chunk)[None].to(self._device))[0, 0].float().cpu().numpy()
+        dropped = min(self._early, len(out))
+        self._early -= dropped
+        self._owed -= len(out) - dropped
+        return out[dropped:]
 
 
 def _module(model: object) -> nn.Module:
@@ -178,7 +178,7 @@ def live(model: Enhancer, seconds: float) -> Channel:
     Raises ConfigError if the model needs all of the signal at once.
     """
     if is_causal(model):
-        return Pieces(model)
+        return ChunkedChannel(model)
     if not isfinite(model.context):
         raise ConfigError("this model needs all of the signal at once (it also reads it backwards): it cannot stream")
     return WindowedChannel(model, _whole_strides(model, seconds), _context(model))
@@ -187,7 +187,7 @@ def live(model: Enhancer, seconds: float) -> Channel:
 def _recorded(model: Enhancer, seconds: float, batch: int) -> Channel:
     """A signal that is there already. Every window but the last is of one size, so memory that served one fits."""
     if is_causal(model):
-        return Pieces(model)
+        return ChunkedChannel(model)
     keep = _whole_strides(model, seconds if isfinite(model.context) else LONGEST)
     context = _context(model) if isfinite(model.context) else 0
     return WindowedChannel(model, keep, context, first=keep + context, batch=batch)

@@ -91,7 +91,7 @@ class Pcm:
 
 
 def pipe(stream: Stream, source: BinaryIO, sink: BinaryIO, pcm: Pcm) -> None:
-    """Raw PCM from ``source`` to its end, through the stream, to ``sink``, each piece as soon as it is there."""
+    """Raw PCM from ``source`` to its end, through the stream, to ``sink``, each chunk as soon as it is there."""
     for data in _raw(source):
         sink.write(pcm.encode(stream.push(pcm.decode(data))))
         sink.flush()

@@ -1,7 +1,7 @@
 """Restore recordings of any rate, length and number of channels: arrays, tensors and files, always as a stream.
 
 What lies below speech is taken away as it comes in. A first pass measures each channel's level; a second brings it to
-the level that models are trained at, restores it in pieces, and spills the result to a temporary file, because its
+the level that models are trained at, restores it in chunks, and spills the result to a temporary file, because its
 loudness and peak must be known before it is written.
 """
 

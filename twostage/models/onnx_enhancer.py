@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from twostage.models.enhancer import EnhancerModule
-from twostage.nn.streaming import Carry, streaming, with_tail
+from twostage.nn.streaming import StreamState, streaming, with_tail
 from twostage.utils.errors import CheckpointError, ConfigError, one_line
 from twostage.utils.schema import build, parse_json
 
@@ -69,7 +69,7 @@ class OnnxEnhancer(EnhancerModule):
         self.path = Path(path)
         self._session = _session(self.path)
         self.header = OnnxHeader.of(self._session.get_modelmeta().custom_metadata_map, str(path))
-        self.config, self.states = self.header.config, Carry()
+        self.config, self.states = self.header.config, StreamState()
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     @property
@@ -119,14 +119,14 @@ class OnnxEnhancer(EnhancerModule):
         with streaming(self):
             yield from self._steps(with_tail(self, torch.from_numpy(audio)).numpy())
 
-    def late(self, audio: Tensor) -> Tensor:
-        """As ``TwoStage.late``: the next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late."""
+    def forward_chunk(self, audio: Tensor) -> Tensor:
+        """As ``TwoStage.forward_chunk``: the next chunk, a multiple of ``stride`` long, ``delay`` samples late."""
         made = [out[RESTORED] for _, out in self._steps(audio[0].float().cpu().numpy())]
         return torch.from_numpy(np.concatenate(made, -1))
 
     def _steps(self, audio: NDArray[np.float32]) -> Iterator[tuple[Values, Values]]:
         for start in range(0, audio.shape[1], self.stride):
-            states = self._silence() if self.states.carried is None else self.states.carried
+            states = self._silence() if self.states.value is None else self.states.value
             given = {AUDIO: audio[None, :, start : start + self.stride], **states}
             made = self._run(given)
             self.states.keep({name: made[NEXT + name] for name in states})
@@ -143,7 +143,7 @@ class OnnxEnhancer(EnhancerModule):
         """State of its own, the same session."""
         twin = OnnxEnhancer.__new__(OnnxEnhancer)
         twin.__dict__ = dict(self.__dict__)
-        twin._modules = {"states": Carry()}
+        twin._modules = {"states": StreamState()}
         return twin
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -48,15 +48,15 @@ class TwoStage(StreamingModule):
 
     def forward(self, audio: Tensor) -> Tensor:
         # a restorer that looks ahead makes its strides whole itself, by repeating the last frame
-        return super().forward(audio) if self.causal else self.late(audio)
+        return super().forward(audio) if self.causal else self.forward_chunk(audio)
 
-    def late(self, audio: Tensor) -> Tensor:
+    def forward_chunk(self, audio: Tensor) -> Tensor:
         """The next chunk of a stream, a multiple of ``stride`` long, ``delay`` samples late.
 
         Calls follow each other within ``nn.streaming.streaming``; not causal, the chunk is all of the signal.
         """
         heard = self.mel.stft.input_spectra(audio)
-        return self.vocoder.late(self.restored(heard), heard, audio[:, :1])
+        return self.vocoder.forward_chunk(self.restored(heard), heard, audio[:, :1])
 
     def restored(self, heard: InputSpectra) -> Tensor:
         """The restored log-mel (B, n_mels, L)."""
@@ -65,7 +65,7 @@ class TwoStage(StreamingModule):
 
     @property
     def causal(self) -> bool:
-        """Whether ``late`` can take a stream in chunks."""
+        """Whether ``forward_chunk`` can take a stream in chunks."""
         return self.config.vocoder.mel.causal
 
     @property
@@ -75,7 +75,7 @@ class TwoStage(StreamingModule):
 
     @property
     def delay(self) -> int:
-        """Samples by which what ``late`` gives is late."""
+        """Samples by which what ``forward_chunk`` gives is late."""
         return self.vocoder.delay
 
     @property

@@ -123,14 +123,14 @@ class Vocoder(nn.Module):
         ``sensor`` (B, 1, L * hop_length): what was restored, for a generator with ``sensor_input``; None is silence.
         """
         if not self.delay or not mel.shape[-1]:
-            return self.late(mel, heard, sensor)
+            return self.forward_chunk(mel, heard, sensor)
         frames = self.delay // self.config.mel.hop_length  # with which the last samples come
         mel = F.pad(mel, (0, frames), mode="replicate")  # silence would fade them out
         heard = None if heard is None else heard.each(lambda spectrum: F.pad(spectrum, (0, frames)))
         sensor = None if sensor is None else F.pad(sensor, (0, self.delay))
-        return self.late(mel, heard, sensor)[..., self.delay :]
+        return self.forward_chunk(mel, heard, sensor)[..., self.delay :]
 
-    def late(self, mel: Tensor, heard: InputSpectra | None = None, sensor: Tensor | None = None) -> Tensor:
+    def forward_chunk(self, mel: Tensor, heard: InputSpectra | None = None, sensor: Tensor | None = None) -> Tensor:
         """The next chunk of a stream, of frames as ``forward`` takes them, ``delay`` samples late."""
         return self.finish(self.generate(mel, sensor), mel, heard)
 
@@ -169,7 +169,7 @@ class Vocoder(nn.Module):
 
     @property
     def delay(self) -> int:
-        """Samples by which what ``late`` gives is late: those that Griffin-Lim waits for."""
+        """Samples by which what ``forward_chunk`` gives is late: those that Griffin-Lim waits for."""
         return self.griffin_lim.delay if self.griffin_lim and not self.training else 0
 
     @property
@@ -189,7 +189,7 @@ class Vocoder(nn.Module):
         if self.encoder is not None:  # which sees further than the convolution of mels beside it
             frames = self.encoder.receptive_field
         widest = max(
-            RESBLOCKS[config.resblock].reach(k, tuple(d))
+            RESBLOCKS[config.resblock].receptive_field(k, tuple(d))
             for k, d in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True)
         )
         for up, kernel_size in zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True):

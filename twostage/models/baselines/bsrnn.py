@@ -147,10 +147,10 @@ class Bsrnn(StreamingModule):
         self.pairs = nn.Sequential(*(Pair(config) for _ in range(config.layers)))
         self.estimate = Estimate(config)
 
-    def late(self, audio: Tensor) -> Tensor:
-        """The next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late.
+    def forward_chunk(self, audio: Tensor) -> Tensor:
+        """The next chunk of a stream, a multiple of ``stride`` long, ``delay`` samples late.
 
-        Calls follow each other within ``nn.streaming.streaming``; not causal, the piece is all of the signal.
+        Calls follow each other within ``nn.streaming.streaming``; not causal, the chunk is all of the signal.
         """
         heard = as_channels(self.stft.spectrum(audio))
         made = self.estimate(self.pairs(self.split(heard))).float()
@@ -171,7 +171,7 @@ class Bsrnn(StreamingModule):
 
     @property
     def delay(self) -> int:
-        """Samples by which what ``late`` gives is late."""
+        """Samples by which what ``forward_chunk`` gives is late."""
         return self.istft.delay
 
     @property

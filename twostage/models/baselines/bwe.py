@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from twostage.models.enhancer import EnhancerConfig, EnhancerModule
-from twostage.nn.layers import Conv1d, reach, weight_norm
+from twostage.nn.layers import Conv1d, receptive_field, weight_norm
 from twostage.utils.errors import ConfigError
 
 
@@ -97,7 +97,7 @@ class Bwe(EnhancerModule):
     @property
     def context(self) -> int:
         """Samples that an output sample depends on, on each side."""
-        return reach((self.config.kernel_size, dilation) for dilation in self.config.dilations)
+        return receptive_field((self.config.kernel_size, dilation) for dilation in self.config.dilations)
 
     @property
     def latency(self) -> float:

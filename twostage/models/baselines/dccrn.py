@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from twostage.models.enhancer import EnhancerConfig, StreamingModule
 from twostage.models.features import Istft, Stft, as_channels, as_complex, complex_product, magnitudes
 from twostage.nn.layers import LSTM, Conv2d, ConvTranspose2d
-from twostage.nn.streaming import Late
+from twostage.nn.streaming import DelayLine
 from twostage.utils.errors import ConfigError
 
 KERNEL = (5, 2)  # bands, frames
@@ -173,17 +173,17 @@ class Down(nn.Module):
 class Up(nn.Module):
     """(B, C, F, L) and the encoder's, which it is joined with, -> (B, C', 2 F, L); the ``last`` is not normalised.
 
-    What comes in is ``late`` frames late, and so the encoder's is made.
+    What comes in is ``lookahead`` frames late, and so the encoder's is made.
     """
 
-    def __init__(self, inputs: int, outputs: int, late: int, *, last: bool = False) -> None:
+    def __init__(self, inputs: int, outputs: int, lookahead: int, *, last: bool = False) -> None:
         super().__init__()
-        self.late = Late(late)
+        self.delay_line = DelayLine(lookahead)
         self.conv = Complex(lambda: ConvTranspose2d(inputs, outputs // 2, KERNEL, STRIDE, causal=True, bias=last))
         self.post = nn.Identity() if last else nn.Sequential(ComplexNorm(outputs // 2), nn.PReLU())
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        both = zip(x.chunk(2, 1), self.late(skip).chunk(2, 1), strict=True)
+        both = zip(x.chunk(2, 1), self.delay_line(skip).chunk(2, 1), strict=True)
         x = torch.cat([side for pair in both for side in pair], 1)
         return self.post(self.conv(x)[:, :, 1:])
 
@@ -220,16 +220,16 @@ class Dccrn(StreamingModule):
             Up(wide, narrow, min(place, config.lookahead), last=place == len(steps) - 1)
             for place, (narrow, wide) in enumerate(reversed(steps))
         )
-        self.late_spectrum = Late(config.lookahead)
+        self.delayed_spectrum = DelayLine(config.lookahead)
 
-    def late(self, audio: Tensor) -> Tensor:
-        """The next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late.
+    def forward_chunk(self, audio: Tensor) -> Tensor:
+        """The next chunk of a stream, a multiple of ``stride`` long, ``delay`` samples late.
 
         Calls follow each other within ``nn.streaming.streaming``.
         """
         heard = as_channels(self.stft.spectrum(audio))
         mask = F.pad(self._mask(heard[:, :, 1:]).float(), (0, 0, 1, 0))  # nothing at 0 Hz
-        return self.istft(as_complex(MASKINGS[self.config.masking](mask, self.late_spectrum(heard))))
+        return self.istft(as_complex(MASKINGS[self.config.masking](mask, self.delayed_spectrum(heard))))
 
     def _mask(self, x: Tensor) -> Tensor:
         skips = []
@@ -250,7 +250,7 @@ class Dccrn(StreamingModule):
 
     @property
     def delay(self) -> int:
-        """Samples by which what ``late`` gives is late."""
+        """Samples by which what ``forward_chunk`` gives is late."""
         return self.istft.delay + self.config.lookahead * self.hop_length
 
     @property

@@ -156,8 +156,8 @@ class Dpcrn(StreamingModule):
             for place, (inputs, outputs, *sizes) in enumerate(reversed(levels), 1)
         )
 
-    def late(self, audio: Tensor) -> Tensor:
-        """The next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late.
+    def forward_chunk(self, audio: Tensor) -> Tensor:
+        """The next chunk of a stream, a multiple of ``stride`` long, ``delay`` samples late.
 
         Calls follow each other within ``nn.streaming.streaming``.
         """
@@ -191,7 +191,7 @@ class Dpcrn(StreamingModule):
 
     @property
     def delay(self) -> int:
-        """Samples by which what ``late`` gives is late."""
+        """Samples by which what ``forward_chunk`` gives is late."""
         return self.istft.delay
 
     @property

@@ -83,7 +83,7 @@ class Eben(StreamingModule):
         )
         self.conv_post = Conv1d(config.channels, config.bands, 3, bias=False, causal=causal)
 
-    def late(self, audio: Tensor) -> Tensor:
+    def forward_chunk(self, audio: Tensor) -> Tensor:
         """The next chunk of a stream, or all of a signal, a multiple of ``stride`` long, ``delay`` samples late."""
         heard = self.pqmf.analysis(audio)[:, : self.config.input_bands]
         x = self.conv_pre(heard.to(self.conv_pre.weight.dtype))
@@ -97,12 +97,12 @@ class Eben(StreamingModule):
 
     @property
     def causal(self) -> bool:
-        """Whether ``late`` can take a stream in pieces."""
+        """Whether ``forward_chunk`` can take a stream in chunks."""
         return self.config.causal
 
     @property
     def delay(self) -> int:
-        """Samples by which what ``late`` gives is late: those that the bands' filters take."""
+        """Samples by which what ``forward_chunk`` gives is late: those that the bands' filters take."""
         return self.pqmf.delay
 
     @property
@@ -113,7 +113,7 @@ class Eben(StreamingModule):
     @property
     def context(self) -> int:
         """Samples that an output sample depends on, on each side, at most."""
-        sides = (self.unet.reach + 2) * (2 if self.causal else 1)
+        sides = (self.unet.receptive_field + 2) * (2 if self.causal else 1)
         return self.delay + sides * self.config.bands + self.stride - 1
 
     @property
