@@ -302,7 +302,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def survey(options: argparse.Namespace) -> dict[str, Any]:
+def measure_all(options: argparse.Namespace) -> dict[str, Any]:
     """All measures that the options ask for."""
     seconds, rounds = (1.0, 2) if options.quick else (10.0, options.rounds)
     lengths = options.lengths or (QUICK_LENGTHS if options.quick else LENGTHS)
@@ -326,7 +326,7 @@ def survey(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def markdown(found: Mapping[str, Any]) -> str:
-    """The tables of a survey."""
+    """The tables of all that was measured."""
     words = {**found["machine"], "bfloat16": "yes" if found["machine"]["bfloat16"] else "no"}
     text = "{cpu}, {cores} cores, {vectors}, bfloat16 instructions: {bfloat16}; torch {torch}, {system}\n".format(
         **words
@@ -432,7 +432,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.child:
         return child(*json.loads(options.child))
-    found = survey(options)
+    found = measure_all(options)
     text = markdown(found)
     print(text)
     if options.out:

@@ -19,7 +19,7 @@ from torch import Tensor
 from twostage.audio.levels import levelled
 from twostage.data.manifest import read_manifest
 from twostage.evaluation.metrics import score
-from twostage.evaluation.pairs import Source
+from twostage.evaluation.pairs import PairSource
 from twostage.models import checkpoint
 from twostage.models.features import MelConfig, mel_basis
 from twostage.models.two_stage import TwoStage
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder that scripts/leave_one_out.py wrote")
     options = parser.parse_args()
     rows: dict[str, list[list[float]]] = {}
-    source = Source(Path(options.pairs).parent)
+    source = PairSource(Path(options.pairs).parent)
     for entry in read_manifest(options.pairs):
         weights = options.folder / entry.speaker / "run" / "last.safetensors"
         model = checkpoint.load(weights, options.folder / "vocoder.safetensors")

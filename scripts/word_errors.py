@@ -26,7 +26,7 @@ from twostage.commands.options import models_by_label
 from twostage.data.manifest import read_manifest
 from twostage.data.sensors import load_sensor
 from twostage.evaluation.metrics import SAMPLE_RATE as RATE
-from twostage.evaluation.pairs import Source, select
+from twostage.evaluation.pairs import PairSource, select
 from twostage.evaluation.report import CLEAN
 from twostage.evaluation.systems import estimates, load_systems
 from twostage.utils.errors import ConfigError, DataError, TwoStageError
@@ -153,7 +153,7 @@ def main() -> None:
         raise ConfigError("--clean and --simulate belong together: the sensor that degrades the clean speech")
     manifest = Path(options.pairs or options.clean)
     texts = read_texts(options.texts) if options.texts else {}
-    source = Source(manifest.absolute().parent, load_sensor(options.simulate) if options.simulate else None)
+    source = PairSource(manifest.absolute().parent, load_sensor(options.simulate) if options.simulate else None)
     entries = select(
         read_manifest(manifest), paired=bool(options.pairs), speakers=options.only_speaker, limit=options.limit
     )

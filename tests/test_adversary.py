@@ -11,7 +11,7 @@ from twostage.models.vocoder import Vocoder, VocoderConfig
 from twostage.training import losses
 from twostage.training.adversary import Adversary, AdversaryConfig
 from twostage.training.discriminators.audio import DiscriminatorConfig, Discriminators
-from twostage.training.loss_balancer import Balance
+from twostage.training.loss_balancer import LossBalancer
 from twostage.training.optim import OptimizerConfig
 from twostage.training.tasks import Vocoding, VocodingWeights
 from twostage.training.trainer import Training, fit
@@ -184,10 +184,10 @@ def test_each_loss_pulls_at_the_last_layer_alike_and_averaged(sound):
     layer = training.model.conv_post.parametrizations.weight.original1
     output = Vocoding(MEL, weights)(training.model, Pair(*sound))
     losses = output.terms | training.adversary.generator_loss(output.fake, output.real)
-    balance = Balance()
+    balancer = LossBalancer()
     for scale, length in ((1e3, 1), (3e3, 3 / 1.2)):  # three times as long, of which a tenth counts
         scaled = {name: scale * loss for name, loss in losses.items()}
-        factors = balance.factors(scaled, layer)
+        factors = balancer.factors(scaled, layer)
         for name, loss in scaled.items():
             (gradient,) = torch.autograd.grad(factors[name] * loss, layer, retain_graph=True)
             assert float(gradient.norm()) == pytest.approx(length, rel=0.02), name
@@ -203,15 +203,15 @@ def test_each_loss_is_balanced_in_a_training_and_the_lengths_are_part_of_its_sta
     stored = training.adversary.state_dict()
     other = adversary(adaptive="each")
     other.load_state_dict(stored)
-    assert other.balance.lengths == training.adversary.balance.lengths != {}
+    assert other.balancer.lengths == training.adversary.balancer.lengths != {}
     del stored["lengths"]  # as states were before
     other.load_state_dict(stored)
-    assert other.balance.lengths == {}
+    assert other.balancer.lengths == {}
 
 
 def test_no_balance_is_kept_of_what_is_not_balanced(sound):
     for adaptive in (False, True):
-        assert run(sound, 1, adaptive=adaptive)[2].adversary.balance.lengths == {}
+        assert run(sound, 1, adaptive=adaptive)[2].adversary.balancer.lengths == {}
 
 
 @pytest.mark.parametrize("width", [0.0625, 0.25, 1.0])

@@ -239,10 +239,10 @@ def test_a_folder_that_vanishes_is_named(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_as_the_file_is_opened_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = soundfile.SoundFile
+    original = soundfile.SoundFile
 
     def interrupted(*args: object, **more: object) -> None:
-        honest(*args, **more).close()
+        original(*args, **more).close()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(soundfile, "SoundFile", interrupted)

@@ -1,4 +1,4 @@
-"""Claims about the WaveNet of HiFi-GAN+: sizes of the published model, its receptive field, and that all of it learns."""
+"""Claims about the WaveNet of HiFi-GAN+: its published sizes, its receptive field, and that all of it learns."""
 
 import pytest
 import torch

@@ -16,7 +16,7 @@ from test_streaming import chain
 
 from twostage import cli
 from twostage.audio import sound_files
-from twostage.inference.realtime import Pcm, Timing, converse, in_hops, pipe
+from twostage.inference.realtime import Pcm, Timing, pipe, rechunk, run_duplex
 from twostage.inference.stream import Stream
 from twostage.models import checkpoint
 from twostage.utils.errors import AudioError
@@ -73,7 +73,7 @@ def test_a_sound_file_in_the_pipe_is_no_noise_in_the_loudspeaker(suffix: str, tm
 
 
 def test_hops_are_of_one_length() -> None:
-    blocks = list(in_hops([np.arange(5.0), np.arange(5.0, 6.0), np.arange(6.0, 17.0)], 4))
+    blocks = list(rechunk([np.arange(5.0), np.arange(5.0, 6.0), np.arange(6.0, 17.0)], 4))
     assert [len(block) for block in blocks] == [4, 4, 4, 4, 1]
     assert np.concatenate(blocks).tolist() == list(range(17))
 
@@ -173,7 +173,7 @@ def test_the_loudspeaker_plays_the_offline_output_after_the_latency(monkeypatch:
     sound, model = speech(256 * 40), chain()
     devices = FakeDevices(sound)
     monkeypatch.setitem(sys.modules, "sounddevice", devices)
-    assert converse(Stream(model), 256, (None, None), seconds=1.0) == 1
+    assert run_duplex(Stream(model), 256, (None, None), seconds=1.0) == 1
     played = np.concatenate(devices.played)
     assert not played[:512].any()
     np.testing.assert_allclose(played[512:], offline(model, sound)[:-512], atol=1e-5, rtol=0)

@@ -17,7 +17,7 @@ import pytest
 from twostage.audio import sound_files
 from twostage.cli import main
 from twostage.corpus import corpus, ray_cluster
-from twostage.corpus.corpus import Item, Job, Weights, Worker, begin, plan, refused, safe_name, sources
+from twostage.corpus.corpus import CorpusJob, Item, ModelWeights, Worker, begin, plan, refused, safe_name, sources
 from twostage.corpus.ray_cluster import ClusterConfig
 from twostage.corpus.storage import Store
 from twostage.corpus.table import PARTS, TABLE, Result, Table, decode, distinct, to_arrow
@@ -43,8 +43,8 @@ def manifest(tmp_path: Path, speech: Speech, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture
-def job(tiny_path: Path) -> Job:
-    return Job("out", Weights.read(str(tiny_path)).digest)
+def job(tiny_path: Path) -> CorpusJob:
+    return CorpusJob("out", ModelWeights.read(str(tiny_path)).digest)
 
 
 def items(manifest: Path, *, done: dict[str, Result] | None = None, suffix: str = "") -> list[Item]:
@@ -121,7 +121,7 @@ def test_sources_are_relative_to_their_manifest(tmp_path: Path, monkeypatch: pyt
     )
 
 
-def test_files_come_out_as_from_restore(manifest: Path, job: Job, tiny_path: Path) -> None:
+def test_files_come_out_as_from_restore(manifest: Path, job: CorpusJob, tiny_path: Path) -> None:
     """The same bytes, and the same words for what is wrong."""
     assert main(["restore", "in", "-o", "plain", "--model", str(tiny_path), "--device", "cpu", "--json", "r.json"]) == 1
     begin(job)
@@ -145,11 +145,11 @@ def test_files_come_out_as_from_restore(manifest: Path, job: Job, tiny_path: Pat
     assert missing.error == f"{manifest.parent}/missing.wav: no such file"
 
 
-def _restored(job: Job, weights: Path, given: list[Item]) -> list[tuple[Item, Result]]:
-    return list(zip(given, Worker(job, Weights.read(str(weights)))(given), strict=True))
+def _restored(job: CorpusJob, weights: Path, given: list[Item]) -> list[tuple[Item, Result]]:
+    return list(zip(given, Worker(job, ModelWeights.read(str(weights)))(given), strict=True))
 
 
-def test_a_corpus_far_away_comes_out_the_same(manifest: Path, job: Job, tiny_path: Path) -> None:
+def test_a_corpus_far_away_comes_out_the_same(manifest: Path, job: CorpusJob, tiny_path: Path) -> None:
     begin(job)
     near = _restored(job, tiny_path, items(manifest))
     memory, root = fsspec.filesystem("memory"), f"memory:/{manifest.parent}"
@@ -165,7 +165,7 @@ def test_a_corpus_far_away_comes_out_the_same(manifest: Path, job: Job, tiny_pat
     assert Table(Store(far.dest)).read().keys() == {item.source for item in found}
 
 
-def test_a_later_run_goes_on_with_what_is_not_restored(manifest: Path, job: Job, tiny_path: Path) -> None:
+def test_a_later_run_goes_on_with_what_is_not_restored(manifest: Path, job: CorpusJob, tiny_path: Path) -> None:
     assert begin(job) == {}
     given = items(manifest)
     _restored(job, tiny_path, given[:2])
@@ -180,7 +180,7 @@ def test_a_later_run_goes_on_with_what_is_not_restored(manifest: Path, job: Job,
     assert Table(Store("out")).read() == {}
 
 
-def test_work_that_is_done_twice_is_in_the_table_once(manifest: Path, job: Job, tiny_path: Path) -> None:
+def test_work_that_is_done_twice_is_in_the_table_once(manifest: Path, job: CorpusJob, tiny_path: Path) -> None:
     """A process that dies before its row is written has left an output."""
     begin(job)
     given = items(manifest)[:2]
@@ -224,7 +224,7 @@ def test_a_damaged_table_is_named(tmp_path: Path) -> None:
         Table(Store(str(tmp_path))).read()
 
 
-def test_a_folder_of_something_else_is_left_alone(manifest: Path, job: Job) -> None:
+def test_a_folder_of_something_else_is_left_alone(manifest: Path, job: CorpusJob) -> None:
     before = sorted(Path("in").iterdir())
     for overwrite in (False, True):
         with pytest.raises(OutputError, match=r"in: holds good.wav and no corpus.json"):
@@ -240,7 +240,7 @@ def test_a_folder_of_something_else_is_left_alone(manifest: Path, job: Job) -> N
         ({"options": Options(level="model")}, "out: level is 'model', was 'input'"),
     ],
 )
-def test_a_corpus_is_not_mixed(manifest: Path, job: Job, change: dict[str, Any], message: str) -> None:
+def test_a_corpus_is_not_mixed(manifest: Path, job: CorpusJob, change: dict[str, Any], message: str) -> None:
     begin(job)
     begin(replace(job, options=Options(seconds=5.0, batch=4)))  # the outputs are the same
     with pytest.raises(ConfigError, match=message):
@@ -249,7 +249,7 @@ def test_a_corpus_is_not_mixed(manifest: Path, job: Job, change: dict[str, Any],
     assert begin(replace(job, **change)) == {}
 
 
-def test_sources_among_the_outputs_are_refused(manifest: Path, job: Job) -> None:
+def test_sources_among_the_outputs_are_refused(manifest: Path, job: CorpusJob) -> None:
     begin(job)
     given = [Item(f"{manifest.parent.parent}/out/x.wav", "x.wav"), Item(str(manifest.parent / "good.wav"), "good.wav")]
     given.append(Item("nowhere://b/x.wav", "b/x.wav"))
@@ -261,15 +261,15 @@ def test_sources_among_the_outputs_are_refused(manifest: Path, job: Job) -> None
 
 
 def test_weights_travel_as_they_are(tiny_path: Path, tmp_path: Path) -> None:
-    weights = Weights.read(str(tiny_path))
+    weights = ModelWeights.read(str(tiny_path))
     ((name, content),) = weights.files
     (tmp_path / "other.safetensors").write_bytes(content)
-    assert Weights.read(str(tmp_path / "other.safetensors")).digest == weights.digest
-    two = Weights((("a", b"1"), ("b", b"2")))
-    assert two.digest == Weights(two.files[::-1]).digest != weights.digest
+    assert ModelWeights.read(str(tmp_path / "other.safetensors")).digest == weights.digest
+    two = ModelWeights((("a", b"1"), ("b", b"2")))
+    assert two.digest == ModelWeights(two.files[::-1]).digest != weights.digest
     assert name == "tiny.safetensors"
     with pytest.raises(CheckpointError, match="none: no such file"):
-        Weights.read("none")
+        ModelWeights.read("none")
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_impossible_clusters(values: dict[str, Any], message: str) -> None:
 )
 def test_clusters_that_are_too_small(config: ClusterConfig, resources: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        ray_cluster._crew(config, resources)
+        ray_cluster._resources(config, resources)
 
 
 @pytest.mark.parametrize(

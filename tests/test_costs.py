@@ -64,7 +64,7 @@ def test_a_model_costs_the_sum_of_its_stages():
     mel = torch.zeros(1, 80, 124)
     stages = costs.macs(model.restorer, mel) + costs.macs(model.vocoder, mel)
     basis = 80 * 513 * 124
-    found = costs.measure(model, seconds=1, repeats=1)
+    found = costs.measure_model(model, seconds=1, repeats=1)
     assert found.gmac == pytest.approx((stages + basis) / 1e9 / (124 * 256 / 16000), rel=1e-6)
     assert found.parameters == costs.parameters(model.restorer) + costs.parameters(model.vocoder)
     assert 0 < found.real_time_factor < 1

@@ -173,7 +173,7 @@ def test_a_file_says_what_it_is_and_nothing_of_where_it_was_made(whole: OnnxEnha
 def test_costs_and_the_digest_are_those_of_the_model(
     centred: TwoStage, whole: OnnxEnhancer, step: OnnxEnhancer
 ) -> None:
-    found, expected = (costs.measure(model, seconds=1, repeats=1) for model in (whole, centred))
+    found, expected = (costs.measure_model(model, seconds=1, repeats=1) for model in (whole, centred))
     assert (found.parameters, found.gmac) == (expected.parameters, expected.gmac)
     prints = fingerprint([System("a", whole, False), System("b", step, False)])
     assert prints["a"] != prints["b"]

@@ -4,7 +4,7 @@ import pytest
 
 from twostage.inference.failures import Failure, one_by_one
 from twostage.utils.errors import AudioError, OutputError, called
-from twostage.utils.memory import honest
+from twostage.utils.memory import raise_memory_error
 
 
 def restored(name: str) -> str:
@@ -69,5 +69,5 @@ def test_files_in_between_go_by_the_names_of_those_that_they_stand_for() -> None
 
 def test_a_gpu_without_memory_is_out_of_memory_as_a_cpu_is() -> None:
     torch = pytest.importorskip("torch")
-    with pytest.raises(MemoryError), honest():
+    with pytest.raises(MemoryError), raise_memory_error():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")

@@ -19,7 +19,7 @@ from twostage.data.noise import Air, looped, noisy, pink
 from twostage.data.pairs import Pair, PairConfig, PairDataset
 from twostage.data.sensors import Sensor
 from twostage.evaluation import report
-from twostage.evaluation.pairs import Source
+from twostage.evaluation.pairs import PairSource
 from twostage.evaluation.report import AIR, RAW
 from twostage.export.onnx import TOLERANCE, export
 from twostage.models import checkpoint
@@ -316,7 +316,7 @@ def test_simulated_files_are_what_is_evaluated(speech: Speech, noise: Path, tmp_
     assert main(["simulate", str(tmp_path / "in"), str(tmp_path / "out"), *settings]) == 1
     assert "two.wav: has 2 channels; --air-snr makes two of a file with one" in capsys.readouterr().err
     files = tuple(sorted(map(str, noise.iterdir())))
-    source = Source(tmp_path / "in", Sensor(cutoff=600.0), 3, Air(-3.0, files, 3))
+    source = PairSource(tmp_path / "in", Sensor(cutoff=600.0), 3, Air(-3.0, files, 3))
     made, _ = source.read(Entry(str(tmp_path / "in" / "a.wav"), None, "s", 1.0))
     written = sound_files.read(tmp_path / "out" / "a.wav")[0]
     assert written.shape == made.shape == (2, RATE)

@@ -14,7 +14,7 @@ from twostage.training.adversary import Adversary, MelAdversaryConfig
 from twostage.training.discriminators.mel import MelDiscriminator, MelDiscriminatorConfig
 from twostage.training.optim import OptimizerConfig
 from twostage.training.tasks import Restoring, RestoringWeights
-from twostage.training.trainer import Progress, Training, fit
+from twostage.training.trainer import StepResult, Training, fit
 
 MEL = MelConfig(n_mels=32)
 RESTORER = RestorerConfig(mel=MEL, channels=(4, 8), time_strides=(2,), blocks=1, dilations=(1,))
@@ -103,7 +103,7 @@ def run(pair: Pair, weights: RestoringWeights, steps: int, **rules) -> list[dict
         training.adversary = Adversary(MelAdversaryConfig(SMALL, **rules), OptimizerConfig())
     seen: list[dict[str, Tensor]] = []
 
-    def report(_: Training, progress: Progress) -> None:
+    def report(_: Training, progress: StepResult) -> None:
         seen.append(progress.values)
 
     fit(training, Restoring(RESTORER, weights), iter(lambda: pair, None), weights, steps=steps, report=report)

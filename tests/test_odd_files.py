@@ -355,8 +355,8 @@ def test_media_that_are_none_are_named(tmp_path: Path, name: str) -> None:
 def test_without_the_extra_the_line_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes, what: str
 ) -> None:
-    honest = importlib.util.find_spec
-    monkeypatch.setattr(media_files, "find_spec", lambda name: None if name == "av" else honest(name))
+    original = importlib.util.find_spec
+    monkeypatch.setattr(media_files, "find_spec", lambda name: None if name == "av" else original(name))
     (tmp_path / "a.bin").write_bytes(start + bytes(500))
     with pytest.raises(AudioError, match=rf"a\.bin: is {what}, which needs the extra media: pip install"):
         sound_files.read(tmp_path / "a.bin")

@@ -18,7 +18,7 @@ import pytest
 from browser import chromium, required
 
 from twostage.app.limits import Limits
-from twostage.app.results import Results
+from twostage.app.results import ResultFolders
 from twostage.app.service import Service
 from twostage.app.work import sample
 from twostage.audio import sound_files
@@ -55,7 +55,7 @@ def page(tiny_path, scores):
 
     sys.addaudithook(hear)
     limits = Limits(mb=1, seconds=20, files=3)
-    with serving(Address(port=0), {"tiny": [str(tiny_path)]}, ["cpu"], limits, results=Results(scores)) as url:
+    with serving(Address(port=0), {"tiny": [str(tiny_path)]}, ["cpu"], limits, results=ResultFolders(scores)) as url:
         yield url
     listening = False  # there is no way to take a hook out
     assert called == []
@@ -320,7 +320,7 @@ def test_who_comes_when_the_queue_is_full_is_told_so(tiny_path, monkeypatch):
 def test_a_visitor_who_leaves_is_not_worked_for(tiny_path, monkeypatch):
     started, ended = threading.Event(), threading.Event()
 
-    def slow(self, file, sensor, seed, wishes, progress, check):
+    def slow(self, file, sensor, seed, request, progress, check):
         started.set()
         try:
             while not ended.wait(0.1):

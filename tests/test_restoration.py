@@ -318,7 +318,7 @@ def test_a_file_is_not_replaced_by_its_own_restoration(speech: Speech, tmp_path:
 
 
 def test_progress_adds_up_to_the_length(speech: Speech) -> None:
-    source = restoration.Source("x", 16000, 1, lambda: iter([speech(50000)[None]]))
+    source = restoration.AudioSource("x", 16000, 1, lambda: iter([speech(50000)[None]]))
     done = sum(pair[0].shape[1] for pair in enhance(Identity(), source.blocks(), 0.2, [0]))
     assert done == 50000
 
@@ -333,11 +333,11 @@ def test_memory_does_not_grow_with_the_file(options: Options) -> None:
     block = np.random.default_rng(0).standard_normal((1, 65536), np.float32) * 0.1
 
     def peak(minutes: int) -> int:
-        source = restoration.Source("x", 8000, 1, lambda: (block for _ in range(minutes * 60 * 8000 // 65536)))
+        source = restoration.AudioSource("x", 8000, 1, lambda: (block for _ in range(minutes * 60 * 8000 // 65536)))
         tracemalloc.start()
-        survey = restoration.measure(source, 16000)
-        spill = restoration.Spill(Nowhere(), 1)  # type: ignore[arg-type]
-        restoration._render(Identity(), source, survey, 16000, options, spill, 0.99, lambda _: None)
+        input_levels = restoration.measure_levels(source, 16000)
+        spool = restoration.SpoolFile(Nowhere(), 1)  # type: ignore[arg-type]
+        restoration._render(Identity(), source, input_levels, 16000, options, spool, 0.99, lambda _: None)
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return most
@@ -362,11 +362,11 @@ def test_many_channels_take_no_more_memory_than_some(
     silent = np.zeros((channels - 1, given.shape[1]), np.float32)
     sound_files.write(tmp_path / "many.wav", np.concatenate([given, silent]), 16000, subtype="FLOAT")
     sound_files.write(tmp_path / "one.wav", given, 16000, subtype="FLOAT")
-    windows, blocks, honest = list[float](), list[int](), restoration.enhance
+    windows, blocks, original = list[float](), list[int](), restoration.enhance
 
     def watched(model: object, given: Iterator[np.ndarray], seconds: float, *rest: object) -> object:
         windows.append(seconds)
-        return honest(model, (blocks.append(block.size) or block for block in given), seconds, *rest)  # type: ignore
+        return original(model, (blocks.append(block.size) or block for block in given), seconds, *rest)  # type: ignore
 
     monkeypatch.setattr(restoration, "enhance", watched)
     for name in ("many", "one"):

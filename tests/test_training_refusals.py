@@ -125,7 +125,7 @@ def test_a_delay_that_leaves_nothing_in_common_is_not_trained_on(
 
 
 def test_a_score_that_is_none_is_no_best(corpus: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("twostage.training.monitor.measure", lambda *_: {"mel_l1": float("nan")})
+    monkeypatch.setattr("twostage.training.monitor.score_examples", lambda *_: {"mel_l1": float("nan")})
     recipes.train_restorer(settings(corpus, corpus, tmp_path / "run"))
     assert "(best)" not in capsys.readouterr().err
     assert not (tmp_path / "run" / "best.safetensors").exists()

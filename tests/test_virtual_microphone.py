@@ -22,7 +22,7 @@ from twostage import cli
 from twostage.audio.highpass import highpass
 from twostage.inference import virtual_microphone
 from twostage.inference.meter import Meter
-from twostage.inference.realtime import converse
+from twostage.inference.realtime import run_duplex
 from twostage.inference.stream import Stream
 from twostage.models import checkpoint
 from twostage.utils.errors import AudioError, ConfigError
@@ -294,7 +294,7 @@ def test_a_live_stream_goes_on_after_what_is_no_sound(monkeypatch: pytest.Monkey
     devices = FakeDevices(broken)
     monkeypatch.setitem(sys.modules, "sounddevice", devices)
     meter = Meter(0.016, 0.0, print, pace=0.0)
-    assert converse(Stream(chain()), 256, (None, None), seconds=1.0, meter=meter) == 1
+    assert run_duplex(Stream(chain()), 256, (None, None), seconds=1.0, meter=meter) == 1
     assert meter.hops == 40
     assert meter.latency == pytest.approx(0.048 + 0.03)
     played = np.concatenate(devices.played)

@@ -13,9 +13,9 @@ from gradio import processing_utils, routes
 
 from twostage.app.access import Access
 from twostage.app.limits import Limits
-from twostage.app.results import Results
+from twostage.app.results import ResultFolders
 from twostage.app.server import Address, application, listening
-from twostage.app.service import Service, Wishes, serving_from
+from twostage.app.service import RestoreRequest, Service, serving_from
 from twostage.app.visitors import Visitors
 from twostage.audio.sound_files import FORMATS
 from twostage.data.sensors import PRESETS
@@ -39,7 +39,7 @@ def serving(
     devices: list[str],
     limits: Limits | None = None,
     *,
-    results: Results | None = None,
+    results: ResultFolders | None = None,
     seconds: float = 10.0,
     access: Access | None = None,
 ) -> Iterator[str]:
@@ -152,9 +152,9 @@ def _restore_tab(service: Service, visitors: Visitors) -> None:
         visitor: gr.Request,
         progress: Any = gr.Progress(),  # noqa: B008 - how gradio hands it over
     ) -> Any:
-        wishes = Wishes(model, device, rate, None if suffix == KEEP else suffix, level, float(low or 0))
+        request = RestoreRequest(model, device, rate, None if suffix == KEEP else suffix, level, float(low or 0))
         check = visitors.check(visitor.session_hash)
-        return service.restore([*(files or []), *([spoken] if spoken else [])], wishes, progress, check)
+        return service.restore([*(files or []), *([spoken] if spoken else [])], request, progress, check)
 
     inputs = [files, spoken, model, device, rate, suffix, level, low]
     _work_on(button.click, restore, inputs, [said, player], service)
@@ -190,7 +190,7 @@ def _simulate_tab(service: Service, visitors: Visitors) -> None:
         progress: Any = gr.Progress(),  # noqa: B008
     ) -> Any:
         check = visitors.check(visitor.session_hash)
-        return service.simulate(file or spoken, sensor, int(seed or 0), Wishes(model, device), progress, check)
+        return service.simulate(file or spoken, sensor, int(seed or 0), RestoreRequest(model, device), progress, check)
 
     _work_on(button.click, simulate, [file, spoken, sensor, seed, model, device], [said, player], service)
     if sample:

@@ -14,7 +14,7 @@ DEPTH = 4  # folders below the root that are looked through
 
 
 @dataclass(frozen=True)
-class Results:
+class ResultFolders:
     """The folders below ``root`` that hold a table, by their name below it; not links, not hidden ones.
 
     A name that `names` does not give leads nowhere: neither "..", nor an absolute path, nor a link.

@@ -29,14 +29,14 @@ from starlette.routing import Route
 from twostage import __version__
 from twostage.app import api
 from twostage.app.access import Access, Door, is_loopback
-from twostage.app.guard import App, Guard, Message, Receive, Send
 from twostage.app.limits import Limits, TooMuch
 from twostage.app.openapi import document
+from twostage.app.security import App, Message, Receive, SecurityMiddleware, Send
 from twostage.app.service import Service, serving_from
 from twostage.app.uploads import FORM, Uploads
 from twostage.app.visitors import Listening, Visitors
 from twostage.inference.failures import FAILURES
-from twostage.inference.restoration import Report
+from twostage.inference.restoration import RestorationReport
 from twostage.utils.errors import Cancelled, ConfigError, OutputError
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ def application(service: Service, access: Access, visitors: Visitors | None = No
     ]
     middleware = [
         Middleware(Log),
-        Middleware(Guard),
+        Middleware(SecurityMiddleware),
         Middleware(Door, access=access),
         Middleware(Uploads, storage=service.storage, limits=service.limits),
         Middleware(Listening, visitors=visitors or Visitors()),
@@ -172,12 +172,12 @@ class Programs:
         try:
             values = dict(request.query_params)
             name = values.pop("name", "")
-            wishes = api.wishes_of(values, self._service)
+            wanted = api.restore_request(values, self._service)
             api.check_queue(self._service)
             source = await _received(request, name, folder, self._service.limits.mb << 20)
             api.check_queue(self._service)  # again: to receive it took a while
             report = await self._in_thread(
-                request, lambda cancel: api.restore(self._service, source, folder, wishes, cancel)
+                request, lambda cancel: api.restore(self._service, source, folder, wanted, cancel)
             )
             return _answer(request, report, folder)
         except BaseException as error:
@@ -232,7 +232,7 @@ async def _received(request: Request, name: str, folder: Path, most: int) -> Pat
     return api.named_by_content(path)
 
 
-def _answer(request: Request, report: Report, folder: Path) -> Response:
+def _answer(request: Request, report: RestorationReport, folder: Path) -> Response:
     """The restored file or, for who accepts JSON, its report with the sound inside. ``folder`` goes with the answer."""
     path, told = Path(report.target), api.report_of(report)
     media_type = api.MEDIA_TYPES[path.suffix.lower().lstrip(".")]

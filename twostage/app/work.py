@@ -14,8 +14,8 @@ from twostage.audio.sound_files import info, resampled_length
 from twostage.data.recordings import simulate_recording
 from twostage.data.sensors import PRESETS
 from twostage.inference.failures import Failure, one_by_one
-from twostage.inference.jobs import Job, plan
-from twostage.inference.restoration import Options, Progress, Report, restore_file
+from twostage.inference.jobs import RestoreJob, plan
+from twostage.inference.restoration import Options, ProgressCallback, RestorationReport, restore_file
 from twostage.models.checkpoint import load
 from twostage.models.enhancer import Enhancer
 from twostage.utils.errors import AudioError, ConfigError, called
@@ -72,10 +72,10 @@ def restore_all(
 ) -> Outcome:
     """Restore files into ``folder``, format by ``suffix`` (None: their own); one bad file does not stop the rest."""
     limits.check_count(sources)
-    reports, views, failures, taken = list[Report](), list[dict[str, Any]](), list[str](), 0.0
+    reports, views, failures, taken = list[RestorationReport](), list[dict[str, Any]](), list[str](), 0.0
     step = _fraction(sum(_seconds(source, limits) for source in sources), progress)
 
-    def work(job: Job) -> tuple[Report, dict[str, Any]]:
+    def work(job: RestoreJob) -> tuple[RestorationReport, dict[str, Any]]:
         nonlocal taken
         step(0.0)  # whoever listens may stop the rest here
         with named_as_given(job.source, job.target):
@@ -139,7 +139,7 @@ def room_for(source: Path, limits: Limits, sample_rate: int | None) -> int:
     return about.channels * (16 * made + 8 * about.frames)  # as floats: put aside, written, packed and handed out
 
 
-def bounded(source: Path, limits: Limits, step: Progress) -> Progress:
+def bounded(source: Path, limits: Limits, step: ProgressCallback) -> ProgressCallback:
     """Also stops a file that has more sound than its header says."""
     done = 0.0
 
@@ -160,7 +160,7 @@ def _seconds(source: Path, limits: Limits) -> float:
         return 0.0  # its turn to complain comes
 
 
-def _fraction(total: float, progress: Fraction) -> Progress:
+def _fraction(total: float, progress: Fraction) -> ProgressCallback:
     done = 0.0
 
     def hear(seconds: float) -> None:

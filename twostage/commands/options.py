@@ -104,13 +104,13 @@ def add_training_arguments(parser: ArgumentParser) -> None:
 
 def training_settings(args: Namespace, schema: type[S]) -> S:
     """The settings of a training. One that goes on without CONFIG takes those that it began with."""
-    from twostage.training.config import SETTINGS, load_config
+    from twostage.training.config import CONFIG_FILE, load_config
 
     files = [text for text in args.settings if "=" not in text]
     overrides = [text for text in args.settings if "=" in text] + (
         [f"run_dir={args.directory}"] if args.directory else []
     )
-    if not files and args.resume and args.directory and (begun := Path(args.directory, SETTINGS)).is_file():
+    if not files and args.resume and args.directory and (begun := Path(args.directory, CONFIG_FILE)).is_file():
         return load_config(schema, [str(begun)], overrides, stored=True)
     if not files:
         raise ConfigError("give a YAML file of settings, such as those in configs/, or --resume with --run DIR")

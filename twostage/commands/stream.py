@@ -132,11 +132,11 @@ def _pipe(args: argparse.Namespace, stream: "Stream") -> int:
 
 
 def _live(args: argparse.Namespace, stream: "Stream", hop: int) -> int:
-    from twostage.inference.realtime import converse
+    from twostage.inference.realtime import run_duplex
 
     meter = _meter(args, stream, hop, devices=0.0)
     devices = [int(name) if name.isdigit() else name for name in args.devices or ()] or [None, None]
-    lost = converse(stream, hop, (devices[0], devices[1]), args.duration, meter)
+    lost = run_duplex(stream, hop, (devices[0], devices[1]), args.duration, meter)
     if lost:
         logger.warning("sound was lost %d times: the processor does not keep up", lost)
     return 0
@@ -217,7 +217,7 @@ def _play(args: argparse.Namespace, model: "Enhancer", gain: list[float]) -> "Ti
 
     from twostage.audio.highpass import highpassed
     from twostage.audio.sound_files import Reader, Writer, resampled
-    from twostage.inference.realtime import Timing, against_the_clock
+    from twostage.inference.realtime import Timing, run_realtime
 
     rate, work, samples = model.sample_rate, list[float](), 0
     with Reader(args.file) as reader, ExitStack() as stack:
@@ -231,7 +231,7 @@ def _play(args: argparse.Namespace, model: "Enhancer", gain: list[float]) -> "Ti
         writer = None
         if args.out:
             writer = stack.enter_context(Writer(args.out, rate, 1, overwrite=args.overwrite))
-        for out in against_the_clock(stream, (b[0] if stream.inputs == 1 else b for b in blocks), model.stride, work):
+        for out in run_realtime(stream, (b[0] if stream.inputs == 1 else b for b in blocks), model.stride, work):
             samples += len(out)
             if writer:
                 writer.write(out[None])
@@ -248,14 +248,16 @@ def _measured_gain(path: str, model: "Enhancer", inputs: int) -> list[float]:
     """What brings the first channels of a file to the level that models are trained at."""
     from twostage.audio.levels import LEVEL
     from twostage.audio.sound_files import Reader
-    from twostage.inference.restoration import Source, measure, step_of
+    from twostage.inference.restoration import AudioSource, measure_levels, step_of
     from twostage.inference.stream import LOUDEST
 
     with Reader(path) as reader:
         info = reader.info
         _check_channels(path, info.channels, inputs)
         blocks = lambda: (block[:inputs] for block in reader.blocks())  # noqa: E731
-        source = Source(path, info.sample_rate, inputs, blocks, step_of(info.subtype))
-        survey = measure(source, model.sample_rate, causal=model.causal)
-    gains = (0.0 if silent else LEVEL - level for level, silent in zip(survey.levels, survey.silent, strict=True))
+        source = AudioSource(path, info.sample_rate, inputs, blocks, step_of(info.subtype))
+        input_levels = measure_levels(source, model.sample_rate, causal=model.causal)
+    gains = (
+        0.0 if silent else LEVEL - level for level, silent in zip(input_levels.levels, input_levels.silent, strict=True)
+    )
     return [float(min(max(gain, -LOUDEST), LOUDEST)) for gain in gains]

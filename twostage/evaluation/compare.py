@@ -14,7 +14,7 @@ from twostage.evaluation.costs import Costs
 from twostage.evaluation.metrics import HIGHER_IS_BETTER, SAMPLE_RATE
 from twostage.evaluation.pictures import draw, file_name
 from twostage.evaluation.report import CLEAN, COLUMNS, RAW, metrics_of, summarize
-from twostage.evaluation.results import PICTURES, SOUNDS, TABLE, Results, merge
+from twostage.evaluation.results import PICTURES, SOUNDS, TABLE, EvaluationResults, merge
 from twostage.evaluation.systems import COPY
 from twostage.utils.errors import DataError
 from twostage.utils.files import replacing
@@ -62,7 +62,7 @@ def compare(folders: Sequence[Path], out: Path, *, metric: str = "estoi", title:
     return text
 
 
-def cost_charts(results: Results, costs: Mapping[str, Costs], metric: str) -> list[plots.Chart]:
+def cost_charts(results: EvaluationResults, costs: Mapping[str, Costs], metric: str) -> list[plots.Chart]:
     """A chart for each price: systems by what they cost and score. What costs nothing has no place on it.
 
     Nor has copy-synthesis, which hears the clean speech: beside it, all others are one heap.
@@ -106,7 +106,7 @@ def mean_errors(kept: Mapping[str, Mapping[str, Audio]]) -> dict[str, NDArray[np
     return {system: np.nanmean(found, axis=0) for system, found in errors.items()}
 
 
-def _flat(results: Results, costs: Mapping[str, Costs]) -> list[dict[str, object]]:
+def _flat(results: EvaluationResults, costs: Mapping[str, Costs]) -> list[dict[str, object]]:
     rows = []
     for system, found in summarize(results.rows).items():
         row: dict[str, object] = {"system": system, "n": max(interval.n for interval in found.values())}

@@ -87,7 +87,7 @@ def real_time_factor(model: Enhancer, seconds: float = 10.0, repeats: int = 3) -
     return min(elapsed[1:]) * model.sample_rate / audio.shape[-1]
 
 
-def measure(model: Enhancer, *, seconds: float = 10.0, repeats: int = 3) -> Costs:
+def measure_model(model: Enhancer, *, seconds: float = 10.0, repeats: int = 3) -> Costs:
     """All costs of a model where it stands, at torch's present number of threads; time on ``seconds`` of audio."""
     device, threads = str(model.device), torch.get_num_threads()
     speed = real_time_factor(model, seconds, repeats)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from twostage.audio import sound_files
 from twostage.audio.sound_files import Audio
-from twostage.evaluation.costs import Costs, measure
+from twostage.evaluation.costs import Costs, measure_model
 from twostage.evaluation.metrics import SAMPLE_RATE
-from twostage.evaluation.pairs import Source
+from twostage.evaluation.pairs import PairSource
 from twostage.evaluation.report import AIR, CLEAN, RAW
 from twostage.inference.restoration import restore
 from twostage.models import checkpoint
@@ -108,7 +108,7 @@ def _load(paths: Sequence[str], device: str, precision: str) -> Enhancer | Vocod
     return checkpoint.load(*paths, device=device, precision=precision)
 
 
-def check_inputs(systems: Iterable[System], source: Source) -> None:
+def check_inputs(systems: Iterable[System], source: PairSource) -> None:
     """Raise ConfigError for a model that hears more than there is."""
     for system in systems:
         if not system.hears_clean and system.model.inputs > len(source.inputs):
@@ -154,4 +154,4 @@ def estimates(
 
 def measure_costs(systems: Iterable[System]) -> dict[str, Costs]:
     """Costs of every system on this machine."""
-    return {system.name: measure(system.model) for system in systems}
+    return {system.name: measure_model(system.model) for system in systems}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from twostage.audio.sound_files import Audio, match_length
 from twostage.inference.windowed_inference import WindowedInference
-from twostage.inference.windows import Cutter, Window, windows
+from twostage.inference.windows import Window, Windower, windows
 from twostage.models.enhancer import CausalEnhancer, Enhancer, is_causal
 from twostage.models.two_stage import TwoStage
 from twostage.nn.streaming import continued, reset_streaming, streaming, tail_length
@@ -118,15 +118,15 @@ class WindowedChannel:
         self.reset()
 
     def reset(self) -> None:
-        self._cutter, self._run = Cutter(self._keep, self._context, self._first), in_turn(self._model)
+        self._windower, self._run = Windower(self._keep, self._context, self._first), in_turn(self._model)
         self._alike: list[Window] = []  # windows of one length and place, less than a batch
 
     def push(self, audio: Audio) -> Iterator[Audio]:
-        for window in self._cutter.push(audio):
+        for window in self._windower.push(audio):
             yield from self._add(window)
 
     def flush(self) -> Iterator[Audio]:
-        for window in self._cutter.flush():
+        for window in self._windower.flush():
             yield from self._add(window)
         yield from self._forward()
 

@@ -121,10 +121,10 @@ def warm_up(stream: Stream, hop: int) -> None:
     stream.reset()
 
 
-def against_the_clock(stream: Stream, blocks: Iterable[Audio], hop: int, work: list[float]) -> Iterator[Audio]:
+def run_realtime(stream: Stream, blocks: Iterable[Audio], hop: int, work: list[float]) -> Iterator[Audio]:
     """Push blocks (T,), or (C, T), hop by hop; yield what comes out, and append to ``work`` each hop's seconds."""
     warm_up(stream, hop)
-    for block in in_hops(blocks, hop):
+    for block in rechunk(blocks, hop):
         began = time.perf_counter()
         out = stream.push(block)
         work.append(time.perf_counter() - began)
@@ -132,7 +132,7 @@ def against_the_clock(stream: Stream, blocks: Iterable[Audio], hop: int, work: l
     yield stream.flush()
 
 
-def in_hops(blocks: Iterable[Audio], hop: int) -> Iterator[Audio]:
+def rechunk(blocks: Iterable[Audio], hop: int) -> Iterator[Audio]:
     """The same samples (..., T) in blocks of ``hop``, the last one shorter."""
     rest: Audio | None = None
     for block in blocks:
@@ -157,7 +157,7 @@ def _sounddevice() -> Any:
     return sounddevice
 
 
-def converse(
+def run_duplex(
     stream: Stream,
     hop: int,
     devices: tuple[str | int | None, str | int | None],

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from twostage.training import optim
 from twostage.training.discriminators.audio import DiscriminatorConfig, Discriminators
 from twostage.training.discriminators.mel import MelDiscriminator, MelDiscriminatorConfig
-from twostage.training.loss_balancer import Balance
+from twostage.training.loss_balancer import LossBalancer
 from twostage.training.losses import (
     discriminator_hinge,
     discriminator_least_squares,
@@ -40,7 +40,7 @@ class AdversaryRules:
 
     ``adaptive`` scales the adversarial loss so that its gradient at the generator's last layer is as long as that of
     all other losses together, before its weight (Esser et al., VQGAN, 2021); or, as "each", every loss so that its
-    gradient there has the length of its weight (``Balance``).
+    gradient there has the length of its weight (``LossBalancer``).
     """
 
     loss: str = "least_squares"  # least_squares, hinge, or bounded_hinge (logits above one gain nothing)
@@ -116,7 +116,7 @@ class Adversary:
         self.config, self._optimizing, self._precision = config, optimizer, precision
         self.discriminators = config.discriminators().to(device)
         self.optimizer = optim.adamw(self.discriminators.parameters(), optimizer)
-        self.balance = Balance()
+        self.balancer = LossBalancer()
         self._discriminator_loss = wrap(DiscriminatorLoss(self.discriminators, config.loss))
 
     def train_step(self, fake: Tensor, real: Tensor, rate: float) -> dict[str, Tensor]:
@@ -146,13 +146,13 @@ class Adversary:
         return {
             "discriminators": self.discriminators.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "lengths": dict(self.balance.lengths),
+            "lengths": dict(self.balancer.lengths),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.discriminators.load_state_dict(state["discriminators"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.balance.lengths = dict(state.get("lengths", {}))  # states from before there were any are without
+        self.balancer.lengths = dict(state.get("lengths", {}))  # states from before there were any are without
 
 
 def _float(maps: list[list[Tensor]]) -> list[list[Tensor]]:

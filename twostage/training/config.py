@@ -22,16 +22,16 @@ from twostage.training.tasks import (
     ADVERSARIAL,
     EnhancingWeights,
     FinetuningWeights,
+    LossWeights,
     RestoringWeights,
     VocodingWeights,
-    Weights,
     named,
 )
 from twostage.utils.errors import ConfigError
 from twostage.utils.renamed import translated
 from twostage.utils.schema import build, complete
 
-SETTINGS = "config.yaml"  # in the directory of a training
+CONFIG_FILE = "config.yaml"  # in the directory of a training
 PACKAGE = Path(__file__).parent.parent
 SHIPPED = (PACKAGE / "configs", PACKAGE.parent / "configs")
 BASELINES, CORPORA = "baselines", "corpora"  # folders of those of one-stage systems, and of published corpora
@@ -235,7 +235,7 @@ class EnhancerRun(RunConfig):
         return build(ENHANCERS[self.enhancer][0], self.model, "model")
 
 
-def check_adaptive(adversary: AdversaryRules, weights: Weights, beside: Collection[str] = ()) -> None:
+def check_adaptive(adversary: AdversaryRules, weights: LossWeights, beside: Collection[str] = ()) -> None:
     """Raise ConfigError for an adaptive adversary that losses of these weights cannot be balanced with.
 
     ``beside``: terms whose gradient does not reach the layer where they are balanced.

@@ -13,8 +13,8 @@ from twostage.models.features import LogMel
 from twostage.training import optim
 from twostage.training.config import RunConfig
 from twostage.training.logs import Clock, RunLog
-from twostage.training.trainer import Progress, Training
-from twostage.training.validation import Estimator, Example, bounds, measure
+from twostage.training.trainer import StepResult, Training
+from twostage.training.validation import Estimator, Example, bounds, score_examples
 from twostage.utils.errors import TwoStageError
 from twostage.utils.signals import Interruption
 
@@ -40,7 +40,7 @@ class Monitor:
         self._sums: dict[str, list[Tensor]] = {}
         self._clock, self._shown = Clock(), False
 
-    def __call__(self, training: Training, progress: Progress) -> None:
+    def __call__(self, training: Training, progress: StepResult) -> None:
         for name, value in progress.values.items():
             self._sums.setdefault(name, []).append(value)
         self._clock.tick(progress.waited, progress.seconds)
@@ -85,7 +85,7 @@ class Monitor:
         valid = self.settings.valid
         if not self._shown:
             self._tell_bounds(training.step)
-        self.scores = measure(training.ema, self.estimate, self.held_out, valid.metrics, self.mel)
+        self.scores = score_examples(training.ema, self.estimate, self.held_out, valid.metrics, self.mel)
         self.log.scalars(training.step, self.scores, "valid")
         score, best = self.scores[valid.best], training.best
         better = score == score and (  # not NaN

@@ -17,12 +17,12 @@ from twostage.models import checkpoint
 from twostage.models.enhancer import EnhancerModule
 from twostage.models.features import LogMel
 from twostage.training.adversary import Adversary, AdversaryRules, Precision
-from twostage.training.config import SETTINGS, RunConfig, difference, plain, to_yaml, with_new_names
+from twostage.training.config import CONFIG_FILE, RunConfig, difference, plain, to_yaml, with_new_names
 from twostage.training.distributed import Team, team
 from twostage.training.fingerprint import changed, fingerprint
 from twostage.training.logs import RunLog
 from twostage.training.monitor import LAST, STATE, Monitor, provenance
-from twostage.training.tasks import Weights
+from twostage.training.tasks import LossWeights
 from twostage.training.trainer import Training, fit
 from twostage.training.validation import Estimator, Example, examples
 from twostage.utils.errors import CheckpointError, ConfigError
@@ -43,7 +43,7 @@ class Plan:
     model: nn.Module
     mel: LogMel
     task: nn.Module
-    weights: Weights
+    weights: LossWeights
     estimate: Estimator
     adversary: AdversaryRules | None = None
     last_layer: Callable[[Any], Tensor] | None = None
@@ -142,7 +142,7 @@ class PreparedTraining:
         """Learn as the process that writes files, and watches."""
         run_dir = Path(self.settings.run_dir)
         sweep(run_dir)
-        with replacing(run_dir / SETTINGS) as partial_file:
+        with replacing(run_dir / CONFIG_FILE) as partial_file:
             partial_file.write_text(to_yaml(self.settings), encoding="utf-8")
         with RunLog(self.settings.run_dir, training.step) as log:
             placed = [
@@ -165,7 +165,7 @@ def begin(settings: RunConfig, resume: bool) -> dict[str, Any] | None:
     path = Path(settings.run_dir, STATE)
     if not path.exists():
         if (
-            resume and not Path(settings.run_dir, SETTINGS).exists()
+            resume and not Path(settings.run_dir, CONFIG_FILE).exists()
         ):  # killed before its first state, it has settings alone
             raise ConfigError(
                 f"run_dir: {settings.run_dir} holds no training to resume; without --resume one begins there"

@@ -100,7 +100,7 @@ class EnhancingWeights:
                 raise ConfigError(f"weights.own.{name} is {weight!r}, must be a number")
 
 
-Weights = RestoringWeights | VocodingWeights | FinetuningWeights | EnhancingWeights
+LossWeights = RestoringWeights | VocodingWeights | FinetuningWeights | EnhancingWeights
 ADVERSARIAL = ("adv", "fm")
 
 
@@ -217,13 +217,13 @@ class WaveformTerms(nn.Module):
         return terms
 
 
-def named(weights: Weights) -> dict[str, float]:
+def named(weights: LossWeights) -> dict[str, float]:
     """Weights by the names of their terms, a system's own among them."""
     by_name = asdict(weights)
     return by_name | by_name.pop("own", {})
 
 
-def total(terms: Mapping[str, Tensor], weights: Weights, pending: Collection[str] = ()) -> Tensor:
+def total(terms: Mapping[str, Tensor], weights: LossWeights, pending: Collection[str] = ()) -> Tensor:
     """The weighted sum. ``pending``: weights whose terms come at a later step.
 
     Raises ConfigError for a term that has no weight, and for a weight other than zero that has no term.

@@ -101,7 +101,7 @@ def _pair(entry: Entry, config: PairConfig, place: int) -> AlignedPair:
 
 
 @torch.no_grad()
-def measure(
+def score_examples(
     model: nn.Module, estimate: Estimator, held_out: Sequence[Example], names: Sequence[str], mel: LogMel
 ) -> dict[str, float]:
     """Mean scores of ``model``; with real and simulated examples, those of each kind besides.
