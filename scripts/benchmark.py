@@ -151,10 +151,10 @@ class Task:
 
     def lengths(self, system: str, steps: int) -> list[str]:
         """The YAML's lengths in steps as shares of ``steps``, and settings of its own."""
-        given: Any = self.recipe(system)
+        recipe: Any = self.recipe(system)
         rise = [f"optimizer.warmup={steps // 20}"]
         fall = [f"optimizer.cooldown={max(1, steps // 3)}", "optimizer.decay=1.0"]
-        join = [f"adversary.start={given.adversary.start * steps // given.steps}"]
+        join = [f"adversary.start={recipe.adversary.start * steps // recipe.steps}"]
         often = [
             f"save_every={max(1, steps // 8)}",
             f"valid.every={max(1, steps // 2)}",
@@ -166,8 +166,8 @@ class Task:
         """What suits the budget; on a core, bfloat16 where it computes in that."""
         budget = self.budget
         halves = ("precision=bfloat16",) * (budget.device == "cpu" and computes_bfloat16("cpu"))
-        given = (*budget.settings, *halves, *budget.own.get(system, ()), *budget.last)
-        return [f"{name}={value}" for name, value in dict(text.split("=", 1) for text in given).items()]
+        settings = (*budget.settings, *halves, *budget.own.get(system, ()), *budget.last)
+        return [f"{name}={value}" for name, value in dict(text.split("=", 1) for text in settings).items()]
 
     def sets(self, system: str) -> dict[str, list[object]]:
         """What ``system`` is scored on: held-out speech through two simulated sensors, and the real pairs.
@@ -243,8 +243,8 @@ class Plan:
 
 def read_plan(out: Path) -> dict[str, Any]:
     try:
-        found = json.loads((out / PLAN).read_text(encoding="utf-8"))
-        return {name: found[name] for name in ("budget", "settings", "systems", "machine")}
+        plan = json.loads((out / PLAN).read_text(encoding="utf-8"))
+        return {name: plan[name] for name in ("budget", "settings", "systems", "machine")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{out / PLAN}: not the plan of a benchmark ({error})") from None
 
@@ -273,14 +273,14 @@ def train(task: Task, plan: Plan, system: str) -> Path:
     """Weights of ``system``, trained unless they are there."""
     steps, folder = plan.steps(system), task.out / "runs" / system
     weights = folder / WEIGHTS
-    done = made(weights)
+    done = steps_trained(weights)
     if done is None or (done < steps and system not in FREE):
         seconds = timed(task, *task.training(system, folder, steps), *["--resume"] * (folder / "config.yaml").exists())
         plan.took(system, seconds * steps / max(1, steps - (done or 0)))  # as if it had not been stopped
     return weights
 
 
-def made(weights: Path) -> int | None:
+def steps_trained(weights: Path) -> int | None:
     """Steps that made ``weights``; None without weights."""
     return int(checkpoint.read_header(weights).provenance["steps"]) if weights.exists() else None
 
@@ -294,11 +294,11 @@ def evaluate(task: Task, system: str, weights: Path) -> None:
             checkpoint.save(vocoder, checkpoint.load_stage("default", "vocoder"), provenance={"taken_from": "default"})
         model.append(vocoder)
     costs: list[object] = []
-    for name, given in task.sets(system).items():
+    for name, arguments in task.sets(system).items():
         folder = task.out / name / system
         if not (folder / DONE).exists():
             shown = ["--pictures", task.budget.pictures, "--device", task.budget.device]
-            run("evaluate", *given, "--model", *model, "-o", folder, *shown, *costs)
+            run("evaluate", *arguments, "--model", *model, "-o", folder, *shown, *costs)
             (folder / DONE).touch()
         costs = ["--costs", folder / SUMMARY]
 
@@ -380,9 +380,9 @@ def settled(plan: Mapping[str, Any]) -> list[str]:
     lines += ["", "| system | steps | seconds | its settings at this budget |", "| --- | ---: | ---: | --- |"]
     for system in (*TRAINED, *FUSION):
         if system in plan["systems"]:
-            found = plan["systems"][system]
-            seconds = "-" if found["seconds"] is None else f"{found['seconds']:.0f}"
-            lines.append(f"| {system} | {found['steps']} | {seconds} | {' '.join(found['own'])} |")
+            entry = plan["systems"][system]
+            seconds = "-" if entry["seconds"] is None else f"{entry['seconds']:.0f}"
+            lines.append(f"| {system} | {entry['steps']} | {seconds} | {' '.join(entry['own'])} |")
     return lines
 
 

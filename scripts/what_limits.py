@@ -56,12 +56,12 @@ def scores_of(model: TwoStage, degraded: np.ndarray, clean: np.ndarray) -> dict[
     length = min(len(degraded), len(clean)) // model.hop_length * model.hop_length
     sides = [levelled(side[:length], model.sample_rate) for side in (degraded, clean)]
     sensor, spoken = (torch.from_numpy(np.ascontiguousarray(side))[None, None] for side in sides)
-    heard = model.mel.stft.input_spectra(sensor)
-    restored, found = model.restored(heard), {}
+    input_spectra = model.mel.stft.input_spectra(sensor)
+    restored, scores = model.restored(input_spectra), {}
     for name, mel in variants(restored, model.mel(spoken), model.config.vocoder.mel):
-        made = model.vocoder(mel.float(), heard, sensor)[0, 0].numpy()
-        found[name] = list(score(sides[1], made, SCORES)[0].values())
-    return found
+        generated = model.vocoder(mel.float(), input_spectra, sensor)[0, 0].numpy()
+        scores[name] = list(score(sides[1], generated, SCORES)[0].values())
+    return scores
 
 
 def main() -> None:

@@ -339,12 +339,12 @@ def test_real_griffin_lim_is_griffin_lim() -> None:
     torch.manual_seed(0)
     limiter = GriffinLim(MelConfig(), 8, 4000.0)
     given = 0.1 * torch.randn(1, 1, 5120)
-    mel, heard = limiter.mel(given), limiter.mel.stft.input_spectra(given)
+    mel, input_spectra = limiter.mel(given), limiter.mel.stft.input_spectra(given)
     kernel = waves(limiter.mel.stft)
     found = RealGriffinLim(limiter, RealStft(limiter.mel.stft, kernel))(
-        given.flip(-1), mel, heard.each(lambda x: torch.stack([x.real, x.imag]))
+        given.flip(-1), mel, input_spectra.each(lambda x: torch.stack([x.real, x.imag]))
     )
-    torch.testing.assert_close(found, limiter(given.flip(-1), mel, heard), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, limiter(given.flip(-1), mel, input_spectra), atol=1e-5, rtol=0)
 
 
 def test_the_snippet_of_the_docs_streams(
@@ -382,9 +382,9 @@ def test_one_stage_systems_become_files(model: Seanet | Eben, stream: bool, tmp_
     assert isinstance(loaded, OnnxEnhancer)
     assert loaded.header.config == json.loads(json.dumps(asdict(model.config)))
     assert loaded.hop_length == loaded.stride == model.stride
-    heard = torch.from_numpy(speech(1000))[None, None]
+    input_spectra = torch.from_numpy(speech(1000))[None, None]
     torch.testing.assert_close(
-        loaded(heard), model(heard)[..., : 1000 // model.stride * model.stride], atol=1e-5, rtol=0
+        loaded(input_spectra), model(input_spectra)[..., : 1000 // model.stride * model.stride], atol=1e-5, rtol=0
     )
     with twostage.Stream(loaded) as ours, twostage.Stream(model) as theirs:
         found, wanted = (np.concatenate([s.push(speech(1000)), s.flush()]) for s in (ours, theirs))

@@ -26,7 +26,7 @@ from twostage.models import checkpoint
 from twostage.models.checkpoint import load
 from twostage.models.features import LogMel, MelConfig
 from twostage.models.restorer import Restorer, RestorerConfig
-from twostage.models.restorer_features import Hearing
+from twostage.models.restorer_features import RestorerFeatures
 from twostage.models.two_stage import TwoStage, TwoStageConfig
 from twostage.models.vocoder import VocoderConfig
 from twostage.training import recipes
@@ -177,7 +177,7 @@ def pair(headset: np.ndarray, speech: Speech) -> Pair:
 
 def test_a_restorer_is_told_of_bone_air_and_pitch_in_this_order(headset: np.ndarray) -> None:
     sound, mel = torch.from_numpy(headset)[None].expand(2, -1, -1), LogMel(MEL)
-    told = Hearing(BOTH)(mel, sound)
+    told = RestorerFeatures(BOTH)(mel, sound)
     torch.testing.assert_close(told[:, :16], mel(sound[:, :1]))
     torch.testing.assert_close(told[:, 16:32], mel(sound[:, 1:]))
     assert told.shape[1] == 34

@@ -123,7 +123,7 @@ def test_losses_hear_up_to_half_the_rate_where_nothing_else_is_said(noisy: tuple
         task = Vocoding(config.mel, VocodingWeights(adv=0, fm=0), config.mel_of_losses)
         model = Fixed(audio + whistle)
         output = task(model, type("Pair", (), {"degraded": audio, "clean": audio})())
-        assert model.input_bands == LogMel(MEL)(audio).shape
+        assert model.heard == LogMel(MEL)(audio).shape
         return float(output.terms["mel"])
 
     low = LogMel(MEL)

@@ -270,7 +270,7 @@ def test_impossible_sensors_name_the_field(settings: dict[str, object], message:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_yaml_round_trip(name: str, tmp_path: Path) -> None:
-    sensor = PRESETS[name].drawn(np.random.default_rng(0))
+    sensor = PRESETS[name].sample(np.random.default_rng(0))
     save_sensor(tmp_path / "s.yaml", sensor, comment="one\ntwo")
     assert load_sensor(tmp_path / "s.yaml") == sensor
     assert (tmp_path / "s.yaml").read_text().startswith("# one\n# two\n")
@@ -301,8 +301,8 @@ def test_unknown_sensors_list_the_presets() -> None:
 
 
 def test_any_sensor_is_another_one_every_time_and_some_are_like_those_that_exist(tmp_path: Path) -> None:
-    drawn = [PRESETS["any"].drawn(np.random.default_rng(seed)) for seed in range(300)]
-    assert PRESETS["any"].drawn(np.random.default_rng(7)) == drawn[7]
+    drawn = [PRESETS["any"].sample(np.random.default_rng(seed)) for seed in range(300)]
+    assert PRESETS["any"].sample(np.random.default_rng(7)) == drawn[7]
     assert len(set(drawn)) == len(drawn)
     at = PRESETS["throat"].frequencies.index(1800.0)  # Hz
     for name in ("throat", "in-ear", "forehead", "temple"):

@@ -75,21 +75,21 @@ _SENSORS = """What a YAML file of `data.sensors` may say, and `twostage fit-sens
 {}. `any` draws another sensor for every segment."""
 
 
-def _section(cls: type, told: dict[type, str], prefix: str = "", *, own: bool = False) -> Iterator[str]:
-    """The table of a dataclass, then those of its sections; of one that is ``told`` already, where."""
+def _section(cls: type, anchors: dict[type, str], prefix: str = "", *, own: bool = False) -> Iterator[str]:
+    """The table of a dataclass, then those of its sections; of one that is ``anchors`` already, where."""
     found = settings(cls, own=own)
     yield table([one for one in found if not one.section], prefix)
     for one in found:
         if one.section:
             name = f"{prefix}{one.name}"
-            anchor = told.get(one.section)
-            here = told.setdefault(one.section, f"{cls.__name__}.{one.name}".lower())
+            anchor = anchors.get(one.section)
+            here = anchors.setdefault(one.section, f"{cls.__name__}.{one.name}".lower())
             yield f"{'####' if prefix else '###'} {name}" + ("" if anchor else f" {{#{here}}}")
             if anchor:
                 yield f"{one.meaning[0].upper()}{one.meaning[1:]}. Fields as [above](#{anchor})."
             else:
                 yield _doc(one.section)
-                yield from _section(one.section, told, f"{name}.")
+                yield from _section(one.section, anchors, f"{name}.")
 
 
 def _doc(cls: type) -> str:

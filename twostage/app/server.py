@@ -163,8 +163,8 @@ class Programs:
         return JSONResponse(document(self._service))
 
     async def models(self, request: Request) -> Response:
-        found = await asyncio.get_running_loop().run_in_executor(self._threads, api.models, self._service)
-        return JSONResponse({"models": found})
+        infos = await asyncio.get_running_loop().run_in_executor(self._threads, api.models, self._service)
+        return JSONResponse({"models": infos})
 
     async def restore(self, request: Request) -> Response:
         folder = Path(mkdtemp(prefix="work-", dir=self._service.home))
@@ -234,18 +234,18 @@ async def _received(request: Request, name: str, folder: Path, most: int) -> Pat
 
 def _answer(request: Request, report: RestorationReport, folder: Path) -> Response:
     """The restored file or, for who accepts JSON, its report with the sound inside. ``folder`` goes with the answer."""
-    path, told = Path(report.target), api.report_of(report)
+    path, values = Path(report.target), api.report_of(report)
     media_type = api.MEDIA_TYPES[path.suffix.lower().lstrip(".")]
     if JSON in request.headers.get("accept", ""):
-        return Last(StreamingResponse(_json(told, media_type, path), media_type=JSON), folder)
+        return Last(StreamingResponse(_json(values, media_type, path), media_type=JSON), folder)
     named = f"{path.stem}-restored{path.suffix}"
-    headers = {"X-Twostage-Report": json.dumps(told)}
+    headers = {"X-Twostage-Report": json.dumps(values)}
     return Last(FileResponse(path, media_type=media_type, filename=named, headers=headers), folder)
 
 
-def _json(told: dict[str, Any], media_type: str, path: Path) -> Iterator[bytes]:
+def _json(values: dict[str, Any], media_type: str, path: Path) -> Iterator[bytes]:
     """A JSON object chunk by chunk: the sound need not fit into memory."""
-    yield f'{{"report": {json.dumps(told)}, "media_type": {json.dumps(media_type)}, "audio": "'.encode()
+    yield f'{{"report": {json.dumps(values)}, "media_type": {json.dumps(media_type)}, "audio": "'.encode()
     with path.open("rb") as file:
         while data := file.read(CHUNK):
             yield base64.b64encode(data)

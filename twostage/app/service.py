@@ -73,7 +73,7 @@ class Service:
             self.limits.check_count(sources)
             with self._folder(check) as folder:
                 outcome = self._restored(sources, folder, request, progress, check)
-                return told(outcome, request), self._player(outcome.views, outcome.archive)
+                return summary_html(outcome, request), self._player(outcome.views, outcome.archive)
         except Cancelled as reason:
             return _stopped(reason), None
         except FAILURES as error:
@@ -97,13 +97,13 @@ class Service:
                 bone = simulate_one(source, folder, self.limits, sensor=sensor, seed=seed)
                 outcome = self._restored([bone], folder / "restored", request, progress, check)
                 if not outcome.views:
-                    return told(outcome, request), None
+                    return summary_html(outcome, request), None
                 (restored,) = outcome.views
                 sounds = {"clean": source, sensor: bone, "restored": restored["file"]}
                 seen = view(bone.name, sounds, folder / "seen", top=restored["top"])
                 # what came back is told of the sensor's sound, not of the clean speech
                 seen |= {name: restored[name] for name in ("gained", "file")}
-                return told(outcome, request), self._player([seen])
+                return summary_html(outcome, request), self._player([seen])
         except Cancelled as reason:
             return _stopped(reason), None
         except FAILURES as error:
@@ -133,12 +133,12 @@ class Service:
 
     def sample(self, name: str) -> str | None:
         """A copy of a sample of the project's own below ``home``; None if it is not installed."""
-        found = sample(name)
-        if found is None:
+        original = sample(name)
+        if original is None:
             return None
         place = self.home / "samples"
         place.mkdir(exist_ok=True)
-        return str(shutil.copyfile(found, place / found.name))
+        return str(shutil.copyfile(original, place / original.name))
 
     def options(self, request: RestoreRequest) -> Options:
         """Raises ConfigError for what is impossible or not offered."""
@@ -206,7 +206,7 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, TwoStageError) else explain(error, "this request")
 
 
-def told(outcome: Outcome, request: RestoreRequest) -> str:
+def summary_html(outcome: Outcome, request: RestoreRequest) -> str:
     """What became of the files, as HTML."""
     done, failed = len(outcome.views), len(outcome.failures)
     words = f"{done} restored" + (f", {failed} failed" if failed else "")

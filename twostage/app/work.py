@@ -82,8 +82,8 @@ def restore_all(
             if job.error:
                 raise AudioError(job.error, subject=job.source)
             taken += limits.check_length(job.source, taken)
-            heard = bounded(job.source, limits, step)
-            report = restore_file(model, job.source, job.target, options, progress=heard)
+            report_progress = bounded(job.source, limits, step)
+            report = restore_file(model, job.source, job.target, options, progress=report_progress)
             sounds = {"before": job.source, "after": job.target}
             seen = view(job.source.name, sounds, job.target.parent / "seen", top=model.sample_rate / 2)
             return report, seen | {"file": _renamed(job.target)}
@@ -135,8 +135,10 @@ def room_for(source: Path, limits: Limits, sample_rate: int | None) -> int:
         about = info(source)
     except AudioError:
         return 0  # it is refused
-    made = resampled_length(about.frames, about.sample_rate, sample_rate or about.sample_rate)
-    return about.channels * (16 * made + 8 * about.frames)  # as floats: put aside, written, packed and handed out
+    output_frames = resampled_length(about.frames, about.sample_rate, sample_rate or about.sample_rate)
+    return about.channels * (
+        16 * output_frames + 8 * about.frames
+    )  # as floats: put aside, written, packed and handed out
 
 
 def bounded(source: Path, limits: Limits, step: ProgressCallback) -> ProgressCallback:

@@ -139,15 +139,15 @@ def _check(args: Namespace) -> None:
         raise ConfigError("--clean and --simulate belong together: the sensor that degrades the clean speech")
 
 
-def _metrics(given: Sequence[str] | None) -> tuple[str, ...]:
+def _metrics(names: Sequence[str] | None) -> tuple[str, ...]:
     """The metrics to measure, in the order of the table."""
     from twostage.evaluation.report import COLUMNS
     from twostage.utils.errors import ConfigError
 
-    for name in given or ():
+    for name in names or ():
         if name not in COLUMNS:
             raise ConfigError(f"--metrics: no metric {name!r}; there are {', '.join(COLUMNS)}")
-    return tuple(name for name in COLUMNS if not given or name in given)
+    return tuple(name for name in COLUMNS if not names or name in names)
 
 
 def _entries(args: Namespace) -> tuple[PairSource, list[Entry], list[str]]:

@@ -47,10 +47,10 @@ def precision_for(name: str, device: str) -> str:
     return "float32" if lacking or name == "float32" else "bfloat16"
 
 
-def models_by_label(given: "Sequence[Sequence[str]] | None") -> dict[str, list[str]]:
+def models_by_label(arguments: "Sequence[Sequence[str]] | None") -> dict[str, list[str]]:
     """Label -> paths. A label is given by ``LABEL=``, else the name or the paths themselves."""
     models: dict[str, list[str]] = {}
-    for first, *rest in given or [["default"]]:
+    for first, *rest in arguments or [["default"]]:
         label, equals, path = first.partition("=")
         if not equals or Path(first).exists():
             label, path = " + ".join([first, *rest]), first

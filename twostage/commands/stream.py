@@ -181,14 +181,14 @@ def _list_devices() -> int:
     """Sound devices, and sources of PulseAudio, as far as there are any."""
     from twostage.inference import realtime, virtual_microphone
 
-    found = False
+    any_device = False
     for title, ask in (("--devices", realtime.device_list), ("--microphone", virtual_microphone.source_list)):
         try:
             print(f"{title}:\n{ask()}")
-            found = True
+            any_device = True
         except (AudioError, ConfigError) as error:
             logger.warning("%s: %s", title, error)
-    return int(not found)
+    return int(not any_device)
 
 
 def _file(args: argparse.Namespace, model: "Enhancer", gain: list[float] | None) -> int:
@@ -225,8 +225,12 @@ def _play(args: argparse.Namespace, model: "Enhancer", gain: list[float]) -> "Ti
         # at another rate, an offset would ring in the resampler: what lies below speech is taken away before it
         stream = stack.enter_context(_stream(args, model, gain, highpassed=given_rate != rate))
         _check_channels(args.file, reader.info.channels, stream.inputs)
-        given = (block[: stream.inputs] for block in reader.blocks())
-        speech = given if given_rate == rate else highpassed(given, given_rate, stream.inputs, causal=model.causal)
+        wanted_channels = (block[: stream.inputs] for block in reader.blocks())
+        speech = (
+            wanted_channels
+            if given_rate == rate
+            else highpassed(wanted_channels, given_rate, stream.inputs, causal=model.causal)
+        )
         blocks = resampled(speech, given_rate, rate, stream.inputs)
         writer = None
         if args.out:

@@ -116,12 +116,12 @@ class Worker:
     def restore(self, item: Item) -> Result:
         """Restore one file. Raises what goes wrong with it."""
         with self._store.scratch() as folder:
-            made = folder / f"made{PurePosixPath(item.name).suffix}"
-            given = fetch(item.source, folder)
+            output = folder / f"made{PurePosixPath(item.name).suffix}"
+            local = fetch(item.source, folder)
             # files in between go by the names of those that they stand for
-            with called({str(given): item.source, str(made): self._store.path(item.name)}):
-                report = restore_file(self._model, given, made, replace(self.job.options, overwrite=True))
-                self._store.deliver(made, item.name)
+            with called({str(local): item.source, str(output): self._store.path(item.name)}):
+                report = restore_file(self._model, local, output, replace(self.job.options, overwrite=True))
+                self._store.deliver(output, item.name)
         return Result(
             item.source,
             item.name,
@@ -186,13 +186,13 @@ def sources(manifest: str) -> tuple[list[str], str]:
     return list(dict.fromkeys(_located(path, home) for path in read_paths(read_text(manifest), manifest))), home
 
 
-def plan(found: Iterable[str], home: str, done: Mapping[str, Result], *, suffix: str = "") -> Iterator[Item]:
+def plan(sources: Iterable[str], home: str, done: Mapping[str, Result], *, suffix: str = "") -> Iterator[Item]:
     """The way of every source that is not done. No two lead to one name, capitals and small letters being the same.
 
     A name that another file has is given the digest of its source.
     """
     taken = {_folded(result.output): path for path, result in done.items()}
-    for source in found:
+    for source in sources:
         if source in done:
             continue
         name = renamed(Path(safe_name(source, home)), suffix or None).as_posix()

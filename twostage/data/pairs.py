@@ -173,8 +173,8 @@ class PairDataset:
                 Alignment.of(entry, self.config.sample_rate).shared(*lengths)
 
     def _length(self, path: str) -> int:
-        found = sound_files.info(path)
-        return sound_files.resampled_length(found.frames, found.sample_rate, self.config.sample_rate)
+        info = sound_files.info(path)
+        return sound_files.resampled_length(info.frames, info.sample_rate, self.config.sample_rate)
 
     def item(self, rng: np.random.Generator, *, real: bool) -> tuple[Floats, Floats]:
         """One segment: degraded (C, T), bone first, and clean (1, T), float32."""

@@ -165,16 +165,16 @@ def _coarse(pair: _Pair, max_delay: float, min_overlap: float) -> list[_Line]:
     bone, air = pair.bone.envelopes, pair.air.envelopes
     count = max(1, min(PARTS, int(pair.bone.length / PART)))
     size = bone.shape[1] if count == 1 else round(PART / HOP)
-    found: list[tuple[float, int]] = []
+    candidates: list[tuple[float, int]] = []
     for start in np.linspace(0, bone.shape[1] - size, count).astype(int):
         scores, lags = _scores(bone[:, start : start + size], air, int(start), bone.shape[1], min_overlap)
         scores = np.where(np.abs(lags) * HOP <= max_delay + HOP, scores, 0)
         padded = np.pad(scores, 1)
         peaks = np.flatnonzero((scores > 0) & (scores >= padded[2:]) & (scores > padded[:-2]))
         best = peaks[np.argsort(-scores[peaks])[: 4 * CANDIDATES]]
-        found += [(float(scores[place]), int(lags[place])) for place in best]
+        candidates += [(float(scores[place]), int(lags[place])) for place in best]
     kept: list[int] = []
-    for _, lag in sorted(found, reverse=True):
+    for _, lag in sorted(candidates, reverse=True):
         if len(kept) < CANDIDATES and all(abs(lag - other) * HOP > 0.1 for other in kept):
             kept.append(lag)
     return [_Line(_where(bone, air, lag), lag * HOP) for lag in kept]
@@ -308,12 +308,12 @@ def _slope_error(curves: Floats, offsets: Floats, slopes: Floats, rate: int, ins
     """Standard error in ppm, from the slopes of groups of windows; no less than a quarter of the search's step."""
     if len(curves) < 2 * GROUPS or len(slopes) < 2:
         return float("inf")
-    found = []
+    group_slopes = []
     for group in range(GROUPS):
         curve, offset = curves[group::GROUPS], offsets[group::GROUPS]
         scores = [np.abs(_along(curve, offset, slope, rate, inside)).max() for slope in slopes]
-        found.append(slopes[int(np.argmax(scores))])
-    return 1e6 * float(np.hypot(np.std(found, ddof=1) / GROUPS**0.5, (slopes[1] - slopes[0]) / 4))
+        group_slopes.append(slopes[int(np.argmax(scores))])
+    return 1e6 * float(np.hypot(np.std(group_slopes, ddof=1) / GROUPS**0.5, (slopes[1] - slopes[0]) / 4))
 
 
 def _vertex(values: Floats, index: int) -> float:

@@ -67,7 +67,7 @@ def cost_charts(results: EvaluationResults, costs: Mapping[str, Costs], metric: 
 
     Nor has copy-synthesis, which hears the clean speech: beside it, all others are one heap.
     """
-    means = {system: found[metric].mean for system, found in summarize(results.rows).items()}
+    means = {system: intervals[metric].mean for system, intervals in summarize(results.rows).items()}
     means = {system: mean for system, mean in means.items() if not system.endswith(COPY)}
     raw = {RAW: means[RAW]} if RAW in means else {}
     heading = f"{COLUMNS[metric][0]} ({'higher' if HIGHER_IS_BETTER[metric] else 'lower'} is better)"
@@ -85,13 +85,13 @@ def kept_sounds(folders: Sequence[Path], systems: Sequence[str]) -> dict[str, di
     names = [{path.name for path in (folder / SOUNDS).glob("*")} for folder in folders]
     kept = {}
     for name in sorted(set.intersection(*names)) if names else []:
-        found: dict[str, Audio] = {}
+        sounds: dict[str, Audio] = {}
         for title in (*(system for system in systems if system != CLEAN), CLEAN):
             places = [folder / SOUNDS / name / f"{file_name(title)}.flac" for folder in folders]
             place = next((place for place in places if place.is_file()), None)
             if place:
-                found[title] = sound_files.read(place)[0][0]
-        kept[name] = found
+                sounds[title] = sound_files.read(place)[0][0]
+        kept[name] = sounds
     return kept
 
 
@@ -103,14 +103,14 @@ def mean_errors(kept: Mapping[str, Mapping[str, Audio]]) -> dict[str, NDArray[np
             if system != CLEAN:
                 aligned = metrics.align(sounds[CLEAN], sound)
                 errors.setdefault(system, []).append(metrics.band_errors(aligned.reference, aligned.estimate))
-    return {system: np.nanmean(found, axis=0) for system, found in errors.items()}
+    return {system: np.nanmean(system_errors, axis=0) for system, system_errors in errors.items()}
 
 
 def _flat(results: EvaluationResults, costs: Mapping[str, Costs]) -> list[dict[str, object]]:
     rows = []
-    for system, found in summarize(results.rows).items():
-        row: dict[str, object] = {"system": system, "n": max(interval.n for interval in found.values())}
-        row |= {metric: interval.mean for metric, interval in found.items()}
+    for system, intervals in summarize(results.rows).items():
+        row: dict[str, object] = {"system": system, "n": max(interval.n for interval in intervals.values())}
+        row |= {metric: interval.mean for metric, interval in intervals.items()}
         cost = costs.get(system)
         paid = (cost.parameters, cost.gmac, cost.latency, cost.real_time_factor) if cost else ("",) * 4
         rows.append(row | dict(zip(("parameters", "gmac", "latency_s", "real_time_factor"), paid, strict=True)))

@@ -113,15 +113,15 @@ def pesq_wb(reference: Array, estimate: Array) -> float:
     """Wide-band PESQ, MOS-LQO of 1.0 to 4.64 (ITU-T P.862.2); beyond 20 s the mean over equal pieces with speech."""
     # the reference code has room for 50 utterances, each 0.2 s of speech and of pause, and crashes beyond
     pieces = -(-len(reference) // (20 * SAMPLE_RATE))
-    found, reasons = [], []
+    scores, reasons = [], []
     for one, other in zip(np.array_split(reference, pieces), np.array_split(estimate, pieces), strict=True):
         try:
-            found.append(_pesq(one, other))
+            scores.append(_pesq(one, other))
         except Unscorable as reason:
             reasons.append(reason)
-    if not found:
+    if not scores:
         raise reasons[0]
-    return float(np.mean(found))
+    return float(np.mean(scores))
 
 
 def _pesq(reference: Array, estimate: Array) -> float:
@@ -371,12 +371,12 @@ def _envelope_delay(reference: torch.Tensor, estimate: torch.Tensor, most: int, 
     frames = reference.shape[1]
     if frames <= 2 * most:
         return 0
-    found = {}
+    peaks = {}
     for lag in range(-most, most + 1):
         one, other = reference[:, max(0, -lag) : frames - max(0, lag)], estimate[:, max(0, lag) : frames - max(0, -lag)]
-        found[lag] = float((one * other).sum() / (one.norm() * other.norm()).clamp_min(1e-9))
-    best = max(found, key=found.__getitem__)
-    return best if found[best] >= sure else 0
+        peaks[lag] = float((one * other).sum() / (one.norm() * other.norm()).clamp_min(1e-9))
+    best = max(peaks, key=peaks.__getitem__)
+    return best if peaks[best] >= sure else 0
 
 
 @lru_cache(4)

@@ -94,23 +94,23 @@ def merge(folders: Sequence[Path]) -> tuple[EvaluationResults, dict[str, Costs]]
     Where they measured different metrics, a row has all of them. Raises DataError if two hold different scores of one
     system on one utterance.
     """
-    found: dict[tuple[str, str], tuple[Row, Path]] = {}
+    merged: dict[tuple[str, str], tuple[Row, Path]] = {}
     failures: list[str] = []
     costs: dict[str, Costs] = {}
     for folder in folders:
         for row in report.read_rows(folder / ROWS):
-            other, where = found.get(row.key, (row, folder))
+            other, where = merged.get(row.key, (row, folder))
             if not _agree(other, row):
                 raise DataError(f"{where} and {folder} differ in the scores of {row.system} on {row.utterance}")
             notes = "; ".join(dict.fromkeys(filter(None, (other.note, row.note))))
-            found[row.key] = replace(other, scores={**row.scores, **other.scores}, note=notes), where
+            merged[row.key] = replace(other, scores={**row.scores, **other.scores}, note=notes), where
         summary = _json(folder / SUMMARY)
         costs = _costs(summary, folder / SUMMARY) | costs
         failed = summary.get("failures", [])
         if not isinstance(failed, list):
             raise DataError(f"failures is {failed!r}, must be a list", subject=folder / SUMMARY)
         failures += map(str, failed)
-    return EvaluationResults([row for row, _ in found.values()], failures), costs
+    return EvaluationResults([row for row, _ in merged.values()], failures), costs
 
 
 def _agree(one: Row, other: Row) -> bool:

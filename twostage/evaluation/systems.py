@@ -140,15 +140,15 @@ def estimates(
     channels = np.atleast_2d(degraded)
     yield from zip((RAW, AIR), channels, strict=False)
     for system in systems:
-        given = channels if system.model.inputs > 1 else channels[0]
+        model_input = channels if system.model.inputs > 1 else channels[0]
         if system.hears_clean and system.model.inputs > 1:  # the sensor as well
-            given = np.stack([clean, sound_files.match_length(channels[0], len(clean))])
+            model_input = np.stack([clean, sound_files.match_length(channels[0], len(clean))])
         elif system.hears_clean:
-            given = clean
+            model_input = clean
         low = 0.0 if system.hears_clean else keep_low_band
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of silence: the scores' own note says so
-            out = restore(system.model, given, SAMPLE_RATE, keep_low_band=low)
+            out = restore(system.model, model_input, SAMPLE_RATE, keep_low_band=low)
         yield system.name, sound_files.resample(out.reshape(-1), system.model.sample_rate, SAMPLE_RATE)
 
 

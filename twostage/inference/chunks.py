@@ -207,23 +207,23 @@ def enhance(
     waiting: list[Audio] = []
     at_once = seconds if model.causal or isfinite(model.context) else LONGEST
     for chunk in windows(blocks, _whole_strides(model, at_once), 0):
-        given = chunk.audio.reshape(-1, model.inputs, chunk.audio.shape[1])  # by what is heard together
-        waiting.append(given[:, 0])
-        yield from _done(waiting, {place: [*channel.push(given[place])] for place, channel in work.items()})
+        grouped = chunk.audio.reshape(-1, model.inputs, chunk.audio.shape[1])  # by what is heard together
+        waiting.append(grouped[:, 0])
+        yield from _done(waiting, {place: [*channel.push(grouped[place])] for place, channel in work.items()})
     if waiting:
         yield from _done(waiting, {place: [*channel.flush()] for place, channel in work.items()})
 
 
-def _done(waiting: list[Audio], made: dict[int, list[Audio]]) -> Iterator[tuple[Audio, Audio]]:
+def _done(waiting: list[Audio], outputs: dict[int, list[Audio]]) -> Iterator[tuple[Audio, Audio]]:
     """Take from the input that is ``waiting`` what has come out, as (input, enhanced), if anything has."""
-    given = np.concatenate(waiting, axis=1)
-    ready = min((sum(map(len, parts)) for parts in made.values()), default=given.shape[1])
-    enhanced = np.zeros((len(given), ready), np.float32)
-    for channel, parts in made.items():
+    pending = np.concatenate(waiting, axis=1)
+    ready = min((sum(map(len, parts)) for parts in outputs.values()), default=pending.shape[1])
+    enhanced = np.zeros((len(pending), ready), np.float32)
+    for channel, parts in outputs.items():
         enhanced[channel] = np.concatenate([enhanced[channel, :0], *parts])
-    waiting[:] = [given[:, ready:]]
+    waiting[:] = [pending[:, ready:]]
     if ready:
-        yield given[:, :ready], enhanced
+        yield pending[:, :ready], enhanced
 
 
 def _context(model: Enhancer) -> int:

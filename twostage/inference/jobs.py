@@ -52,11 +52,11 @@ def plan(
     jobs: list[RestoreJob] = []
     for name in inputs:
         try:
-            found = find([name], passed_over=passed_over)
+            files = find([name], passed_over=passed_over)
         except AudioError as error:
             jobs.append(RestoreJob(Path(name), Path(out), error=error.reason))
             continue
-        kept = [(file, below) for file, below in found if not _written_before(file, name, out)]
+        kept = [(file, below) for file, below in files if not _written_before(file, name, out)]
         jobs += [RestoreJob(file, Path(out) / renamed(below, suffix)) for file, below in kept]
     return _with_plots(_distinct(jobs), plot)
 
@@ -78,14 +78,14 @@ def _single(inputs: Sequence[str], out: Path, suffix: str | None, plot: bool) ->
     if suffix and FORMATS[suffix] != FORMATS[out.suffix.lower().lstrip(".")]:
         raise ConfigError(f"its name says {out.suffix}, --format says {suffix}", subject=out)
     try:
-        found = find(inputs)
+        files = find(inputs)
     except AudioError as error:
         return RestoreJob(Path(inputs[0]), out, error=error.reason)
-    if len(found) > 1:
+    if len(files) > 1:
         raise ConfigError(
-            f"is the name of a sound file, but {inputs[0]} names {len(found)}; name a folder", subject=out
+            f"is the name of a sound file, but {inputs[0]} names {len(files)}; name a folder", subject=out
         )
-    return RestoreJob(found[0][0], out, out.with_suffix(".png") if plot else None)
+    return RestoreJob(files[0][0], out, out.with_suffix(".png") if plot else None)
 
 
 def _written_before(file: Path, name: str, out: str) -> bool:

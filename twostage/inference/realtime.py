@@ -174,18 +174,18 @@ def run_duplex(
     ready = np.zeros(0, np.float32)
     warm_up(stream, hop)
 
-    def on_hop(heard: Audio, spoken: Audio, _frames: int, _time: object, status: object) -> None:
+    def on_hop(recorded: Audio, spoken: Audio, _frames: int, _time: object, status: object) -> None:
         nonlocal ready
         if status:
             meter.xrun()
         began = time.perf_counter()
         try:
-            made = stream.push(heard[:, 0] if stream.inputs == 1 else heard.T)
+            restored = stream.push(recorded[:, 0] if stream.inputs == 1 else recorded.T)
         except AudioError:  # NaN, or far beyond full scale: a device that is being plugged in
             stream.reset()
-            made = np.zeros(len(heard), np.float32)
-        meter.hop(heard[:, 0], time.perf_counter() - began, len(ready) / stream.sample_rate)
-        ready = np.concatenate([ready, made])
+            restored = np.zeros(len(recorded), np.float32)
+        meter.hop(recorded[:, 0], time.perf_counter() - began, len(ready) / stream.sample_rate)
+        ready = np.concatenate([ready, restored])
         count = min(len(ready), len(spoken))
         # until the first sample is ready, silence comes before it
         spoken[:] = 0

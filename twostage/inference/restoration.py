@@ -170,8 +170,8 @@ class InputLevels:
 
     def complaints(self, inputs: int, options: Options) -> list[str]:
         """About what a model of so many ``inputs`` was not made for."""
-        heard = self.spoken(inputs)
-        return [*self._silence(inputs), *unsuited(heard.bands, heard.silent, copied=options.if_full_band == "copy")]
+        spoken = self.spoken(inputs)
+        return [*self._silence(inputs), *unsuited(spoken.bands, spoken.silent, copied=options.if_full_band == "copy")]
 
     def _silence(self, inputs: int) -> list[str]:
         silent = np.flatnonzero(self.silent)
@@ -277,8 +277,8 @@ def _restore(
         warnings.warn(f"the audio is {complaint}", stacklevel=3)
     spool = SpoolFile(io.BytesIO(), outputs)
     peak = PEAK if samples.step else max(PEAK, float(input_levels.peaks.max()))
-    made = _render(model, source, input_levels, model.sample_rate, options, spool, peak, progress)
-    out = np.concatenate(list(made.blocks(spool)), axis=1)
+    rendering = _render(model, source, input_levels, model.sample_rate, options, spool, peak, progress)
+    out = np.concatenate(list(rendering.blocks(spool)), axis=1)
     return samples.give_back(out.reshape(-1) if samples.audio.ndim == 1 else out)
 
 
@@ -302,38 +302,38 @@ def restore_file(
         raise AudioError("would be replaced by its own restoration", subject=source)
     check_writable(target, options.overwrite)
     with Reader(source, salvage=options.salvage) as reader:
-        given = reader.info
-        whole = AudioSource(str(source), given.sample_rate, given.channels, reader.blocks, step_of(given.subtype))
+        info = reader.info
+        whole = AudioSource(str(source), info.sample_rate, info.channels, reader.blocks, step_of(info.subtype))
         sound = _cancellable(whole, cancel)
-        rate = model.sample_rate if options.sample_rate == "model" else given.sample_rate
-        peak = LOSSY_PEAK if coding_for(target, given.subtype)[1] in LOSSY else PEAK
+        rate = model.sample_rate if options.sample_rate == "model" else info.sample_rate
+        peak = LOSSY_PEAK if coding_for(target, info.subtype)[1] in LOSSY else PEAK
         outputs = _outputs(model, sound)
         input_levels = measure_levels(sound, model.sample_rate, causal=model.causal)
-        heard = input_levels.spoken(model.inputs)
-        _check_band(sound, heard, options)
-        _check_space(target, 4 * outputs * resampled_length(input_levels.frames, given.sample_rate, rate))
+        spoken = input_levels.spoken(model.inputs)
+        _check_band(sound, spoken, options)
+        _check_space(target, 4 * outputs * resampled_length(input_levels.frames, info.sample_rate, rate))
         with (
-            Writer(target, rate, outputs, subtype=given.subtype, overwrite=options.overwrite) as writer,
+            Writer(target, rate, outputs, subtype=info.subtype, overwrite=options.overwrite) as writer,
             _spool_beside(target, outputs) as spool,
         ):
-            made = _render(model, sound, input_levels, rate, options, spool, peak, progress)
-            for block in made.blocks(spool):
+            rendering = _render(model, sound, input_levels, rate, options, spool, peak, progress)
+            for block in rendering.blocks(spool):
                 writer.write(block)
     elapsed = time.perf_counter() - started
-    logger.debug("%s: %d channels at %d Hz restored in %.2f s", source, given.channels, given.sample_rate, elapsed)
+    logger.debug("%s: %d channels at %d Hz restored in %.2f s", source, info.channels, info.sample_rate, elapsed)
     return RestorationReport(
         str(source),
         str(target),
-        seconds=input_levels.frames / given.sample_rate,
-        channels=given.channels,
-        input_sample_rate=given.sample_rate,
+        seconds=input_levels.frames / info.sample_rate,
+        channels=info.channels,
+        input_sample_rate=info.sample_rate,
         sample_rate=rate,
         elapsed=elapsed,
-        realtime_factor=elapsed * given.sample_rate / input_levels.frames,
-        limited_db=made.limited_db,
+        realtime_factor=elapsed * info.sample_rate / input_levels.frames,
+        limited_db=rendering.limited_db,
         warnings=[*reader.notes, *input_levels.complaints(model.inputs, options)],
-        high_band_db=[band.high_db if band.high_db is None else round(band.high_db, 1) for band in heard.bands],
-        copied=[int(channel) + 1 for channel in np.flatnonzero(heard.copied(options))],
+        high_band_db=[band.high_db if band.high_db is None else round(band.high_db, 1) for band in spoken.bands],
+        copied=[int(channel) + 1 for channel in np.flatnonzero(spoken.copied(options))],
     )
 
 
@@ -363,9 +363,9 @@ def _outputs(model: Enhancer, source: AudioSource) -> int:
     return source.channels // inputs
 
 
-def _check_band(source: AudioSource, heard: InputLevels, options: Options) -> None:
-    if options.if_full_band == "error" and heard.full_band.any():
-        channels = ", ".join(str(channel + 1) for channel in np.flatnonzero(heard.full_band))
+def _check_band(source: AudioSource, input_levels: InputLevels, options: Options) -> None:
+    if options.if_full_band == "error" and input_levels.full_band.any():
+        channels = ", ".join(str(channel + 1) for channel in np.flatnonzero(input_levels.full_band))
         raise AudioError(f"full-band already (channel {channels}); nothing is missing", subject=source.name)
 
 
@@ -398,9 +398,9 @@ def measure_levels(source: AudioSource, sample_rate: int, *, causal: bool = Fals
     if frames == 0:
         raise AudioError("holds no samples", subject=source.name)
     resolution = np.maximum(np.maximum(source.step, EPSILON * peaks), LEAST)
-    found = zip(bands.bands(), clipping.shares(), strict=True)
-    heard = tuple(replace(band, clipped=float(share)) for band, share in found)
-    return InputLevels(frames, meter.levels(), meter.peak, resolution, heard)
+    channels = zip(bands.bands(), clipping.shares(), strict=True)
+    channel_bands = tuple(replace(band, clipped=float(share)) for band, share in channels)
+    return InputLevels(frames, meter.levels(), meter.peak, resolution, channel_bands)
 
 
 def _speech(blocks: Iterator[NDArray[Any]], source: AudioSource, sample_rate: int, *, causal: bool) -> Iterator[Audio]:
@@ -443,8 +443,8 @@ def _render(
     copied = spoken.copied(options)
     if options.level == "input":
         gains[:: model.inputs][copied] = 1
-    given = _speech(source.blocks(), source, model.sample_rate, causal=model.causal)
-    normal = (block * gains.astype(np.float32) for block in given)
+    speech = _speech(source.blocks(), source, model.sample_rate, causal=model.causal)
+    normal = (block * gains.astype(np.float32) for block in speech)
     # memory is for as much sound, however many channels share it
     seconds = options.seconds * USUAL / max(USUAL, source.channels)
     pairs = enhance(model, normal, seconds, np.flatnonzero(~spoken.silent & ~copied), options.batch)

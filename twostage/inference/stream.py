@@ -72,12 +72,12 @@ class Stream:
         """
         if self._closed:
             raise AudioError("the stream is closed")
-        given = taken(samples, name="samples", wanted=self._wanted)
-        audio = np.atleast_2d(given.audio)
+        converted = taken(samples, name="samples", wanted=self._wanted)
+        audio = np.atleast_2d(converted.audio)
         if not (np.abs(audio) <= np.finfo(np.float32).max).all():
             raise AudioError("samples are NaN or infinite")
-        self._give_back = given.give_back
-        return given.give_back(self._out(self._work.push(self._high.push(audio) * self._gain)))
+        self._give_back = converted.give_back
+        return converted.give_back(self._out(self._work.push(self._high.push(audio) * self._gain)))
 
     def flush(self) -> Any:
         """The rest, (T',): the signal ends here; the next push begins another."""
@@ -110,11 +110,11 @@ class Stream:
 
     def _out(self, parts: Iterator[Audio]) -> Audio:
         with evaluating(self._model):
-            made = np.concatenate([np.zeros(0, np.float32), *parts])
-        made = (made / self._gain[0]).astype(np.float32, copy=False)
-        if not np.isfinite(made).all():
+            output = np.concatenate([np.zeros(0, np.float32), *parts])
+        output = (output / self._gain[0]).astype(np.float32, copy=False)
+        if not np.isfinite(output).all():
             raise AudioError("the model's output is not finite: samples this large are no sound")
-        return made
+        return output
 
 
 class _HighPass:

@@ -171,7 +171,7 @@ def names() -> list[str]:
 def shipped() -> list[str]:
     """Names of the shipped models that restore by themselves, the default first."""
     kinds = {name: {read_header(file).kind for file in stage_files(name)} for name in names()}
-    whole = [name for name, found in kinds.items() if found == STAGES.keys() or found <= ENHANCERS.keys()]
+    whole = [name for name, stages in kinds.items() if stages == STAGES.keys() or stages <= ENHANCERS.keys()]
     return sorted(whole, key=lambda name: (name != DEFAULT, name))
 
 
@@ -339,15 +339,15 @@ def onnx_file(path: str | Path) -> Path | None:
 
 def stage_files(path: str | Path) -> list[Path]:
     """The files that a name, folder or path stands for: one, or a folder's two stages."""
-    found = _find(path)
-    if found.is_file():
-        return [found]
+    place = _find(path)
+    if place.is_file():
+        return [place]
     for name in ("best", "last"):  # a training's run directory
-        if (found / f"{name}{SUFFIX}").is_file():
-            return [found / f"{name}{SUFFIX}"]
-    files = sorted(found.glob(f"*{SUFFIX}"))
+        if (place / f"{name}{SUFFIX}").is_file():
+            return [place / f"{name}{SUFFIX}"]
+    files = sorted(place.glob(f"*{SUFFIX}"))
     if not 1 <= len(files) <= 2:
-        raise CheckpointError(f"{found}: holds {len(files)} {SUFFIX} files, wanted one or two")
+        raise CheckpointError(f"{place}: holds {len(files)} {SUFFIX} files, wanted one or two")
     return files
 
 
@@ -376,9 +376,11 @@ def _snapshot(path: Path) -> Path:
         revision = (path / "refs" / "main").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         revision = ""
-    found = sorted(folder.name for folder in (path / "snapshots").iterdir())
-    if revision not in found:
-        raise CheckpointError(f"{path}: no snapshot of main; name one of {', '.join(found) or 'none'} in snapshots/")
+    revisions = sorted(folder.name for folder in (path / "snapshots").iterdir())
+    if revision not in revisions:
+        raise CheckpointError(
+            f"{path}: no snapshot of main; name one of {', '.join(revisions) or 'none'} in snapshots/"
+        )
     return path / "snapshots" / revision
 
 

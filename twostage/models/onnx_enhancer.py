@@ -107,37 +107,37 @@ class OnnxEnhancer(EnhancerModule):
         if not length:
             return audio[:, :1, :0]
         late = self.delay if self.causal else 0
-        made = [np.concatenate([out[RESTORED] for _, out in self.runs(row)], -1) for row in rows]
-        return torch.from_numpy(np.concatenate(made)[..., late : late + length])
+        outputs = [np.concatenate([out[RESTORED] for _, out in self.runs(row)], -1) for row in rows]
+        return torch.from_numpy(np.concatenate(outputs)[..., late : late + length])
 
     def runs(self, audio: NDArray[np.float32]) -> Iterator[tuple[Values, Values]]:
         """What goes in and what comes out, run by run, for audio (inputs, T); of whole hops, but for a step."""
         if not self.causal:
-            given = {AUDIO: audio[None]}
-            yield given, self._run(given)
+            inputs = {AUDIO: audio[None]}
+            yield inputs, self._run(inputs)
             return
         with streaming(self):
             yield from self._steps(with_tail(self, torch.from_numpy(audio)).numpy())
 
     def forward_chunk(self, audio: Tensor) -> Tensor:
         """As ``TwoStage.forward_chunk``: the next chunk, a multiple of ``stride`` long, ``delay`` samples late."""
-        made = [out[RESTORED] for _, out in self._steps(audio[0].float().cpu().numpy())]
-        return torch.from_numpy(np.concatenate(made, -1))
+        outputs = [out[RESTORED] for _, out in self._steps(audio[0].float().cpu().numpy())]
+        return torch.from_numpy(np.concatenate(outputs, -1))
 
     def _steps(self, audio: NDArray[np.float32]) -> Iterator[tuple[Values, Values]]:
         for start in range(0, audio.shape[1], self.stride):
             states = self._silence() if self.states.value is None else self.states.value
-            given = {AUDIO: audio[None, :, start : start + self.stride], **states}
-            made = self._run(given)
-            self.states.keep({name: made[NEXT + name] for name in states})
-            yield given, made
+            inputs = {AUDIO: audio[None, :, start : start + self.stride], **states}
+            outputs = self._run(inputs)
+            self.states.keep({name: outputs[NEXT + name] for name in states})
+            yield inputs, outputs
 
     def _silence(self) -> Values:
         """The states at the start of a stream."""
         return {i.name: np.zeros(i.shape, np.float32) for i in self._session.get_inputs() if i.name != AUDIO}
 
-    def _run(self, given: Values) -> Values:
-        return dict(zip(self._outputs, self._session.run(self._outputs, given), strict=True))
+    def _run(self, inputs: Values) -> Values:
+        return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OnnxEnhancer":
         """State of its own, the same session."""

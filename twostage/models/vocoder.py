@@ -117,22 +117,26 @@ class Vocoder(nn.Module):
         if config.griffin_lim:
             self.griffin_lim = GriffinLim(config.mel, config.griffin_lim, config.input_phase_below)
 
-    def forward(self, mel: Tensor, heard: InputSpectra | None = None, sensor: Tensor | None = None) -> Tensor:
-        """``heard``: of what was restored, for Griffin-Lim, if there is any.
+    def forward(self, mel: Tensor, input_spectra: InputSpectra | None = None, sensor: Tensor | None = None) -> Tensor:
+        """``input_spectra``: of what was restored, for Griffin-Lim, if there is any.
 
         ``sensor`` (B, 1, L * hop_length): what was restored, for a generator with ``sensor_input``; None is silence.
         """
         if not self.delay or not mel.shape[-1]:
-            return self.forward_chunk(mel, heard, sensor)
+            return self.forward_chunk(mel, input_spectra, sensor)
         frames = self.delay // self.config.mel.hop_length  # with which the last samples come
         mel = F.pad(mel, (0, frames), mode="replicate")  # silence would fade them out
-        heard = None if heard is None else heard.each(lambda spectrum: F.pad(spectrum, (0, frames)))
+        input_spectra = (
+            None if input_spectra is None else input_spectra.each(lambda spectrum: F.pad(spectrum, (0, frames)))
+        )
         sensor = None if sensor is None else F.pad(sensor, (0, self.delay))
-        return self.forward_chunk(mel, heard, sensor)[..., self.delay :]
+        return self.forward_chunk(mel, input_spectra, sensor)[..., self.delay :]
 
-    def forward_chunk(self, mel: Tensor, heard: InputSpectra | None = None, sensor: Tensor | None = None) -> Tensor:
+    def forward_chunk(
+        self, mel: Tensor, input_spectra: InputSpectra | None = None, sensor: Tensor | None = None
+    ) -> Tensor:
         """The next chunk of a stream, of frames as ``forward`` takes them, ``delay`` samples late."""
-        return self.finish(self.generate(mel, sensor), mel, heard)
+        return self.finish(self.generate(mel, sensor), mel, input_spectra)
 
     def generate(self, mel: Tensor, sensor: Tensor | None = None) -> Tensor:
         """What the generator alone makes of log-mels, without Griffin-Lim; ``sensor`` as in ``forward``."""
@@ -154,9 +158,9 @@ class Vocoder(nn.Module):
         )
         return skips
 
-    def finish(self, audio: Tensor, mel: Tensor, heard: InputSpectra | None) -> Tensor:
+    def finish(self, audio: Tensor, mel: Tensor, input_spectra: InputSpectra | None) -> Tensor:
         """What ``generate`` made of ``mel``, with Griffin-Lim, if there is any and this is no training."""
-        return self.griffin_lim(audio, mel, heard) if self.griffin_lim and not self.training else audio
+        return self.griffin_lim(audio, mel, input_spectra) if self.griffin_lim and not self.training else audio
 
     def _levels(self) -> list[list[nn.Module]]:
         width = len(self.config.resblock_kernel_sizes)

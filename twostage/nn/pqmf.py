@@ -60,8 +60,8 @@ def prototype(bands: int, taps: int) -> NDArray[np.float64]:
 
     from scipy.optimize import minimize_scalar  # takes a third of a second to import
 
-    found = minimize_scalar(rest, bounds=(0.5 / bands, 1 / bands), method="bounded", options={"xatol": 1e-9})
-    return windowed(found.x)
+    minimum = minimize_scalar(rest, bounds=(0.5 / bands, 1 / bands), method="bounded", options={"xatol": 1e-9})
+    return windowed(minimum.x)
 
 
 def modulated(low: NDArray[np.float64], bands: int) -> NDArray[np.float64]:

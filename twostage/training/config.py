@@ -138,8 +138,8 @@ class RunConfig:
     def check_inputs(self, name: str, inputs: int) -> None:
         """Raise ConfigError if a model of so many ``inputs``, a setting of that ``name``, gets other channels."""
         if inputs != self.data.channels:
-            given = f"{list(self.data.air_snr_db)}: 2 channels" if self.data.air_snr_db else "empty"
-            raise ConfigError(f"{name} is {inputs}, but data.air_snr_db is {given}")
+            channels = f"{list(self.data.air_snr_db)}: 2 channels" if self.data.air_snr_db else "empty"
+            raise ConfigError(f"{name} is {inputs}, but data.air_snr_db is {channels}")
 
 
 @dataclass(frozen=True, kw_only=True)

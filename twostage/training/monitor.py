@@ -94,8 +94,8 @@ class Monitor:
         if better:
             training.best = score
             self._write(training, BEST)
-        told = " ".join(f"{name} {value:.4f}" for name, value in self.scores.items())
-        self.log.say(f"step {training.step}/{self.settings.steps}  held out: {told}{'  (best)' if better else ''}")
+        scores = " ".join(f"{name} {value:.4f}" for name, value in self.scores.items())
+        self.log.say(f"step {training.step}/{self.settings.steps}  held out: {scores}{'  (best)' if better else ''}")
         for place, example in enumerate(self.held_out[: valid.show]):
             self._show(training, place, example)
         self._shown = True
@@ -108,17 +108,17 @@ class Monitor:
 
     @torch.no_grad()
     def _show(self, training: Training, place: int, example: Example) -> None:
-        found, rate = self.estimate(training.ema, example), self.settings.data.sample_rate
+        estimate, rate = self.estimate(training.ema, example), self.settings.data.sample_rate
         sides = {
             "degraded": self.mel(example.degraded[:, :1])[0],
-            "output": found.mel,
+            "output": estimate.mel,
             "clean": self.mel(example.clean)[0],
         }
         frames = min(mel.shape[-1] for mel in sides.values())  # a system whose hop is another may make fewer
         pictured = {name: mel[..., :frames].cpu().numpy() for name, mel in sides.items()}
         self.log.picture(training.step, f"held_out_{place}", pictured)
-        if found.audio is not None:
-            self.log.sound(training.step, f"held_out_{place}/output", found.audio, rate)
+        if estimate.audio is not None:
+            self.log.sound(training.step, f"held_out_{place}/output", estimate.audio, rate)
         if not self._shown:
             for name, side in ("degraded", example.degraded), ("clean", example.clean):
                 self.log.sound(training.step, f"held_out_{place}/{name}", side[0, 0].cpu().numpy(), rate)
@@ -128,8 +128,8 @@ class Monitor:
         checkpoint.save_state(Path(self.settings.run_dir, STATE), training.state_dict())
 
     def _write(self, training: Training, name: str) -> None:
-        found = provenance(self.settings, training.step, self.scores)
-        checkpoint.save(Path(self.settings.run_dir, name), training.ema, provenance=found)
+        origin = provenance(self.settings, training.step, self.scores)
+        checkpoint.save(Path(self.settings.run_dir, name), training.ema, provenance=origin)
 
 
 def provenance(settings: RunConfig, step: int, scores: dict[str, float]) -> dict[str, Any]:

@@ -79,14 +79,14 @@ class PreparedTraining:
             noise=noise,
         )
         _check_best(valid.best, held_out)
-        found = fingerprint(entries, noise, held_out, plan.listener)
-        if state and (name := changed(found, state.get("data", {}))):
+        fingerprints = fingerprint(entries, noise, held_out, plan.listener)
+        if state and (name := changed(fingerprints, state.get("data", {}))):
             raise ConfigError(
                 f"{name} is not what this training began with in {settings.run_dir}: scores and weights would be of "
                 "two sets; give the same data (files may have moved), or begin another training from its weights "
                 "(init_from)"
             )
-        return cls(settings, plan, dataset, held_out, len(entries), found, state)
+        return cls(settings, plan, dataset, held_out, len(entries), fingerprints, state)
 
     def run(self) -> None:
         """Train to the last step; the logs, the weights and the state go to ``settings.run_dir``."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from twostage.data.pairs import Pair
 from twostage.models.features import LogMel, MelConfig
 from twostage.models.restorer import RestorerConfig
-from twostage.models.restorer_features import Hearing
+from twostage.models.restorer_features import RestorerFeatures
 from twostage.training.losses import (
     Intelligibility,
     MultiResolutionStft,
@@ -110,11 +110,11 @@ class Restoring(nn.Module):
     def __init__(self, restorer: RestorerConfig, weights: RestoringWeights, quantile: float = 0.5) -> None:
         super().__init__()
         self.mel, self.weights, self.quantile = LogMel(restorer.mel), weights, quantile
-        self.hearing = Hearing(restorer)
+        self.restorer_features = RestorerFeatures(restorer)
         self.intelligibility = Intelligibility(restorer.mel) if weights.intelligibility else None
 
     def forward(self, model: nn.Module, pair: Pair) -> Output:
-        real, fake = self.mel(pair.clean), model(self.hearing(self.mel, pair.degraded)).float()
+        real, fake = self.mel(pair.clean), model(self.restorer_features(self.mel, pair.degraded)).float()
         terms = {"mel": mel_quantile(fake, real, self.quantile)}
         if self.weights.delta:
             terms["delta"] = delta_l1(fake, real)
@@ -158,7 +158,7 @@ class Finetuning(nn.Module):
     def forward(self, model: Any, pair: Pair) -> Output:
         learns = any(p.requires_grad for p in model.restorer.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-            restored = model.restorer(model.hearing(model.mel, pair.degraded)).float()
+            restored = model.restorer(model.restorer_features(model.mel, pair.degraded)).float()
         start = max(0, restored.shape[-1] - self.frames) // 2
         restored_part = restored[..., start : start + self.frames]
         sensor = pair.degraded[:, :1, start * model.hop_length :][..., : restored_part.shape[-1] * model.hop_length]

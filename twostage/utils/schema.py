@@ -58,8 +58,8 @@ def complete(cls: type, values: object, name: str = "") -> dict[str, Any]:
 def _completed(field: Any, kind: Any, values: Mapping[str, Any], name: str) -> Any:
     if is_dataclass(kind) and isinstance(kind, type):
         default = asdict(field.default_factory()) if field.default_factory not in (MISSING, kind) else {}
-        given = values.get(field.name, {})
-        return complete(kind, default | given if isinstance(given, dict) else given, name)
+        section = values.get(field.name, {})
+        return complete(kind, default | section if isinstance(section, dict) else section, name)
     if field.name in values:
         return _convert(kind, values[field.name], name)
     if field.default_factory is not MISSING:

@@ -74,9 +74,9 @@ class Bilstm(EnhancerModule):
 
     def terms(self, degraded: Tensor, clean: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Enhanced audio, and ``mse``: the mean squared error of log-magnitudes, each bin's deviation being 1."""
-        enhanced, found = self._restored(degraded)
+        enhanced, estimate = self._restored(degraded)
         wanted = self._normal(self._levels(clean / _peak(degraded)), self.air)
-        return enhanced, {"mse": F.mse_loss(found, wanted)}
+        return enhanced, {"mse": F.mse_loss(estimate, wanted)}
 
     @torch.no_grad()
     def prepare(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -106,10 +106,10 @@ class Bilstm(EnhancerModule):
         spectrum = self.stft.spectrum(audio / peak)
         size = magnitudes(spectrum)
         hidden, _ = self.lstm(self._normal(size.log(), self.bone).mT)
-        found = self.dense(hidden).mT.float()
+        estimate = self.dense(hidden).mT.float()
         mean, deviation = self.air[..., None]
-        wanted = (found.clamp_max(HIGHEST) * deviation + mean).exp()
-        return self.istft(spectrum * (wanted / size)) * peak, found
+        wanted = (estimate.clamp_max(HIGHEST) * deviation + mean).exp()
+        return self.istft(spectrum * (wanted / size)) * peak, estimate
 
     def _levels(self, audio: Tensor) -> Tensor:
         """Log-magnitudes (B, n_fft // 2 + 1, L)."""

@@ -75,12 +75,12 @@ class Split(nn.Module):
         self.dense = nn.ModuleList(nn.Linear(2 * width + 1, config.features) for width in self.bands)
 
     def forward(self, x: Tensor) -> Tensor:
-        made = []
+        features = []
         for band, norm, dense in zip(x.split(self.bands, 2), self.norms, self.dense, strict=True):
             numbers = band.flatten(1, 2).mT
             level = numbers.square().mean(-1, keepdim=True).clamp_min(QUIET).log10() / 4  # about 1 from 0
-            made.append(dense(torch.cat([norm(numbers), level], -1)))
-        return torch.stack(made, 1)
+            features.append(dense(torch.cat([norm(numbers), level], -1)))
+        return torch.stack(features, 1)
 
 
 class Residual(nn.Module):
@@ -94,8 +94,8 @@ class Residual(nn.Module):
         self.dense = nn.Linear(units if causal else 2 * units, features)
 
     def forward(self, x: Tensor) -> Tensor:
-        made = self.lstm(self.norm(x))
-        return x + self.dense(made if self.causal else made[0])
+        hidden = self.lstm(self.norm(x))
+        return x + self.dense(hidden if self.causal else hidden[0])
 
 
 class Pair(nn.Module):
@@ -129,8 +129,8 @@ class Estimate(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        made = [band(one).mT.unflatten(1, (self.parts, -1)) for band, one in zip(self.bands, x.unbind(1), strict=True)]
-        return torch.cat(made, 2)
+        parts = [band(one).mT.unflatten(1, (self.parts, -1)) for band, one in zip(self.bands, x.unbind(1), strict=True)]
+        return torch.cat(parts, 2)
 
 
 class Bsrnn(StreamingModule):
@@ -152,12 +152,12 @@ class Bsrnn(StreamingModule):
 
         Calls follow each other within ``nn.streaming.streaming``; not causal, the chunk is all of the signal.
         """
-        heard = as_channels(self.stft.spectrum(audio))
-        made = self.estimate(self.pairs(self.split(heard))).float()
+        spectrum = as_channels(self.stft.spectrum(audio))
+        estimate = self.estimate(self.pairs(self.split(spectrum))).float()
         if self.config.output == "mapping":
-            return self.istft(as_complex(made))
-        masked = complex_product(made[:, :2], heard)
-        return self.istft(as_complex(masked + made[:, 2:] if self.config.output == "both" else masked))
+            return self.istft(as_complex(estimate))
+        masked = complex_product(estimate[:, :2], spectrum)
+        return self.istft(as_complex(masked + estimate[:, 2:] if self.config.output == "both" else masked))
 
     def terms(self, degraded: Tensor, clean: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Enhanced audio, and ``spectrum``: the mean absolute error of real and imaginary parts."""

@@ -39,9 +39,9 @@ def bounded(mask: Tensor) -> Tensor:
 
 
 MASKINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "R": lambda mask, heard: mask * heard,  # real and imaginary parts each by itself
+    "R": lambda mask, spectrum: mask * spectrum,  # real and imaginary parts each by itself
     "C": complex_product,
-    "E": lambda mask, heard: complex_product(bounded(mask), heard),
+    "E": lambda mask, spectrum: complex_product(bounded(mask), spectrum),
 }
 
 
@@ -227,9 +227,9 @@ class Dccrn(StreamingModule):
 
         Calls follow each other within ``nn.streaming.streaming``.
         """
-        heard = as_channels(self.stft.spectrum(audio))
-        mask = F.pad(self._mask(heard[:, :, 1:]).float(), (0, 0, 1, 0))  # nothing at 0 Hz
-        return self.istft(as_complex(MASKINGS[self.config.masking](mask, self.delayed_spectrum(heard))))
+        spectrum = as_channels(self.stft.spectrum(audio))
+        mask = F.pad(self._mask(spectrum[:, :, 1:]).float(), (0, 0, 1, 0))  # nothing at 0 Hz
+        return self.istft(as_complex(MASKINGS[self.config.masking](mask, self.delayed_spectrum(spectrum))))
 
     def _mask(self, x: Tensor) -> Tensor:
         skips = []

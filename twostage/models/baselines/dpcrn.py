@@ -161,9 +161,9 @@ class Dpcrn(StreamingModule):
 
         Calls follow each other within ``nn.streaming.streaming``.
         """
-        heard = as_channels(self.stft.spectrum(audio))
-        made = self._network(self.norm(heard))
-        return self.istft(as_complex(complex_product(made, heard) if self.config.output == "mask" else made))
+        spectrum = as_channels(self.stft.spectrum(audio))
+        estimate = self._network(self.norm(spectrum))
+        return self.istft(as_complex(complex_product(estimate, spectrum) if self.config.output == "mask" else estimate))
 
     def _network(self, x: Tensor) -> Tensor:
         skips = []

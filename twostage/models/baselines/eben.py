@@ -85,11 +85,11 @@ class Eben(StreamingModule):
 
     def forward_chunk(self, audio: Tensor) -> Tensor:
         """The next chunk of a stream, or all of a signal, a multiple of ``stride`` long, ``delay`` samples late."""
-        heard = self.pqmf.analysis(audio)[:, : self.config.input_bands]
-        x = self.conv_pre(heard.to(self.conv_pre.weight.dtype))
-        made = self.conv_post(self.unet(x)).float()
+        low_bands = self.pqmf.analysis(audio)[:, : self.config.input_bands]
+        x = self.conv_pre(low_bands.to(self.conv_pre.weight.dtype))
+        bands = self.conv_post(self.unet(x)).float()
         silent = (0, 0, 0, self.config.bands - self.config.input_bands)
-        return self.pqmf.synthesis(torch.tanh(made + F.pad(heard, silent)))
+        return self.pqmf.synthesis(torch.tanh(bands + F.pad(low_bands, silent)))
 
     @property
     def sample_rate(self) -> int:

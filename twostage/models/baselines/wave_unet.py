@@ -73,15 +73,15 @@ class WaveUnet(EnhancerModule):
         self.conv_post = Conv1d(1 + widths[0], 1, 1)
 
     def forward(self, audio: Tensor) -> Tensor:
-        heard = F.pad(audio, (0, -audio.shape[-1] % self.stride))
-        x, skips = heard.to(self.conv_post.weight.dtype), []
+        padded = F.pad(audio, (0, -audio.shape[-1] % self.stride))
+        x, skips = padded.to(self.conv_post.weight.dtype), []
         for down in self.downs:
             skips.append(F.leaky_relu(down(x), SLOPE))
             x = skips[-1][..., ::2]
         x = F.leaky_relu(self.bottom(x), SLOPE)
         for up in self.ups:
             x = F.leaky_relu(up(torch.cat([skips.pop(), interpolated(x)], 1)), SLOPE)
-        x = self.conv_post(torch.cat([heard.to(x.dtype), x], 1))
+        x = self.conv_post(torch.cat([padded.to(x.dtype), x], 1))
         return torch.tanh(x[..., : audio.shape[-1]].float())
 
     def terms(self, degraded: Tensor, clean: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

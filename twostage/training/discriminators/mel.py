@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from twostage.models.restorer import with_height
+from twostage.models.restorer import with_frequency
 from twostage.nn.layers import feature_maps, weight_norm
 from twostage.utils.errors import ConfigError
 
@@ -49,4 +49,4 @@ class MelDiscriminator(nn.Module):
         self.conv_post = weight_norm(nn.Conv2d(sizes[-1], 1, side, padding=side // 2))
 
     def forward(self, mel: Tensor) -> list[list[Tensor]]:
-        return [feature_maps(with_height(mel), self.convs, self.conv_post, SLOPE)]
+        return [feature_maps(with_frequency(mel), self.convs, self.conv_post, SLOPE)]
