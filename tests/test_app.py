@@ -126,8 +126,8 @@ def test_a_sensor_is_simulated_as_the_command_does(tmp_path, speech, desk):
     sound_files.write(tmp_path / "clean" / "say.wav", speech(8000), RATE)
     clean = str(tmp_path / "clean" / "say.wav")
     assert main(["simulate", clean, str(tmp_path / "bone"), "--sensor", "in-ear", "--seed", "3"]) == 0
-    made = work.simulate_one(Path(clean), tmp_path / "app", LIMITS, sensor="in-ear", seed=3)
-    assert made.read_bytes() == (tmp_path / "bone" / "say.wav").read_bytes()
+    output = work.simulate_one(Path(clean), tmp_path / "app", LIMITS, sensor="in-ear", seed=3)
+    assert output.read_bytes() == (tmp_path / "bone" / "say.wav").read_bytes()
     said, shown = desk.simulate(clean, "in-ear", 3, RestoreRequest("tiny", "cpu"), silent)
     (item,) = shown["items"]
     assert "1 restored" in said

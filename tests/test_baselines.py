@@ -73,9 +73,11 @@ PLAIN = ["valid.metrics=[mel_l1]", "valid.best=mel_l1", "optimizer.cooldown=0", 
 def settings(name: str, corpus: Path, run: Path, *more: str, small: bool = True) -> EnhancerRun:
     """Of ``name``'s YAML; two-stage, whose stages train apart, has none as one system."""
     files = FILES.get(name, [name])
-    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={run}"]
+    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={run}"]
     named = ["enhancer=two-stage", "steps=4"] if not files else []
-    return load_config(EnhancerRun, files, [*given, *named, *FAST, *BRIEF, *PLAIN, *(SYSTEMS[name][1] * small), *more])
+    return load_config(
+        EnhancerRun, files, [*overrides, *named, *FAST, *BRIEF, *PLAIN, *(SYSTEMS[name][1] * small), *more]
+    )
 
 
 def built(run: EnhancerRun) -> EnhancerModule:
@@ -211,8 +213,8 @@ def test_a_file_is_restored(trained: tuple[str, Path], tmp_path: Path, speech) -
     sound_files.write(tmp_path / "in.wav", sound, 16000)
     weights = str(run / "last.safetensors")
     assert main(["restore", str(tmp_path / "in.wav"), "-o", str(tmp_path / "out"), "--model", weights]) == 0
-    (made,) = (tmp_path / "out").iterdir()
-    restored = sound_files.read(made)[0][0]
+    (output,) = (tmp_path / "out").iterdir()
+    restored = sound_files.read(output)[0][0]
     heard = np.squeeze(sound_files.read(tmp_path / "in.wav")[0])
     np.testing.assert_allclose(restored, restore(checkpoint.load(weights), heard, 16000).reshape(-1), atol=2e-4)
     assert np.abs(restored).max() > 0.01

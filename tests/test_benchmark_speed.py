@@ -36,14 +36,14 @@ def test_the_quick_form_measures_draws_and_writes(
     script.main()
     assert capsys.readouterr().out.strip() == (tmp_path / "speed.md").read_text().strip()
     assert (tmp_path / "speed.png").read_bytes()[:4] == b"\x89PNG"
-    found = json.loads((tmp_path / "speed.json").read_text())
-    row = found["speed"][0]
+    actual = json.loads((tmp_path / "speed.json").read_text())
+    row = actual["speed"][0]
     assert row["gmac"] == pytest.approx(2.93, abs=0.05)
     stages = [row["factors"][name] for name in ("mel", "restorer", "vocoder", "Griffin-Lim")]
     assert min(stages) > 0
-    assert [r["seconds"] for r in found["lengths"]] == [0.5, 1.0]
-    assert min(r["memory"] for r in found["lengths"]) > 100
-    assert found["training"][0]["equal"] is True
+    assert [r["seconds"] for r in actual["lengths"]] == [0.5, 1.0]
+    assert min(r["memory"] for r in actual["lengths"]) > 100
+    assert actual["training"][0]["equal"] is True
 
 
 def test_work_takes_turns_and_gives_medians(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ def test_depth_does_not_add_up():
     levels = []
     for stacks in (1, 10):
         model, heard = lively(BweConfig(channels=32, layers=4, dilation_base=1, stacks=stacks)), []
-        model.layers[-1].register_forward_pre_hook(lambda _, given, heard=heard: heard.append(given[0].std()))
+        model.layers[-1].register_forward_pre_hook(lambda _, inputs, heard=heard: heard.append(inputs[0].std()))
         model(torch.randn(1, 1, 2000, dtype=torch.float64))
         levels.append(float(heard[0]))
     assert 0 < levels[1] < levels[0]

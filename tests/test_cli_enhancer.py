@@ -27,10 +27,10 @@ def test_a_recurrent_system_from_training_to_a_recording(name, paired_corpus, sp
         "data.real_fraction=1",
         "data.sensors=[]",
     ]
-    given = ["train-enhancer", name, *FAST, *VALID, *SMALL[name], *pairs, "valid.best=mel_l1", "--run"]
-    assert main([*given, "whole", "steps=2"]) == 0
-    assert main([*given, "parts", "steps=1"]) == 0
-    assert main([*given, "parts", "steps=2", "--resume"]) == 0
+    inputs = ["train-enhancer", name, *FAST, *VALID, *SMALL[name], *pairs, "valid.best=mel_l1", "--run"]
+    assert main([*inputs, "whole", "steps=2"]) == 0
+    assert main([*inputs, "parts", "steps=1"]) == 0
+    assert main([*inputs, "parts", "steps=2", "--resume"]) == 0
     whole, parts = (checkpoint.load(Path(run, "last.safetensors")).state_dict() for run in ("whole", "parts"))
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
     sound_files.write("in.wav", speech(3000), 16000)

@@ -386,8 +386,8 @@ def test_between_pipes(recordings: Path, tiny_path: Path) -> None:
         "--format",
         "flac",
     ]
-    given = Path("in/good.wav").read_bytes()
-    done = subprocess.run(command, input=given, env=environment, capture_output=True)
+    inputs = Path("in/good.wav").read_bytes()
+    done = subprocess.run(command, input=inputs, env=environment, capture_output=True)
     assert done.returncode == 0
     assert b"standard input -> standard output" in done.stderr
     Path("made").write_bytes(done.stdout)

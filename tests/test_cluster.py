@@ -52,9 +52,9 @@ def here(config: ClusterConfig) -> Iterator[ClusterResources]:
 def table() -> dict[str, Result]:
     """The results by the names of the outputs."""
     rows = decode(Path("out", TABLE).read_bytes(), TABLE)
-    found = {row.output: row for row in rows}
-    assert len(found) == len(rows)
-    return found
+    actual = {row.output: row for row in rows}
+    assert len(actual) == len(rows)
+    return actual
 
 
 def outputs() -> set[str]:

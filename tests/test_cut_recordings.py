@@ -41,7 +41,7 @@ def recordings() -> list[np.ndarray]:
     return [side[start : start + 11_200] for side in (throat, clean) for start in starts]
 
 
-def made(model: nn.Module, audio: np.ndarray) -> np.ndarray:
+def output(model: nn.Module, audio: np.ndarray) -> np.ndarray:
     blocks = [after for _, after in enhance(model, [audio[None]], 10.0, [0])]  # type: ignore[arg-type]
     return np.concatenate(blocks, axis=1)[0]
 
@@ -55,7 +55,7 @@ def test_the_shipped_stream_ends_as_quietly_as_it_was(recordings: list[np.ndarra
     model = twostage.load("causal")
     for recording in recordings:
         for cut in (len(recording), len(recording) - 777):
-            last, before = loudness(made(model, recording[:cut]))
+            last, before = loudness(output(model, recording[:cut]))
             assert last < 2 * before
 
 
@@ -73,8 +73,8 @@ def test_no_system_of_the_field_clicks(name: str, recordings: list[np.ndarray]) 
     torch.manual_seed(0)
     model = SYSTEMS[name]().eval().requires_grad_(False)
     for recording in recordings:
-        last, before = loudness(made(model, recording[:9_999]))
-        goes_on, _ = loudness(made(model, recording)[:9_999])  # random weights may make a louder end of a louder end
+        last, before = loudness(output(model, recording[:9_999]))
+        goes_on, _ = loudness(output(model, recording)[:9_999])  # random weights may make a louder end of a louder end
         assert 0 < last < 2 * max(before, goes_on)
 
 

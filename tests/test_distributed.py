@@ -44,12 +44,12 @@ def one(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     return checkpoint.load_state(run / "state.pt")
 
 
-def start(launch: list[str], given: list[str]) -> subprocess.Popen[str]:
+def start(launch: list[str], inputs: list[str]) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", *launch, str(ROOT / "scripts" / "train_vocoder.py")]
-    given = ["vocoder", "tiny", *given]
+    inputs = ["vocoder", "tiny", *inputs]
     return subprocess.Popen(
-        [*command, *given], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, *inputs], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
@@ -83,8 +83,8 @@ def test_two_machines_train_as_the_documentation_says(corpus: Path, tmp_path: Pa
     nodes = []
     for line in lines:
         options = dict(zip(line.split()[::2], line.split()[1::2], strict=True)) | here
-        given = settings(corpus, tmp_path / "two", 2)
-        nodes.append(start([word for option in options.items() for word in option], given))
+        inputs = settings(corpus, tmp_path / "two", 2)
+        nodes.append(start([word for option in options.items() for word in option], inputs))
     outputs = [node.communicate(timeout=120)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)
     check_same_gradients(one, checkpoint.load_state(tmp_path / "two" / "state.pt"))

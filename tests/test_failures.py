@@ -22,8 +22,8 @@ def restored(name: str) -> str:
 
 def test_what_fails_is_a_line_and_the_rest_goes_on() -> None:
     names = ["a", "own", "other", "none", "disk", "memory", "z"]
-    found = dict(one_by_one(names, restored, name=str))
-    assert found == {
+    actual = dict(one_by_one(names, restored, name=str))
+    assert actual == {
         "a": "A",
         "own": Failure("own: is empty (0 bytes)"),
         "other": Failure("other: out/other: is a folder"),
@@ -54,8 +54,8 @@ def test_where_anything_can_go_wrong_anything_is_caught_but_ctrl_c() -> None:
     def failing(error: BaseException) -> None:
         raise error
 
-    found = list(one_by_one([ValueError("2 is\ntoo much")], failing, name=lambda _: "a", catch=(Exception,)))
-    assert [failure for _, failure in found] == [Failure("a: ValueError: 2 is")]
+    actual = list(one_by_one([ValueError("2 is\ntoo much")], failing, name=lambda _: "a", catch=(Exception,)))
+    assert [failure for _, failure in actual] == [Failure("a: ValueError: 2 is")]
     with pytest.raises(KeyboardInterrupt):
         list(one_by_one([KeyboardInterrupt()], failing, name=str, catch=(Exception,)))
 

@@ -95,8 +95,8 @@ def test_the_noise_lies_as_far_below_the_speech_as_asked(speech: Speech, noise: 
     clean = speech(2 * RATE)
     for air in (Air(snr), Air(snr, tuple(map(str, noise.iterdir())))):
         added = air.of(clean, RATE, "a") - clean
-        found = levels.active_level(clean, RATE) - levels.active_level(added, RATE)
-        assert found == pytest.approx(snr, abs=0.1)
+        actual = levels.active_level(clean, RATE) - levels.active_level(added, RATE)
+        assert actual == pytest.approx(snr, abs=0.1)
         np.testing.assert_array_equal(air.of(clean, RATE, "a"), clean + added)
         assert np.abs(air.of(clean, RATE, "b") - clean - added).max() > 1e-3
 
@@ -177,25 +177,25 @@ def pair(headset: np.ndarray, speech: Speech) -> Pair:
 
 def test_a_restorer_is_told_of_bone_air_and_pitch_in_this_order(headset: np.ndarray) -> None:
     sound, mel = torch.from_numpy(headset)[None].expand(2, -1, -1), LogMel(MEL)
-    told = RestorerFeatures(BOTH)(mel, sound)
-    torch.testing.assert_close(told[:, :16], mel(sound[:, :1]))
-    torch.testing.assert_close(told[:, 16:32], mel(sound[:, 1:]))
-    assert told.shape[1] == 34
-    pitched = told[0, 33] > 0.9  # a voice of 100 to 140 Hz: below the middle of 60 to 400
+    answer = RestorerFeatures(BOTH)(mel, sound)
+    torch.testing.assert_close(answer[:, :16], mel(sound[:, :1]))
+    torch.testing.assert_close(answer[:, 16:32], mel(sound[:, 1:]))
+    assert answer.shape[1] == 34
+    pitched = answer[0, 33] > 0.9  # a voice of 100 to 140 Hz: below the middle of 60 to 400
     assert pitched.float().mean() > 0.3
-    assert (told[0, 32, pitched] > -0.7).all()
-    assert (told[0, 32, pitched] < 0).all()
+    assert (answer[0, 32, pitched] > -0.7).all()
+    assert (answer[0, 32, pitched] < 0).all()
 
 
 @pytest.mark.parametrize("config", [BOTH, replace(BOTH, features=()), replace(BOTH, inputs=1)])
 def test_everything_that_a_restorer_is_told_has_weight(config: RestorerConfig) -> None:
     torch.manual_seed(0)
-    told = torch.randn(1, sum(config.rows), 8, requires_grad=True)
+    answer = torch.randn(1, sum(config.rows), 8, requires_grad=True)
     model = Restorer(config)
     torch.nn.init.normal_(model.conv_post.parametrizations.weight.original0)
-    model(told).square().sum().backward()
-    assert told.grad is not None
-    assert (told.grad.abs().sum(-1) > 0).all()
+    model(answer).square().sum().backward()
+    assert answer.grad is not None
+    assert (answer.grad.abs().sum(-1) > 0).all()
 
 
 def test_a_fusion_learns_one_batch_by_heart(headset: np.ndarray, speech: Speech) -> None:
@@ -264,8 +264,8 @@ def test_two_channels_go_in_and_one_comes_out(fusion_path: Path, headset: np.nda
     sound_files.write(tmp_path / "one.wav", headset[0], RATE)
     restoring = ["restore", "--model", str(fusion_path), "-o"]
     assert main([*restoring, str(tmp_path / "out.wav"), str(tmp_path / "two.wav"), "--plot"]) == 0
-    made, rate = sound_files.read(tmp_path / "out.wav")
-    assert (made.shape, rate) == ((1, headset.shape[1]), RATE)
+    output, rate = sound_files.read(tmp_path / "out.wav")
+    assert (output.shape, rate) == ((1, headset.shape[1]), RATE)
     assert main([*restoring, str(tmp_path / "no.wav"), str(tmp_path / "one.wav")]) == 1
     assert "one.wav: has 1 channel; this model hears 2, bone and air" in capsys.readouterr().err
     assert not (tmp_path / "no.wav").exists()
@@ -273,7 +273,7 @@ def test_two_channels_go_in_and_one_comes_out(fusion_path: Path, headset: np.nda
     assert main([*streaming, str(tmp_path / "two.wav"), "-o", str(tmp_path / "stream.wav")]) == 0
     streamed = sound_files.read(tmp_path / "stream.wav")[0]
     assert np.abs(streamed).max() > 0.01
-    assert streamed.shape == made.shape
+    assert streamed.shape == output.shape
     with pytest.raises(AudioError, match="has 3 channels; this model hears 2"):
         twostage.restore(load(fusion_path), np.zeros((3, 999)), RATE)
     with pytest.warns(UserWarning, match="the audio is channel 2 silent$"):
@@ -284,13 +284,13 @@ def test_an_evaluation_has_rows_of_both_microphones(
     fusion_path: Path, tiny_path: Path, corpus: Path, noise: Path, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr("twostage.evaluation.systems.measure_costs", lambda systems: {})
-    given = ["evaluate", "--clean", str(corpus), "--simulate", "eben", "--pictures", "0", "--limit", "1"]
-    given += ["--metrics", "stoi", "estoi", "lsd", "mel_l1"]
+    overrides = ["evaluate", "--clean", str(corpus), "--simulate", "eben", "--pictures", "0", "--limit", "1"]
+    overrides += ["--metrics", "stoi", "estoi", "lsd", "mel_l1"]
     models = ["--model", f"both={fusion_path}", "--model", f"bone={tiny_path}"]
-    airy = [*given, "--air-snr", "-5", "--noise", str(noise)]
+    airy = [*overrides, "--air-snr", "-5", "--noise", str(noise)]
     with redirect_stdout(StringIO()) as table:
         assert main([*airy, *models, "-o", str(tmp_path / "a")]) == 0
-        assert main([*given, *models[2:], "-o", str(tmp_path / "b")]) == 0
+        assert main([*overrides, *models[2:], "-o", str(tmp_path / "b")]) == 0
     rows, alone = (report.read_rows(tmp_path / name / "utterances.csv") for name in "ab")
     assert [row.system for row in rows][:2] == [RAW, AIR]
     assert "| noisy air | 1 |" in table.getvalue()
@@ -302,10 +302,10 @@ def test_an_evaluation_has_rows_of_both_microphones(
 
 
 def test_a_fusion_cannot_be_evaluated_without_air(fusion_path: Path, corpus: Path, capsys) -> None:
-    given = ["evaluate", "--clean", str(corpus), "--simulate", "eben"]
-    assert main([*given, "--model", f"both={fusion_path}"]) != 0
+    overrides = ["evaluate", "--clean", str(corpus), "--simulate", "eben"]
+    assert main([*overrides, "--model", f"both={fusion_path}"]) != 0
     assert "--model both: hears bone and air, and there is no air channel: see --air-snr" in capsys.readouterr().err
-    assert main([*given, "--noise", "x"]) != 0
+    assert main([*overrides, "--noise", "x"]) != 0
     assert "--noise x: goes with --air-snr" in capsys.readouterr().err
 
 
@@ -317,10 +317,10 @@ def test_simulated_files_are_what_is_evaluated(speech: Speech, noise: Path, tmp_
     assert "two.wav: has 2 channels; --air-snr makes two of a file with one" in capsys.readouterr().err
     files = tuple(sorted(map(str, noise.iterdir())))
     source = PairSource(tmp_path / "in", Sensor(cutoff=600.0), 3, Air(-3.0, files, 3))
-    made, _ = source.read(Entry(str(tmp_path / "in" / "a.wav"), None, "s", 1.0))
+    output, _ = source.read(Entry(str(tmp_path / "in" / "a.wav"), None, "s", 1.0))
     written = sound_files.read(tmp_path / "out" / "a.wav")[0]
-    assert written.shape == made.shape == (2, RATE)
-    assert np.abs(made[1] - written[1]).max() <= 2**-14
+    assert written.shape == output.shape == (2, RATE)
+    assert np.abs(output[1] - written[1]).max() <= 2**-14
 
 
 @pytest.mark.parametrize(
@@ -334,14 +334,14 @@ def test_simulated_files_are_what_is_evaluated(speech: Speech, noise: Path, tmp_
     ],
 )
 def test_settings_that_disagree_are_named(corpus: Path, settings: list[str], message: str) -> None:
-    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x"]
+    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x"]
     with pytest.raises(ConfigError) as error:
-        load_config(RestorerRun, ["restorer", "tiny"], [*given, *settings])
+        load_config(RestorerRun, ["restorer", "tiny"], [*overrides, *settings])
     assert str(error.value) == message
 
 
 def test_the_overlay_trains_and_its_weights_restore(corpus: Path, noise: Path, headset: np.ndarray, tmp_path) -> None:
-    given = [
+    overrides = [
         f"data.train=[{corpus}]",
         f"data.valid=[{corpus}]",
         f"run_dir={tmp_path / 'run'}",
@@ -349,15 +349,15 @@ def test_the_overlay_trains_and_its_weights_restore(corpus: Path, noise: Path, h
         "valid.every=2",
     ]
     more = [f"data.noise={noise}", "restorer.features=[pitch]", "threads=1"]
-    settings = load_config(RestorerRun, ["restorer", "tiny", "fusion"], [*given, *more])
+    settings = load_config(RestorerRun, ["restorer", "tiny", "fusion"], [*overrides, *more])
     recipes.train_restorer(settings)
     model = checkpoint.load_stage(tmp_path / "run")
     assert model.config == settings.restorer
     assert model.config.inputs == 2
     voice = TwoStage(TwoStageConfig(settings.restorer, VocoderConfig(settings.restorer.mel))).vocoder
     checkpoint.save(tmp_path / "v.safetensors", voice, provenance={})
-    made = twostage.restore(load(tmp_path / "run", tmp_path / "v.safetensors"), headset, RATE)
-    assert made.shape == (1, headset.shape[1])
+    output = twostage.restore(load(tmp_path / "run", tmp_path / "v.safetensors"), headset, RATE)
+    assert output.shape == (1, headset.shape[1])
 
 
 def test_an_exported_fusion_says_what_pytorch_says(headset: np.ndarray, tmp_path: Path) -> None:
@@ -377,7 +377,7 @@ def test_int8_is_for_one_input(fusion_path: Path, tmp_path: Path, capsys) -> Non
 
 
 def test_seanet_of_two_inputs_trains_and_restores(corpus: Path, headset: np.ndarray, tmp_path: Path) -> None:
-    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}", "threads=1"]
+    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}", "threads=1"]
     small = [
         "model.channels=2",
         "weights={mel: 1, adv: 0, fm: 0}",
@@ -387,8 +387,8 @@ def test_seanet_of_two_inputs_trains_and_restores(corpus: Path, headset: np.ndar
     ]
     valid = ["valid={every: 2, items: 1, seconds: 1.0, metrics: [mel_l1], best: mel_l1}"]
     with pytest.raises(ConfigError, match=r"model.inputs is 2, but data.air_snr_db is empty"):
-        load_config(EnhancerRun, ["seanet", "seanet-fusion"], [*given, "data.air_snr_db=[]"])
-    settings = load_config(EnhancerRun, ["seanet", "seanet-fusion"], [*given, *small, *valid])
+        load_config(EnhancerRun, ["seanet", "seanet-fusion"], [*overrides, "data.air_snr_db=[]"])
+    settings = load_config(EnhancerRun, ["seanet", "seanet-fusion"], [*overrides, *small, *valid])
     recipes.train_enhancer(settings)
     model = load(tmp_path / "run" / "last.safetensors")
     whole = twostage.restore(model, headset, RATE, seconds=float("inf"))

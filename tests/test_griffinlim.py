@@ -34,9 +34,9 @@ def test_the_waveform_of_a_spectrogram_is_its_inverse():
 
 def test_magnitudes_have_the_mels_that_were_asked_for():
     mel, gl = LogMel(CONFIG)(voice()), GriffinLim(CONFIG, 1)
-    found = gl.magnitudes(mel)
-    assert float(((gl.mel.basis @ found).log() - mel).abs().mean()) < 0.05
-    assert float(found.min()) >= 0
+    actual = gl.magnitudes(mel)
+    assert float(((gl.mel.basis @ actual).log() - mel).abs().mean()) < 0.05
+    assert float(actual.min()) >= 0
 
 
 def test_magnitudes_have_the_harmonics_of_the_input_where_it_counts():

@@ -141,8 +141,8 @@ def test_own_sensor_without_any_data_runs_as_written(workplace: Path, monkeypatc
     assert "`steps=60` at the end of the fourth is enough" in " ".join(text_of("own-sensor.md").split())
     for place, arguments in enumerate(run_as_written("own-sensor.md"), 1):
         assert cli.main([*arguments, *["steps=60"] * (place == 4)]) == 0, arguments
-    found = json.loads((workplace / "trial" / "scores" / "summary.json").read_text(encoding="utf-8"))["systems"]
-    raw, small, copied = (found[name] for name in ("raw input", "small", "small, copy-synthesis"))
+    actual = json.loads((workplace / "trial" / "scores" / "summary.json").read_text(encoding="utf-8"))["systems"]
+    raw, small, copied = (actual[name] for name in ("raw input", "small", "small, copy-synthesis"))
     for metric in ("lsd", "mel_l1"):
         assert copied[metric]["mean"] < small[metric]["mean"] < 0.8 * raw[metric]["mean"]
     for picture in ("restored.png", "sensor.png"):
@@ -204,7 +204,7 @@ def test_the_example_goes_on_where_it_was_stopped(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    given = [
+    inputs = [
         "train-enhancer",
         "gru-gains",
         "tiny",
@@ -213,9 +213,9 @@ def test_the_example_goes_on_where_it_was_stopped(
         "save_every=1",
         "optimizer.cooldown=0",
     ]
-    assert cli.main([*given, "steps=4", "run_dir=whole"]) == 0
-    assert cli.main([*given, "steps=2", "run_dir=parts"]) == 0
-    assert cli.main([*given, "steps=4", "run_dir=parts", "--resume"]) == 0
+    assert cli.main([*inputs, "steps=4", "run_dir=whole"]) == 0
+    assert cli.main([*inputs, "steps=2", "run_dir=parts"]) == 0
+    assert cli.main([*inputs, "steps=4", "run_dir=parts", "--resume"]) == 0
     assert_same_training(tmp_path / "whole", tmp_path / "parts")
 
 

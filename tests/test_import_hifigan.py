@@ -124,8 +124,8 @@ def test_the_highest_frequency_of_the_losses_is_kept(write, published, highest):
         del settings["fmax_for_loss"]
     weights, config, out = write(generator(PUBLISHED), settings)
     import_hifigan(weights, config, out)
-    found = checkpoint.load_stage(out, "vocoder").config
-    assert (found.mel_of_losses.fmax, found.mel.fmax) == (highest, 8000)
+    actual = checkpoint.load_stage(out, "vocoder").config
+    assert (actual.mel_of_losses.fmax, actual.mel.fmax) == (highest, 8000)
 
 
 def test_provenance_names_the_source(write):

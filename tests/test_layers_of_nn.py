@@ -48,8 +48,8 @@ def test_a_convolution_is_torchs_and_a_causal_one_ends_with_its_stride(kernel_si
         assert conv.bias is None
         padded = torch.nn.functional.pad(x, (past, 0) if causal else (past // 2, past // 2))
         with torch.set_grad_enabled(grad):
-            found = conv(x)
+            actual = conv(x)
         wanted = torch.nn.functional.conv1d(padded, conv.weight, None, stride, 0, dilation)
-        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+        torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=0)
         if causal:
-            assert found.shape == (1, 5, 64 // stride)
+            assert actual.shape == (1, 5, 64 // stride)

@@ -79,9 +79,9 @@ def test_the_stft_loss_has_a_gradient_at_silence():
 @pytest.mark.parametrize(("content", "adversarial", "weight"), [(6.0, 2.0, 3.0), (1.0, 0.0, 1e4), (0.0, 1.0, 0.0)])
 def test_the_adaptive_weight_is_the_ratio_of_gradients(content, adversarial, weight):
     layer = torch.ones(1, requires_grad=True)
-    found = losses.adaptive_weight(content * layer.sum(), adversarial * layer.sum(), layer)
-    assert float(found) == pytest.approx(weight, rel=1e-3)
-    assert not found.requires_grad
+    actual = losses.adaptive_weight(content * layer.sum(), adversarial * layer.sum(), layer)
+    assert float(actual) == pytest.approx(weight, rel=1e-3)
+    assert not actual.requires_grad
 
 
 def test_intelligibility_is_zero_for_equals_and_falls_with_noise(speech):
@@ -123,8 +123,8 @@ def test_intelligibility_follows_the_reference_scores(speech, kind, error):
     for snr in (-10, -5, 0, 5, 20):
         noisy = (clean + noise * 10 ** (-snr / 20)).astype(np.float32)
         wanted = np.mean([pystoi.stoi(*np.float64([clean, noisy]), 16000, extended) for extended in (False, True)])
-        found, real = (mel(torch.from_numpy(x)[None, None]) for x in (noisy, clean))
-        assert 1 - float(loss(found, real)) == pytest.approx(wanted, abs=error)
+        actual, real = (mel(torch.from_numpy(x)[None, None]) for x in (noisy, clean))
+        assert 1 - float(loss(actual, real)) == pytest.approx(wanted, abs=error)
 
 
 @pytest.mark.parametrize("silent", ["fake", "real", "both"])
@@ -169,8 +169,8 @@ def test_the_distance_of_structure_is_that_of_the_paper(bands, frames, size):
     rng = np.random.default_rng(0)
     one = rng.uniform(0, 12, (bands, frames))
     other = np.maximum(0, one + rng.normal(0, 2, one.shape))
-    found = losses.ssim_distance(*(torch.from_numpy(x)[None] - 11.5 for x in (other, one)), floor=-11.5, size=size)
-    assert float(found) == pytest.approx(1 - ssim_in_loops(other, one, 12, size), abs=1e-5)
+    actual = losses.ssim_distance(*(torch.from_numpy(x)[None] - 11.5 for x in (other, one)), floor=-11.5, size=size)
+    assert float(actual) == pytest.approx(1 - ssim_in_loops(other, one, 12, size), abs=1e-5)
 
 
 def test_the_distance_of_structure_sees_blur_that_an_l1_forgives(speech):

@@ -19,7 +19,7 @@ FAST = ["steps=1", "valid.every=1", "valid.items=1", "valid.seconds=0.5", "threa
 
 
 @pytest.fixture
-def given(corpus, tmp_path):
+def overrides(corpus, tmp_path):
     return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}", *FAST]
 
 
@@ -43,23 +43,23 @@ def given(corpus, tmp_path):
         (VocoderRun, "vocoder.heard_below=1000", "vocoder.input_phase_below"),
     ],
 )
-def test_an_old_key_is_refused_with_its_new_name(given, tmp_path, cls, old, new):
+def test_an_old_key_is_refused_with_its_new_name(overrides, tmp_path, cls, old, new):
     name = old.partition("=")[0]
     recipe = "vocoder" if cls is VocoderRun else "restorer"
     with pytest.raises(ConfigError, match=rf"^{name} is called {new} now$"):
-        load_config(cls, [recipe], [*given, old])
+        load_config(cls, [recipe], [*overrides, old])
     *sections, key = name.split(".")
     text = f"{key}: {old.partition('=')[2]}\n"
     for section in reversed(sections):
         text = f"{section}:\n" + "".join(f"  {line}\n" for line in text.splitlines())
     (tmp_path / "old.yaml").write_text(text)
     with pytest.raises(ConfigError, match=rf"^{name} is called {new} now$"):
-        load_config(cls, [recipe, str(tmp_path / "old.yaml")], given)
+        load_config(cls, [recipe, str(tmp_path / "old.yaml")], overrides)
 
 
-def test_an_old_key_of_a_systems_own_settings_is_refused(given):
+def test_an_old_key_of_a_systems_own_settings_is_refused(overrides):
     with pytest.raises(ConfigError, match=r"^model.heard is called model.input_bands now$"):
-        load_config(EnhancerRun, ["eben"], [*given, "model.heard=2"])
+        load_config(EnhancerRun, ["eben"], [*overrides, "model.heard=2"])
 
 
 def _with_old_names(values: object, table: dict[str, str]) -> object:
@@ -107,10 +107,10 @@ def test_shipped_weights_are_of_old_settings_and_load():
     assert all(new in checkpoint.read_header(path).config for new in old.values())
 
 
-def test_a_training_of_old_settings_goes_on(given, tmp_path):
+def test_a_training_of_old_settings_goes_on(overrides, tmp_path):
     """Its state and its settings file hold old names; both are read, alone and with the same settings given anew."""
     small = ["restorer.channels=[4,8]", "restorer.time_strides=[2]", "restorer.mel.n_mels=16", "optimizer.grad_clip=2"]
-    settings = load_config(RestorerRun, ["restorer"], [*given, *small, "data.batch_size=1", "save_every=1"])
+    settings = load_config(RestorerRun, ["restorer"], [*overrides, *small, "data.batch_size=1", "save_every=1"])
     recipes.train_restorer(settings)
     table = {new: old for names in RENAMED.values() for old, new in names.items()}
     state = checkpoint.load_state(tmp_path / "run" / "state.pt")

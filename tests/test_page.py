@@ -155,9 +155,9 @@ def test_restore_listen_switch_and_download(visit, tiny_path, tmp_path):
     tab.mouse.click(box["x"] + box["width"] / 2, box["y"] + 20)
     assert positions(tab)[1][0] == pytest.approx(7.046875 / 2, abs=0.05)
 
-    name, given = downloaded(tab, "Download")
+    name, inputs = downloaded(tab, "Download")
     assert main(["restore", str(THROAT), "-o", str(tmp_path), "--model", str(tiny_path)]) == 0
-    assert (name, given) == ("throat-restored.flac", (tmp_path / "throat.flac").read_bytes())
+    assert (name, inputs) == ("throat-restored.flac", (tmp_path / "throat.flac").read_bytes())
 
 
 def test_good_and_bad_files_at_once(visit, tmp_path, speech, tiny_path):
@@ -270,8 +270,8 @@ def test_a_request_cannot_name_a_file_that_was_not_uploaded(page, tmp_path, spee
 
 
 def test_a_request_can_name_a_file_that_was_uploaded(page):
-    given = urllib.request.urlopen(upload(page, THROAT.read_bytes()), timeout=60).read().decode().strip('[]"\n')
-    answers = asked(page, [{"path": given, "orig_name": "a.wav", "meta": {"_type": "gradio.FileData"}}], "uploaded")
+    inputs = urllib.request.urlopen(upload(page, THROAT.read_bytes()), timeout=60).read().decode().strip('[]"\n')
+    answers = asked(page, [{"path": inputs, "orig_name": "a.wav", "meta": {"_type": "gradio.FileData"}}], "uploaded")
     assert '"success":true' in answers
     assert "1 restored" in answers
 
@@ -357,13 +357,13 @@ def test_the_page_answers_to_its_own_names_alone(page):
 def test_uploads_are_deleted_in_time_and_everything_at_the_end(tiny_path):
     with serving(Address(port=0), {"tiny": [str(tiny_path)]}, ["cpu"], Limits(keep=1)) as url:
         home = Path(os.environ["GRADIO_TEMP_DIR"]).parent
-        given = urllib.request.urlopen(upload(url, b"sound"), timeout=60).read().decode().strip('[]"\n')
-        assert Path(given).read_bytes() == b"sound"
-        assert status(f"{url}gradio_api/file={given}") == 200
+        inputs = urllib.request.urlopen(upload(url, b"sound"), timeout=60).read().decode().strip('[]"\n')
+        assert Path(inputs).read_bytes() == b"sound"
+        assert status(f"{url}gradio_api/file={inputs}") == 200
         deadline = time.monotonic() + 60
-        while Path(given).exists() and time.monotonic() < deadline:
+        while Path(inputs).exists() and time.monotonic() < deadline:
             time.sleep(0.2)
-        assert not Path(given).exists()
+        assert not Path(inputs).exists()
         assert home.is_dir()
     assert not home.exists()
 
@@ -383,8 +383,8 @@ def test_the_command_serves_says_where_and_leaves_nothing(tiny_path, tmp_path):
     assert main(["app", "--port", str(port), "--model", f"mine={tiny_path}"]) == 1  # the port is taken
     url = f"http://127.0.0.1:{port}/"
     assert b"mine" in urllib.request.urlopen(url, timeout=60).read()
-    given = urllib.request.urlopen(upload(url, THROAT.read_bytes()), timeout=60).read().decode().strip('[]"\n')
-    file = {"path": given, "orig_name": "a.wav", "meta": {"_type": "gradio.FileData"}}
+    inputs = urllib.request.urlopen(upload(url, THROAT.read_bytes()), timeout=60).read().decode().strip('[]"\n')
+    file = {"path": inputs, "orig_name": "a.wav", "meta": {"_type": "gradio.FileData"}}
     assert "1 restored" in asked(url, [file], "command", model="mine")
     assert {path.name[:13] for path in tmp_path.iterdir()} == {"twostage-app-"}
     process.terminate()

@@ -70,11 +70,11 @@ def test_errors_by_frequency_are_too(noisy: tuple[np.ndarray, np.ndarray]) -> No
 def test_held_out_speech_is_scored_at_its_rate(noisy: tuple[np.ndarray, np.ndarray]) -> None:
     clean, other = (torch.from_numpy(side[: 170 * 256])[None, None] for side in noisy)
     estimate = Estimate(LogMel(MEL)(other)[0], other[0, 0].numpy())
-    found = score_examples(
+    actual = score_examples(
         nn.Identity(), lambda *_: estimate, [Example("a", other, clean, True)], ["stoi"], LogMel(MEL)
     )
     slow = [sound_files.resample(side[0, 0].numpy(), RATE, 16000) for side in (clean, other)]
-    assert found["stoi"] == pytest.approx(metrics.stoi(*slow), abs=1e-6)
+    assert actual["stoi"] == pytest.approx(metrics.stoi(*slow), abs=1e-6)
 
 
 @pytest.fixture(scope="module")

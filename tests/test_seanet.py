@@ -90,11 +90,11 @@ def test_a_stream_of_the_causal_one_is_the_whole(size):
     with twostage.Stream(model, highpassed=True) as stream:
         assert stream.latency == 8
         out = [stream.push(audio[start : start + size]) for start in range(0, len(audio), size)]
-        found = np.concatenate([*out, stream.flush()])
+        actual = np.concatenate([*out, stream.flush()])
     with torch.no_grad():
         expected = model(torch.from_numpy(audio)[None, None])[0, 0].numpy()
     assert np.abs(expected).max() > 0.01
-    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
 
 
 def test_folding_and_a_file_keep_the_output(tmp_path):

@@ -59,32 +59,34 @@ def at(character: SensorStatistics, name: str, hz: float) -> float:
 
 def test_a_plain_filter_is_measured_as_what_it_is() -> None:
     sensor = Sensor(frequencies=GRID, response_db=(0.0, 0.0, -10.0, -20.0, -20.0, -20.0))
-    found = measure_sensor(pairs(sensor), RATE)
+    actual = measure_sensor(pairs(sensor), RATE)
     for hz, expected in ((1000, -10), (2800, -20)):
-        assert at(found, "response_db", hz) - at(found, "response_db", 300) == pytest.approx(expected, abs=1.5)
-        assert at(found, "coherence", hz) > 0.95
-        assert at(found, "slope", hz) == pytest.approx(1, abs=0.15)
-        assert at(found, "slope", hz) + at(found, "voice_slope", hz) == pytest.approx(1, abs=0.1)
-        assert at(found, "gain_spread_db", hz) < 1.5
-    assert found.band_limit == 0.0
+        assert at(actual, "response_db", hz) - at(actual, "response_db", 300) == pytest.approx(expected, abs=1.5)
+        assert at(actual, "coherence", hz) > 0.95
+        assert at(actual, "slope", hz) == pytest.approx(1, abs=0.15)
+        assert at(actual, "slope", hz) + at(actual, "voice_slope", hz) == pytest.approx(1, abs=0.1)
+        assert at(actual, "gain_spread_db", hz) < 1.5
+    assert actual.band_limit == 0.0
 
 
 def test_noise_and_band_limit_are_measured() -> None:
     flat = (-60.0,) * len(GRID)
     sensor = Sensor(frequencies=GRID, noise_db=flat, band_limit=3000.0, rounding_db=-80.0)
-    found = measure_sensor(pairs(sensor), RATE)
-    assert found.band_limit == pytest.approx(3000, rel=0.03)
+    actual = measure_sensor(pairs(sensor), RATE)
+    assert actual.band_limit == pytest.approx(3000, rel=0.03)
     # the hiss above the limit is gone: at the same level, what is left of the speech stands higher, and noise with it
-    lift = at(found, "response_db", 1000)
-    assert at(found, "noise_db", 1500) == pytest.approx(-60 + lift, abs=1.0)
-    assert at(found, "noise_db", 5000) == pytest.approx(-80 - 10 * np.log10(8000) + lift, abs=1.5)
+    lift = at(actual, "response_db", 1000)
+    assert at(actual, "noise_db", 1500) == pytest.approx(-60 + lift, abs=1.0)
+    assert at(actual, "noise_db", 5000) == pytest.approx(-80 - 10 * np.log10(8000) + lift, abs=1.5)
 
 
 def test_simulation_with_the_fit_has_the_fitted_character(throat: tuple[list[Recording], FittedSensor]) -> None:
     """Below the band limit and above 150 Hz: response 2 dB, coherence 0.06, noise 1.5 dB, slopes 0.12 on average."""
     recordings, fitted = throat
-    made = [Recording(r.clean, simulate(r.clean, RATE, fitted.sensor, seeded(99, i))) for i, r in enumerate(recordings)]
-    wanted, got = fitted.measured, measure_sensor(made, RATE)
+    output = [
+        Recording(r.clean, simulate(r.clean, RATE, fitted.sensor, seeded(99, i))) for i, r in enumerate(recordings)
+    ]
+    wanted, got = fitted.measured, measure_sensor(output, RATE)
     heard = (wanted.frequencies > 150) & (wanted.frequencies < 3700)
 
     def error(name: str) -> float:

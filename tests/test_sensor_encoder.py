@@ -119,11 +119,11 @@ def test_copy_synthesis_is_measured_with_and_without_the_sensor(tmp_path: Path, 
     names = ["ours", "ours, copy-synthesis", "ours, with the sensor, copy-synthesis"]
     assert [system.name for system in systems] == names
     clean, bone = speech(8000), speech(7000, seed=1)  # of the longer one, the end has no sensor
-    found = dict(estimates(bone, clean, systems))
+    actual = dict(estimates(bone, clean, systems))
     sides = [torch.from_numpy(levelled(without_drift(side, 16000), 16000)) for side in (clean, np.pad(bone, (0, 1000)))]
     padded = [nn.functional.pad(side, (0, 192))[None, None] for side in sides]
-    made = model.vocoder(LogMel(CENTRED)(padded[0]), sensor=padded[1])[0, 0, :8000].numpy()
-    unlike = {name: 1 - np.corrcoef(made, found[name])[0, 1] for name in names[1:]}  # levels differ
+    output = model.vocoder(LogMel(CENTRED)(padded[0]), sensor=padded[1])[0, 0, :8000].numpy()
+    unlike = {name: 1 - np.corrcoef(output, actual[name])[0, 1] for name in names[1:]}  # levels differ
     assert unlike[names[2]] < 1e-5 < 0.1 * unlike[names[1]]
 
 
@@ -177,9 +177,9 @@ def test_pushes_of_any_size_are_the_whole_and_one_hop_late(size: int) -> None:
     with twostage.Stream(model, highpassed=True) as stream:
         assert stream.latency == model.latency == 256
         parts = [stream.push(part.numpy()) for part in audio[0, 0, :6000].split(size)]
-        made = np.concatenate([*parts, stream.flush()])
+        output = np.concatenate([*parts, stream.flush()])
     whole = model(continued(audio[..., :6000], 144))[0, 0, :6000]
-    np.testing.assert_allclose(made, whole.numpy(), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(output, whole.numpy(), atol=1e-5, rtol=0)
 
 
 def test_no_sample_depends_on_one_beyond_its_hop() -> None:
@@ -206,25 +206,25 @@ def test_leaves_of_the_encoder_hold_the_state() -> None:
 @pytest.mark.parametrize("griffin_lim", [0, 2])
 @pytest.mark.parametrize("frames", [1, 255, 12345, 40000])
 def test_windows_are_the_whole(griffin_lim: int, frames: int, speech: Speech) -> None:
-    model, given = both(CENTRED, griffin_lim, time_stride=2), np.stack([speech(frames), speech(frames, seed=1)])
-    whole = twostage.restore(model, given, 16000, seconds=float("inf"), level="model")
+    model, overrides = both(CENTRED, griffin_lim, time_stride=2), np.stack([speech(frames), speech(frames, seed=1)])
+    whole = twostage.restore(model, overrides, 16000, seconds=float("inf"), level="model")
     for seconds in (0.1, 0.7):
-        windows = twostage.restore(model, given, 16000, seconds=seconds, level="model")
+        windows = twostage.restore(model, overrides, 16000, seconds=seconds, level="model")
         np.testing.assert_allclose(windows, whole, atol=1e-5, rtol=0)
     with twostage.Stream(model, seconds=0.25, highpassed=True) as stream:
-        made = np.concatenate([*(stream.push(part) for part in np.array_split(given[0], 9)), stream.flush()])
-    padded = torch.from_numpy(np.pad(given[0], (0, -frames % 256)))[None, None]
-    np.testing.assert_allclose(made, model(padded)[0, 0, :frames].numpy(), atol=1e-5, rtol=0)
+        output = np.concatenate([*(stream.push(part) for part in np.array_split(overrides[0], 9)), stream.flush()])
+    padded = torch.from_numpy(np.pad(overrides[0], (0, -frames % 256)))[None, None]
+    np.testing.assert_allclose(output, model(padded)[0, 0, :frames].numpy(), atol=1e-5, rtol=0)
 
 
 def test_a_window_needs_the_context_of_the_encoder(speech: Speech, monkeypatch: pytest.MonkeyPatch) -> None:
     """The claim above is not an empty one: with the generator's own context, windows differ."""
-    model, given = both(CENTRED), torch.from_numpy(speech(120 * 256))[None, None]
-    whole = model(given)
+    model, overrides = both(CENTRED), torch.from_numpy(speech(120 * 256))[None, None]
+    whole = model(overrides)
 
     def error() -> float:
         window, context = WindowedInference(model), -(-model.context // model.stride) * model.stride
-        part = window(given[..., 60 * 256 - context : 80 * 256 + context], context, 20 * 256)
+        part = window(overrides[..., 60 * 256 - context : 80 * 256 + context], context, 20 * 256)
         return float((part - whole[..., 60 * 256 : 80 * 256]).abs().max())
 
     assert error() < 1e-5
@@ -295,19 +295,19 @@ def test_costs_of_both_stages_count_it() -> None:
 
 
 def test_a_checkpoint_comes_back_and_restores(tmp_path: Path, speech: Speech) -> None:
-    model, given = both(CENTRED), speech(9000)
+    model, overrides = both(CENTRED), speech(9000)
     checkpoint.save(tmp_path / "m.safetensors", model, provenance={})
     again = twostage.load(tmp_path / "m.safetensors")
     assert isinstance(again, TwoStage)
     assert again.config.vocoder.sensor_input
-    wanted = twostage.restore(model, given, 16000)
-    np.testing.assert_allclose(twostage.restore(again, given, 16000), wanted, atol=1e-6)
+    wanted = twostage.restore(model, overrides, 16000)
+    np.testing.assert_allclose(twostage.restore(again, overrides, 16000), wanted, atol=1e-6)
 
 
 def test_causal_and_sensor_go_together_in_either_order(corpus: Path) -> None:
-    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x"]
+    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x"]
     for files in (["vocoder", "content", "causal", "sensor"], ["vocoder", "causal", "sensor"]):
-        settings = load_config(VocoderRun, files, given)
+        settings = load_config(VocoderRun, files, overrides)
         assert (settings.vocoder.sensor_input, settings.vocoder.mel.causal) == (True, True)
         assert Vocoder(settings.vocoder).delay == settings.vocoder.griffin_lim == 0
         assert settings.data.silent_prob == 0.15
@@ -319,16 +319,22 @@ def test_finetuning_moves_the_encoder(train: str, corpus: Path, tmp_path: Path) 
     model = TwoStage(TwoStageConfig(RestorerConfig(CENTRED, (4, 8), (2,), dilations=(1,)), config(CENTRED)))
     awake(model)
     checkpoint.save(tmp_path / "m.safetensors", model, provenance={})
-    given = [
+    overrides = [
         f"data.train=[{corpus}]",
         f"data.valid=[{corpus}]",
         f"run_dir={tmp_path / 'run'}",
         "data.sensors=[any]",
         "data.sensor_weights=[]",
     ]
-    given += [f"models=[{tmp_path / 'm.safetensors'}]", f"train={train}", "steps=2", "save_every=1", "valid.every=2"]
-    given += ["optimizer.learning_rate=0.01", "optimizer.warmup=0"]
-    finetune(load_config(FinetuneRun, tiny, [*given, "frames=4", f"weights.restored={int(train == 'both')}"]))
+    overrides += [
+        f"models=[{tmp_path / 'm.safetensors'}]",
+        f"train={train}",
+        "steps=2",
+        "save_every=1",
+        "valid.every=2",
+    ]
+    overrides += ["optimizer.learning_rate=0.01", "optimizer.warmup=0"]
+    finetune(load_config(FinetuneRun, tiny, [*overrides, "frames=4", f"weights.restored={int(train == 'both')}"]))
     before, after = checkpoint.plain_state(model), twostage.load(tmp_path / "run" / "last.safetensors").state_dict()
     moved = {name for name, tensor in after.items() if not torch.allclose(tensor, before[name], atol=1e-7)}
     assert {name for name in after if name.startswith("vocoder.encoder.")} <= moved
@@ -338,7 +344,7 @@ def test_finetuning_moves_the_encoder(train: str, corpus: Path, tmp_path: Path) 
 def test_a_restorer_is_listened_to_by_a_vocoder_that_hears_the_sensor(corpus: Path, tmp_path: Path) -> None:
     model = both(CENTRED)
     checkpoint.save(tmp_path / "v.safetensors", model.vocoder, provenance={})
-    given = [
+    overrides = [
         f"data.train=[{corpus}]",
         f"data.valid=[{corpus}]",
         f"run_dir={tmp_path / 'run'}",
@@ -348,19 +354,19 @@ def test_a_restorer_is_listened_to_by_a_vocoder_that_hears_the_sensor(corpus: Pa
     listening = [f"valid.vocoder={tmp_path / 'v.safetensors'}", "valid.metrics=[mel_l1,stoi]"]
     train_restorer(
         load_config(
-            RestorerRun, ["restorer", "tiny"], [*given, *listening, "data.sensors=[any]", "data.sensor_weights=[]"]
+            RestorerRun, ["restorer", "tiny"], [*overrides, *listening, "data.sensors=[any]", "data.sensor_weights=[]"]
         )
     )
     assert (tmp_path / "run" / "best.safetensors").is_file()
 
 
 def test_a_sensor_that_is_the_clean_speech_is_refused(corpus: Path, paired_corpus: Path) -> None:
-    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x", "vocoder.sensor_input=true"]
+    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x", "vocoder.sensor_input=true"]
     with pytest.raises(ConfigError, match=r"^data.sensors is empty, and vocoder.sensor_input needs them"):
-        load_config(VocoderRun, ["vocoder"], given)
-    assert load_config(VocoderRun, ["vocoder"], [*given, "data.sensors=[any]"]).vocoder.sensor_input
+        load_config(VocoderRun, ["vocoder"], overrides)
+    assert load_config(VocoderRun, ["vocoder"], [*overrides, "data.sensors=[any]"]).vocoder.sensor_input
     real = [f"data.train=[{paired_corpus}]", "data.real_fraction=1"]
-    assert load_config(VocoderRun, ["vocoder"], [*given, *real]).vocoder.sensor_input
+    assert load_config(VocoderRun, ["vocoder"], [*overrides, *real]).vocoder.sensor_input
 
 
 @pytest.mark.slow
@@ -372,8 +378,8 @@ def test_files_of_any_length_say_what_pytorch_says(tmp_path: Path, speech: Speec
     assert main(["export", str(tmp_path / "m.safetensors"), str(out)]) == 0
     whole = OnnxEnhancer(out)
     for hops in (1, 2, 3, 40):
-        given = torch.from_numpy(speech(hops * 256 + 100))[None, None]
-        torch.testing.assert_close(whole(given), model(given), atol=2e-5, rtol=0)
+        overrides = torch.from_numpy(speech(hops * 256 + 100))[None, None]
+        torch.testing.assert_close(whole(overrides), model(overrides), atol=2e-5, rtol=0)
     small = OnnxEnhancer(_quantized(out, replace(whole.header, int8=True), calibration_speech(corpus, Sensor(), 16000)))
     eight = {tensor.name for tensor in onnx.load(small.path).graph.initializer if tensor.name.endswith("_quantized")}
     assert {f"vocoder.encoder.downs.{level}.weight_quantized" for level in range(4)} < eight
@@ -391,8 +397,8 @@ def test_a_step_says_what_pytorch_says(griffin_lim: int, tmp_path: Path, speech:
     step = OnnxEnhancer(out)
     assert step.latency == model.latency == 256 + 512 * griffin_lim
     for hops in (1, 2, 40):
-        given = torch.from_numpy(speech(hops * 256 + 100))[None, None]
-        torch.testing.assert_close(step(given), model(given), atol=2e-5, rtol=0)
+        overrides = torch.from_numpy(speech(hops * 256 + 100))[None, None]
+        torch.testing.assert_close(step(overrides), model(overrides), atol=2e-5, rtol=0)
     with twostage.Stream(step) as ours, twostage.Stream(model) as theirs:
-        made, wanted = (np.concatenate([s.push(speech(3000)), s.flush()]) for s in (ours, theirs))
-    np.testing.assert_allclose(made, wanted, atol=2e-5, rtol=0)
+        output, wanted = (np.concatenate([s.push(speech(3000)), s.flush()]) for s in (ours, theirs))
+    np.testing.assert_allclose(output, wanted, atol=2e-5, rtol=0)

@@ -58,9 +58,9 @@ def test_what_lies_below_the_cutoff_stays():
 def test_a_spectrum_that_falls_by_the_slope_goes_on_falling_by_it():
     whole = shaped(noise(8), lambda hertz: 100 / hertz.clamp_min(100))  # 6.02 dB an octave
     dull = shaped(whole, lambda hertz: (hertz < 1500).float())
-    made = Shift(ShiftConfig())(dull)
+    output = Shift(ShiftConfig())(dull)
     for low, high in ((1500, 2000), (2000, 3000), (3000, 4500), (4500, 6000), (6000, 7900)):
-        assert level(made, low, high) == pytest.approx(level(whole, low, high), abs=1)
+        assert level(output, low, high) == pytest.approx(level(whole, low, high), abs=1)
         assert level(dull, low, high) < level(whole, low, high) - 60
 
 

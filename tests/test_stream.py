@@ -47,12 +47,12 @@ def speech(samples: int, seed: int = 1) -> np.ndarray:
 
 def offline(model: TwoStage, audio: np.ndarray) -> np.ndarray:
     """All of the output, also that of a last hop which is not complete, without what lies below speech."""
-    given = torch.from_numpy(highpass(audio, model.sample_rate, causal=model.causal))[None, None]
+    inputs = torch.from_numpy(highpass(audio, model.sample_rate, causal=model.causal))[None, None]
     with torch.no_grad():
         if not model.causal:
-            return model(nn.functional.pad(given, (0, -len(audio) % model.hop_length)))[0, 0, : len(audio)].numpy()
+            return model(nn.functional.pad(inputs, (0, -len(audio) % model.hop_length)))[0, 0, : len(audio)].numpy()
         needed = -(-(len(audio) + model.delay) // model.stride) * model.stride
-        late = model.forward_chunk(continued(given, needed - len(audio)))
+        late = model.forward_chunk(continued(inputs, needed - len(audio)))
         return late[0, 0, model.delay : model.delay + len(audio)].numpy()
 
 
@@ -66,11 +66,11 @@ def streamed(stream: twostage.Stream, audio: np.ndarray, size: int) -> np.ndarra
 def test_streaming_equals_offline(name: str, size: int) -> None:
     model, audio = MODELS[name](), speech(LENGTH)
     with twostage.Stream(model, seconds=0.064) as stream:
-        found = streamed(stream, audio, size)
+        actual = streamed(stream, audio, size)
     expected = offline(model, audio)
-    assert found.dtype == np.float32
+    assert actual.dtype == np.float32
     assert float(np.abs(expected).max()) > 0.01
-    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["causal", "causal, pooled time", "causal, plain vocoder"])
@@ -79,17 +79,17 @@ def test_a_forward_that_ends_within_a_hop_is_the_start_of_the_stream(name: str) 
     with torch.no_grad():
         whole = model(torch.from_numpy(audio)[None, None])[0, 0].numpy()
     with twostage.Stream(model, highpassed=True) as stream:
-        found = np.concatenate([stream.push(audio), stream.flush()])
+        actual = np.concatenate([stream.push(audio), stream.flush()])
     assert len(whole) == LENGTH // 256 * 256
-    np.testing.assert_allclose(whole, found[: len(whole)], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(whole, actual[: len(whole)], atol=1e-5, rtol=0)
 
 
 def test_the_shipped_model_streams_as_it_restores() -> None:
     model, audio = twostage.load("causal"), speech(16000)
     with twostage.Stream(model) as stream:
         assert stream.latency <= 0.048 * model.sample_rate
-        found = streamed(stream, audio, 1000)
-    np.testing.assert_allclose(found, offline(model, audio), atol=1e-5, rtol=0)
+        actual = streamed(stream, audio, 1000)
+    np.testing.assert_allclose(actual, offline(model, audio), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -156,8 +156,8 @@ def test_memory_does_not_grow() -> None:
 def test_a_gain_goes_in_and_comes_back() -> None:
     model, audio = chain(), speech(LENGTH)
     with twostage.Stream(model, gain_db=20.0) as stream:
-        found = streamed(stream, audio / 10, 700)
-    np.testing.assert_allclose(found, offline(model, audio) / 10, atol=1e-5, rtol=0)
+        actual = streamed(stream, audio / 10, 700)
+    np.testing.assert_allclose(actual, offline(model, audio) / 10, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("pushed", [0, 1, 255, 256])

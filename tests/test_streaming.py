@@ -135,8 +135,8 @@ def test_a_short_convolution_is_torchs(kernel, stride, dilation) -> None:
     for x in (torch.randn(1, 6, 16, 9), torch.randn(1, 16, 9, 6).permute(0, 3, 1, 2), torch.randn(1, 6, 9, 16).mT):
         with torch.no_grad():
             assert short.is_short(x)
-            found = short.conv2d(x, conv.weight, conv.bias, stride, dilation)
-            torch.testing.assert_close(found, conv(x), atol=1e-5, rtol=0)
+            actual = short.conv2d(x, conv.weight, conv.bias, stride, dilation)
+            torch.testing.assert_close(actual, conv(x), atol=1e-5, rtol=0)
     assert not short.is_short(torch.zeros(1, 6, 16, 9))  # with gradient
     with torch.no_grad():
         assert not short.is_short(torch.zeros(2, 6, 16, 9))

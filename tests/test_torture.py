@@ -41,9 +41,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     command = [sys.executable, str(ROOT / "tests" / "run_torture.py"), "--short", "-o", str(out)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    found = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
-    assert found.keys() == PARTS.keys(), done.stderr
-    return found
+    actual = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
+    assert actual.keys() == PARTS.keys(), done.stderr
+    return actual
 
 
 # bytes behind the length that a header tells are read as sound, of a recorder that was stopped in haste; of an AIFF

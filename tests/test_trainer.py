@@ -74,13 +74,13 @@ def test_a_batch_comes_first_for_the_step_that_is_next():
 
 
 @pytest.fixture
-def given(corpus: Path, tmp_path: Path) -> list[str]:
+def overrides(corpus: Path, tmp_path: Path) -> list[str]:
     fast = ["steps=4", "save_every=2", "log_every=2", "valid.every=2", "data.segment_length=2048"]
     return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}", *fast]
 
 
-def test_a_run_tells_all_its_channels(given, tmp_path):
-    recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], given))
+def test_a_run_tells_all_its_channels(overrides, tmp_path):
+    recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], overrides))
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
         *("config.yaml", "log.jsonl", "state.pt", "best.safetensors", "last.safetensors", "tensorboard"),
@@ -104,9 +104,9 @@ def test_a_run_tells_all_its_channels(given, tmp_path):
     assert set(board["audio"]) >= {"held_out_0/output", "held_out_0/degraded", "held_out_0/clean"}
 
 
-def test_the_best_weights_are_those_of_the_best_score(given, tmp_path):
+def test_the_best_weights_are_those_of_the_best_score(overrides, tmp_path):
     recipes.train_vocoder(
-        load_config(VocoderRun, ["vocoder", "tiny"], [*given, "steps=8", "optimizer.learning_rate=0.02"])
+        load_config(VocoderRun, ["vocoder", "tiny"], [*overrides, "steps=8", "optimizer.learning_rate=0.02"])
     )
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     scores = {row["step"]: row["mel_l1"] for row in rows if row["kind"] == "valid"}
@@ -117,9 +117,9 @@ def test_the_best_weights_are_those_of_the_best_score(given, tmp_path):
     assert checkpoint.load_state(tmp_path / "run" / "state.pt")["best"] == pytest.approx(min(scores.values()), abs=1e-4)
 
 
-def test_stage_one_is_heard_through_a_vocoder(given, paired_corpus, corpus, tmp_path):
-    vocoder = load_config(VocoderRun, ["vocoder", "tiny"], given).vocoder
-    restorer = load_config(RestorerRun, ["restorer", "tiny"], given).restorer
+def test_stage_one_is_heard_through_a_vocoder(overrides, paired_corpus, corpus, tmp_path):
+    vocoder = load_config(VocoderRun, ["vocoder", "tiny"], overrides).vocoder
+    restorer = load_config(RestorerRun, ["restorer", "tiny"], overrides).restorer
     model = TwoStage(TwoStageConfig(restorer, vocoder))  # of a model of both stages, its vocoder
     checkpoint.save(tmp_path / "model.safetensors", model, provenance={})
     both = [
@@ -129,16 +129,18 @@ def test_stage_one_is_heard_through_a_vocoder(given, paired_corpus, corpus, tmp_
         "valid.best=lsd_real",
     ]
     listener = f"valid.vocoder={tmp_path / 'model.safetensors'}"
-    recipes.train_restorer(load_config(RestorerRun, ["restorer", "tiny"], [*given, *both, listener]))
+    recipes.train_restorer(load_config(RestorerRun, ["restorer", "tiny"], [*overrides, *both, listener]))
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     names = {f"{name}{kind}" for name in ("mel_l1", "lsd") for kind in ("", "_real", "_simulated")}
     assert names <= rows[1].keys()
 
 
-def test_scores_without_a_reference_stand_beside_those_of_input_and_clean_speech(given, tmp_path, monkeypatch, speech):
+def test_scores_without_a_reference_stand_beside_those_of_input_and_clean_speech(
+    overrides, tmp_path, monkeypatch, speech
+):
     monkeypatch.setitem(NO_REFERENCE, "mos", lambda sound: float(np.abs(sound).max()))
     run = ["valid.metrics=[mel_l1,mos]", "valid.best=mos", "valid.show=0"]
-    recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], [*given, *run]))
+    recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], [*overrides, *run]))
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     kinds = [row["kind"] for row in rows if row["kind"].startswith("valid")]
     assert kinds == ["valid_raw", "valid_clean", "valid", "valid"]
@@ -161,15 +163,17 @@ def test_held_out_speech_is_the_same_each_time(corpus):
     assert not torch.equal(one[0].degraded, one[0].clean)
 
 
-def test_weights_that_are_not_finite_are_never_kept(given, tmp_path):
-    bad = load_config(RestorerRun, ["restorer", "tiny"], [*given, "optimizer.learning_rate=1e30", "optimizer.warmup=0"])
+def test_weights_that_are_not_finite_are_never_kept(overrides, tmp_path):
+    bad = load_config(
+        RestorerRun, ["restorer", "tiny"], [*overrides, "optimizer.learning_rate=1e30", "optimizer.warmup=0"]
+    )
     with pytest.raises(TwoStageError, match=r"run: \w+ is not finite at step \d, stopped before it was kept"):
         recipes.train_restorer(bad)
     assert not (tmp_path / "run" / "state.pt").exists()
 
 
-def test_a_metric_that_was_not_measured_cannot_be_the_best(given):
-    settings = load_config(RestorerRun, ["restorer", "tiny"], [*given, "valid.best=mel_l1_real"])
+def test_a_metric_that_was_not_measured_cannot_be_the_best(overrides):
+    settings = load_config(RestorerRun, ["restorer", "tiny"], [*overrides, "valid.best=mel_l1_real"])
     with pytest.raises(ConfigError, match=r"valid\.best is 'mel_l1_real', but all held-out pairs are simulated"):
         recipes.train_restorer(settings)
 

@@ -19,8 +19,8 @@ FAST = (
 
 
 def settings(train: Path, valid: Path, run: Path, *more: str) -> RestorerRun:
-    given = [f"data.train=[{train}]", f"data.valid=[{valid}]", f"run_dir={run}"]
-    return load_config(RestorerRun, ["restorer", "tiny"], [*given, *FAST, *more])
+    overrides = [f"data.train=[{train}]", f"data.valid=[{valid}]", f"run_dir={run}"]
+    return load_config(RestorerRun, ["restorer", "tiny"], [*overrides, *FAST, *more])
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_systems_of_other_hops_are_measured_and_shown(
     name: str, small: list[str], corpus: Path, tmp_path: Path
 ) -> None:
     """Their output ends a frame earlier than the clean speech: 7168 samples are 28 hops of 256, not of theirs."""
-    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}", *FAST]
+    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}", *FAST]
     plain = ["valid.metrics=[mel_l1]", "valid.best=mel_l1", "valid.show=2", "optimizer.warmup=0", "valid.seconds=0.45"]
-    recipes.train_enhancer(load_config(EnhancerRun, [name], [*given, *plain, *small]))
+    recipes.train_enhancer(load_config(EnhancerRun, [name], [*overrides, *plain, *small]))
     assert torch.isfinite(torch.tensor(checkpoint.load_state(tmp_path / "run" / "state.pt")["best"]))

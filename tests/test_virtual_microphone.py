@@ -123,9 +123,9 @@ def restored_of(sound: np.ndarray, heard: np.ndarray) -> np.ndarray:
     sound = highpass(np.concatenate([np.zeros(RATE, np.float32), sound]), RATE, causal=True)[RATE:]
     starts = [np.concatenate([np.zeros(first, np.float32), sound[: 8192 - first]]) for first in range(256)]
     with torch.inference_mode():
-        made = chain()(torch.from_numpy(np.stack(starts))[:, None])[:, 0].numpy()
+        output = chain()(torch.from_numpy(np.stack(starts))[:, None])[:, 0].numpy()
     chunks = (4000, 5600, 7200)
-    like = [max(best_match(heard, row[place : place + 2 * CHUNK])[1] for place in chunks) for row in made]
+    like = [max(best_match(heard, row[place : place + 2 * CHUNK])[1] for place in chunks) for row in output]
     first = int(np.argmax(like))
     with torch.inference_mode():
         whole = chain()(torch.from_numpy(np.pad(sound, (first, 512)))[None, None])[0, 0].numpy()
@@ -270,9 +270,9 @@ def test_what_waits_too_long_is_left_out() -> None:
     assert meter.xruns == 1
     assert meter.lost_seconds == pytest.approx(0.45, abs=256 / RATE)
     rest = sound[int(meter.lost_seconds * RATE) :]
-    made = np.frombuffer(b"".join(played), "<f4")
+    output = np.frombuffer(b"".join(played), "<f4")
     whole = len(rest) // 256 * 256
-    np.testing.assert_allclose(made, offline(chain(), rest[:whole])[: len(made)], atol=1e-5)
+    np.testing.assert_allclose(output, offline(chain(), rest[:whole])[: len(output)], atol=1e-5)
 
 
 def test_a_meter_says_level_load_and_lateness() -> None:

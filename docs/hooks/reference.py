@@ -34,10 +34,10 @@ def on_page_content(text: str, page: Any, **_: Any) -> str:
 
 def configuration() -> str:
     """Every field of every run, as tables."""
-    told: dict[type, str] = {}
-    parts = [_INTRODUCTION, "## Every training", _doc(RunConfig), *_section(RunConfig, told)]
+    anchors: dict[type, str] = {}
+    parts = [_INTRODUCTION, "## Every training", _doc(RunConfig), *_section(RunConfig, anchors)]
     for command, run in TRAININGS.items():
-        parts += [f"## twostage {command}", _doc(run), *_section(run, told, own=True)]
+        parts += [f"## twostage {command}", _doc(run), *_section(run, anchors, own=True)]
     parts += ["## Models of one stage", "Settings `model.…` of `twostage train-enhancer NAME`."]
     for name, (config, module) in ENHANCERS.items():
         if name != "two-stage":
@@ -77,9 +77,9 @@ _SENSORS = """What a YAML file of `data.sensors` may say, and `twostage fit-sens
 
 def _section(cls: type, anchors: dict[type, str], prefix: str = "", *, own: bool = False) -> Iterator[str]:
     """The table of a dataclass, then those of its sections; of one that is ``anchors`` already, where."""
-    found = settings(cls, own=own)
-    yield table([one for one in found if not one.section], prefix)
-    for one in found:
+    fields = settings(cls, own=own)
+    yield table([one for one in fields if not one.section], prefix)
+    for one in fields:
         if one.section:
             name = f"{prefix}{one.name}"
             anchor = anchors.get(one.section)

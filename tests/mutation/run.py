@@ -42,15 +42,15 @@ def main() -> None:
     parser.add_argument("--only", default="", help="part of a file's name")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--timeout", type=float, default=300)
-    given = parser.parse_args()
-    results = json.loads(given.results.read_text()) if given.results.exists() else {}
-    changes = [entry for entry in json.loads(given.changes.read_text()) if given.only in entry["file"]]
-    todo = [entry for entry in changes if json.dumps(entry, sort_keys=True) not in results][: given.limit]
+    inputs = parser.parse_args()
+    results = json.loads(inputs.results.read_text()) if inputs.results.exists() else {}
+    changes = [entry for entry in json.loads(inputs.changes.read_text()) if inputs.only in entry["file"]]
+    todo = [entry for entry in changes if json.dumps(entry, sort_keys=True) not in results][: inputs.limit]
     for number, entry in enumerate(todo, 1):
-        outcome = results[json.dumps(entry, sort_keys=True)] = verdict(entry, given.timeout)
-        temporary = given.results.with_suffix(".part")
+        outcome = results[json.dumps(entry, sort_keys=True)] = verdict(entry, inputs.timeout)
+        temporary = inputs.results.with_suffix(".part")
         temporary.write_text(json.dumps(results, indent=1))
-        temporary.replace(given.results)
+        temporary.replace(inputs.results)
         print(f"{number}/{len(todo)} {outcome}: {entry['file']}: {entry['reason']}", flush=True)
 
 
