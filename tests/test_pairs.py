@@ -89,6 +89,22 @@ def test_real_share_is_met_in_every_batch(corpus: list[Entry], share: float) -> 
         assert sum(is_real(d, c) for d, c in zip(degraded, clean, strict=True)) == share * 8
 
 
+def test_real_pairs_are_at_other_places_of_another_batch(corpus: list[Entry]) -> None:
+    dataset = PairDataset(corpus, replace(STILL, real_fraction=0.25))
+    places = {tuple(is_real(*item) for item in zip(*dataset.batch(8, 0, step), strict=True)) for step in range(12)}
+    assert len(places) > 1
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_a_share_of_segments_is_silent_on_the_degraded_side_alone(corpus: list[Entry], share: float) -> None:
+    loud = PairDataset(corpus, STILL).batch(100, 0, 0)
+    degraded, clean = PairDataset(corpus, replace(STILL, silent_prob=share)).batch(100, 0, 0)
+    assert torch.equal(clean, loud.clean)  # what else is drawn stays
+    silent = (degraded == 0).all(-1)[:, 0]
+    assert torch.equal(degraded[~silent], loud.degraded[~silent])
+    assert float(silent.float().mean()) == pytest.approx(share, abs=0.1)
+
+
 def test_real_pairs_are_in_step_and_each_channel_level(corpus: list[Entry]) -> None:
     dataset = PairDataset(corpus, replace(STILL, real_fraction=1.0, segment_length=2 * RATE))
     pair = dataset.batch(4, 0, 0)
@@ -219,6 +235,37 @@ def test_room_sound_reaches_the_degraded_side(corpus: list[Entry]) -> None:
     quiet = PairDataset(corpus[:2], config).batch(2, 0, 0)
     loud = PairDataset(corpus[:2], config, noise=[corpus[4].clean or ""]).batch(2, 0, 0)
     assert (loud.degraded.std(-1) > 1.15 * quiet.degraded.std(-1)).all()
+
+
+@pytest.fixture
+def whistles(tmp_path: Path) -> list[str]:
+    """Noise files of a tone each, of 3 and of 5 kHz, where what EBEN's filter leaves of speech is silent."""
+    for hertz in (3000, 5000):
+        tone = (0.1 * np.sin(2 * np.pi * hertz * np.arange(2 * RATE) / RATE)).astype(np.float32)
+        sound_files.write(tmp_path / f"{hertz}.wav", tone, RATE)
+    return [str(tmp_path / f"{hertz}.wav") for hertz in (3000, 5000)]
+
+
+def whistled(audio: torch.Tensor) -> list[int]:
+    """Hz of the whistle in each item (B, T), 0 where there is none."""
+    spectra = torch.fft.rfft(audio).abs()
+    tones = torch.stack([spectra[:, round(hertz * audio.shape[-1] / RATE)] for hertz in (3000, 5000)])
+    return [(3000, 5000)[int(place)] if size > 20 else 0 for size, place in zip(*tones.max(0), strict=True)]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.8])
+def test_a_share_of_segments_hears_the_room(corpus: list[Entry], whistles: list[str], share: float) -> None:
+    config = replace(STILL, ambient_prob=share, ambient_db=(-6.0, -6.0))
+    heard = whistled(PairDataset(corpus[:2], config, noise=whistles).batch(100, 0, 0).degraded[:, 0])
+    assert sum(map(bool, heard)) / 100 == pytest.approx(share, abs=0.12)
+    assert set(heard) == {0, 3000, 5000}
+
+
+def test_both_microphones_hear_one_room(corpus: list[Entry], whistles: list[str]) -> None:
+    config = replace(STILL, ambient_prob=1.0, ambient_db=(-6.0, -6.0), air_snr_db=(0.0, 0.0))
+    degraded = PairDataset(corpus[:2], config, noise=whistles).batch(12, 0, 0).degraded
+    assert whistled(degraded[:, 0]) == whistled(degraded[:, 1])
+    assert set(whistled(degraded[:, 0])) == {3000, 5000}
 
 
 def test_pairs_are_simulated_upon_if_asked(corpus: list[Entry]) -> None:

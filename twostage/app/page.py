@@ -4,13 +4,14 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio import processing_utils, routes
 
+from twostage import __version__
 from twostage.app.access import Access
 from twostage.app.limits import Limits
 from twostage.app.results import ResultFolders
@@ -23,8 +24,18 @@ from twostage.data.sensors import PRESETS
 KEEP = "same as the input"  # the format of an output
 HEAD = """
 # twostage
-Restores the missing high band of bone-conducted speech. Your recordings stay on the machine that serves this page.
+Drop recordings of a bone-conduction or throat microphone, at most {files} files of {mb} MB, {seconds} s in all.
+The high band that the microphone missed is estimated from the rest: it is a guess, and a sound can come out wrong.
+Recordings stay on the machine that serves this page. twostage {version}{documentation}
 """
+SENSORS = {
+    "any": "another sensor for every seed",
+    "eben": "a low-pass at 600 Hz, the simulation of the EBEN paper",
+    "throat": "a throat microphone",
+    "in-ear": "a microphone in the closed ear canal",
+    "forehead": "a bone-conduction microphone on the forehead",
+    "temple": "a bone-conduction microphone at the temple",
+}
 FONTS, MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # of the visitor's machine
 HINT = "The result appears here: sound, spectrograms and levels."
 EMPTY = '<div class="ts-player"></div>'
@@ -111,7 +122,7 @@ def build(service: Service, visitors: Visitors) -> Any:
     """The page as gradio's Blocks."""
     every = min(60, service.limits.keep)
     with gr.Blocks(title="twostage", analytics_enabled=False, delete_cache=(every, service.limits.keep)) as page:
-        gr.Markdown(HEAD, elem_classes="ts-title")
+        gr.Markdown(_heading(service.limits), elem_classes="ts-title")
         with gr.Tabs():
             with gr.Tab("Restore"):
                 _restore_tab(service, visitors)
@@ -135,6 +146,7 @@ def _restore_tab(service: Service, visitors: Visitors) -> None:
                 suffix = gr.Dropdown([KEEP, *FORMATS], value=KEEP, label="Format of the output")
                 level = gr.Radio(["input", "model"], value="input", label="Loudness of the output")
                 low = gr.Number(0, label="Keep the input itself below (Hz)", minimum=0)
+                full = gr.Radio(["restore", "copy", "error"], value="restore", label="A channel that is full-band")
             button = gr.Button("Restore", variant="primary", elem_id="restore")
         with gr.Column(scale=5, min_width=300):
             said, player = _said("restored", HINT), _player("restored-player")
@@ -149,17 +161,19 @@ def _restore_tab(service: Service, visitors: Visitors) -> None:
         suffix: str,
         level: str,
         low: float | None,
+        full: str,
         visitor: gr.Request,
         progress: Any = gr.Progress(),  # noqa: B008 - how gradio hands it over
     ) -> Any:
-        request = RestoreRequest(model, device, rate, None if suffix == KEEP else suffix, level, float(low or 0))
+        request = RestoreRequest(model, device, rate, None if suffix == KEEP else suffix, level, float(low or 0), full)
         check = visitors.check(visitor.session_hash)
         return service.restore([*(files or []), *([spoken] if spoken else [])], request, progress, check)
 
-    inputs = [files, spoken, model, device, rate, suffix, level, low]
+    inputs = [files, spoken, model, device, rate, suffix, level, low, full]
     _work_on(button.click, restore, inputs, [said, player], service)
+    _one_or_the_other(files, spoken)
     if sample:
-        _on(sample.click, lambda: [service.sample("throat")], [], [files])
+        _on(sample.click, lambda: ([service.sample("throat")], None), [], [files, spoken])
 
 
 def _simulate_tab(service: Service, visitors: Visitors) -> None:
@@ -169,7 +183,8 @@ def _simulate_tab(service: Service, visitors: Visitors) -> None:
             file = gr.File(label="Clean speech", height=150, elem_id="clean")
             spoken = _microphone()
             sample = _sample_button(service, "clean", "Use the clean sample")
-            sensor = gr.Radio(list(PRESETS), value="throat", label="Sensor")
+            explained = "; ".join(f"{name}: {what}" for name, what in SENSORS.items())
+            sensor = gr.Radio(list(PRESETS), value="throat", label="Sensor", info=explained)
             seed = gr.Number(
                 0, label="Seed", precision=0, info="Each number gives a different recording of the same sensor."
             )
@@ -192,9 +207,10 @@ def _simulate_tab(service: Service, visitors: Visitors) -> None:
         check = visitors.check(visitor.session_hash)
         return service.simulate(file or spoken, sensor, int(seed or 0), RestoreRequest(model, device), progress, check)
 
+    _one_or_the_other(file, spoken)
     _work_on(button.click, simulate, [file, spoken, sensor, seed, model, device], [said, player], service)
     if sample:
-        _on(sample.click, lambda: service.sample("clean"), [], [file])
+        _on(sample.click, lambda: (service.sample("clean"), None), [], [file, spoken])
 
 
 def _results_tab(service: Service, page: Any, visitors: Visitors) -> None:
@@ -221,6 +237,12 @@ def _work_on(event: Any, do: Any, inputs: list[Any], outputs: list[Any], service
     """What takes time waits in one queue, whatever it is; the first output tells of its progress."""
     shared = {"concurrency_id": "work", "concurrency_limit": service.limits.jobs}
     _on(event, do, inputs, outputs, show_progress_on=outputs[0], scroll_to_output=True, **shared)
+
+
+def _one_or_the_other(files: Any, spoken: Any) -> None:
+    """What is recorded takes the place of uploaded files, and the other way round."""
+    _on(spoken.stop_recording, lambda: None, [], [files])
+    _on(files.upload, lambda: None, [], [spoken])
 
 
 def _on(event: Any, do: Any, inputs: list[Any], outputs: list[Any], **how: Any) -> None:
@@ -253,7 +275,7 @@ def _microphone() -> Any:
 
 
 def _sample_button(service: Service, name: str, label: str) -> Any:
-    return gr.Button(label, elem_id=f"sample-{name}") if service.sample(name) else None
+    return gr.Button(label, size="sm", elem_id=f"sample-{name}") if service.sample(name) else None
 
 
 def _said(name: str, hint: str = "") -> Any:
@@ -262,6 +284,17 @@ def _said(name: str, hint: str = "") -> Any:
 
 def _player(name: str) -> Any:
     return gr.HTML(html_template=EMPTY, js_on_load=_file("player.js"), elem_id=name, apply_default_css=False)
+
+
+def _heading(limits: Limits) -> str:
+    """What a guest reads first; the documentation is linked where the package's metadata says where it is."""
+    try:
+        links = dict(text.split(", ", 1) for text in metadata.metadata("twostage").get_all("Project-URL") or [])
+    except metadata.PackageNotFoundError:
+        links = {}
+    documentation = f" · [Documentation]({links['Documentation']})" if "Documentation" in links else ""
+    numbers = {"files": limits.files, "mb": limits.mb, "seconds": limits.seconds}
+    return HEAD.format(**numbers, version=__version__, documentation=documentation)
 
 
 def _file(name: str) -> str:

@@ -42,6 +42,7 @@ class RestoreRequest:
     suffix: str | None = None
     level: str = "input"
     keep_low_band: float = 0.0
+    if_full_band: str = "restore"
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,10 @@ class Service:
         """Raises ConfigError for what is impossible or not offered."""
         if request.device not in self.devices:
             raise ConfigError(f"device {request.device}: none of {', '.join(self.devices)}")
-        return Options(self.seconds, request.level, request.keep_low_band, request.sample_rate)
+        return Options(
+            *(self.seconds, request.level, request.keep_low_band, request.sample_rate),
+            if_full_band=request.if_full_band,
+        )
 
     def _restored(
         self, sources: Sequence[Path], folder: Path, request: RestoreRequest, progress: PageProgress, check: Check
