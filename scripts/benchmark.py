@@ -387,7 +387,7 @@ def settled(plan: Mapping[str, Any]) -> list[str]:
 
 
 def smaller(source: Path, target: Path) -> None:
-    """A picture as it is, or in 64 colours and shrunk until it takes less than LARGEST bytes."""
+    """A picture as it is, or in 64 colors and shrunk until it takes less than LARGEST bytes."""
     from PIL import Image
 
     data = source.read_bytes()

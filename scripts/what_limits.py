@@ -16,7 +16,7 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from twostage.audio.levels import levelled
+from twostage.audio.levels import leveled
 from twostage.data.manifest import read_manifest
 from twostage.evaluation.metrics import score
 from twostage.evaluation.pairs import PairSource
@@ -29,14 +29,14 @@ SCORES = ("stoi", "estoi", "pesq")
 PAUSE = 6.0  # natural-log power below the loudest frame
 
 
-def centres(config: MelConfig) -> Tensor:
-    """Centre frequencies of the bands in Hz: (n_mels, 1)."""
+def centers(config: MelConfig) -> Tensor:
+    """Center frequencies of the bands in Hz: (n_mels, 1)."""
     return mel_basis(config, config.sample_rate // 2 + 1).argmax(0)[:, None]
 
 
 def variants(restored: Tensor, clean: Tensor, config: MelConfig) -> Iterator[tuple[str, Tensor]]:
     """Log-mels (1, n_mels, L) with one part put right, by name."""
-    hertz, error = centres(config), clean - restored
+    hertz, error = centers(config), clean - restored
     power = clean.exp().square().sum(1, keepdim=True).log()
     yield "as restored", restored
     for limit in (500, 1000, 2000):
@@ -54,7 +54,7 @@ def variants(restored: Tensor, clean: Tensor, config: MelConfig) -> Iterator[tup
 @torch.inference_mode()
 def scores_of(model: TwoStage, degraded: np.ndarray, clean: np.ndarray) -> dict[str, list[float]]:
     length = min(len(degraded), len(clean)) // model.hop_length * model.hop_length
-    sides = [levelled(side[:length], model.sample_rate) for side in (degraded, clean)]
+    sides = [leveled(side[:length], model.sample_rate) for side in (degraded, clean)]
     sensor, spoken = (torch.from_numpy(np.ascontiguousarray(side))[None, None] for side in sides)
     input_spectra = model.mel.stft.input_spectra(sensor)
     restored, scores = model.restored(input_spectra), {}

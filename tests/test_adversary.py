@@ -106,7 +106,7 @@ def test_the_loss_is_the_one_that_was_named(sound, loss, discriminator_loss, gen
     )
 
 
-def test_spectral_normalisation_is_part_of_the_state(sound):
+def test_spectral_normalization_is_part_of_the_state(sound):
     one, other = adversary(), Adversary(AdversaryConfig(DISCRIMINATORS), OptimizerConfig())
     one.train_step(*sound, 1e-3)
     other.load_state_dict(copy.deepcopy(one.state_dict()))

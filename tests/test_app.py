@@ -149,10 +149,10 @@ def test_a_sample_is_handed_out_as_a_copy(desk):
 def test_levels_of_third_octaves():
     noise = np.random.default_rng(0).normal(0, 0.1, (1, 20 * RATE)).astype(np.float32)
     levels = np.array(views.third_octaves(spectrogram([noise], RATE, noise.shape[1])))
-    share = np.array(views.CENTRES) * (2 ** (1 / 6) - 2 ** (-1 / 6)) / (RATE / 2)  # of white noise at -20 dB
+    share = np.array(views.CENTERS) * (2 ** (1 / 6) - 2 ** (-1 / 6)) / (RATE / 2)  # of white noise at -20 dB
     np.testing.assert_allclose(levels, -20 + 10 * np.log10(share), atol=0.5)
     narrow = views.third_octaves(spectrogram([noise[:, : 2 * RATE]], 8000, 2 * RATE))
-    assert [level is None for level in narrow] == [hertz * 2 ** (1 / 6) > 4000 for hertz in views.CENTRES]
+    assert [level is None for level in narrow] == [hertz * 2 ** (1 / 6) > 4000 for hertz in views.CENTERS]
 
 
 def test_where_the_band_came_back():

@@ -9,7 +9,7 @@ from torch import nn
 
 import twostage
 from twostage.audio import sound_files
-from twostage.audio.levels import levelled
+from twostage.audio.levels import leveled
 from twostage.inference.chunks import enhance
 from twostage.models import checkpoint
 from twostage.models.baselines.bsrnn import Bsrnn, BsrnnConfig
@@ -29,14 +29,14 @@ SYSTEMS: dict[str, Callable[[], nn.Module]] = {
     "bsrnn": lambda: Bsrnn(BsrnnConfig(features=4, layers=1, causal=True)),
     "seanet": lambda: Seanet(SeanetConfig(channels=4, strides=(2, 4), bottleneck=8, causal=True)),
     "eben": lambda: Eben(EbenConfig(channels=4, strides=(2, 4), bottleneck=8, causal=True)),
-    "eben, centred": lambda: Eben(EbenConfig(channels=4, strides=(2, 4), bottleneck=8)),
+    "eben, centered": lambda: Eben(EbenConfig(channels=4, strides=(2, 4), bottleneck=8)),
 }
 
 
 @pytest.fixture(scope="module")
 def recordings() -> list[np.ndarray]:
     """Ten stretches of the sample recording, throat and air, 0.7 s each and cut in a voice."""
-    throat, clean = (levelled(sound_files.read(f"samples/{name}.flac")[0][0], RATE) for name in ("throat", "clean"))
+    throat, clean = (leveled(sound_files.read(f"samples/{name}.flac")[0][0], RATE) for name in ("throat", "clean"))
     starts = (12_800, 20_800, 36_504, 54_126, 85_356)  # each ends where zeros make the shipped model click
     return [side[start : start + 11_200] for side in (throat, clean) for start in starts]
 

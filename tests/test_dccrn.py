@@ -69,7 +69,7 @@ def test_a_complex_lstm_mixes_four_real_ones():
     torch.testing.assert_close(layer(torch.cat([real, imaginary], -1)), expected)
 
 
-def test_complex_normalisation_whitens_and_remembers():
+def test_complex_normalization_whitens_and_remembers():
     torch.manual_seed(0)
     norm, x = ComplexNorm(3), torch.randn(4, 6, 20, 30)
     x[:, 3:] = 3 * x[:, 3:] + 2 * x[:, :3] + 1  # imaginary parts lean on the real ones

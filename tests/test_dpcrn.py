@@ -50,7 +50,7 @@ def test_the_decoder_gives_back_the_encoders_bands(bands, kernel, stride):
     assert Up(3, 2, bands, kernel, stride)(lower, lower).shape == x.shape
 
 
-def test_instant_normalisation_sees_one_frame():
+def test_instant_normalization_sees_one_frame():
     x = 3 * torch.randn(2, 4, 9, 5) + 1
     output = InstantNorm(4, 9)(x)
     torch.testing.assert_close(output.mean((1, 2)), torch.zeros(2, 5), atol=1e-5, rtol=0)
@@ -58,7 +58,7 @@ def test_instant_normalisation_sees_one_frame():
     torch.testing.assert_close(InstantNorm(4, 9)(x[..., 2:3]), output[..., 2:3])
 
 
-def test_a_mask_made_of_normalised_frames_knows_no_level():
+def test_a_mask_made_of_normalized_frames_knows_no_level():
     model, audio = lively(), torch.randn(1, 1, 400)
     torch.testing.assert_close(model(100 * audio), 100 * model(audio), rtol=1e-3, atol=1e-2)
     assert model(torch.zeros(1, 1, 400)).abs().max() == 0
@@ -100,7 +100,7 @@ def test_a_sample_waits_for_its_latency_and_no_longer():
     assert 400 - model.latency <= first < 400
 
 
-def test_instance_normalisation_has_statistics_of_training():
+def test_instance_normalization_has_statistics_of_training():
     model, audio = lively(DpcrnConfig(**SMALL, norm="instance")), torch.randn(1, 1, 400)
     norms = [module for module in model.modules() if isinstance(module, nn.InstanceNorm2d)]
     assert len(norms) == 3  # of the input, and two in the block

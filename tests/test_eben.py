@@ -41,7 +41,7 @@ def test_the_upper_bands_of_the_input_are_not_heard():
     assert (upper - plain).abs().max() < 1e-3 * (lower - plain).abs().max()
 
 
-@pytest.mark.parametrize("config", [TINY, CAUSAL], ids=["centred", "causal"])
+@pytest.mark.parametrize("config", [TINY, CAUSAL], ids=["centered", "causal"])
 def test_a_sample_reaches_its_context_to_within_a_stride_and_no_further(config):
     model = lively(Eben(config), torch.float32)
     sides = 2 * (13 + 1 + 2 * (13 + 1)) + 2 * 3 * 4 + 2
@@ -57,7 +57,7 @@ def test_a_sample_reaches_its_context_to_within_a_stride_and_no_further(config):
     assert model.latency == (28 + 15 if config.causal else model.context)
 
 
-@pytest.mark.parametrize("config", [TINY, CAUSAL], ids=["centred", "causal"])
+@pytest.mark.parametrize("config", [TINY, CAUSAL], ids=["centered", "causal"])
 def test_a_window_with_its_context_is_as_the_whole(config):
     model, audio = lively(Eben(config), torch.float32), torch.randn(1, 1, 16 * 200)
     context = -(-model.context // 16) * 16

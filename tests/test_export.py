@@ -75,7 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def centred() -> TwoStage:
+def centered() -> TwoStage:
     """As the shipped model, but for its size: time is pooled, Griffin-Lim iterates and hears the input."""
     return small(MelConfig(), griffin_lim=2, time_stride=2)
 
@@ -86,10 +86,10 @@ def causal() -> TwoStage:
 
 
 @pytest.fixture(scope="module")
-def whole(centred: TwoStage, folder: Path) -> OnnxEnhancer:
+def whole(centered: TwoStage, folder: Path) -> OnnxEnhancer:
     """Exported as one does: from files of weights, by the command."""
-    checkpoint.save(folder / "centred.safetensors", centred, provenance={"data": "none"})
-    assert main(["export", str(folder / "centred.safetensors"), str(folder / "whole.onnx")]) == 0
+    checkpoint.save(folder / "centered.safetensors", centered, provenance={"data": "none"})
+    assert main(["export", str(folder / "centered.safetensors"), str(folder / "whole.onnx")]) == 0
     return OnnxEnhancer(folder / "whole.onnx")
 
 
@@ -105,19 +105,19 @@ def sound(speech: Speech, samples: int) -> Tensor:
 
 @pytest.mark.parametrize("hops", [1, 2, 3, 4, 5, 40, 187])
 def test_a_file_says_what_pytorch_says_at_every_length(
-    centred: TwoStage, whole: OnnxEnhancer, speech: Speech, hops: int
+    centered: TwoStage, whole: OnnxEnhancer, speech: Speech, hops: int
 ) -> None:
     inputs = sound(speech, hops * 256 + 100)  # what is over a whole hop is cut off by both
-    expected = centred(inputs)
+    expected = centered(inputs)
     assert expected.shape == (1, 1, hops * 256)
     assert expected.abs().max() > 0.005
     torch.testing.assert_close(whole(inputs), expected, atol=2e-5, rtol=0)
 
 
-def test_digital_silence_stays_finite(centred: TwoStage, whole: OnnxEnhancer, speech: Speech) -> None:
+def test_digital_silence_stays_finite(centered: TwoStage, whole: OnnxEnhancer, speech: Speech) -> None:
     inputs = sound(speech, 60 * 256)
     inputs[..., 20 * 256 :] = 0
-    torch.testing.assert_close(whole(inputs), centred(inputs), atol=2e-5, rtol=0)
+    torch.testing.assert_close(whole(inputs), centered(inputs), atol=2e-5, rtol=0)
 
 
 @pytest.mark.slow
@@ -171,9 +171,9 @@ def test_a_file_says_what_it_is_and_nothing_of_where_it_was_made(whole: OnnxEnha
 
 
 def test_costs_and_the_digest_are_those_of_the_model(
-    centred: TwoStage, whole: OnnxEnhancer, step: OnnxEnhancer
+    centered: TwoStage, whole: OnnxEnhancer, step: OnnxEnhancer
 ) -> None:
-    actual, expected = (costs.measure_model(model, seconds=1, repeats=1) for model in (whole, centred))
+    actual, expected = (costs.measure_model(model, seconds=1, repeats=1) for model in (whole, centered))
     assert (actual.parameters, actual.gmac) == (expected.parameters, expected.gmac)
     prints = fingerprint([System("a", whole, False), System("b", step, False)])
     assert prints["a"] != prints["b"]
@@ -186,7 +186,7 @@ def test_restoring_with_a_file_is_restoring(
     name: str, request: pytest.FixtureRequest, folder: Path, speech: Speech, tmp_path: Path
 ) -> None:
     enhancer: OnnxEnhancer = request.getfixturevalue(name)
-    model: TwoStage = request.getfixturevalue({"whole": "centred", "step": "causal"}[name])
+    model: TwoStage = request.getfixturevalue({"whole": "centered", "step": "causal"}[name])
     inputs = speech(30000, 22050)
     expected = twostage.restore(model, inputs, 22050, seconds=0.5)  # in windows
     actual = twostage.restore(twostage.load(enhancer.path), inputs, 22050, seconds=0.5)
@@ -281,7 +281,7 @@ def test_a_file_that_differs_is_not_written(
 
 
 def test_int8_keeps_the_ends_float_and_stays_near(
-    centred: TwoStage, whole: OnnxEnhancer, corpus: Path, folder: Path
+    centered: TwoStage, whole: OnnxEnhancer, corpus: Path, folder: Path
 ) -> None:
     from twostage.export.onnx import _quantized
 
@@ -297,8 +297,8 @@ def test_int8_keeps_the_ends_float_and_stays_near(
     scale = weights["vocoder.resblocks.0.convs.0.weight_scale"]
     assert list(scale.dims) == [8]  # one a channel
     model = OnnxEnhancer(output)
-    assert 0 < mel_difference(centred, model) < 0.3
-    assert difference(centred, whole) < TOLERANCE < difference(centred, model)
+    assert 0 < mel_difference(centered, model) < 0.3
+    assert difference(centered, whole) < TOLERANCE < difference(centered, model)
 
 
 def test_a_step_of_int8_streams(causal: TwoStage, step: OnnxEnhancer, corpus: Path) -> None:

@@ -330,7 +330,7 @@ def test_simulated_files_are_what_is_evaluated(speech: Speech, noise: Path, tmp_
         (["data.air_snr_db=[0,5]"], "restorer.inputs is 1, but data.air_snr_db is [0.0, 5.0]: 2 channels"),
         (["data.air_snr_db=[5,0]"], "data.air_snr_db is [5.0, 0.0], must be [lowest, highest] or []"),
         (["restorer.inputs=3"], "restorer.inputs is 3, must be 1 (bone) or 2 (bone and air)"),
-        (["restorer.features=[colour]"], "restorer.features: no feature 'colour'; there are pitch"),
+        (["restorer.features=[color]"], "restorer.features: no feature 'color'; there are pitch"),
     ],
 )
 def test_settings_that_disagree_are_named(corpus: Path, settings: list[str], message: str) -> None:

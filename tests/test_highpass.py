@@ -34,7 +34,7 @@ def difference_db(actual: np.ndarray, wanted: np.ndarray) -> float:
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kind", ["offset", "ramp", "5 Hz", "8 Hz"])
 def test_what_lies_below_speech_goes_from_the_first_sample_to_the_last(speech: Speech, kind: str, causal: bool) -> None:
-    inputs = levels.levelled(speech(2 * RATE), RATE)
+    inputs = levels.leveled(speech(2 * RATE), RATE)
     alone = highpass(inputs, RATE, causal=causal)
     both = highpass(inputs + below(kind, len(inputs)), RATE, causal=causal)
     assert difference_db(both, alone) < -60

@@ -1,4 +1,4 @@
-"""Claims about weight normalisation and receptive fields."""
+"""Claims about weight normalization and receptive fields."""
 
 import pytest
 import torch
@@ -8,17 +8,17 @@ from twostage.nn.layers import Conv1d, fold_weight_norm, receptive_field, weight
 
 
 @pytest.mark.parametrize("layer", [nn.Conv1d(3, 4, 5), nn.ConvTranspose1d(3, 4, 4, 2), nn.Conv2d(2, 3, 3)])
-def test_normalising_and_folding_keep_the_output(layer):
+def test_normalizing_and_folding_keep_the_output(layer):
     x = torch.randn(2, layer.in_channels, *[12] * (layer.weight.ndim - 2))
     before = layer(x)
-    normalised = weight_norm(layer)
-    torch.testing.assert_close(normalised(x), before)
-    assert {name for name, _ in normalised.named_parameters()} == {
+    normalized = weight_norm(layer)
+    torch.testing.assert_close(normalized(x), before)
+    assert {name for name, _ in normalized.named_parameters()} == {
         "bias",
         "parametrizations.weight.original0",
         "parametrizations.weight.original1",
     }
-    torch.testing.assert_close(fold_weight_norm(normalised)(x), before)
+    torch.testing.assert_close(fold_weight_norm(normalized)(x), before)
 
 
 def test_a_given_deviation_is_drawn():

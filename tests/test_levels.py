@@ -13,11 +13,11 @@ def test_rms_of_a_sine_and_of_nothing() -> None:
     assert levels.rms(np.zeros((2, 0))) == 0
 
 
-def test_speech_is_levelled_and_silence_left() -> None:
-    output = levels.levelled(noise(16000, 1)[0], 16000)
+def test_speech_is_leveled_and_silence_left() -> None:
+    output = levels.leveled(noise(16000, 1)[0], 16000)
     assert levels.active_level(output, 16000) == pytest.approx(levels.LEVEL, abs=1e-3)
     assert output.dtype == np.float32
-    assert not levels.levelled(np.zeros(100, np.float32), 16000).any()
+    assert not levels.leveled(np.zeros(100, np.float32), 16000).any()
 
 
 def test_active_level_leaves_pauses_out() -> None:

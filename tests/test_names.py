@@ -1,6 +1,9 @@
-"""Claims about names: old settings are refused with their new name, what was stored under old names still loads."""
+"""Claims about names: old ones are in no code and no document, old settings are refused, old files still load."""
 
+import io
 import json
+import re
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,52 @@ from twostage.utils.errors import ConfigError
 from twostage.utils.renamed import RENAMED
 from twostage.utils.schema import build
 
+ROOT = Path(__file__).parent.parent
+MAY_HOLD_OLD_NAMES = {ROOT / "twostage" / "utils" / "renamed.py", ROOT / "CHANGELOG.md", Path(__file__)}
+# identifiers that have become the field's words; those that are ordinary English as well are looked for in code alone
+OLD_NAMES = {
+    *("least_squares_fool", "least_squares_real_fake", "hinge_fool", "hinge_real_fake"),
+    *("bounded_hinge_fool", "Hearing", "with_height", "frames_heard", "heard_below", "hears_sensor", "characterise"),
+    *("Carry", "against_the_clock", "in_hops", "Wishes", "wishes_of", "Cutter", "real_share", "eq_chance"),
+    *("ambient_chance", "disc_grad"),
+}
+OLD_IN_CODE = {
+    *("judge", "judges", "judged", "told", "found", "made", "given", "forget", "carried", "carries", "converse"),
+    *("Relay", "Made", "Spill", "Survey", "Balance", "Guided", "Voice", "Guard", "Crew", "honest", "Once"),
+    *("Separation", "Character", "Late", "Pieces", "reach"),
+}
+OLD_SETTINGS = re.compile(
+    r"\b(data\.(samples|batch|ahead)|optimizer\.(ema|clip)|adversary\.init)\b(?!\()"
+    r"|(?<![\w.-])(run|init|report|save)=(?=[\w$*./\[]+)|^  (samples|batch|ahead|clip|ema): |^(run|init|report|save): ",
+    re.MULTILINE,
+)
 FAST = ["steps=1", "valid.every=1", "valid.items=1", "valid.seconds=0.5", "threads=1", "data.segment_length=2048"]
+
+
+def _files(*patterns: str) -> list[Path]:
+    folders = [ROOT / name for name in ("twostage", "scripts", "tests", "docs", "configs", "checkpoints")]
+    files = {file for folder in folders for pattern in patterns for file in folder.rglob(pattern)}
+    return sorted((files | {file for pattern in patterns for file in ROOT.glob(pattern)}) - MAY_HOLD_OLD_NAMES)
+
+
+def test_old_names_are_in_no_code():
+    files = _files("*.py")
+    assert len(files) > 200
+    for file in files:
+        tokens = tokenize.generate_tokens(io.StringIO(file.read_text(encoding="utf-8")).readline)
+        names = {token.string for token in tokens if token.type == tokenize.NAME}
+        assert not names & (OLD_NAMES | OLD_IN_CODE), file
+
+
+def test_old_names_are_in_no_text():
+    words = re.compile(rf"\b({'|'.join(OLD_NAMES)})\b")
+    files = _files("*.py", "*.md", "*.yaml", "*.sh", "*.ipynb", "*.toml")
+    assert len(files) > 250
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        assert not words.findall(text), file
+        if file.suffix in (".md", ".yaml", ".sh", ".ipynb") and file.name != "changes.yaml":
+            assert not [match.group() for match in OLD_SETTINGS.finditer(text)], file
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import torch
 
 from twostage.audio import levels, sound_files
 from twostage.data.manifest import Entry
-from twostage.data.pairs import PairConfig, PairDataset, batches, equalise
+from twostage.data.pairs import PairConfig, PairDataset, batches, equalize
 from twostage.utils.errors import ConfigError, DataError
 
 RATE = 16000
@@ -199,18 +199,18 @@ def test_the_gate_is_for_clean_speech_alone(corpus: list[Entry]) -> None:
         assert (quietest[0] < 0.3 * quietest[1]).all()
 
 
-def test_only_the_degraded_side_is_equalised(corpus: list[Entry]) -> None:
+def test_only_the_degraded_side_is_equalized(corpus: list[Entry]) -> None:
     still = PairDataset(corpus, STILL).batch(2, 0, 0)
     varied = PairDataset(corpus, replace(STILL, eq_db=6.0, eq_prob=1.0)).batch(2, 0, 0)
     assert torch.equal(still.clean, varied.clean)
     assert (still.degraded - varied.degraded).abs().max() > 1e-3
 
 
-def test_equaliser_is_smooth_and_of_its_deviation() -> None:
+def test_equalizer_is_smooth_and_of_its_deviation() -> None:
     pulse = np.zeros(4096, np.float32)
     pulse[0] = 1
     gains = [
-        20 * np.log10(np.abs(np.fft.rfft(equalise(pulse, RATE, 4.0, np.random.default_rng(seed)))))
+        20 * np.log10(np.abs(np.fft.rfft(equalize(pulse, RATE, 4.0, np.random.default_rng(seed)))))
         for seed in range(60)
     ]
     assert np.std(gains) == pytest.approx(4.0, rel=0.15)

@@ -47,7 +47,7 @@ def test_a_gliding_voice_through_a_body_is_followed_as_by_yin() -> None:
     actual, _ = heard(dull, MelConfig())
     yin = librosa.yin(dull, fmin=LOWEST, fmax=HIGHEST, sr=RATE, frame_length=1024, hop_length=256)
     inner = slice(6, -6)
-    # librosa centres a frame on its first sample, the mel on its middle: half a hop
+    # librosa centers a frame on its first sample, the mel on its middle: half a hop
     np.testing.assert_allclose(actual[inner], truth[128::256][: len(actual)][inner], rtol=0.04)
     assert np.median(np.abs(np.log2(actual[inner] / yin[: len(actual)][inner]))) < 0.03
 

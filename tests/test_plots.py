@@ -85,7 +85,7 @@ def test_a_logarithmic_axis_has_few_plain_numbers(low: float, high: float) -> No
     assert not any(text.get_text() for text in axis.get_xticklabels(minor=True))
 
 
-def test_twenty_names_have_twenty_colours() -> None:
+def test_twenty_names_have_twenty_colors() -> None:
     looks = plots._looks(30)
     assert len({look["color"] for look in looks}) == 20
     assert len({(look["color"], look["marker"]) for look in looks}) == 30

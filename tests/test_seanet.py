@@ -38,7 +38,7 @@ def test_a_second_microphone_costs_one_more_channel_of_the_first_convolution():
         assert (model(other) - out).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("config", [TINY, CAUSAL], ids=["centred", "causal"])
+@pytest.mark.parametrize("config", [TINY, CAUSAL], ids=["centered", "causal"])
 def test_a_sample_reaches_its_context_to_within_a_stride_and_no_further(config):
     model = lively(Seanet(config))
     half = 2 * (13 + 1 + 2 * (13 + 2)) + 2 * 3 * 8 + 2 * 3
@@ -55,7 +55,7 @@ def test_a_sample_reaches_its_context_to_within_a_stride_and_no_further(config):
     assert model.latency == (7 if config.causal else model.context)
 
 
-@pytest.mark.parametrize("config", [TINY, CAUSAL], ids=["centred", "causal"])
+@pytest.mark.parametrize("config", [TINY, CAUSAL], ids=["centered", "causal"])
 def test_a_window_with_its_context_is_as_the_whole(config):
     model, audio = lively(Seanet(config)), torch.randn(1, 1, 8 * 200, dtype=torch.float64)
     context = -(-model.context // 8) * 8

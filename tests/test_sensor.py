@@ -26,7 +26,7 @@ GRID = (0.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0)
 
 
 def babble(seconds: float, seed: int) -> np.ndarray:
-    """Syllables of coloured noise and voice, each of its own colour, with pauses: speech to a meter of bands."""
+    """Syllables of colored noise and voice, each of its own color, with pauses: speech to a meter of bands."""
     rng = np.random.default_rng(seed)
     pieces, pitch = [], rng.uniform(90, 220)
     while sum(map(len, pieces)) < seconds * RATE:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import twostage
-from twostage.audio.levels import levelled
+from twostage.audio.levels import leveled
 from twostage.audio.speech import without_drift
 from twostage.cli import main
 from twostage.data.pairs import Pair
@@ -33,7 +33,7 @@ from twostage.training.tasks import Finetuning, FinetuningWeights, Vocoding, Voc
 from twostage.utils.errors import ConfigError
 
 Speech = Callable[..., np.ndarray]
-CENTRED, CAUSAL = MelConfig(n_mels=16), MelConfig(n_fft=768, win_length=768, n_mels=16, causal=True)
+CENTERED, CAUSAL = MelConfig(n_mels=16), MelConfig(n_fft=768, win_length=768, n_mels=16, causal=True)
 SIZES = {
     "upsample_rates": (4, 4, 4, 4),
     "upsample_kernel_sizes": (8, 8, 8, 8),
@@ -75,7 +75,7 @@ def noise(*shape: int, seed: int = 1) -> Tensor:
     return 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("mel", [CENTRED, CAUSAL], ids=["centred", "causal"])
+@pytest.mark.parametrize("mel", [CENTERED, CAUSAL], ids=["centered", "causal"])
 def test_it_begins_as_the_plain_generator_to_the_bit(mel: MelConfig) -> None:
     plain, hearing = Vocoder(config(mel, hears=False)).eval(), Vocoder(config(mel)).eval()
     hearing.load_state_dict(plain.state_dict(), strict=False)
@@ -89,8 +89,8 @@ def test_it_begins_as_the_plain_generator_to_the_bit(mel: MelConfig) -> None:
 
 def test_names_of_its_weights_are_the_generators_and_those_of_the_encoder() -> None:
     """Checkpoints of trainings hold them."""
-    names = {name for name, _ in Vocoder(config(CENTRED)).fold().named_parameters()}
-    plain = {name for name, _ in Vocoder(config(CENTRED, hears=False)).fold().named_parameters()}
+    names = {name for name, _ in Vocoder(config(CENTERED)).fold().named_parameters()}
+    plain = {name for name, _ in Vocoder(config(CENTERED, hears=False)).fold().named_parameters()}
     stems = {name.removesuffix(".weight").removesuffix(".bias") for name in names - plain}
     assert plain < names
     assert stems == {
@@ -99,13 +99,13 @@ def test_names_of_its_weights_are_the_generators_and_those_of_the_encoder() -> N
         *(f"encoder.resblocks.{level}.convs.{conv}" for level in range(5) for conv in range(2)),
         *(f"encoder.outs.{level}" for level in range(5)),
     }
-    assert asdict(config(CENTRED))["sensor_input"] is True
+    assert asdict(config(CENTERED))["sensor_input"] is True
     assert asdict(VocoderConfig())["sensor_input"] is False
 
 
 def test_no_sensor_is_silence_and_copy_synthesis_gives_silence(speech: Speech) -> None:
-    model, audio = both(CENTRED).vocoder, torch.from_numpy(speech(20 * 256))[None, None]
-    mels = LogMel(CENTRED)(audio)
+    model, audio = both(CENTERED).vocoder, torch.from_numpy(speech(20 * 256))[None, None]
+    mels = LogMel(CENTERED)(audio)
     silent = model(mels, sensor=torch.zeros_like(audio))
     assert torch.equal(model(mels), silent)
     assert torch.equal(CopySynthesis(model)(audio), silent)
@@ -113,23 +113,23 @@ def test_no_sensor_is_silence_and_copy_synthesis_gives_silence(speech: Speech) -
 
 
 def test_copy_synthesis_is_measured_with_and_without_the_sensor(tmp_path: Path, speech: Speech) -> None:
-    model = both(CENTRED)
+    model = both(CENTERED)
     checkpoint.save(tmp_path / "m.safetensors", model, provenance={})
     systems = load_systems({"ours": [str(tmp_path / "m.safetensors")]})
     names = ["ours", "ours, copy-synthesis", "ours, with the sensor, copy-synthesis"]
     assert [system.name for system in systems] == names
     clean, bone = speech(8000), speech(7000, seed=1)  # of the longer one, the end has no sensor
     actual = dict(estimates(bone, clean, systems))
-    sides = [torch.from_numpy(levelled(without_drift(side, 16000), 16000)) for side in (clean, np.pad(bone, (0, 1000)))]
+    sides = [torch.from_numpy(leveled(without_drift(side, 16000), 16000)) for side in (clean, np.pad(bone, (0, 1000)))]
     padded = [nn.functional.pad(side, (0, 192))[None, None] for side in sides]
-    output = model.vocoder(LogMel(CENTRED)(padded[0]), sensor=padded[1])[0, 0, :8000].numpy()
+    output = model.vocoder(LogMel(CENTERED)(padded[0]), sensor=padded[1])[0, 0, :8000].numpy()
     unlike = {name: 1 - np.corrcoef(output, actual[name])[0, 1] for name in names[1:]}  # levels differ
     assert unlike[names[2]] < 1e-5 < 0.1 * unlike[names[1]]
 
 
 @pytest.mark.parametrize("hears", [True, False])
 def test_folding_keeps_the_output(hears: bool) -> None:
-    model, mels, sensor = Vocoder(config(CENTRED, hears=hears)).eval(), noise(1, 16, 9) - 5, noise(1, 1, 9 * 256)
+    model, mels, sensor = Vocoder(config(CENTERED, hears=hears)).eval(), noise(1, 16, 9) - 5, noise(1, 1, 9 * 256)
     awake(model)
     with torch.no_grad():
         before = model(mels, sensor=sensor)
@@ -141,7 +141,7 @@ WIDE = {"upsample_rates": (16, 16), "upsample_kernel_sizes": (48, 16), "resblock
 WIDE |= {"resblock_dilation_sizes": ((1, 2), (3, 12)), "resblock": 2}
 
 
-@pytest.mark.parametrize("mel", [CENTRED, CAUSAL], ids=["centred", "causal"])
+@pytest.mark.parametrize("mel", [CENTERED, CAUSAL], ids=["centered", "causal"])
 @pytest.mark.parametrize("settings", [{}, WIDE], ids=["narrow", "wide"])
 def test_a_hop_of_the_sensor_reaches_its_context_and_not_a_frame_further(mel: MelConfig, settings: dict) -> None:
     model = vocoder(config(mel, **settings))
@@ -206,7 +206,7 @@ def test_leaves_of_the_encoder_hold_the_state() -> None:
 @pytest.mark.parametrize("griffin_lim", [0, 2])
 @pytest.mark.parametrize("frames", [1, 255, 12345, 40000])
 def test_windows_are_the_whole(griffin_lim: int, frames: int, speech: Speech) -> None:
-    model, overrides = both(CENTRED, griffin_lim, time_stride=2), np.stack([speech(frames), speech(frames, seed=1)])
+    model, overrides = both(CENTERED, griffin_lim, time_stride=2), np.stack([speech(frames), speech(frames, seed=1)])
     whole = twostage.restore(model, overrides, 16000, seconds=float("inf"), level="model")
     for seconds in (0.1, 0.7):
         windows = twostage.restore(model, overrides, 16000, seconds=seconds, level="model")
@@ -219,7 +219,7 @@ def test_windows_are_the_whole(griffin_lim: int, frames: int, speech: Speech) ->
 
 def test_a_window_needs_the_context_of_the_encoder(speech: Speech, monkeypatch: pytest.MonkeyPatch) -> None:
     """The claim above is not an empty one: with the generator's own context, windows differ."""
-    model, overrides = both(CENTRED), torch.from_numpy(speech(120 * 256))[None, None]
+    model, overrides = both(CENTERED), torch.from_numpy(speech(120 * 256))[None, None]
     whole = model(overrides)
 
     def error() -> float:
@@ -233,7 +233,7 @@ def test_a_window_needs_the_context_of_the_encoder(speech: Speech, monkeypatch: 
 
 
 def test_the_bone_channel_is_what_the_vocoder_hears(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, audio, heard = both(CENTRED, inputs=2), noise(1, 2, 20 * 256 + 100), []
+    model, audio, heard = both(CENTERED, inputs=2), noise(1, 2, 20 * 256 + 100), []
     generate = model.vocoder.generate
     monkeypatch.setattr(model.vocoder, "generate", lambda mel, sensor: heard.append(sensor) or generate(mel, sensor))
     assert model(audio).shape == (1, 1, 20 * 256)
@@ -245,21 +245,21 @@ def test_the_bone_channel_is_what_the_vocoder_hears(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("learns", ["vocoder", "restorer"])
 def test_gradients_reach_exactly_what_learns(learns: str, speech: Speech) -> None:
     clean = torch.from_numpy(speech(2 * 4096)).reshape(2, 1, 4096)
-    pair, model = Pair(nn.functional.avg_pool1d(clean, 9, 1, 4), clean), both(CENTRED)
+    pair, model = Pair(nn.functional.avg_pool1d(clean, 9, 1, 4), clean), both(CENTERED)
     model.get_submodule(learns).requires_grad_(True)
     weights = FinetuningWeights(restored=float(learns == "restorer"), adv=0, fm=0)
-    total(Finetuning(CENTRED, weights, frames=8)(model.train(), pair).terms, weights).backward()
+    total(Finetuning(CENTERED, weights, frames=8)(model.train(), pair).terms, weights).backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert reached == {name for name, _ in model.named_parameters() if name.startswith(learns)}
 
 
 def test_at_the_start_gradients_reach_what_the_encoder_gives_and_then_all_of_it(speech: Speech) -> None:
     clean = torch.from_numpy(speech(4096)).reshape(1, 1, 4096)
-    model, weights = Vocoder(config(CENTRED)), VocodingWeights(adv=0, fm=0)
+    model, weights = Vocoder(config(CENTERED)), VocodingWeights(adv=0, fm=0)
 
     def step() -> set[str]:
         model.zero_grad()
-        total(Vocoding(CENTRED, weights)(model, Pair(0.5 * clean, clean)).terms, weights).backward()
+        total(Vocoding(CENTERED, weights)(model, Pair(0.5 * clean, clean)).terms, weights).backward()
         return {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
 
     inside = {name for name, _ in model.encoder.named_parameters(prefix="encoder") if ".outs." not in name}
@@ -271,12 +271,12 @@ def test_at_the_start_gradients_reach_what_the_encoder_gives_and_then_all_of_it(
 
 
 def test_the_weight_that_makes_the_output_is_not_the_encoders() -> None:
-    model = TwoStage(TwoStageConfig(RestorerConfig(CENTRED, (4, 8), (1,), dilations=(1,)), config(CENTRED)))
+    model = TwoStage(TwoStageConfig(RestorerConfig(CENTERED, (4, 8), (1,), dilations=(1,)), config(CENTERED)))
     assert last_weight(model) is model.vocoder.conv_post.parametrizations.weight.original1
 
 
 def test_the_encoder_costs_what_can_be_counted_by_hand() -> None:
-    models = [Vocoder(config(CENTRED, hears=hears)).fold() for hears in (True, False)]
+    models = [Vocoder(config(CENTERED, hears=hears)).fold() for hears in (True, False)]
     more, less = (costs.macs(model, noise(1, 16, 125)) for model in models)
     channels, rates, samples = [1, 2, 4, 8, 16], [1, 4, 16, 64, 256], 125 * 256
     residual = sum(2 * 3 * c * c * samples // r for c, r in zip(channels, rates, strict=True))
@@ -286,8 +286,8 @@ def test_the_encoder_costs_what_can_be_counted_by_hand() -> None:
 
 
 def test_costs_of_both_stages_count_it() -> None:
-    hearing = both(CENTRED)
-    plain = TwoStage(replace(hearing.config, vocoder=config(CENTRED, hears=False))).fold()
+    hearing = both(CENTERED)
+    plain = TwoStage(replace(hearing.config, vocoder=config(CENTERED, hears=False))).fold()
     more = costs.gmac_per_second(hearing) - costs.gmac_per_second(plain)
     vocoders = [costs.macs(model.vocoder, noise(1, 16, 125)) for model in (hearing, plain)]
     assert more == pytest.approx((vocoders[0] - vocoders[1]) / 1e9 / 2, rel=1e-6)
@@ -295,7 +295,7 @@ def test_costs_of_both_stages_count_it() -> None:
 
 
 def test_a_checkpoint_comes_back_and_restores(tmp_path: Path, speech: Speech) -> None:
-    model, overrides = both(CENTRED), speech(9000)
+    model, overrides = both(CENTERED), speech(9000)
     checkpoint.save(tmp_path / "m.safetensors", model, provenance={})
     again = twostage.load(tmp_path / "m.safetensors")
     assert isinstance(again, TwoStage)
@@ -316,7 +316,7 @@ def test_causal_and_sensor_go_together_in_either_order(corpus: Path) -> None:
 @pytest.mark.parametrize("train", ["vocoder", "both"])
 def test_finetuning_moves_the_encoder(train: str, corpus: Path, tmp_path: Path) -> None:
     tiny = ["finetune", "tiny"]
-    model = TwoStage(TwoStageConfig(RestorerConfig(CENTRED, (4, 8), (2,), dilations=(1,)), config(CENTRED)))
+    model = TwoStage(TwoStageConfig(RestorerConfig(CENTERED, (4, 8), (2,), dilations=(1,)), config(CENTERED)))
     awake(model)
     checkpoint.save(tmp_path / "m.safetensors", model, provenance={})
     overrides = [
@@ -342,7 +342,7 @@ def test_finetuning_moves_the_encoder(train: str, corpus: Path, tmp_path: Path) 
 
 
 def test_a_restorer_is_listened_to_by_a_vocoder_that_hears_the_sensor(corpus: Path, tmp_path: Path) -> None:
-    model = both(CENTRED)
+    model = both(CENTERED)
     checkpoint.save(tmp_path / "v.safetensors", model.vocoder, provenance={})
     overrides = [
         f"data.train=[{corpus}]",
@@ -373,7 +373,7 @@ def test_a_sensor_that_is_the_clean_speech_is_refused(corpus: Path, paired_corpu
 def test_files_of_any_length_say_what_pytorch_says(tmp_path: Path, speech: Speech, corpus: Path) -> None:
     from twostage.export.onnx import _quantized, difference, mel_difference
 
-    model, out = both(CENTRED, time_stride=2), tmp_path / "whole.onnx"
+    model, out = both(CENTERED, time_stride=2), tmp_path / "whole.onnx"
     checkpoint.save(tmp_path / "m.safetensors", model, provenance={})
     assert main(["export", str(tmp_path / "m.safetensors"), str(out)]) == 0
     whole = OnnxEnhancer(out)

@@ -70,7 +70,7 @@ def test_prepared_gains_are_those_of_the_pairs():
     truth.correction.copy_(wanted)
     pairs = [(bone, truth(bone)) for bone in (torch.cat([noise(1, 2 * i), 3 * noise(1, 2 * i + 1)]) for i in range(4))]
     model.prepare(pairs)
-    torch.testing.assert_close(model.correction, wanted, atol=0.7, rtol=0)  # neighbours of bands leak into each other
+    torch.testing.assert_close(model.correction, wanted, atol=0.7, rtol=0)  # neighbors of bands leak into each other
     prepared = model.correction.clone()
     model.prepare(pairs)  # from scratch: what was there before does not count
     torch.testing.assert_close(model.correction, prepared)

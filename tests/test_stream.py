@@ -21,7 +21,7 @@ from twostage.utils.errors import AudioError, ConfigError
 LENGTH = 6000  # no whole number of hops
 
 
-def centred() -> TwoStage:
+def centered() -> TwoStage:
     torch.manual_seed(0)
     restorer = RestorerConfig(channels=(4, 8), time_strides=(2,), dilations=(1,))
     model = (
@@ -37,7 +37,7 @@ MODELS = {
     "causal": chain,
     "causal, pooled time": lambda: chain(time_strides=(2, 1)),
     "causal, plain vocoder": lambda: chain(griffin_lim=0),
-    "windows": centred,
+    "windows": centered,
 }
 
 
@@ -196,7 +196,7 @@ def test_what_needs_the_whole_cannot_stream() -> None:
 
 
 def test_a_causal_model_without_padding_in_the_past_would_be_noticed() -> None:
-    """The equality above is no accident of quiet edges: centred frames give something else."""
+    """The equality above is no accident of quiet edges: centered frames give something else."""
     causal, audio = chain(), speech(LENGTH)
     other = (
         TwoStage(

@@ -96,13 +96,13 @@ def test_a_layer_never_sees_the_future(name: str) -> None:
         ),
     ],
 )
-def test_centred_layers_are_torchs_and_causal_ones_have_the_same_weights(ours, torchs, shape) -> None:
-    centred, causal, x = ours(), ours(causal=True), torch.randn(1, *shape)
-    centred.load_state_dict(torchs.state_dict())
+def test_centered_layers_are_torchs_and_causal_ones_have_the_same_weights(ours, torchs, shape) -> None:
+    centered, causal, x = ours(), ours(causal=True), torch.randn(1, *shape)
+    centered.load_state_dict(torchs.state_dict())
     causal.load_state_dict(torchs.state_dict())
-    assert torch.equal(centred(x), torchs(x))
+    assert torch.equal(centered(x), torchs(x))
     with torch.no_grad():  # memory is laid out in another way
-        torch.testing.assert_close(centred(torch.cat([x, x])), torchs(torch.cat([x, x])), atol=1e-6, rtol=0)
+        torch.testing.assert_close(centered(torch.cat([x, x])), torchs(torch.cat([x, x])), atol=1e-6, rtol=0)
     assert causal(x).shape == torchs(x).shape
 
 

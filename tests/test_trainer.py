@@ -18,7 +18,7 @@ from twostage.models.restorer import Restorer, RestorerConfig
 from twostage.models.two_stage import TwoStage, TwoStageConfig
 from twostage.training import recipes
 from twostage.training.config import RestorerRun, VocoderRun, load_config
-from twostage.training.logs import RunLog, coloured
+from twostage.training.logs import RunLog, colored
 from twostage.training.optim import OptimizerConfig
 from twostage.training.tasks import Restoring, RestoringWeights
 from twostage.training.trainer import Training, fit
@@ -190,7 +190,7 @@ def test_a_log_drops_what_came_after_the_state(tmp_path):
 
 
 def test_a_picture_is_dark_at_low_and_bright_at_high():
-    picture = coloured(np.array([[-1.0, 0.0, 5.0]], np.float32), low=0, high=1)
+    picture = colored(np.array([[-1.0, 0.0, 5.0]], np.float32), low=0, high=1)
     assert picture.shape == (3, 1, 3)
     assert picture[:, 0, 0].sum() == picture[:, 0, 1].sum() < 0.05
     assert picture[:, 0, 2].sum() > 2

@@ -96,7 +96,7 @@ def rebased(text: str, origin: str, page: str) -> str:
 
 
 def _inline(words: str, page: str, target: str) -> str:
-    """A drawing as part of the page, whose colours it takes."""
+    """A drawing as part of the page, whose colors it takes."""
     path = ROOT / "docs" / os.path.normpath(PurePosixPath(page).parent / target)
     drawing = path.read_text(encoding="utf-8")
     return drawing[drawing.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{words}"', 1)

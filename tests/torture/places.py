@@ -92,7 +92,7 @@ def briefly(session: Session, assets: Assets) -> None:
         wholes = {writer.kind: _whole(session, writer)}
         _full(session, writer, f"full-{index}", wholes, 9000)
         _read_only(session, writer, f"readonly-{index}")
-        _signalled(session, writer, f"signal-{index}", wholes, signal.SIGTERM, np.random.default_rng(session.seed))
+        _signaled(session, writer, f"signal-{index}", wholes, signal.SIGTERM, np.random.default_rng(session.seed))
 
 
 SIZES = ((1, 10, 44), (100, 1000, 4096), (10_000, 20_000, 40_000))  # bytes, by round
@@ -230,13 +230,13 @@ def signals(session: Session, assets: Assets, kinds: Sequence[str] = (), rounds:
         for number in range(2 if writer.slow else rounds):
             rng = np.random.default_rng([session.seed, 6, index, number])
             kind = (signal.SIGINT, signal.SIGTERM)[number % 2]
-            _signalled(session, writer, f"{index:02}-{number}", wholes, kind, rng, twice=number % 4 == 3)
+            _signaled(session, writer, f"{index:02}-{number}", wholes, kind, rng, twice=number % 4 == 3)
     if not kinds:
         _pipe(session, assets)
         _processes(session, assets)
 
 
-def _signalled(
+def _signaled(
     session: Session,
     writer: Writer,
     name: str,

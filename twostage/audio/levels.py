@@ -35,7 +35,7 @@ def rms(audio: Audio) -> float:
     return float(np.sqrt(np.mean(np.square(audio, dtype=np.float64)))) if audio.size else 0.0
 
 
-def levelled(audio: Audio, sample_rate: int) -> Audio:
+def leveled(audio: Audio, sample_rate: int) -> Audio:
     """Audio (..., T) at the active level LEVEL; silence stays silence."""
     level = active_level(audio, sample_rate)
     return audio * np.float32(10 ** ((LEVEL - level) / 20)) if np.isfinite(level) else audio
@@ -107,9 +107,9 @@ def _active(powers: Floats) -> float:
         return -np.inf
     frames = 10 * np.log10(np.maximum(powers / loudest, 1e-15))
     top = _without_peaks(frames, _without_events(frames))
-    heard = _within(frames, top) & ~_shadowed(frames > top)
-    heard = heard if heard.any() else _within(frames, top)
-    return 10 * log10(powers[heard].mean())
+    counted = _within(frames, top) & ~_shadowed(frames > top)
+    counted = counted if counted.any() else _within(frames, top)
+    return 10 * log10(powers[counted].mean())
 
 
 def _within(frames: Floats, top: float) -> NDArray[np.bool_]:

@@ -138,9 +138,9 @@ def _map(
     context.enable_progress_bars = context.print_on_execution_start = False
     context.max_errored_blocks = -1
     worker, job, weights = work
-    pieces = ceil(len(items) / files)
-    workers = min(resources.workers, pieces)
-    dataset = ray.data.from_items([asdict(item) for item in items], override_num_blocks=pieces)
+    blocks = ceil(len(items) / files)
+    workers = min(resources.workers, blocks)
+    dataset = ray.data.from_items([asdict(item) for item in items], override_num_blocks=blocks)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray means to rename the last two
         done = dataset.map_batches(

@@ -36,7 +36,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class PairConfig:
-    """How segments are drawn and varied. Levels and equalisation in dB."""
+    """How segments are drawn and varied. Levels and equalization in dB."""
 
     segment_length: int = 32768  # samples
     sample_rate: int = 16000  # Hz
@@ -46,8 +46,8 @@ class PairConfig:
     simulate_on_pairs: bool = False  # simulate from the clean channel of pairs too
     joint_jitter_db: float = 2.0  # uniform, each way, of both channels
     degraded_jitter_db: float = 1.0  # the same, of the degraded channel alone
-    eq_db: float = 0.0  # deviation of a random equaliser on the degraded channel, an octave wide
-    eq_prob: float = 0.5  # of a segment, to be equalised
+    eq_db: float = 0.0  # deviation of a random equalizer on the degraded channel, an octave wide
+    eq_prob: float = 0.5  # of a segment, to be equalized
     ambient_prob: float = 0.3  # of a simulated segment, to hear a file of the noise folder instead of pink noise
     ambient_db: tuple[float, float] = (-40.0, -20.0)  # its level range after leaking in, before the sensor's response
     silent_prob: float = 0.0  # of a segment, to be digital silence on the degraded side: vocoders then hear mels alone
@@ -181,7 +181,7 @@ class PairDataset:
         degraded, clean, room = self._recorded(rng) if real else self._simulated(rng)
         config = self.config
         if rng.random() < config.eq_prob and config.eq_db > 0:
-            degraded = equalise(degraded, config.sample_rate, config.eq_db, rng)
+            degraded = equalize(degraded, config.sample_rate, config.eq_db, rng)
         joint = rng.uniform(-config.joint_jitter_db, config.joint_jitter_db)
         alone = rng.uniform(-config.degraded_jitter_db, config.degraded_jitter_db)
         sides = [_gained(degraded, joint + alone)]
@@ -211,8 +211,8 @@ class PairDataset:
         first, last = alignment.shared(self._clean.describe(entry.clean)[0], self._degraded.describe(entry.degraded)[0])
         rate, samples = self._pace(rng)
         start = first + _start(last - first, samples, rng)
-        clean = alignment.clean_segment(partial(_levelled, self._clean, entry.clean), start, samples)
-        as_recorded = partial(_levelled, self._degraded, entry.degraded)
+        clean = alignment.clean_segment(partial(_leveled, self._clean, entry.clean), start, samples)
+        as_recorded = partial(_leveled, self._degraded, entry.degraded)
         degraded = alignment.degraded_segment(as_recorded, start, samples)
         return self._played(degraded, rate), self._played(clean, rate), None
 
@@ -222,7 +222,7 @@ class PairDataset:
         assert entry.clean is not None  # what `clean` is made of
         rate, samples = self._pace(rng)
         start = _start(self._clean.describe(entry.clean)[0], samples, rng)
-        clean = self._played(_levelled(self._clean, entry.clean, start, samples), rate)
+        clean = self._played(_leveled(self._clean, entry.clean, start, samples), rate)
         if not self.sensors:
             return clean, clean, None
         sensor = self.sensors[int(rng.choice(len(self.sensors), p=self._weights))]
@@ -285,7 +285,7 @@ def batches(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def equalise(signal: Floats, sample_rate: int, spread_db: float, rng: np.random.Generator) -> Floats:
+def equalize(signal: Floats, sample_rate: int, spread_db: float, rng: np.random.Generator) -> Floats:
     """Filter (T,) by a random smooth response of deviation ``spread_db``, zero phase."""
     size = fft.next_fast_len(len(signal), real=True)
     spectrum = fft.rfft(signal, size)
@@ -309,7 +309,7 @@ def _start(length: int, samples: int, rng: np.random.Generator) -> int:
     return int(rng.integers(min(0, length - samples), max(0, length - samples) + 1))
 
 
-def _levelled(cache: Cache, path: str, start: int, samples: int) -> Floats:
+def _leveled(cache: Cache, path: str, start: int, samples: int) -> Floats:
     """A segment, brought to LEVEL by the level of its file; silent files stay as they are."""
     segment, level = cache.segment(path, start, samples), cache.describe(path)[1]
     return _gained(segment, LEVEL - level) if np.isfinite(level) else segment

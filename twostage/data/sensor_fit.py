@@ -43,7 +43,7 @@ class Recording(NamedTuple):
 class SensorStatistics:
     """What pairs of channels show, by band; both channels at the same active level. dB unless said otherwise."""
 
-    frequencies: Floats  # Hz, centres of the bands (K,)
+    frequencies: Floats  # Hz, centers of the bands (K,)
     response_db: Floats  # power of the degraded speech over that of the clean speech, noise taken off
     response_spread_db: Floats  # its deviation between recordings
     slope: Floats  # dB of a degraded band for a dB more in the clean band, by regression over the frames

@@ -34,7 +34,7 @@ def draw_sensor(path: str | os.PathLike[str], fitted: FittedSensor, *, overwrite
             _line(axis, statistics, name, style, label)
         axis.set(title=title, ylabel=unit, xlabel="Hz", xscale="log")
         if fitted.measured.band_limit:
-            axis.axvline(fitted.measured.band_limit, color="grey", linestyle=":")
+            axis.axvline(fitted.measured.band_limit, color="gray", linestyle=":")
         axis.grid(alpha=0.3)
     axes[0].legend()
     figure.suptitle(f"{fitted.measured.recordings} recordings, {fitted.measured.seconds:.0f} s")

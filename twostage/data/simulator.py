@@ -149,9 +149,9 @@ def _response(sensor: Sensor, sample_rate: int, rng: np.random.Generator) -> Flo
     response = _curve(sensor, "response_db", frequencies)
     spread = _curve(sensor, "response_spread_db", frequencies)
     response = response + spread * smooth_curve(octaves(frequencies), rng)
-    for centre, q, gain in sensor.resonances:
-        centre *= rng.uniform(1 - sensor.resonance_jitter, 1 + sensor.resonance_jitter)
-        detuning = q * (frequencies / centre - centre / np.maximum(frequencies, 1))
+    for center, q, gain in sensor.resonances:
+        center *= rng.uniform(1 - sensor.resonance_jitter, 1 + sensor.resonance_jitter)
+        detuning = q * (frequencies / center - center / np.maximum(frequencies, 1))
         response = response + gain / (1 + detuning**2)
     return response
 
@@ -288,16 +288,14 @@ def _surroundings(
         floor = _curve(sensor, "noise_db", frequencies) + sensor.noise_spread_db * whole.standard_normal()
         powers = powers + (10 ** (floor / 10) * (sample_rate / 2)).astype(np.float32)
     if ambient is not None or sensor.ambient_db is not None:
-        colour = (
-            np.zeros_like(frequencies) if response is None else np.interp(frequencies, _grid(sample_rate), response)
-        )
-        colour = (10 ** (colour / 20)).astype(np.float32)
+        color = np.zeros_like(frequencies) if response is None else np.interp(frequencies, _grid(sample_rate), response)
+        color = (10 ** (color / 20)).astype(np.float32)
     if ambient is not None:
         gain = level * 10 ** (ambient[1] / 20) / max(levels.rms(ambient[0]), 1e-9)
-        spectrum = spectrum + fft.rfft(np.pad(gain * ambient[0], side), size) * colour
+        spectrum = spectrum + fft.rfft(np.pad(gain * ambient[0], side), size) * color
     elif sensor.ambient_db is not None:
         pink = 1 / np.maximum(frequencies, 50)
-        powers = powers + 10 ** (sensor.ambient_db / 10) * colour**2 * pink / pink.mean()
+        powers = powers + 10 ** (sensor.ambient_db / 10) * color**2 * pink / pink.mean()
     if sensor.band_limit:
         limit = sensor.band_limit * whole.uniform(1 - sensor.band_limit_jitter, 1 + sensor.band_limit_jitter)
         passed = np.clip(0.5 + (limit - frequencies) / (0.04 * limit), 0, 1)  # 4 % from pass to stop

@@ -53,10 +53,10 @@ def compare(folders: Sequence[Path], out: Path, *, metric: str = "estoi", title:
     if kept:
         errors = mean_errors(kept)
         width = SAMPLE_RATE / 2 / len(next(iter(errors.values())))
-        centres = [width * (place + 0.5) for place in range(round(SAMPLE_RATE / 2 / width))]
-        rows = [{"system": system} | dict(zip(map(str, centres), e, strict=True)) for system, e in errors.items()]
+        centers = [width * (place + 0.5) for place in range(round(SAMPLE_RATE / 2 / width))]
+        rows = [{"system": system} | dict(zip(map(str, centers), e, strict=True)) for system, e in errors.items()]
         _write_csv(out / BANDS_CSV, rows)
-        lines = {system: list(zip(centres, e, strict=True)) for system, e in errors.items()}
+        lines = {system: list(zip(centers, e, strict=True)) for system, e in errors.items()}
         up = f"error of band levels, dB ({len(kept)} utterances)"
         plots.draw_charts(out / BANDS, [plots.Chart("Hz", up, lines, logarithmic=False)], names=systems, overwrite=True)
     return text

@@ -1,4 +1,4 @@
-"""What there is to say of a model before it is used: rate, size, licence, how late its stream is."""
+"""What there is to say of a model before it is used: rate, size, license, how late its stream is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

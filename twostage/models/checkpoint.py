@@ -1,7 +1,7 @@
 """The only reader and writer of weights: safetensors with the settings and the provenance inside, and training states.
 
-A file of weights holds plain weights, weight normalisation folded in; it loads into models with and without
-normalisation. Nothing is ever unpickled but tensors and plain containers (``torch.load(weights_only=True)``).
+A file of weights holds plain weights, weight normalization folded in; it loads into models with and without
+normalization. Nothing is ever unpickled but tensors and plain containers (``torch.load(weights_only=True)``).
 """
 
 import json
@@ -18,7 +18,7 @@ from zipfile import BadZipFile, ZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -74,7 +74,7 @@ def save(
         "provenance": json.dumps(dict(provenance)),
         "sha256": _digest(tensors),
     }
-    content = serialise(tensors, metadata)
+    content = serialize(tensors, metadata)
     with replacing(path) as partial:
         partial.write_bytes(content)
 
@@ -103,7 +103,7 @@ def load(*paths: str | Path, device: str | torch.device = "cpu", precision: str 
 
 
 def load_for_training(*paths: str | Path) -> EnhancerModule:
-    """The same enhancer with weight normalisation, on the CPU, all of its weights ready to learn."""
+    """The same enhancer with weight normalization, on the CPU, all of its weights ready to learn."""
     return _load(paths, folded=False)
 
 
@@ -118,7 +118,7 @@ def _load(paths: tuple[str | Path, ...], *, folded: bool) -> EnhancerModule:
 
 
 def load_stage(path: str | Path, kind: str | None = None, *, folded: bool = False) -> nn.Module:
-    """Whatever model a file or folder holds, on the CPU; with weight normalisation unless ``folded``.
+    """Whatever model a file or folder holds, on the CPU; with weight normalization unless ``folded``.
 
     With ``kind``, "restorer" or "vocoder", that stage, also of a place that holds both: a shipped model's name, a
     folder of two files, a file of kind two-stage. Raises CheckpointError.
@@ -134,7 +134,7 @@ def load_stage(path: str | Path, kind: str | None = None, *, folded: bool = Fals
     return model
 
 
-def initialise(model: nn.Module, path: str | Path) -> None:
+def initialize(model: nn.Module, path: str | Path) -> None:
     """Set ``model``'s weights from what ``path`` holds of its kind, found as in ``load_stage``."""
     file, _, tensors = _read(path, kind_of(model))
     assign(model, tensors, str(file))
@@ -205,7 +205,7 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None
 
 
 def fold_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Lengths and directions of weight normalisation multiplied to plain weights; other tensors as they are."""
+    """Lengths and directions of weight normalization multiplied to plain weights; other tensors as they are."""
     plain = {}
     for key, tensor in tensors.items():
         if key.endswith(DIRECTION) and key.replace(DIRECTION, LENGTH) in tensors:

@@ -106,9 +106,9 @@ class OnnxEnhancer(EnhancerModule):
         rows = (audio if self.causal else audio[..., :length]).float().cpu().numpy()
         if not length:
             return audio[:, :1, :0]
-        late = self.delay if self.causal else 0
+        delay = self.delay if self.causal else 0
         outputs = [np.concatenate([out[RESTORED] for _, out in self.runs(row)], -1) for row in rows]
-        return torch.from_numpy(np.concatenate(outputs)[..., late : late + length])
+        return torch.from_numpy(np.concatenate(outputs)[..., delay : delay + length])
 
     def runs(self, audio: NDArray[np.float32]) -> Iterator[tuple[Values, Values]]:
         """What goes in and what comes out, run by run, for audio (inputs, T); of whole hops, but for a step."""

@@ -19,7 +19,7 @@ SILENCE = 1e-3  # of a frame's power; that of speech at the models' level is som
 class Pitch(nn.Module):
     """Spectrum (B, n_fft // 2 + 1, L) -> (B, 2, L): log-pitch from -1 to 1, times voicing, and voicing.
 
-    Voicing is the peak of the normalised autocorrelation of the frame's lower band, from 0 to 1. Autocorrelation and
+    Voicing is the peak of the normalized autocorrelation of the frame's lower band, from 0 to 1. Autocorrelation and
     its division by that of the window: Boersma, "Accurate short-term analysis of the fundamental frequency and the
     harmonics-to-noise ratio of a sampled sound", IFA Proceedings 17, 1993. A frame is looked at by itself.
     """

@@ -4,7 +4,7 @@ Source: Liu et al., "VoiceFixer: A Unified Framework for High-Fidelity Speech Re
 3.1 (analysis module), and its authors' code. What differs from them:
 - size: 16 to 128 channels and one residual block a level, where theirs has 32 to 384 and four, 65 M parameters
 - 16 kHz, 80 mels and natural logarithms of magnitudes, where theirs has 44.1 kHz, 128 mels and common logarithms
-- weights are normalised, where theirs normalises batches: no statistics of the utterance or the batch enter, so a
+- weights are normalized, where theirs normalizes batches: no statistics of the utterance or the batch enter, so a
   window of a file sees what the whole file sees
 - between levels, convolutions as wide as their stride pool and transposed ones undo it, where theirs averages 2 by 2
   and goes back by transposed convolutions of 3 by 3
@@ -91,7 +91,7 @@ class RestorerConfig:
 
 
 def with_frequency(mel: Tensor) -> Tensor:
-    """Log-mels (B, n_mels, L), normalised, and where each band is: (B, 2, n_mels, L).
+    """Log-mels (B, n_mels, L), normalized, and where each band is: (B, 2, n_mels, L).
 
     Convolutions cannot tell a low band from a high one.
     """
@@ -166,7 +166,7 @@ class Restorer(nn.Module):
         return self.conv_post(F.leaky_relu(x, SLOPE))
 
     def fold(self) -> "Restorer":
-        """Fold weight normalisation away for inference; the output stays the same."""
+        """Fold weight normalization away for inference; the output stays the same."""
         return fold_weight_norm(self)
 
     @property

@@ -168,7 +168,7 @@ class Vocoder(nn.Module):
         return [blocks[i : i + width] for i in range(0, len(blocks), width)]
 
     def fold(self) -> "Vocoder":
-        """Fold weight normalisation away for inference; the output stays the same."""
+        """Fold weight normalization away for inference; the output stays the same."""
         return fold_weight_norm(self)
 
     @property

@@ -1,4 +1,4 @@
-"""Layers that see time around them or, if causal, before them alone; weight normalisation that folds away.
+"""Layers that see time around them or, if causal, before them alone; weight normalization that folds away.
 
 Causal or not, a layer has the same weights under the same names.
 """
@@ -171,7 +171,7 @@ def weight_norm(module: M, std: float | None = None) -> M:
 
 
 def fold_weight_norm(model: M) -> M:
-    """Replace every normalised weight below ``model`` by the plain one it stands for. Idempotent; returns ``model``."""
+    """Replace every normalized weight below ``model`` by the plain one it stands for. Idempotent; returns ``model``."""
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight")
@@ -181,7 +181,7 @@ def fold_weight_norm(model: M) -> M:
 
 
 def receptive_field(layers: Iterable[tuple[int, int]]) -> int:
-    """Input steps that centred stride-one convolutions see on each side, from (kernel_size, dilation) pairs.
+    """Input steps that centered stride-one convolutions see on each side, from (kernel_size, dilation) pairs.
 
     >>> receptive_field([(3, 1), (3, 3), (3, 5)])
     9

@@ -216,7 +216,7 @@ def _check_best(best: str, held_out: list[Example]) -> None:
 
 def _training(settings: RunConfig, plan: Plan, mates: Team, state: dict[str, Any] | None) -> Training:
     if settings.init_from and not state:
-        checkpoint.initialise(plan.model, settings.init_from)
+        checkpoint.initialize(plan.model, settings.init_from)
     adversary = None
     if plan.adversary:
         adversary = Adversary(

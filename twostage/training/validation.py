@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from twostage.audio.levels import levelled, rms
+from twostage.audio.levels import leveled, rms
 from twostage.data.aligned_pair import AlignedPair, open_pair, read_mono
 from twostage.data.manifest import Entry
 from twostage.data.noise import Air
@@ -68,7 +68,7 @@ def _with_air(example: Example, config: PairConfig, place: int, noise: Sequence[
         return example
     lowest, highest = config.air_snr_db
     air = Air(seeded(int(place), "snr").uniform(lowest, highest), tuple(sorted(noise)))
-    air_channel = levelled(air.of(example.clean[0, 0].numpy(), config.sample_rate, str(place)), config.sample_rate)
+    air_channel = leveled(air.of(example.clean[0, 0].numpy(), config.sample_rate, str(place)), config.sample_rate)
     return example._replace(degraded=torch.cat([example.degraded, torch.from_numpy(air_channel)[None, None]], 1))
 
 
@@ -91,13 +91,13 @@ def _pair(entry: Entry, config: PairConfig, place: int) -> AlignedPair:
     """Both channels, in step and each at LEVEL: as recorded, or the degraded one simulated."""
     rate = config.sample_rate
     if entry.paired:
-        degraded, clean = (levelled(side, rate) for side in open_pair(entry, rate))
+        degraded, clean = (leveled(side, rate) for side in open_pair(entry, rate))
         return AlignedPair(degraded, clean)
-    clean = levelled(read_mono(entry.clean or "", rate), rate)
+    clean = leveled(read_mono(entry.clean or "", rate), rate)
     if not config.sensors:
         return AlignedPair(clean, clean)
     sensor = load_sensor(config.sensors[place % len(config.sensors)])
-    return AlignedPair(levelled(simulate(clean, rate, sensor, seeded(place, "valid")), rate), clean)
+    return AlignedPair(leveled(simulate(clean, rate, sensor, seeded(place, "valid")), rate), clean)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ directly by bidirectional LSTMs (Graves and Schmidhuber, 2005). What is ours:
 - sizes (4.3 M parameters) and the STFT: the paper's were not to be had, so neither is compared with
 - speakers of training and use differ, where theirs is trained for one speaker
 - both channels are divided by the peak of the bone's, which at the end is multiplied with again: the level stays
-- one dense layer behind the LSTMs; the squared error of normalised log-magnitudes
+- one dense layer behind the LSTMs; the squared error of normalized log-magnitudes
 All of the signal is needed: half of the LSTMs read it backwards, and the peak is that of the whole.
 """
 
@@ -24,7 +24,7 @@ from twostage.utils.errors import ConfigError, DataError
 
 QUIET = 1e-5  # least peak that audio is divided by
 NARROW = 1e-3  # least deviation of a bin, in nepers
-HIGHEST = 10.0  # of a normalised log-magnitude: ten deviations above the mean is no speech
+HIGHEST = 10.0  # of a normalized log-magnitude: ten deviations above the mean is no speech
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Bilstm(EnhancerModule):
             getattr(self, name).copy_(statistics)
 
     def _restored(self, audio: Tensor) -> tuple[Tensor, Tensor]:
-        """Enhanced audio, and its log-magnitudes, normalised: (B, n_fft // 2 + 1, L)."""
+        """Enhanced audio, and its log-magnitudes, normalized: (B, n_fft // 2 + 1, L)."""
         peak = _peak(audio)
         spectrum = self.stft.spectrum(audio / peak)
         size = magnitudes(spectrum)

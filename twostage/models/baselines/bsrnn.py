@@ -8,8 +8,8 @@ Schmidhuber, 1997. GLU: Dauphin et al., 2017. What differs from them:
   features, and for stereo at 44.1 kHz some 37 M (by Chen et al., "DTTNet", ICASSP 2024)
 - bands are those of the music paper's voice up to 8 kHz, rounded to bins of 31.25 Hz: 100 Hz wide up to 1 kHz, 250 Hz
   up to 4 kHz, 500 Hz above
-- layers are normalised by the statistics of one frame, not of all of a signal: a stream has no others, and crops of
-  training and whole recordings are normalised alike. The level of a band, which this takes away, stands beside it
+- layers are normalized by the statistics of one frame, not of all of a signal: a stream has no others, and crops of
+  training and whole recordings are normalized alike. The level of a band, which this takes away, stands beside it
 - all of a spectrum is treated alike: nothing of theirs that is for bands above 8 kHz or for one speaker
 Layers along time read both ways, so that all of the signal is needed, or, if ``causal``, the past alone: it streams.
 """

@@ -2,12 +2,12 @@
 
 Source: Hu, Liu, Lv, Xing, Zhang, Fu, Wu, Zhang and Xie, "DCCRN: Deep Complex Convolution Recurrent Network for
 Phase-Aware Speech Enhancement", Interspeech 2020: section 2.2 (complex layers), 2.3 (the masks R, C and E), 2.4 (loss)
-and 3.2 (sizes, here those of DCCRN-CL, 3.7 M parameters; the mask stays a choice). Complex normalisation: Trabelsi et
+and 3.2 (sizes, here those of DCCRN-CL, 3.7 M parameters; the mask stays a choice). Complex normalization: Trabelsi et
 al., "Deep Complex Networks", ICLR 2018, section 3.5. What differs from them:
 - no clipping of the output to full scale, as in the authors' code
-- no biases before a normalisation, which would take them away again
+- no biases before a normalization, which would take them away again
 - frames of 25 ms lie in the middle of the 512 samples that are transformed, so that the model waits for 7 ms more
-- statistics of normalisation are those of the training at all times but in training: none of the utterance enters
+- statistics of normalization are those of the training at all times but in training: none of the utterance enters
 It takes 8.5 GMAC a second of a long signal, 8.8 of one second with what follows its end. Later papers give 14.4,
 which is what counting the zeros between a transposed convolution's inputs comes to, within 3 %. It is causal but for
 the decoder's look-ahead, a frame a layer, and takes a stream.
@@ -107,7 +107,7 @@ class Complex(nn.Module):
 
 
 class ComplexNorm(nn.Module):
-    """Batch normalisation of complex channels (B, 2 C, F, L): mean 0, and as covariance that of a circle; then affine.
+    """Batch normalization of complex channels (B, 2 C, F, L): mean 0, and as covariance that of a circle; then affine.
 
     In training, by statistics of the batch; else by their moving average.
     """
@@ -171,7 +171,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """(B, C, F, L) and the encoder's, which it is joined with, -> (B, C', 2 F, L); the ``last`` is not normalised.
+    """(B, C, F, L) and the encoder's, which it is joined with, -> (B, C', 2 F, L); the ``last`` is not normalized.
 
     What comes in is ``lookahead`` frames late, and so the encoder's is made.
     """

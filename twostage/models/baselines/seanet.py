@@ -1,7 +1,7 @@
 """SEANet: a convolutional U-Net from waveforms to a waveform, trained against discriminators of it at three rates.
 
 Source: Tagliasacchi, Li, Misiunas and Roblek, "SEANet: A Multi-modal Speech Enhancement Network", Interspeech 2020,
-section 2: strides 2, 2, 8, 8, three residual units a level with dilations 1, 3, 9, ELU, weight normalisation; MelGAN's
+section 2: strides 2, 2, 8, 8, three residual units a level with dilations 1, 3, 9, ELU, weight normalization; MelGAN's
 discriminators, hinge loss, feature matching. Channels, kernels and skips are those of the reimplementation by the
 authors of EBEN, who count 8.3 M weights. What differs:
 - with ``inputs: 1`` bone-conducted speech alone is heard; the paper's are an accelerometer and a noisy microphone

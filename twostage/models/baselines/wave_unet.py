@@ -44,7 +44,7 @@ class WaveUnetConfig(EnhancerConfig):
 
 
 def interpolated(x: Tensor) -> Tensor:
-    """Twice as many steps, the new ones halfway between two, the last one as its neighbour: (B, C, L) -> (B, C, 2 L).
+    """Twice as many steps, the new ones halfway between two, the last one as its neighbor: (B, C, L) -> (B, C, 2 L).
 
     Every other of them is what was given, as decimation left it: resampling around half steps would move it in time.
 
@@ -102,7 +102,7 @@ class WaveUnet(EnhancerModule):
     def context(self) -> int:
         """Samples that an output sample depends on, on each side, at most."""
         down, up = self.config.down_kernel_size // 2, self.config.up_kernel_size // 2
-        return (down + up + 1) * (self.stride - 1) + down * self.stride  # 1: the neighbour to interpolate with
+        return (down + up + 1) * (self.stride - 1) + down * self.stride  # 1: the neighbor to interpolate with
 
     @property
     def latency(self) -> float:

@@ -2,7 +2,7 @@
 
 Source: the patches of Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks" (pix2pix), CVPR
 2017, section 3.2.2, and its layout: every convolution but the last hidden one halves the map. Much narrower, with
-normalised weights as in the other discriminators.
+normalized weights as in the other discriminators.
 """
 
 from dataclasses import dataclass
