@@ -181,5 +181,5 @@ def highpassed(
 def highpass(audio: NDArray[Any], sample_rate: int, *, causal: bool = False) -> Audio:
     """Audio (..., T) without what lies below speech."""
     rows = audio.reshape(int(np.prod(audio.shape[:-1])), audio.shape[-1])
-    made = np.concatenate(list(highpassed([rows], sample_rate, len(rows), causal=causal)), axis=1)
-    return made.reshape(audio.shape)
+    filtered = np.concatenate(list(highpassed([rows], sample_rate, len(rows), causal=causal)), axis=1)
+    return filtered.reshape(audio.shape)

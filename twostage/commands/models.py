@@ -26,11 +26,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     from twostage.inference.catalog import catalog, describe_one
 
-    found = [describe_one(args.model)] if args.model else catalog()
+    infos = [describe_one(args.model)] if args.model else catalog()
     if args.json:
-        print(json.dumps([asdict(info) for info in found], indent=2))
+        print(json.dumps([asdict(info) for info in infos], indent=2))
     else:
-        print(table([COLUMNS, *map(_row, found)]))
+        print(table([COLUMNS, *map(_row, infos)]))
     return 0
 
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from twostage.audio.sound_files import Audio, match_length
 from twostage.inference.windowed_inference import WindowedInference
-from twostage.inference.windows import Cutter, Window, windows
+from twostage.inference.windows import Window, Windower, windows
 from twostage.models.enhancer import CausalEnhancer, Enhancer, is_causal
 from twostage.models.two_stage import TwoStage
-from twostage.nn.streaming import continued, forget, streaming, tail_length
+from twostage.nn.streaming import continued, reset_streaming, streaming, tail_length
 from twostage.utils.errors import ConfigError
 
-PIECE = 10.0  # seconds that a causal model takes at once, however much is pushed: bounds the memory
+CHUNK_SECONDS = 10.0  # seconds that a causal model takes at once, however much is pushed: bounds the memory
 LONGEST = 1e9  # seconds of a window that is to hold all of a signal
 
 M = TypeVar("M")
@@ -45,14 +45,14 @@ class Channel(Protocol):
         ...
 
 
-class Pieces:
+class ChunkedChannel:
     """A causal model, fed multiples of its stride; it waits for one stride at most."""
 
     def __init__(self, model: CausalEnhancer) -> None:
         self._model = _twin(model)
         self._stride, self._delay = model.stride, model.delay
         self._device, self._inputs = model.device, model.inputs
-        self._longest = ceil(PIECE * model.sample_rate / model.stride) * model.stride
+        self._longest = ceil(CHUNK_SECONDS * model.sample_rate / model.stride) * model.stride
         self.latency = model.stride + model.delay
         self._leaves = _module(self._model)
         self._open = ExitStack()
@@ -60,10 +60,10 @@ class Pieces:
         self.reset()
 
     def reset(self) -> None:
-        forget(self._leaves)
+        reset_streaming(self._leaves)
         self._pending = np.zeros((self._inputs, 0), np.float32)
         self._past = torch.zeros(self._inputs, tail_length(self._model) + 1)  # of which the signal's end is continued
-        self._late = self._delay  # samples still to come that are of before the signal
+        self._early = self._delay  # samples still to come that are of before the signal
         self._owed = 0  # samples that went in and have not come out
 
     def push(self, audio: Audio) -> Iterator[Audio]:
@@ -83,13 +83,13 @@ class Pieces:
             rest = np.concatenate([*self.push(continued(self._past, missing)[:, known:].numpy())])
             yield rest[:owed]
 
-    def _step(self, piece: Audio) -> Audio:
+    def _step(self, chunk: Audio) -> Audio:
         with torch.inference_mode():
-            out = self._model.late(torch.from_numpy(piece)[None].to(self._device))[0, 0].float().cpu().numpy()
-        early = min(self._late, len(out))
-        self._late -= early
-        self._owed -= len(out) - early
-        return out[early:]
+            out = self._model.forward_chunk(torch.from_numpy(chunk)[None].to(self._device))[0, 0].float().cpu().numpy()
+        dropped = min(self._early, len(out))
+        self._early -= dropped
+        self._owed -= len(out) - dropped
+        return out[dropped:]
 
 
 def _module(model: object) -> nn.Module:
@@ -118,15 +118,15 @@ class WindowedChannel:
         self.reset()
 
     def reset(self) -> None:
-        self._cutter, self._run = Cutter(self._keep, self._context, self._first), in_turn(self._model)
+        self._windower, self._run = Windower(self._keep, self._context, self._first), in_turn(self._model)
         self._alike: list[Window] = []  # windows of one length and place, less than a batch
 
     def push(self, audio: Audio) -> Iterator[Audio]:
-        for window in self._cutter.push(audio):
+        for window in self._windower.push(audio):
             yield from self._add(window)
 
     def flush(self) -> Iterator[Audio]:
-        for window in self._cutter.flush():
+        for window in self._windower.flush():
             yield from self._add(window)
         yield from self._forward()
 
@@ -178,7 +178,7 @@ def live(model: Enhancer, seconds: float) -> Channel:
     Raises ConfigError if the model needs all of the signal at once.
     """
     if is_causal(model):
-        return Pieces(model)
+        return ChunkedChannel(model)
     if not isfinite(model.context):
         raise ConfigError("this model needs all of the signal at once (it also reads it backwards): it cannot stream")
     return WindowedChannel(model, _whole_strides(model, seconds), _context(model))
@@ -187,7 +187,7 @@ def live(model: Enhancer, seconds: float) -> Channel:
 def _recorded(model: Enhancer, seconds: float, batch: int) -> Channel:
     """A signal that is there already. Every window but the last is of one size, so memory that served one fits."""
     if is_causal(model):
-        return Pieces(model)
+        return ChunkedChannel(model)
     keep = _whole_strides(model, seconds if isfinite(model.context) else LONGEST)
     context = _context(model) if isfinite(model.context) else 0
     return WindowedChannel(model, keep, context, first=keep + context, batch=batch)
@@ -207,23 +207,23 @@ def enhance(
     waiting: list[Audio] = []
     at_once = seconds if model.causal or isfinite(model.context) else LONGEST
     for chunk in windows(blocks, _whole_strides(model, at_once), 0):
-        given = chunk.audio.reshape(-1, model.inputs, chunk.audio.shape[1])  # by what is heard together
-        waiting.append(given[:, 0])
-        yield from _done(waiting, {place: [*channel.push(given[place])] for place, channel in work.items()})
+        grouped = chunk.audio.reshape(-1, model.inputs, chunk.audio.shape[1])  # by what is heard together
+        waiting.append(grouped[:, 0])
+        yield from _done(waiting, {place: [*channel.push(grouped[place])] for place, channel in work.items()})
     if waiting:
         yield from _done(waiting, {place: [*channel.flush()] for place, channel in work.items()})
 
 
-def _done(waiting: list[Audio], made: dict[int, list[Audio]]) -> Iterator[tuple[Audio, Audio]]:
+def _done(waiting: list[Audio], outputs: dict[int, list[Audio]]) -> Iterator[tuple[Audio, Audio]]:
     """Take from the input that is ``waiting`` what has come out, as (input, enhanced), if anything has."""
-    given = np.concatenate(waiting, axis=1)
-    ready = min((sum(map(len, parts)) for parts in made.values()), default=given.shape[1])
-    enhanced = np.zeros((len(given), ready), np.float32)
-    for channel, parts in made.items():
+    pending = np.concatenate(waiting, axis=1)
+    ready = min((sum(map(len, parts)) for parts in outputs.values()), default=pending.shape[1])
+    enhanced = np.zeros((len(pending), ready), np.float32)
+    for channel, parts in outputs.items():
         enhanced[channel] = np.concatenate([enhanced[channel, :0], *parts])
-    waiting[:] = [given[:, ready:]]
+    waiting[:] = [pending[:, ready:]]
     if ready:
-        yield given[:, :ready], enhanced
+        yield pending[:, :ready], enhanced
 
 
 def _context(model: Enhancer) -> int:

@@ -1,7 +1,7 @@
 """The only reader and writer of weights: safetensors with the settings and the provenance inside, and training states.
 
-A file of weights holds plain weights, weight normalisation folded in; it loads into models with and without
-normalisation. Nothing is ever unpickled but tensors and plain containers (``torch.load(weights_only=True)``).
+A file of weights holds plain weights, weight normalization folded in; it loads into models with and without
+normalization. Nothing is ever unpickled but tensors and plain containers (``torch.load(weights_only=True)``).
 """
 
 import json
@@ -18,7 +18,7 @@ from zipfile import BadZipFile, ZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -32,6 +32,7 @@ from twostage.models.vocoder import Vocoder
 from twostage.nn.layers import fold_weight_norm
 from twostage.utils.errors import CheckpointError, ConfigError
 from twostage.utils.files import replacing
+from twostage.utils.renamed import translated
 from twostage.utils.schema import build, parse_json
 
 SUFFIX = ".safetensors"
@@ -73,7 +74,7 @@ def save(
         "provenance": json.dumps(dict(provenance)),
         "sha256": _digest(tensors),
     }
-    content = serialise(tensors, metadata)
+    content = serialize(tensors, metadata)
     with replacing(path) as partial:
         partial.write_bytes(content)
 
@@ -102,7 +103,7 @@ def load(*paths: str | Path, device: str | torch.device = "cpu", precision: str 
 
 
 def load_for_training(*paths: str | Path) -> EnhancerModule:
-    """The same enhancer with weight normalisation, on the CPU, all of its weights ready to learn."""
+    """The same enhancer with weight normalization, on the CPU, all of its weights ready to learn."""
     return _load(paths, folded=False)
 
 
@@ -117,7 +118,7 @@ def _load(paths: tuple[str | Path, ...], *, folded: bool) -> EnhancerModule:
 
 
 def load_stage(path: str | Path, kind: str | None = None, *, folded: bool = False) -> nn.Module:
-    """Whatever model a file or folder holds, on the CPU; with weight normalisation unless ``folded``.
+    """Whatever model a file or folder holds, on the CPU; with weight normalization unless ``folded``.
 
     With ``kind``, "restorer" or "vocoder", that stage, also of a place that holds both: a shipped model's name, a
     folder of two files, a file of kind two-stage. Raises CheckpointError.
@@ -133,7 +134,7 @@ def load_stage(path: str | Path, kind: str | None = None, *, folded: bool = Fals
     return model
 
 
-def initialise(model: nn.Module, path: str | Path) -> None:
+def initialize(model: nn.Module, path: str | Path) -> None:
     """Set ``model``'s weights from what ``path`` holds of its kind, found as in ``load_stage``."""
     file, _, tensors = _read(path, kind_of(model))
     assign(model, tensors, str(file))
@@ -153,7 +154,7 @@ def read_header(path: str | Path) -> Header:
         raise CheckpointError(f"{path}: settings inside cannot be read: {error!r}") from None
     if not isinstance(config, dict) or not isinstance(provenance, dict):
         raise CheckpointError(f"{path}: settings inside cannot be read: not a JSON object")
-    return Header(metadata["kind"], config, provenance)
+    return Header(metadata["kind"], translated(KINDS[metadata["kind"]][0], config), provenance)
 
 
 def provenances(*paths: str | Path) -> dict[str, Any]:
@@ -170,7 +171,7 @@ def names() -> list[str]:
 def shipped() -> list[str]:
     """Names of the shipped models that restore by themselves, the default first."""
     kinds = {name: {read_header(file).kind for file in stage_files(name)} for name in names()}
-    whole = [name for name, found in kinds.items() if found == STAGES.keys() or found <= ENHANCERS.keys()]
+    whole = [name for name, stages in kinds.items() if stages == STAGES.keys() or stages <= ENHANCERS.keys()]
     return sorted(whole, key=lambda name: (name != DEFAULT, name))
 
 
@@ -204,7 +205,7 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None
 
 
 def fold_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Lengths and directions of weight normalisation multiplied to plain weights; other tensors as they are."""
+    """Lengths and directions of weight normalization multiplied to plain weights; other tensors as they are."""
     plain = {}
     for key, tensor in tensors.items():
         if key.endswith(DIRECTION) and key.replace(DIRECTION, LENGTH) in tensors:
@@ -338,15 +339,15 @@ def onnx_file(path: str | Path) -> Path | None:
 
 def stage_files(path: str | Path) -> list[Path]:
     """The files that a name, folder or path stands for: one, or a folder's two stages."""
-    found = _find(path)
-    if found.is_file():
-        return [found]
+    place = _find(path)
+    if place.is_file():
+        return [place]
     for name in ("best", "last"):  # a training's run directory
-        if (found / f"{name}{SUFFIX}").is_file():
-            return [found / f"{name}{SUFFIX}"]
-    files = sorted(found.glob(f"*{SUFFIX}"))
+        if (place / f"{name}{SUFFIX}").is_file():
+            return [place / f"{name}{SUFFIX}"]
+    files = sorted(place.glob(f"*{SUFFIX}"))
     if not 1 <= len(files) <= 2:
-        raise CheckpointError(f"{found}: holds {len(files)} {SUFFIX} files, wanted one or two")
+        raise CheckpointError(f"{place}: holds {len(files)} {SUFFIX} files, wanted one or two")
     return files
 
 
@@ -375,9 +376,11 @@ def _snapshot(path: Path) -> Path:
         revision = (path / "refs" / "main").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         revision = ""
-    found = sorted(folder.name for folder in (path / "snapshots").iterdir())
-    if revision not in found:
-        raise CheckpointError(f"{path}: no snapshot of main; name one of {', '.join(found) or 'none'} in snapshots/")
+    revisions = sorted(folder.name for folder in (path / "snapshots").iterdir())
+    if revision not in revisions:
+        raise CheckpointError(
+            f"{path}: no snapshot of main; name one of {', '.join(revisions) or 'none'} in snapshots/"
+        )
     return path / "snapshots" / revision
 
 

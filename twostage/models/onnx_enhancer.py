@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from twostage.models.enhancer import EnhancerModule
-from twostage.nn.streaming import Carry, streaming, with_tail
+from twostage.nn.streaming import StreamState, streaming, with_tail
 from twostage.utils.errors import CheckpointError, ConfigError, one_line
 from twostage.utils.schema import build, parse_json
 
@@ -69,7 +69,7 @@ class OnnxEnhancer(EnhancerModule):
         self.path = Path(path)
         self._session = _session(self.path)
         self.header = OnnxHeader.of(self._session.get_modelmeta().custom_metadata_map, str(path))
-        self.config, self.states = self.header.config, Carry()
+        self.config, self.states = self.header.config, StreamState()
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     @property
@@ -106,44 +106,44 @@ class OnnxEnhancer(EnhancerModule):
         rows = (audio if self.causal else audio[..., :length]).float().cpu().numpy()
         if not length:
             return audio[:, :1, :0]
-        late = self.delay if self.causal else 0
-        made = [np.concatenate([out[RESTORED] for _, out in self.runs(row)], -1) for row in rows]
-        return torch.from_numpy(np.concatenate(made)[..., late : late + length])
+        delay = self.delay if self.causal else 0
+        outputs = [np.concatenate([out[RESTORED] for _, out in self.runs(row)], -1) for row in rows]
+        return torch.from_numpy(np.concatenate(outputs)[..., delay : delay + length])
 
     def runs(self, audio: NDArray[np.float32]) -> Iterator[tuple[Values, Values]]:
         """What goes in and what comes out, run by run, for audio (inputs, T); of whole hops, but for a step."""
         if not self.causal:
-            given = {AUDIO: audio[None]}
-            yield given, self._run(given)
+            inputs = {AUDIO: audio[None]}
+            yield inputs, self._run(inputs)
             return
         with streaming(self):
             yield from self._steps(with_tail(self, torch.from_numpy(audio)).numpy())
 
-    def late(self, audio: Tensor) -> Tensor:
-        """As ``TwoStage.late``: the next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late."""
-        made = [out[RESTORED] for _, out in self._steps(audio[0].float().cpu().numpy())]
-        return torch.from_numpy(np.concatenate(made, -1))
+    def forward_chunk(self, audio: Tensor) -> Tensor:
+        """As ``TwoStage.forward_chunk``: the next chunk, a multiple of ``stride`` long, ``delay`` samples late."""
+        outputs = [out[RESTORED] for _, out in self._steps(audio[0].float().cpu().numpy())]
+        return torch.from_numpy(np.concatenate(outputs, -1))
 
     def _steps(self, audio: NDArray[np.float32]) -> Iterator[tuple[Values, Values]]:
         for start in range(0, audio.shape[1], self.stride):
-            states = self._silence() if self.states.carried is None else self.states.carried
-            given = {AUDIO: audio[None, :, start : start + self.stride], **states}
-            made = self._run(given)
-            self.states.keep({name: made[NEXT + name] for name in states})
-            yield given, made
+            states = self._silence() if self.states.value is None else self.states.value
+            inputs = {AUDIO: audio[None, :, start : start + self.stride], **states}
+            outputs = self._run(inputs)
+            self.states.keep({name: outputs[NEXT + name] for name in states})
+            yield inputs, outputs
 
     def _silence(self) -> Values:
         """The states at the start of a stream."""
         return {i.name: np.zeros(i.shape, np.float32) for i in self._session.get_inputs() if i.name != AUDIO}
 
-    def _run(self, given: Values) -> Values:
-        return dict(zip(self._outputs, self._session.run(self._outputs, given), strict=True))
+    def _run(self, inputs: Values) -> Values:
+        return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OnnxEnhancer":
         """State of its own, the same session."""
         twin = OnnxEnhancer.__new__(OnnxEnhancer)
         twin.__dict__ = dict(self.__dict__)
-        twin._modules = {"states": Carry()}
+        twin._modules = {"states": StreamState()}
         return twin
 
     def __reduce__(self) -> tuple[Any, ...]:
