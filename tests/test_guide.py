@@ -133,7 +133,7 @@ def test_settings_are_ones_that_a_training_takes(
         Path(path).touch()
     for folder in re.findall(r"data\.noise=(\S+)", " ".join(arguments)):
         Path(folder).mkdir()
-    assert training_settings(cli.parse(arguments), SCHEMAS[arguments[0]]).run  # an unknown or impossible one raises
+    assert training_settings(cli.parse(arguments), SCHEMAS[arguments[0]]).run_dir  # an unknown or impossible one raises
 
 
 @pytest.mark.slow
