@@ -13,6 +13,7 @@ import soundfile
 
 from twostage.audio import levels, sound_files
 from twostage.cli import COMMANDS, main
+from twostage.commands import options
 from twostage.commands import restore as command
 from twostage.inference import jobs, restoration
 from twostage.inference.jobs import plan
@@ -240,7 +241,7 @@ def test_help_is_quick_and_shows_examples(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_formats_are_those_that_can_be_written() -> None:
-    assert set(command.FORMATS) == set(sound_files.FORMATS) - {"aif", "oga"}
+    assert set(options.FORMATS) == set(sound_files.FORMATS) - {"aif", "oga"}
 
 
 def test_what_another_process_made_meanwhile_is_skipped(

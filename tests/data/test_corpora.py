@@ -222,7 +222,7 @@ def test_shipped_settings_build_and_step(name: str, paired_corpus: Path, corpus:
     with pytest.raises(ConfigError, match=rf"data\.train: corpora/{name}/train\.jsonl: no such file"):
         load_config(RestorerRun, ["restorer", name], data[2:])
     shipped = load_config(RestorerRun, ["restorer", name], data)
-    assert (shipped.init, shipped.data.real_fraction, shipped.valid.best) == ("base", 0.9, "estoi")
+    assert (shipped.init_from, shipped.data.real_fraction, shipped.valid.best) == ("base", 0.9, "estoi")
     recipes.train_restorer(load_config(RestorerRun, ["restorer", name, "tiny"], [*data, *fast]))
     assert checkpoint.read_header(tmp_path / "run" / "last.safetensors").provenance["steps"] == 2
 

@@ -179,7 +179,7 @@ def test_the_recipes_commands_exist_and_every_training_gets_the_settings(
                 runs[Path(settings.run_dir).name] = settings
     assert list(runs) == ["base", "vocoder", "restorer"]
     assert {(run.seed, run.threads) for run in runs.values()} == {(7, 1)}
-    assert runs["restorer"].init == str(tmp_path / "r" / "base" / "last.safetensors")
+    assert runs["restorer"].init_from == str(tmp_path / "r" / "base" / "last.safetensors")
     others = [words for words in asked if words[0] != "-m"]
     assert [Path(words[0]).name for words in others] == ["leave_one_out.py"]
     assert others[0][-2:] == ["seed=7", "threads=1"]

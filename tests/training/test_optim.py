@@ -66,7 +66,14 @@ def test_the_first_that_is_not_finite_is_named():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"learning_rate": 0.0}, {"betas": (0.9, 1.0)}, {"ema": 1.0}, {"decay": 0.0}, {"decay_every": 0}, {"clip": -1.0}],
+    [
+        {"learning_rate": 0.0},
+        {"betas": (0.9, 1.0)},
+        {"ema_decay": 1.0},
+        {"decay": 0.0},
+        {"decay_every": 0},
+        {"grad_clip": -1.0},
+    ],
 )
 def test_settings_that_cannot_be_name_the_field(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
