@@ -234,7 +234,7 @@ def test_files_that_cannot_be_used_are_one_line(
         twostage.load(tmp_path / "missing.onnx")
     with pytest.raises(CheckpointError, match="give it alone"):
         twostage.load(path, "default")
-    monkeypatch.setattr("twostage.models.onnx_enhancer.find_spec", lambda name: None)
+    monkeypatch.setattr("twostage.models.onnx_enhancer.installed", lambda name: False)
     with pytest.raises(CheckpointError, match=r"need onnxruntime: pip install 'twostage\[onnx\]'"):
         twostage.load(whole.path)
 
