@@ -44,7 +44,7 @@ class OnnxHeader:
     gmac: float
     inputs: int = 1  # channels of audio
     # files beside this one that hold weights, and their SHA-256
-    weights: dict[str, str] = field(default_factory=dict)
+    weights: dict = field(default_factory=dict)
 
     def as_metadata(self) -> dict[str, str]:
         return {"format": "twostage", "version": "1"} | {name: json.dumps(v) for name, v in asdict(self).items()}
