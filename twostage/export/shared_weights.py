@@ -43,10 +43,11 @@ class Place(NamedTuple):
 
 
 def share_weights(model: EnhancerModule, source: Path, target: Path, files: Sequence[Path]) -> float:
-    """Write ``source``, the ONNX file of ``model``, as ``target`` without the weights in ``files``, which lie beside it.
+    """Write ``source``, the ONNX file of ``model``, as ``target`` without the weights that ``files`` beside it hold.
 
-    What the exporter has changed, a bias that was reshaped, say, stays in the file. The waves of Fourier's transform, which a file would hold as numbers, are computed as it is loaded. Returns the
-    largest difference to PyTorch. Raises CheckpointError if that is beyond TOLERANCE, or weights are not found.
+    What the exporter has changed, a bias that was reshaped, say, stays in the file. The waves of Fourier's transform,
+    which a file would hold as numbers, are computed as it is loaded. Returns the largest difference to PyTorch.
+    Raises CheckpointError if that is beyond TOLERANCE, or weights are not found.
     """
     import onnx
 

@@ -1,0 +1,191 @@
+"""Claims about an installation without PyTorch: all is restored as with it, and what is lacking is said."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from packaging.requirements import Requirement
+
+import twostage
+from twostage.audio import sound_files
+from twostage.inference.restoration import Options, restore_file
+from twostage.models import checkpoint, loading, model_files
+from twostage.models.onnx_enhancer import OnnxEnhancer
+from twostage.utils import packages
+from twostage.utils.errors import CheckpointError
+
+ROOT = Path(__file__).parent.parent
+REQUIREMENTS = ROOT / "configs" / "requirements-light.txt"
+SHIPPED = {"default": "model.onnx", "causal": "step.onnx"}
+Speech = Callable[..., np.ndarray]
+
+
+def python(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"} | variables
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, speech: Speech) -> Path:
+    place = tmp_path_factory.mktemp("light")
+    audio = np.stack([speech(22050, 22050), 0.3 * speech(22050, 22050, seed=1)])
+    sound_files.write(place / "in.wav", audio, 22050)
+    return place
+
+
+@pytest.fixture(scope="module")
+def light(folder: Path) -> dict[str, Any]:
+    """What was said by the program in which PyTorch cannot be imported."""
+    done = python(str(ROOT / "tests" / "light" / "without_torch.py"), str(folder))
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def assert_alike(found: np.ndarray, expected: np.ndarray) -> None:
+    """Equal but for what roundings become in sixteen iterations of Griffin-Lim, and 16 bits."""
+    assert found.shape == expected.shape
+    assert np.abs(expected).max() > 0.05
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    assert np.linalg.norm(found - expected) < 1e-3 * np.linalg.norm(expected)
+
+
+def test_nothing_imports_pytorch_or_what_comes_with_it(light: dict[str, Any]) -> None:
+    assert light["imported"] == []
+
+
+def test_files_are_restored_as_with_pytorch(light: dict[str, Any], folder: Path) -> None:
+    assert [light[name]["code"] for name in ("restore", "options")] == [0, 0]
+    assert light["restore"]["out"].endswith("s on cpu\n")
+    report = restore_file(checkpoint.load(), folder / "in.wav", folder / "expected.flac")
+    assert_alike(*(sound_files.read(folder / name)[0] for name in ("default.flac", "expected.flac")))
+    (file,) = json.loads((folder / "default.json").read_text())["files"]
+    for name in ("seconds", "channels", "input_sample_rate", "sample_rate", "warnings", "high_band_db", "copied"):
+        assert file[name] == getattr(report, name), name
+    options = Options(seconds=0.5, level="model", keep_low_band=400.0, sample_rate="input")
+    restore_file(checkpoint.load("causal"), folder / "in.wav", folder / "expected.wav", options)
+    assert_alike(*(sound_files.read(folder / name)[0] for name in ("options.wav", "expected.wav")))
+
+
+def test_arrays_are_restored_as_with_pytorch(light: dict[str, Any], folder: Path) -> None:
+    audio, rate = sound_files.read(folder / "in.wav")
+    assert_alike(np.load(folder / "array.npy"), twostage.restore(checkpoint.load("causal"), audio, rate))
+    assert light["arrays"]["dtype"] == "int16"
+    assert light["arrays"]["progress"] == pytest.approx(1.0, abs=1e-3)
+    assert light["arrays"]["nan"] == "audio: NaN or infinite samples, the first at 0.000 s"
+
+
+def test_streams_are_those_of_pytorch(light: dict[str, Any], folder: Path) -> None:
+    audio, _ = sound_files.read(folder / "in.wav")
+    with twostage.Stream(checkpoint.load("causal")) as stream:
+        expected = np.concatenate([stream.push(audio[0, :16000]), stream.flush()])
+    assert_alike(np.load(folder / "pushed.npy"), expected)
+    assert light["stream"]["code"] == 0
+    assert "latency 48 ms, in hops of 16 ms" in light["stream"]["out"]
+    assert sound_files.info(folder / "stream.wav").frames == 16000
+
+
+def test_the_list_of_models_says_what_runs_them(light: dict[str, Any]) -> None:
+    _, *rows = light["models"]["out"].splitlines()
+    assert [row.split()[0] for row in rows] == list(SHIPPED)
+    assert all(row.endswith("ONNX Runtime") for row in rows)
+    assert light["models"]["err"] == (
+        f"twostage: warning: {packages.WITHOUT_TORCH}: ONNX Runtime runs the models; "
+        f"{', '.join(name for name in model_files.names() if name not in SHIPPED)} cannot be used\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("again", "default.flac: exists already"),
+        ("plot", "--plot: needs matplotlib, which is not installed (pip install matplotlib)"),
+        ("cuda", "--device cuda: PyTorch is not installed"),
+        ("weights", "base: PyTorch is not installed (pip install twostage brings it); without it, ONNX files"),
+        ("missing", "nothing: no such file, folder or shipped model (base, "),
+        ("no sound", "without_torch.py: not a sound file that can be read"),
+        ("simulate", "needs scipy, which is not installed here"),
+        ("train", "needs omegaconf, which is not installed here"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(light: dict[str, Any], folder: Path, name: str, complaint: str) -> None:
+    assert light[name]["code"] == 1
+    (line,) = [line for line in light[name]["err"].splitlines() if line.startswith("twostage: error: ")]
+    assert complaint in line
+    assert not list(folder.glob("*.png")) + list(folder.glob("[pcwm]*.wav"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_shipped_onnx_files_are_the_shipped_weights(name: str, speech: Speech) -> None:
+    """If this fails, the weights were replaced: ``python scripts/export_shipped.py`` writes the files anew."""
+    home = ROOT / "checkpoints" / name
+    model, other = checkpoint.load(name), OnnxEnhancer(home / SHIPPED[name])
+    assert sorted(other.weights) == sorted(model_files.stage_files(name))
+    assert other.path.stat().st_size < 1e6  # it holds no weights of its own
+    assert other.header.config == json.loads(json.dumps(asdict(model.config)))
+    assert (other.causal, other.stride, other.delay, other.inputs) == (name == "causal", model.stride, model.delay, 1)
+    assert other.header.parameters == sum(weight.numel() for weight in model.parameters())
+    assert other.header.provenance == checkpoint.provenances(name)
+    audio = speech(16000)[None, None]
+    found = other(audio)
+    expected = model(torch.from_numpy(audio)).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.abs(expected).max() > 0.01
+
+
+def test_other_weights_beside_an_onnx_file_are_refused(tmp_path: Path) -> None:
+    home = Path(shutil.copytree(ROOT / "checkpoints" / "causal", tmp_path / "causal"))
+    weights = home / "vocoder.safetensors"
+    assert twostage.load(home / "step.onnx").sample_rate == 16000
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    message = r"step\.onnx: was made for other weights than those in vocoder\.safetensors, or that is damaged"
+    with pytest.raises(CheckpointError, match=message):
+        twostage.load(home / "step.onnx")
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=r"step\.onnx: .*vocoder\.safetensors") as caught:
+        twostage.load(home / "step.onnx")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_with_both_is_weights_where_pytorch_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loading.onnx_for("default") is None
+    monkeypatch.setattr(loading, "installed", lambda package: package != "torch")
+    home = ROOT / "checkpoints"
+    assert loading.onnx_for() == loading.onnx_for("default") == home / "default" / "model.onnx"
+    assert loading.onnx_for(home / "causal") == home / "causal" / "step.onnx"
+    for paths in (["base"], ["default/vocoder"], ["default", "causal"]):
+        with pytest.raises(CheckpointError, match=r"without it, ONNX files can be used, and default, causal"):
+            loading.onnx_for(*paths)
+
+
+def test_an_onnx_file_does_not_wait_for_pytorch(folder: Path) -> None:
+    program = (
+        "import sys; from twostage.cli import main; "
+        "model = ['--model', sys.argv[3]]; "
+        "codes = main(['stream', '--file', sys.argv[1], *model]), main(['restore', *sys.argv[1:3], *model]); "
+        "print(codes, sorted({'torch', 'scipy', 'librosa'} & set(sys.modules)))"
+    )
+    step = ROOT / "checkpoints" / "causal" / "step.onnx"
+    done = python("-c", program, str(folder / "in.wav"), f"-o{folder / 'onnx.wav'}", str(step))
+    assert done.stdout.splitlines()[-1] == "(0, 0) []", done.stderr
+
+
+def test_the_light_requirements_are_those_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
+    light = [line for line in lines if line and not line.startswith("#")]
+    assert set(light) <= {*project["dependencies"], *project["optional-dependencies"]["onnx"]}
+    names = {Requirement(line).name for line in light}
+    assert names == {"numpy", "onnxruntime", "pyyaml", "soundfile", "soxr", "tqdm"}
