@@ -155,7 +155,7 @@ class SosFilter:
     def _filtered(self, blocks: Floats, whole: int) -> Floats:
         """Output of blocks (groups, C, G, B); the state is carried over those groups that are ``whole``."""
         m, (groups, channels) = self._matrices, blocks.shape[:2]
-        gathered = np.matmul(blocks, m.gathered).reshape(groups, channels, -1)
+        gathered = np.matmul(blocks, m.gathered).reshape(groups, channels, m.after.shape[0])
         state, states = self._state, []
         for number, added in enumerate(gathered @ m.after):
             states.append(state @ m.initial)
@@ -163,5 +163,5 @@ class SosFilter:
             if number < whole:
                 self._state = state
         before = np.matmul(gathered, m.before) + np.reshape(states, gathered.shape)
-        before = before.reshape(groups, channels, GROUP, -1)
+        before = before.reshape(groups, channels, GROUP, m.power.shape[0])
         return np.matmul(blocks, m.direct) + np.matmul(before, m.observed)
