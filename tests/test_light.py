@@ -189,3 +189,19 @@ def test_the_light_requirements_are_those_of_the_package() -> None:
     assert set(light) <= {*project["dependencies"], *project["optional-dependencies"]["onnx"]}
     names = {Requirement(line).name for line in light}
     assert names == {"numpy", "onnxruntime", "pyyaml", "soundfile", "soxr", "tqdm"}
+
+
+def test_what_is_ours_adds_little_to_pytorchs_start(folder: Path) -> None:
+    """Half a second where PyTorch takes two and a half; the machine may be slower, at both."""
+    program = (
+        "import sys, twostage; from twostage.cli import main; "
+        "print(main(['restore', *sys.argv[1:]]), sorted({'scipy', 'librosa', 'matplotlib', 'omegaconf'} & set(sys.modules)))"
+    )
+    done = python("-X", "importtime", "-c", program, str(folder / "in.wav"), "-o", str(folder / "start.wav"))
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+    rows = [line.removeprefix("import time:").split("|") for line in done.stderr.splitlines() if "|" in line]
+    times = {name.strip(): (int(own), int(whole)) for own, whole, name in rows if own.strip().isdigit()}
+    torch_seconds = times["torch"][1] / 1e6
+    ours = sum(own for own, _ in times.values()) / 1e6 - torch_seconds
+    assert 0.5 < torch_seconds
+    assert ours < max(0.5, 0.25 * torch_seconds)
