@@ -76,7 +76,7 @@ def step(run: FinetuneRun, model: TwoStage) -> dict[str, float]:
     return seen
 
 
-@pytest.mark.parametrize("generator_steps", [1, 2])
+@pytest.mark.parametrize("generator_steps", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("adaptive", ["false", "true", "each"])
 @pytest.mark.parametrize("train", TRAINABLE)
 def test_every_combination_makes_a_step_or_is_refused(

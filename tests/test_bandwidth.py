@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +10,15 @@ import torch
 from scipy.signal import butter, sosfiltfilt
 from torch import Tensor
 
+from twostage import cli
+from twostage.app.api import wishes_of
+from twostage.app.service import Service
 from twostage.audio import sound_files
 from twostage.audio.bandwidth import FULL_BAND_DB, BandMeter, ClipMeter
 from twostage.cli import main
+from twostage.commands.options import restoration_options
 from twostage.inference.restoration import Options, restore, restore_file
+from twostage.models.checkpoint import load
 from twostage.models.enhancer import EnhancerModule
 from twostage.utils.errors import AudioError, ConfigError
 
@@ -155,6 +161,19 @@ def test_a_band_that_is_there_can_be_an_error(tmp_path: Path, tiny_path: Path, c
     assert files["bone.wav"]["high_band_db"][0] < FULL_BAND_DB
     assert main([*given, *report, "--overwrite"]) == 0
     assert "full.wav: full-band already" in capsys.readouterr().err
+
+
+def test_every_way_to_restore_files_takes_the_choice(tmp_path: Path, tiny_path: Path):
+    """A program that asks the server, and a corpus's worker, get the copy that the command makes."""
+    sound_files.write(tmp_path / "full.wav", speech(), RATE)
+    options = Options(if_full_band="copy")
+    wanted = restore_file(load(tiny_path), tmp_path / "full.wav", tmp_path / "wanted.wav", options)
+    assert wanted.copied == [1]
+    served = wishes_of({"if_full_band": "copy"}, SimpleNamespace(models=SimpleNamespace(labels=["m"]), devices=["cpu"]))
+    service = Service(None, None, ["cpu"], None, None)  # type: ignore[arg-type]
+    assert service.options(served) == options
+    given = ["restore-corpus", str(tmp_path / "full.csv"), "-o", str(tmp_path / "out"), "--if-full-band", "copy"]
+    assert restoration_options(cli.parse(given)) == options
 
 
 def test_a_wrong_choice_is_named():

@@ -218,6 +218,7 @@ def test_a_file_is_restored(trained: tuple[str, Path], tmp_path: Path, speech) -
     assert np.abs(restored).max() > 0.01
 
 
+@pytest.mark.slow
 def test_it_is_exported_or_says_in_a_line_why_not(trained: tuple[str, Path], tmp_path: Path, capsys) -> None:
     """That a file is as PyTorch, to 1e-4, is what `twostage export` itself checks before it writes one."""
     name, run = trained

@@ -38,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, speech: Callable[..., np.ndar
 
 
 @pytest.fixture
-def task(script: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def task(quick_quality: None, script: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(script.SMALL, "wave-unet", SMALL)
     for picture in ("draw", "draw_charts"):  # what test_compare and test_plots look at; they take longer than the rest
         monkeypatch.setattr(plots, picture, lambda path, *_, **__: path.parent.mkdir(exist_ok=True))

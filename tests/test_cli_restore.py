@@ -351,6 +351,7 @@ def test_an_output_of_a_format_that_cannot_be_written_makes_no_folder(
     assert listing(out) == ["good.wav"]
 
 
+@pytest.mark.slow
 def test_a_notebook_s_backend_does_not_end_a_batch(recordings: Path, tiny_path: Path) -> None:
     arguments = ["restore", "in/good.wav", "in/one.wav", "-o", "out", "--plot", "--model", str(tiny_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "nonsense"}

@@ -238,6 +238,7 @@ def test_a_folder_of_something_else_is_left_alone(manifest: Path, job: Job) -> N
         ({"model": "other"}, "out: model is 'other', was '"),
         ({"suffix": "flac"}, "out: format is 'flac', was ''"),
         ({"options": Options(level="model")}, "out: level is 'model', was 'input'"),
+        ({"options": Options(if_full_band="copy")}, "out: if_full_band is 'copy', was 'restore'"),
     ],
 )
 def test_a_corpus_is_not_mixed(manifest: Path, job: Job, change: dict[str, Any], message: str) -> None:

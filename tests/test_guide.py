@@ -136,6 +136,8 @@ def test_settings_are_ones_that_a_training_takes(
     assert training_settings(cli.parse(arguments), SCHEMAS[arguments[0]]).run  # an unknown or impossible one raises
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_quality")
 def test_own_sensor_without_any_data_runs_as_written(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costs, "real_time_factor", lambda *_: 0.0)  # half of the time, and no test asserts one
     assert "`steps=60` at the end of the fourth is enough" in " ".join(text_of("own-sensor.md").split())

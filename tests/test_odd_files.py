@@ -184,6 +184,19 @@ def test_chunks_and_zeros_behind_the_sound_are_none(tmp_path: Path, speech: Spee
         assert np.array_equal(whole(tmp_path / f"{name}.wav"), whole(tmp_path / "a.wav"))
 
 
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT", "ULAW"])
+@pytest.mark.parametrize("suffix", ["wav", "aiff", "au"])
+def test_rubbish_behind_the_end_is_none_and_said(tmp_path: Path, speech: Speech, suffix: str, subtype: str) -> None:
+    data = make(tmp_path / f"a.{suffix}", speech(5000), subtype=subtype)
+    wanted = whole(tmp_path / f"a.{suffix}")
+    for seed, length in enumerate((2999, 50001)):
+        rubbish = b"!?" + np.random.default_rng(seed).bytes(length)
+        (tmp_path / f"b.{suffix}").write_bytes(data + rubbish)
+        with sound_files.Reader(tmp_path / f"b.{suffix}") as reader:
+            assert np.array_equal(np.concatenate(list(reader.blocks()), axis=1), wanted)
+            assert [note for note in reader.notes if "are no sound, and not read" in note]
+
+
 @pytest.mark.parametrize("suffix", ["ogg", "opus"])
 def test_ogg_without_its_end(tmp_path: Path, speech: Speech, suffix: str) -> None:
     sound_files.write(tmp_path / f"a.{suffix}", speech(40000), RATE)

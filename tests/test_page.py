@@ -160,6 +160,7 @@ def test_restore_listen_switch_and_download(visit, tiny_path, tmp_path):
     assert (name, given) == ("throat-restored.flac", (tmp_path / "throat.flac").read_bytes())
 
 
+@pytest.mark.slow
 def test_good_and_bad_files_at_once(visit, tmp_path, speech, tiny_path):
     sound_files.write(tmp_path / "one.wav", speech(8000), 16000)
     sound_files.write(tmp_path / "<b>two.wav", speech(9000), 16000)
@@ -192,6 +193,7 @@ def test_nothing_and_too_much_are_sentences(visit, tmp_path):
     tab.wait_for_selector("text=/exceed the maximum allowed size of 1.0 Mb/")
 
 
+@pytest.mark.slow
 def test_a_sensor_without_a_sensor(visit):
     tab = visit(width=390)
     tab.get_by_role("tab", name="Simulate").click()
@@ -204,6 +206,7 @@ def test_a_sensor_without_a_sensor(visit):
     assert not wide(tab)
 
 
+@pytest.mark.slow
 def test_a_recording_from_the_microphone(visit):
     tab = visit()
     tab.context.grant_permissions(["microphone"])
@@ -317,6 +320,7 @@ def test_who_comes_when_the_queue_is_full_is_told_so(tiny_path, monkeypatch):
     assert answers == [200, 200, 503]
 
 
+@pytest.mark.slow
 def test_a_visitor_who_leaves_is_not_worked_for(tiny_path, monkeypatch):
     started, ended = threading.Event(), threading.Event()
 
@@ -368,6 +372,7 @@ def test_uploads_are_deleted_in_time_and_everything_at_the_end(tiny_path):
     assert not home.exists()
 
 
+@pytest.mark.slow
 def test_the_command_serves_says_where_and_leaves_nothing(tiny_path, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -89,6 +89,22 @@ def test_real_share_is_met_in_every_batch(corpus: list[Entry], share: float) -> 
         assert sum(is_real(d, c) for d, c in zip(degraded, clean, strict=True)) == share * 8
 
 
+def test_real_pairs_are_at_other_places_of_another_batch(corpus: list[Entry]) -> None:
+    dataset = PairDataset(corpus, replace(STILL, real_share=0.25))
+    places = {tuple(is_real(*item) for item in zip(*dataset.batch(8, 0, step), strict=True)) for step in range(12)}
+    assert len(places) > 1
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_a_share_of_segments_is_silent_on_the_degraded_side_alone(corpus: list[Entry], share: float) -> None:
+    loud = PairDataset(corpus, STILL).batch(100, 0, 0)
+    degraded, clean = PairDataset(corpus, replace(STILL, silent_prob=share)).batch(100, 0, 0)
+    assert torch.equal(clean, loud.clean)  # what else is drawn stays
+    silent = (degraded == 0).all(-1)[:, 0]
+    assert torch.equal(degraded[~silent], loud.degraded[~silent])
+    assert float(silent.float().mean()) == pytest.approx(share, abs=0.1)
+
+
 def test_real_pairs_are_in_step_and_each_channel_level(corpus: list[Entry]) -> None:
     dataset = PairDataset(corpus, replace(STILL, real_share=1.0, samples=2 * RATE))
     pair = dataset.batch(4, 0, 0)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from lively import lively
 
 from twostage.models.features import MelConfig
 from twostage.models.restorer import Restorer, RestorerConfig
@@ -15,16 +16,6 @@ TINY = [
     RestorerConfig(mel=MEL, channels=(4, 6, 8), time_strides=(1, 2), blocks=2, dilations=(1, 2)),
     RestorerConfig(mel=MEL, channels=(4, 6, 8), time_strides=(2, 2), blocks=1, dilations=(3,), output="mapping"),
 ]
-
-
-def lively(config: RestorerConfig) -> Restorer:
-    """A folded restorer of random weights that passes its input on at every layer, in double precision."""
-    torch.manual_seed(0)
-    model = Restorer(config).fold().double().eval().requires_grad_(False)
-    for name, weight in model.named_parameters():
-        fan = weight[0].numel() if weight.ndim > 1 else 1
-        weight.copy_(torch.randn(weight.shape) * (0.1 if name.endswith("bias") else fan**-0.5))
-    return model
 
 
 @pytest.mark.parametrize("config", TINY)
@@ -52,13 +43,13 @@ def test_the_mask_begins_as_one_small_gain():
 
 
 def test_nothing_lies_below_the_clamp():
-    restored = lively(TINY[0])(torch.full((1, 16, 8), math.log(1e-5), dtype=torch.float64))
+    restored = lively(Restorer(TINY[0]))(torch.full((1, 16, 8), math.log(1e-5), dtype=torch.float64))
     assert restored.min() >= math.log(1e-5)
 
 
 @pytest.mark.parametrize("config", TINY)
 def test_a_frame_reaches_its_context_and_no_further(config):
-    model = lively(config)
+    model = lively(Restorer(config))
     frames = 2 * model.context + 3 * model.stride
     mel = torch.randn(1, 16, frames, dtype=torch.float64)
     for place in range(model.context, model.context + model.stride):
@@ -71,7 +62,7 @@ def test_a_frame_reaches_its_context_and_no_further(config):
 
 @pytest.mark.parametrize("config", TINY)
 def test_a_window_at_a_multiple_of_the_stride_equals_the_whole(config):
-    model = lively(config)
+    model = lively(Restorer(config))
     start = -(-model.context // model.stride) * model.stride
     mel = torch.randn(1, 16, 2 * start + 12, dtype=torch.float64)
     whole, window = model(mel), model(mel[..., model.stride :])

@@ -145,6 +145,7 @@ def test_every_mistake_is_a_sentence_in_json(url: str, take: Path, speech: Any) 
         ("?format=doc", sound, 400, "format doc: none of wav, flac"),
         ("?keep_low_band=x", sound, 400, "keep_low_band is 'x', must be a number of Hz"),
         ("?keep_low_band=9000", sound, 400, "must be below 8000"),
+        ("?if_full_band=no", sound, 400, "if_full_band is 'no', must be 'restore', 'copy' or 'error'"),
         ("?device=cuda", sound, 400, "device cuda: none of cpu"),
         ("?name=a.txt", b"no sound" * 99, 422, "a.txt: not a sound file that can be read"),
         ("?name=a.wav", b"", 422, "a.wav: is empty"),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lively import lively
 
 from twostage.models.features import MelConfig
 from twostage.models.vocoder import Vocoder, VocoderConfig
@@ -30,16 +31,6 @@ TINY = [
 ]
 
 
-def lively(config: VocoderConfig) -> Vocoder:
-    """A folded vocoder of random weights that passes its input on at every layer, in double precision."""
-    torch.manual_seed(0)
-    model = Vocoder(config).fold().double().eval().requires_grad_(False)
-    for name, weight in model.named_parameters():
-        fan = weight[0].numel() if weight.ndim > 1 else 1
-        weight.copy_(torch.randn(weight.shape) * (0.1 if name.endswith("bias") else fan**-0.5))
-    return model
-
-
 @pytest.mark.parametrize("config", TINY)
 @pytest.mark.parametrize("frames", [1, 2, 3, 17])
 def test_frames_become_exactly_hop_length_samples_each(config, frames):
@@ -61,7 +52,7 @@ def test_folding_keeps_the_output(config):
 
 @pytest.mark.parametrize("config", TINY)
 def test_a_frame_reaches_its_context_and_not_a_frame_further(config):
-    model = lively(config)
+    model = lively(Vocoder(config))
     length, place = 2 * model.context + 21, model.context + 10
     mel = torch.randn(1, 8, length, dtype=torch.float64)
     other = mel.clone()

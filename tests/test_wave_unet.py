@@ -2,21 +2,13 @@
 
 import pytest
 import torch
+from lively import lively
 
 from twostage.evaluation.costs import gmac_per_second, parameters
 from twostage.models.baselines.wave_unet import WaveUnet, WaveUnetConfig, interpolated
 from twostage.utils.errors import ConfigError
 
 TINY = WaveUnetConfig(levels=3, channels=4)
-
-
-def lively(config=TINY):
-    """A model of random weights that passes its input on at every layer, in double precision."""
-    torch.manual_seed(0)
-    model = WaveUnet(config).double().eval().requires_grad_(False)
-    for weight in model.parameters():
-        weight.copy_(torch.randn(weight.shape) * (weight[0].numel() if weight.ndim > 1 else 100) ** -0.5)
-    return model
 
 
 def multiplications(levels):
@@ -59,13 +51,13 @@ def test_as_many_samples_come_out_as_go_in(length):
 
 
 def test_what_is_quiet_at_the_end_is_as_what_is_not_there():
-    model, audio = lively(), torch.randn(1, 1, 101, dtype=torch.float64)
+    model, audio = lively(WaveUnet(TINY)), torch.randn(1, 1, 101, dtype=torch.float64)
     padded = torch.cat([audio, torch.zeros(1, 1, 3, dtype=torch.float64)], -1)
     torch.testing.assert_close(model(audio), model(padded)[..., :101])
 
 
 def test_a_sample_reaches_its_context_and_not_a_sample_further():
-    model = lively()
+    model = lively(WaveUnet(TINY))
     assert model.context == 10 * 7 + 7 * 8
     audio = torch.randn(1, 1, 8 * 60, dtype=torch.float64)
     before = after = 0
@@ -78,27 +70,17 @@ def test_a_sample_reaches_its_context_and_not_a_sample_further():
 
 
 def test_a_window_with_its_context_is_as_the_whole():
-    model, audio = lively(), torch.randn(1, 1, 8 * 80, dtype=torch.float64)
+    model, audio = lively(WaveUnet(TINY)), torch.randn(1, 1, 8 * 80, dtype=torch.float64)
     part = model(audio[..., 8 * 20 : 8 * 60])[..., 8 * 16 : 8 * 24]
     torch.testing.assert_close(part, model(audio)[..., 8 * 36 : 8 * 44], atol=1e-6, rtol=0)
 
 
-def test_one_batch_overfits(speech):
-    torch.manual_seed(0)
+def test_its_term_is_the_mean_squared_error(speech):
     model = WaveUnet(WaveUnetConfig(levels=4, channels=8))
     clean = 3 * torch.from_numpy(speech(4096)).view(2, 1, 2048)
-    degraded = torch.nn.functional.avg_pool1d(clean, 9, 1, 4)
-    optimizer, losses = torch.optim.Adam(model.parameters(), 2e-3), []
-    for _ in range(150):
-        enhanced, terms = model.terms(degraded, clean)
-        terms["mse"].backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(terms["mse"].detach()))
+    enhanced, terms = model.terms(torch.nn.functional.avg_pool1d(clean, 9, 1, 4), clean)
     assert set(terms) == {"mse"}
-    assert losses[-1] == pytest.approx(float((enhanced - clean).detach().square().mean()))
-    assert losses[-1] < 0.05 * losses[0]
-    assert losses[-1] < 0.7 * float((degraded - clean).square().mean())
+    assert float(terms["mse"].detach()) == pytest.approx(float((enhanced - clean).detach().square().mean()))
 
 
 @pytest.mark.parametrize(

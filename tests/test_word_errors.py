@@ -46,6 +46,7 @@ def test_without_a_text_the_clean_speech_is_the_reference_and_has_no_errors(scri
     assert "| clean | 2 | 5 | 40 [0, 67] |" in table
 
 
+@pytest.mark.slow  # loads a model and recognizes for some seconds
 def test_the_recognizer_hears_a_sound_alike_whatever_came_before(script):
     clean, throat = (sound_files.read(ROOT / "samples" / f"{n}.flac")[0][0, :48000] for n in ("clean", "throat"))
     recognizer = script.Recognizer()

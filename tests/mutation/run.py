@@ -1,4 +1,11 @@
-"""Applies one small change at a time to a copy of the tree and says whether the named tests notice it."""
+"""Makes one small mistake at a time in a copy of the code and says whether the tests notice it.
+
+    python tests/mutation/run.py -o results/mutation               # all of changes.yaml; goes on where it stopped
+    python tests/mutation/run.py -o results/mutation --only losses
+    python tests/mutation/run.py -o results/mutation --report docs/RELIABILITY.md   # the table there
+
+Exit code 1 if a change survives that changes.yaml does not expect to survive.
+"""
 
 import argparse
 import json
@@ -7,52 +14,149 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from queue import Queue
+
+import yaml  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).parents[2]
-LEFT_OUT = shutil.ignore_patterns(".git", "runs", "venv", "__pycache__", "*.egg-info", ".*_cache")
+CHANGES = Path(__file__).with_name("changes.yaml")
+BEGIN, END = "<!-- mutation: begin -->\n", "<!-- mutation: end -->\n"
 
 
-def verdict(change: dict[str, object], seconds: float) -> str:
-    """`killed`, `survived` or `timed out`, for one entry of changes.json."""
-    with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder) / "tree"
-        shutil.copytree(ROOT, tree, ignore=LEFT_OUT)
-        path = tree / str(change["file"])
-        text = path.read_text()
-        if text.count(str(change["old"])) != 1:
-            raise SystemExit(f"{change['file']}: the old text is not found exactly once: {change['old']!r}")
-        path.write_text(text.replace(str(change["old"]), str(change["new"])))
-        command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", *change["tests"]]  # type: ignore[misc]
-        try:
-            code = subprocess.run(
-                command, cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)}, timeout=seconds, capture_output=True
-            ).returncode
-        except subprocess.TimeoutExpired:
-            return "timed out"
-    if code not in (0, 1):  # pytest's 2 to 5: no test ran to its end, which says nothing about the change
-        raise SystemExit(f"{change['file']}: pytest ended with {code}")
-    return "survived" if code == 0 else "killed"
+@dataclass(frozen=True)
+class Change:
+    """A mistake: in ``file``, ``old`` is replaced by ``new``, and ``tests`` are to notice."""
+
+    file: str
+    old: str
+    new: str
+    why: str
+    tests: Sequence[str]
+    survives: str = ""  # why no test can notice; empty: one must
+
+    @property
+    def room(self) -> str:
+        """The folder of the package that the file is in."""
+        return Path(self.file).parts[1]
+
+    @property
+    def key(self) -> str:
+        """What results are kept under."""
+        return json.dumps([self.file, self.old, self.new])
+
+    def applied(self, text: str) -> str:
+        """The text of the file with the mistake; ValueError where ``old`` is not in it exactly once."""
+        if text.count(self.old) != 1:
+            raise ValueError(f"{self.file}: found {text.count(self.old)} times, must be once: {self.old!r}")
+        return text.replace(self.old, self.new)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("changes", type=Path, help="a JSON list of file, old, new, tests, reason")
-    parser.add_argument("--results", type=Path, default=Path("mutation-results.json"))
+def read_changes(path: Path = CHANGES) -> list[Change]:
+    """The changes of a YAML file: for each file of the code its tests, unless a change has its own, and the changes."""
+    return [
+        Change(file, **({"tests": group["tests"]} | change))
+        for file, group in yaml.safe_load(path.read_text()).items()
+        for change in group["changes"]
+    ]
+
+
+def verdict(change: Change, tree: Path, seconds: float) -> str:
+    """`killed`, `survived` or `timed out`, from the change's tests in a copy of the repository."""
+    path = tree / change.file
+    original = path.read_text()
+    path.write_text(change.applied(original))
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "0", "-x", "-q", *change.tests]
+    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    try:
+        ended = subprocess.run(command, cwd=tree, env=environment, timeout=seconds, capture_output=True, text=True)
+    except subprocess.TimeoutExpired:
+        return "timed out"
+    finally:
+        path.write_text(original)
+    if ended.returncode not in (0, 1, 2, 4):  # 2 and 4: a test file or conftest.py cannot be imported any more
+        raise SystemExit(f"{change.file}: pytest ended with {ended.returncode}: {ended.stdout[-2000:]}")
+    return "survived" if ended.returncode == 0 else "killed"
+
+
+def copied(folder: Path) -> Path:
+    """A copy of what git knows of."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, names.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+def tried(changes: Sequence[Change], jobs: int, seconds: float) -> Iterator[tuple[Change, str]]:
+    """The verdict of each change, as it comes; ``jobs`` of them at a time, each in a copy of its own."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
+        trees: Queue[Path] = Queue()
+        for number in range(jobs):
+            trees.put(copied(Path(folder, str(number))))
+
+        def attempt(change: Change) -> tuple[Change, str]:
+            tree = trees.get()
+            try:
+                return change, verdict(change, tree, seconds)
+            finally:
+                trees.put(tree)
+
+        yield from pool.map(attempt, changes)
+
+
+def table(changes: Sequence[Change], results: dict[str, str]) -> str:
+    """Markdown: how many changes there are of each room and how many survived, then those that did."""
+    total = Counter(change.room for change in changes if change.key in results)
+    survivors = [change for change in changes if results.get(change.key) == "survived"]
+    survived = Counter(change.room for change in survivors)
+    lines = ["| room | changes | survived |", "| --- | ---: | ---: |"]
+    lines += [f"| `{room}/` | {total[room]} | {survived[room]} |" for room in sorted(total)]
+    lines += [f"| all | {total.total()} | {len(survivors)} |"]
+    if survivors:
+        lines += ["", "What survived:", ""]
+        lines += [f"- `{change.file}`, {change.why}: {change.survives or 'no test yet'}" for change in survivors]
+    return "\n".join(lines) + "\n"
+
+
+def write_report(path: Path, text: str) -> None:
+    """Put ``text`` between the marks of a document."""
+    before, rest = path.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the results, kept as they come")
     parser.add_argument("--only", default="", help="part of a file's name")
-    parser.add_argument("--limit", type=int)
-    parser.add_argument("--timeout", type=float, default=300)
-    given = parser.parse_args()
-    results = json.loads(given.results.read_text()) if given.results.exists() else {}
-    changes = [entry for entry in json.loads(given.changes.read_text()) if given.only in entry["file"]]
-    todo = [entry for entry in changes if json.dumps(entry, sort_keys=True) not in results][: given.limit]
-    for number, entry in enumerate(todo, 1):
-        outcome = results[json.dumps(entry, sort_keys=True)] = verdict(entry, given.timeout)
-        temporary = given.results.with_suffix(".part")
+    parser.add_argument("--jobs", type=int, default=2, help="how many at a time")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds a change")
+    parser.add_argument("--again", action="store_true", help="try again what survived")
+    parser.add_argument("--report", type=Path, help="a document to put the table of all results into")
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    kept = arguments.output / "results.json"
+    results: dict[str, str] = json.loads(kept.read_text()) if kept.exists() else {}
+    changes = read_changes()
+    chosen = [change for change in changes if arguments.only in change.file]
+    todo = [c for c in chosen if c.key not in results or (arguments.again and results[c.key] == "survived")]
+    for number, (change, outcome) in enumerate(tried(todo, arguments.jobs, arguments.timeout), 1):
+        results[change.key] = outcome
+        temporary = kept.with_suffix(".part")
         temporary.write_text(json.dumps(results, indent=1))
-        temporary.replace(given.results)
-        print(f"{number}/{len(todo)} {outcome}: {entry['file']}: {entry['reason']}", flush=True)
+        temporary.replace(kept)
+        print(f"{number}/{len(todo)} {outcome}: {change.file}: {change.why}", flush=True)
+    print(table(changes, results))
+    if arguments.report:
+        write_report(arguments.report, table(changes, results))
+    return int(any(results[change.key] == "survived" and not change.survives for change in chosen))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -28,6 +28,7 @@ PARAMETERS = {
     "format": "Format of the output; by default that of the input where it can be written, else wav.",
     "level": "Loudness of the output: that of the input, or of the model.",
     "keep_low_band": "Frequency in Hz below which the input itself is kept; 0 keeps nothing.",
+    "if_full_band": "What to do with a channel that is already full-band: restore it, with a warning; copy it; error.",
 }
 MEDIA_TYPES = {
     "wav": "audio/wav",
@@ -77,6 +78,7 @@ def wishes_of(values: Mapping[str, str], service: Service) -> Wishes:
         suffix,
         values.get("level") or "input",
         low,
+        values.get("if_full_band") or "restore",
     )
 
 

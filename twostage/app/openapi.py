@@ -77,6 +77,7 @@ def _parameter(name: str, service: Service) -> dict[str, Any]:
         "format": {"type": "string", "enum": list(FORMATS)},
         "level": {"type": "string", "enum": ["input", "model"], "default": "input"},
         "keep_low_band": {"type": "number", "minimum": 0, "default": 0},
+        "if_full_band": {"type": "string", "enum": ["restore", "copy", "error"], "default": "restore"},
     }
     schema = schemas.get(name, {"type": "string"})
     return {"name": name, "in": "query", "description": PARAMETERS[name], "schema": schema}

@@ -135,6 +135,7 @@ def _restore_tab(service: Service, visitors: Visitors) -> None:
                 suffix = gr.Dropdown([KEEP, *FORMATS], value=KEEP, label="Format of the output")
                 level = gr.Radio(["input", "model"], value="input", label="Loudness of the output")
                 low = gr.Number(0, label="Keep the input itself below (Hz)", minimum=0)
+                full = gr.Radio(["restore", "copy", "error"], value="restore", label="A channel that is full-band")
             button = gr.Button("Restore", variant="primary", elem_id="restore")
         with gr.Column(scale=5, min_width=300):
             said, player = _said("restored", HINT), _player("restored-player")
@@ -149,14 +150,15 @@ def _restore_tab(service: Service, visitors: Visitors) -> None:
         suffix: str,
         level: str,
         low: float | None,
+        full: str,
         visitor: gr.Request,
         progress: Any = gr.Progress(),  # noqa: B008 - how gradio hands it over
     ) -> Any:
-        wishes = Wishes(model, device, rate, None if suffix == KEEP else suffix, level, float(low or 0))
+        wishes = Wishes(model, device, rate, None if suffix == KEEP else suffix, level, float(low or 0), full)
         check = visitors.check(visitor.session_hash)
         return service.restore([*(files or []), *([spoken] if spoken else [])], wishes, progress, check)
 
-    inputs = [files, spoken, model, device, rate, suffix, level, low]
+    inputs = [files, spoken, model, device, rate, suffix, level, low, full]
     _work_on(button.click, restore, inputs, [said, player], service)
     if sample:
         _on(sample.click, lambda: [service.sample("throat")], [], [files])

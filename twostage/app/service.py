@@ -42,6 +42,7 @@ class Wishes:
     suffix: str | None = None
     level: str = "input"
     keep_low_band: float = 0.0
+    if_full_band: str = "restore"
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,9 @@ class Service:
         """Raises ConfigError for what is impossible or not offered."""
         if wishes.device not in self.devices:
             raise ConfigError(f"device {wishes.device}: none of {', '.join(self.devices)}")
-        return Options(self.seconds, wishes.level, wishes.keep_low_band, wishes.sample_rate)
+        return Options(
+            *(self.seconds, wishes.level, wishes.keep_low_band, wishes.sample_rate), if_full_band=wishes.if_full_band
+        )
 
     def _restored(
         self, sources: Sequence[Path], folder: Path, wishes: Wishes, progress: Progress, check: Check

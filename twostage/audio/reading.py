@@ -20,6 +20,7 @@ from twostage.audio import finding, media_files
 from twostage.audio.headers import SoundData, flac_starts, sound_data
 from twostage.audio.mpeg import MpegPart, mpeg_parts, silent_frame
 from twostage.audio.ogg import marked_last, ogg_parts
+from twostage.audio.rubbish import is_loud_noise
 from twostage.audio.window import Window
 from twostage.utils.errors import AudioError
 
@@ -34,6 +35,7 @@ WIDTHS |= {"ALAW": 1}
 SLOWEST, FASTEST = 1000, 1_000_000  # Hz: outside, a header that lies, which would make hours or nothing of a file
 UNKNOWN = 1 << 48  # samples: from here on a length is none
 SALVAGE = media_files.SALVAGE
+PROBED = 4096  # samples on either side of a header's end by which sound is told from rubbish
 SLACK = 2304  # samples of MPEG about which encoders and decoders disagree
 CAREFUL = 1024  # samples read at once where a file may be damaged: what is lost with an error
 
@@ -315,7 +317,6 @@ def _one_chunked(reader: Reader, data: SoundData, begin: int) -> _SndPart:
             reader.note(f"{data.behind} bytes behind the end that its header tells are not read")
         return part
     # it goes on behind the length that the header tells: of a recorder that was stopped in haste, or of over 4 GB
-    part.close()
     about = part.info
     endian = "BIG" if data.big_endian else "LITTLE"
 
@@ -325,9 +326,23 @@ def _one_chunked(reader: Reader, data: SoundData, begin: int) -> _SndPart:
             window, "r", about.sample_rate, about.channels, about.subtype, endian, "RAW", closefd=True
         )
 
-    found = _SndPart(reader, raw)
-    found.info = replace(found.info, format=about.format)
-    return found
+    longer = _SndPart(reader, raw)
+    longer.info = replace(longer.info, format=about.format)
+    if _is_rubbish(longer, data.there // width):
+        longer.close()
+        reader.note(f"{data.behind} bytes behind the end that its header tells are no sound, and not read")
+        return part
+    part.close()
+    return longer
+
+
+def _is_rubbish(part: _SndPart, end: int) -> bool:
+    """Whether what follows the sample ``end``, taken for sound, is none."""
+    begin = max(0, end - PROBED)
+    before, after = (next(part.blocks(PROBED, place), None) for place in (begin, end))
+    if before is None or after is None:
+        return False
+    return is_loud_noise(after) and not is_loud_noise(before[:, : end - begin])
 
 
 def _mpeg(reader: Reader, data: SoundData | None) -> Iterator[_SndPart]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from twostage.data.noise import Air
+    from twostage.inference.restoration import Options
     from twostage.training.config import RunConfig
 
 S = TypeVar("S", bound="RunConfig")
@@ -53,6 +54,41 @@ def precision_for(name: str, device: str) -> str:
     if lacking:
         logger.warning("--%s", lacking)
     return "float32" if lacking else "bfloat16"
+
+
+def add_restoration_arguments(parser: ArgumentParser) -> None:
+    """Those that say how files are restored, for ``restoration_options``."""
+    add = parser.add_argument
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto is cuda where there is one")
+    add("--precision", choices=PRECISIONS, default="float32", help=PRECISION_HELP)
+    add("--sample-rate", choices=("model", "input"), default="model", help="rate of the output (default: model)")
+    add("--format", choices=FORMATS, help="format of the outputs (default: that of the input)")
+    add("--level", choices=("input", "model"), default="input", help="loudness of the output (default: input)")
+    add("--keep-low-band", type=float, default=0.0, metavar="HZ", help="keep the input itself below this frequency")
+    add("--seconds", type=float, default=10.0, help="window length, which limits the memory (default: 10)")
+    add(
+        "--if-full-band",
+        choices=("restore", "copy", "error"),
+        default="restore",
+        help="what to do with a channel that is already full-band (default: restore it, with a warning)",
+    )
+    add(
+        "--salvage",
+        action="store_true",
+        help="restore the readable part of a truncated or damaged file, with a warning",
+    )
+
+
+def restoration_options(args: Namespace, *, overwrite: bool = False, batch: int = 1) -> "Options":
+    """What the arguments of ``add_restoration_arguments`` mean."""
+    from twostage.inference.restoration import Options
+
+    return Options(
+        *(args.seconds, args.level, args.keep_low_band, args.sample_rate, overwrite),
+        batch=batch,
+        salvage=args.salvage,
+        if_full_band=args.if_full_band,
+    )
 
 
 def models_by_label(given: "Sequence[Sequence[str]] | None") -> dict[str, list[str]]:

@@ -10,7 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twostage.commands.options import FORMATS, PRECISION_HELP, PRECISIONS, device_for, is_quiet, precision_for
+from twostage.commands.options import (
+    add_restoration_arguments,
+    device_for,
+    is_quiet,
+    precision_for,
+    restoration_options,
+)
 from twostage.utils.errors import AudioError, ConfigError, OutputError, TwoStageError, one_line
 
 if TYPE_CHECKING:
@@ -45,26 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|PATH",
         help="a shipped model, a folder, a file, or a restorer's and a vocoder's file (default: default)",
     )
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto is cuda where there is one")
-    add("--precision", choices=PRECISIONS, default="float32", help=PRECISION_HELP)
-    add("--sample-rate", choices=("model", "input"), default="model", help="rate of the output (default: model)")
-    add("--format", choices=FORMATS, help="format of the outputs in a folder (default: that of the input)")
-    add("--level", choices=("input", "model"), default="input", help="loudness of the output (default: input)")
-    add("--keep-low-band", type=float, default=0.0, metavar="HZ", help="keep the input itself below this frequency")
-    add("--seconds", type=float, default=10.0, help="window length, which limits the memory (default: 10)")
-    add(
-        "--if-full-band",
-        choices=("restore", "copy", "error"),
-        default="restore",
-        help="what to do with a channel that is already full-band (default: restore it, with a warning)",
-    )
+    add_restoration_arguments(parser)
     add("--plot", action="store_true", help="draw spectrograms before and after beside each output, as PNG")
     add("--json", nargs="?", const="-", metavar="FILE.json", help="write a JSON report (default: to standard output)")
-    add(
-        "--salvage",
-        action="store_true",
-        help="restore the readable part of a truncated or damaged file, with a warning",
-    )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     existing.add_argument("--skip-existing", action="store_true", help="skip inputs whose output exists")
@@ -85,14 +74,9 @@ def run(args: argparse.Namespace) -> int:
 def _restored(args: argparse.Namespace, names: "Ends") -> int:
     from twostage.inference.failures import Failure, one_by_one
     from twostage.inference.jobs import plan
-    from twostage.inference.restoration import Options
     from twostage.models.loading import load
 
-    options = Options(
-        *(args.seconds, args.level, args.keep_low_band, args.sample_rate, args.overwrite),
-        salvage=args.salvage,
-        if_full_band=args.if_full_band,
-    )
+    options = restoration_options(args, overwrite=args.overwrite)
     _check_report_name(args)
     passed_over: list[Path] = []
     jobs = plan(names.inputs, names.out, suffix=args.format, plot=args.plot, passed_over=passed_over)

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from twostage.commands.options import FORMATS, PRECISION_HELP, PRECISIONS, is_quiet
+from twostage.commands.options import add_restoration_arguments, is_quiet, restoration_options
 from twostage.utils.errors import one_line
 from twostage.utils.signals import terminable
 
@@ -49,19 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of workers, each with its own model (default: as many as fit)",
     )
     add("--threads", type=int, default=1, metavar="N", help="threads for each worker (default: 1)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto is cuda where the cluster has GPUs")
     add("--batch", type=int, default=1, metavar="N", help="windows to process at once (default: 1)")
-    add("--precision", choices=PRECISIONS, default="float32", help=PRECISION_HELP)
-    add("--sample-rate", choices=("model", "input"), default="model", help="rate of the outputs (default: model)")
-    add("--format", choices=FORMATS, default="", help="format of the outputs (default: that of the input)")
-    add("--level", choices=("input", "model"), default="input", help="loudness of the outputs (default: input)")
-    add("--keep-low-band", type=float, default=0.0, metavar="HZ", help="keep the input itself below this frequency")
-    add("--seconds", type=float, default=10.0, help="window length, which limits the memory (default: 10)")
-    add(
-        "--salvage",
-        action="store_true",
-        help="restore the readable part of a truncated or damaged file, with a warning",
-    )
+    add_restoration_arguments(parser)
     add("--overwrite", action="store_true", help="discard the results of an earlier run and restore all files again")
 
 
@@ -70,21 +59,18 @@ def run(args: argparse.Namespace) -> int:
     from twostage.corpus.ray_cluster import ClusterConfig, cluster, restored
     from twostage.corpus.storage import Store, require
     from twostage.corpus.table import Table
-    from twostage.inference.restoration import Options
 
     require("ray", "pyarrow", "pandas")  # before anything is written or said
     config = ClusterConfig(args.address, args.workers, args.threads, args.device)
-    options = Options(
-        args.seconds, args.level, args.keep_low_band, args.sample_rate, batch=args.batch, salvage=args.salvage
-    )
+    options = restoration_options(args, batch=args.batch)
     sources, home = corpus.sources(args.manifest)
     weights = corpus.Weights.read(*args.model or [])
     weights.load()  # a mistake now rather than on every machine
     precision = "float32" if args.precision == "float32" else "bfloat16"
-    job = corpus.Job(args.out, weights.digest, options, precision, args.format)
+    job = corpus.Job(args.out, weights.digest, options, precision, args.format or "")
     done = corpus.begin(job, overwrite=args.overwrite)
     table = Table(Store(args.out))
-    items = list(corpus.plan(sources, home, done, suffix=args.format))
+    items = list(corpus.plan(sources, home, done, suffix=args.format or ""))
     refused = corpus.refused(items, job)
     table.add(list(refused.values()))
     pending = [item for item in items if item.source not in refused]

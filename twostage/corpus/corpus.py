@@ -94,6 +94,7 @@ class Job:
             "keep_low_band": options.keep_low_band,
             "sample_rate": options.sample_rate,
             "format": self.suffix,
+            "if_full_band": options.if_full_band,
         }
 
 
@@ -166,7 +167,7 @@ def begin(job: Job, *, overwrite: bool = False) -> dict[str, Result]:
 
 def _check_same(job: Job, content: bytes) -> None:
     try:
-        before = dict(parse_json(content))
+        before = {"if_full_band": Options.if_full_band} | dict(parse_json(content))  # the first ones did not say
     except (ValueError, TypeError):
         raise ConfigError(f"{SETTINGS} cannot be read (--overwrite begins anew)", subject=job.dest) from None
     for name, value in job.settings.items():

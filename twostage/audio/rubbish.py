@@ -1,0 +1,25 @@
+"""Bytes that are no sound, told from sound by what they are when they are taken for it."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+IMPLAUSIBLE = 1e3  # of full scale: no sound of floats is as loud
+LOUD = 0.1  # RMS, without the mean, from which on noise is no sound's
+UNLIKE = 0.3  # correlation of a sample with the next, up to which it says nothing of it
+
+
+def is_loud_noise(audio: NDArray[np.floating]) -> bool:
+    """Whether samples (C, T) are loud and none says anything of the next: so is anything but sound, and no recording.
+
+    >>> is_loud_noise(np.frombuffer(np.random.default_rng(0).bytes(4000), "<i2")[None] / 2**15)
+    True
+    >>> is_loud_noise(np.sin(np.arange(2000) / 10)[None])
+    False
+    """
+    if audio.shape[1] < 2:
+        return False
+    if not np.abs(audio).max() < IMPLAUSIBLE:  # NaN too
+        return True
+    centered = audio - audio.mean(axis=1, keepdims=True)
+    power = float(np.square(centered).mean())
+    return power > LOUD**2 and float((centered[:, 1:] * centered[:, :-1]).mean()) < UNLIKE * power
