@@ -46,7 +46,7 @@ OWNERS = {
     "torchaudio": set(),  # its import fails beside some builds of torch
     "sounddevice": {"inference.realtime"},
     "onnxruntime": {"models.onnx_enhancer", "export.int8", "evaluation.speech_quality"},
-    "onnx": {"export.onnx", "export.int8"},
+    "onnx": {"export.onnx", "export.int8", "export.shared_weights"},
     "onnx_ir": {"export.onnx"},
     "gradio": {"app.page"},
     "starlette": {"app.server"},

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -189,6 +190,59 @@ def test_the_light_requirements_are_those_of_the_package() -> None:
     assert set(light) <= {*project["dependencies"], *project["optional-dependencies"]["onnx"]}
     names = {Requirement(line).name for line in light}
     assert names == {"numpy", "onnxruntime", "pyyaml", "soundfile", "soxr", "tqdm"}
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made by the steps of the image. Skipped where pip cannot install, unless TWOSTAGE_REQUIRE_LIGHT=1."""
+    place = tmp_path_factory.mktemp("installation") / "twostage"
+    script = [str(ROOT / "scripts" / "install_light.sh"), str(place)]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    if done.returncode and os.environ.get("TWOSTAGE_REQUIRE_LIGHT") != "1":
+        pytest.skip(f"pip does not install here: {done.stderr.strip().splitlines()[-1:]}")
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+@pytest.mark.slow
+def test_the_steps_of_the_image_make_what_restores_in_a_small_space(installation: Path, folder: Path) -> None:
+    packages_there = {path.name for path in next(installation.glob("lib/python3*/site-packages")).iterdir()}
+    assert {"numpy", "onnxruntime", "soxr", "twostage"} <= packages_there
+    assert not {"torch", "torchaudio", "librosa", "scipy", "omegaconf", "matplotlib", "pip"} & packages_there
+    size = sum(path.lstat().st_size for path in installation.rglob("*"))
+    assert size < 220e6  # of an image of 350 MB, Debian and Python take about 130
+    program, environment = str(installation / "bin" / "twostage"), {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+
+    def ran(*words: str) -> str:
+        done = subprocess.run(
+            [program, *words], capture_output=True, text=True, env=environment, cwd=folder, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "1 restored" in ran("restore", "in.wav", "-o", "installed.flac")
+    restore_file(checkpoint.load(), folder / "in.wav", folder / "with.flac")
+    assert_alike(*(sound_files.read(folder / name)[0] for name in ("installed.flac", "with.flac")))
+    assert "latency 48 ms" in ran("stream", "--file", "in.wav")
+    assert ran("models").count("ONNX Runtime") == len(SHIPPED)
+
+
+@pytest.mark.parametrize("name", ["light", "training"])
+def test_images_are_made_of_what_there_is(name: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    text = (ROOT / "scripts" / "docker" / f"{name}.Dockerfile").read_text(encoding="utf-8")
+    (command,) = [line.removeprefix("RUN ") for line in text.splitlines() if line.startswith("RUN ")]
+    if name == "light":
+        assert command == "/src/scripts/install_light.sh /opt/twostage"
+    else:
+        (extras,) = re.findall(r"'/src\[(.*)\]'", command)
+        assert set(extras.split(",")) <= project["optional-dependencies"].keys()
+    assert text.rstrip().endswith('ENTRYPOINT ["/opt/twostage/bin/twostage"]')
+    assert "twostage" in project["scripts"]
+    needed = (ROOT / "scripts" / "docker" / f"{name}.Dockerfile.dockerignore").read_text(encoding="utf-8")
+    there = [line[1:] for line in needed.splitlines() if line.startswith("!")]
+    assert {"pyproject.toml", "twostage", "checkpoints", "configs", "scripts/install_light.sh"} <= set(there)
+    assert all((ROOT / path).exists() for path in there)
 
 
 def test_what_is_ours_adds_little_to_pytorchs_start(folder: Path) -> None:
