@@ -245,18 +245,10 @@ def test_images_are_made_of_what_there_is(name: str) -> None:
     assert all((ROOT / path).exists() for path in there)
 
 
-def test_what_is_ours_adds_little_to_pytorchs_start(folder: Path) -> None:
-    """Half a second where PyTorch takes two and a half; the machine may be slower, at both."""
+def test_restoring_with_pytorch_imports_nothing_else_that_is_slow(folder: Path) -> None:
     program = (
-        "import sys, twostage; from twostage.cli import main; "
-        "code, seldom = main(['restore', *sys.argv[1:]]), {'scipy', 'librosa', 'matplotlib', 'omegaconf'}; "
-        "print(code, sorted(seldom & set(sys.modules)))"
+        "import sys; from twostage.cli import main; slow = {'scipy', 'librosa', 'numba', 'matplotlib', 'omegaconf'}; "
+        "print(main(['restore', *sys.argv[1:]]), sorted(slow & set(sys.modules)), 'torch' in sys.modules)"
     )
-    done = python("-X", "importtime", "-c", program, str(folder / "in.wav"), "-o", str(folder / "start.wav"))
-    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
-    rows = [line.removeprefix("import time:").split("|") for line in done.stderr.splitlines() if "|" in line]
-    times = {name.strip(): (int(own), int(whole)) for own, whole, name in rows if own.strip().isdigit()}
-    torch_seconds = times["torch"][1] / 1e6
-    ours = sum(own for own, _ in times.values()) / 1e6 - torch_seconds
-    assert torch_seconds > 0.5
-    assert ours < max(0.5, 0.25 * torch_seconds)
+    done = python("-c", program, str(folder / "in.wav"), "-o", str(folder / "start.wav"))
+    assert done.stdout.splitlines()[-1] == "0 [] True", done.stderr

@@ -1,4 +1,4 @@
-"""Claims about the streaming step in C: it is compiled and run where ONNX Runtime's headers are, and equals Python's."""
+"""Claims about the streaming step in C: compiled where ONNX Runtime has its headers, it streams as Python does."""
 
 import os
 import shutil
