@@ -9,12 +9,12 @@ import soxr
 
 from twostage.audio import sound_files
 from twostage.audio.speech import without_drift
-from twostage.data.align import AlignConfig, Verdict, agree_on_polarity, align, align_pair
+from twostage.data.align import AlignConfig, Verdict, _settled, agree_on_polarity, align, align_pair
 from twostage.data.aligned_pair import open_pair
 from twostage.data.manifest import Entry
 from twostage.data.sensors import PRESETS
 from twostage.data.simulator import simulate
-from twostage.data.timing import estimate_timing
+from twostage.data.timing import Timing, estimate_timing
 
 Speech = Callable[..., np.ndarray]
 RATE = 16000
@@ -186,6 +186,32 @@ def test_bad_pairs_are_rejected_for_their_reason(spoil: Callable[[np.ndarray], n
     air = talk(6 * RATE) + 0.1 * noise(6 * RATE, 1)
     verdict = align_pair(spoil(air).astype(np.float32), air, RATE, AlignConfig())
     assert (problem in verdict.problem) if problem else not verdict.problem
+
+
+@pytest.mark.parametrize("side", ["bone", "air"])
+def test_clipping_of_either_side_counts_and_one_peak_at_full_scale_is_none(side: str) -> None:
+    clean = talk(3 * RATE) + 0.1 * noise(3 * RATE, 1)
+    spoiled, peaked = clip(clean).astype(np.float32), clean.copy()
+    peaked[::1000] = 1.0
+    for signal, clipped in ((spoiled, True), (peaked, False)):
+        pair = (signal, clean) if side == "bone" else (clean, signal)
+        verdict = align_pair(*pair, RATE, AlignConfig(max_clipped=0.0))
+        assert ("clipped" in verdict.problem) == clipped
+        assert (verdict.clipped > 0) == clipped
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds", "kept"),
+    [(5.0, 60.0, True), (20.0, 60.0, False), (5.0, 2.0, False)],  # sure, chance, too short to matter
+)
+def test_a_drift_is_kept_if_it_is_sure_and_matters(error: float, seconds: float, kept: bool) -> None:
+    timing = Timing(delay=0.5, drift=50.0, drift_error=error, peak=0.9, opposite=0.1, seconds=seconds)
+    settled = _settled(timing, seconds)
+    if kept:
+        assert settled == timing
+    else:
+        assert settled.drift == 0
+        assert settled.delay == pytest.approx(0.5 + 50e-6 * seconds / 2)  # that in the middle
 
 
 def test_a_delay_beyond_the_limit_is_no_match() -> None:

@@ -17,16 +17,18 @@ import numpy as np
 import pytest
 from browser import chromium, required
 
+from twostage import __version__
 from twostage.app.limits import Limits
 from twostage.app.results import Results
 from twostage.app.service import Service
 from twostage.app.work import sample
 from twostage.audio import sound_files
 from twostage.cli import main
+from twostage.data.sensors import PRESETS
 from twostage.utils.errors import AudioError, Cancelled
 
 required("gradio")
-from twostage.app.page import Address, serving  # noqa: E402 - where there is gradio
+from twostage.app.page import SENSORS, Address, serving  # noqa: E402 - where there is gradio
 
 ROOT = Path(__file__).parent.parent
 THROAT = sample("throat")
@@ -155,6 +157,10 @@ def test_restore_listen_switch_and_download(visit, tiny_path, tmp_path):
     tab.mouse.click(box["x"] + box["width"] / 2, box["y"] + 20)
     assert positions(tab)[1][0] == pytest.approx(7.046875 / 2, abs=0.05)
 
+    lowest = tab.locator(".ts-levels text[text-anchor=end]").last.text_content()
+    highest = tab.locator(".ts-levels text[text-anchor=end]").first.text_content()
+    assert 0 < float(highest) - float(lowest) <= 60  # dB: what is audible
+
     name, given = downloaded(tab, "Download")
     assert main(["restore", str(THROAT), "-o", str(tmp_path), "--model", str(tiny_path)]) == 0
     assert (name, given) == ("throat-restored.flac", (tmp_path / "throat.flac").read_bytes())
@@ -181,6 +187,18 @@ def test_good_and_bad_files_at_once(visit, tmp_path, speech, tiny_path):
         assert main(["restore", str(tmp_path / "one.wav"), "-o", str(tmp_path / "out"), "--model", str(tiny_path)]) == 0
         assert archive.read("one-restored.wav") == (tmp_path / "out" / "one.wav").read_bytes()
         assert len(archive.namelist()) == 2
+
+
+def test_a_guest_reads_what_to_drop_the_limits_and_that_it_is_a_guess(visit):
+    tab = visit(width=390)
+    said = tab.locator(".ts-title").first.inner_text()
+    assert "Drop recordings of a bone-conduction or throat microphone, at most 3 files of 1 MB, 20 s in all" in said
+    assert "it is a guess" in said
+    assert f"twostage {__version__}" in said
+    tab.get_by_role("tab", name="Simulate").click()
+    assert "eben: a low-pass at 600 Hz" in tab.locator("body").inner_text()
+    assert set(SENSORS) == set(PRESETS)
+    assert not wide(tab)
 
 
 def test_nothing_and_too_much_are_sentences(visit, tmp_path):
@@ -218,6 +236,19 @@ def test_a_recording_from_the_microphone(visit):
     tab.click("#restore")
     tab.wait_for_selector("#restored-player .ts-play")
     wait_to_read(tab, "#restored", "1 restored")
+    give(tab, "#recordings", THROAT)  # takes the place of what was recorded
+    tab.wait_for_selector("role=button[name=Record]")
+    tab.click("#restore")
+    wait_to_read(tab, "#restored", "1 restored; 7.0 s of sound")
+    tab.get_by_role("button", name="Record").first.click()  # and the other way round
+    time.sleep(1.2)
+    tab.get_by_role("button", name="Stop").first.click()
+    tab.wait_for_function("!document.querySelector('#recordings').innerText.includes('throat')")
+    tab.get_by_role("button", name="Clear").first.click()
+    tab.wait_for_selector("role=button[name=Record]")
+    tab.click("#restore")  # with neither, nothing stays beside the complaint
+    wait_to_read(tab, "#restored", "Nothing to work on")
+    assert tab.locator("#restored-player .ts-play").count() == 0
 
 
 def test_results_of_an_evaluation(visit):
@@ -254,7 +285,7 @@ def joining(url, data, session):
 
 def asked(url, files, session, model="tiny"):
     """All that the page answers when it shall restore ``files``."""
-    assert status(joining(url, [files, None, model, "cpu", "model", "wav", "input", 0], session)) == 200
+    assert status(joining(url, [files, None, model, "cpu", "model", "wav", "input", 0, "restore"], session)) == 200
     events = urllib.request.urlopen(f"{url}gradio_api/queue/data?session_hash={session}", timeout=60)
     return events.read().decode()
 

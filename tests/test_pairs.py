@@ -233,6 +233,37 @@ def test_room_sound_reaches_the_degraded_side(corpus: list[Entry]) -> None:
     assert (loud.degraded.std(-1) > 1.15 * quiet.degraded.std(-1)).all()
 
 
+@pytest.fixture
+def whistles(tmp_path: Path) -> list[str]:
+    """Noise files of a tone each, of 3 and of 5 kHz, where what EBEN's filter leaves of speech is silent."""
+    for hertz in (3000, 5000):
+        tone = (0.1 * np.sin(2 * np.pi * hertz * np.arange(2 * RATE) / RATE)).astype(np.float32)
+        sound_files.write(tmp_path / f"{hertz}.wav", tone, RATE)
+    return [str(tmp_path / f"{hertz}.wav") for hertz in (3000, 5000)]
+
+
+def whistled(audio: torch.Tensor) -> list[int]:
+    """Hz of the whistle in each item (B, T), 0 where there is none."""
+    spectra = torch.fft.rfft(audio).abs()
+    tones = torch.stack([spectra[:, round(hertz * audio.shape[-1] / RATE)] for hertz in (3000, 5000)])
+    return [(3000, 5000)[int(place)] if size > 20 else 0 for size, place in zip(*tones.max(0), strict=True)]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.8])
+def test_a_share_of_segments_hears_the_room(corpus: list[Entry], whistles: list[str], share: float) -> None:
+    config = replace(STILL, ambient_chance=share, ambient_db=(-6.0, -6.0))
+    heard = whistled(PairDataset(corpus[:2], config, noise=whistles).batch(100, 0, 0).degraded[:, 0])
+    assert sum(map(bool, heard)) / 100 == pytest.approx(share, abs=0.12)
+    assert set(heard) == {0, 3000, 5000}
+
+
+def test_both_microphones_hear_one_room(corpus: list[Entry], whistles: list[str]) -> None:
+    config = replace(STILL, ambient_chance=1.0, ambient_db=(-6.0, -6.0), air_snr_db=(0.0, 0.0))
+    degraded = PairDataset(corpus[:2], config, noise=whistles).batch(12, 0, 0).degraded
+    assert whistled(degraded[:, 0]) == whistled(degraded[:, 1])
+    assert set(whistled(degraded[:, 0])) == {3000, 5000}
+
+
 def test_pairs_are_simulated_upon_if_asked(corpus: list[Entry]) -> None:
     for asked, speakers in ((False, {"s0", "s1", "s2"}), (True, {"s0", "s1", "s2", "s3", "s4"})):
         dataset = PairDataset(corpus, replace(STILL, simulate_on_pairs=asked))

@@ -70,6 +70,24 @@ def test_low_pass_is_the_biquad_forward_and_backward() -> None:
     assert abs(response[0]) == pytest.approx(1.0, abs=1e-6)  # |H| of a second-order low-pass at its cut-off is Q
 
 
+class Drawn:
+    """A generator that draws what it is told."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = np.array(values)
+
+    def uniform(self, *_: object) -> np.ndarray:
+        return self.values
+
+
+def test_low_pass_jitters_cutoff_and_q_each_by_a_draw_of_its_own() -> None:
+    clean = np.random.default_rng(0).normal(size=RATE).astype(np.float32)
+    jittered = low_pass(clean, RATE, EBEN, Drawn(1.2, 0.8))  # type: ignore[arg-type]
+    still = replace(EBEN, filter_jitter=0.0, cutoff=1.2 * EBEN.cutoff, q=0.8 * EBEN.q)
+    np.testing.assert_allclose(jittered, low_pass(clean, RATE, still, np.random.default_rng(0)), atol=1e-6)
+    assert np.abs(jittered - low_pass(clean, RATE, replace(still, q=EBEN.q), np.random.default_rng(0))).max() > 0.01
+
+
 def test_low_pass_jitter_moves_the_cutoff_by_a_fifth_at_most() -> None:
     clean = noise(1)
     drops = [
@@ -207,6 +225,14 @@ def test_saturation_bounds_the_peaks() -> None:
     assert np.abs(made).max() <= 10 ** ((levels.active_level(clean, RATE) + 3) / 20) + 1e-6
 
 
+def test_saturation_is_soft() -> None:
+    clean = noise(1)
+    amplitude = 10 ** (levels.active_level(clean, RATE) / 20)
+    ceiling = amplitude * 10 ** (3 / 20)
+    made = run(clean, Sensor(headroom_db=3.0))
+    np.testing.assert_allclose(made, ceiling * np.tanh(clean / ceiling), atol=1e-4)
+
+
 def test_level_jitter_stays_within_its_bounds() -> None:
     clean = noise(0.1)
     made = [run(clean, Sensor(level_jitter_db=6.0), seed) for seed in range(60)]
@@ -238,6 +264,15 @@ def test_files_depend_on_seed_and_name_alone() -> None:
     assert np.abs(first - simulate_file(clean, RATE, PRESETS["throat"], 1, "a/x.wav")).max() > 1e-3
     # what Python hashes anew in every process must not matter: this number is the same everywhere
     assert seeded(0, "a/x.wav").integers(1 << 30) == 66442450
+
+
+def test_parts_of_a_long_file_have_noise_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PART", 1.0)
+    same = np.tile(noise(1), 4)
+    made = simulate_file(same[None], RATE, Sensor(white_noise=0.1), 0, "x")[0]
+    second, third = ((made - same)[place * RATE : (place + 1) * RATE - 2000] for place in (1, 2))
+    assert second.std() == pytest.approx(third.std(), rel=0.05)
+    assert abs(np.corrcoef(second, third)[0, 1]) < 0.1
 
 
 def test_long_files_are_made_in_parts_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,23 +8,33 @@ Exit code 1 if a change survives that changes.yaml does not expect to survive.
 """
 
 import argparse
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
-from queue import Queue
 
+import pytest
 import yaml  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).parents[2]
 CHANGES = Path(__file__).with_name("changes.yaml")
+# but for libraries that start threads
+PRELOADED = (
+    *("torch", "torch.utils.tensorboard", "librosa", "scipy.signal", "scipy.optimize", "soundfile", "omegaconf"),
+    *("pystoi", "pesq", "onnx", "safetensors.torch", "PIL.Image", "matplotlib"),
+)
+NOTHING_RAN = 5  # pytest's exit code
 BEGIN, END = "<!-- mutation: begin -->\n", "<!-- mutation: end -->\n"
 
 
@@ -65,22 +75,53 @@ def read_changes(path: Path = CHANGES) -> list[Change]:
     ]
 
 
-def verdict(change: Change, tree: Path, seconds: float) -> str:
-    """`killed`, `survived` or `timed out`, from the change's tests in a copy of the repository."""
-    path = tree / change.file
-    original = path.read_text()
-    path.write_text(change.applied(original))
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "0", "-x", "-q", *change.tests]
-    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    try:
-        ended = subprocess.run(command, cwd=tree, env=environment, timeout=seconds, capture_output=True, text=True)
-    except subprocess.TimeoutExpired:
-        return "timed out"
-    finally:
-        path.write_text(original)
-    if ended.returncode not in (0, 1, 2, 4):  # 2 and 4: a test file or conftest.py cannot be imported any more
-        raise SystemExit(f"{change.file}: pytest ended with {ended.returncode}: {ended.stdout[-2000:]}")
-    return "survived" if ended.returncode == 0 else "killed"
+class Trial:
+    """The tests of a change in ``tree``, a copy of the repository, in a process of their own.
+
+    It is forked from this one, which has imported what takes long.
+    """
+
+    def __init__(self, change: Change, tree: Path, seconds: float) -> None:
+        self.change, self.tree, self._deadline = change, tree, time.monotonic() + seconds
+        self._original = (tree / change.file).read_text()
+        (tree / change.file).write_text(change.applied(self._original))
+        self._process = get_context("fork").Process(target=_tested, args=(tree, change.tests))
+        self._process.start()
+
+    def verdict(self) -> str:
+        """`killed`, `survived` or `timed out`; empty while the tests run."""
+        late = time.monotonic() > self._deadline
+        if self._process.is_alive() and not late:
+            return ""
+        if late:
+            self._process.kill()
+        self._process.join()
+        (self.tree / self.change.file).write_text(self._original)
+        if late:
+            return "timed out"
+        code = self._process.exitcode
+        if code == NOTHING_RAN:
+            raise SystemExit(f"{self.change.file}: {', '.join(self.change.tests)}: there is no such test")
+        return "killed" if code else "survived"  # by a signal as well
+
+
+def _tested(tree: Path, tests: Sequence[str]) -> None:
+    """Run tests, their output thrown away, and end the process with pytest's exit code."""
+    os.chdir(tree)
+    os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    sys.dont_write_bytecode = True
+    sys.path[:0] = [str(tree)]
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nowhere, stream)
+    os._exit(pytest.main(["-p", "no:cacheprovider", "-n", "0", "-x", "-q", *tests]))
+
+
+def preload() -> None:
+    """Import what the tests need and the code is not part of."""
+    for name in PRELOADED:
+        with suppress(ImportError):
+            importlib.import_module(name)
 
 
 def copied(folder: Path) -> Path:
@@ -93,21 +134,22 @@ def copied(folder: Path) -> Path:
     return folder
 
 
-def tried(changes: Sequence[Change], jobs: int, seconds: float) -> Iterator[tuple[Change, str]]:
+def tried(changes: Iterable[Change], jobs: int, seconds: float) -> Iterator[tuple[Change, str]]:
     """The verdict of each change, as it comes; ``jobs`` of them at a time, each in a copy of its own."""
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
-        trees: Queue[Path] = Queue()
-        for number in range(jobs):
-            trees.put(copied(Path(folder, str(number))))
-
-        def attempt(change: Change) -> tuple[Change, str]:
-            tree = trees.get()
-            try:
-                return change, verdict(change, tree, seconds)
-            finally:
-                trees.put(tree)
-
-        yield from pool.map(attempt, changes)
+    preload()
+    todo, running = iter(changes), list[Trial]()
+    with tempfile.TemporaryDirectory() as folder:
+        trees = [copied(Path(folder, str(number))) for number in range(jobs)]
+        while True:
+            running += [Trial(change, trees.pop(), seconds) for change in islice(todo, len(trees))]
+            if not running:
+                return
+            time.sleep(0.05)
+            for trial in list(running):
+                if outcome := trial.verdict():
+                    running.remove(trial)
+                    trees.append(trial.tree)
+                    yield trial.change, outcome
 
 
 def table(changes: Sequence[Change], results: dict[str, str]) -> str:

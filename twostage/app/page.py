@@ -4,13 +4,14 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio import processing_utils, routes
 
+from twostage import __version__
 from twostage.app.access import Access
 from twostage.app.limits import Limits
 from twostage.app.results import Results
@@ -23,8 +24,18 @@ from twostage.data.sensors import PRESETS
 KEEP = "same as the input"  # the format of an output
 HEAD = """
 # twostage
-Restores the missing high band of bone-conducted speech. Your recordings stay on the machine that serves this page.
+Drop recordings of a bone-conduction or throat microphone, at most {files} files of {mb} MB, {seconds} s in all.
+The high band that the microphone missed is estimated from the rest: it is a guess, and a sound can come out wrong.
+Recordings stay on the machine that serves this page. twostage {version}{documentation}
 """
+SENSORS = {
+    "any": "another sensor for every seed",
+    "eben": "a low-pass at 600 Hz, the simulation of the EBEN paper",
+    "throat": "a throat microphone",
+    "in-ear": "a microphone in the closed ear canal",
+    "forehead": "a bone-conduction microphone on the forehead",
+    "temple": "a bone-conduction microphone at the temple",
+}
 FONTS, MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # of the visitor's machine
 HINT = "The result appears here: sound, spectrograms and levels."
 EMPTY = '<div class="ts-player"></div>'
@@ -111,7 +122,7 @@ def build(service: Service, visitors: Visitors) -> Any:
     """The page as gradio's Blocks."""
     every = min(60, service.limits.keep)
     with gr.Blocks(title="twostage", analytics_enabled=False, delete_cache=(every, service.limits.keep)) as page:
-        gr.Markdown(HEAD, elem_classes="ts-title")
+        gr.Markdown(_heading(service.limits), elem_classes="ts-title")
         with gr.Tabs():
             with gr.Tab("Restore"):
                 _restore_tab(service, visitors)
@@ -160,8 +171,9 @@ def _restore_tab(service: Service, visitors: Visitors) -> None:
 
     inputs = [files, spoken, model, device, rate, suffix, level, low, full]
     _work_on(button.click, restore, inputs, [said, player], service)
+    _one_or_the_other(files, spoken)
     if sample:
-        _on(sample.click, lambda: [service.sample("throat")], [], [files])
+        _on(sample.click, lambda: ([service.sample("throat")], None), [], [files, spoken])
 
 
 def _simulate_tab(service: Service, visitors: Visitors) -> None:
@@ -171,7 +183,8 @@ def _simulate_tab(service: Service, visitors: Visitors) -> None:
             file = gr.File(label="Clean speech", height=150, elem_id="clean")
             spoken = _microphone()
             sample = _sample_button(service, "clean", "Use the clean sample")
-            sensor = gr.Radio(list(PRESETS), value="throat", label="Sensor")
+            explained = "; ".join(f"{name}: {what}" for name, what in SENSORS.items())
+            sensor = gr.Radio(list(PRESETS), value="throat", label="Sensor", info=explained)
             seed = gr.Number(
                 0, label="Seed", precision=0, info="Each number gives a different recording of the same sensor."
             )
@@ -194,9 +207,10 @@ def _simulate_tab(service: Service, visitors: Visitors) -> None:
         check = visitors.check(visitor.session_hash)
         return service.simulate(file or spoken, sensor, int(seed or 0), Wishes(model, device), progress, check)
 
+    _one_or_the_other(file, spoken)
     _work_on(button.click, simulate, [file, spoken, sensor, seed, model, device], [said, player], service)
     if sample:
-        _on(sample.click, lambda: service.sample("clean"), [], [file])
+        _on(sample.click, lambda: (service.sample("clean"), None), [], [file, spoken])
 
 
 def _results_tab(service: Service, page: Any, visitors: Visitors) -> None:
@@ -223,6 +237,12 @@ def _work_on(event: Any, do: Any, inputs: list[Any], outputs: list[Any], service
     """What takes time waits in one queue, whatever it is; the first output tells of its progress."""
     shared = {"concurrency_id": "work", "concurrency_limit": service.limits.jobs}
     _on(event, do, inputs, outputs, show_progress_on=outputs[0], scroll_to_output=True, **shared)
+
+
+def _one_or_the_other(files: Any, spoken: Any) -> None:
+    """What is recorded takes the place of uploaded files, and the other way round."""
+    _on(spoken.stop_recording, lambda: None, [], [files])
+    _on(files.upload, lambda: None, [], [spoken])
 
 
 def _on(event: Any, do: Any, inputs: list[Any], outputs: list[Any], **how: Any) -> None:
@@ -255,7 +275,7 @@ def _microphone() -> Any:
 
 
 def _sample_button(service: Service, name: str, label: str) -> Any:
-    return gr.Button(label, elem_id=f"sample-{name}") if service.sample(name) else None
+    return gr.Button(label, size="sm", elem_id=f"sample-{name}") if service.sample(name) else None
 
 
 def _said(name: str, hint: str = "") -> Any:
@@ -264,6 +284,17 @@ def _said(name: str, hint: str = "") -> Any:
 
 def _player(name: str) -> Any:
     return gr.HTML(html_template=EMPTY, js_on_load=_file("player.js"), elem_id=name, apply_default_css=False)
+
+
+def _heading(limits: Limits) -> str:
+    """What a guest reads first; the documentation is linked where the package's metadata says where it is."""
+    try:
+        links = dict(text.split(", ", 1) for text in metadata.metadata("twostage").get_all("Project-URL") or [])
+    except metadata.PackageNotFoundError:
+        links = {}
+    documentation = f" · [Documentation]({links['Documentation']})" if "Documentation" in links else ""
+    numbers = {"files": limits.files, "mb": limits.mb, "seconds": limits.seconds}
+    return HEAD.format(**numbers, version=__version__, documentation=documentation)
 
 
 def _file(name: str) -> str:

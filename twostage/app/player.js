@@ -153,8 +153,9 @@ function levels(item) {
   const [height, left, right, bottom] = [200, 38, 14, 22];
   const known = item.tracks.flatMap((track) => track.levels).filter((level) => level !== null);
   const high = Math.ceil(Math.max(...known) / 10) * 10;
-  const low = Math.max(high - 90, Math.floor(Math.min(...known) / 10) * 10);
+  const low = Math.max(high - 60, Math.floor(Math.min(...known) / 10) * 10);
   const first = Math.log(item.hertz[0]), last = Math.log(item.hertz[item.hertz.length - 1]);
+  // what lies 60 dB below the loudest third octave is not heard beside it
   const x = (hertz) => left + ((Math.log(hertz) - first) / (last - first)) * (width - left - right);
   const y = (level) => 10 + ((high - Math.max(level, low)) / (high - low || 1)) * (height - bottom - 10);
   const chart = drawn("svg", { viewBox: `0 0 ${width} ${height}`, class: "ts-levels", role: "img" });
