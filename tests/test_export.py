@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
-from shutil import copyfile
-from types import SimpleNamespace
+from shutil import copyfile, copytree
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import onnx
@@ -25,6 +25,7 @@ from twostage.evaluation.systems import System, fingerprint, load_systems
 from twostage.export.calibration import calibration_speech
 from twostage.export.int8 import convolutions
 from twostage.export.onnx import TOLERANCE, RealGriffinLim, RealStft, difference, export, mel_difference, waves
+from twostage.export.shared_weights import share_weights
 from twostage.models import checkpoint, griffinlim
 from twostage.models.baselines.bilstm import Bilstm, BilstmConfig
 from twostage.models.baselines.eben import Eben, EbenConfig
@@ -144,6 +145,37 @@ def test_a_batch_and_nothing_at_all(step: OnnxEnhancer, whole: OnnxEnhancer, spe
     for model in (step, whole):
         torch.testing.assert_close(model(given)[1:], model(given[1:]), atol=1e-6, rtol=0)
         assert model(given[..., :255]).shape == (2, 1, 0)
+
+
+def test_weights_may_lie_in_the_files_beside(
+    centred: TwoStage, whole: OnnxEnhancer, folder: Path, speech: Speech
+) -> None:
+    weights, target = folder / "centred.safetensors", folder / "shared.onnx"
+    assert share_weights(centred, whole.path, target, [weights]) < 2e-5
+    shared = OnnxEnhancer(target)
+    assert shared.weights == [weights]
+    assert whole.path.stat().st_size - target.stat().st_size > 4e6  # the waves are computed
+    given = sound(speech, 40 * 256)
+    torch.testing.assert_close(shared(given), whole(given), atol=1e-5, rtol=0)
+    other = deepcopy(centred)
+    for weight in other.parameters():
+        weight += 1
+    checkpoint.save(folder / "other.safetensors", other, provenance={})
+    with pytest.raises(CheckpointError, match="holds none of the weights"):
+        share_weights(centred, whole.path, folder / "never.onnx", [folder / "other.safetensors"])
+    assert not (folder / "never.onnx").exists()
+
+
+@pytest.mark.slow
+def test_the_graphs_of_shipped_models_are_written_by_a_script(
+    load_script: Callable[[str], ModuleType], tmp_path: Path, speech: Speech
+) -> None:
+    copytree(ROOT / "checkpoints" / "causal", tmp_path / "causal", ignore=lambda *_: ["step.onnx"])
+    made = OnnxEnhancer(load_script("scripts/export_shipped.py").export_shipped("causal", tmp_path))
+    shipped = OnnxEnhancer(ROOT / "checkpoints" / "causal" / "step.onnx")
+    assert made.header == shipped.header
+    given = sound(speech, 20 * 256)
+    torch.testing.assert_close(made(given), shipped(given), atol=1e-6, rtol=0)
 
 
 def test_names_of_a_step_are_those_of_its_layers(step: OnnxEnhancer, folder: Path) -> None:
