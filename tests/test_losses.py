@@ -55,6 +55,20 @@ def test_the_stft_loss_of_half_the_amplitude_is_known():
     assert float(losses.MultiResolutionStft((64, 128))(audio / 2, audio)) == pytest.approx(0.5 + 0.6931, abs=1e-3)
 
 
+def test_the_stft_loss_is_the_mean_over_its_resolutions():
+    fake, real = torch.randn(2, 1, 1, 4096)
+    alone = [float(losses.MultiResolutionStft((n,))(fake, real)) for n in (64, 512)]
+    assert abs(alone[0] - alone[1]) > 0.01
+    assert float(losses.MultiResolutionStft((64, 512))(fake, real)) == pytest.approx(np.mean(alone), rel=1e-5)
+
+
+def test_the_multi_scale_mel_loss_has_frames_a_quarter_apart():
+    scales = [mel.config for mel in losses.MultiScaleMel(MelConfig()).mels]
+    assert [scale.n_fft for scale in scales] == [64, 128, 256, 512, 1024, 2048]
+    assert all(scale.hop_length == scale.n_fft // 4 and scale.win_length == scale.n_fft for scale in scales)
+    assert [scale.n_mels for scale in scales] == [5, 10, 21, 42, 85, 170]
+
+
 def test_the_multi_scale_mel_loss_of_half_the_amplitude_is_known():
     audio = torch.randn(1, 1, 8192)
     loss = losses.MultiScaleMel(MelConfig())
@@ -99,6 +113,14 @@ def test_intelligibility_does_not_hear_the_level(speech):
     other = mel + 0.3 * torch.randn_like(mel)
     loss = losses.Intelligibility(MelConfig())
     torch.testing.assert_close(loss(other + 0.5, mel), loss(other, mel), atol=1e-3, rtol=0)
+
+
+def test_intelligibility_leaves_stretches_without_speech_out(speech):
+    loss, mel = losses.Intelligibility(MelConfig()), LogMel(MelConfig())
+    pause = torch.full((1, 80, 200), -11.5)
+    spoken = mel(torch.from_numpy(speech(48000))[None, None])
+    real, noisy = torch.cat([spoken, pause], -1), torch.cat([spoken, -8 + torch.randn(1, 80, 200)], -1)
+    assert float(loss(noisy, real)) == pytest.approx(0, abs=0.1)  # some hold the edge of the pause
 
 
 def bands(seconds):

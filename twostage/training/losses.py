@@ -120,7 +120,7 @@ def adaptive_weight(content: Tensor, adversarial: Tensor, last_layer: Tensor) ->
     """
     (of_content,) = torch.autograd.grad(content, last_layer, retain_graph=True)
     (of_adversarial,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    return (of_content.norm() / (of_adversarial.norm() + 1e-4)).clamp(0, 1e4).detach()
+    return (of_content.norm() / (of_adversarial.norm() + 1e-4)).clamp(0, 1e4)
 
 
 def delta_l1(fake: Tensor, real: Tensor) -> Tensor:
