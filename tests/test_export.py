@@ -145,6 +145,9 @@ def test_a_batch_and_nothing_at_all(step: OnnxEnhancer, whole: OnnxEnhancer, spe
     for model in (step, whole):
         torch.testing.assert_close(model(given)[1:], model(given[1:]), atol=1e-6, rtol=0)
         assert model(given[..., :255]).shape == (2, 1, 0)
+        array = model(given.double().numpy())  # of arrays, arrays
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, model(given).numpy())
 
 
 def test_weights_may_lie_in_the_files_beside(

@@ -124,7 +124,9 @@ class OnnxEnhancer:
 
         return torch.from_numpy(self.enhanced(audio.detach().float().cpu().numpy()))
 
-    def enhanced(self, audio: Audio) -> Audio:
+    def enhanced(self, audio: NDArray[np.floating]) -> Audio:
+        """As calling it, of arrays."""
+        audio = np.asarray(audio, np.float32)
         length = audio.shape[-1] // self.hop_length * self.hop_length
         if not length:
             return audio[:, :1, :0]
