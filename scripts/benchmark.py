@@ -71,17 +71,17 @@ PROBE = 12  # steps that are timed
 
 # Steps that take one core half a second or less: so short a training learns more from many small than from few large.
 SMALL = {
-    "two-stage": ("data.batch=4", "data.samples=24576"),
-    "two-stage-fusion": ("data.batch=4", "data.samples=24576"),
-    "bilstm": ("data.batch=4", "data.samples=32768"),
-    "dccrn": ("data.batch=1",),
-    "wave-unet": ("optimizer.learning_rate=3e-4", "optimizer.clip=1.0"),  # 1e-3 saturates it
-    "bwe": ("model.channels=64", "data.samples=8192", "adversary.discriminator.width=0.125"),
+    "two-stage": ("data.batch_size=4", "data.segment_length=24576"),
+    "two-stage-fusion": ("data.batch_size=4", "data.segment_length=24576"),
+    "bilstm": ("data.batch_size=4", "data.segment_length=32768"),
+    "dccrn": ("data.batch_size=1",),
+    "wave-unet": ("optimizer.learning_rate=3e-4", "optimizer.grad_clip=1.0"),  # 1e-3 saturates it
+    "bwe": ("model.channels=64", "data.segment_length=8192", "adversary.discriminator.width=0.125"),
     "seanet": ("model.channels=16", "adversary.discriminator.width=0.125", "optimizer.learning_rate=3e-4"),
     "seanet-fusion": ("model.channels=16", "adversary.discriminator.width=0.125", "optimizer.learning_rate=3e-4"),
     "eben": ("adversary.discriminator.width=0.125",),
 }
-ON_A_CORE = ("threads=1", "data.batch=2", "data.samples=16384", "optimizer.ema=0.99")
+ON_A_CORE = ("threads=1", "data.batch_size=2", "data.segment_length=16384", "optimizer.ema_decay=0.99")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Budget:
 
 
 BUDGETS = {
-    "smoke": Budget(0, "cpu", 1, 1, 2, ON_A_CORE, SMALL, ("data.samples=8192", "data.batch=1")),
+    "smoke": Budget(0, "cpu", 1, 1, 2, ON_A_CORE, SMALL, ("data.segment_length=8192", "data.batch_size=1")),
     "cpu-half-hour": Budget(30, "cpu", 24, 3, 0, ON_A_CORE, SMALL),
     "cpu-hour": Budget(60, "cpu", 24, 3, 0, ON_A_CORE, SMALL),
     "gpu-hour": Budget(60, "cuda", 116),
@@ -129,12 +129,19 @@ class Task:
     def recipe(self, system: str) -> RunConfig:
         """What the YAML of ``system`` says."""
         kind = RestorerRun if of_two_stages(system) else EnhancerRun
-        return load_config(kind, files(system), [*self.lists(), "run=."])
+        return load_config(kind, files(system), [*self.lists(), "run_dir=."])
 
     def training(self, system: str, folder: Path, steps: int) -> list[str]:
         """The command that trains ``system`` for ``steps``."""
         command = "train-restorer" if of_two_stages(system) else "train-enhancer"
-        return [command, *files(system), f"run={folder}", *self.lists(), *self.common(), *self.lengths(system, steps)]
+        return [
+            command,
+            *files(system),
+            f"run_dir={folder}",
+            *self.lists(),
+            *self.common(),
+            *self.lengths(system, steps),
+        ]
 
     def common(self) -> list[str]:
         """Settings that are the same for all: the pairs, and that what is measured on the way costs no time."""
@@ -144,19 +151,23 @@ class Task:
 
     def lengths(self, system: str, steps: int) -> list[str]:
         """The YAML's lengths in steps as shares of ``steps``, and settings of its own."""
-        given: Any = self.recipe(system)
+        recipe: Any = self.recipe(system)
         rise = [f"optimizer.warmup={steps // 20}"]
         fall = [f"optimizer.cooldown={max(1, steps // 3)}", "optimizer.decay=1.0"]
-        judge = [f"adversary.start={given.adversary.start * steps // given.steps}"]
-        often = [f"save={max(1, steps // 8)}", f"valid.every={max(1, steps // 2)}", f"report={max(1, steps // 20)}"]
-        return [f"steps={steps}", *rise, *fall, *judge, *often, *self.own(system), *self.settings]
+        join = [f"adversary.start={recipe.adversary.start * steps // recipe.steps}"]
+        often = [
+            f"save_every={max(1, steps // 8)}",
+            f"valid.every={max(1, steps // 2)}",
+            f"log_every={max(1, steps // 20)}",
+        ]
+        return [f"steps={steps}", *rise, *fall, *join, *often, *self.own(system), *self.settings]
 
     def own(self, system: str) -> list[str]:
         """What suits the budget; on a core, bfloat16 where it computes in that."""
         budget = self.budget
         halves = ("precision=bfloat16",) * (budget.device == "cpu" and computes_bfloat16("cpu"))
-        given = (*budget.settings, *halves, *budget.own.get(system, ()), *budget.last)
-        return [f"{name}={value}" for name, value in dict(text.split("=", 1) for text in given).items()]
+        settings = (*budget.settings, *halves, *budget.own.get(system, ()), *budget.last)
+        return [f"{name}={value}" for name, value in dict(text.split("=", 1) for text in settings).items()]
 
     def sets(self, system: str) -> dict[str, list[object]]:
         """What ``system`` is scored on: held-out speech through two simulated sensors, and the real pairs.
@@ -232,8 +243,8 @@ class Plan:
 
 def read_plan(out: Path) -> dict[str, Any]:
     try:
-        found = json.loads((out / PLAN).read_text(encoding="utf-8"))
-        return {name: found[name] for name in ("budget", "settings", "systems", "machine")}
+        plan = json.loads((out / PLAN).read_text(encoding="utf-8"))
+        return {name: plan[name] for name in ("budget", "settings", "systems", "machine")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{out / PLAN}: not the plan of a benchmark ({error})") from None
 
@@ -262,14 +273,14 @@ def train(task: Task, plan: Plan, system: str) -> Path:
     """Weights of ``system``, trained unless they are there."""
     steps, folder = plan.steps(system), task.out / "runs" / system
     weights = folder / WEIGHTS
-    done = made(weights)
+    done = steps_trained(weights)
     if done is None or (done < steps and system not in FREE):
         seconds = timed(task, *task.training(system, folder, steps), *["--resume"] * (folder / "config.yaml").exists())
         plan.took(system, seconds * steps / max(1, steps - (done or 0)))  # as if it had not been stopped
     return weights
 
 
-def made(weights: Path) -> int | None:
+def steps_trained(weights: Path) -> int | None:
     """Steps that made ``weights``; None without weights."""
     return int(checkpoint.read_header(weights).provenance["steps"]) if weights.exists() else None
 
@@ -283,11 +294,11 @@ def evaluate(task: Task, system: str, weights: Path) -> None:
             checkpoint.save(vocoder, checkpoint.load_stage("default", "vocoder"), provenance={"taken_from": "default"})
         model.append(vocoder)
     costs: list[object] = []
-    for name, given in task.sets(system).items():
+    for name, arguments in task.sets(system).items():
         folder = task.out / name / system
         if not (folder / DONE).exists():
             shown = ["--pictures", task.budget.pictures, "--device", task.budget.device]
-            run("evaluate", *given, "--model", *model, "-o", folder, *shown, *costs)
+            run("evaluate", *arguments, "--model", *model, "-o", folder, *shown, *costs)
             (folder / DONE).touch()
         costs = ["--costs", folder / SUMMARY]
 
@@ -369,14 +380,14 @@ def settled(plan: Mapping[str, Any]) -> list[str]:
     lines += ["", "| system | steps | seconds | its settings at this budget |", "| --- | ---: | ---: | --- |"]
     for system in (*TRAINED, *FUSION):
         if system in plan["systems"]:
-            found = plan["systems"][system]
-            seconds = "-" if found["seconds"] is None else f"{found['seconds']:.0f}"
-            lines.append(f"| {system} | {found['steps']} | {seconds} | {' '.join(found['own'])} |")
+            entry = plan["systems"][system]
+            seconds = "-" if entry["seconds"] is None else f"{entry['seconds']:.0f}"
+            lines.append(f"| {system} | {entry['steps']} | {seconds} | {' '.join(entry['own'])} |")
     return lines
 
 
 def smaller(source: Path, target: Path) -> None:
-    """A picture as it is, or in 64 colours and shrunk until it takes less than LARGEST bytes."""
+    """A picture as it is, or in 64 colors and shrunk until it takes less than LARGEST bytes."""
     from PIL import Image
 
     data = source.read_bytes()
@@ -402,7 +413,7 @@ def check_setting(text: str) -> None:
     name, equals, _ = text.partition("=")
     if not equals or not name:
         raise ConfigError(f"{text}: not key=value")
-    if name in ("run", "steps", "device", "data.train", "data.valid", "data.noise"):
+    if name in ("run_dir", "steps", "device", "data.train", "data.valid", "data.noise"):
         raise ConfigError(f"{text}: is set by the budget")
 
 

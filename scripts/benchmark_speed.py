@@ -43,7 +43,7 @@ from twostage.models.vocoder import Vocoder
 from twostage.nn.layers import fold_weight_norm
 from twostage.training.adversary import Adversary
 from twostage.training.config import VocoderRun, load_config
-from twostage.training.losses import least_squares_fool, mel_l1
+from twostage.training.losses import generator_least_squares, mel_l1
 from twostage.utils.errors import TwoStageError
 from twostage.utils.files import make_folder
 from twostage.utils.memory import keep_freed
@@ -93,18 +93,18 @@ def speech(seconds: float, multiple: int = 1) -> np.ndarray:
     return np.tile(sound[:1], -(-length // sound.shape[1]))[:, :length]
 
 
-def parts(model: TwoStage, given: Tensor) -> dict[str, Callable[[], Tensor]]:
+def parts(model: TwoStage, audio: Tensor) -> dict[str, Callable[[], Tensor]]:
     """The stages of a forward, each on what the one before it made."""
     vocoder, finish = model.vocoder, model.vocoder.griffin_lim
-    mel, heard, sensor = model.mel(given), model.mel.stft.input_spectra(given), given[:, :1]
-    restored = model.restored(heard)
-    made = vocoder.generate(restored, sensor)
+    mel, input_spectra, sensor = model.mel(audio), model.mel.stft.input_spectra(audio), audio[:, :1]
+    restored = model.restored(input_spectra)
+    generated = vocoder.generate(restored, sensor)
     work = {
-        "mel": lambda: model.mel(given),
+        "mel": lambda: model.mel(audio),
         "restorer": lambda: model.restorer(mel),
         "vocoder": lambda: vocoder.generate(restored, sensor),
     }
-    return work | ({"Griffin-Lim": lambda: finish(made, restored, heard)} if finish else {})
+    return work | ({"Griffin-Lim": lambda: finish(generated, restored, input_spectra)} if finish else {})
 
 
 @torch.inference_mode()
@@ -112,12 +112,12 @@ def measure_rate(name: str, seconds: float, rounds: int) -> dict[str, Any]:
     """A forward of ``seconds`` against matrix products, and what its parts take; in bfloat16 too where that is fast."""
     model = load(name)
     assert isinstance(model, TwoStage)
-    given = torch.from_numpy(speech(seconds, model.stride))[None]
-    work = {"matrix": matrices(), "float32": lambda: model(given), **parts(model, given)}
+    audio = torch.from_numpy(speech(seconds, model.stride))[None]
+    work = {"matrix": matrices(), "float32": lambda: model(audio), **parts(model, audio)}
     if computes_bfloat16("cpu"):
         small = load(name, precision="bfloat16")
-        work["bfloat16"] = lambda: small(given)
-    return _rated(interleaved(work, rounds), given.shape[-1] / model.sample_rate) | {
+        work["bfloat16"] = lambda: small(audio)
+    return _rated(interleaved(work, rounds), audio.shape[-1] / model.sample_rate) | {
         "model": name,
         "gmac": costs.gmac_per_second(model, seconds),
     }
@@ -140,7 +140,7 @@ def measure_vocoder(name: str, seconds: float, rounds: int) -> dict[str, Any]:
 
 def settings_of(name: str) -> VocoderRun:
     files = [f"data.{name}=[{__file__}]" for name in ("train", "valid")]  # must exist, and are not read
-    return load_config(VocoderRun, ["vocoder", name], ["run=none", *files])
+    return load_config(VocoderRun, ["vocoder", name], ["run_dir=none", *files])
 
 
 def measure_length(name: str, seconds: float, rounds: int) -> dict[str, Any]:
@@ -165,21 +165,25 @@ def measure_quality(name: str) -> dict[str, Any]:
     model = load(name)
     wanted = restore(model, sound[0], rate)
     assert isinstance(model, TwoStage)
-    made = restore(convert(model, "bfloat16"), sound[0], rate)
-    ratio = 10 * np.log10(np.square(wanted).sum() / np.square(made - wanted).sum())
-    return {"model": name, "snr": float(ratio), **score(wanted, made, ("pesq", "stoi", "estoi", "lsd", "mel_l1"))[0]}
+    restored = restore(convert(model, "bfloat16"), sound[0], rate)
+    ratio = 10 * np.log10(np.square(wanted).sum() / np.square(restored - wanted).sum())
+    return {
+        "model": name,
+        "snr": float(ratio),
+        **score(wanted, restored, ("pesq", "stoi", "estoi", "lsd", "mel_l1"))[0],
+    }
 
 
 class PlainAdversary(Adversary):
     """The generator's phase as HiFi-GAN's published code has it: nothing is frozen, real features carry gradients."""
 
-    def judge(self, fake: Tensor, real: Tensor, *, matching: bool = True) -> dict[str, Tensor]:
+    def generator_loss(self, fake: Tensor, real: Tensor, *, matching: bool = True) -> dict[str, Tensor]:
         with self._precision():
             of_fake, of_real = self.discriminators(fake), self.discriminators(real)
         of_real, of_fake = ([[m.float() for m in maps] for maps in side] for side in (of_real, of_fake))
         pairs = [(r, f) for rs, fs in zip(of_real, of_fake, strict=True) for r, f in zip(rs, fs, strict=True)]
         distance = torch.stack([F.l1_loss(f, r) for r, f in pairs]).sum()
-        return {"adv": least_squares_fool(of_fake), "fm": distance}
+        return {"adv": generator_least_squares(of_fake), "fm": distance}
 
 
 def measure_training(name: str, rounds: int) -> dict[str, Any]:
@@ -190,19 +194,21 @@ def measure_training(name: str, rounds: int) -> dict[str, Any]:
         contexts["bfloat16"] = partial(torch.autocast, "cpu", torch.bfloat16)
     trained: dict[str, Vocoder] = {}
     steps = {}
-    for (kind, judge), (precision, context) in product(kinds.items(), contexts.items()):
-        steps[f"{kind}, {precision}"], trained[f"{kind}, {precision}"] = _step(settings_of(name), judge, context)
+    for (kind, adversary_class), (precision, context) in product(kinds.items(), contexts.items()):
+        steps[f"{kind}, {precision}"], trained[f"{kind}, {precision}"] = _step(
+            settings_of(name), adversary_class, context
+        )
     taken = interleaved(steps, rounds)
     plain, ours = (list(trained[f"{kind}, float32"].parameters()) for kind in kinds)
     equal = all(torch.equal(_gradient(p), _gradient(q)) for p, q in zip(plain, ours, strict=True))
     return {"model": name, "seconds": taken, "equal": equal}
 
 
-def _step(settings: VocoderRun, judge: type[Adversary], context: Any) -> tuple[Callable[[], None], Vocoder]:
+def _step(settings: VocoderRun, adversary_class: type[Adversary], context: Any) -> tuple[Callable[[], None], Vocoder]:
     """A step whose generator, and so its gradients, stays as it was made."""
     torch.manual_seed(0)
     generator, mel = Vocoder(settings.vocoder), LogMel(settings.vocoder.mel)
-    adversary = judge(settings.adversary, settings.optimizer, precision=context)
+    adversary = adversary_class(settings.adversary, settings.optimizer, precision=context)
     real = torch.from_numpy(speech(4.0)[0, : 4 * 8192].reshape(4, 1, 8192))
 
     def step() -> None:
@@ -210,8 +216,8 @@ def _step(settings: VocoderRun, judge: type[Adversary], context: Any) -> tuple[C
         with context():
             fake = generator(mel(real)).float()
         adversary.optimizer.zero_grad()
-        adversary.learn(fake, real, settings.optimizer.learning_rate)
-        losses = adversary.judge(fake, real)
+        adversary.train_step(fake, real, settings.optimizer.learning_rate)
+        losses = adversary.generator_loss(fake, real)
         (losses["adv"] + 2 * losses["fm"] + 45 * mel_l1(mel(fake), mel(real))).backward()
 
     return step, generator
@@ -234,8 +240,8 @@ def measure_voicefixer(seconds: float, rounds: int) -> dict[str, Any]:
     pipeline.restore_inmem(sound)
     memory = peak_memory()
     ours = load()
-    given = torch.from_numpy(speech(seconds))[None]
-    work = {"VoiceFixer": lambda: pipeline.restore_inmem(sound), "default": lambda: ours(given)}
+    audio = torch.from_numpy(speech(seconds))[None]
+    work = {"VoiceFixer": lambda: pipeline.restore_inmem(sound), "default": lambda: ours(audio)}
     taken = interleaved(work, rounds)
     return {"factors": {name: each / seconds for name, each in taken.items()}, "memory": memory}
 
@@ -276,8 +282,8 @@ def in_a_process(kind: str, threads: int, **arguments: Any) -> dict[str, Any]:
     command = [sys.executable, __file__, "--child", json.dumps([kind, threads, arguments])]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {"threads": threads} | found
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {"threads": threads} | result
 
 
 def child(kind: str, threads: int, arguments: dict[str, Any]) -> None:
@@ -300,45 +306,45 @@ def machine() -> dict[str, Any]:
     }
 
 
-def survey(options: argparse.Namespace) -> dict[str, Any]:
+def measure_all(options: argparse.Namespace) -> dict[str, Any]:
     """All measures that the options ask for."""
     seconds, rounds = (1.0, 2) if options.quick else (10.0, options.rounds)
     lengths = options.lengths or (QUICK_LENGTHS if options.quick else LENGTHS)
-    found: dict[str, Any] = {"machine": machine(), "speed": [], "lengths": [], "training": []}
+    results: dict[str, Any] = {"machine": machine(), "speed": [], "lengths": [], "training": []}
     for threads in options.threads:
         for name in options.model:
-            found["speed"].append(in_a_process("rate", threads, name=name, seconds=seconds, rounds=rounds))
+            results["speed"].append(in_a_process("rate", threads, name=name, seconds=seconds, rounds=rounds))
         for name in () if options.quick else VOCODERS:
-            found["speed"].append(in_a_process("vocoder", threads, name=name, seconds=seconds, rounds=rounds))
+            results["speed"].append(in_a_process("vocoder", threads, name=name, seconds=seconds, rounds=rounds))
         for name, length in product(options.model, lengths):
             times = rounds if length <= 60 else 1
-            found["lengths"].append(in_a_process("length", threads, name=name, seconds=length, rounds=times))
+            results["lengths"].append(in_a_process("length", threads, name=name, seconds=length, rounds=times))
     for name in options.training:
-        found["training"].append(in_a_process("training", options.threads[0], name=name, rounds=min(rounds, 3)))
+        results["training"].append(in_a_process("training", options.threads[0], name=name, rounds=min(rounds, 3)))
     if options.quality:
-        found["quality"] = [in_a_process("quality", options.threads[0], name=name) for name in options.model]
+        results["quality"] = [in_a_process("quality", options.threads[0], name=name) for name in options.model]
     if options.voicefixer:
         times = 1 if options.quick else 2
-        found["voicefixer"] = in_a_process("voicefixer", options.threads[0], seconds=seconds, rounds=times)
-    return found
+        results["voicefixer"] = in_a_process("voicefixer", options.threads[0], seconds=seconds, rounds=times)
+    return results
 
 
-def markdown(found: Mapping[str, Any]) -> str:
-    """The tables of a survey."""
-    words = {**found["machine"], "bfloat16": "yes" if found["machine"]["bfloat16"] else "no"}
+def markdown(results: Mapping[str, Any]) -> str:
+    """The tables of all that was measured."""
+    words = {**results["machine"], "bfloat16": "yes" if results["machine"]["bfloat16"] else "no"}
     text = "{cpu}, {cores} cores, {vectors}, bfloat16 instructions: {bfloat16}; torch {torch}, {system}\n".format(
         **words
     )
     text += "\n" + _table(
         ("model", "threads", "GMAC/s", "real-time factor", "matrix products, GFLOP/s", "time over 2 MACs at that rate"),
-        [_speed_row(row) for row in found["speed"]],
+        [_speed_row(row) for row in results["speed"]],
     )
-    names = [name for name in found["speed"][0]["factors"] if name not in ("float32", "bfloat16")]
+    names = [name for name in results["speed"][0]["factors"] if name not in ("float32", "bfloat16")]
     text += "\n" + _table(
         ("model, real-time factor of", "threads", *names),
         [
             (row["model"], row["threads"], *(f"{row['factors'][name]:.4f}" for name in names))
-            for row in found["speed"]
+            for row in results["speed"]
             if len(row["factors"]) > 2
         ],
     )
@@ -346,17 +352,20 @@ def markdown(found: Mapping[str, Any]) -> str:
         ("model", "threads", "seconds of sound", "real-time factor", "memory, MB"),
         [
             (r["model"], r["threads"], f"{r['seconds']:g}", f"{r['factor']:.4f}", f"{r['memory']:.0f}")
-            for r in found["lengths"]
+            for r in results["lengths"]
         ],
     )
-    for row in found["training"]:
+    for row in results["training"]:
         plain = row["seconds"]["plain, float32"]
-        text += f"\nA training step with {row['model']}'s vocoder and judges, batch 4 of 8192 samples:\n\n" + _table(
-            ("step", "seconds", "times faster than plain float32"),
-            [(name, f"{seconds:.2f}", f"{plain / seconds:.2f}") for name, seconds in row["seconds"].items()],
+        text += (
+            f"\nA training step with {row['model']}'s vocoder and discriminators, batch 4 of 8192 samples:\n\n"
+            + _table(
+                ("step", "seconds", "times faster than plain float32"),
+                [(name, f"{seconds:.2f}", f"{plain / seconds:.2f}") for name, seconds in row["seconds"].items()],
+            )
         )
         text += f"\nThe generator's gradients are {'equal bit by bit' if row['equal'] else 'NOT equal'}.\n"
-    if found.get("quality"):
+    if results.get("quality"):
         text += "\nbfloat16 against float32, the restored sample:\n\n" + _table(
             ("model", "SNR, dB", "PESQ-WB", "STOI", "ESTOI", "LSD", "mel L1"),
             [
@@ -365,11 +374,11 @@ def markdown(found: Mapping[str, Any]) -> str:
                     f"{r['snr']:.1f}",
                     *(f"{r[name]:.3f}" for name in ("pesq", "stoi", "estoi", "lsd", "mel_l1")),
                 )
-                for r in found["quality"]
+                for r in results["quality"]
             ],
         )
-    if "voicefixer" in found:
-        peer = found["voicefixer"]
+    if "voicefixer" in results:
+        peer = results["voicefixer"]
         text += (
             f"\nVoiceFixer's whole pipeline (44.1 kHz, random weights, {peer['memory']:.0f} MB) and ours:\n\n"
             + _table(
@@ -393,9 +402,9 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "".join(f"| {' | '.join(str(cell) for cell in line)} |\n" for line in lines)
 
 
-def charts(found: Mapping[str, Any]) -> list[plots.Chart]:
+def charts(results: Mapping[str, Any]) -> list[plots.Chart]:
     lines: dict[str, dict[str, list[tuple[float, float]]]] = {"factor": {}, "memory": {}}
-    for row, kind in product(found["lengths"], lines):
+    for row, kind in product(results["lengths"], lines):
         name = f"{row['model']}, {row['threads']} thread{'s' if row['threads'] > 1 else ''}"
         lines[kind].setdefault(name, []).append((row["seconds"], row[kind]))
     across = "seconds of sound"
@@ -427,14 +436,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.child:
         return child(*json.loads(options.child))
-    found = survey(options)
-    text = markdown(found)
+    results = measure_all(options)
+    text = markdown(results)
     print(text)
     if options.out:
         make_folder(options.out)
         write_text(options.out / "speed.md", text)
-        write_json(options.out / "speed.json", found)
-        plots.draw_charts(options.out / "speed.png", charts(found), overwrite=True)
+        write_json(options.out / "speed.json", results)
+        plots.draw_charts(options.out / "speed.png", charts(results), overwrite=True)
 
 
 if __name__ == "__main__":

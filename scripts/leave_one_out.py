@@ -32,7 +32,14 @@ def speaker_out(speaker: str, vocoder: Path, options: argparse.Namespace) -> Pat
     if not sensor.exists():
         step("fit-sensor", options.pairs, "--exclude-speaker", speaker, "-o", sensor)
     step(
-        *("train-restorer", "restorer", *options.overlay, "adapt", f"init={options.init}", f"run={folder / 'run'}"),
+        *(
+            "train-restorer",
+            "restorer",
+            *options.overlay,
+            "adapt",
+            f"init_from={options.init}",
+            f"run_dir={folder / 'run'}",
+        ),
         *(f"data.train=[{options.clean},{options.pairs}]", f"data.exclude_speakers=['{speaker}']"),
         *(f"data.valid=[{options.clean}]", f"data.sensors=[{sensor},any,eben]", *options.settings),
         *["--resume"] * (folder / "run" / "config.yaml").exists(),

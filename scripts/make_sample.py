@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from twostage.audio import sound_files
-from twostage.audio.levels import levelled
+from twostage.audio.levels import leveled
 from twostage.data.simulator import PRESETS, seeded, simulate
 from twostage.utils.errors import TwoStageError
 
@@ -40,9 +40,9 @@ def main() -> int:
         speak(TEXT, Path(folder) / "speech.wav")
         speech, rate = sound_files.read(Path(folder) / "speech.wav")
     clean = sound_files.resample(speech[0], rate, SAMPLE_RATE)
-    clean = levelled(clean, SAMPLE_RATE)
+    clean = leveled(clean, SAMPLE_RATE)
     body = simulate(clean, SAMPLE_RATE, PRESETS[options.sensor], seeded(0, "sample"))
-    body = levelled(body, SAMPLE_RATE)
+    body = leveled(body, SAMPLE_RATE)
     for name, sound in ("clean", clean), (options.sensor, body):
         sound_files.write(SAMPLES / f"{name}.flac", sound, SAMPLE_RATE, overwrite=options.overwrite)
     return 0

@@ -18,7 +18,7 @@ SIMULATED=(throat eben)              # what the held-out speech is scored throug
 WEIGHTS=last.safetensors             # not best, which was chosen on the speech that is scored
 
 smoke() { # the same steps, small; a second simulated sensor would be the same step again
-  SETTINGS=(tiny steps=2 save=2 report=2 valid.every=2 valid.items=1)
+  SETTINGS=(tiny steps=2 save_every=2 log_every=2 valid.every=2 valid.items=1)
   SCORES=(--limit 2 --pictures 0)
   SIMULATED=("${SIMULATED[0]}")
 }
@@ -40,7 +40,7 @@ usage() {
 # fail unless it is key=value, of a key that is not the recipe's own
 check_setting() {
   case $1 in
-    run=* | init=* | data.train=* | data.valid=* | data.noise=* | data.sensors=*) fail "$1: is set by the recipe" 2 ;;
+    run_dir=* | init_from=* | data.train=* | data.valid=* | data.noise=* | data.sensors=*) fail "$1: is set by the recipe" 2 ;;
     =* | *[[:space:]]*=*) fail "$1: not key=value" 2 ;;
     *=*) ;;
     *) fail "$1: not key=value" 2 ;;
@@ -76,7 +76,7 @@ told() {
   local word
   for word in "$@"; do
     case $word in
-      threads=* | device=* | report=* | save=*) ;;
+      threads=* | device=* | log_every=* | save_every=*) ;;
       *) printf '%q ' "$word" ;;
     esac
   done
@@ -110,7 +110,7 @@ begun_or_not() {
 train() {
   local name=$1 command=$2
   shift 2
-  step "$name" begun_or_not "$RESULTS/$name" "$command" "$@" "data.valid=[$DATA/dev.csv]" "${SETTINGS[@]}" "run=$RESULTS/$name"
+  step "$name" begun_or_not "$RESULTS/$name" "$command" "$@" "data.valid=[$DATA/dev.csv]" "${SETTINGS[@]}" "run_dir=$RESULTS/$name"
 }
 
 train_all() {
@@ -118,7 +118,7 @@ train_all() {
   train base train-restorer "${RESTORER[@]}" "data.train=[$DATA/train.csv]" "$noise"
   train vocoder train-vocoder "${VOCODER[@]}" "data.train=[$DATA/train.csv]"
   step sensor twostage fit-sensor "$DATA/pairs.csv" -o "$RESULTS/sensor.yaml" --overwrite
-  train restorer train-restorer restorer adapt "${ADAPT[@]}" "init=$BASE" "$noise" \
+  train restorer train-restorer restorer adapt "${ADAPT[@]}" "init_from=$BASE" "$noise" \
     "data.train=[$DATA/train.csv,$DATA/pairs.csv]" "data.sensors=[$RESULTS/sensor.yaml,$SENSORS]"
 }
 

@@ -16,10 +16,10 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from twostage.audio.levels import levelled
+from twostage.audio.levels import leveled
 from twostage.data.manifest import read_manifest
 from twostage.evaluation.metrics import score
-from twostage.evaluation.pairs import Source
+from twostage.evaluation.pairs import PairSource
 from twostage.models import checkpoint
 from twostage.models.features import MelConfig, mel_basis
 from twostage.models.two_stage import TwoStage
@@ -29,14 +29,14 @@ SCORES = ("stoi", "estoi", "pesq")
 PAUSE = 6.0  # natural-log power below the loudest frame
 
 
-def centres(config: MelConfig) -> Tensor:
-    """Centre frequencies of the bands in Hz: (n_mels, 1)."""
+def centers(config: MelConfig) -> Tensor:
+    """Center frequencies of the bands in Hz: (n_mels, 1)."""
     return mel_basis(config, config.sample_rate // 2 + 1).argmax(0)[:, None]
 
 
 def variants(restored: Tensor, clean: Tensor, config: MelConfig) -> Iterator[tuple[str, Tensor]]:
     """Log-mels (1, n_mels, L) with one part put right, by name."""
-    hertz, error = centres(config), clean - restored
+    hertz, error = centers(config), clean - restored
     power = clean.exp().square().sum(1, keepdim=True).log()
     yield "as restored", restored
     for limit in (500, 1000, 2000):
@@ -54,14 +54,14 @@ def variants(restored: Tensor, clean: Tensor, config: MelConfig) -> Iterator[tup
 @torch.inference_mode()
 def scores_of(model: TwoStage, degraded: np.ndarray, clean: np.ndarray) -> dict[str, list[float]]:
     length = min(len(degraded), len(clean)) // model.hop_length * model.hop_length
-    sides = [levelled(side[:length], model.sample_rate) for side in (degraded, clean)]
+    sides = [leveled(side[:length], model.sample_rate) for side in (degraded, clean)]
     sensor, spoken = (torch.from_numpy(np.ascontiguousarray(side))[None, None] for side in sides)
-    heard = model.mel.stft.input_spectra(sensor)
-    restored, found = model.restored(heard), {}
+    input_spectra = model.mel.stft.input_spectra(sensor)
+    restored, scores = model.restored(input_spectra), {}
     for name, mel in variants(restored, model.mel(spoken), model.config.vocoder.mel):
-        made = model.vocoder(mel.float(), heard, sensor)[0, 0].numpy()
-        found[name] = list(score(sides[1], made, SCORES)[0].values())
-    return found
+        generated = model.vocoder(mel.float(), input_spectra, sensor)[0, 0].numpy()
+        scores[name] = list(score(sides[1], generated, SCORES)[0].values())
+    return scores
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder that scripts/leave_one_out.py wrote")
     options = parser.parse_args()
     rows: dict[str, list[list[float]]] = {}
-    source = Source(Path(options.pairs).parent)
+    source = PairSource(Path(options.pairs).parent)
     for entry in read_manifest(options.pairs):
         weights = options.folder / entry.speaker / "run" / "last.safetensors"
         model = checkpoint.load(weights, options.folder / "vocoder.safetensors")

@@ -26,7 +26,7 @@ from twostage.commands.options import models_by_label
 from twostage.data.manifest import read_manifest
 from twostage.data.sensors import load_sensor
 from twostage.evaluation.metrics import SAMPLE_RATE as RATE
-from twostage.evaluation.pairs import Source, select
+from twostage.evaluation.pairs import PairSource, select
 from twostage.evaluation.report import CLEAN
 from twostage.evaluation.systems import estimates, load_systems
 from twostage.utils.errors import ConfigError, DataError, TwoStageError
@@ -36,7 +36,7 @@ PEAK = 0.9  # where the recognizer's input is brought to: 16 bits are all it tak
 
 
 @dataclass(frozen=True)
-class Heard:
+class Transcript:
     """What was recognized in one utterance as one system gives it, and how often that differs from ``reference``."""
 
     utterance: str
@@ -66,8 +66,8 @@ class Recognizer:
         decoder.start_utt()
         decoder.process_raw(samples.astype("<i2").tobytes(), full_utt=True)
         decoder.end_utt()
-        found = decoder.hyp()
-        return words_of(found.hypstr) if found else []
+        hypothesis = decoder.hyp()
+        return words_of(hypothesis.hypstr) if hypothesis else []
 
 
 def words_of(text: str) -> list[str]:
@@ -105,22 +105,22 @@ def read_texts(path: str) -> dict[str, str]:
     return {row["path"]: row["text"] for row in rows}
 
 
-def hear(
+def transcribe(
     sounds: Mapping[str, Audio], name: str, recognizer: Any, reference: Sequence[str] | None = None
-) -> Iterator[Heard]:
+) -> Iterator[Transcript]:
     """What is recognized in each of ``sounds``, the clean speech among them, against the reference or the clean."""
     clean = recognizer(sounds[CLEAN])
     wanted = clean if reference is None else reference
     for system, sound in sounds.items():
         words = clean if system == CLEAN else recognizer(sound)
-        yield Heard(name, system, " ".join(wanted), " ".join(words), word_errors(wanted, words))
+        yield Transcript(name, system, " ".join(wanted), " ".join(words), word_errors(wanted, words))
 
 
-def table(found: Sequence[Heard], draws: int = 2000) -> str:
+def table(transcripts: Sequence[Transcript], draws: int = 2000) -> str:
     """Word error rates, errors by words of the reference, with 95 % bootstrap intervals over utterances."""
     lines = ["| system | utterances | words | WER % |", "| --- | ---: | ---: | ---: |"]
-    for system in dict.fromkeys(row.system for row in found):
-        rows = [row for row in found if row.system == system]
+    for system in dict.fromkeys(row.system for row in transcripts):
+        rows = [row for row in transcripts if row.system == system]
         errors, words = (np.array(v) for v in ([r.errors for r in rows], [len(r.reference.split()) for r in rows]))
         chosen = np.random.default_rng(0).integers(0, len(rows), (draws, len(rows)))
         rates = 100 * errors[chosen].sum(1) / np.maximum(1, words[chosen].sum(1))
@@ -130,11 +130,11 @@ def table(found: Sequence[Heard], draws: int = 2000) -> str:
     return "\n".join(lines)
 
 
-def write(path: Path, found: Sequence[Heard]) -> None:
+def write(path: Path, transcripts: Sequence[Transcript]) -> None:
     with replacing(path, overwrite=True) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["utterance", "system", "errors", "reference", "recognized"])
-        writer.writerows([row.utterance, row.system, row.errors, row.reference, row.words] for row in found)
+        writer.writerows([row.utterance, row.system, row.errors, row.reference, row.words] for row in transcripts)
 
 
 def main() -> None:
@@ -153,23 +153,23 @@ def main() -> None:
         raise ConfigError("--clean and --simulate belong together: the sensor that degrades the clean speech")
     manifest = Path(options.pairs or options.clean)
     texts = read_texts(options.texts) if options.texts else {}
-    source = Source(manifest.absolute().parent, load_sensor(options.simulate) if options.simulate else None)
+    source = PairSource(manifest.absolute().parent, load_sensor(options.simulate) if options.simulate else None)
     entries = select(
         read_manifest(manifest), paired=bool(options.pairs), speakers=options.only_speaker, limit=options.limit
     )
     names = [source.name(entry) for entry in entries]
     if options.texts and (silent := [name for name in names if name not in texts]):
         raise DataError(f"{options.texts}: no text of {silent[0]}")
-    systems, recognizer, found = load_systems(models_by_label(options.model)), Recognizer(), list[Heard]()
+    systems, recognizer, transcripts = load_systems(models_by_label(options.model)), Recognizer(), list[Transcript]()
     for entry, name in tqdm(list(zip(entries, names, strict=True)), unit="file", disable=None):
         degraded, clean = source.read(entry)
         sounds = {**dict(estimates(degraded, clean, systems)), CLEAN: clean}
-        found += hear(sounds, name, recognizer, words_of(texts[name]) if name in texts else None)
-    print(table(found))
+        transcripts += transcribe(sounds, name, recognizer, words_of(texts[name]) if name in texts else None)
+    print(table(transcripts))
     against = "what was said" if texts else "what the recognizer hears in the clean speech"
     print(f"\nErrors by words of the reference, which is {against}; 95 % bootstrap intervals over utterances.")
     if options.out:
-        write(options.out, found)
+        write(options.out, transcripts)
 
 
 if __name__ == "__main__":

@@ -43,8 +43,8 @@ def model() -> TwoStage:
 
 
 def settings(corpus: Path, *more: str) -> FinetuneRun:
-    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run=x", "models=[x]"]
-    return load_config(FinetuneRun, ["finetune", "tiny"], [*given, "steps=3", "threads=1", *more])
+    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x", "models=[x]"]
+    return load_config(FinetuneRun, ["finetune", "tiny"], [*overrides, "steps=3", "threads=1", *more])
 
 
 def refused(train: str, adaptive: str, weights: str) -> bool:
@@ -103,7 +103,7 @@ def test_the_loss_is_balanced_where_the_stage_that_learns_ends(model: TwoStage) 
 
 
 def test_an_adversary_of_log_mels_that_nothing_stands_beside_is_refused(corpus: Path) -> None:
-    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run=x", "weights.mel=0", "weights.adv=1"]
-    given += [f"weights.{name}=0" for name in ("delta", "intelligibility", "ssim", "fm")]
+    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x", "weights.mel=0", "weights.adv=1"]
+    overrides += [f"weights.{name}=0" for name in ("delta", "intelligibility", "ssim", "fm")]
     with pytest.raises(ConfigError, match=r"adversary.adaptive is true, but no other loss"):
-        load_config(RestorerRun, ["restorer", "tiny"], [*given, "adversary.adaptive=true", "threads=1"])
+        load_config(RestorerRun, ["restorer", "tiny"], [*overrides, "adversary.adaptive=true", "threads=1"])

@@ -11,12 +11,12 @@ from twostage.models.vocoder import Vocoder, VocoderConfig
 from twostage.training import losses
 from twostage.training.adversary import Adversary, AdversaryConfig
 from twostage.training.discriminators.audio import DiscriminatorConfig, Discriminators
-from twostage.training.loss_balancer import Balance
+from twostage.training.loss_balancer import LossBalancer
 from twostage.training.optim import OptimizerConfig
 from twostage.training.tasks import Vocoding, VocodingWeights
 from twostage.training.trainer import Training, fit
 
-JUDGES = DiscriminatorConfig(periods=(2,), scales=1, width=0.0625)
+DISCRIMINATORS = DiscriminatorConfig(periods=(2,), scales=1, width=0.0625)
 SPECTRAL = DiscriminatorConfig(periods=(), scales=0, resolutions=(128, 256), width=0.125)
 MELGAN = DiscriminatorConfig(periods=(), scales=0, melgan=2, width=0.125)
 BANDS = DiscriminatorConfig(periods=(), scales=0, bands=3, width=0.125)
@@ -33,7 +33,7 @@ VOCODER = VocoderConfig(
 
 def adversary(**settings) -> Adversary:
     torch.manual_seed(0)
-    return Adversary(AdversaryConfig(JUDGES, **settings), OptimizerConfig())
+    return Adversary(AdversaryConfig(DISCRIMINATORS, **settings), OptimizerConfig())
 
 
 @pytest.fixture
@@ -51,66 +51,68 @@ def moved(before, module) -> bool:
 
 
 @pytest.mark.parametrize(
-    "judges", [JUDGES, SPECTRAL, MELGAN, BANDS], ids=["waveform", "spectrogram", "melgan", "bands"]
+    "discriminators", [DISCRIMINATORS, SPECTRAL, MELGAN, BANDS], ids=["waveform", "spectrogram", "melgan", "bands"]
 )
-def test_it_learns_to_tell_real_from_fake(sound, judges):
+def test_it_learns_to_tell_real_from_fake(sound, discriminators):
     torch.manual_seed(0)
-    judge = Adversary(AdversaryConfig(judges), OptimizerConfig())
-    first = judge.learn(*sound, 2e-3)["disc"]
+    discriminator = Adversary(AdversaryConfig(discriminators), OptimizerConfig())
+    first = discriminator.train_step(*sound, 2e-3)["discriminator_loss"]
     for _ in range(30):
-        last = judge.learn(*sound, 2e-3)["disc"]
+        last = discriminator.train_step(*sound, 2e-3)["discriminator_loss"]
     assert last < 0.6 * first
 
 
 def test_learning_leaves_the_generator_alone_and_judging_the_judges(sound):
-    judge, (fake, real) = adversary(), sound
+    discriminator, (fake, real) = adversary(), sound
     fake = fake.clone().requires_grad_()
-    judge.learn(fake, real, 1e-3)
+    discriminator.train_step(fake, real, 1e-3)
     assert fake.grad is None
-    sum(judge.judge(fake, real).values()).backward()
+    sum(discriminator.generator_loss(fake, real).values()).backward()
     assert fake.grad.abs().sum() > 0
-    assert all(p.grad is None for p in judge.discriminators.parameters())
-    assert all(p.requires_grad for p in judge.discriminators.parameters())  # and ready to learn again
+    assert all(p.grad is None for p in discriminator.discriminators.parameters())
+    assert all(p.requires_grad for p in discriminator.discriminators.parameters())  # and ready to learn again
 
 
 def test_freezing_leaves_the_generators_gradient_bit_equal(sound):
-    judge, (fake, real) = adversary(), sound
-    judge.discriminators.eval()  # no power iteration between the two ways
+    discriminator, (fake, real) = adversary(), sound
+    discriminator.discriminators.eval()  # no power iteration between the two ways
     frozen, plain = fake.clone().requires_grad_(), fake.clone().requires_grad_()
-    sum(judge.judge(frozen, real).values()).backward()
-    of_real, of_fake = judge.discriminators(real), judge.discriminators(plain)
-    (losses.least_squares_fool(of_fake) + losses.feature_matching(of_real, of_fake)).backward()
+    sum(discriminator.generator_loss(frozen, real).values()).backward()
+    of_real, of_fake = discriminator.discriminators(real), discriminator.discriminators(plain)
+    (losses.generator_least_squares(of_fake) + losses.feature_matching(of_real, of_fake)).backward()
     assert torch.equal(frozen.grad, plain.grad)
 
 
 def test_feature_matching_is_left_out_where_nobody_asks(sound):
-    assert adversary().judge(*sound, matching=False).keys() == {"adv"}
-    assert adversary().judge(*sound).keys() == {"adv", "fm"}
+    assert adversary().generator_loss(*sound, matching=False).keys() == {"adv"}
+    assert adversary().generator_loss(*sound).keys() == {"adv", "fm"}
 
 
 @pytest.mark.parametrize(
-    ("loss", "separate", "fool"),
+    ("loss", "discriminator_loss", "generator_loss"),
     [
-        ("least_squares", losses.least_squares_real_fake, losses.least_squares_fool),
-        ("hinge", losses.hinge_real_fake, losses.hinge_fool),
-        ("bounded_hinge", losses.hinge_real_fake, losses.bounded_hinge_fool),
+        ("least_squares", losses.discriminator_least_squares, losses.generator_least_squares),
+        ("hinge", losses.discriminator_hinge, losses.generator_hinge),
+        ("bounded_hinge", losses.discriminator_hinge, losses.generator_bounded_hinge),
     ],
 )
-def test_the_loss_is_the_one_that_was_named(sound, loss, separate, fool):
-    judge, (fake, real) = adversary(loss=loss), sound
-    judge.discriminators.eval()
-    of_fake, of_real = judge.discriminators(fake), judge.discriminators(real)
-    torch.testing.assert_close(judge.judge(fake, real)["adv"], fool(of_fake))
-    torch.testing.assert_close(judge.learn(fake, real, 0.0)["disc"], separate(of_real, of_fake).detach())
+def test_the_loss_is_the_one_that_was_named(sound, loss, discriminator_loss, generator_loss):
+    discriminator, (fake, real) = adversary(loss=loss), sound
+    discriminator.discriminators.eval()
+    of_fake, of_real = discriminator.discriminators(fake), discriminator.discriminators(real)
+    torch.testing.assert_close(discriminator.generator_loss(fake, real)["adv"], generator_loss(of_fake))
+    torch.testing.assert_close(
+        discriminator.train_step(fake, real, 0.0)["discriminator_loss"], discriminator_loss(of_real, of_fake).detach()
+    )
 
 
-def test_spectral_normalisation_is_part_of_the_state(sound):
-    one, other = adversary(), Adversary(AdversaryConfig(JUDGES), OptimizerConfig())
-    one.learn(*sound, 1e-3)
+def test_spectral_normalization_is_part_of_the_state(sound):
+    one, other = adversary(), Adversary(AdversaryConfig(DISCRIMINATORS), OptimizerConfig())
+    one.train_step(*sound, 1e-3)
     other.load_state_dict(copy.deepcopy(one.state_dict()))
     assert any(key.endswith("_u") for key in one.state_dict()["discriminators"])
-    for judge in (one, other):
-        judge.learn(*sound, 1e-3)
+    for discriminator in (one, other):
+        discriminator.train_step(*sound, 1e-3)
     assert all(
         torch.equal(a, b)
         for a, b in zip(
@@ -120,10 +122,10 @@ def test_spectral_normalisation_is_part_of_the_state(sound):
 
 
 def run(sound, steps, weights=None, rate=1e-3, **settings):
-    """A training on one batch: whether the judges learnt at each step, what was reported, the training."""
+    """A training on one batch: whether the discriminators learnt at each step, what was reported, the training."""
     weights = weights or VocodingWeights()
     torch.manual_seed(1)
-    training = Training(Vocoder(VOCODER), OptimizerConfig(learning_rate=rate, ema=0), adversary(**settings))
+    training = Training(Vocoder(VOCODER), OptimizerConfig(learning_rate=rate, ema_decay=0), adversary(**settings))
     seen = []
 
     def report(_, progress):
@@ -132,7 +134,7 @@ def run(sound, steps, weights=None, rate=1e-3, **settings):
     last_layer = training.model.conv_post.parametrizations.weight.original1 if settings.get("adaptive") else None
     pairs = iter(lambda: Pair(sound[0], sound[1]), None)
     fit(training, Vocoding(MEL, weights), pairs, weights, steps=steps, report=report, last_layer=last_layer)
-    return ["disc" in values for values in seen], seen, training
+    return ["discriminator_loss" in values for values in seen], seen, training
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,7 @@ def test_the_judges_learn_at_their_turn(sound, settings, learnt):
 
 def test_content_alone_before_the_adversary_joins(sound):
     _, seen, training = run(sound, 3, start=3)
-    assert all(values.keys() == {"loss", "mel", "grad"} for values in seen)
+    assert all(values.keys() == {"loss", "mel", "grad_norm"} for values in seen)
     assert not moved(state(adversary().discriminators), training.adversary.discriminators)
     for values in seen:
         torch.testing.assert_close(values["loss"], 45 * values["mel"])
@@ -168,9 +170,9 @@ def test_the_adaptive_weight_levels_the_gradients_at_the_last_layer(sound):
     _, _, training = run(sound, 0)
     values, layer = seen[0], training.model.conv_post.parametrizations.weight.original1
     output = Vocoding(MEL, weights)(training.model, Pair(*sound))
-    training.adversary.learn(output.fake, output.real, 1e-9)
-    judged = training.adversary.judge(output.fake, output.real)
-    content, adversarial = 0.1 * output.terms["mel"] + 0.1 * judged["fm"], judged["adv"]
+    training.adversary.train_step(output.fake, output.real, 1e-9)
+    generator_losses = training.adversary.generator_loss(output.fake, output.real)
+    content, adversarial = 0.1 * output.terms["mel"] + 0.1 * generator_losses["fm"], generator_losses["adv"]
     lengths = [torch.autograd.grad(loss, layer, retain_graph=True)[0].norm() for loss in (content, adversarial)]
     torch.testing.assert_close(values["adaptive_adv"], lengths[0] / (lengths[1] + 1e-4), rtol=0.02, atol=0)
     assert 1 < values["adaptive_adv"] < 1e4
@@ -181,11 +183,11 @@ def test_each_loss_pulls_at_the_last_layer_alike_and_averaged(sound):
     _, _, training = run(sound, 0)
     layer = training.model.conv_post.parametrizations.weight.original1
     output = Vocoding(MEL, weights)(training.model, Pair(*sound))
-    losses = output.terms | training.adversary.judge(output.fake, output.real)
-    balance = Balance()
+    losses = output.terms | training.adversary.generator_loss(output.fake, output.real)
+    balancer = LossBalancer()
     for scale, length in ((1e3, 1), (3e3, 3 / 1.2)):  # three times as long, of which a tenth counts
         scaled = {name: scale * loss for name, loss in losses.items()}
-        factors = balance.factors(scaled, layer)
+        factors = balancer.factors(scaled, layer)
         for name, loss in scaled.items():
             (gradient,) = torch.autograd.grad(factors[name] * loss, layer, retain_graph=True)
             assert float(gradient.norm()) == pytest.approx(length, rel=0.02), name
@@ -201,20 +203,20 @@ def test_each_loss_is_balanced_in_a_training_and_the_lengths_are_part_of_its_sta
     stored = training.adversary.state_dict()
     other = adversary(adaptive="each")
     other.load_state_dict(stored)
-    assert other.balance.lengths == training.adversary.balance.lengths != {}
+    assert other.balancer.lengths == training.adversary.balancer.lengths != {}
     del stored["lengths"]  # as states were before
     other.load_state_dict(stored)
-    assert other.balance.lengths == {}
+    assert other.balancer.lengths == {}
 
 
 def test_no_balance_is_kept_of_what_is_not_balanced(sound):
     for adaptive in (False, True):
-        assert run(sound, 1, adaptive=adaptive)[2].adversary.balance.lengths == {}
+        assert run(sound, 1, adaptive=adaptive)[2].adversary.balancer.lengths == {}
 
 
 @pytest.mark.parametrize("width", [0.0625, 0.25, 1.0])
 def test_width_scales_the_channels(width):
     with torch.device("meta"):
-        judge = Discriminators(DiscriminatorConfig(width=width))
-    assert judge.mpd.discriminators[0].convs[-1].out_channels == 1024 * width
-    assert judge.msd.discriminators[0].convs[-1].out_channels == 1024 * width
+        discriminator = Discriminators(DiscriminatorConfig(width=width))
+    assert discriminator.mpd.discriminators[0].convs[-1].out_channels == 1024 * width
+    assert discriminator.msd.discriminators[0].convs[-1].out_channels == 1024 * width

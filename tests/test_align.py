@@ -60,21 +60,21 @@ def room(seconds: float, seed: int = 9) -> np.ndarray:
 @pytest.mark.parametrize("delay", [-200.0, -3.0, 0.0, 0.5, 17.25, 310.0])
 def test_delay_is_found_to_a_fraction_of_a_sample(delay: float) -> None:
     air = np.pad(talk(3 * RATE), 400)
-    found = estimate_timing(shifted(air, delay), air, RATE)
-    middle = (found.delay + found.drift * 1e-6 * len(air) / RATE / 2) * RATE
+    actual = estimate_timing(shifted(air, delay), air, RATE)
+    middle = (actual.delay + actual.drift * 1e-6 * len(air) / RATE / 2) * RATE
     assert middle == pytest.approx(delay, abs=0.1)
-    assert found.peak > 0.95
+    assert actual.peak > 0.95
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_delay_survives_the_body(preset: str) -> None:
     air = talk(4 * RATE)
     bone = simulate(air, RATE, PRESETS[preset], np.random.default_rng(0))
-    found = align_pair(np.pad(bone, (41, 0)), air, RATE, AlignConfig())
-    assert not found.problem
-    assert found.delay * RATE == pytest.approx(41, abs=4)
-    assert found.peak > 0.3
-    assert found.drift == 0
+    actual = align_pair(np.pad(bone, (41, 0)), air, RATE, AlignConfig())
+    assert not actual.problem
+    assert actual.delay * RATE == pytest.approx(41, abs=4)
+    assert actual.peak > 0.3
+    assert actual.drift == 0
 
 
 # seconds of delay, ppm of drift, polarity, seconds that one goes on for longer (negative: air)
@@ -96,17 +96,17 @@ def test_two_recorders(delay: float, ppm: float, sign: int, longer: float) -> No
     begin = max(0.0, -delay)
     air_file = np.concatenate([room(begin), air, room(max(0.0, -longer), 3)])
     bone_file = np.concatenate([room(max(0.0, delay), 5), bone, room(max(0.0, longer), 6)])
-    found = align_pair(bone_file, air_file, RATE, AlignConfig())
-    assert not found.problem
-    assert found.inverted == (sign < 0)
-    assert found.drift == pytest.approx(ppm, abs=5)
+    actual = align_pair(bone_file, air_file, RATE, AlignConfig())
+    assert not actual.problem
+    assert actual.inverted == (sign < 0)
+    assert actual.drift == pytest.approx(ppm, abs=5)
     # `begin` seconds of the air file's clock lie before the sound that both have
     ends = [
-        (found.delay + found.drift * 1e-6 * (begin + time) - (delay + ppm * 1e-6 * time)) * RATE for time in (0, 40)
+        (actual.delay + actual.drift * 1e-6 * (begin + time) - (delay + ppm * 1e-6 * time)) * RATE for time in (0, 40)
     ]
     assert ends == pytest.approx([0, 0], abs=3)  # samples
     shared = min(begin + 40 + max(0, -longer), len(bone_file) / RATE - delay)
-    assert found.seconds == pytest.approx(shared - max(0.0, -delay), abs=0.05)
+    assert actual.seconds == pytest.approx(shared - max(0.0, -delay), abs=0.05)
 
 
 def test_a_pair_in_files_comes_out_in_step(tmp_path: Path) -> None:
@@ -135,9 +135,9 @@ def test_different_takes_do_not_match_at_any_offset() -> None:
 def test_what_is_too_little_to_tell_is_no_drift() -> None:
     """Forty ppm over three seconds are two samples."""
     air = talk(3 * RATE)
-    found = align_pair(another_clock(worn(air), 40), air, RATE, AlignConfig())
-    assert found.drift == 0
-    assert found.delay * RATE == pytest.approx(1, abs=2)
+    actual = align_pair(another_clock(worn(air), 40), air, RATE, AlignConfig())
+    assert actual.drift == 0
+    assert actual.delay * RATE == pytest.approx(1, abs=2)
 
 
 def test_silence_has_no_timing(speech: Speech) -> None:
@@ -145,12 +145,12 @@ def test_silence_has_no_timing(speech: Speech) -> None:
 
 
 def test_an_unsure_polarity_is_that_of_the_corpus() -> None:
-    def judged(corpus: str, peak: float, opposite: float) -> tuple[Entry, Verdict]:
+    def verdict(corpus: str, peak: float, opposite: float) -> tuple[Entry, Verdict]:
         entry = Entry("a", "b", "p", 1.0, corpus, inverted=peak < 0)
         return entry, Verdict("b", "p", peak=peak, opposite=opposite, inverted=peak < 0)
 
-    pairs = [judged("x", -0.6, 0.2), judged("x", 0.4, 0.38), judged("y", 0.6, 0.2), judged("y", 0.4, 0.38)]
-    settled = agree_on_polarity([*pairs, judged("z", -0.4, 0.38)])
+    pairs = [verdict("x", -0.6, 0.2), verdict("x", 0.4, 0.38), verdict("y", 0.6, 0.2), verdict("y", 0.4, 0.38)]
+    settled = agree_on_polarity([*pairs, verdict("z", -0.4, 0.38)])
     assert [entry.inverted for entry, _ in settled] == [True, True, False, False, True]
     assert [verdict.inverted for _, verdict in settled] == [True, True, False, False, True]
 

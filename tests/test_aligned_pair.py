@@ -12,7 +12,7 @@ from twostage.data.aligned_pair import Alignment, interpolate, open_pair, read_m
 from twostage.data.manifest import Entry
 from twostage.data.pairs import PairConfig, PairDataset
 from twostage.data.sensor_fit import load_recordings
-from twostage.evaluation.pairs import Source
+from twostage.evaluation.pairs import PairSource
 from twostage.training.validation import examples
 from twostage.utils.errors import AudioError, DataError
 
@@ -34,7 +34,7 @@ def entry(
 
 
 def trained_on(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
-    config = PairConfig(samples=8000, real_share=1.0, joint_jitter_db=0.0, degraded_jitter_db=0.0)
+    config = PairConfig(segment_length=8000, real_fraction=1.0, joint_jitter_db=0.0, degraded_jitter_db=0.0)
     degraded, clean = PairDataset([entry], config).batch(1, 0, 0)
     return degraded[0, 0].numpy(), clean[0, 0].numpy()
 
@@ -45,7 +45,7 @@ def held_out(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
 
 
 def evaluated(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
-    return Source(Path()).read(entry)
+    return PairSource(Path()).read(entry)
 
 
 def fitted_to(entry: Entry) -> tuple[np.ndarray, np.ndarray]:

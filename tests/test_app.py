@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from twostage.app import views, work
-from twostage.app.guard import MOST, POLICY, Guard
 from twostage.app.limits import Limits
-from twostage.app.results import Results
-from twostage.app.service import Service, Wishes
+from twostage.app.results import ResultFolders
+from twostage.app.security import MOST, POLICY, SecurityMiddleware
+from twostage.app.service import RestoreRequest, Service
 from twostage.app.storage import Storage
 from twostage.audio import sound_files
 from twostage.audio.plots import spectrogram
@@ -77,7 +77,7 @@ def test_what_is_restored_is_what_the_command_writes(recordings, tiny, tiny_path
 
 def test_one_bad_file_does_not_stop_the_rest_and_no_folder_is_told(recordings, desk):
     files = [recordings / name for name in ("a/take.wav", "text.wav", "long.wav")]
-    said, shown = desk.restore([*map(str, files)], Wishes("tiny", "cpu"), silent)
+    said, shown = desk.restore([*map(str, files)], RestoreRequest("tiny", "cpu"), silent)
     assert [item["name"] for item in shown["items"]] == ["take.wav"]
     assert "1 restored, 2 failed" in said
     assert "text.wav: not a sound file" in said
@@ -88,7 +88,7 @@ def test_one_bad_file_does_not_stop_the_rest_and_no_folder_is_told(recordings, d
 
 def test_files_of_one_name_are_both_in_the_archive(recordings, desk):
     files = [str(recordings / name) for name in ("a/take.wav", "b/take.wav")]
-    _, shown = desk.restore(files, Wishes("tiny", "cpu", suffix="flac"), silent)
+    _, shown = desk.restore(files, RestoreRequest("tiny", "cpu", suffix="flac"), silent)
     with ZipFile(shown["archive"]) as archive:
         assert archive.namelist() == ["take-restored.flac", "take-restored (2).flac"]
         assert [archive.read(name) for name in archive.namelist()] == [
@@ -97,19 +97,19 @@ def test_files_of_one_name_are_both_in_the_archive(recordings, desk):
 
 
 @pytest.mark.parametrize(
-    ("files", "wishes", "complaint"),
+    ("files", "wanted", "complaint"),
     [
-        ([], Wishes("tiny", "cpu"), "Nothing to work on"),
-        (["a/take.wav"] * 4, Wishes("tiny", "cpu"), "4 files at once are too many; at most 3 are taken here"),
-        (["a/take.wav"], Wishes("other", "cpu"), "other: no such model; there are tiny"),
-        (["a/take.wav"], Wishes("tiny", "tpu"), "device tpu: none of cpu"),
-        (["a/take.wav"], Wishes("tiny", "cpu", level="x"), "level is &#x27;x&#x27;"),
-        (["a/take.wav"], Wishes("tiny", "cpu", keep_low_band=9000), "keep_low_band is 9000"),
-        (["gone.wav"], Wishes("tiny", "cpu"), "gone.wav: no such file"),
+        ([], RestoreRequest("tiny", "cpu"), "Nothing to work on"),
+        (["a/take.wav"] * 4, RestoreRequest("tiny", "cpu"), "4 files at once are too many; at most 3 are taken here"),
+        (["a/take.wav"], RestoreRequest("other", "cpu"), "other: no such model; there are tiny"),
+        (["a/take.wav"], RestoreRequest("tiny", "tpu"), "device tpu: none of cpu"),
+        (["a/take.wav"], RestoreRequest("tiny", "cpu", level="x"), "level is &#x27;x&#x27;"),
+        (["a/take.wav"], RestoreRequest("tiny", "cpu", keep_low_band=9000), "keep_low_band is 9000"),
+        (["gone.wav"], RestoreRequest("tiny", "cpu"), "gone.wav: no such file"),
     ],
 )
-def test_every_mistake_is_a_sentence(recordings, desk, files, wishes, complaint):
-    said, shown = desk.restore([str(recordings / name) for name in files], wishes, silent)
+def test_every_mistake_is_a_sentence(recordings, desk, files, wanted, complaint):
+    said, shown = desk.restore([str(recordings / name) for name in files], wanted, silent)
     assert complaint in said
     assert 'class="ts-bad"' in said
     assert shown is None
@@ -126,16 +126,16 @@ def test_a_sensor_is_simulated_as_the_command_does(tmp_path, speech, desk):
     sound_files.write(tmp_path / "clean" / "say.wav", speech(8000), RATE)
     clean = str(tmp_path / "clean" / "say.wav")
     assert main(["simulate", clean, str(tmp_path / "bone"), "--sensor", "in-ear", "--seed", "3"]) == 0
-    made = work.simulate_one(Path(clean), tmp_path / "app", LIMITS, sensor="in-ear", seed=3)
-    assert made.read_bytes() == (tmp_path / "bone" / "say.wav").read_bytes()
-    said, shown = desk.simulate(clean, "in-ear", 3, Wishes("tiny", "cpu"), silent)
+    output = work.simulate_one(Path(clean), tmp_path / "app", LIMITS, sensor="in-ear", seed=3)
+    assert output.read_bytes() == (tmp_path / "bone" / "say.wav").read_bytes()
+    said, shown = desk.simulate(clean, "in-ear", 3, RestoreRequest("tiny", "cpu"), silent)
     (item,) = shown["items"]
     assert "1 restored" in said
     assert [track["label"] for track in item["tracks"]] == ["clean", "in-ear", "restored"]
     assert item["file"].name.endswith("-say-in-ear-restored.wav")
-    said, shown = desk.simulate(clean, "toe", 0, Wishes("tiny", "cpu"), silent)
+    said, shown = desk.simulate(clean, "toe", 0, RestoreRequest("tiny", "cpu"), silent)
     assert "sensor toe: none of any, eben" in said
-    said, shown = desk.simulate(None, "throat", 0, Wishes("tiny", "cpu"), silent)
+    said, shown = desk.simulate(None, "throat", 0, RestoreRequest("tiny", "cpu"), silent)
     assert "Nothing to work on" in said
 
 
@@ -149,10 +149,10 @@ def test_a_sample_is_handed_out_as_a_copy(desk):
 def test_levels_of_third_octaves():
     noise = np.random.default_rng(0).normal(0, 0.1, (1, 20 * RATE)).astype(np.float32)
     levels = np.array(views.third_octaves(spectrogram([noise], RATE, noise.shape[1])))
-    share = np.array(views.CENTRES) * (2 ** (1 / 6) - 2 ** (-1 / 6)) / (RATE / 2)  # of white noise at -20 dB
+    share = np.array(views.CENTERS) * (2 ** (1 / 6) - 2 ** (-1 / 6)) / (RATE / 2)  # of white noise at -20 dB
     np.testing.assert_allclose(levels, -20 + 10 * np.log10(share), atol=0.5)
     narrow = views.third_octaves(spectrogram([noise[:, : 2 * RATE]], 8000, 2 * RATE))
-    assert [level is None for level in narrow] == [hertz * 2 ** (1 / 6) > 4000 for hertz in views.CENTRES]
+    assert [level is None for level in narrow] == [hertz * 2 ** (1 / 6) > 4000 for hertz in views.CENTERS]
 
 
 def test_where_the_band_came_back():
@@ -197,7 +197,7 @@ def scores(tmp_path):
 
 
 def test_results_are_those_below_the_root_alone(scores):
-    results = Results(scores)
+    results = ResultFolders(scores)
     assert results.names() == ["deep/two", "one"]
     assert results.table("deep/two") == "# deep/two"
     assert [path.name for path in results.pictures("one")] == ["chart.png"]
@@ -205,18 +205,18 @@ def test_results_are_those_below_the_root_alone(scores):
         with pytest.raises(DataError, match="no results of that name"):
             results.table(name)
     with pytest.raises(ConfigError, match="no such folder"):
-        Results(scores / "none")
+        ResultFolders(scores / "none")
 
 
 def test_a_root_that_is_a_link_itself_is_the_users_choice(scores, tmp_path):
     (tmp_path / "alias").symlink_to(scores)
-    assert Results(tmp_path / "alias").names() == ["deep/two", "one"]
+    assert ResultFolders(tmp_path / "alias").names() == ["deep/two", "one"]
 
 
 def test_results_are_shown_with_their_sounds(scores, desk, speech):
     for system in ("clean", "default", "raw_input"):
         sound_files.write(scores / "one" / "sounds" / "say.wav" / f"{system}.flac", speech(4000), RATE)
-    shower = replace(desk, results=Results(scores))
+    shower = replace(desk, results=ResultFolders(scores))
     said, table, pictures, player = shower.show("one")
     assert (said, table) == ("", "# one")
     assert [(picture["name"], picture["file"].read_bytes()) for picture in pictures] == [("chart", b"\x89PNG chart")]
@@ -236,12 +236,12 @@ def test_closing_stops_work_waits_for_it_and_lets_none_begin(recordings, desk):
                 time.sleep(0.01)
         order.append(desc)
 
-    file, wishes = str(recordings / "a/take.wav"), Wishes("tiny", "cpu")
-    said, shown = desk.restore([file, file], wishes, progress)
+    file, request = str(recordings / "a/take.wav"), RestoreRequest("tiny", "cpu")
+    said, shown = desk.restore([file, file], request, progress)
     closer.join(10)
     assert (order, shown) == (["loading tiny", "closed"], None)
     assert "The page is closing" in said
-    assert "The page is closing" in desk.restore([file], wishes, silent)[0]
+    assert "The page is closing" in desk.restore([file], request, silent)[0]
     assert list(desk.home.iterdir()) == []
 
 
@@ -282,7 +282,7 @@ def ask(path, body=b"", kind=b"application/json", method="POST"):
         sent.append(message)
 
     scope = {"type": "http", "method": method, "path": path, "headers": [(b"content-type", kind)]}
-    asyncio.run(Guard(echo)(scope, receive, send))
+    asyncio.run(SecurityMiddleware(echo)(scope, receive, send))
     return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
 
 

@@ -40,11 +40,11 @@ def coded(sound: np.ndarray, dtype: str) -> tuple[np.ndarray, float, float]:
 @pytest.mark.parametrize("dtype", KINDS)
 def test_every_dtype_is_taken_at_its_full_scale_and_given_back(speech: Speech, dtype: str, as_tensor: bool) -> None:
     sound = speech(8000)
-    given, middle, scale = coded(sound, dtype)
-    out: Any = restore(Identity(), torch.from_numpy(given) if as_tensor else given, 16000)
+    inputs, middle, scale = coded(sound, dtype)
+    out: Any = restore(Identity(), torch.from_numpy(inputs) if as_tensor else inputs, 16000)
     assert type(out) is (Tensor if as_tensor else np.ndarray)
     out = np.asarray(out)
-    assert out.dtype == given.dtype
+    assert out.dtype == inputs.dtype
     step = max(2 / scale if scale > 1 else 0.0, 1e-3 if dtype == "float16" else 1e-5)
     assert np.abs((out.astype(np.float64) - middle) / scale - highpass(sound, 16000)).max() < step
 
@@ -58,10 +58,10 @@ def test_integers_stop_at_the_end_of_their_range(dtype: str) -> None:
             return 3 * audio
 
     sound = (0.9 * np.sin(np.arange(8000) * 0.1)).astype(np.float32)
-    given, middle, scale = coded(sound, dtype)
+    inputs, middle, scale = coded(sound, dtype)
     stream = twostage.Stream(Louder(), seconds=0.1)
-    out = np.concatenate([stream.push(given), stream.flush()])
-    assert out.dtype == given.dtype
+    out = np.concatenate([stream.push(inputs), stream.flush()])
+    assert out.dtype == inputs.dtype
     wanted = (3 * highpass(sound, 16000)).clip(-1, 1)
     assert np.abs((out.astype(np.float64) - middle) / scale - wanted).max() < max(5 / scale, 1e-4)
 
@@ -104,11 +104,11 @@ def test_what_is_no_model_and_what_is_no_setting() -> None:
 
 @pytest.mark.parametrize("unit", [1e-4, 1e-20, 1e5])
 def test_floats_may_be_in_any_unit(tiny: TwoStage, speech: Speech, unit: float) -> None:
-    given = speech(8000)
-    out = restore(tiny, given * np.float32(unit), 16000, level="model")
-    assert np.abs(out - restore(tiny, given, 16000, level="model")).max() < 1e-4
-    back = restore(Identity(), given * np.float32(unit), 16000)
-    np.testing.assert_allclose(back / np.float32(unit), restore(Identity(), given, 16000), atol=1e-5)
+    inputs = speech(8000)
+    out = restore(tiny, inputs * np.float32(unit), 16000, level="model")
+    assert np.abs(out - restore(tiny, inputs, 16000, level="model")).max() < 1e-4
+    back = restore(Identity(), inputs * np.float32(unit), 16000)
+    np.testing.assert_allclose(back / np.float32(unit), restore(Identity(), inputs, 16000), atol=1e-5)
 
 
 def test_an_offset_alone_is_silence(tiny: TwoStage) -> None:
@@ -125,19 +125,19 @@ def test_the_mode_of_a_training_changes_nothing_and_stays(speech: Speech) -> Non
         def forward(self, audio: Tensor) -> Tensor:
             return self.drop(audio)
 
-    model, given = Dropping().train(), speech(8000)
-    out = restore(model, given, 16000)
-    assert np.abs(out - highpass(given, 16000)).max() < 1e-5
+    model, inputs = Dropping().train(), speech(8000)
+    out = restore(model, inputs, 16000)
+    assert np.abs(out - highpass(inputs, 16000)).max() < 1e-5
     assert model.drop.training
 
 
 def test_a_stream_takes_what_restore_takes(speech: Speech) -> None:
-    model, given = twostage.load("causal"), speech(16000)
-    whole = np.round(given * 32768).astype(np.int16)
+    model, inputs = twostage.load("causal"), speech(16000)
+    whole = np.round(inputs * 32768).astype(np.int16)
     streams = [twostage.Stream(model) for _ in range(2)]
-    made = [np.concatenate([s.push(x), s.flush()]) for s, x in zip(streams, (whole, whole / 32768), strict=True)]
-    assert made[0].dtype == np.int16
-    np.testing.assert_allclose(made[0] / 32768, made[1], atol=1 / 32768)
+    output = [np.concatenate([s.push(x), s.flush()]) for s, x in zip(streams, (whole, whole / 32768), strict=True)]
+    assert output[0].dtype == np.int16
+    np.testing.assert_allclose(output[0] / 32768, output[1], atol=1 / 32768)
     with pytest.raises(AudioError, match="samples are of dtype complex128"):
         streams[0].push(np.ones(10, complex))
     with pytest.raises(AudioError, match=r"samples have shape \(160, 1\), wanted \(T,\)"):

@@ -17,24 +17,24 @@ def noise(frames: int, channels: int = 1, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("suffix", sound_files.FORMATS)
 @pytest.mark.parametrize("channels", [1, 2])
 def test_every_format_comes_back_with_its_length(tmp_path: Path, suffix: str, channels: int) -> None:
-    given, path = noise(5001, channels), tmp_path / f"a.{suffix}"
-    sound_files.write(path, given, 16000)
+    inputs, path = noise(5001, channels), tmp_path / f"a.{suffix}"
+    sound_files.write(path, inputs, 16000)
     read, rate = sound_files.read(path)
     assert rate == 16000
-    assert read.shape == given.shape
+    assert read.shape == inputs.shape
     if sound_files.FORMATS[suffix][1] not in sound_files.LOSSY:
-        assert np.abs(read - given).max() < 1e-4
+        assert np.abs(read - inputs).max() < 1e-4
 
 
 def test_parts_of_a_file(tmp_path: Path) -> None:
-    given = noise(1000, 2)
-    sound_files.write(tmp_path / "a.wav", given, 8000, subtype="FLOAT")
-    assert np.array_equal(sound_files.read(tmp_path / "a.wav", start=100, frames=50)[0], given[:, 100:150])
-    assert np.array_equal(sound_files.read(tmp_path / "a.wav", start=990)[0], given[:, 990:])
+    inputs = noise(1000, 2)
+    sound_files.write(tmp_path / "a.wav", inputs, 8000, subtype="FLOAT")
+    assert np.array_equal(sound_files.read(tmp_path / "a.wav", start=100, frames=50)[0], inputs[:, 100:150])
+    assert np.array_equal(sound_files.read(tmp_path / "a.wav", start=990)[0], inputs[:, 990:])
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "wanted"),
+    ("name", "inputs", "wanted"),
     [
         ("a.wav", "PCM_24", ("WAV", "PCM_24")),
         ("a.wav", "FLOAT", ("WAV", "FLOAT")),
@@ -46,8 +46,8 @@ def test_parts_of_a_file(tmp_path: Path) -> None:
         ("a.mp3", None, ("MP3", "MPEG_LAYER_III")),
     ],
 )
-def test_coding_keeps_what_the_format_allows(name: str, given: str | None, wanted: tuple[str, str]) -> None:
-    assert sound_files.coding_for(name, given) == wanted
+def test_coding_keeps_what_the_format_allows(name: str, inputs: str | None, wanted: tuple[str, str]) -> None:
+    assert sound_files.coding_for(name, inputs) == wanted
 
 
 @pytest.mark.parametrize(
@@ -143,10 +143,10 @@ class _Full(type(Path())):  # type: ignore[misc]
 @pytest.mark.parametrize("frames", [1, 2, 999, 20001])
 def test_resampling_has_the_exact_length(rates: tuple[int, int], frames: int) -> None:
     wanted = max(1, round(frames * rates[1] / rates[0]))
-    given = noise(frames, 2)
-    whole = sound_files.resample(given, *rates)
+    inputs = noise(frames, 2)
+    whole = sound_files.resample(inputs, *rates)
     assert whole.shape == (2, wanted)
-    blocks = np.array_split(given, 7, axis=1)
+    blocks = np.array_split(inputs, 7, axis=1)
     streamed = np.concatenate(list(sound_files.resampled(blocks, *rates, 2)), axis=1)
     assert np.allclose(streamed, whole, atol=1e-6)
 
@@ -159,9 +159,9 @@ def test_resampling_keeps_a_tone() -> None:
 
 
 def test_match_length() -> None:
-    given = np.arange(6.0).reshape(2, 3)
-    assert sound_files.match_length(given, 2).tolist() == [[0, 1], [3, 4]]
-    assert sound_files.match_length(given, 4).tolist() == [[0, 1, 2, 0], [3, 4, 5, 0]]
+    inputs = np.arange(6.0).reshape(2, 3)
+    assert sound_files.match_length(inputs, 2).tolist() == [[0, 1], [3, 4]]
+    assert sound_files.match_length(inputs, 4).tolist() == [[0, 1, 2, 0], [3, 4, 5, 0]]
 
 
 def test_find(tmp_path: Path) -> None:
@@ -239,10 +239,10 @@ def test_a_folder_that_vanishes_is_named(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_as_the_file_is_opened_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = soundfile.SoundFile
+    original = soundfile.SoundFile
 
     def interrupted(*args: object, **more: object) -> None:
-        honest(*args, **more).close()
+        original(*args, **more).close()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(soundfile, "SoundFile", interrupted)

@@ -11,7 +11,7 @@ from scipy.signal import butter, sosfiltfilt
 from torch import Tensor
 
 from twostage import cli
-from twostage.app.api import wishes_of
+from twostage.app.api import restore_request
 from twostage.app.service import Service
 from twostage.audio import sound_files
 from twostage.audio.bandwidth import FULL_BAND_DB, BandMeter, ClipMeter
@@ -139,9 +139,9 @@ def test_a_file_whose_band_is_there_is_copied_at_its_own_rate(tmp_path: Path, le
     options = Options(level=level, sample_rate="input", if_full_band="copy")
     report = restore_file(Mute(), tmp_path / "a.wav", tmp_path / "b.wav", options)
     copy = sound_files.read(tmp_path / "b.wav")[0][0]
-    given = sound_files.read(tmp_path / "a.wav")[0][0]
-    gain = float(copy @ given / (given @ given))
-    assert np.abs(copy - gain * given).max() < 1e-4  # the line at 14 kHz too
+    inputs = sound_files.read(tmp_path / "a.wav")[0][0]
+    gain = float(copy @ inputs / (inputs @ inputs))
+    assert np.abs(copy - gain * inputs).max() < 1e-4  # the line at 14 kHz too
     assert (abs(gain - 1) < 1e-4) == (level == "input")
     assert report.copied == [1]
     assert report.high_band_db[0] > FULL_BAND_DB
@@ -152,14 +152,14 @@ def test_a_band_that_is_there_can_be_an_error(tmp_path: Path, tiny_path: Path, c
     sound_files.write(tmp_path / "bone.wav", muffled(speech()), RATE)
     with pytest.raises(AudioError, match=r"audio: full-band already \(channel 1\)"):
         restore(Mute(), speech(), RATE, if_full_band="error")
-    given = ["restore", str(tmp_path), "-o", str(tmp_path / "out"), "--model", str(tiny_path)]
+    inputs = ["restore", str(tmp_path), "-o", str(tmp_path / "out"), "--model", str(tiny_path)]
     report = ["--json", str(tmp_path / "report.json")]
-    assert main([*given, *report, "--if-full-band", "error"]) == 1
+    assert main([*inputs, *report, "--if-full-band", "error"]) == 1
     assert "full.wav: full-band already (channel 1)" in capsys.readouterr().err
     files = {Path(file["source"]).name: file for file in json.loads((tmp_path / "report.json").read_text())["files"]}
     assert (files["bone.wav"]["status"], files["full.wav"]["status"]) == ("restored", "failed")
     assert files["bone.wav"]["high_band_db"][0] < FULL_BAND_DB
-    assert main([*given, *report, "--overwrite"]) == 0
+    assert main([*inputs, *report, "--overwrite"]) == 0
     assert "full.wav: full-band already" in capsys.readouterr().err
 
 
@@ -169,11 +169,13 @@ def test_every_way_to_restore_files_takes_the_choice(tmp_path: Path, tiny_path: 
     options = Options(if_full_band="copy")
     wanted = restore_file(load(tiny_path), tmp_path / "full.wav", tmp_path / "wanted.wav", options)
     assert wanted.copied == [1]
-    served = wishes_of({"if_full_band": "copy"}, SimpleNamespace(models=SimpleNamespace(labels=["m"]), devices=["cpu"]))
+    served = restore_request(
+        {"if_full_band": "copy"}, SimpleNamespace(models=SimpleNamespace(labels=["m"]), devices=["cpu"])
+    )
     service = Service(None, None, ["cpu"], None, None)  # type: ignore[arg-type]
     assert service.options(served) == options
-    given = ["restore-corpus", str(tmp_path / "full.csv"), "-o", str(tmp_path / "out"), "--if-full-band", "copy"]
-    assert restoration_options(cli.parse(given)) == options
+    inputs = ["restore-corpus", str(tmp_path / "full.csv"), "-o", str(tmp_path / "out"), "--if-full-band", "copy"]
+    assert restoration_options(cli.parse(inputs)) == options
 
 
 def test_a_wrong_choice_is_named():

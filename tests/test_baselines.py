@@ -27,7 +27,7 @@ from twostage.training.tasks import Enhancing, EnhancingWeights, total
 from twostage.training.trainer import Training, fit
 
 BASELINES = Path(__file__).parent.parent / "configs" / "baselines"
-JUDGES = ["adversary.discriminator.width=0.0625", "adversary.start=1"]
+DISCRIMINATORS = ["adversary.discriminator.width=0.0625", "adversary.start=1"]
 # millions of parameters at full size, and settings that make it small; a new YAML needs a line here
 SYSTEMS: dict[str, tuple[float, list[str]]] = {
     "lowpass": (0.0, []),
@@ -35,7 +35,7 @@ SYSTEMS: dict[str, tuple[float, list[str]]] = {
     "wave-unet": (6.18, ["model.levels=3", "model.channels=8"]),
     "bwe": (
         0.91,
-        ["model.channels=16", "model.stacks=1", "model.layers=3", "adversary.discriminator.scales=1", *JUDGES],
+        ["model.channels=16", "model.stacks=1", "model.layers=3", "adversary.discriminator.scales=1", *DISCRIMINATORS],
     ),
     "bilstm": (4.34, ["model.units=32", "model.layers=1", "model.n_fft=128", "model.hop_length=32"]),
     "dccrn": (3.67, ["model.channels=[8,16]", "model.lstm_units=16", "model.lookahead=2"]),
@@ -44,9 +44,9 @@ SYSTEMS: dict[str, tuple[float, list[str]]] = {
         ["model.n_fft=128", "model.hop_length=32", "model.bands=[5,10,50]", "model.features=8", "model.layers=1"],
     ),
     "dpcrn": (0.805, ["model.channels=[8,16]", "model.strides=[2,2]", "model.blocks=1", "model.units=16"]),
-    "seanet": (8.34, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *JUDGES]),
-    "seanet-fusion": (8.34, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *JUDGES]),
-    "eben": (1.94, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *JUDGES]),
+    "seanet": (8.34, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *DISCRIMINATORS]),
+    "seanet-fusion": (8.34, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *DISCRIMINATORS]),
+    "eben": (1.94, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *DISCRIMINATORS]),
     "two-stage": (
         3.65,
         [
@@ -60,22 +60,24 @@ NAMES = sorted({path.stem for path in BASELINES.glob("*.yaml")} | {"two-stage"})
 FAST = [
     "threads=1",
     "device=cpu",
-    "data.samples=8192",
-    "data.batch=1",
+    "data.segment_length=8192",
+    "data.batch_size=1",
     "data.eq_db=0",
     "data.speed=0",
     "data.gate_db=0",
 ]
-BRIEF = ["save=2", "report=1", "valid.every=2", "valid.items=1", "valid.seconds=0.5"]
+BRIEF = ["save_every=2", "log_every=1", "valid.every=2", "valid.items=1", "valid.seconds=0.5"]
 PLAIN = ["valid.metrics=[mel_l1]", "valid.best=mel_l1", "optimizer.cooldown=0", "optimizer.warmup=0"]
 
 
 def settings(name: str, corpus: Path, run: Path, *more: str, small: bool = True) -> EnhancerRun:
     """Of ``name``'s YAML; two-stage, whose stages train apart, has none as one system."""
     files = FILES.get(name, [name])
-    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={run}"]
+    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={run}"]
     named = ["enhancer=two-stage", "steps=4"] if not files else []
-    return load_config(EnhancerRun, files, [*given, *named, *FAST, *BRIEF, *PLAIN, *(SYSTEMS[name][1] * small), *more])
+    return load_config(
+        EnhancerRun, files, [*overrides, *named, *FAST, *BRIEF, *PLAIN, *(SYSTEMS[name][1] * small), *more]
+    )
 
 
 def built(run: EnhancerRun) -> EnhancerModule:
@@ -129,7 +131,7 @@ def test_one_batch_overfits(name: str, corpus: Path, speech) -> None:
     pair = dulled(speech(4096), inputs(run))
     model.prepare([pair])
     weights, losses = content(run.weights), []
-    training = Training(model, OptimizerConfig(learning_rate=3e-3, clip=5.0))
+    training = Training(model, OptimizerConfig(learning_rate=3e-3, grad_clip=5.0))
     fit(
         training,
         Enhancing(run.mel, weights),
@@ -211,8 +213,8 @@ def test_a_file_is_restored(trained: tuple[str, Path], tmp_path: Path, speech) -
     sound_files.write(tmp_path / "in.wav", sound, 16000)
     weights = str(run / "last.safetensors")
     assert main(["restore", str(tmp_path / "in.wav"), "-o", str(tmp_path / "out"), "--model", weights]) == 0
-    (made,) = (tmp_path / "out").iterdir()
-    restored = sound_files.read(made)[0][0]
+    (output,) = (tmp_path / "out").iterdir()
+    restored = sound_files.read(output)[0][0]
     heard = np.squeeze(sound_files.read(tmp_path / "in.wav")[0])
     np.testing.assert_allclose(restored, restore(checkpoint.load(weights), heard, 16000).reshape(-1), atol=2e-4)
     assert np.abs(restored).max() > 0.01

@@ -36,14 +36,14 @@ def test_the_quick_form_measures_draws_and_writes(
     script.main()
     assert capsys.readouterr().out.strip() == (tmp_path / "speed.md").read_text().strip()
     assert (tmp_path / "speed.png").read_bytes()[:4] == b"\x89PNG"
-    found = json.loads((tmp_path / "speed.json").read_text())
-    row = found["speed"][0]
+    actual = json.loads((tmp_path / "speed.json").read_text())
+    row = actual["speed"][0]
     assert row["gmac"] == pytest.approx(2.93, abs=0.05)
     stages = [row["factors"][name] for name in ("mel", "restorer", "vocoder", "Griffin-Lim")]
     assert min(stages) > 0
-    assert [r["seconds"] for r in found["lengths"]] == [0.5, 1.0]
-    assert min(r["memory"] for r in found["lengths"]) > 100
-    assert found["training"][0]["equal"] is True
+    assert [r["seconds"] for r in actual["lengths"]] == [0.5, 1.0]
+    assert min(r["memory"] for r in actual["lengths"]) > 100
+    assert actual["training"][0]["equal"] is True
 
 
 def test_work_takes_turns_and_gives_medians(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,10 +62,10 @@ def test_the_plain_adversary_judges_alike_and_leaves_gradients_behind(script: Mo
         torch.manual_seed(0)
         adversary = kind(settings.adversary, settings.optimizer)
         fake = torch.full((1, 1, 4096), 0.01, requires_grad=True)
-        judged = adversary.judge(fake, torch.zeros(1, 1, 4096))
-        sum(judged.values()).backward()
+        generator_losses = adversary.generator_loss(fake, torch.zeros(1, 1, 4096))
+        sum(generator_losses.values()).backward()
         learnt = any(p.grad is not None for p in adversary.discriminators.parameters())
-        losses[kind] = judged["adv"].item(), judged["fm"].item(), learnt
+        losses[kind] = generator_losses["adv"].item(), generator_losses["fm"].item(), learnt
     plain, ours = losses[script.PlainAdversary], losses[script.Adversary]
     assert plain[:2] == ours[:2]
     assert (plain[2], ours[2]) == (True, False)

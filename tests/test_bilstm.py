@@ -39,14 +39,14 @@ def test_default_size():
 
 def test_mean_and_deviation_of_both_channels_are_those_of_all_frames():
     model = prepared()
-    for side, found in enumerate((model.bone, model.air)):
+    for side, actual in enumerate((model.bone, model.air)):
         levels = []
         for pair in pairs():
             peak = pair[0].abs().amax((1, 2), keepdim=True)  # the bone's, for both channels
             levels += magnitudes(model.stft.spectrum(pair[side] / peak)).log()
         together = torch.cat(levels, -1)  # (33, L)
         wanted = torch.stack([together.mean(-1), together.std(-1, correction=0)])
-        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(actual, wanted, atol=1e-4, rtol=1e-4)
     assert (model.air - model.bone)[0, 20:].min() > 0.5  # the mean of high bins, which the bone lacks
 
 
@@ -80,9 +80,11 @@ def test_restored_from_a_file_it_is_the_same(tmp_path):
     assert torch.equal(again.air, model.air)
     assert again.air.abs().max() > 1
     assert torch.equal(again(audio), model(audio))  # no convolution, nothing to convert
-    found = twostage.restore(again, audio[0, 0].numpy(), 16000, seconds=0.01, level="model")  # all at once all the same
-    assert found.shape == (1600,)
-    assert np.isfinite(found).all()
+    actual = twostage.restore(
+        again, audio[0, 0].numpy(), 16000, seconds=0.01, level="model"
+    )  # all at once all the same
+    assert actual.shape == (1600,)
+    assert np.isfinite(actual).all()
 
 
 def test_it_reads_backwards_and_does_not_stream():

@@ -56,9 +56,9 @@ def test_bands_see_their_own_bins_alone_and_are_joined_in_order():
     other[:, :, 3:8] += 1
     features = split(x), split(other)
     assert (features[0] != features[1]).any(-1).any(-1)[0].tolist() == [False, True, False, False]
-    made = [estimate(one) for one in features]
-    assert made[0].shape == (2, 4, 33, 5)  # a mask and what is added, both complex
-    changed = (made[0] != made[1]).any(-1).any(1)[0]
+    output = [estimate(one) for one in features]
+    assert output[0].shape == (2, 4, 33, 5)  # a mask and what is added, both complex
+    changed = (output[0] != output[1]).any(-1).any(1)[0]
     assert changed.nonzero().flatten().tolist() == list(range(3, 8))
 
 
@@ -72,9 +72,9 @@ def test_a_band_keeps_its_level_beside_its_shape():
 @pytest.mark.parametrize("output", ["mask", "mapping", "both"])
 def test_what_comes_out_is_a_mask_a_spectrum_or_their_sum(output, monkeypatch):
     model, audio = lively(output=output), torch.randn(2, 1, 320)
-    heard, made = model.stft.spectrum(audio), torch.randn(2, 4 if output == "both" else 2, 33, 20)
-    monkeypatch.setattr(model.estimate, "forward", lambda _: made)
-    one, two = as_complex(made[:, :2]), as_complex(made[:, -2:])
+    heard, produced = model.stft.spectrum(audio), torch.randn(2, 4 if output == "both" else 2, 33, 20)
+    monkeypatch.setattr(model.estimate, "forward", lambda _: produced)
+    one, two = as_complex(produced[:, :2]), as_complex(produced[:, -2:])
     wanted = {"mask": one * heard, "mapping": one, "both": one * heard + two}[output]
     torch.testing.assert_close(model(audio), model.istft(wanted), atol=1e-5, rtol=0)
 
@@ -95,10 +95,10 @@ def test_streaming_equals_offline(output, size):
     audio = np.random.default_rng(0).standard_normal(800).astype(np.float32)
     with twostage.Stream(model, highpassed=True) as stream:
         assert stream.latency == model.latency == 64
-        found = np.concatenate([*(stream.push(audio[i : i + size]) for i in range(0, 800, size)), stream.flush()])
+        actual = np.concatenate([*(stream.push(audio[i : i + size]) for i in range(0, 800, size)), stream.flush()])
     whole = model(torch.from_numpy(audio)[None, None])[0, 0].numpy()
     assert np.abs(whole).max() > 0.01
-    np.testing.assert_allclose(found, whole, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(actual, whole, atol=1e-5, rtol=0)
 
 
 def test_causal_a_sample_waits_for_its_latency_and_no_longer():

@@ -1,4 +1,4 @@
-"""Claims about the WaveNet of HiFi-GAN+: sizes of the published model, exact reach, and that all of it learns."""
+"""Claims about the WaveNet of HiFi-GAN+: its published sizes, its receptive field, and that all of it learns."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def test_depth_does_not_add_up():
     levels = []
     for stacks in (1, 10):
         model, heard = lively(Bwe(BweConfig(channels=32, layers=4, dilation_base=1, stacks=stacks))), []
-        model.layers[-1].register_forward_pre_hook(lambda _, given, heard=heard: heard.append(given[0].std()))
+        model.layers[-1].register_forward_pre_hook(lambda _, inputs, heard=heard: heard.append(inputs[0].std()))
         model(torch.randn(1, 1, 2000, dtype=torch.float64))
         levels.append(float(heard[0]))
     assert 0 < levels[1] < levels[0]

@@ -44,10 +44,10 @@ def test_what_is_no_header_is_empty(text: str, tmp_path: Path) -> None:
 
 
 def test_the_catalog_says_what_the_files_say() -> None:
-    found = {info.name: info for info in catalog()}
-    assert list(found)[:2] == ["default", "causal"]
-    assert found.keys() == {card.parent.name for card in CARDS}
-    default, causal, base = found["default"], found["causal"], found["base"]
+    actual = {info.name: info for info in catalog()}
+    assert list(actual)[:2] == ["default", "causal"]
+    assert actual.keys() == {card.parent.name for card in CARDS}
+    default, causal, base = actual["default"], actual["causal"], actual["base"]
     assert (default.kind, default.sample_rate, default.inputs, default.license) == ("two-stage", 16000, 1, "mit")
     assert default.bytes == sum(file.stat().st_size for file in (ROOT / "checkpoints/default").glob("*.safetensors"))
     assert default.parameters == sum(weight.numel() for weight in twostage.load("default").parameters())
@@ -122,23 +122,23 @@ def test_a_folder_may_hold_onnx_alone(tiny: TwoStage, tmp_path: Path) -> None:
 
 
 def test_settings_are_shown_as_a_training_has_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    overrides = ["data.batch=8", "restorer.mel.fmin=20"]
+    overrides = ["data.batch_size=8", "restorer.mel.fmin=20"]
     assert cli.main(["config", "show", "train-restorer", "restorer", "adapt", *overrides]) == 0
     text = capsys.readouterr().out
     assert text == preview(RestorerRun, ["restorer", "adapt"], overrides)
-    assert text.startswith("run: ???\n")
+    assert text.startswith("run_dir: ???\n")
     (tmp_path / "shown.yaml").write_text(text)
     (tmp_path / "x.csv").touch()
-    given = [*overrides, "run=r", *(f"data.{name}=[{tmp_path / 'x.csv'}]" for name in ("train", "valid"))]
-    assert load_config(RestorerRun, [str(tmp_path / "shown.yaml")], given) == load_config(
-        RestorerRun, ["restorer", "adapt"], given
+    inputs = [*overrides, "run_dir=r", *(f"data.{name}=[{tmp_path / 'x.csv'}]" for name in ("train", "valid"))]
+    assert load_config(RestorerRun, [str(tmp_path / "shown.yaml")], inputs) == load_config(
+        RestorerRun, ["restorer", "adapt"], inputs
     )
 
 
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["restorer", "data.bacth=8"], "data.bacth: no such setting; there are samples"),
+        (["restorer", "data.bacth=8"], "data.bacth: no such setting; there are segment_length"),
         (["restorer", "steps=many"], "steps is 'many', must be of type int"),
         (["restorer", "data=3"], "data: 3 is not a mapping"),
         (["resotrer"], "resotrer: no such file or shipped configuration (adapt, "),
@@ -183,14 +183,14 @@ COMPLETIONS = [
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("completion")
-    found = {}
+    actual = {}
     for shell in ("bash", "zsh", "fish"):
         with pytest.MonkeyPatch.context() as patch:
-            found[shell] = folder / shell
-            with found[shell].open("w") as file:
+            actual[shell] = folder / shell
+            with actual[shell].open("w") as file:
                 patch.setattr("sys.stdout", file)
                 assert cli.main(["completion", shell]) == 0
-    return found
+    return actual
 
 
 @pytest.mark.parametrize(

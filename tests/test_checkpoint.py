@@ -49,7 +49,7 @@ def test_a_stage_comes_back_with_its_settings_and_its_output(tmp_path: Path) -> 
     again = checkpoint.load_stage(tmp_path / "v.safetensors")
     assert again.config == VOCODER
     assert checkpoint.read_header(tmp_path / "v.safetensors").provenance == {"steps": 3, "data": "none"}
-    assert again.state_dict().keys() == model.state_dict().keys()  # with weight normalisation, for training on
+    assert again.state_dict().keys() == model.state_dict().keys()  # with weight normalization, for training on
     torch.testing.assert_close(again(mel), model(mel), atol=1e-6, rtol=0)
 
 
@@ -63,7 +63,7 @@ def test_a_file_of_weights_holds_plain_weights_whether_the_model_was_folded_or_n
 
 @pytest.mark.parametrize("folded_file", [True, False])
 @pytest.mark.parametrize("folded_model", [True, False])
-def test_weights_load_into_folded_and_normalised_models(folded_file: bool, folded_model: bool) -> None:
+def test_weights_load_into_folded_and_normalized_models(folded_file: bool, folded_model: bool) -> None:
     source, target, mel = vocoder(), Vocoder(VOCODER), torch.randn(1, 16, 5)
     wanted = source(mel)
     tensors = (source.fold() if folded_file else source).state_dict()
@@ -246,7 +246,7 @@ def test_a_place_of_both_stages_gives_the_one_that_is_wanted(both: tuple[str, Tw
         torch.testing.assert_close(checkpoint.plain_state(stage), wanted, atol=1e-6, rtol=0)
     torch.manual_seed(2)
     target = Restorer(RESTORER) if kind == "restorer" else Vocoder(VOCODER)
-    checkpoint.initialise(target, both[0])
+    checkpoint.initialize(target, both[0])
     torch.testing.assert_close(checkpoint.plain_state(target), wanted, atol=1e-6, rtol=0)
 
 
@@ -259,7 +259,7 @@ def test_a_model_for_training_is_found_by_its_name(both: tuple[str, TwoStage]) -
 
 def test_a_stage_that_is_not_there_is_named(stages: tuple[Path, Path]) -> None:
     with pytest.raises(CheckpointError, match=r"r\.safetensors: holds a restorer, wanted a vocoder"):
-        checkpoint.initialise(vocoder(), stages[0])
+        checkpoint.initialize(vocoder(), stages[0])
     with pytest.raises(CheckpointError, match=r"holds 2 \.safetensors files, wanted one"):
         checkpoint.load_stage(stages[0].parent)
     stages[1].write_bytes(stages[0].read_bytes())

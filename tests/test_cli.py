@@ -136,12 +136,12 @@ def test_who_asks_twice_gets_the_same_answer(
     command: Callable[[Run], int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Signals while the command says that it was interrupted: who stops a process often signals it twice."""
-    told = print
+    answer = print
 
     def disturbed(*words: object, **how: object) -> None:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
-        told(*words, **how)  # type: ignore[call-overload]
+        answer(*words, **how)  # type: ignore[call-overload]
 
     def run() -> int:
         signal.raise_signal(signal.SIGTERM)

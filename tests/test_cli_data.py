@@ -44,9 +44,9 @@ def test_simulate_keeps_the_tree_and_repeats(clean: Path, tmp_path: Path, capsys
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
         before, after = sound_files.info(clean / name), sound_files.info(tmp_path / "one" / name)
         assert (before.sample_rate, before.channels, before.frames) == (after.sample_rate, after.channels, after.frames)
-    made, rate = sound_files.read(tmp_path / "one/p2/b.flac")
+    output, rate = sound_files.read(tmp_path / "one/p2/b.flac")
     expected = simulate_file(sound_files.read(clean / "p2/b.flac")[0], rate, PRESETS["throat"], 3, "p2/b.flac")
-    np.testing.assert_allclose(made, expected, atol=2**-15)
+    np.testing.assert_allclose(output, expected, atol=2**-15)
     run(simulate, clean, tmp_path / "three", "--seed", 4)
     assert (tmp_path / "one/p2/b.flac").read_bytes() != (tmp_path / "three/p2/b.flac").read_bytes()
 
@@ -200,7 +200,7 @@ def test_fit_sensor_writes_what_the_simulator_reads(
         ["manifest", "scan", "clean", "-o", "x.jsonl", "--report", "file/x.json"],
         ["simulate", "clean", "out", "--manifest", "file/m.jsonl"],
         ["train-restorer", "restorer", "tiny", "data.train=[m.csv]", "data.valid=[m.csv]", "--run", "file/run"],
-        ["train-vocoder", "vocoder", "tiny", "data.train=[m.csv]", "data.valid=[m.csv]", "run=file"],
+        ["train-vocoder", "vocoder", "tiny", "data.train=[m.csv]", "data.valid=[m.csv]", "run_dir=file"],
     ],
 )
 def test_an_output_that_cannot_be_written_is_one_line(

@@ -10,7 +10,7 @@ from twostage.audio import sound_files
 from twostage.cli import main
 from twostage.models import checkpoint
 
-FAST = ["data.samples=2048", "data.batch=2", "threads=1", "save=1", "report=1"]
+FAST = ["data.segment_length=2048", "data.batch_size=2", "threads=1", "save_every=1", "log_every=1"]
 VALID = ["valid.every=2", "valid.items=1", "valid.seconds=0.3", "valid.metrics=[mel_l1]"]
 SMALL = {
     "bsrnn": ["model.n_fft=64", "model.hop_length=16", "model.bands=[3,13,17]", "model.features=4", "model.layers=1"],
@@ -21,11 +21,16 @@ SMALL = {
 @pytest.mark.parametrize("name", SMALL)
 def test_a_recurrent_system_from_training_to_a_recording(name, paired_corpus, speech, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    pairs = [f"data.train=[{paired_corpus}]", f"data.valid=[{paired_corpus}]", "data.real_share=1", "data.sensors=[]"]
-    given = ["train-enhancer", name, *FAST, *VALID, *SMALL[name], *pairs, "valid.best=mel_l1", "--run"]
-    assert main([*given, "whole", "steps=2"]) == 0
-    assert main([*given, "parts", "steps=1"]) == 0
-    assert main([*given, "parts", "steps=2", "--resume"]) == 0
+    pairs = [
+        f"data.train=[{paired_corpus}]",
+        f"data.valid=[{paired_corpus}]",
+        "data.real_fraction=1",
+        "data.sensors=[]",
+    ]
+    inputs = ["train-enhancer", name, *FAST, *VALID, *SMALL[name], *pairs, "valid.best=mel_l1", "--run"]
+    assert main([*inputs, "whole", "steps=2"]) == 0
+    assert main([*inputs, "parts", "steps=1"]) == 0
+    assert main([*inputs, "parts", "steps=2", "--resume"]) == 0
     whole, parts = (checkpoint.load(Path(run, "last.safetensors")).state_dict() for run in ("whole", "parts"))
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
     sound_files.write("in.wav", speech(3000), 16000)

@@ -182,7 +182,7 @@ def test_no_space_is_said_so(
     def full(self: object, block: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(restoration.Spill, "write", full)
+    monkeypatch.setattr(restoration.SpoolFile, "write", full)
     assert run(tiny_path, "in/good.wav", "-o", "out") == 1
     assert "out/good.wav: cannot be written (No space left on device)" in capsys.readouterr().err
     assert listing("out") == []
@@ -196,12 +196,12 @@ def test_ctrl_c_says_what_was_done(
     monkeypatch: pytest.MonkeyPatch,
     kind: signal.Signals,
 ) -> None:
-    honest = restoration.restore_file
+    original = restoration.restore_file
 
-    def interrupted(model: object, source: Path, *rest: object, **more: object) -> restoration.Report:
+    def interrupted(model: object, source: Path, *rest: object, **more: object) -> restoration.RestorationReport:
         if source.name == "one.wav":
             signal.raise_signal(kind)
-        return honest(model, source, *rest, **more)  # type: ignore[arg-type]
+        return original(model, source, *rest, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(restoration, "restore_file", interrupted)
     assert run(tiny_path, "in/good.wav", "in/one.wav", "in/silent.wav", "-o", "out") == 130
@@ -247,19 +247,19 @@ def test_what_another_process_made_meanwhile_is_skipped(
     recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two of them with --skip-existing share the work: before a file's turn, and while it is restored."""
-    honest, measure = restoration.restore_file, restoration.measure
+    original, measure_levels = restoration.restore_file, restoration.measure_levels
 
-    def slow(model: object, source: Path, *rest: object, **more: object) -> restoration.Report:
+    def slow(model: object, source: Path, *rest: object, **more: object) -> restoration.RestorationReport:
         sound_files.write("out/silent.wav", np.full(7, 0.1), 16000, overwrite=True)
-        return honest(model, source, *rest, **more)  # type: ignore[arg-type]
+        return original(model, source, *rest, **more)  # type: ignore[arg-type]
 
-    def late(source: restoration.Source, rate: int, **more: bool) -> restoration.Survey:
+    def late(source: restoration.AudioSource, rate: int, **more: bool) -> restoration.InputLevels:
         if source.name == "in/one.wav":
             sound_files.write("out/one.wav", np.full(7, 0.1), 16000)
-        return measure(source, rate, **more)
+        return measure_levels(source, rate, **more)
 
     monkeypatch.setattr(restoration, "restore_file", slow)
-    monkeypatch.setattr(restoration, "measure", late)
+    monkeypatch.setattr(restoration, "measure_levels", late)
     assert run(tiny_path, "in/good.wav", "in/one.wav", "in/silent.wav", "-o", "out", "--skip-existing") == 0
     out, err = capsys.readouterr()
     assert "1 restored, 2 skipped" in out
@@ -286,14 +286,14 @@ def test_planning_asks_of_each_job_once(recordings: Path, monkeypatch: pytest.Mo
     for number in range(300):
         Path(f"in/sub/{number}.wav").touch()
     compared = 0
-    same = jobs.Job.__eq__
+    same = jobs.RestoreJob.__eq__
 
-    def counted(self: jobs.Job, other: object) -> bool:
+    def counted(self: jobs.RestoreJob, other: object) -> bool:
         nonlocal compared
         compared += 1
         return bool(same(self, other))
 
-    monkeypatch.setattr(jobs.Job, "__eq__", counted)
+    monkeypatch.setattr(jobs.RestoreJob, "__eq__", counted)
     assert len(plan(["in/sub"], "out")) == 301
     assert compared < 301
 
@@ -387,8 +387,8 @@ def test_between_pipes(recordings: Path, tiny_path: Path) -> None:
         "--format",
         "flac",
     ]
-    given = Path("in/good.wav").read_bytes()
-    done = subprocess.run(command, input=given, env=environment, capture_output=True)
+    inputs = Path("in/good.wav").read_bytes()
+    done = subprocess.run(command, input=inputs, env=environment, capture_output=True)
     assert done.returncode == 0
     assert b"standard input -> standard output" in done.stderr
     Path("made").write_bytes(done.stdout)

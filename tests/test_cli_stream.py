@@ -16,7 +16,7 @@ from test_streaming import chain
 
 from twostage import cli
 from twostage.audio import sound_files
-from twostage.inference.realtime import Pcm, Timing, converse, in_hops, pipe
+from twostage.inference.realtime import Pcm, Timing, pipe, rechunk, run_duplex
 from twostage.inference.stream import Stream
 from twostage.models import checkpoint
 from twostage.utils.errors import AudioError
@@ -41,14 +41,14 @@ def through(data: bytes, format: str = "f32") -> bytes:
 
 def test_floats_through_a_pipe_are_the_offline_output() -> None:
     sound = speech(5000)
-    found = np.frombuffer(through(sound.tobytes()), "<f4")
-    np.testing.assert_allclose(found, offline(chain(), sound), atol=1e-5, rtol=0)
+    actual = np.frombuffer(through(sound.tobytes()), "<f4")
+    np.testing.assert_allclose(actual, offline(chain(), sound), atol=1e-5, rtol=0)
 
 
 def test_integers_through_a_pipe_are_too_to_half_a_step() -> None:
     sound = np.round(speech(5000) * 32768).astype("<i2")
-    found = np.frombuffer(through(sound.tobytes(), "s16"), "<i2")
-    np.testing.assert_allclose(found / 32768, offline(chain(), (sound / 32768).astype(np.float32)), atol=6e-5, rtol=0)
+    actual = np.frombuffer(through(sound.tobytes(), "s16"), "<i2")
+    np.testing.assert_allclose(actual / 32768, offline(chain(), (sound / 32768).astype(np.float32)), atol=6e-5, rtol=0)
 
 
 def test_samples_may_be_cut_anywhere_and_clip_at_full_scale() -> None:
@@ -73,7 +73,7 @@ def test_a_sound_file_in_the_pipe_is_no_noise_in_the_loudspeaker(suffix: str, tm
 
 
 def test_hops_are_of_one_length() -> None:
-    blocks = list(in_hops([np.arange(5.0), np.arange(5.0, 6.0), np.arange(6.0, 17.0)], 4))
+    blocks = list(rechunk([np.arange(5.0), np.arange(5.0, 6.0), np.arange(6.0, 17.0)], 4))
     assert [len(block) for block in blocks] == [4, 4, 4, 4, 1]
     assert np.concatenate(blocks).tolist() == list(range(17))
 
@@ -91,13 +91,15 @@ def test_a_file_comes_out_as_it_restores(model: str, tmp_path: Path, capsys: pyt
     sound_files.write(tmp_path / "a.wav", np.stack([sound, -sound]), 16000, subtype="FLOAT")
     command = ["stream", "--model", model, "--file", str(tmp_path / "a.wav"), "--gain", "6"]
     assert cli.main([*command, "-o", str(tmp_path / "b.wav"), "--json", str(tmp_path / "t.json")]) == 0
-    found, rate = sound_files.read(tmp_path / "b.wav")
+    actual, rate = sound_files.read(tmp_path / "b.wav")
     gain = np.float32(10 ** (6 / 20))
-    assert (rate, found.shape) == (16000, (1, 9000))
-    np.testing.assert_allclose(found[0], offline(chain(), sound * gain) / gain, atol=6e-5, rtol=0)  # written as 16 bits
-    told = json.loads((tmp_path / "t.json").read_text())
-    assert (told["hops"], told["latency_ms"], told["hop_ms"], told["gain_db"]) == (36, 48.0, 16.0, 6.0)
-    assert told["median_ms"] <= told["p99_ms"] <= told["worst_ms"]
+    assert (rate, actual.shape) == (16000, (1, 9000))
+    np.testing.assert_allclose(
+        actual[0], offline(chain(), sound * gain) / gain, atol=6e-5, rtol=0
+    )  # written as 16 bits
+    answer = json.loads((tmp_path / "t.json").read_text())
+    assert (answer["hops"], answer["latency_ms"], answer["hop_ms"], answer["gain_db"]) == (36, 48.0, 16.0, 6.0)
+    assert answer["median_ms"] <= answer["p99_ms"] <= answer["worst_ms"]
     assert "latency 48 ms, in hops of 16 ms" in capsys.readouterr().out
 
 
@@ -173,7 +175,7 @@ def test_the_loudspeaker_plays_the_offline_output_after_the_latency(monkeypatch:
     sound, model = speech(256 * 40), chain()
     devices = FakeDevices(sound)
     monkeypatch.setitem(sys.modules, "sounddevice", devices)
-    assert converse(Stream(model), 256, (None, None), seconds=1.0) == 1
+    assert run_duplex(Stream(model), 256, (None, None), seconds=1.0) == 1
     played = np.concatenate(devices.played)
     assert not played[:512].any()
     np.testing.assert_allclose(played[512:], offline(model, sound)[:-512], atol=1e-5, rtol=0)

@@ -15,8 +15,8 @@ import pytest
 from twostage.audio import sound_files
 from twostage.cli import main
 from twostage.corpus import ray_cluster
-from twostage.corpus.corpus import Item, Job, Weights
-from twostage.corpus.ray_cluster import ClusterConfig, Crew
+from twostage.corpus.corpus import CorpusJob, Item, ModelWeights
+from twostage.corpus.ray_cluster import ClusterConfig, ClusterResources
 from twostage.corpus.table import RESTORED, TABLE, Result, decode
 from twostage.utils.errors import ConfigError
 
@@ -44,17 +44,17 @@ def require_ray() -> None:
 
 
 @contextmanager
-def here(config: ClusterConfig) -> Iterator[Crew]:
+def here(config: ClusterConfig) -> Iterator[ClusterResources]:
     """No cluster, but this process."""
-    yield Crew(1, 1, "cpu")
+    yield ClusterResources(1, 1, "cpu")
 
 
 def table() -> dict[str, Result]:
     """The results by the names of the outputs."""
     rows = decode(Path("out", TABLE).read_bytes(), TABLE)
-    found = {row.output: row for row in rows}
-    assert len(found) == len(rows)
-    return found
+    actual = {row.output: row for row in rows}
+    assert len(actual) == len(rows)
+    return actual
 
 
 def outputs() -> set[str]:
@@ -109,11 +109,11 @@ def test_work_that_kills_whoever_does_it_is_given_up_alone(
     manifest: str, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a piece of work that is never done, every file is tried by itself."""
-    weights = Weights.read(str(tiny_path))
-    job = Job("out", weights.digest)
+    weights = ModelWeights.read(str(tiny_path))
+    job = CorpusJob("out", weights.digest)
     sizes = []
 
-    def deadly(items: list[Item], files: int, work: object, crew: Crew) -> Iterator[list[Result]]:
+    def deadly(items: list[Item], files: int, work: object, resources: ClusterResources) -> Iterator[list[Result]]:
         pieces = [items[start : start + files] for start in range(0, len(items), files)]
         sizes.extend(map(len, pieces))
         for piece in pieces:
@@ -122,7 +122,7 @@ def test_work_that_kills_whoever_does_it_is_given_up_alone(
 
     monkeypatch.setattr(ray_cluster, "_map", deadly)
     items = [Item(f"/in/{index}.wav", f"{index}.wav") for index in range(100)]
-    results = [row for rows in ray_cluster.restored(items, job, weights, Crew(2, 1, "cpu")) for row in rows]
+    results = [row for rows in ray_cluster.restored(items, job, weights, ClusterResources(2, 1, "cpu")) for row in rows]
     assert sizes == [3] * 33 + [1] + [1] * 3
     assert sorted(row.path for row in results) == sorted(item.source for item in items)
     (failed,) = [row for row in results if row.status != RESTORED]
@@ -135,7 +135,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     tired = True
 
     def one_by_one(
-        items: list[Item], files: int, work: tuple[type, Job, Weights], crew: Crew
+        items: list[Item], files: int, work: tuple[type, CorpusJob, ModelWeights], resources: ClusterResources
     ) -> Iterator[list[Result]]:
         worker = work[0](*work[1:])
         for count, item in enumerate(items):
@@ -171,7 +171,7 @@ def test_only_the_first_errors_are_shown(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ray_cluster, "cluster", here)
-    monkeypatch.setattr(ray_cluster, "_map", lambda items, files, work, crew: iter([work[0](*work[1:])(items)]))
+    monkeypatch.setattr(ray_cluster, "_map", lambda items, files, work, resources: iter([work[0](*work[1:])(items)]))
     Path("m.csv").write_text("path\n" + "".join(f"{index}.wav\n" for index in range(25)))
     assert main(["restore-corpus", "m.csv", "-o", "out", "--model", str(tiny_path)]) == 1
     err = capsys.readouterr().err.splitlines()

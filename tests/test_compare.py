@@ -12,9 +12,9 @@ from twostage.cli import main
 from twostage.data.manifest import Entry
 from twostage.evaluation import compare, metrics, report
 from twostage.evaluation.costs import Costs
-from twostage.evaluation.pairs import Source
+from twostage.evaluation.pairs import PairSource
 from twostage.evaluation.pictures import show
-from twostage.evaluation.results import ROWS, SUMMARY, Results
+from twostage.evaluation.results import ROWS, SUMMARY, EvaluationResults
 from twostage.evaluation.runner import evaluate
 from twostage.evaluation.systems import System
 from twostage.models.enhancer import EnhancerModule
@@ -46,12 +46,12 @@ def folders(tmp_path_factory, speech):
     sound_files.write(home / "a_bone.wav", clean, RATE)
     entry = Entry(str(home / "a_air.wav"), str(home / "a_bone.wav"), "a", 1.0)
     for name, limit in (("three", 3000.0), ("six", 6000.0)):
-        systems, results = [System(name, Muffled(limit), hears_clean=False)], Results()
-        evaluate([entry], Source(home), systems, results, names=["lsd", "estoi"])
+        systems, results = [System(name, Muffled(limit), hears_clean=False)], EvaluationResults()
+        evaluate([entry], PairSource(home), systems, results, names=["lsd", "estoi"])
         costs = {name: Costs(1000, limit / 1e3, 0.1, "cpu", 1, 0.05)}
         report.write_rows(home / name / ROWS, results.rows)
         report.write_json(home / name / SUMMARY, report.as_json(results.rows, costs, [], {}))
-        show(home / name, [entry], Source(home), systems)
+        show(home / name, [entry], PairSource(home), systems)
     return [home / "three", home / "six"]
 
 
@@ -95,18 +95,20 @@ def test_the_error_of_a_band_is_its_difference_in_level():
 
 def test_what_costs_nothing_or_waits_for_all_has_no_place_on_that_axis(folders):
     row = report.Row("u", "c", "s", 1.0, "free", dict.fromkeys(report.COLUMNS, 0.5))
-    charts = compare.cost_charts(Results([row]), {"free": Costs(5, 0.0, 0.1, "cpu", 1, None)}, "stoi")
+    charts = compare.cost_charts(EvaluationResults([row]), {"free": Costs(5, 0.0, 0.1, "cpu", 1, None)}, "stoi")
     assert [chart.across for chart in charts] == ["million parameters", "real-time factor"]
     assert charts[0].lines == {"free": [(5e-6, 0.5)]}
     cheap = {"free": Costs(5, 0.0, 1e-6, "cpu", 1, None)}  # it hands its input on
-    assert [chart.across for chart in compare.cost_charts(Results([row]), cheap, "stoi")] == ["million parameters"]
+    assert [chart.across for chart in compare.cost_charts(EvaluationResults([row]), cheap, "stoi")] == [
+        "million parameters"
+    ]
 
 
 def test_cost_is_drawn_beside_the_input_and_without_copy_synthesis():
     scores = {"raw input": 0.4, "model": 0.5, "model, copy-synthesis": 0.9}
     rows = [report.Row("u", "c", "s", 1.0, name, dict.fromkeys(report.COLUMNS, s)) for name, s in scores.items()]
     costs = {name: Costs(5, 1.0, 0.1, "cpu", 1, None) for name in list(scores)[1:]}
-    for chart in compare.cost_charts(Results(rows), costs, "estoi"):
+    for chart in compare.cost_charts(EvaluationResults(rows), costs, "estoi"):
         assert list(chart.lines) == ["model"]
         assert chart.levels == {"raw input": 0.4}
 

@@ -14,54 +14,54 @@ from twostage.utils.schema import build
 
 
 @pytest.fixture
-def given(corpus: Path, tmp_path: Path) -> list[str]:
-    return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={tmp_path / 'run'}"]
+def overrides(corpus: Path, tmp_path: Path) -> list[str]:
+    return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}"]
 
 
-def test_files_merge_left_to_right_and_single_settings_win(given: list[str], tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("steps: 1\nseed: 1\noptimizer: {learning_rate: 1e-3, clip: 3}\n")
-    (tmp_path / "b.yaml").write_text("seed: 2\noptimizer: {clip: 4}\nvocoder: {upsample_initial_channel: 32}\n")
+def test_files_merge_left_to_right_and_single_settings_win(overrides: list[str], tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("steps: 1\nseed: 1\noptimizer: {learning_rate: 1e-3, grad_clip: 3}\n")
+    (tmp_path / "b.yaml").write_text("seed: 2\noptimizer: {grad_clip: 4}\nvocoder: {upsample_initial_channel: 32}\n")
     files = [str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")]
-    settings = load_config(VocoderRun, files, [*given, "optimizer.clip=5", "steps=9"])
+    settings = load_config(VocoderRun, files, [*overrides, "optimizer.grad_clip=5", "steps=9"])
     assert (settings.steps, settings.seed, settings.optimizer.learning_rate) == (9, 2, 1e-3)
-    assert settings.optimizer.clip == 5.0
+    assert settings.optimizer.grad_clip == 5.0
     assert settings.vocoder.upsample_initial_channel == 32
 
 
-def test_lists_become_tuples_at_any_depth(given: list[str]) -> None:
-    settings = load_config(VocoderRun, ["vocoder", "hifigan_v3"], given)
+def test_lists_become_tuples_at_any_depth(overrides: list[str]) -> None:
+    settings = load_config(VocoderRun, ["vocoder", "hifigan_v3"], overrides)
     assert settings.vocoder.resblock_dilation_sizes == ((1, 2), (2, 6), (3, 12))
     assert settings.optimizer.betas == (0.8, 0.99)
 
 
-def test_an_overlay_gives_each_training_its_own_sections(given: list[str]) -> None:
-    assert load_config(RestorerRun, ["restorer", "tiny"], given).restorer.channels == (4, 8)
-    assert load_config(VocoderRun, ["vocoder", "tiny"], given).vocoder.upsample_initial_channel == 8
+def test_an_overlay_gives_each_training_its_own_sections(overrides: list[str]) -> None:
+    assert load_config(RestorerRun, ["restorer", "tiny"], overrides).restorer.channels == (4, 8)
+    assert load_config(VocoderRun, ["vocoder", "tiny"], overrides).vocoder.upsample_initial_channel == 8
 
 
-def test_an_adversary_takes_the_judges_of_its_training_alone(given: list[str], tmp_path: Path) -> None:
+def test_an_adversary_takes_the_judges_of_its_training_alone(overrides: list[str], tmp_path: Path) -> None:
     (tmp_path / "both.yaml").write_text(
         "adversary: {loss: hinge, discriminator: {scales: 1}, mel_discriminator: {channels: [4, 8]}}\n"
     )
     restorer, vocoder = (
-        load_config(cls, [name, str(tmp_path / "both.yaml")], given)
+        load_config(cls, [name, str(tmp_path / "both.yaml")], overrides)
         for cls, name in ((RestorerRun, "restorer"), (VocoderRun, "vocoder"))
     )
     assert restorer.adversary == MelAdversaryConfig(MelDiscriminatorConfig((4, 8)), loss="hinge")
     assert vocoder.adversary == AdversaryConfig(DiscriminatorConfig(scales=1, width=0.25), loss="hinge")
     (tmp_path / "mistyped.yaml").write_text("adversary: {discriminators: {scales: 1}}\n")
     with pytest.raises(ConfigError, match=r"adversary\.discriminators: no such setting"):
-        load_config(RestorerRun, ["restorer", str(tmp_path / "mistyped.yaml")], given)
+        load_config(RestorerRun, ["restorer", str(tmp_path / "mistyped.yaml")], overrides)
 
 
-def test_values_in_a_file_may_refer_to_others(given: list[str], tmp_path: Path) -> None:
-    (tmp_path / "refers.yaml").write_text("seed: 7\noptimizer: {clip: '${seed}'}\nadversary: {start: '${seed}'}\n")
-    settings = load_config(VocoderRun, ["vocoder", str(tmp_path / "refers.yaml")], [*given, "seed=9"])
-    assert (settings.optimizer.clip, settings.adversary.start) == (9.0, 9)
+def test_values_in_a_file_may_refer_to_others(overrides: list[str], tmp_path: Path) -> None:
+    (tmp_path / "refers.yaml").write_text("seed: 7\noptimizer: {grad_clip: '${seed}'}\nadversary: {start: '${seed}'}\n")
+    settings = load_config(VocoderRun, ["vocoder", str(tmp_path / "refers.yaml")], [*overrides, "seed=9"])
+    assert (settings.optimizer.grad_clip, settings.adversary.start) == (9.0, 9)
 
 
-def test_settings_survive_yaml(given: list[str], tmp_path: Path) -> None:
-    settings = load_config(VocoderRun, ["vocoder"], given)
+def test_settings_survive_yaml(overrides: list[str], tmp_path: Path) -> None:
+    settings = load_config(VocoderRun, ["vocoder"], overrides)
     (tmp_path / "again.yaml").write_text(to_yaml(settings))
     assert load_config(VocoderRun, [str(tmp_path / "again.yaml")]) == settings
     assert build(VocoderRun, plain(settings)) == settings
@@ -74,12 +74,12 @@ def test_settings_survive_yaml(given: list[str], tmp_path: Path) -> None:
         ("optimiser.clip=1", "optimiser: no such setting"),
         ("vocoder.mel.n_mel=3", "vocoder.mel.n_mel: no such setting"),
         ("steps=many", "steps is 'many', must be of type int"),
-        ("steps=0", "steps, report and save must be at least 1"),
+        ("steps=0", "steps, log_every and save_every must be at least 1"),
         ("steps=1.5", "steps is 1.5, must be of type int"),
         ("adversary.adaptive=1", "adversary.adaptive is 1, must be of type bool"),
         ("adversary.adaptive=both", "adversary.adaptive is 'both', must be true, false or 'each'"),
         ("optimizer.betas=[0.9]", r"optimizer.betas is \[0.9\], must have 2 entries"),
-        ("optimizer.betas=[0.9,1.5]", r"betas and ema must be in \[0, 1\): .*1.5"),
+        ("optimizer.betas=[0.9,1.5]", r"betas and ema_decay must be in \[0, 1\): .*1.5"),
         ("optimizer=3", "optimizer: 3 is not a mapping"),
         ("vocoder.upsample_rates=[8,8,2]", "vocoder.upsample_rates multiply to 128, mel.hop_length is 256"),
         ("vocoder.resblock_dilation_sizes=[[1,a],[1,3]]", r"vocoder.resblock_dilation_sizes\[0\]\[1\] is 'a'"),
@@ -88,23 +88,23 @@ def test_settings_survive_yaml(given: list[str], tmp_path: Path) -> None:
         ("adversary.discriminator.width=0.01", "discriminator.width is 0.01, must be a multiple of 1/16"),
         ("precision=float8", "precision is 'float8', must be float32 or bfloat16"),
         ("device=tpu", "device is 'tpu', must be auto, cpu or cuda"),
-        ("data.samples=1000", "data.samples is 1000, must divide by mel.hop_length, 256"),
+        ("data.segment_length=1000", "data.segment_length is 1000, must divide by mel.hop_length, 256"),
         ("data.sample_rate=8000", "data.sample_rate is 8000, mel.sample_rate 16000"),
         ("data.train=[nosuch.csv]", "data.train: nosuch.csv: no such file"),
         ("data.train=nosuch.csv", "data.train is 'nosuch.csv', must be a list"),
         ("data.train=[]", "data.train is empty, must name a manifest"),
         ("data.noise=nosuch", "data.noise: nosuch: no such folder"),
-        ("data.batch=0", "data.batch is 0, must be at least 1"),
+        ("data.batch_size=0", "data.batch_size is 0, must be at least 1"),
         ("valid.metrics=[pesk]", "valid.metrics: no metric 'pesk'; there are pesq, stoi"),
         ("valid.best=lsd", "valid.best is 'lsd', must be one of valid.metrics"),
-        ("run=", "run is"),
+        ("run_dir=", "run_dir is"),
         ("steps", "steps: no such file or shipped configuration"),
     ],
 )
-def test_what_is_wrong_is_named_in_one_line(given: list[str], setting: str, what: str) -> None:
+def test_what_is_wrong_is_named_in_one_line(overrides: list[str], setting: str, what: str) -> None:
     files = ["vocoder"] if "=" in setting else ["vocoder", setting]
     with pytest.raises(ConfigError, match=what) as caught:
-        load_config(VocoderRun, files, [*given, setting] if "=" in setting else given)
+        load_config(VocoderRun, files, [*overrides, setting] if "=" in setting else overrides)
     assert "\n" not in str(caught.value)
 
 
@@ -120,7 +120,7 @@ def test_an_adversary_stored_before_it_had_more_judges_and_balance_is_the_same(a
         (["valid.metrics=[mel_l1,stoi]"], "valid.metrics: stoi needs sound: set valid.vocoder"),
         (
             ["data.sensors=[]", "data.sensor_weights=[]"],
-            "data.sensors is empty, and data.real_share below 1 needs simulation",
+            "data.sensors is empty, and data.real_fraction below 1 needs simulation",
         ),
         (["restorer.output=magic"], "restorer.output is 'magic', must be 'mask' or 'mapping'"),
         (["weights.stft=1"], "weights.stft: no such setting; there are mel, delta"),
@@ -133,9 +133,9 @@ def test_an_adversary_stored_before_it_had_more_judges_and_balance_is_the_same(a
         (["adversary.mel_discriminator.kernel_size=4"], "mel_discriminator.kernel_size is 4, must be odd"),
     ],
 )
-def test_what_a_restorer_cannot_have(given: list[str], settings: list[str], what: str) -> None:
+def test_what_a_restorer_cannot_have(overrides: list[str], settings: list[str], what: str) -> None:
     with pytest.raises(ConfigError, match=what) as caught:
-        load_config(RestorerRun, ["restorer"], [*given, *settings])
+        load_config(RestorerRun, ["restorer"], [*overrides, *settings])
     assert "\n" not in str(caught.value)
 
 
@@ -145,31 +145,31 @@ def test_what_a_restorer_cannot_have(given: list[str], settings: list[str], what
         ([], "models: missing"),
         (["models=[a]", "train=all"], "train is 'all', must be one of vocoder, restorer, both"),
         (["models=[a]", "weights.restored=1"], "weights.restored is 1.0, but train is vocoder"),
-        (["models=[a]", "init=b"], "init is 'b'; fine-tuning starts from models"),
+        (["models=[a]", "init_from=b"], "init_from is 'b'; fine-tuning starts from models"),
         (["models=[a]", "frames=0"], "frames is 0, must be at least 1"),
     ],
 )
-def test_what_finetuning_cannot_have(given: list[str], settings: list[str], what: str) -> None:
+def test_what_finetuning_cannot_have(overrides: list[str], settings: list[str], what: str) -> None:
     with pytest.raises(ConfigError, match=what):
-        load_config(FinetuneRun, ["finetune"], [*given, *settings])
+        load_config(FinetuneRun, ["finetune"], [*overrides, *settings])
 
 
 @pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2", "\x00"])
-def test_a_file_that_is_no_mapping_is_named(given: list[str], tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_no_mapping_is_named(overrides: list[str], tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"bad\.yaml: not "):
-        load_config(VocoderRun, [str(tmp_path / "bad.yaml")], given)
+        load_config(VocoderRun, [str(tmp_path / "bad.yaml")], overrides)
 
 
-def test_only_where_how_long_and_how_often_may_change(given: list[str]) -> None:
-    before = load_config(VocoderRun, ["vocoder"], given)
-    free = ["run=other", "steps=7", "report=1", "save=3", "threads=1", "valid.every=5", "data.ahead=1"]
-    assert difference(load_config(VocoderRun, ["vocoder"], [*given, *free]), before) == ""
-    changed = load_config(VocoderRun, ["vocoder"], [*given, "vocoder.mel.fmax=7000"])
+def test_only_where_how_long_and_how_often_may_change(overrides: list[str]) -> None:
+    before = load_config(VocoderRun, ["vocoder"], overrides)
+    free = ["run_dir=other", "steps=7", "log_every=1", "save_every=3", "threads=1", "valid.every=5", "data.prefetch=1"]
+    assert difference(load_config(VocoderRun, ["vocoder"], [*overrides, *free]), before) == ""
+    changed = load_config(VocoderRun, ["vocoder"], [*overrides, "vocoder.mel.fmax=7000"])
     assert difference(changed, before) == "vocoder.mel.fmax is 7000.0, was 8000.0"
 
 
-def test_values_in_messages_are_short(given: list[str], tmp_path: Path) -> None:
+def test_values_in_messages_are_short(overrides: list[str], tmp_path: Path) -> None:
     """A bomb of aliases is small in memory, and endless when it is shown."""
     bomb = "&a [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]"
     for name, inner in zip("bcdefghijklmno", "abcdefghijklmn", strict=True):
@@ -180,7 +180,7 @@ def test_values_in_messages_are_short(given: list[str], tmp_path: Path) -> None:
     assert len(str(caught.value)) < 1000
     (tmp_path / "bad.yaml").write_text(f"steps: {[1] * 5_000}\n")
     with pytest.raises(ConfigError, match=r"steps is \[1, 1, 1, 1, 1, 1, \.\.\.\], must be of type int"):
-        load_config(VocoderRun, ["vocoder", str(tmp_path / "bad.yaml")], given)
+        load_config(VocoderRun, ["vocoder", str(tmp_path / "bad.yaml")], overrides)
 
 
 @pytest.mark.parametrize("text", ["cutoff: 1" + "0" * 5000, "cutoff: 2026-02-31", "cutoff: " + "[" * 20_000])

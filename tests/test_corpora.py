@@ -204,23 +204,25 @@ def test_the_split_is_what_the_name_says(path: str, split: str) -> None:
 
 @pytest.mark.parametrize("name", ["vibravox", "taps"])
 def test_shipped_settings_build_and_step(name: str, paired_corpus: Path, corpus: Path, tmp_path: Path) -> None:
-    tiny = load_config(RestorerRun, ["restorer", "tiny"], [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run=x"])
+    tiny = load_config(
+        RestorerRun, ["restorer", "tiny"], [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x"]
+    )
     checkpoint.save(tmp_path / "r.safetensors", Restorer(tiny.restorer), provenance={})
-    data = [f"data.train=[{paired_corpus}]", f"data.valid=[{paired_corpus}]", f"run={tmp_path / 'run'}"]
+    data = [f"data.train=[{paired_corpus}]", f"data.valid=[{paired_corpus}]", f"run_dir={tmp_path / 'run'}"]
     fast = [
         "steps=2",
-        "save=1",
-        "report=1",
+        "save_every=1",
+        "log_every=1",
         "valid.every=2",
-        "data.samples=2048",
+        "data.segment_length=2048",
         "threads=1",
         "valid.metrics=[mel_l1]",
     ]
-    fast += ["data.batch=10", "valid.best=mel_l1", f"init={tmp_path / 'r.safetensors'}", "valid.vocoder=''"]
+    fast += ["data.batch_size=10", "valid.best=mel_l1", f"init_from={tmp_path / 'r.safetensors'}", "valid.vocoder=''"]
     with pytest.raises(ConfigError, match=rf"data\.train: corpora/{name}/train\.jsonl: no such file"):
         load_config(RestorerRun, ["restorer", name], data[2:])
     shipped = load_config(RestorerRun, ["restorer", name], data)
-    assert (shipped.init, shipped.data.real_share, shipped.valid.best) == ("base", 0.9, "estoi")
+    assert (shipped.init, shipped.data.real_fraction, shipped.valid.best) == ("base", 0.9, "estoi")
     recipes.train_restorer(load_config(RestorerRun, ["restorer", name, "tiny"], [*data, *fast]))
     assert checkpoint.read_header(tmp_path / "run" / "last.safetensors").provenance["steps"] == 2
 

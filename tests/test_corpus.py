@@ -17,7 +17,7 @@ import pytest
 from twostage.audio import sound_files
 from twostage.cli import main
 from twostage.corpus import corpus, ray_cluster
-from twostage.corpus.corpus import Item, Job, Weights, Worker, begin, plan, refused, safe_name, sources
+from twostage.corpus.corpus import CorpusJob, Item, ModelWeights, Worker, begin, plan, refused, safe_name, sources
 from twostage.corpus.ray_cluster import ClusterConfig
 from twostage.corpus.storage import Store
 from twostage.corpus.table import PARTS, TABLE, Result, Table, decode, distinct, to_arrow
@@ -43,8 +43,8 @@ def manifest(tmp_path: Path, speech: Speech, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture
-def job(tiny_path: Path) -> Job:
-    return Job("out", Weights.read(str(tiny_path)).digest)
+def job(tiny_path: Path) -> CorpusJob:
+    return CorpusJob("out", ModelWeights.read(str(tiny_path)).digest)
 
 
 def items(manifest: Path, *, done: dict[str, Result] | None = None, suffix: str = "") -> list[Item]:
@@ -87,13 +87,13 @@ def test_names_stay_below_the_folder(source: str, name: str) -> None:
 
 def test_names_do_not_collide() -> None:
     """Neither by another format, nor where letters are the same in both cases, or a letter is written in two ways."""
-    found = ["/c/a.wav", "/c/a.flac", "/c/A.wav", "/c/\u00e9.wav", "/c/e\u0301.wav", "/c/b/../a.wav"]
-    planned = list(plan(found, "/c", {}, suffix="wav"))
-    assert [item.source for item in planned] == found
+    actual = ["/c/a.wav", "/c/a.flac", "/c/A.wav", "/c/\u00e9.wav", "/c/e\u0301.wav", "/c/b/../a.wav"]
+    planned = list(plan(actual, "/c", {}, suffix="wav"))
+    assert [item.source for item in planned] == actual
     assert [item.name.partition("-")[0] for item in planned] == ["a.wav", "a", "A", "\u00e9.wav", "e\u0301", "a"]
-    assert len({corpus._folded(item.name) for item in planned}) == len(found)
+    assert len({corpus._folded(item.name) for item in planned}) == len(actual)
     assert all(item.name.endswith(".wav") for item in planned)
-    assert list(plan(found, "/c", {}, suffix="wav")) == planned  # the same in every run
+    assert list(plan(actual, "/c", {}, suffix="wav")) == planned  # the same in every run
 
 
 def test_what_is_done_keeps_its_name_and_is_left_out() -> None:
@@ -104,16 +104,16 @@ def test_what_is_done_keeps_its_name_and_is_left_out() -> None:
 
 
 def test_formats_that_cannot_be_written_become_wav() -> None:
-    found = ["/c/a.mp3", "/c/b.m4a", "/c/take.2"]
-    assert [item.name for item in plan(found, "/c", {})] == ["a.mp3", "b.wav", "take.2.wav"]
-    assert [item.name for item in plan(found, "/c", {}, suffix="flac")] == ["a.flac", "b.flac", "take.2.flac"]
+    actual = ["/c/a.mp3", "/c/b.m4a", "/c/take.2"]
+    assert [item.name for item in plan(actual, "/c", {})] == ["a.mp3", "b.wav", "take.2.wav"]
+    assert [item.name for item in plan(actual, "/c", {}, suffix="flac")] == ["a.flac", "b.flac", "take.2.flac"]
 
 
 def test_sources_are_relative_to_their_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("m.csv").write_text("path\na.wav\n./a.wav\n/abs/b.wav\ns3://b/c.wav\na.wav\n")
-    found = [f"{tmp_path}/a.wav", "/abs/b.wav", "s3://b/c.wav"]
-    assert sources("m.csv") == (found, str(tmp_path))
+    actual = [f"{tmp_path}/a.wav", "/abs/b.wav", "s3://b/c.wav"]
+    assert sources("m.csv") == (actual, str(tmp_path))
     fsspec.filesystem("memory").pipe_file("/corpus/m.jsonl", b'{"degraded": "d/a.wav"}\n{"path": "/abs/b.wav"}\n')
     assert sources("memory://corpus/m.jsonl") == (
         ["memory://corpus/d/a.wav", "/abs/b.wav"],
@@ -121,7 +121,7 @@ def test_sources_are_relative_to_their_manifest(tmp_path: Path, monkeypatch: pyt
     )
 
 
-def test_files_come_out_as_from_restore(manifest: Path, job: Job, tiny_path: Path) -> None:
+def test_files_come_out_as_from_restore(manifest: Path, job: CorpusJob, tiny_path: Path) -> None:
     """The same bytes, and the same words for what is wrong."""
     assert main(["restore", "in", "-o", "plain", "--model", str(tiny_path), "--device", "cpu", "--json", "r.json"]) == 1
     begin(job)
@@ -145,54 +145,54 @@ def test_files_come_out_as_from_restore(manifest: Path, job: Job, tiny_path: Pat
     assert missing.error == f"{manifest.parent}/missing.wav: no such file"
 
 
-def _restored(job: Job, weights: Path, given: list[Item]) -> list[tuple[Item, Result]]:
-    return list(zip(given, Worker(job, Weights.read(str(weights)))(given), strict=True))
+def _restored(job: CorpusJob, weights: Path, inputs: list[Item]) -> list[tuple[Item, Result]]:
+    return list(zip(inputs, Worker(job, ModelWeights.read(str(weights)))(inputs), strict=True))
 
 
-def test_a_corpus_far_away_comes_out_the_same(manifest: Path, job: Job, tiny_path: Path) -> None:
+def test_a_corpus_far_away_comes_out_the_same(manifest: Path, job: CorpusJob, tiny_path: Path) -> None:
     begin(job)
     near = _restored(job, tiny_path, items(manifest))
     memory, root = fsspec.filesystem("memory"), f"memory:/{manifest.parent}"
     memory.put(str(manifest.parent), str(manifest.parent), recursive=True)
     far = replace(job, dest=f"{root}-out")
     begin(far)
-    found = list(plan(*sources(f"{root}/m.csv"), {}))
-    for (item, ours), (_, other) in zip(_restored(far, tiny_path, found), near, strict=True):
+    actual = list(plan(*sources(f"{root}/m.csv"), {}))
+    for (item, ours), (_, other) in zip(_restored(far, tiny_path, actual), near, strict=True):
         assert (ours.output, ours.status) == (other.output, other.status)
         assert ours.error == other.error.replace(str(manifest.parent), root)
         if ours.status == "restored":
             assert memory.cat_file(f"{manifest.parent}-out/{item.name}") == Path("out", item.name).read_bytes()
-    assert Table(Store(far.dest)).read().keys() == {item.source for item in found}
+    assert Table(Store(far.dest)).read().keys() == {item.source for item in actual}
 
 
-def test_a_later_run_goes_on_with_what_is_not_restored(manifest: Path, job: Job, tiny_path: Path) -> None:
+def test_a_later_run_goes_on_with_what_is_not_restored(manifest: Path, job: CorpusJob, tiny_path: Path) -> None:
     assert begin(job) == {}
-    given = items(manifest)
-    _restored(job, tiny_path, given[:2])
-    _restored(job, tiny_path, given[3:])  # both failed
+    inputs = items(manifest)
+    _restored(job, tiny_path, inputs[:2])
+    _restored(job, tiny_path, inputs[3:])  # both failed
     done = begin(job)
-    assert done.keys() == {item.source for item in given[:2]}
+    assert done.keys() == {item.source for item in inputs[:2]}
     assert [item.name for item in items(manifest, done=done)] == ["silent.wav", "text.wav", "missing.wav"]
     sound_files.write("in/missing.wav", np.full(100, 0.1), 16000)
     _restored(job, tiny_path, items(manifest, done=done))
-    assert begin(job).keys() == {item.source for item in given} - {f"{manifest.parent}/text.wav"}
+    assert begin(job).keys() == {item.source for item in inputs} - {f"{manifest.parent}/text.wav"}
     assert begin(job, overwrite=True) == {}
     assert Table(Store("out")).read() == {}
 
 
-def test_work_that_is_done_twice_is_in_the_table_once(manifest: Path, job: Job, tiny_path: Path) -> None:
+def test_work_that_is_done_twice_is_in_the_table_once(manifest: Path, job: CorpusJob, tiny_path: Path) -> None:
     """A process that dies before its row is written has left an output."""
     begin(job)
-    given = items(manifest)[:2]
-    _restored(job, tiny_path, given)
-    before = {item.name: Path("out", item.name).read_bytes() for item in given}
-    _restored(job, tiny_path, given)  # the same part
-    _restored(job, tiny_path, given[:1])  # another
+    inputs = items(manifest)[:2]
+    _restored(job, tiny_path, inputs)
+    before = {item.name: Path("out", item.name).read_bytes() for item in inputs}
+    _restored(job, tiny_path, inputs)  # the same part
+    _restored(job, tiny_path, inputs[:1])  # another
     assert len(list(Path("out", PARTS).iterdir())) == 2
-    assert Table(Store("out")).fold().keys() == {item.source for item in given}
+    assert Table(Store("out")).fold().keys() == {item.source for item in inputs}
     assert len(decode(Path("out", TABLE).read_bytes(), TABLE)) == 2
     assert list(Path("out", PARTS).iterdir()) == []
-    assert {item.name: Path("out", item.name).read_bytes() for item in given} == before
+    assert {item.name: Path("out", item.name).read_bytes() for item in inputs} == before
 
 
 def test_the_table_keeps_what_was_restored_then_what_came_last() -> None:
@@ -224,7 +224,7 @@ def test_a_damaged_table_is_named(tmp_path: Path) -> None:
         Table(Store(str(tmp_path))).read()
 
 
-def test_a_folder_of_something_else_is_left_alone(manifest: Path, job: Job) -> None:
+def test_a_folder_of_something_else_is_left_alone(manifest: Path, job: CorpusJob) -> None:
     before = sorted(Path("in").iterdir())
     for overwrite in (False, True):
         with pytest.raises(OutputError, match=r"in: holds good.wav and no corpus.json"):
@@ -241,7 +241,7 @@ def test_a_folder_of_something_else_is_left_alone(manifest: Path, job: Job) -> N
         ({"options": Options(if_full_band="copy")}, "out: if_full_band is 'copy', was 'restore'"),
     ],
 )
-def test_a_corpus_is_not_mixed(manifest: Path, job: Job, change: dict[str, Any], message: str) -> None:
+def test_a_corpus_is_not_mixed(manifest: Path, job: CorpusJob, change: dict[str, Any], message: str) -> None:
     begin(job)
     begin(replace(job, options=Options(seconds=5.0, batch=4)))  # the outputs are the same
     with pytest.raises(ConfigError, match=message):
@@ -250,27 +250,27 @@ def test_a_corpus_is_not_mixed(manifest: Path, job: Job, change: dict[str, Any],
     assert begin(replace(job, **change)) == {}
 
 
-def test_sources_among_the_outputs_are_refused(manifest: Path, job: Job) -> None:
+def test_sources_among_the_outputs_are_refused(manifest: Path, job: CorpusJob) -> None:
     begin(job)
-    given = [Item(f"{manifest.parent.parent}/out/x.wav", "x.wav"), Item(str(manifest.parent / "good.wav"), "good.wav")]
-    given.append(Item("nowhere://b/x.wav", "b/x.wav"))
-    errors = {source: result.error for source, result in refused(given, job).items()}
+    inputs = [Item(f"{manifest.parent.parent}/out/x.wav", "x.wav"), Item(str(manifest.parent / "good.wav"), "good.wav")]
+    inputs.append(Item("nowhere://b/x.wav", "b/x.wav"))
+    errors = {source: result.error for source, result in refused(inputs, job).items()}
     assert errors == {
-        given[0].source: f"{given[0].source}: lies in out, which is written to",
-        given[2].source: "nowhere://b/x.wav: Protocol not known: nowhere",
+        inputs[0].source: f"{inputs[0].source}: lies in out, which is written to",
+        inputs[2].source: "nowhere://b/x.wav: Protocol not known: nowhere",
     }
 
 
 def test_weights_travel_as_they_are(tiny_path: Path, tmp_path: Path) -> None:
-    weights = Weights.read(str(tiny_path))
+    weights = ModelWeights.read(str(tiny_path))
     ((name, content),) = weights.files
     (tmp_path / "other.safetensors").write_bytes(content)
-    assert Weights.read(str(tmp_path / "other.safetensors")).digest == weights.digest
-    two = Weights((("a", b"1"), ("b", b"2")))
-    assert two.digest == Weights(two.files[::-1]).digest != weights.digest
+    assert ModelWeights.read(str(tmp_path / "other.safetensors")).digest == weights.digest
+    two = ModelWeights((("a", b"1"), ("b", b"2")))
+    assert two.digest == ModelWeights(two.files[::-1]).digest != weights.digest
     assert name == "tiny.safetensors"
     with pytest.raises(CheckpointError, match="none: no such file"):
-        Weights.read("none")
+        ModelWeights.read("none")
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_impossible_clusters(values: dict[str, Any], message: str) -> None:
 )
 def test_clusters_that_are_too_small(config: ClusterConfig, resources: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        ray_cluster._crew(config, resources)
+        ray_cluster._resources(config, resources)
 
 
 @pytest.mark.parametrize(

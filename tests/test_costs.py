@@ -35,10 +35,10 @@ def test_recurrent_layers_cost_what_they_do_step_by_step(kind):
     layer, x = kind(3, 5, num_layers=2, bidirectional=True, batch_first=True), torch.zeros(2, 4, 3)
     counter = FlopCounterMode(display=False)
     with torch.backends.mkldnn.flags(enabled=False), torch.no_grad(), counter:  # its fused layers would not be seen
-        given = layer(x)[0]
+        inputs = layer(x)[0]
     assert costs.macs(layer, x) == counter.get_total_flops() // 2 > 0
     with costs.Recurrences():
-        assert layer(x)[0].shape == given.shape
+        assert layer(x)[0].shape == inputs.shape
 
 
 def test_hifigan_v1_takes_what_its_sizes_say():
@@ -64,8 +64,8 @@ def test_a_model_costs_the_sum_of_its_stages():
     mel = torch.zeros(1, 80, 124)
     stages = costs.macs(model.restorer, mel) + costs.macs(model.vocoder, mel)
     basis = 80 * 513 * 124
-    found = costs.measure(model, seconds=1, repeats=1)
-    assert found.gmac == pytest.approx((stages + basis) / 1e9 / (124 * 256 / 16000), rel=1e-6)
-    assert found.parameters == costs.parameters(model.restorer) + costs.parameters(model.vocoder)
-    assert 0 < found.real_time_factor < 1
-    assert (found.device, found.threads) == ("cpu", torch.get_num_threads())
+    actual = costs.measure_model(model, seconds=1, repeats=1)
+    assert actual.gmac == pytest.approx((stages + basis) / 1e9 / (124 * 256 / 16000), rel=1e-6)
+    assert actual.parameters == costs.parameters(model.restorer) + costs.parameters(model.vocoder)
+    assert 0 < actual.real_time_factor < 1
+    assert (actual.device, actual.threads) == ("cpu", torch.get_num_threads())

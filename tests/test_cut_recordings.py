@@ -9,7 +9,7 @@ from torch import nn
 
 import twostage
 from twostage.audio import sound_files
-from twostage.audio.levels import levelled
+from twostage.audio.levels import leveled
 from twostage.inference.chunks import enhance
 from twostage.models import checkpoint
 from twostage.models.baselines.bsrnn import Bsrnn, BsrnnConfig
@@ -29,19 +29,19 @@ SYSTEMS: dict[str, Callable[[], nn.Module]] = {
     "bsrnn": lambda: Bsrnn(BsrnnConfig(features=4, layers=1, causal=True)),
     "seanet": lambda: Seanet(SeanetConfig(channels=4, strides=(2, 4), bottleneck=8, causal=True)),
     "eben": lambda: Eben(EbenConfig(channels=4, strides=(2, 4), bottleneck=8, causal=True)),
-    "eben, centred": lambda: Eben(EbenConfig(channels=4, strides=(2, 4), bottleneck=8)),
+    "eben, centered": lambda: Eben(EbenConfig(channels=4, strides=(2, 4), bottleneck=8)),
 }
 
 
 @pytest.fixture(scope="module")
 def recordings() -> list[np.ndarray]:
     """Ten stretches of the sample recording, throat and air, 0.7 s each and cut in a voice."""
-    throat, clean = (levelled(sound_files.read(f"samples/{name}.flac")[0][0], RATE) for name in ("throat", "clean"))
+    throat, clean = (leveled(sound_files.read(f"samples/{name}.flac")[0][0], RATE) for name in ("throat", "clean"))
     starts = (12_800, 20_800, 36_504, 54_126, 85_356)  # each ends where zeros make the shipped model click
     return [side[start : start + 11_200] for side in (throat, clean) for start in starts]
 
 
-def made(model: nn.Module, audio: np.ndarray) -> np.ndarray:
+def output(model: nn.Module, audio: np.ndarray) -> np.ndarray:
     blocks = [after for _, after in enhance(model, [audio[None]], 10.0, [0])]  # type: ignore[arg-type]
     return np.concatenate(blocks, axis=1)[0]
 
@@ -55,7 +55,7 @@ def test_the_shipped_stream_ends_as_quietly_as_it_was(recordings: list[np.ndarra
     model = twostage.load("causal")
     for recording in recordings:
         for cut in (len(recording), len(recording) - 777):
-            last, before = loudness(made(model, recording[:cut]))
+            last, before = loudness(output(model, recording[:cut]))
             assert last < 2 * before
 
 
@@ -64,7 +64,7 @@ def test_zeros_after_a_cut_would_click(recordings: list[np.ndarray]) -> None:
     model = twostage.load("causal")
     audio = torch.from_numpy(recordings[1][: 43 * 256])[None, None]
     with torch.no_grad():
-        clicks = model.late(nn.functional.pad(audio, (0, model.delay)))[0, 0, model.delay :]
+        clicks = model.forward_chunk(nn.functional.pad(audio, (0, model.delay)))[0, 0, model.delay :]
     assert clicks[-LAST:].abs().max() > 2 * clicks[:-LAST].abs().max()
 
 
@@ -73,8 +73,8 @@ def test_no_system_of_the_field_clicks(name: str, recordings: list[np.ndarray]) 
     torch.manual_seed(0)
     model = SYSTEMS[name]().eval().requires_grad_(False)
     for recording in recordings:
-        last, before = loudness(made(model, recording[:9_999]))
-        goes_on, _ = loudness(made(model, recording)[:9_999])  # random weights may make a louder end of a louder end
+        last, before = loudness(output(model, recording[:9_999]))
+        goes_on, _ = loudness(output(model, recording)[:9_999])  # random weights may make a louder end of a louder end
         assert 0 < last < 2 * max(before, goes_on)
 
 

@@ -39,9 +39,9 @@ def test_the_cost_is_that_of_later_papers_counted_without_zeros():
     up = sum(10 * 2 * i * o * b for o, i, b in zip(widths, widths[1:], bands[1:], strict=False))
     lstms = 4 * 4 * 128 * (512 + 3 * 128) + 2 * 128 * 512
     frames = 8 / (8 + 11)  # 11 follow the signal's end, until all of it is out
-    found = gmac_per_second(Dccrn(DccrnConfig()), 0.05) * frames
-    assert found == pytest.approx(160e-9 * (down + up + lstms), rel=1e-6)
-    assert found == pytest.approx(8.54, abs=0.02)
+    actual = gmac_per_second(Dccrn(DccrnConfig()), 0.05) * frames
+    assert actual == pytest.approx(160e-9 * (down + up + lstms), rel=1e-6)
+    assert actual == pytest.approx(8.54, abs=0.02)
     assert 160e-9 * (down + 2 * up + lstms) == pytest.approx(14.4, rel=0.03)
 
 
@@ -51,8 +51,8 @@ def test_a_complex_convolution_is_that_of_complex_numbers():
     x = torch.randn(2, 3, 8, 9, dtype=torch.complex64)
     weight = torch.complex(layer.real.weight, layer.imaginary.weight)
     expected = nn.functional.conv2d(x, weight, padding=1)
-    found = layer(torch.cat([x.real, x.imag], 1))
-    torch.testing.assert_close(torch.complex(*found.chunk(2, 1)), expected)
+    actual = layer(torch.cat([x.real, x.imag], 1))
+    torch.testing.assert_close(torch.complex(*actual.chunk(2, 1)), expected)
 
 
 def test_a_complex_lstm_mixes_four_real_ones():
@@ -69,28 +69,28 @@ def test_a_complex_lstm_mixes_four_real_ones():
     torch.testing.assert_close(layer(torch.cat([real, imaginary], -1)), expected)
 
 
-def test_complex_normalisation_whitens_and_remembers():
+def test_complex_normalization_whitens_and_remembers():
     torch.manual_seed(0)
     norm, x = ComplexNorm(3), torch.randn(4, 6, 20, 30)
     x[:, 3:] = 3 * x[:, 3:] + 2 * x[:, :3] + 1  # imaginary parts lean on the real ones
     for _ in range(200):
-        made = norm(x)
-    real, imaginary = made.movedim(1, 0).flatten(1).chunk(2)
-    torch.testing.assert_close(made.mean((0, 2, 3)), torch.zeros(6), atol=1e-4, rtol=0)
+        output = norm(x)
+    real, imaginary = output.movedim(1, 0).flatten(1).chunk(2)
+    torch.testing.assert_close(output.mean((0, 2, 3)), torch.zeros(6), atol=1e-4, rtol=0)
     torch.testing.assert_close(real.square().mean(1), torch.full((3,), 0.5), atol=1e-3, rtol=0)
     torch.testing.assert_close(imaginary.square().mean(1), torch.full((3,), 0.5), atol=1e-3, rtol=0)
     torch.testing.assert_close((real * imaginary).mean(1), torch.zeros(3), atol=1e-3, rtol=0)
-    torch.testing.assert_close(norm.eval()(x), made, atol=1e-3, rtol=0)
-    torch.testing.assert_close(norm(x[:1, :, :1]), made[:1, :, :1], atol=1e-3, rtol=0)  # nothing of what it is given
+    torch.testing.assert_close(norm.eval()(x), output, atol=1e-3, rtol=0)
+    torch.testing.assert_close(norm(x[:1, :, :1]), output[:1, :, :1], atol=1e-3, rtol=0)  # nothing of what it is given
 
 
 def test_masks_are_the_papers():
     mask, heard = torch.randn(2, 1, 2, 5, 7)
     m, y = (torch.complex(*side.unbind(1)) for side in (mask, heard))
-    made = {name: torch.complex(*mix(mask, heard).unbind(1)) for name, mix in MASKINGS.items()}
-    torch.testing.assert_close(made["C"], m * y)
-    torch.testing.assert_close(made["E"], torch.polar(y.abs() * m.abs().tanh(), y.angle() + m.angle()))
-    torch.testing.assert_close(made["R"], torch.complex(m.real * y.real, m.imag * y.imag))
+    output = {name: torch.complex(*mix(mask, heard).unbind(1)) for name, mix in MASKINGS.items()}
+    torch.testing.assert_close(output["C"], m * y)
+    torch.testing.assert_close(output["E"], torch.polar(y.abs() * m.abs().tanh(), y.angle() + m.angle()))
+    torch.testing.assert_close(output["R"], torch.complex(m.real * y.real, m.imag * y.imag))
 
 
 @pytest.mark.parametrize(
@@ -102,10 +102,10 @@ def test_streaming_equals_offline(settings, size):
     audio = np.random.default_rng(0).standard_normal(3200).astype(np.float32)
     with twostage.Stream(model, highpassed=True) as stream:
         assert stream.latency == model.latency == 64 + 16 * model.config.lookahead
-        found = np.concatenate([*(stream.push(audio[i : i + size]) for i in range(0, 3200, size)), stream.flush()])
+        actual = np.concatenate([*(stream.push(audio[i : i + size]) for i in range(0, 3200, size)), stream.flush()])
     whole = model(torch.from_numpy(audio)[None, None])[0, 0].numpy()
     assert np.abs(whole).max() > 0.01
-    np.testing.assert_allclose(found, whole, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(actual, whole, atol=1e-5, rtol=0)
 
 
 def test_a_sample_waits_for_its_latency_and_no_longer():
@@ -127,9 +127,11 @@ def test_restored_from_a_file_it_is_the_same(tmp_path):
     checkpoint.save(tmp_path / "model.safetensors", model, provenance={})
     again = checkpoint.load(tmp_path / "model.safetensors")
     assert torch.equal(again(audio), model(audio))
-    found = twostage.restore(again, audio[0, 0].numpy(), 16000, seconds=0.01, level="model")  # all at once all the same
-    assert found.shape == (1600,)
-    assert np.isfinite(found).all()
+    actual = twostage.restore(
+        again, audio[0, 0].numpy(), 16000, seconds=0.01, level="model"
+    )  # all at once all the same
+    assert actual.shape == (1600,)
+    assert np.isfinite(actual).all()
 
 
 @pytest.mark.parametrize(

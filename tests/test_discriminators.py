@@ -1,4 +1,4 @@
-"""Claims about the judges: sizes of the papers, any length, logits last, what each hears, settings that cannot be."""
+"""Claims about the discriminators: the papers' sizes, any length, logits last, what each sees, impossible settings."""
 
 import pytest
 import torch
@@ -20,8 +20,11 @@ RESOLUTIONS = (256, 512, 1024)
 
 def test_sizes_of_the_paper():
     with torch.device("meta"):
-        judges = Discriminators(DiscriminatorConfig(resolutions=(512, 1024, 2048)))
-    sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (judges.mpd, judges.msd, judges.mrsd)]
+        discriminators = Discriminators(DiscriminatorConfig(resolutions=(512, 1024, 2048)))
+    sizes = [
+        sum(p.numel() for p in part.parameters()) / 1e6
+        for part in (discriminators.mpd, discriminators.msd, discriminators.mrsd)
+    ]
     assert sizes == pytest.approx([41.1, 29.6, 0.28], rel=0.005)
 
 
@@ -34,19 +37,19 @@ def test_a_judge_a_period_and_a_scale_with_logits_last(length):
 
 
 def test_a_period_sees_columns_a_period_apart():
-    judge = multi_period((3,), 0.0625).eval()
+    discriminator = multi_period((3,), 0.0625).eval()
     audio = torch.randn(1, 1, 300)
     other = audio.clone()
     other[..., 151] += 1
-    first, second = judge(audio)[0][0], judge(other)[0][0]
+    first, second = discriminator(audio)[0][0], discriminator(other)[0][0]
     assert {int(column) for column in (first != second).nonzero()[:, -1]} == {151 % 3}
 
 
 def test_scales_halve_and_the_first_alone_is_spectral():
-    judge = multi_scale(3, 0.0625)
-    lengths = [maps[0].shape[-1] for maps in judge(torch.randn(1, 1, 1024))]
+    discriminator = multi_scale(3, 0.0625)
+    lengths = [maps[0].shape[-1] for maps in discriminator(torch.randn(1, 1, 1024))]
     assert lengths == [1024, 513, 257]
-    assert [any("_u" in key for key in d.state_dict()) for d in judge.discriminators] == [True, False, False]
+    assert [any("_u" in key for key in d.state_dict()) for d in discriminator.discriminators] == [True, False, False]
 
 
 @pytest.mark.parametrize("length", [64, 1000, 1001, 2310])
@@ -74,28 +77,32 @@ def test_spectrograms_are_judged_beside_the_waveform_which_is_judged_as_before()
     assert all(torch.equal(a, b) for x, y in zip(before, after, strict=False) for a, b in zip(x, y, strict=True))
 
 
-def change(judge, one, other):
+def change(discriminator, one, other):
     """How much the maps of two sounds differ, relative to the maps of the first."""
     with torch.no_grad():
-        pairs = [(a, b) for x, y in zip(judge(one), judge(other), strict=True) for a, b in zip(x, y, strict=True)]
+        pairs = [
+            (a, b)
+            for x, y in zip(discriminator(one), discriminator(other), strict=True)
+            for a, b in zip(x, y, strict=True)
+        ]
     return float(sum((a - b).norm() for a, b in pairs) / sum(a.norm() for a, _ in pairs))
 
 
 def test_a_faint_tone_beside_a_loud_one_is_plain_in_the_spectrogram_alone():
     torch.manual_seed(0)
-    judges = Discriminators(DiscriminatorConfig(width=0.25, resolutions=RESOLUTIONS)).eval()
+    discriminators = Discriminators(DiscriminatorConfig(width=0.25, resolutions=RESOLUTIONS)).eval()
     time = torch.arange(8192).reshape(1, 1, -1) / 16000
     loud = 0.3 * torch.sin(2 * torch.pi * 200 * time)
     faint = loud + 0.0003 * torch.sin(2 * torch.pi * 6000 * time)
-    assert change(judges.mpd, loud, faint) < 0.003
-    assert change(judges.msd, loud, faint) < 0.003
-    assert change(judges.mrsd, loud, faint) > 0.05
+    assert change(discriminators.mpd, loud, faint) < 0.003
+    assert change(discriminators.msd, loud, faint) < 0.003
+    assert change(discriminators.mrsd, loud, faint) > 0.05
 
 
 def test_a_resolution_hears_magnitudes_and_no_phase():
-    judge, audio = multi_resolution((256,), 0.0625), torch.randn(1, 1, 1024)
-    assert change(judge, audio, -audio) < 1e-6
-    assert change(judge, audio, 2 * audio) > 0.1
+    discriminator, audio = multi_resolution((256,), 0.0625), torch.randn(1, 1, 1024)
+    assert change(discriminator, audio, -audio) < 1e-6
+    assert change(discriminator, audio, 2 * audio) > 0.1
 
 
 def only(**settings):
@@ -106,14 +113,14 @@ def only(**settings):
     ("config", "millions"),
     [
         (only(melgan=3), 16.9),  # MelGAN's code: four channels a group
-        (only(melgan=3, melgan_groups=4), 56.6),  # SEANet's judges in the table of the EBEN paper
+        (only(melgan=3, melgan_groups=4), 56.6),  # SEANet's discriminators in the table of the EBEN paper
         (only(melgan=1, melgan_groups=4, bands=3), 27.8),  # EBEN's, there
     ],
     ids=["melgan", "seanet", "eben"],
 )
 def test_sizes_of_the_papers_of_melgan_and_eben(config, millions):
-    judges = fold_weight_norm(Discriminators(config))
-    assert sum(p.numel() for p in judges.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+    discriminators = fold_weight_norm(Discriminators(config))
+    assert sum(p.numel() for p in discriminators.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
 
 
 @pytest.mark.parametrize("length", [64, 1000, 1001, 2310])
@@ -126,22 +133,22 @@ def test_judges_of_melgan_and_of_bands_with_logits_last(length):
 
 
 def test_judges_of_bands_do_not_hear_the_lowest():
-    judges = Discriminators(only(bands=3, width=0.0625))
+    discriminators = Discriminators(only(bands=3, width=0.0625))
     time = torch.arange(8000.0)[None, None] / 16000
     low, high = (torch.sin(2 * torch.pi * hertz * time) for hertz in (600.0, 3000.0))
-    heard = [float(judges.bands.pqmf.analysis(sound)[:, -3:, 50:].square().mean()) for sound in (low, high)]
+    heard = [float(discriminators.bands.pqmf.analysis(sound)[:, -3:, 50:].square().mean()) for sound in (low, high)]
     assert heard[0] < 1e-4 * heard[1]
     fades = torch.hann_window(8000)[None, None]  # its ends would be heard
     beside, inside = ((high + 0.1 * more) * fades for more in (low, high))
-    assert change(judges, high * fades, beside) < 0.2 * change(judges, high * fades, inside)
+    assert change(discriminators, high * fades, beside) < 0.2 * change(discriminators, high * fades, inside)
 
 
 def test_a_band_is_judged_apart_until_the_last_layer():
-    judge = BandDiscriminator(3, 2, 0.0625)
+    discriminator = BandDiscriminator(3, 2, 0.0625)
     bands = torch.randn(1, 3, 64)
     other = bands.clone()
     other[:, 1] += 1
-    for before, after in list(zip(judge(bands), judge(other), strict=True))[:-1]:
+    for before, after in list(zip(discriminator(bands), discriminator(other), strict=True))[:-1]:
         changed = (before != after).amax((0, 2)).view(3, -1).any(-1)
         assert changed.tolist() == [False, True, False]
 

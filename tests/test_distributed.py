@@ -20,13 +20,20 @@ from twostage.utils.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 
-SETTINGS = ["steps=2", "save=1", "report=1", "valid.every=2", "valid.items=1", "data.samples=2048"]
+SETTINGS = ["steps=2", "save_every=1", "log_every=1", "valid.every=2", "valid.items=1", "data.segment_length=2048"]
 # small steps: what is compared are gradients, and chaos would hide them
-PLAIN = ["optimizer.eps=1.0", "optimizer.learning_rate=1e-5", "optimizer.warmup=0", "optimizer.clip=0"]
+PLAIN = ["optimizer.eps=1.0", "optimizer.learning_rate=1e-5", "optimizer.warmup=0", "optimizer.grad_clip=0"]
 
 
 def settings(corpus: Path, run: Path, batch: int) -> list[str]:
-    return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={run}", f"data.batch={batch}", *SETTINGS, *PLAIN]
+    return [
+        f"data.train=[{corpus}]",
+        f"data.valid=[{corpus}]",
+        f"run_dir={run}",
+        f"data.batch_size={batch}",
+        *SETTINGS,
+        *PLAIN,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +44,12 @@ def one(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     return checkpoint.load_state(run / "state.pt")
 
 
-def start(launch: list[str], given: list[str]) -> subprocess.Popen[str]:
+def start(launch: list[str], inputs: list[str]) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", *launch, str(ROOT / "scripts" / "train_vocoder.py")]
-    given = ["vocoder", "tiny", *given]
+    inputs = ["vocoder", "tiny", *inputs]
     return subprocess.Popen(
-        [*command, *given], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, *inputs], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
@@ -76,8 +83,8 @@ def test_two_machines_train_as_the_documentation_says(corpus: Path, tmp_path: Pa
     nodes = []
     for line in lines:
         options = dict(zip(line.split()[::2], line.split()[1::2], strict=True)) | here
-        given = settings(corpus, tmp_path / "two", 2)
-        nodes.append(start([word for option in options.items() for word in option], given))
+        inputs = settings(corpus, tmp_path / "two", 2)
+        nodes.append(start([word for option in options.items() for word in option], inputs))
     outputs = [node.communicate(timeout=120)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)
     check_same_gradients(one, checkpoint.load_state(tmp_path / "two" / "state.pt"))
@@ -89,7 +96,7 @@ def test_two_machines_train_as_the_documentation_says(corpus: Path, tmp_path: Pa
         (["seed=3"], 0, 5, r"process 0 differs from process 1: seed is 0, there 3$"),
         ([], 7, 5, r"process 0 differs from process 1: it is at step 0 and 5 files, there step 7 and 5 files$"),
         ([], 0, 4, r"process 0 differs from process 1: it is at step 0 and 5 files, there step 0 and 4 files$"),
-        (["threads=2", "device=cpu", "data.ahead=1"], 0, 5, ""),  # what may differ
+        (["threads=2", "device=cpu", "data.prefetch=1"], 0, 5, ""),  # what may differ
     ],
 )
 def test_processes_that_would_not_learn_one_model_stop(

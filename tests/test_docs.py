@@ -46,21 +46,25 @@ CLASSES = dict.fromkeys(
     one for top in (*RUNS, Sensor, *(config for config, _ in ENHANCERS.values())) for one in SETTINGS.nested(top)
 )
 FIELDS = [
-    pytest.param(cls, told, id=f"{cls.__name__}.{told.name}") for cls in CLASSES for told in SETTINGS.settings(cls)
+    pytest.param(cls, setting, id=f"{cls.__name__}.{setting.name}")
+    for cls in CLASSES
+    for setting in SETTINGS.settings(cls)
 ]
 
 
-@pytest.mark.parametrize(("cls", "told"), FIELDS)
-def test_every_setting_says_what_it_means_and_its_default(cls: type, told: Any) -> None:
-    assert told.meaning, f"{cls.__name__}.{told.name}: put a comment behind it that says what it means, and its unit"
-    field = next(f for f in fields(cls) if f.name == told.name)
+@pytest.mark.parametrize(("cls", "setting"), FIELDS)
+def test_every_setting_says_what_it_means_and_its_default(cls: type, setting: Any) -> None:
+    assert setting.meaning, (
+        f"{cls.__name__}.{setting.name}: put a comment behind it that says what it means, and its unit"
+    )
+    field = next(f for f in fields(cls) if f.name == setting.name)
     default = field.default_factory() if field.default_factory is not MISSING else field.default
-    if told.section:
-        assert isinstance(default, told.section) or default is MISSING
+    if setting.section:
+        assert isinstance(default, setting.section) or default is MISSING
     elif default is MISSING:
-        assert told.default == ""
+        assert setting.default == ""
     else:
-        assert tuples(yaml.safe_load(told.default)) == default
+        assert tuples(yaml.safe_load(setting.default)) == default
 
 
 def tuples(value: Any) -> Any:
@@ -79,8 +83,8 @@ class Example:
 
 
 def test_what_stands_behind_a_field_is_its_meaning() -> None:
-    found = {told.name: (told.kind, told.default, told.meaning) for told in SETTINGS.settings(Example)}
-    assert found == {
+    actual = {setting.name: (setting.kind, setting.default, setting.meaning) for setting in SETTINGS.settings(Example)}
+    assert actual == {
         "first": ("int", "", "Hz"),
         "second": ("list of int", "[1, 2]", "two"),
         "third": ("str", "# no comment", ""),
@@ -192,7 +196,7 @@ def test_the_page_of_commands_has_every_option(site: Path) -> None:
 def test_the_page_of_settings_has_every_field(site: Path) -> None:
     text = (site / "configuration.html").read_text(encoding="utf-8")
     names = set(re.findall(r"<td><code>(?:[\w.]+\.)?(\w+)</code></td>", text))
-    assert {told.name for cls in CLASSES for told in SETTINGS.settings(cls) if not told.section} <= names
+    assert {setting.name for cls in CLASSES for setting in SETTINGS.settings(cls) if not setting.section} <= names
 
 
 def test_every_card_is_shown(site: Path) -> None:

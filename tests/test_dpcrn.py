@@ -38,8 +38,8 @@ def test_the_cost_is_that_of_its_sizes():
     down = sum(i * o * k * b for i, o, k, b in zip(widths, widths[1:], [10, 6, 6, 6, 6], bands, strict=False))
     intra, inter, dense = 2 * 4 * 64 * (128 + 64), 4 * 128 * (128 + 128), 2 * 128 * 128
     frames = 4 / (4 + 1)  # one follows the signal's end, until all of it is out
-    found = gmac_per_second(Dpcrn(DpcrnConfig()), 0.05) * frames
-    assert found == pytest.approx(80e-9 * (3 * down + 2 * 50 * (intra + inter + dense)), rel=1e-6)
+    actual = gmac_per_second(Dpcrn(DpcrnConfig()), 0.05) * frames
+    assert actual == pytest.approx(80e-9 * (3 * down + 2 * 50 * (intra + inter + dense)), rel=1e-6)
 
 
 @pytest.mark.parametrize(("bands", "kernel", "stride"), [(201, 5, 2), (100, 3, 2), (50, 3, 1), (24, 5, 2), (21, 3, 2)])
@@ -50,15 +50,15 @@ def test_the_decoder_gives_back_the_encoders_bands(bands, kernel, stride):
     assert Up(3, 2, bands, kernel, stride)(lower, lower).shape == x.shape
 
 
-def test_instant_normalisation_sees_one_frame():
+def test_instant_normalization_sees_one_frame():
     x = 3 * torch.randn(2, 4, 9, 5) + 1
-    made = InstantNorm(4, 9)(x)
-    torch.testing.assert_close(made.mean((1, 2)), torch.zeros(2, 5), atol=1e-5, rtol=0)
-    torch.testing.assert_close(made.square().mean((1, 2)), torch.ones(2, 5), atol=1e-4, rtol=0)
-    torch.testing.assert_close(InstantNorm(4, 9)(x[..., 2:3]), made[..., 2:3])
+    output = InstantNorm(4, 9)(x)
+    torch.testing.assert_close(output.mean((1, 2)), torch.zeros(2, 5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(output.square().mean((1, 2)), torch.ones(2, 5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(InstantNorm(4, 9)(x[..., 2:3]), output[..., 2:3])
 
 
-def test_a_mask_made_of_normalised_frames_knows_no_level():
+def test_a_mask_made_of_normalized_frames_knows_no_level():
     model, audio = lively(), torch.randn(1, 1, 400)
     torch.testing.assert_close(model(100 * audio), 100 * model(audio), rtol=1e-3, atol=1e-2)
     assert model(torch.zeros(1, 1, 400)).abs().max() == 0
@@ -86,10 +86,10 @@ def test_streaming_equals_offline(settings, size):
     audio = np.random.default_rng(0).standard_normal(800).astype(np.float32)
     with twostage.Stream(model, highpassed=True) as stream:
         assert stream.latency == model.latency == 40
-        found = np.concatenate([*(stream.push(audio[i : i + size]) for i in range(0, 800, size)), stream.flush()])
+        actual = np.concatenate([*(stream.push(audio[i : i + size]) for i in range(0, 800, size)), stream.flush()])
     whole = model(torch.from_numpy(audio)[None, None])[0, 0].numpy()
     assert np.abs(whole).max() > 0.01
-    np.testing.assert_allclose(found, whole, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(actual, whole, atol=1e-5, rtol=0)
 
 
 def test_a_sample_waits_for_its_latency_and_no_longer():
@@ -100,7 +100,7 @@ def test_a_sample_waits_for_its_latency_and_no_longer():
     assert 400 - model.latency <= first < 400
 
 
-def test_instance_normalisation_has_statistics_of_training():
+def test_instance_normalization_has_statistics_of_training():
     model, audio = lively(DpcrnConfig(**SMALL, norm="instance")), torch.randn(1, 1, 400)
     norms = [module for module in model.modules() if isinstance(module, nn.InstanceNorm2d)]
     assert len(norms) == 3  # of the input, and two in the block
@@ -125,8 +125,8 @@ def test_a_step_becomes_onnx(tmp_path):
     assert export(model, tmp_path / "step.onnx", provenance={}, stream=True).difference < 1e-4
     audio = np.random.default_rng(0).standard_normal(800).astype(np.float32)
     with twostage.Stream(OnnxEnhancer(tmp_path / "step.onnx"), highpassed=True) as stream:
-        found = np.concatenate([stream.push(audio), stream.flush()])
-    np.testing.assert_allclose(found, model(torch.from_numpy(audio)[None, None])[0, 0], atol=1e-4, rtol=0)
+        actual = np.concatenate([stream.push(audio), stream.flush()])
+    np.testing.assert_allclose(actual, model(torch.from_numpy(audio)[None, None])[0, 0], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(

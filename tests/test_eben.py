@@ -41,14 +41,14 @@ def test_the_upper_bands_of_the_input_are_not_heard():
     assert (upper - plain).abs().max() < 1e-3 * (lower - plain).abs().max()
 
 
-@pytest.mark.parametrize("config", [TINY, CAUSAL], ids=["centred", "causal"])
+@pytest.mark.parametrize("config", [TINY, CAUSAL], ids=["centered", "causal"])
 def test_a_sample_reaches_its_context_to_within_a_stride_and_no_further(config):
     model = lively(Eben(config), torch.float32)
     sides = 2 * (13 + 1 + 2 * (13 + 1)) + 2 * 3 * 4 + 2
     assert model.context == 28 + 4 * sides * (1 + config.causal) + 15
     audio = torch.zeros(1, 1, 16 * 200)
     before = after = 0
-    for place in range(1600, 1616):  # reach depends on where in a stride it lies
+    for place in range(1600, 1616):  # the receptive field depends on where in a stride it lies
         audio.zero_()[..., place] = 1.0  # silence gives silence: the layers have no biases
         changed = model(audio)[0, 0].nonzero().flatten()
         before, after = max(before, place - int(changed[0])), max(after, int(changed[-1]) - place)
@@ -57,7 +57,7 @@ def test_a_sample_reaches_its_context_to_within_a_stride_and_no_further(config):
     assert model.latency == (28 + 15 if config.causal else model.context)
 
 
-@pytest.mark.parametrize("config", [TINY, CAUSAL], ids=["centred", "causal"])
+@pytest.mark.parametrize("config", [TINY, CAUSAL], ids=["centered", "causal"])
 def test_a_window_with_its_context_is_as_the_whole(config):
     model, audio = lively(Eben(config), torch.float32), torch.randn(1, 1, 16 * 200)
     context = -(-model.context // 16) * 16
@@ -84,11 +84,11 @@ def test_a_stream_of_the_causal_one_is_the_whole(size):
     with twostage.Stream(model, highpassed=True) as stream:
         assert stream.latency == 16 + 28
         out = [stream.push(audio[start : start + size]) for start in range(0, len(audio), size)]
-        found = np.concatenate([*out, stream.flush()])
+        actual = np.concatenate([*out, stream.flush()])
     with torch.no_grad():
         expected = model(torch.from_numpy(audio)[None, None])[0, 0].numpy()
     assert np.abs(expected).max() > 0.01
-    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
 
 
 def test_folding_and_a_file_keep_the_output(tmp_path):
@@ -105,7 +105,7 @@ def test_folding_and_a_file_keep_the_output(tmp_path):
     ("settings", "what"),
     [
         ({"bands": 1}, "model.bands is 1, must be at least 2"),
-        ({"heard": 5}, "model.heard is 5, must be from 1 to model.bands, 4"),
+        ({"input_bands": 5}, "model.input_bands is 5, must be from 1 to model.bands, 4"),
         ({"taps": 30}, "model.taps is 30, must be a multiple of 8"),
         ({"channels": 0}, "model.channels is 0, must"),
         ({"bottleneck": 0}, "model.bottleneck is 0, must"),

@@ -17,7 +17,7 @@ from twostage.data.manifest import Entry
 from twostage.data.sensors import PRESETS
 from twostage.evaluation import costs, metrics, pairs, report, runner, systems
 from twostage.evaluation.report import RAW, Row, bootstrap
-from twostage.evaluation.results import Results
+from twostage.evaluation.results import EvaluationResults
 from twostage.evaluation.scoring import scoring_pool
 from twostage.models import checkpoint
 from twostage.utils.errors import ConfigError, DataError
@@ -88,7 +88,7 @@ def test_a_bad_file_is_named_and_the_rest_is_scored(corpus, capsys):
 
 def test_restored_and_copy_synthesis_are_rows_with_costs_and_pictures(corpus, tiny, tiny_path, capsys, monkeypatch):
     checkpoint.save(corpus / "v.safetensors", tiny.vocoder, provenance={})
-    monkeypatch.setattr(systems, "measure", partial(costs.measure, seconds=0.5, repeats=1))
+    monkeypatch.setattr(systems, "measure_model", partial(costs.measure_model, seconds=0.5, repeats=1))
     arguments = ("--pairs", corpus / "pairs.csv", "--limit", 2, "--group-by", "speaker", "-o", corpus / "out")
     run(*arguments, "--model", f"ours={tiny_path}", "--model", f"voc={corpus / 'v.safetensors'}", "--pictures", 1)
     summary = json.loads((corpus / "out" / "summary.json").read_text())
@@ -108,7 +108,7 @@ def test_costs_of_the_same_weights_are_taken_from_another_evaluation(corpus, tin
         measured.append(model)
         return costs.Costs(7, 0.5, 0.1, "cpu", 1, 0.25)
 
-    monkeypatch.setattr(systems, "measure", measure)
+    monkeypatch.setattr(systems, "measure_model", measure)
     arguments = ("--pairs", corpus / "pairs.csv", "--limit", 1, "--pictures", 0)
     run(*arguments, "--model", f"ours={tiny_path}", "-o", corpus / "first")
     assert len(measured) == 2
@@ -167,17 +167,17 @@ def test_simulated_input_is_what_the_simulate_command_writes(corpus, tmp_path):
     (corpus / "in").mkdir()
     (corpus / "a_air.wav").rename(corpus / "in" / "a.wav")
     assert main(["simulate", str(corpus / "in"), str(tmp_path / "out"), "--sensor", "in-ear", "--seed", "3"]) == 0
-    source = pairs.Source(corpus / "in", PRESETS["in-ear"], seed=3)
+    source = pairs.PairSource(corpus / "in", PRESETS["in-ear"], seed=3)
     simulated, _ = source.read(Entry(str(corpus / "in" / "a.wav"), None, "s", 1.0))
     assert np.abs(simulated - sound_files.read(tmp_path / "out" / "a.wav")[0][0]).max() <= 2**-15
 
 
 def test_another_process_scores_as_this_one(corpus):
     entries = [Entry(str(corpus / f"b_{side}.wav"), str(corpus / "b_bone.wav"), side, 1.0) for side in ("air", "gone")]
-    here, there = Results(), Results()
-    runner.evaluate(entries, pairs.Source(corpus), [], here, names=QUICK)
+    here, there = EvaluationResults(), EvaluationResults()
+    runner.evaluate(entries, pairs.PairSource(corpus), [], here, names=QUICK)
     # starts as many as there is work for: one
-    runner.evaluate(entries, pairs.Source(corpus), [], there, names=QUICK, jobs=2)
+    runner.evaluate(entries, pairs.PairSource(corpus), [], there, names=QUICK, jobs=2)
     assert here == there
     assert [(row.delay, row.scores["stoi"]) for row in here.rows] == [(100, 1.0)]
     assert len(here.failures) == 1
@@ -185,7 +185,7 @@ def test_another_process_scores_as_this_one(corpus):
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(corpus, monkeypatch):
     arguments = ("--pairs", corpus / "pairs.csv", "--model", "none", "-o", corpus / "out", "--pictures", 0)
-    read, seen = pairs.Source.read, []
+    read, seen = pairs.PairSource.read, []
 
     def interrupted(source, entry):
         seen.append(source.name(entry))
@@ -193,7 +193,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(corpus, monkeypatch)
             raise KeyboardInterrupt
         return read(source, entry)
 
-    monkeypatch.setattr(pairs.Source, "read", interrupted)
+    monkeypatch.setattr(pairs.PairSource, "read", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(*arguments)
     assert list(scores(corpus / "out")) == ["a_bone.wav"]
@@ -247,9 +247,9 @@ def test_a_limit_is_spread_over_the_manifest():
 
 def test_a_recorded_delay_is_undone(corpus):
     late = Entry(str(corpus / "a_air.wav"), str(corpus / "a_bone.wav"), "a", 1.0, delay=0.1)
-    degraded, clean = pairs.Source(corpus).read(late)
+    degraded, clean = pairs.PairSource(corpus).read(late)
     assert (degraded.size, clean.size) == (RATE - 1600, RATE)
-    simulated, _ = pairs.Source(corpus, PRESETS["eben"]).read(late)
+    simulated, _ = pairs.PairSource(corpus, PRESETS["eben"]).read(late)
     assert simulated.size == RATE
 
 

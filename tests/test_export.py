@@ -47,7 +47,7 @@ VOCODER = {
     "resblock": 2,
     "resblock_kernel_sizes": (3,),
     "resblock_dilation_sizes": ((1, 3),),
-    "heard_below": 4000.0,
+    "input_phase_below": 4000.0,
 }
 
 
@@ -76,7 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def centred() -> TwoStage:
+def centered() -> TwoStage:
     """As the shipped model, but for its size: time is pooled, Griffin-Lim iterates and hears the input."""
     return small(MelConfig(), griffin_lim=2, time_stride=2)
 
@@ -87,10 +87,10 @@ def causal() -> TwoStage:
 
 
 @pytest.fixture(scope="module")
-def whole(centred: TwoStage, folder: Path) -> OnnxEnhancer:
+def whole(centered: TwoStage, folder: Path) -> OnnxEnhancer:
     """Exported as one does: from files of weights, by the command."""
-    checkpoint.save(folder / "centred.safetensors", centred, provenance={"data": "none"})
-    assert main(["export", str(folder / "centred.safetensors"), str(folder / "whole.onnx")]) == 0
+    checkpoint.save(folder / "centered.safetensors", centered, provenance={"data": "none"})
+    assert main(["export", str(folder / "centered.safetensors"), str(folder / "whole.onnx")]) == 0
     return OnnxEnhancer(folder / "whole.onnx")
 
 
@@ -106,19 +106,19 @@ def sound(speech: Speech, samples: int) -> Tensor:
 
 @pytest.mark.parametrize("hops", [1, 2, 3, 4, 5, 40, 187])
 def test_a_file_says_what_pytorch_says_at_every_length(
-    centred: TwoStage, whole: OnnxEnhancer, speech: Speech, hops: int
+    centered: TwoStage, whole: OnnxEnhancer, speech: Speech, hops: int
 ) -> None:
-    given = sound(speech, hops * 256 + 100)  # what is over a whole hop is cut off by both
-    expected = centred(given)
+    inputs = sound(speech, hops * 256 + 100)  # what is over a whole hop is cut off by both
+    expected = centered(inputs)
     assert expected.shape == (1, 1, hops * 256)
     assert expected.abs().max() > 0.005
-    torch.testing.assert_close(whole(given), expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(whole(inputs), expected, atol=2e-5, rtol=0)
 
 
-def test_digital_silence_stays_finite(centred: TwoStage, whole: OnnxEnhancer, speech: Speech) -> None:
-    given = sound(speech, 60 * 256)
-    given[..., 20 * 256 :] = 0
-    torch.testing.assert_close(whole(given), centred(given), atol=2e-5, rtol=0)
+def test_digital_silence_stays_finite(centered: TwoStage, whole: OnnxEnhancer, speech: Speech) -> None:
+    inputs = sound(speech, 60 * 256)
+    inputs[..., 20 * 256 :] = 0
+    torch.testing.assert_close(whole(inputs), centered(inputs), atol=2e-5, rtol=0)
 
 
 @pytest.mark.slow
@@ -126,28 +126,28 @@ def test_a_causal_model_of_dynamic_length(causal: TwoStage, folder: Path, speech
     export(causal, folder / "causal.onnx", provenance={})
     model = OnnxEnhancer(folder / "causal.onnx")
     for hops in (1, 2, 7, 50):
-        given = sound(speech, hops * 256)
-        torch.testing.assert_close(model(given), causal(given), atol=2e-5, rtol=0)
+        inputs = sound(speech, hops * 256)
+        torch.testing.assert_close(model(inputs), causal(inputs), atol=2e-5, rtol=0)
     with pytest.raises(CheckpointError, match=r"needs a causal model"):
         export(small(MelConfig(), 1, 1), folder / "never.onnx", stream=True, provenance={})
 
 
 @pytest.mark.parametrize("hops", [1, 2, 40])
 def test_steps_are_the_whole(causal: TwoStage, step: OnnxEnhancer, speech: Speech, hops: int) -> None:
-    given = sound(speech, hops * 256)
-    assert causal(given).abs().max() > 0.001
-    torch.testing.assert_close(step(given), causal(given), atol=2e-5, rtol=0)
-    assert torch.equal(step(given), step(given))  # no state is left behind
+    inputs = sound(speech, hops * 256)
+    assert causal(inputs).abs().max() > 0.001
+    torch.testing.assert_close(step(inputs), causal(inputs), atol=2e-5, rtol=0)
+    assert torch.equal(step(inputs), step(inputs))  # no state is left behind
 
 
 def test_a_batch_and_nothing_at_all(step: OnnxEnhancer, whole: OnnxEnhancer, speech: Speech) -> None:
-    given = torch.cat([sound(speech, 1024), sound(speech, 1024).flip(-1)])
+    inputs = torch.cat([sound(speech, 1024), sound(speech, 1024).flip(-1)])
     for model in (step, whole):
-        torch.testing.assert_close(model(given)[1:], model(given[1:]), atol=1e-6, rtol=0)
-        assert model(given[..., :255]).shape == (2, 1, 0)
-        array = model(given.double().numpy())  # of arrays, arrays
+        torch.testing.assert_close(model(inputs)[1:], model(inputs[1:]), atol=1e-6, rtol=0)
+        assert model(inputs[..., :255]).shape == (2, 1, 0)
+        array = model(inputs.double().numpy())  # of arrays, arrays
         assert array.dtype == np.float32
-        np.testing.assert_array_equal(array, model(given).numpy())
+        np.testing.assert_array_equal(array, model(inputs).numpy())
 
 
 def test_weights_may_lie_in_the_files_beside(
@@ -158,8 +158,8 @@ def test_weights_may_lie_in_the_files_beside(
     shared = OnnxEnhancer(target)
     assert shared.weights == [weights]
     assert whole.path.stat().st_size - target.stat().st_size > 4e6  # the waves are computed
-    given = sound(speech, 40 * 256)
-    torch.testing.assert_close(shared(given), whole(given), atol=1e-5, rtol=0)
+    audio = sound(speech, 40 * 256)
+    torch.testing.assert_close(shared(audio), whole(audio), atol=1e-5, rtol=0)
     other = deepcopy(centred)
     for weight in other.parameters():
         weight += 1
@@ -174,11 +174,11 @@ def test_the_graphs_of_shipped_models_are_written_by_a_script(
     load_script: Callable[[str], ModuleType], tmp_path: Path, speech: Speech
 ) -> None:
     copytree(ROOT / "checkpoints" / "causal", tmp_path / "causal", ignore=lambda *_: ["step.onnx"])
-    made = OnnxEnhancer(load_script("scripts/export_shipped.py").export_shipped("causal", tmp_path))
+    written = OnnxEnhancer(load_script("scripts/export_shipped.py").export_shipped("causal", tmp_path))
     shipped = OnnxEnhancer(ROOT / "checkpoints" / "causal" / "step.onnx")
-    assert made.header == shipped.header
-    given = sound(speech, 20 * 256)
-    torch.testing.assert_close(made(given), shipped(given), atol=1e-6, rtol=0)
+    assert written.header == shipped.header
+    audio = sound(speech, 20 * 256)
+    torch.testing.assert_close(written(audio), shipped(audio), atol=1e-6, rtol=0)
 
 
 def test_names_of_a_step_are_those_of_its_layers(step: OnnxEnhancer, folder: Path) -> None:
@@ -206,10 +206,10 @@ def test_a_file_says_what_it_is_and_nothing_of_where_it_was_made(whole: OnnxEnha
 
 
 def test_costs_and_the_digest_are_those_of_the_model(
-    centred: TwoStage, whole: OnnxEnhancer, step: OnnxEnhancer
+    centered: TwoStage, whole: OnnxEnhancer, step: OnnxEnhancer
 ) -> None:
-    found, expected = (costs.measure(model, seconds=1, repeats=1) for model in (whole, centred))
-    assert (found.parameters, found.gmac) == (expected.parameters, expected.gmac)
+    actual, expected = (costs.measure_model(model, seconds=1, repeats=1) for model in (whole, centered))
+    assert (actual.parameters, actual.gmac) == (expected.parameters, expected.gmac)
     prints = fingerprint([System("a", whole, False), System("b", step, False)])
     assert prints["a"] != prints["b"]
     systems = load_systems({"a": [str(whole.path)]})
@@ -221,12 +221,12 @@ def test_restoring_with_a_file_is_restoring(
     name: str, request: pytest.FixtureRequest, folder: Path, speech: Speech, tmp_path: Path
 ) -> None:
     enhancer: OnnxEnhancer = request.getfixturevalue(name)
-    model: TwoStage = request.getfixturevalue({"whole": "centred", "step": "causal"}[name])
-    given = speech(30000, 22050)
-    expected = twostage.restore(model, given, 22050, seconds=0.5)  # in windows
-    found = twostage.restore(twostage.load(enhancer.path), given, 22050, seconds=0.5)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
-    sound_files.write(tmp_path / "in.wav", given, 22050)
+    model: TwoStage = request.getfixturevalue({"whole": "centered", "step": "causal"}[name])
+    inputs = speech(30000, 22050)
+    expected = twostage.restore(model, inputs, 22050, seconds=0.5)  # in windows
+    actual = twostage.restore(twostage.load(enhancer.path), inputs, 22050, seconds=0.5)
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
+    sound_files.write(tmp_path / "in.wav", inputs, 22050)
     command = ["restore", str(tmp_path / "in.wav"), "-o", str(tmp_path / "out.wav"), "--model", str(enhancer.path)]
     assert main(command) == 0
     expected = twostage.restore(model, sound_files.read(tmp_path / "in.wav")[0][0], 22050)  # of 16 bits
@@ -316,13 +316,13 @@ def test_a_file_that_differs_is_not_written(
 
 
 def test_int8_keeps_the_ends_float_and_stays_near(
-    centred: TwoStage, whole: OnnxEnhancer, corpus: Path, folder: Path
+    centered: TwoStage, whole: OnnxEnhancer, corpus: Path, folder: Path
 ) -> None:
     from twostage.export.onnx import _quantized
 
     spoken = calibration_speech(corpus, Sensor(), 16000)
-    made = _quantized(whole.path, whole.header, spoken)
-    proto = onnx.load(made)
+    output = _quantized(whole.path, whole.header, spoken)
+    proto = onnx.load(output)
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
     eight = [name for name, tensor in weights.items() if tensor.data_type == onnx.TensorProto.INT8 and tensor.dims]
     assert len([name for name in eight if name.endswith("weight_quantized")]) == len(
@@ -331,9 +331,9 @@ def test_int8_keeps_the_ends_float_and_stays_near(
     assert not any("conv_pre" in name or "conv_post" in name for name in eight)
     scale = weights["vocoder.resblocks.0.convs.0.weight_scale"]
     assert list(scale.dims) == [8]  # one a channel
-    model = OnnxEnhancer(made)
-    assert 0 < mel_difference(centred, model) < 0.3
-    assert difference(centred, whole) < TOLERANCE < difference(centred, model)
+    model = OnnxEnhancer(output)
+    assert 0 < mel_difference(centered, model) < 0.3
+    assert difference(centered, whole) < TOLERANCE < difference(centered, model)
 
 
 def test_a_step_of_int8_streams(causal: TwoStage, step: OnnxEnhancer, corpus: Path) -> None:
@@ -349,9 +349,9 @@ def test_speech_to_calibrate_on(corpus: Path, paired_corpus: Path, tmp_path: Pat
     from twostage.audio.levels import LEVEL, active_level
 
     sensor = Sensor()
-    found = list(calibration_speech(corpus, sensor, 8000))
-    assert [len(samples) for samples in found] == [7000, 7500, 8000]
-    assert active_level(found[0], 8000) == pytest.approx(LEVEL, abs=1e-3)
+    actual = list(calibration_speech(corpus, sensor, 8000))
+    assert [len(samples) for samples in actual] == [7000, 7500, 8000]
+    assert active_level(actual[0], 8000) == pytest.approx(LEVEL, abs=1e-3)
     recorded = next(calibration_speech(paired_corpus, None, 16000))
     bone = sound_files.read(paired_corpus.parent / "0_bone.wav")[0][0]
     assert np.corrcoef(recorded, bone)[0, 1] == pytest.approx(1, abs=1e-6)
@@ -364,8 +364,8 @@ def test_speech_to_calibrate_on(corpus: Path, paired_corpus: Path, tmp_path: Pat
 
 @pytest.mark.parametrize(("n_fft", "win_length"), [(1024, 1024), (768, 600)])
 def test_the_real_transform_is_the_complex_one(n_fft: int, win_length: int) -> None:
-    stft, given = Stft(n_fft, 256, win_length), torch.randn(2, 1, 2560)
-    parts, expected = RealStft(stft, waves(stft)).spectrum(given), stft.spectrum(given)
+    stft, inputs = Stft(n_fft, 256, win_length), torch.randn(2, 1, 2560)
+    parts, expected = RealStft(stft, waves(stft)).spectrum(inputs), stft.spectrum(inputs)
     torch.testing.assert_close(torch.complex(*parts), expected, atol=2e-4, rtol=0)
     torch.testing.assert_close(power(parts), power(expected), atol=1e-2, rtol=1e-4)
 
@@ -373,13 +373,13 @@ def test_the_real_transform_is_the_complex_one(n_fft: int, win_length: int) -> N
 def test_real_griffin_lim_is_griffin_lim() -> None:
     torch.manual_seed(0)
     limiter = GriffinLim(MelConfig(), 8, 4000.0)
-    given = 0.1 * torch.randn(1, 1, 5120)
-    mel, heard = limiter.mel(given), limiter.mel.stft.input_spectra(given)
+    inputs = 0.1 * torch.randn(1, 1, 5120)
+    mel, input_spectra = limiter.mel(inputs), limiter.mel.stft.input_spectra(inputs)
     kernel = waves(limiter.mel.stft)
-    found = RealGriffinLim(limiter, RealStft(limiter.mel.stft, kernel))(
-        given.flip(-1), mel, heard.each(lambda x: torch.stack([x.real, x.imag]))
+    actual = RealGriffinLim(limiter, RealStft(limiter.mel.stft, kernel))(
+        inputs.flip(-1), mel, input_spectra.each(lambda x: torch.stack([x.real, x.imag]))
     )
-    torch.testing.assert_close(found, limiter(given.flip(-1), mel, heard), atol=1e-5, rtol=0)
+    torch.testing.assert_close(actual, limiter(inputs.flip(-1), mel, input_spectra), atol=1e-5, rtol=0)
 
 
 def test_the_snippet_of_the_docs_streams(
@@ -389,12 +389,12 @@ def test_the_snippet_of_the_docs_streams(
     (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     Path("step.onnx").write_bytes(step.path.read_bytes())
-    given, played = speech(20 * 256), []
-    names = {"microphone": given.reshape(-1, 256), "play": played.append}
+    inputs, played = speech(20 * 256), []
+    names = {"microphone": inputs.reshape(-1, 256), "play": played.append}
     exec(snippet, names)
     late = torch.from_numpy(np.concatenate(played))
     with torch.no_grad():
-        expected = causal(torch.from_numpy(given)[None, None])[0, 0]
+        expected = causal(torch.from_numpy(inputs)[None, None])[0, 0]
     torch.testing.assert_close(late[512:], expected[:-512], atol=2e-5, rtol=0)
 
 
@@ -417,13 +417,13 @@ def test_one_stage_systems_become_files(model: Seanet | Eben, stream: bool, tmp_
     assert isinstance(loaded, OnnxEnhancer)
     assert loaded.header.config == json.loads(json.dumps(asdict(model.config)))
     assert loaded.hop_length == loaded.stride == model.stride
-    heard = torch.from_numpy(speech(1000))[None, None]
+    input_spectra = torch.from_numpy(speech(1000))[None, None]
     torch.testing.assert_close(
-        loaded(heard), model(heard)[..., : 1000 // model.stride * model.stride], atol=1e-5, rtol=0
+        loaded(input_spectra), model(input_spectra)[..., : 1000 // model.stride * model.stride], atol=1e-5, rtol=0
     )
     with twostage.Stream(loaded) as ours, twostage.Stream(model) as theirs:
-        found, wanted = (np.concatenate([s.push(speech(1000)), s.flush()]) for s in (ours, theirs))
-    np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=0)
+        actual, wanted = (np.concatenate([s.push(speech(1000)), s.flush()]) for s in (ours, theirs))
+    np.testing.assert_allclose(actual, wanted, atol=1e-5, rtol=0)
 
 
 def test_one_stage_systems_that_cannot_are_refused_and_nothing_is_written(tmp_path: Path, speech: Speech) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from twostage.inference.failures import Failure, one_by_one
 from twostage.utils.errors import AudioError, OutputError, called
-from twostage.utils.memory import honest
+from twostage.utils.memory import raise_memory_error
 
 
 def restored(name: str) -> str:
@@ -22,8 +22,8 @@ def restored(name: str) -> str:
 
 def test_what_fails_is_a_line_and_the_rest_goes_on() -> None:
     names = ["a", "own", "other", "none", "disk", "memory", "z"]
-    found = dict(one_by_one(names, restored, name=str))
-    assert found == {
+    actual = dict(one_by_one(names, restored, name=str))
+    assert actual == {
         "a": "A",
         "own": Failure("own: is empty (0 bytes)"),
         "other": Failure("other: out/other: is a folder"),
@@ -54,8 +54,8 @@ def test_where_anything_can_go_wrong_anything_is_caught_but_ctrl_c() -> None:
     def failing(error: BaseException) -> None:
         raise error
 
-    found = list(one_by_one([ValueError("2 is\ntoo much")], failing, name=lambda _: "a", catch=(Exception,)))
-    assert [failure for _, failure in found] == [Failure("a: ValueError: 2 is")]
+    actual = list(one_by_one([ValueError("2 is\ntoo much")], failing, name=lambda _: "a", catch=(Exception,)))
+    assert [failure for _, failure in actual] == [Failure("a: ValueError: 2 is")]
     with pytest.raises(KeyboardInterrupt):
         list(one_by_one([KeyboardInterrupt()], failing, name=str, catch=(Exception,)))
 
@@ -69,5 +69,5 @@ def test_files_in_between_go_by_the_names_of_those_that_they_stand_for() -> None
 
 def test_a_gpu_without_memory_is_out_of_memory_as_a_cpu_is() -> None:
     torch = pytest.importorskip("torch")
-    with pytest.raises(MemoryError), honest():
+    with pytest.raises(MemoryError), raise_memory_error():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")

@@ -109,10 +109,12 @@ def test_settings_that_cannot_be_name_the_field(settings):
 def test_the_inverse_gives_the_sound_back(causal: bool, n_fft: int, win_length: int, hop_length: int) -> None:
     stft = Stft(n_fft, hop_length, win_length, causal=causal)
     audio, istft = torch.randn(2, 1, 20 * hop_length), Istft(stft)
-    made = istft(stft.spectrum(audio))
-    assert made.shape == audio.shape
+    output = istft(stft.spectrum(audio))
+    assert output.shape == audio.shape
     assert istft.delay == (n_fft - hop_length if causal else 0)
-    torch.testing.assert_close(made[..., istft.delay :], audio[..., : audio.shape[-1] - istft.delay], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        output[..., istft.delay :], audio[..., : audio.shape[-1] - istft.delay], atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Empty filters")

@@ -19,14 +19,14 @@ from twostage.data.noise import Air, looped, noisy, pink
 from twostage.data.pairs import Pair, PairConfig, PairDataset
 from twostage.data.sensors import Sensor
 from twostage.evaluation import report
-from twostage.evaluation.pairs import Source
+from twostage.evaluation.pairs import PairSource
 from twostage.evaluation.report import AIR, RAW
 from twostage.export.onnx import TOLERANCE, export
 from twostage.models import checkpoint
 from twostage.models.features import LogMel, MelConfig
 from twostage.models.loading import load
 from twostage.models.restorer import Restorer, RestorerConfig
-from twostage.models.restorer_features import Hearing
+from twostage.models.restorer_features import RestorerFeatures
 from twostage.models.two_stage import TwoStage, TwoStageConfig
 from twostage.models.vocoder import VocoderConfig
 from twostage.training import recipes
@@ -44,7 +44,7 @@ CAUSAL = MelConfig(n_fft=512, win_length=512, n_mels=16, causal=True)
 BOTH = RestorerConfig(
     mel=MEL, channels=(8, 16), time_strides=(2,), blocks=1, dilations=(1,), inputs=2, features=("pitch",)
 )
-DATA = PairConfig(samples=8192, sensors=("eben",), eq_db=2.0, speed=0.1, air_snr_db=(-10.0, 10.0))
+DATA = PairConfig(segment_length=8192, sensors=("eben",), eq_db=2.0, speed=0.1, air_snr_db=(-10.0, 10.0))
 
 
 def lively(mel: MelConfig, griffin_lim: int = 1) -> TwoStage:
@@ -59,7 +59,7 @@ def lively(mel: MelConfig, griffin_lim: int = 1) -> TwoStage:
         resblock_kernel_sizes=(3,),
         resblock_dilation_sizes=((1, 3),),
         griffin_lim=griffin_lim,
-        heard_below=4000.0 if griffin_lim else 0.0,
+        input_phase_below=4000.0 if griffin_lim else 0.0,
     )
     model = TwoStage(TwoStageConfig(replace(BOTH, mel=mel), vocoder)).eval().fold().requires_grad_(False)
     for name, weight in model.named_parameters():
@@ -95,8 +95,8 @@ def test_the_noise_lies_as_far_below_the_speech_as_asked(speech: Speech, noise: 
     clean = speech(2 * RATE)
     for air in (Air(snr), Air(snr, tuple(map(str, noise.iterdir())))):
         added = air.of(clean, RATE, "a") - clean
-        found = levels.active_level(clean, RATE) - levels.active_level(added, RATE)
-        assert found == pytest.approx(snr, abs=0.1)
+        actual = levels.active_level(clean, RATE) - levels.active_level(added, RATE)
+        assert actual == pytest.approx(snr, abs=0.1)
         np.testing.assert_array_equal(air.of(clean, RATE, "a"), clean + added)
         assert np.abs(air.of(clean, RATE, "b") - clean - added).max() > 1e-3
 
@@ -119,9 +119,9 @@ def test_pink_noise_falls_by_3_db_an_octave_and_short_noise_begins_again() -> No
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_training_hears_the_snr_that_was_drawn(paired_corpus: Path, noise: Path, share: float) -> None:
-    config = replace(DATA, real_share=share, air_snr_db=(3.0, 3.0), joint_jitter_db=0, degraded_jitter_db=0, speed=0)
+    config = replace(DATA, real_fraction=share, air_snr_db=(3.0, 3.0), joint_jitter_db=0, degraded_jitter_db=0, speed=0)
     files = [str(path) for path in noise.iterdir()]
-    dataset = PairDataset(read_manifest(paired_corpus), replace(config, samples=RATE), noise=files)
+    dataset = PairDataset(read_manifest(paired_corpus), replace(config, segment_length=RATE), noise=files)
     degraded, clean = dataset.batch(3, 0, 0)
     for (_, air), (spoken,) in zip(degraded.numpy(), clean.numpy(), strict=True):
         gain = 10 ** (-10 * np.log10(1 + 10**-0.3) / 20)  # as loud together as the speech alone
@@ -133,7 +133,7 @@ def test_batches_of_two_microphones_are_pure_and_leave_the_others_as_they_were(
     corpus: Path, paired_corpus: Path, noise: Path
 ) -> None:
     entries = read_manifest(corpus, paired_corpus)
-    config = replace(DATA, real_share=0.5)
+    config = replace(DATA, real_fraction=0.5)
     files = [str(path) for path in noise.iterdir()]
     first, again = (PairDataset(entries, config, noise=files) for _ in range(2))
     again.batch(3, 0, 5)
@@ -177,31 +177,31 @@ def pair(headset: np.ndarray, speech: Speech) -> Pair:
 
 def test_a_restorer_is_told_of_bone_air_and_pitch_in_this_order(headset: np.ndarray) -> None:
     sound, mel = torch.from_numpy(headset)[None].expand(2, -1, -1), LogMel(MEL)
-    told = Hearing(BOTH)(mel, sound)
-    torch.testing.assert_close(told[:, :16], mel(sound[:, :1]))
-    torch.testing.assert_close(told[:, 16:32], mel(sound[:, 1:]))
-    assert told.shape[1] == 34
-    pitched = told[0, 33] > 0.9  # a voice of 100 to 140 Hz: below the middle of 60 to 400
+    answer = RestorerFeatures(BOTH)(mel, sound)
+    torch.testing.assert_close(answer[:, :16], mel(sound[:, :1]))
+    torch.testing.assert_close(answer[:, 16:32], mel(sound[:, 1:]))
+    assert answer.shape[1] == 34
+    pitched = answer[0, 33] > 0.9  # a voice of 100 to 140 Hz: below the middle of 60 to 400
     assert pitched.float().mean() > 0.3
-    assert (told[0, 32, pitched] > -0.7).all()
-    assert (told[0, 32, pitched] < 0).all()
+    assert (answer[0, 32, pitched] > -0.7).all()
+    assert (answer[0, 32, pitched] < 0).all()
 
 
 @pytest.mark.parametrize("config", [BOTH, replace(BOTH, features=()), replace(BOTH, inputs=1)])
 def test_everything_that_a_restorer_is_told_has_weight(config: RestorerConfig) -> None:
     torch.manual_seed(0)
-    told = torch.randn(1, sum(config.rows), 8, requires_grad=True)
+    answer = torch.randn(1, sum(config.rows), 8, requires_grad=True)
     model = Restorer(config)
     torch.nn.init.normal_(model.conv_post.parametrizations.weight.original0)
-    model(told).square().sum().backward()
-    assert told.grad is not None
-    assert (told.grad.abs().sum(-1) > 0).all()
+    model(answer).square().sum().backward()
+    assert answer.grad is not None
+    assert (answer.grad.abs().sum(-1) > 0).all()
 
 
 def test_a_fusion_learns_one_batch_by_heart(headset: np.ndarray, speech: Speech) -> None:
     torch.manual_seed(0)
     batch, seen = pair(headset, speech), list[float]()
-    training = Training(Restorer(BOTH), OptimizerConfig(learning_rate=5e-3, betas=(0.9, 0.99), ema=0))
+    training = Training(Restorer(BOTH), OptimizerConfig(learning_rate=5e-3, betas=(0.9, 0.99), ema_decay=0))
     task, weights = Restoring(BOTH, RestoringWeights()), RestoringWeights()
     fit(
         training,
@@ -242,8 +242,8 @@ def test_a_stream_of_two_channels_equals_the_whole(fusion: TwoStage, headset: np
             high = highpass(headset, RATE, causal=model.causal)
             whole = model(torch.from_numpy(high)[None])[0, 0].numpy()
         with twostage.Stream(model, seconds=0.5) as stream:
-            pieces = [stream.push(piece) for piece in np.array_split(headset, 7, axis=1)]
-            out = np.concatenate([*pieces, stream.flush()])
+            chunks = [stream.push(chunk) for chunk in np.array_split(headset, 7, axis=1)]
+            out = np.concatenate([*chunks, stream.flush()])
         assert out.shape == headset.shape[1:]
         np.testing.assert_allclose(out[: len(whole)], whole, atol=1e-5)
     with pytest.raises(AudioError, match=r"samples have shape \(10,\), wanted \(2, T\): bone and air"):
@@ -264,8 +264,8 @@ def test_two_channels_go_in_and_one_comes_out(fusion_path: Path, headset: np.nda
     sound_files.write(tmp_path / "one.wav", headset[0], RATE)
     restoring = ["restore", "--model", str(fusion_path), "-o"]
     assert main([*restoring, str(tmp_path / "out.wav"), str(tmp_path / "two.wav"), "--plot"]) == 0
-    made, rate = sound_files.read(tmp_path / "out.wav")
-    assert (made.shape, rate) == ((1, headset.shape[1]), RATE)
+    output, rate = sound_files.read(tmp_path / "out.wav")
+    assert (output.shape, rate) == ((1, headset.shape[1]), RATE)
     assert main([*restoring, str(tmp_path / "no.wav"), str(tmp_path / "one.wav")]) == 1
     assert "one.wav: has 1 channel; this model hears 2, bone and air" in capsys.readouterr().err
     assert not (tmp_path / "no.wav").exists()
@@ -273,7 +273,7 @@ def test_two_channels_go_in_and_one_comes_out(fusion_path: Path, headset: np.nda
     assert main([*streaming, str(tmp_path / "two.wav"), "-o", str(tmp_path / "stream.wav")]) == 0
     streamed = sound_files.read(tmp_path / "stream.wav")[0]
     assert np.abs(streamed).max() > 0.01
-    assert streamed.shape == made.shape
+    assert streamed.shape == output.shape
     with pytest.raises(AudioError, match="has 3 channels; this model hears 2"):
         twostage.restore(load(fusion_path), np.zeros((3, 999)), RATE)
     with pytest.warns(UserWarning, match="the audio is channel 2 silent$"):
@@ -284,13 +284,13 @@ def test_an_evaluation_has_rows_of_both_microphones(
     fusion_path: Path, tiny_path: Path, corpus: Path, noise: Path, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr("twostage.evaluation.systems.measure_costs", lambda systems: {})
-    given = ["evaluate", "--clean", str(corpus), "--simulate", "eben", "--pictures", "0", "--limit", "1"]
-    given += ["--metrics", "stoi", "estoi", "lsd", "mel_l1"]
+    overrides = ["evaluate", "--clean", str(corpus), "--simulate", "eben", "--pictures", "0", "--limit", "1"]
+    overrides += ["--metrics", "stoi", "estoi", "lsd", "mel_l1"]
     models = ["--model", f"both={fusion_path}", "--model", f"bone={tiny_path}"]
-    airy = [*given, "--air-snr", "-5", "--noise", str(noise)]
+    airy = [*overrides, "--air-snr", "-5", "--noise", str(noise)]
     with redirect_stdout(StringIO()) as table:
         assert main([*airy, *models, "-o", str(tmp_path / "a")]) == 0
-        assert main([*given, *models[2:], "-o", str(tmp_path / "b")]) == 0
+        assert main([*overrides, *models[2:], "-o", str(tmp_path / "b")]) == 0
     rows, alone = (report.read_rows(tmp_path / name / "utterances.csv") for name in "ab")
     assert [row.system for row in rows][:2] == [RAW, AIR]
     assert "| noisy air | 1 |" in table.getvalue()
@@ -302,10 +302,10 @@ def test_an_evaluation_has_rows_of_both_microphones(
 
 
 def test_a_fusion_cannot_be_evaluated_without_air(fusion_path: Path, corpus: Path, capsys) -> None:
-    given = ["evaluate", "--clean", str(corpus), "--simulate", "eben"]
-    assert main([*given, "--model", f"both={fusion_path}"]) != 0
+    overrides = ["evaluate", "--clean", str(corpus), "--simulate", "eben"]
+    assert main([*overrides, "--model", f"both={fusion_path}"]) != 0
     assert "--model both: hears bone and air, and there is no air channel: see --air-snr" in capsys.readouterr().err
-    assert main([*given, "--noise", "x"]) != 0
+    assert main([*overrides, "--noise", "x"]) != 0
     assert "--noise x: goes with --air-snr" in capsys.readouterr().err
 
 
@@ -316,11 +316,11 @@ def test_simulated_files_are_what_is_evaluated(speech: Speech, noise: Path, tmp_
     assert main(["simulate", str(tmp_path / "in"), str(tmp_path / "out"), *settings]) == 1
     assert "two.wav: has 2 channels; --air-snr makes two of a file with one" in capsys.readouterr().err
     files = tuple(sorted(map(str, noise.iterdir())))
-    source = Source(tmp_path / "in", Sensor(cutoff=600.0), 3, Air(-3.0, files, 3))
-    made, _ = source.read(Entry(str(tmp_path / "in" / "a.wav"), None, "s", 1.0))
+    source = PairSource(tmp_path / "in", Sensor(cutoff=600.0), 3, Air(-3.0, files, 3))
+    output, _ = source.read(Entry(str(tmp_path / "in" / "a.wav"), None, "s", 1.0))
     written = sound_files.read(tmp_path / "out" / "a.wav")[0]
-    assert written.shape == made.shape == (2, RATE)
-    assert np.abs(made[1] - written[1]).max() <= 2**-14
+    assert written.shape == output.shape == (2, RATE)
+    assert np.abs(output[1] - written[1]).max() <= 2**-14
 
 
 @pytest.mark.parametrize(
@@ -330,28 +330,34 @@ def test_simulated_files_are_what_is_evaluated(speech: Speech, noise: Path, tmp_
         (["data.air_snr_db=[0,5]"], "restorer.inputs is 1, but data.air_snr_db is [0.0, 5.0]: 2 channels"),
         (["data.air_snr_db=[5,0]"], "data.air_snr_db is [5.0, 0.0], must be [lowest, highest] or []"),
         (["restorer.inputs=3"], "restorer.inputs is 3, must be 1 (bone) or 2 (bone and air)"),
-        (["restorer.features=[colour]"], "restorer.features: no feature 'colour'; there are pitch"),
+        (["restorer.features=[color]"], "restorer.features: no feature 'color'; there are pitch"),
     ],
 )
 def test_settings_that_disagree_are_named(corpus: Path, settings: list[str], message: str) -> None:
-    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run=x"]
+    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x"]
     with pytest.raises(ConfigError) as error:
-        load_config(RestorerRun, ["restorer", "tiny"], [*given, *settings])
+        load_config(RestorerRun, ["restorer", "tiny"], [*overrides, *settings])
     assert str(error.value) == message
 
 
 def test_the_overlay_trains_and_its_weights_restore(corpus: Path, noise: Path, headset: np.ndarray, tmp_path) -> None:
-    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={tmp_path / 'run'}", "steps=2", "valid.every=2"]
+    overrides = [
+        f"data.train=[{corpus}]",
+        f"data.valid=[{corpus}]",
+        f"run_dir={tmp_path / 'run'}",
+        "steps=2",
+        "valid.every=2",
+    ]
     more = [f"data.noise={noise}", "restorer.features=[pitch]", "threads=1"]
-    settings = load_config(RestorerRun, ["restorer", "tiny", "fusion"], [*given, *more])
+    settings = load_config(RestorerRun, ["restorer", "tiny", "fusion"], [*overrides, *more])
     recipes.train_restorer(settings)
     model = checkpoint.load_stage(tmp_path / "run")
     assert model.config == settings.restorer
     assert model.config.inputs == 2
     voice = TwoStage(TwoStageConfig(settings.restorer, VocoderConfig(settings.restorer.mel))).vocoder
     checkpoint.save(tmp_path / "v.safetensors", voice, provenance={})
-    made = twostage.restore(load(tmp_path / "run", tmp_path / "v.safetensors"), headset, RATE)
-    assert made.shape == (1, headset.shape[1])
+    output = twostage.restore(load(tmp_path / "run", tmp_path / "v.safetensors"), headset, RATE)
+    assert output.shape == (1, headset.shape[1])
 
 
 def test_an_exported_fusion_says_what_pytorch_says(headset: np.ndarray, tmp_path: Path) -> None:
@@ -371,12 +377,18 @@ def test_int8_is_for_one_input(fusion_path: Path, tmp_path: Path, capsys) -> Non
 
 
 def test_seanet_of_two_inputs_trains_and_restores(corpus: Path, headset: np.ndarray, tmp_path: Path) -> None:
-    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={tmp_path / 'run'}", "threads=1"]
-    small = ["model.channels=2", "weights={mel: 1, adv: 0, fm: 0}", "steps=2", "data.samples=4096", "data.batch=2"]
-    judged = ["valid={every: 2, items: 1, seconds: 1.0, metrics: [mel_l1], best: mel_l1}"]
+    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}", "threads=1"]
+    small = [
+        "model.channels=2",
+        "weights={mel: 1, adv: 0, fm: 0}",
+        "steps=2",
+        "data.segment_length=4096",
+        "data.batch_size=2",
+    ]
+    valid = ["valid={every: 2, items: 1, seconds: 1.0, metrics: [mel_l1], best: mel_l1}"]
     with pytest.raises(ConfigError, match=r"model.inputs is 2, but data.air_snr_db is empty"):
-        load_config(EnhancerRun, ["seanet", "seanet-fusion"], [*given, "data.air_snr_db=[]"])
-    settings = load_config(EnhancerRun, ["seanet", "seanet-fusion"], [*given, *small, *judged])
+        load_config(EnhancerRun, ["seanet", "seanet-fusion"], [*overrides, "data.air_snr_db=[]"])
+    settings = load_config(EnhancerRun, ["seanet", "seanet-fusion"], [*overrides, *small, *valid])
     recipes.train_enhancer(settings)
     model = load(tmp_path / "run" / "last.safetensors")
     whole = twostage.restore(model, headset, RATE, seconds=float("inf"))

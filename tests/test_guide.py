@@ -143,8 +143,8 @@ def test_own_sensor_without_any_data_runs_as_written(workplace: Path, monkeypatc
     assert "`steps=60` at the end of the fourth is enough" in " ".join(text_of("own-sensor.md").split())
     for place, arguments in enumerate(run_as_written("own-sensor.md"), 1):
         assert cli.main([*arguments, *["steps=60"] * (place == 4)]) == 0, arguments
-    found = json.loads((workplace / "trial" / "scores" / "summary.json").read_text(encoding="utf-8"))["systems"]
-    raw, small, copied = (found[name] for name in ("raw input", "small", "small, copy-synthesis"))
+    actual = json.loads((workplace / "trial" / "scores" / "summary.json").read_text(encoding="utf-8"))["systems"]
+    raw, small, copied = (actual[name] for name in ("raw input", "small", "small, copy-synthesis"))
     for metric in ("lsd", "mel_l1"):
         assert copied[metric]["mean"] < small[metric]["mean"] < 0.8 * raw[metric]["mean"]
     for picture in ("restored.png", "sensor.png"):
@@ -175,7 +175,7 @@ def test_the_example_is_of_the_documented_size_and_in_the_table_of_tests(example
     ((name, (millions, small)),) = ast.literal_eval("{" + files_of("add-an-enhancer.md")["row.txt"] + "}").items()
     assert set(map(type, (millions, small))) == set(map(type, SYSTEMS["dpcrn"]))
     assert costs.parameters(model) / 1e6 == pytest.approx(millions, abs=0.006)
-    run = load_config(EnhancerRun, [name], [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run=x", *small])
+    run = load_config(EnhancerRun, [name], [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x", *small])
     assert costs.parameters(example.GruGains(run.architecture)) < 0.02e6
     said = re.search(r"([\d.]+) M weights, ([\d.]+) GMAC", files_of("add-an-enhancer.md")["gru-gains.yaml"])
     assert said is not None
@@ -184,14 +184,14 @@ def test_the_example_is_of_the_documented_size_and_in_the_table_of_tests(example
 
 
 def test_the_example_overfits_one_batch(example: ModuleType, corpus: Path, speech: Callable[..., np.ndarray]) -> None:
-    run = load_config(EnhancerRun, ["gru-gains"], [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run=x"])
+    run = load_config(EnhancerRun, ["gru-gains"], [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x"])
     torch.manual_seed(0)
     model = example.GruGains(example.GruGainsConfig(bands=16, units=16, layers=1))
     clean = torch.from_numpy(speech(4096)).view(1, 1, -1)
     pair = Pair(nn.functional.avg_pool1d(clean, 9, 1, 4), clean)
     losses: list[float] = []
     fit(
-        Training(model, OptimizerConfig(learning_rate=3e-3, clip=5.0)),
+        Training(model, OptimizerConfig(learning_rate=3e-3, grad_clip=5.0)),
         Enhancing(run.mel, run.weights),
         repeat(pair),
         run.weights,
@@ -206,18 +206,18 @@ def test_the_example_goes_on_where_it_was_stopped(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    given = [
+    inputs = [
         "train-enhancer",
         "gru-gains",
         "tiny",
         f"data.train=[{corpus}]",
         f"data.valid=[{corpus}]",
-        "save=1",
+        "save_every=1",
         "optimizer.cooldown=0",
     ]
-    assert cli.main([*given, "steps=4", "run=whole"]) == 0
-    assert cli.main([*given, "steps=2", "run=parts"]) == 0
-    assert cli.main([*given, "steps=4", "run=parts", "--resume"]) == 0
+    assert cli.main([*inputs, "steps=4", "run_dir=whole"]) == 0
+    assert cli.main([*inputs, "steps=2", "run_dir=parts"]) == 0
+    assert cli.main([*inputs, "steps=4", "run_dir=parts", "--resume"]) == 0
     assert_same_training(tmp_path / "whole", tmp_path / "parts")
 
 

@@ -52,7 +52,7 @@ def generator(h, seed=0):
 
 
 def plain(state):
-    """Weight normalisation written out: g * v / |v|, the norm over all axes but the first."""
+    """Weight normalization written out: g * v / |v|, the norm over all axes but the first."""
     weights = {k: v for k, v in state.items() if k.endswith("bias")}
     for key, v in state.items():
         if key.endswith("weight_v"):
@@ -99,7 +99,7 @@ def write(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["1", "2"])
-@pytest.mark.parametrize("form", ["normalised", "folded", "bare"])
+@pytest.mark.parametrize("form", ["normalized", "folded", "bare"])
 def test_an_imported_generator_gives_the_published_output(write, kind, form):
     h = PUBLISHED | {"resblock": kind}
     state, mel = generator(h), torch.randn(2, 6, 9)
@@ -124,8 +124,8 @@ def test_the_highest_frequency_of_the_losses_is_kept(write, published, highest):
         del settings["fmax_for_loss"]
     weights, config, out = write(generator(PUBLISHED), settings)
     import_hifigan(weights, config, out)
-    found = checkpoint.load_stage(out, "vocoder").config
-    assert (found.mel_of_losses.fmax, found.mel.fmax) == (highest, 8000)
+    actual = checkpoint.load_stage(out, "vocoder").config
+    assert (actual.mel_of_losses.fmax, actual.mel.fmax) == (highest, 8000)
 
 
 def test_provenance_names_the_source(write):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from twostage.utils.signals import Once, answered
+from twostage.utils.signals import DebouncedInterrupt, answered
 
 
 class Tapped(io.BytesIO):
@@ -27,7 +27,7 @@ def test_an_interrupt_within_a_callback_is_answered_after_it(capsys: pytest.Capt
     content = Tapped()
     soundfile.write(content, np.ones(1000) / 2, 16000, format="WAV")
     content.seek(0)
-    with answered(Once()):
+    with answered(DebouncedInterrupt()):
         file = soundfile.SoundFile(content)
         content.armed = True
         samples = file.read()

@@ -79,18 +79,18 @@ def is_module(name):
 
 def imports(path, *, everywhere=True):
     """Full names that a file imports; without ``everywhere``, those that importing the file itself runs."""
-    found = set()
+    actual = set()
     nodes = list(ast.parse(path.read_text(encoding="utf-8")).body)
     while nodes:
         node = nodes.pop()
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            actual |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            actual |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif everywhere or (not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not typing_only(node)):
             nodes += ast.iter_child_nodes(node)
-    return found
+    return actual
 
 
 def typing_only(node):
@@ -120,7 +120,7 @@ def test_a_file_imports_its_own_room_and_lower_ones_alone(path):
 @pytest.mark.parametrize("room", ROOMS)
 def test_no_cycle_inside_a_room(room):
     inside = {name_of(path): set(ours(imports(path))) for path in FILES if room_of(name_of(path)) == room}
-    graph = {name: {other for other in found if other in inside} for name, found in inside.items()}
+    graph = {name: {other for other in actual if other in inside} for name, actual in inside.items()}
     TopologicalSorter(graph).prepare()  # raises CycleError with the cycle
 
 
@@ -141,7 +141,7 @@ def test_nobody_waits_for_what_is_slow_to_import_and_seldom_used():
     """scipy.signal takes a second, which every command would wait for."""
     seldom = ("scipy.signal", "scipy.optimize")
     at_once = {name_of(path): imports(path, everywhere=False) for path in FILES}
-    assert not {name for name, found in at_once.items() if any(other.startswith(seldom) for other in found)}
+    assert not {name for name, actual in at_once.items() if any(other.startswith(seldom) for other in actual)}
 
 
 @pytest.mark.parametrize("path", (PACKAGE / "commands").glob("*.py"), ids=name_of)

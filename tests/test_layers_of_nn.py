@@ -1,24 +1,24 @@
-"""Claims about weight normalisation and reach."""
+"""Claims about weight normalization and receptive fields."""
 
 import pytest
 import torch
 from torch import nn
 
-from twostage.nn.layers import Conv1d, fold_weight_norm, reach, weight_norm
+from twostage.nn.layers import Conv1d, fold_weight_norm, receptive_field, weight_norm
 
 
 @pytest.mark.parametrize("layer", [nn.Conv1d(3, 4, 5), nn.ConvTranspose1d(3, 4, 4, 2), nn.Conv2d(2, 3, 3)])
-def test_normalising_and_folding_keep_the_output(layer):
+def test_normalizing_and_folding_keep_the_output(layer):
     x = torch.randn(2, layer.in_channels, *[12] * (layer.weight.ndim - 2))
     before = layer(x)
-    normalised = weight_norm(layer)
-    torch.testing.assert_close(normalised(x), before)
-    assert {name for name, _ in normalised.named_parameters()} == {
+    normalized = weight_norm(layer)
+    torch.testing.assert_close(normalized(x), before)
+    assert {name for name, _ in normalized.named_parameters()} == {
         "bias",
         "parametrizations.weight.original0",
         "parametrizations.weight.original1",
     }
-    torch.testing.assert_close(fold_weight_norm(normalised)(x), before)
+    torch.testing.assert_close(fold_weight_norm(normalized)(x), before)
 
 
 def test_a_given_deviation_is_drawn():
@@ -28,7 +28,7 @@ def test_a_given_deviation_is_drawn():
 
 @pytest.mark.parametrize(("layers", "steps"), [([], 0), ([(3, 1)], 1), ([(3, 1), (3, 3), (3, 5)], 9), ([(11, 5)], 25)])
 def test_reach(layers, steps):
-    assert reach(layers) == steps
+    assert receptive_field(layers) == steps
     stack = nn.Sequential(*(nn.Conv1d(1, 1, k, dilation=d, padding=(k - 1) * d // 2, bias=False) for k, d in layers))
     for weight in stack.parameters():
         nn.init.ones_(weight)
@@ -48,8 +48,8 @@ def test_a_convolution_is_torchs_and_a_causal_one_ends_with_its_stride(kernel_si
         assert conv.bias is None
         padded = torch.nn.functional.pad(x, (past, 0) if causal else (past // 2, past // 2))
         with torch.set_grad_enabled(grad):
-            found = conv(x)
+            actual = conv(x)
         wanted = torch.nn.functional.conv1d(padded, conv.weight, None, stride, 0, dilation)
-        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+        torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=0)
         if causal:
-            assert found.shape == (1, 5, 64 // stride)
+            assert actual.shape == (1, 5, 64 // stride)

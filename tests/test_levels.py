@@ -13,11 +13,11 @@ def test_rms_of_a_sine_and_of_nothing() -> None:
     assert levels.rms(np.zeros((2, 0))) == 0
 
 
-def test_speech_is_levelled_and_silence_left() -> None:
-    made = levels.levelled(noise(16000, 1)[0], 16000)
-    assert levels.active_level(made, 16000) == pytest.approx(levels.LEVEL, abs=1e-3)
-    assert made.dtype == np.float32
-    assert not levels.levelled(np.zeros(100, np.float32), 16000).any()
+def test_speech_is_leveled_and_silence_left() -> None:
+    output = levels.leveled(noise(16000, 1)[0], 16000)
+    assert levels.active_level(output, 16000) == pytest.approx(levels.LEVEL, abs=1e-3)
+    assert output.dtype == np.float32
+    assert not levels.leveled(np.zeros(100, np.float32), 16000).any()
 
 
 def test_active_level_leaves_pauses_out() -> None:
@@ -30,43 +30,43 @@ def test_active_level_leaves_pauses_out() -> None:
 
 
 def test_the_meter_does_not_mind_blocks() -> None:
-    given = noise(16000, 2) * np.linspace(0, 1, 16000, dtype=np.float32)
+    inputs = noise(16000, 2) * np.linspace(0, 1, 16000, dtype=np.float32)
     whole, blocks = levels.LevelMeter(2, 16000), levels.LevelMeter(2, 16000)
-    whole.add(given)
-    for block in np.array_split(given, 37, axis=1):
+    whole.add(inputs)
+    for block in np.array_split(inputs, 37, axis=1):
         blocks.add(block)
     assert np.allclose(whole.levels(), blocks.levels())
-    assert np.allclose(blocks.peak, np.abs(given).max(axis=1))
+    assert np.allclose(blocks.peak, np.abs(inputs).max(axis=1))
 
 
 def beside_speech(kind: str, frames: int, above_db: float, level: float) -> np.ndarray:
     """What is not speech, (frames,), so many dB above it."""
     rng, time = np.random.default_rng(1), np.arange(frames) / 16000
-    height, made = 10 ** ((level + above_db) / 20), np.zeros(frames)
+    height, output = 10 ** ((level + above_db) / 20), np.zeros(frames)
     if kind == "click":
-        made[frames // 2] = 18 * height  # a frame of 20 ms that has this level
+        output[frames // 2] = 18 * height  # a frame of 20 ms that has this level
     elif kind == "taps":
         for place in (0.2, 0.5, 0.8):
-            made[int(place * frames) :][:32] = 3.2 * height
+            output[int(place * frames) :][:32] = 3.2 * height
     elif kind == "door":
-        made[frames // 2 :] = (
+        output[frames // 2 :] = (
             height * np.exp(-time[: frames - frames // 2] / 0.1) * rng.standard_normal(frames - frames // 2)
         )
     elif kind == "hum":
-        made = height * 2**0.5 * np.sin(2 * np.pi * 50 * time)
+        output = height * 2**0.5 * np.sin(2 * np.pi * 50 * time)
     elif kind == "rumble":
-        made = height * 2**0.5 * np.sin(2 * np.pi * 30 * time + 3 * np.sin(2 * np.pi * 2 * time))
-    return made
+        output = height * 2**0.5 * np.sin(2 * np.pi * 30 * time + 3 * np.sin(2 * np.pi * 2 * time))
+    return output
 
 
 @pytest.mark.parametrize("above_db", [20.0, 30.0, 40.0])
 @pytest.mark.parametrize("kind", ["click", "taps", "door", "hum", "rumble"])
 def test_what_is_not_speech_does_not_decide_the_level(kind: str, above_db: float) -> None:
     for name in ("clean", "throat"):
-        given = sound_files.read(f"samples/{name}.flac")[0][0]
-        level = levels.active_level(given, 16000)
-        found = levels.active_level(given + beside_speech(kind, len(given), above_db, level), 16000)
-        assert found == pytest.approx(level, abs=1.0)
+        inputs = sound_files.read(f"samples/{name}.flac")[0][0]
+        level = levels.active_level(inputs, 16000)
+        actual = levels.active_level(inputs + beside_speech(kind, len(inputs), above_db, level), 16000)
+        assert actual == pytest.approx(level, abs=1.0)
 
 
 def test_one_word_in_noise_is_speech_and_not_an_event() -> None:

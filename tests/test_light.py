@@ -49,16 +49,16 @@ def light(folder: Path) -> dict[str, Any]:
     """What was said by the program in which PyTorch cannot be imported."""
     done = python(str(ROOT / "tests" / "light" / "without_torch.py"), str(folder))
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    actual: dict[str, Any] = json.loads(done.stdout)
+    return actual
 
 
-def assert_alike(found: np.ndarray, expected: np.ndarray) -> None:
+def assert_alike(actual: np.ndarray, expected: np.ndarray) -> None:
     """Equal but for what roundings become in sixteen iterations of Griffin-Lim, and 16 bits."""
-    assert found.shape == expected.shape
+    assert actual.shape == expected.shape
     assert np.abs(expected).max() > 0.05
-    np.testing.assert_allclose(found, expected, atol=2e-3)
-    assert np.linalg.norm(found - expected) < 1e-3 * np.linalg.norm(expected)
+    np.testing.assert_allclose(actual, expected, atol=2e-3)
+    assert np.linalg.norm(actual - expected) < 1e-3 * np.linalg.norm(expected)
 
 
 def test_nothing_imports_pytorch_or_what_comes_with_it(light: dict[str, Any]) -> None:
@@ -138,9 +138,9 @@ def test_the_shipped_onnx_files_are_the_shipped_weights(name: str, speech: Speec
     assert other.header.parameters == sum(weight.numel() for weight in model.parameters())
     assert other.header.provenance == checkpoint.provenances(name)
     audio = speech(16000)[None, None]
-    found = other(audio)
+    actual = other(audio)
     expected = model(torch.from_numpy(audio)).numpy()
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
     assert np.abs(expected).max() > 0.01
 
 

@@ -15,20 +15,20 @@ Speech = Callable[..., np.ndarray]
 
 
 def test_a_peak_is_turned_down_with_what_is_around_it_and_nothing_else(speech: Speech) -> None:
-    given = np.stack([speech(RATE), 0.5 * speech(RATE)])
-    given[0, 8000] = 4.0
-    made = np.concatenate(list(limited(np.array_split(given, 23, axis=1), 0.9, RATE)), axis=1)
-    assert made.shape == given.shape
-    assert np.abs(made).max() == np.float32(0.9)
+    inputs = np.stack([speech(RATE), 0.5 * speech(RATE)])
+    inputs[0, 8000] = 4.0
+    output = np.concatenate(list(limited(np.array_split(inputs, 23, axis=1), 0.9, RATE)), axis=1)
+    assert output.shape == inputs.shape
+    assert np.abs(output).max() == np.float32(0.9)
     near = np.abs(np.arange(RATE) - 8000) <= 320
-    np.testing.assert_array_equal(made[:, ~near], given[:, ~near])
-    np.testing.assert_allclose(made[1] * given[0], made[0] * given[1], atol=1e-6)  # the balance of the channels
+    np.testing.assert_array_equal(output[:, ~near], inputs[:, ~near])
+    np.testing.assert_allclose(output[1] * inputs[0], output[0] * inputs[1], atol=1e-6)  # the balance of the channels
 
 
 def test_cuts_do_not_show() -> None:
-    given = np.random.default_rng(0).standard_normal((1, 30000)).astype(np.float32)
-    whole = np.concatenate(list(limited([given], 0.5, RATE)), axis=1)
-    parts = np.concatenate(list(limited(np.split(given, [1, 2, 700, 701, 9000], axis=1), 0.5, RATE)), axis=1)
+    inputs = np.random.default_rng(0).standard_normal((1, 30000)).astype(np.float32)
+    whole = np.concatenate(list(limited([inputs], 0.5, RATE)), axis=1)
+    parts = np.concatenate(list(limited(np.split(inputs, [1, 2, 700, 701, 9000], axis=1), 0.5, RATE)), axis=1)
     assert np.abs(whole).max() <= 0.5
     np.testing.assert_allclose(parts, whole, atol=1e-7)
 
@@ -45,7 +45,7 @@ class Clicking(EnhancerModule):
 
 
 def test_one_sample_does_not_decide_the_gain_of_the_rest(speech: Speech) -> None:
-    given = speech(3 * RATE)
-    out = restore(Clicking(), given, RATE)
+    inputs = speech(3 * RATE)
+    out = restore(Clicking(), inputs, RATE)
     assert np.abs(out).max() <= PEAK
-    assert abs(active_level(out[24000:], RATE) - active_level(given[24000:], RATE)) < 0.2
+    assert abs(active_level(out[24000:], RATE) - active_level(inputs[24000:], RATE)) < 0.2

@@ -103,10 +103,10 @@ def test_a_folder_that_is_gone_is_a_line(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_a_bug_in_a_thread_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = list[type[BaseException]]()
-    monkeypatch.setattr(threading, "excepthook", lambda args: told.append(args.exc_type))
+    answer = list[type[BaseException]]()
+    monkeypatch.setattr(threading, "excepthook", lambda args: answer.append(args.exc_type))
     with RunLog(tmp_path):
         thread = threading.Thread(target=lambda: 1 / 0)
         thread.start()
         thread.join()
-    assert told == [ZeroDivisionError]
+    assert answer == [ZeroDivisionError]

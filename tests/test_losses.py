@@ -11,18 +11,18 @@ from twostage.training import losses
 
 
 def maps(*logits: float) -> list[list[torch.Tensor]]:
-    """One judge a logit, with a hidden map of twice the logit before it."""
+    """One discriminator a logit, with a hidden map of twice the logit before it."""
     return [[torch.full((2, 3), 2 * logit), torch.full((2, 4), logit)] for logit in logits]
 
 
 @pytest.mark.parametrize(
     ("loss", "value"),
     [
-        (losses.least_squares_real_fake(maps(0.8, 0.5), maps(0.1, -0.5)), 0.04 + 0.01 + 0.25 + 0.25),
-        (losses.least_squares_fool(maps(0.1, -0.5)), 0.81 + 2.25),
-        (losses.hinge_real_fake(maps(0.8, 2.0), maps(0.1, -3.0)), 0.2 + 1.1 + 0 + 0),
-        (losses.hinge_fool(maps(0.1, -0.5)), -0.1 + 0.5),
-        (losses.bounded_hinge_fool(maps(0.1, -0.5, 3.0)), 0.9 + 1.5 + 0),
+        (losses.discriminator_least_squares(maps(0.8, 0.5), maps(0.1, -0.5)), 0.04 + 0.01 + 0.25 + 0.25),
+        (losses.generator_least_squares(maps(0.1, -0.5)), 0.81 + 2.25),
+        (losses.discriminator_hinge(maps(0.8, 2.0), maps(0.1, -3.0)), 0.2 + 1.1 + 0 + 0),
+        (losses.generator_hinge(maps(0.1, -0.5)), -0.1 + 0.5),
+        (losses.generator_bounded_hinge(maps(0.1, -0.5, 3.0)), 0.9 + 1.5 + 0),
         (losses.feature_matching(maps(1.0, 2.0), maps(0.5, 2.5), logits=False), 1.0 + 1.0),
         (losses.feature_matching(maps(1.0, 2.0), maps(0.5, 2.5)), 1.0 + 1.0 + 0.5 + 0.5),  # HiFi-GAN's
         (losses.mel_l1(torch.zeros(1, 2, 2), torch.tensor([[[1.0, 2.0], [3.0, -4.0]]])), 2.5),
@@ -93,9 +93,9 @@ def test_the_stft_loss_has_a_gradient_at_silence():
 @pytest.mark.parametrize(("content", "adversarial", "weight"), [(6.0, 2.0, 3.0), (1.0, 0.0, 1e4), (0.0, 1.0, 0.0)])
 def test_the_adaptive_weight_is_the_ratio_of_gradients(content, adversarial, weight):
     layer = torch.ones(1, requires_grad=True)
-    found = losses.adaptive_weight(content * layer.sum(), adversarial * layer.sum(), layer)
-    assert float(found) == pytest.approx(weight, rel=1e-3)
-    assert not found.requires_grad
+    actual = losses.adaptive_weight(content * layer.sum(), adversarial * layer.sum(), layer)
+    assert float(actual) == pytest.approx(weight, rel=1e-3)
+    assert not actual.requires_grad
 
 
 def test_intelligibility_is_zero_for_equals_and_falls_with_noise(speech):
@@ -145,8 +145,8 @@ def test_intelligibility_follows_the_reference_scores(speech, kind, error):
     for snr in (-10, -5, 0, 5, 20):
         noisy = (clean + noise * 10 ** (-snr / 20)).astype(np.float32)
         wanted = np.mean([pystoi.stoi(*np.float64([clean, noisy]), 16000, extended) for extended in (False, True)])
-        found, real = (mel(torch.from_numpy(x)[None, None]) for x in (noisy, clean))
-        assert 1 - float(loss(found, real)) == pytest.approx(wanted, abs=error)
+        actual, real = (mel(torch.from_numpy(x)[None, None]) for x in (noisy, clean))
+        assert 1 - float(loss(actual, real)) == pytest.approx(wanted, abs=error)
 
 
 @pytest.mark.parametrize("silent", ["fake", "real", "both"])
@@ -176,9 +176,9 @@ def test_the_distance_of_structure_of_two_levels_is_known():
 
 def ssim_in_loops(x, y, span, size):
     """Equation 13 of Wang et al. (2004), window by window, those at the edges cut."""
-    c1, c2, reach, values = (0.01 * span) ** 2, (0.03 * span) ** 2, size // 2, []
+    c1, c2, half, values = (0.01 * span) ** 2, (0.03 * span) ** 2, size // 2, []
     for band, frame in product(*map(range, x.shape)):
-        window = slice(max(0, band - reach), band + reach + 1), slice(max(0, frame - reach), frame + reach + 1)
+        window = slice(max(0, band - half), band + half + 1), slice(max(0, frame - half), frame + half + 1)
         a, b = x[window].ravel(), y[window].ravel()
         covariance = ((a - a.mean()) * (b - b.mean())).mean()
         level = (2 * a.mean() * b.mean() + c1) / (a.mean() ** 2 + b.mean() ** 2 + c1)
@@ -191,8 +191,8 @@ def test_the_distance_of_structure_is_that_of_the_paper(bands, frames, size):
     rng = np.random.default_rng(0)
     one = rng.uniform(0, 12, (bands, frames))
     other = np.maximum(0, one + rng.normal(0, 2, one.shape))
-    found = losses.ssim_distance(*(torch.from_numpy(x)[None] - 11.5 for x in (other, one)), floor=-11.5, size=size)
-    assert float(found) == pytest.approx(1 - ssim_in_loops(other, one, 12, size), abs=1e-5)
+    actual = losses.ssim_distance(*(torch.from_numpy(x)[None] - 11.5 for x in (other, one)), floor=-11.5, size=size)
+    assert float(actual) == pytest.approx(1 - ssim_in_loops(other, one, 12, size), abs=1e-5)
 
 
 def test_the_distance_of_structure_sees_blur_that_an_l1_forgives(speech):

@@ -117,7 +117,7 @@ def test_missing_and_binary_manifests(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "found"),
+    ("files", "actual"),
     [
         (["bone/p1/x.wav", "air/p1/x.flac", "bone/p2/x.wav", "air/p2/x.wav"], [("p1", True), ("p2", True)]),
         (["p1/bone/x.wav", "p1/air/x.wav"], [("p1", True)]),
@@ -126,12 +126,12 @@ def test_missing_and_binary_manifests(tmp_path: Path) -> None:
     ],
 )
 def test_scan_tells_the_layout_by_what_is_there(
-    tmp_path: Path, make: Make, files: list[str], found: list[tuple[str, bool]]
+    tmp_path: Path, make: Make, files: list[str], actual: list[tuple[str, bool]]
 ) -> None:
     make(*(f"root/{file}" for file in files))
     problems: list[str] = []
     entries = scan(tmp_path / "root", problems=problems)
-    assert [(entry.speaker, entry.paired) for entry in entries] == found
+    assert [(entry.speaker, entry.paired) for entry in entries] == actual
     assert all(entry.seconds == 0.5 for entry in entries)
     assert not problems
     for entry in entries:
@@ -255,12 +255,12 @@ def test_a_bad_file_does_not_take_a_good_one_s_place(tmp_path: Path) -> None:
         (tmp_path / side / "a.aac").write_bytes(b"no sound" * 50)
         (tmp_path / side / "a.webm").write_bytes(b"no sound" * 50)
         (tmp_path / side / "readme.txt").touch()
-    for found in (
+    for actual in (
         lambda problems: scan(tmp_path, problems=problems),
         lambda problems: pair(tmp_path / "bone", tmp_path / "air", problems=problems),
     ):
         problems: list[str] = []
-        (entry,) = found(problems)
+        (entry,) = actual(problems)
         assert (Path(entry.degraded or "").name, Path(entry.clean or "").name) == ("a.wav", "a.wav")
         assert entry.seconds == 0.5
         assert sum("readme.txt" in problem for problem in problems) >= 1

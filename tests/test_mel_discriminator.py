@@ -1,4 +1,4 @@
-"""Claims about the judge of log-mels: what it sees, what it learns, and what a restorer learns from it."""
+"""Claims about the discriminator of log-mels: what it sees, what it learns, and what a restorer learns from it."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from twostage.training.adversary import Adversary, MelAdversaryConfig
 from twostage.training.discriminators.mel import MelDiscriminator, MelDiscriminatorConfig
 from twostage.training.optim import OptimizerConfig
 from twostage.training.tasks import Restoring, RestoringWeights
-from twostage.training.trainer import Progress, Training, fit
+from twostage.training.trainer import StepResult, Training, fit
 
 MEL = MelConfig(n_mels=32)
 RESTORER = RestorerConfig(mel=MEL, channels=(4, 8), time_strides=(2,), blocks=1, dilations=(1,))
@@ -61,31 +61,32 @@ def test_a_logit_judges_a_patch_of_47_bands_and_frames() -> None:
 
 
 def test_it_knows_how_high_a_band_is() -> None:
-    judge = MelDiscriminator(SMALL)
-    maps = judge(torch.full((1, 32, 32), -6.0))[0][0][0, :, 4:-4, 4:-4]  # away from the edges, alike in every place
+    discriminator = MelDiscriminator(SMALL)
+    maps = discriminator(torch.full((1, 32, 32), -6.0))[0][0]
+    maps = maps[0, :, 4:-4, 4:-4]  # away from the edges, alike in every place
     assert maps.std(dim=1).amax() > 0.01
     torch.testing.assert_close(maps.std(dim=2), torch.zeros(8, 8), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("loss", ["least_squares", "hinge"])
 def test_it_learns_to_tell_smoothed_mels_from_real_ones(mels: Tensor, loss: str) -> None:
-    judge = Adversary(MelAdversaryConfig(loss=loss), OptimizerConfig())
+    discriminator = Adversary(MelAdversaryConfig(loss=loss), OptimizerConfig())
     for _ in range(60):
-        judge.learn(smoothed(mels[:4]), mels[:4], 2e-3)
-    of_real, of_fake = (judge.discriminators(mel)[0][-1].mean(1) for mel in (mels[4:], smoothed(mels[4:])))
+        discriminator.train_step(smoothed(mels[:4]), mels[:4], 2e-3)
+    of_real, of_fake = (discriminator.discriminators(mel)[0][-1].mean(1) for mel in (mels[4:], smoothed(mels[4:])))
     assert of_real.min() > of_fake.max() + 0.3  # voices that it has not heard
 
 
 def test_what_follows_its_gradient_is_less_smooth(mels: Tensor) -> None:
-    judge = Adversary(MelAdversaryConfig(), OptimizerConfig())
+    discriminator = Adversary(MelAdversaryConfig(), OptimizerConfig())
     for _ in range(60):
-        judge.learn(smoothed(mels[:4]), mels[:4], 2e-3)
+        discriminator.train_step(smoothed(mels[:4]), mels[:4], 2e-3)
     fake = smoothed(mels[4:]).requires_grad_()
     before = roughness(fake)
     optimizer = torch.optim.Adam([fake], 0.02)
     for _ in range(20):
         optimizer.zero_grad()
-        judge.judge(fake, mels[4:], matching=False)["adv"].backward()
+        discriminator.generator_loss(fake, mels[4:], matching=False)["adv"].backward()
         optimizer.step()
     assert roughness(fake) > 1.2 * before
 
@@ -97,12 +98,12 @@ def roughness(mel: Tensor) -> float:
 
 def run(pair: Pair, weights: RestoringWeights, steps: int, **rules) -> list[dict[str, Tensor]]:
     """What each step of a restorer's training on one batch reported."""
-    training = Training(Restorer(RESTORER), OptimizerConfig(ema=0))
+    training = Training(Restorer(RESTORER), OptimizerConfig(ema_decay=0))
     if weights.adv or weights.fm:
         training.adversary = Adversary(MelAdversaryConfig(SMALL, **rules), OptimizerConfig())
     seen: list[dict[str, Tensor]] = []
 
-    def report(_: Training, progress: Progress) -> None:
+    def report(_: Training, progress: StepResult) -> None:
         seen.append(progress.values)
 
     fit(training, Restoring(RESTORER, weights), iter(lambda: pair, None), weights, steps=steps, report=report)
@@ -120,19 +121,19 @@ def test_weights_are_the_factors_of_the_terms(pair: Pair) -> None:
     [
         (RestoringWeights(), set()),
         (RestoringWeights(ssim=1), {"ssim"}),
-        (RestoringWeights(adv=1), {"adv", "disc", "disc_grad"}),
-        (RestoringWeights(fm=1), {"adv", "fm", "disc", "disc_grad"}),
+        (RestoringWeights(adv=1), {"adv", "discriminator_loss", "discriminator_grad_norm"}),
+        (RestoringWeights(fm=1), {"adv", "fm", "discriminator_loss", "discriminator_grad_norm"}),
     ],
 )
 def test_a_weight_of_zero_computes_no_term(pair: Pair, weights: RestoringWeights, terms: set[str]) -> None:
     (one,) = run(pair, weights, 1)
-    assert one.keys() == {"loss", "mel", "grad"} | terms
+    assert one.keys() == {"loss", "mel", "grad_norm"} | terms
 
 
 def test_the_rules_of_the_adversary_hold_for_mels(pair: Pair) -> None:
     seen = run(pair, RestoringWeights(adv=1), 5, start=2, generator_steps=2)
     assert ["adv" in values for values in seen] == [False, False, True, True, True]
-    assert ["disc" in values for values in seen] == [False, False, True, False, True]
+    assert ["discriminator_loss" in values for values in seen] == [False, False, True, False, True]
 
 
 def test_the_adversary_changes_what_the_restorer_learns(pair: Pair) -> None:

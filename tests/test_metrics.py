@@ -56,8 +56,8 @@ def test_lsd_and_mel_l1_of_a_known_filter():
     gain = np.sqrt(np.mean(clean**2) / np.mean(other**2))
     response = 2 * gain * np.sin(np.pi * np.arange(1, 1025) / 2048)
     assert lsd(clean, other) == pytest.approx(np.sqrt(np.mean((2 * np.log10(response)) ** 2)), abs=0.1)
-    centres = librosa.mel_frequencies(82, fmin=0, fmax=8000)[1:-1]
-    expected = np.abs(np.log(2 * gain * np.sin(np.pi * centres / RATE))).mean()
+    centers = librosa.mel_frequencies(82, fmin=0, fmax=8000)[1:-1]
+    expected = np.abs(np.log(2 * gain * np.sin(np.pi * centers / RATE))).mean()
     assert mel_l1(clean, other) == pytest.approx(expected, abs=0.1)
 
 

@@ -51,19 +51,19 @@ def mp3(path: Path, sound: np.ndarray) -> bytes:
 
 def test_an_mp3_that_does_not_say_how_long_it_is(tmp_path: Path, speech: Speech) -> None:
     """Its first second is silent, of few bits: a guess from the first frame is far off."""
-    given = np.concatenate([np.zeros(RATE, np.float32), speech(6 * RATE)])
-    (tmp_path / "a.mp3").write_bytes(without_count(mp3(tmp_path / "whole.mp3", given)))
+    inputs = np.concatenate([np.zeros(RATE, np.float32), speech(6 * RATE)])
+    (tmp_path / "a.mp3").write_bytes(without_count(mp3(tmp_path / "whole.mp3", inputs)))
     guess = soundfile.info(tmp_path / "a.mp3").frames
-    found = whole(tmp_path / "a.mp3")
-    assert abs(guess - len(given)) > RATE
-    assert 0 <= found.shape[1] - len(given) < 3 * 576
-    assert sound_files.info(tmp_path / "a.mp3").frames == found.shape[1]
+    actual = whole(tmp_path / "a.mp3")
+    assert abs(guess - len(inputs)) > RATE
+    assert 0 <= actual.shape[1] - len(inputs) < 3 * 576
+    assert sound_files.info(tmp_path / "a.mp3").frames == actual.shape[1]
     exact = whole(tmp_path / "whole.mp3")
-    assert exact.shape == (1, len(given))
+    assert exact.shape == (1, len(inputs))
     lag = 1105  # of encoder and decoder, which the header tells
-    assert np.abs(found[0, lag : lag + 5 * RATE] - exact[0, : 5 * RATE]).max() < 1e-4
+    assert np.abs(actual[0, lag : lag + 5 * RATE] - exact[0, : 5 * RATE]).max() < 1e-4
     with Reader(tmp_path / "a.mp3") as reader:
-        assert np.abs(reader.read(3 * RATE, 500) - found[:, 3 * RATE : 3 * RATE + 500]).max() < 1e-5
+        assert np.abs(reader.read(3 * RATE, 500) - actual[:, 3 * RATE : 3 * RATE + 500]).max() < 1e-5
 
 
 @pytest.mark.parametrize("tags", [b"", b"ID3\x04\0\0\0\0\x00\x0a" + bytes(10)])
@@ -77,10 +77,10 @@ def test_joined_files_are_read_to_their_end(tmp_path: Path, speech: Speech, suff
     joined = tags.join((tmp_path / f"{number}.{suffix}").read_bytes() for number in (0, 1))
     (tmp_path / f"a.{suffix}").write_bytes(joined)
     wanted = np.concatenate([whole(tmp_path / f"{number}.{suffix}") for number in (0, 1)], axis=1)
-    found = whole(tmp_path / f"a.{suffix}")
-    assert found.shape == wanted.shape == (1, RATE + RATE // 2 + 1)
-    assert np.abs(found - wanted).max() < 1e-4
-    assert sound_files.info(tmp_path / f"a.{suffix}").frames == found.shape[1]
+    actual = whole(tmp_path / f"a.{suffix}")
+    assert actual.shape == wanted.shape == (1, RATE + RATE // 2 + 1)
+    assert np.abs(actual - wanted).max() < 1e-4
+    assert sound_files.info(tmp_path / f"a.{suffix}").frames == actual.shape[1]
     part, _ = sound_files.read(tmp_path / f"a.{suffix}", start=RATE - 100, frames=200)  # across the join
     assert np.abs(part - wanted[:, RATE - 100 : RATE + 100]).max() < 1e-4
 
@@ -113,16 +113,16 @@ def test_joined_files_of_two_kinds_are_not_cut_in_silence(tmp_path: Path, speech
 def test_wavs_of_block_codecs_are_read_whole(
     tmp_path: Path, speech: Speech, subtype: str, rate: int, loss: float
 ) -> None:
-    given = speech(30001, rate)
-    data = bytearray(make(tmp_path / "a.wav", given, subtype=subtype, rate=rate))
+    inputs = speech(30001, rate)
+    data = bytearray(make(tmp_path / "a.wav", inputs, subtype=subtype, rate=rate))
     data[28:32] = bytes(4)  # bytes a second, as FFmpeg writes them of such codings
     (tmp_path / "a.wav").write_bytes(data)
-    found = whole(tmp_path / "a.wav")[0]
-    assert 30001 - 320 < len(found) < 30001 + 2048  # blocks are filled up, or begun with
-    size = min(len(found), 30001)
-    assert np.sqrt(np.mean((found[:size] - given[:size]) ** 2)) < loss * np.sqrt(np.mean(given**2))
+    actual = whole(tmp_path / "a.wav")[0]
+    assert 30001 - 320 < len(actual) < 30001 + 2048  # blocks are filled up, or begun with
+    size = min(len(actual), 30001)
+    assert np.sqrt(np.mean((actual[:size] - inputs[:size]) ** 2)) < loss * np.sqrt(np.mean(inputs**2))
     part, _ = sound_files.read(tmp_path / "a.wav", start=7001, frames=999)
-    assert np.array_equal(part[0], found[7001:8000])
+    assert np.array_equal(part[0], actual[7001:8000])
 
 
 @pytest.mark.parametrize("field", [28, 32])
@@ -137,8 +137,8 @@ def test_a_header_whose_other_numbers_are_wrong_is_not_truncated(tmp_path: Path,
 @pytest.mark.parametrize("length", ["none", "2 GiB", "4 GiB", "SoX"])
 def test_headers_from_a_pipe(tmp_path: Path, speech: Speech, suffix: str, length: str) -> None:
     """What was written where the writer could not come back to give the length."""
-    given = (speech(5001) * 2**15).astype(np.int16)
-    data = bytearray(make(tmp_path / f"a.{suffix}", given, subtype="PCM_16"))
+    inputs = (speech(5001) * 2**15).astype(np.int16)
+    data = bytearray(make(tmp_path / f"a.{suffix}", inputs, subtype="PCM_16"))
     place = {"wav": 40, "aiff": 0, "au": 8, "caf": 0, "w64": 0, "rf64": 0}[suffix]
     if suffix == "aiff":
         place = data.find(b"SSND") + 4
@@ -150,9 +150,9 @@ def test_headers_from_a_pipe(tmp_path: Path, speech: Speech, suffix: str, length
         unknown = 0xFFFFFFFFFFFFFFFF
     data[place : place + (8 if wide else 4)] = unknown.to_bytes(8 if wide else 4, "big" if big else "little")
     (tmp_path / f"b.{suffix}").write_bytes(data)
-    found = whole(tmp_path / f"b.{suffix}")[0]
-    assert np.array_equal(np.round(found[:5001] * 2**15).astype(np.int16), given)
-    assert len(found) - 5001 in (0, 1)
+    actual = whole(tmp_path / f"b.{suffix}")[0]
+    assert np.array_equal(np.round(actual[:5001] * 2**15).astype(np.int16), inputs)
+    assert len(actual) - 5001 in (0, 1)
 
 
 def test_flac_from_a_pipe(tmp_path: Path, speech: Speech) -> None:
@@ -171,8 +171,8 @@ def test_sound_behind_the_end_that_a_header_tells(tmp_path: Path, speech: Speech
     at = data.find(b"data") + 4
     data[at : at + 4] = (int.from_bytes(data[at : at + 4], "little") // 3 // 6 * 6).to_bytes(4, "little")
     (tmp_path / "a.wav").write_bytes(data)
-    found = whole(tmp_path / "a.wav")
-    assert np.array_equal(found[:, :9000], whole(tmp_path / "whole.wav"))
+    actual = whole(tmp_path / "a.wav")
+    assert np.array_equal(actual[:, :9000], whole(tmp_path / "whole.wav"))
     assert sound_files.info(tmp_path / "a.wav").subtype == subtype
 
 
@@ -226,11 +226,11 @@ def test_salvage_takes_what_is_there(tmp_path: Path, speech: Speech, suffix: str
     with pytest.raises(AudioError, match=r"(truncated|damaged).*--salvage takes what is there"):
         whole(tmp_path / f"b.{suffix}")
     with Reader(tmp_path / f"b.{suffix}", salvage=True) as reader:
-        found = np.concatenate(list(reader.blocks()), axis=1)
+        actual = np.concatenate(list(reader.blocks()), axis=1)
         assert any("missing" in note or "can be read" in note or "ends within" in note for note in reader.notes)
-    size = found.shape[1] - 4096
+    size = actual.shape[1] - 4096
     assert size > RATE
-    assert np.abs(found[:, :size] - whole(tmp_path / f"a.{suffix}")[:, :size]).max() < 1e-4
+    assert np.abs(actual[:, :size] - whole(tmp_path / f"a.{suffix}")[:, :size]).max() < 1e-4
 
 
 def test_sixteen_bytes_that_are_missing_are_counted(tmp_path: Path, speech: Speech) -> None:
@@ -324,20 +324,20 @@ MEDIA = [
 def test_media_are_read_as_a_stream(
     tmp_path: Path, speech: Speech, name: str, codec: str, rate: int, container: str
 ) -> None:
-    given = speech(3 * RATE)
-    encode(tmp_path / name, given, codec, rate, container)
-    found = whole(tmp_path / name)
+    inputs = speech(3 * RATE)
+    encode(tmp_path / name, inputs, codec, rate, container)
+    actual = whole(tmp_path / name)
     info = sound_files.info(tmp_path / name)
     assert (info.sample_rate, info.channels) == (rate, 1)
     assert info.seconds == pytest.approx(3.0, abs=0.15)
-    assert found.shape[1] / rate == pytest.approx(3.0, abs=0.15)
-    heard = sound_files.resample(found, rate, RATE)[0]
-    lag = int(np.argmax(np.correlate(heard[: 2 * RATE], given[: 2 * RATE - 3000], "valid")))
-    size = min(len(heard) - lag, len(given)) - RATE
-    assert np.corrcoef(heard[lag : lag + size], given[:size])[0, 1] > 0.98
+    assert actual.shape[1] / rate == pytest.approx(3.0, abs=0.15)
+    heard = sound_files.resample(actual, rate, RATE)[0]
+    lag = int(np.argmax(np.correlate(heard[: 2 * RATE], inputs[: 2 * RATE - 3000], "valid")))
+    size = min(len(heard) - lag, len(inputs)) - RATE
+    assert np.corrcoef(heard[lag : lag + size], inputs[:size])[0, 1] > 0.98
     with Reader(tmp_path / name) as reader:
         assert max(block.shape[1] for block in reader.blocks(5000)) == 5000
-        assert np.array_equal(reader.read(9000, 800), found[:, 9000:9800])
+        assert np.array_equal(reader.read(9000, 800), actual[:, 9000:9800])
 
 
 @needs_av
@@ -368,8 +368,8 @@ def test_media_that_are_none_are_named(tmp_path: Path, name: str) -> None:
 def test_without_the_extra_the_line_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes, what: str
 ) -> None:
-    honest = importlib.util.find_spec
-    monkeypatch.setattr(media_files, "find_spec", lambda name: None if name == "av" else honest(name))
+    original = importlib.util.find_spec
+    monkeypatch.setattr(media_files, "find_spec", lambda name: None if name == "av" else original(name))
     (tmp_path / "a.bin").write_bytes(start + bytes(500))
     with pytest.raises(AudioError, match=rf"a\.bin: is {what}, which needs the extra media: pip install"):
         sound_files.read(tmp_path / "a.bin")
@@ -389,10 +389,10 @@ def test_folders_that_are_linked_and_files_without_an_ending(tmp_path: Path, spe
     (tmp_path / "in" / "linked2").symlink_to("../other/deep")
     (tmp_path / "other" / "up").symlink_to("..")
     passed_over: list[Path] = []
-    found = [str(below) for _, below in sound_files.find([tmp_path / "in"], passed_over=passed_over)]
-    assert [name for name in found if "f.sph" not in name] == [
+    actual = [str(below) for _, below in sound_files.find([tmp_path / "in"], passed_over=passed_over)]
+    assert [name for name in actual if "f.sph" not in name] == [
         *("a.aifc", "b.voc", "c.mp2", "d.mka", "e.wave", "take", "take.2")
     ]
-    assert sum("f.sph" in name for name in found) == 1
+    assert sum("f.sph" in name for name in actual) == 1
     assert [path.name for path in passed_over] == ["LICENSE", "notes.txt"]
     assert any("f.sph" in str(file) for file, _ in sound_files.find([f"{tmp_path}/in/**/*.sph"]))

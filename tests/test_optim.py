@@ -41,7 +41,7 @@ def test_the_gradient_is_clipped_to_a_norm(clip, length):
     weight = nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.AdamW([weight], eps=1e6, weight_decay=0)  # so large an eps makes a step a scaled gradient
     weight.grad = torch.tensor([3.0, 4.0])
-    norm = optim.apply(optimizer, OptimizerConfig(clip=clip), 1e6)
+    norm = optim.apply(optimizer, OptimizerConfig(grad_clip=clip), 1e6)
     assert float(norm) == pytest.approx(5)
     torch.testing.assert_close(weight.detach().norm(), torch.tensor(length), rtol=1e-3, atol=0)
     assert weight.grad is None
@@ -53,7 +53,7 @@ def test_the_average_ramps_up(ema, step, decay):
     nn.init.constant_(model.weight, 1.0)
     nn.init.constant_(average.weight, 0.0)
     model.running_mean.fill_(7)
-    optim.average(average, model, OptimizerConfig(ema=ema), step)
+    optim.average(average, model, OptimizerConfig(ema_decay=ema), step)
     assert float(average.weight.detach()) == pytest.approx(1 - decay)
     assert float(average.running_mean) == 7
 

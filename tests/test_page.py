@@ -19,7 +19,7 @@ from browser import chromium, required
 
 from twostage import __version__
 from twostage.app.limits import Limits
-from twostage.app.results import Results
+from twostage.app.results import ResultFolders
 from twostage.app.service import Service
 from twostage.app.work import sample
 from twostage.audio import sound_files
@@ -57,7 +57,7 @@ def page(tiny_path, scores):
 
     sys.addaudithook(hear)
     limits = Limits(mb=1, seconds=20, files=3)
-    with serving(Address(port=0), {"tiny": [str(tiny_path)]}, ["cpu"], limits, results=Results(scores)) as url:
+    with serving(Address(port=0), {"tiny": [str(tiny_path)]}, ["cpu"], limits, results=ResultFolders(scores)) as url:
         yield url
     listening = False  # there is no way to take a hook out
     assert called == []
@@ -161,9 +161,9 @@ def test_restore_listen_switch_and_download(visit, tiny_path, tmp_path):
     highest = tab.locator(".ts-levels text[text-anchor=end]").first.text_content()
     assert 0 < float(highest) - float(lowest) <= 60  # dB: what is audible
 
-    name, given = downloaded(tab, "Download")
+    name, inputs = downloaded(tab, "Download")
     assert main(["restore", str(THROAT), "-o", str(tmp_path), "--model", str(tiny_path)]) == 0
-    assert (name, given) == ("throat-restored.flac", (tmp_path / "throat.flac").read_bytes())
+    assert (name, inputs) == ("throat-restored.flac", (tmp_path / "throat.flac").read_bytes())
 
 
 @pytest.mark.slow
@@ -304,8 +304,8 @@ def test_a_request_cannot_name_a_file_that_was_not_uploaded(page, tmp_path, spee
 
 
 def test_a_request_can_name_a_file_that_was_uploaded(page):
-    given = urllib.request.urlopen(upload(page, THROAT.read_bytes()), timeout=60).read().decode().strip('[]"\n')
-    answers = asked(page, [{"path": given, "orig_name": "a.wav", "meta": {"_type": "gradio.FileData"}}], "uploaded")
+    inputs = urllib.request.urlopen(upload(page, THROAT.read_bytes()), timeout=60).read().decode().strip('[]"\n')
+    answers = asked(page, [{"path": inputs, "orig_name": "a.wav", "meta": {"_type": "gradio.FileData"}}], "uploaded")
     assert '"success":true' in answers
     assert "1 restored" in answers
 
@@ -355,7 +355,7 @@ def test_who_comes_when_the_queue_is_full_is_told_so(tiny_path, monkeypatch):
 def test_a_visitor_who_leaves_is_not_worked_for(tiny_path, monkeypatch):
     started, ended = threading.Event(), threading.Event()
 
-    def slow(self, file, sensor, seed, wishes, progress, check):
+    def slow(self, file, sensor, seed, request, progress, check):
         started.set()
         try:
             while not ended.wait(0.1):
@@ -392,13 +392,13 @@ def test_the_page_answers_to_its_own_names_alone(page):
 def test_uploads_are_deleted_in_time_and_everything_at_the_end(tiny_path):
     with serving(Address(port=0), {"tiny": [str(tiny_path)]}, ["cpu"], Limits(keep=1)) as url:
         home = Path(os.environ["GRADIO_TEMP_DIR"]).parent
-        given = urllib.request.urlopen(upload(url, b"sound"), timeout=60).read().decode().strip('[]"\n')
-        assert Path(given).read_bytes() == b"sound"
-        assert status(f"{url}gradio_api/file={given}") == 200
+        inputs = urllib.request.urlopen(upload(url, b"sound"), timeout=60).read().decode().strip('[]"\n')
+        assert Path(inputs).read_bytes() == b"sound"
+        assert status(f"{url}gradio_api/file={inputs}") == 200
         deadline = time.monotonic() + 60
-        while Path(given).exists() and time.monotonic() < deadline:
+        while Path(inputs).exists() and time.monotonic() < deadline:
             time.sleep(0.2)
-        assert not Path(given).exists()
+        assert not Path(inputs).exists()
         assert home.is_dir()
     assert not home.exists()
 
@@ -419,8 +419,8 @@ def test_the_command_serves_says_where_and_leaves_nothing(tiny_path, tmp_path):
     assert main(["app", "--port", str(port), "--model", f"mine={tiny_path}"]) == 1  # the port is taken
     url = f"http://127.0.0.1:{port}/"
     assert b"mine" in urllib.request.urlopen(url, timeout=60).read()
-    given = urllib.request.urlopen(upload(url, THROAT.read_bytes()), timeout=60).read().decode().strip('[]"\n')
-    file = {"path": given, "orig_name": "a.wav", "meta": {"_type": "gradio.FileData"}}
+    inputs = urllib.request.urlopen(upload(url, THROAT.read_bytes()), timeout=60).read().decode().strip('[]"\n')
+    file = {"path": inputs, "orig_name": "a.wav", "meta": {"_type": "gradio.FileData"}}
     assert "1 restored" in asked(url, [file], "command", model="mine")
     assert {path.name[:13] for path in tmp_path.iterdir()} == {"twostage-app-"}
     process.terminate()

@@ -14,11 +14,11 @@ import torch
 
 from twostage.audio import levels, sound_files
 from twostage.data.manifest import Entry
-from twostage.data.pairs import PairConfig, PairDataset, batches, equalise
+from twostage.data.pairs import PairConfig, PairDataset, batches, equalize
 from twostage.utils.errors import ConfigError, DataError
 
 RATE = 16000
-STILL = PairConfig(samples=4096, sensors=("eben",), joint_jitter_db=0.0, degraded_jitter_db=0.0)
+STILL = PairConfig(segment_length=4096, sensors=("eben",), joint_jitter_db=0.0, degraded_jitter_db=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def is_real(degraded: torch.Tensor, clean: torch.Tensor) -> bool:
 
 
 def test_a_batch_is_a_function_of_seed_and_step(corpus: list[Entry]) -> None:
-    config = PairConfig(samples=4096, sensors=("throat", "eben"), real_share=0.5, eq_db=3.0)
+    config = PairConfig(segment_length=4096, sensors=("throat", "eben"), real_fraction=0.5, eq_db=3.0)
     first, again = PairDataset(corpus, config), PairDataset(corpus, config)
     again.batch(3, 0, 5)  # what was drawn before must not matter
     one, two = first.batch(4, 0, 2), again.batch(4, 0, 2)
@@ -60,21 +60,21 @@ def test_a_batch_is_a_function_of_seed_and_step(corpus: list[Entry]) -> None:
 
 def test_each_segment_of_a_batch_depends_on_the_step(corpus: list[Entry]) -> None:
     # no real pairs: their share is drawn by step too, which would make batches differ by itself
-    dataset = PairDataset(corpus, PairConfig(samples=4096, sensors=("throat",), real_share=0.0))
+    dataset = PairDataset(corpus, PairConfig(segment_length=4096, sensors=("throat",), real_fraction=0.0))
     one, two = dataset.batch(4, 0, 2).clean, dataset.batch(4, 0, 3).clean
     assert not any(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 def test_the_stream_starts_where_it_is_told(corpus: list[Entry]) -> None:
     dataset = PairDataset(corpus, STILL)
-    with closing(batches(dataset, 2, 7)) as stream, closing(batches(dataset, 2, 7, 3, ahead=1)) as later:
+    with closing(batches(dataset, 2, 7)) as stream, closing(batches(dataset, 2, 7, 3, prefetch=1)) as later:
         from_start, from_three = list(islice(stream, 5)), list(islice(later, 2))
     for one, two in zip(from_start[3:], from_three, strict=True):
         assert torch.equal(one.degraded, two.degraded)
 
 
 def test_ranks_share_out_one_joint_batch(corpus: list[Entry]) -> None:
-    dataset = PairDataset(corpus, replace(STILL, real_share=0.4))
+    dataset = PairDataset(corpus, replace(STILL, real_fraction=0.4))
     joint = dataset.batch(6, 0, 1)
     parts = [dataset.batch(2, 0, 1, rank=rank, world=3) for rank in range(3)]
     assert torch.equal(joint.degraded, torch.cat([part.degraded for part in parts]))
@@ -83,14 +83,14 @@ def test_ranks_share_out_one_joint_batch(corpus: list[Entry]) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
 def test_real_share_is_met_in_every_batch(corpus: list[Entry], share: float) -> None:
-    dataset = PairDataset(corpus, replace(STILL, real_share=share))
+    dataset = PairDataset(corpus, replace(STILL, real_fraction=share))
     for step in range(4):
         degraded, clean = dataset.batch(8, 0, step)
         assert sum(is_real(d, c) for d, c in zip(degraded, clean, strict=True)) == share * 8
 
 
 def test_real_pairs_are_at_other_places_of_another_batch(corpus: list[Entry]) -> None:
-    dataset = PairDataset(corpus, replace(STILL, real_share=0.25))
+    dataset = PairDataset(corpus, replace(STILL, real_fraction=0.25))
     places = {tuple(is_real(*item) for item in zip(*dataset.batch(8, 0, step), strict=True)) for step in range(12)}
     assert len(places) > 1
 
@@ -106,7 +106,7 @@ def test_a_share_of_segments_is_silent_on_the_degraded_side_alone(corpus: list[E
 
 
 def test_real_pairs_are_in_step_and_each_channel_level(corpus: list[Entry]) -> None:
-    dataset = PairDataset(corpus, replace(STILL, real_share=1.0, samples=2 * RATE))
+    dataset = PairDataset(corpus, replace(STILL, real_fraction=1.0, segment_length=2 * RATE))
     pair = dataset.batch(4, 0, 0)
     torch.testing.assert_close(pair.degraded, -pair.clean, atol=3e-3, rtol=0)
     assert level(pair.clean[0]) == pytest.approx(levels.LEVEL, abs=0.5)
@@ -117,12 +117,12 @@ def test_delays_of_either_sign_are_undone(corpus: list[Entry]) -> None:
     late = corpus[3]
     early = replace(late, clean=late.degraded, degraded=late.clean, delay=-late.delay)
     for entry in (late, early):
-        degraded, clean = PairDataset([entry], replace(STILL, real_share=1.0, samples=8000)).batch(3, 0, 0)
+        degraded, clean = PairDataset([entry], replace(STILL, real_fraction=1.0, segment_length=8000)).batch(3, 0, 0)
         torch.testing.assert_close(degraded, -clean, atol=3e-3, rtol=0)
 
 
 def test_simulated_pairs_are_level(corpus: list[Entry]) -> None:
-    config = replace(STILL, samples=2 * RATE, sensors=("throat", "eben", "in-ear"))
+    config = replace(STILL, segment_length=2 * RATE, sensors=("throat", "eben", "in-ear"))
     degraded, clean = PairDataset(corpus[:2], config).batch(6, 0, 0)
     for d, c in zip(degraded, clean, strict=True):
         assert level(c) == pytest.approx(levels.LEVEL, abs=0.5)
@@ -130,9 +130,9 @@ def test_simulated_pairs_are_level(corpus: list[Entry]) -> None:
 
 
 def test_jitter_moves_both_or_one(corpus: list[Entry]) -> None:
-    still = PairDataset(corpus, replace(STILL, real_share=1.0)).batch(8, 0, 0)
-    joint = PairDataset(corpus, replace(STILL, real_share=1.0, joint_jitter_db=6.0)).batch(8, 0, 0)
-    alone = PairDataset(corpus, replace(STILL, real_share=1.0, degraded_jitter_db=6.0)).batch(8, 0, 0)
+    still = PairDataset(corpus, replace(STILL, real_fraction=1.0)).batch(8, 0, 0)
+    joint = PairDataset(corpus, replace(STILL, real_fraction=1.0, joint_jitter_db=6.0)).batch(8, 0, 0)
+    alone = PairDataset(corpus, replace(STILL, real_fraction=1.0, degraded_jitter_db=6.0)).batch(8, 0, 0)
     gains = (
         (joint.clean.std(-1) / still.clean.std(-1)).squeeze(),
         (joint.degraded.std(-1) / still.degraded.std(-1)).squeeze(),
@@ -154,7 +154,7 @@ def tones(tmp_path: Path) -> Entry:
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_speed_moves_pitch_and_tempo_of_both_sides_alike(tones: Entry, share: float) -> None:
-    config = replace(STILL, samples=16000, sensors=(), real_share=share, speed=0.1)
+    config = replace(STILL, segment_length=16000, sensors=(), real_fraction=share, speed=0.1)
     degraded, clean = PairDataset([tones], config).batch(16, 0, 0)
     assert clean.shape == (16, 1, 16000)
     torch.testing.assert_close(degraded, clean, atol=1e-3, rtol=0)
@@ -165,13 +165,13 @@ def test_speed_moves_pitch_and_tempo_of_both_sides_alike(tones: Entry, share: fl
 
 
 def test_without_speed_a_tone_stays(tones: Entry) -> None:
-    _, clean = PairDataset([tones], replace(STILL, samples=16000, real_share=1.0)).batch(2, 0, 0)
+    _, clean = PairDataset([tones], replace(STILL, segment_length=16000, real_fraction=1.0)).batch(2, 0, 0)
     assert torch.fft.rfft(clean[:, 0]).abs().argmax(-1).tolist() == [1000, 1000]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_speed_keeps_a_batch_a_function_of_seed_and_step(corpus: list[Entry], share: float) -> None:
-    config = replace(STILL, real_share=share, speed=0.1)
+    config = replace(STILL, real_fraction=share, speed=0.1)
     first, again = PairDataset(corpus, config), PairDataset(corpus, config)
     again.batch(3, 0, 5)
     one, two = first.batch(4, 0, 2), again.batch(4, 0, 2)
@@ -181,32 +181,36 @@ def test_speed_keeps_a_batch_a_function_of_seed_and_step(corpus: list[Entry], sh
 
 
 def test_speed_keeps_real_pairs_in_step(corpus: list[Entry]) -> None:
-    degraded, clean = PairDataset(corpus[3:], replace(STILL, samples=8000, real_share=1.0, speed=0.2)).batch(6, 0, 0)
+    degraded, clean = PairDataset(corpus[3:], replace(STILL, segment_length=8000, real_fraction=1.0, speed=0.2)).batch(
+        6, 0, 0
+    )
     torch.testing.assert_close(degraded, -clean, atol=3e-3, rtol=0)
 
 
 def test_the_gate_is_for_clean_speech_alone(corpus: list[Entry]) -> None:
-    plain = PairDataset(corpus[3:], replace(STILL, samples=RATE, real_share=1.0, cache_gigabytes=1.0)).batch(2, 0, 0)
+    plain = PairDataset(corpus[3:], replace(STILL, segment_length=RATE, real_fraction=1.0, cache_gigabytes=1.0)).batch(
+        2, 0, 0
+    )
     for gigabytes in (1.0, 0.0):  # kept, and read again
-        config = replace(STILL, samples=RATE, real_share=1.0, gate_db=30.0, cache_gigabytes=gigabytes)
+        config = replace(STILL, segment_length=RATE, real_fraction=1.0, gate_db=30.0, cache_gigabytes=gigabytes)
         gated = PairDataset(corpus[3:], config).batch(2, 0, 0)
         assert torch.equal(gated.degraded, plain.degraded) or gigabytes == 0
         quietest = [pair.clean[:, 0].unfold(-1, 400, 400).std(-1).amin(-1) for pair in (gated, plain)]
         assert (quietest[0] < 0.3 * quietest[1]).all()
 
 
-def test_only_the_degraded_side_is_equalised(corpus: list[Entry]) -> None:
+def test_only_the_degraded_side_is_equalized(corpus: list[Entry]) -> None:
     still = PairDataset(corpus, STILL).batch(2, 0, 0)
-    varied = PairDataset(corpus, replace(STILL, eq_db=6.0, eq_chance=1.0)).batch(2, 0, 0)
+    varied = PairDataset(corpus, replace(STILL, eq_db=6.0, eq_prob=1.0)).batch(2, 0, 0)
     assert torch.equal(still.clean, varied.clean)
     assert (still.degraded - varied.degraded).abs().max() > 1e-3
 
 
-def test_equaliser_is_smooth_and_of_its_deviation() -> None:
+def test_equalizer_is_smooth_and_of_its_deviation() -> None:
     pulse = np.zeros(4096, np.float32)
     pulse[0] = 1
     gains = [
-        20 * np.log10(np.abs(np.fft.rfft(equalise(pulse, RATE, 4.0, np.random.default_rng(seed)))))
+        20 * np.log10(np.abs(np.fft.rfft(equalize(pulse, RATE, 4.0, np.random.default_rng(seed)))))
         for seed in range(60)
     ]
     assert np.std(gains) == pytest.approx(4.0, rel=0.15)
@@ -227,7 +231,7 @@ def test_without_sensors_clean_speech_stays_clean(corpus: list[Entry]) -> None:
 
 
 def test_room_sound_reaches_the_degraded_side(corpus: list[Entry]) -> None:
-    config = replace(STILL, ambient_chance=1.0, ambient_db=(0.0, 0.0))
+    config = replace(STILL, ambient_prob=1.0, ambient_db=(0.0, 0.0))
     quiet = PairDataset(corpus[:2], config).batch(2, 0, 0)
     loud = PairDataset(corpus[:2], config, noise=[corpus[4].clean or ""]).batch(2, 0, 0)
     assert (loud.degraded.std(-1) > 1.15 * quiet.degraded.std(-1)).all()
@@ -251,14 +255,14 @@ def whistled(audio: torch.Tensor) -> list[int]:
 
 @pytest.mark.parametrize("share", [0.2, 0.8])
 def test_a_share_of_segments_hears_the_room(corpus: list[Entry], whistles: list[str], share: float) -> None:
-    config = replace(STILL, ambient_chance=share, ambient_db=(-6.0, -6.0))
+    config = replace(STILL, ambient_prob=share, ambient_db=(-6.0, -6.0))
     heard = whistled(PairDataset(corpus[:2], config, noise=whistles).batch(100, 0, 0).degraded[:, 0])
     assert sum(map(bool, heard)) / 100 == pytest.approx(share, abs=0.12)
     assert set(heard) == {0, 3000, 5000}
 
 
 def test_both_microphones_hear_one_room(corpus: list[Entry], whistles: list[str]) -> None:
-    config = replace(STILL, ambient_chance=1.0, ambient_db=(-6.0, -6.0), air_snr_db=(0.0, 0.0))
+    config = replace(STILL, ambient_prob=1.0, ambient_db=(-6.0, -6.0), air_snr_db=(0.0, 0.0))
     degraded = PairDataset(corpus[:2], config, noise=whistles).batch(12, 0, 0).degraded
     assert whistled(degraded[:, 0]) == whistled(degraded[:, 1])
     assert set(whistled(degraded[:, 0])) == {3000, 5000}
@@ -273,7 +277,7 @@ def test_pairs_are_simulated_upon_if_asked(corpus: list[Entry]) -> None:
 
 
 def test_short_files_are_padded_and_long_ones_cut_anywhere(corpus: list[Entry]) -> None:
-    dataset = PairDataset(corpus[:1], replace(STILL, samples=3 * RATE))
+    dataset = PairDataset(corpus[:1], replace(STILL, segment_length=3 * RATE))
     clean = dataset.batch(4, 0, 0).clean
     assert ((clean != 0).sum(-1) <= RATE).all()
     starts = [int((row != 0).nonzero()[0]) for row in clean[:, 0]]
@@ -281,8 +285,8 @@ def test_short_files_are_padded_and_long_ones_cut_anywhere(corpus: list[Entry]) 
 
 
 def test_what_does_not_fit_into_memory_is_read_again(corpus: list[Entry]) -> None:
-    kept = PairDataset(corpus, replace(STILL, real_share=0.5)).batch(6, 0, 0)
-    read = PairDataset(corpus, replace(STILL, real_share=0.5, cache_gigabytes=0.0)).batch(6, 0, 0)
+    kept = PairDataset(corpus, replace(STILL, real_fraction=0.5)).batch(6, 0, 0)
+    read = PairDataset(corpus, replace(STILL, real_fraction=0.5, cache_gigabytes=0.0)).batch(6, 0, 0)
     torch.testing.assert_close(kept.clean, read.clean, atol=1e-4, rtol=0)
     torch.testing.assert_close(kept.degraded, read.degraded, atol=1e-3, rtol=0)
 
@@ -315,8 +319,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_named(corpus: list[Entry]) -> None:
-    with pytest.raises(DataError, match=r"real_share is 0\.5"):
-        PairDataset(corpus[:3], replace(STILL, real_share=0.5))
+    with pytest.raises(DataError, match=r"real_fraction is 0\.5"):
+        PairDataset(corpus[:3], replace(STILL, real_fraction=0.5))
     with pytest.raises(DataError, match="no entry has a clean file"):
         PairDataset([Entry(None, "x.wav", "p", 1.0)], STILL)
     with pytest.raises(DataError, match="sensor throta: neither"):
@@ -326,8 +330,8 @@ def test_what_is_missing_is_named(corpus: list[Entry]) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"samples": 0}, "data.samples"),
-        ({"real_share": 1.5}, "data.real_share is 1.5"),
+        ({"segment_length": 0}, "data.segment_length"),
+        ({"real_fraction": 1.5}, "data.real_fraction is 1.5"),
         ({"sensor_weights": (1.0, 2.0)}, "data.sensor_weights has 2 values, data.sensors 1"),
         ({"sensor_weights": (-1.0,)}, "data.sensor_weights"),
         ({"speed": 1.0}, "data.speed must be 0 to below 1"),

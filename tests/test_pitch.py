@@ -28,14 +28,14 @@ def voice(pitch: np.ndarray, harmonics: range = range(1, 20)) -> np.ndarray:
 @pytest.mark.parametrize("config", [MelConfig(), MelConfig(n_fft=768, win_length=768, causal=True)])
 @pytest.mark.parametrize("pitch", [80.0, 125.0, 220.0, 350.0])
 def test_the_pitch_of_a_voice_is_found(config: MelConfig, pitch: float) -> None:
-    found, voicing = heard(voice(np.full(RATE, pitch)), config)
-    np.testing.assert_allclose(found[5:-5], pitch, rtol=0.02)
+    actual, voicing = heard(voice(np.full(RATE, pitch)), config)
+    np.testing.assert_allclose(actual[5:-5], pitch, rtol=0.02)
     assert voicing[5:-5].min() > 0.9
 
 
 def test_the_fundamental_may_be_missing() -> None:
-    found, voicing = heard(voice(np.full(RATE, 125.0), range(2, 8)), MelConfig())
-    np.testing.assert_allclose(found[5:-5], 125, rtol=0.02)
+    actual, voicing = heard(voice(np.full(RATE, 125.0), range(2, 8)), MelConfig())
+    np.testing.assert_allclose(actual[5:-5], 125, rtol=0.02)
     assert voicing[5:-5].min() > 0.9
 
 
@@ -44,12 +44,12 @@ def test_a_gliding_voice_through_a_body_is_followed_as_by_yin() -> None:
     truth = 160 * 2 ** (0.6 * np.sin(2 * np.pi * 0.8 * time))
     dull = signal.sosfilt(signal.butter(2, 600, fs=RATE, output="sos"), voice(truth))
     dull += 0.001 * np.random.default_rng(0).standard_normal(len(time))
-    found, _ = heard(dull, MelConfig())
+    actual, _ = heard(dull, MelConfig())
     yin = librosa.yin(dull, fmin=LOWEST, fmax=HIGHEST, sr=RATE, frame_length=1024, hop_length=256)
     inner = slice(6, -6)
-    # librosa centres a frame on its first sample, the mel on its middle: half a hop
-    np.testing.assert_allclose(found[inner], truth[128::256][: len(found)][inner], rtol=0.04)
-    assert np.median(np.abs(np.log2(found[inner] / yin[: len(found)][inner]))) < 0.03
+    # librosa centers a frame on its first sample, the mel on its middle: half a hop
+    np.testing.assert_allclose(actual[inner], truth[128::256][: len(actual)][inner], rtol=0.04)
+    assert np.median(np.abs(np.log2(actual[inner] / yin[: len(actual)][inner]))) < 0.03
 
 
 def test_noise_and_silence_are_not_voiced() -> None:

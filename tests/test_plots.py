@@ -34,9 +34,9 @@ def test_long_sound_is_averaged_to_the_same_picture() -> None:
 
 
 def test_blocks_do_not_show() -> None:
-    given = np.random.default_rng(0).normal(0, 0.1, (2, 10000)).astype(np.float32)
-    whole = plots.spectrogram([given], 16000, 10000)
-    blocks = plots.spectrogram(np.array_split(given, 33, axis=1), 16000, 10000)
+    inputs = np.random.default_rng(0).normal(0, 0.1, (2, 10000)).astype(np.float32)
+    whole = plots.spectrogram([inputs], 16000, 10000)
+    blocks = plots.spectrogram(np.array_split(inputs, 33, axis=1), 16000, 10000)
     assert np.allclose(whole.decibels, blocks.decibels, atol=1e-3)
 
 
@@ -64,8 +64,8 @@ def test_charts_are_drawn_and_not_replaced(tmp_path: Path) -> None:
     ("panels", "size"), [(1, (1000, 340)), (4, (1000, 1060)), (8, (1000, 810)), (14, (1500, 1000))]
 )
 def test_many_spectrograms_stand_in_rows(tmp_path: Path, panels: int, size: tuple[int, int]) -> None:
-    given = [plots.spectrogram([tone(8000, 16000, 500.0)], 16000, 8000, f"{n}") for n in range(panels)]
-    plots.draw(tmp_path / "a.png", given)
+    inputs = [plots.spectrogram([tone(8000, 16000, 500.0)], 16000, 8000, f"{n}") for n in range(panels)]
+    plots.draw(tmp_path / "a.png", inputs)
     assert Image.open(tmp_path / "a.png").size == size
 
 
@@ -85,7 +85,7 @@ def test_a_logarithmic_axis_has_few_plain_numbers(low: float, high: float) -> No
     assert not any(text.get_text() for text in axis.get_xticklabels(minor=True))
 
 
-def test_twenty_names_have_twenty_colours() -> None:
+def test_twenty_names_have_twenty_colors() -> None:
     looks = plots._looks(30)
     assert len({look["color"] for look in looks}) == 20
     assert len({(look["color"], look["marker"]) for look in looks}) == 30

@@ -20,9 +20,9 @@ def test_there_and_back_is_the_same_but_for_the_delay(bands, taps, decibels):
     again = bank.synthesis(split)
     assert again.shape == audio.shape
     assert bank.delay == taps - bands
-    given = audio[..., : -bank.delay]
-    error = again[..., bank.delay :] - given
-    assert float(10 * (given.square().mean() / error.square().mean()).log10()) == pytest.approx(decibels, abs=0.2)
+    inputs = audio[..., : -bank.delay]
+    error = again[..., bank.delay :] - inputs
+    assert float(10 * (inputs.square().mean() / error.square().mean()).log10()) == pytest.approx(decibels, abs=0.2)
     assert not again[..., : bank.delay].abs().gt(0.02).any()
 
 

@@ -35,10 +35,10 @@ def test_convolutions_alone_are_bfloat16_and_the_sound_stays_close(
     with torch.inference_mode():
         mel = model.mel(sound())
         restored, wanted = model.restorer(mel), tiny.restorer(mel)
-        made, target = model(sound()), tiny(sound())
-    assert restored.dtype == made.dtype == torch.float32
+        output, target = model(sound()), tiny(sound())
+    assert restored.dtype == output.dtype == torch.float32
     assert 1e-4 < float((restored - wanted).abs().mean()) < 0.03  # log-mels; 0.1 would be a dB
-    error = (made - target).square().mean() / target.square().mean()
+    error = (output - target).square().mean() / target.square().mean()
     assert 10 * float(error.log10()) < -25
 
 

@@ -70,9 +70,9 @@ def test_what_is_asked_for_is_pinned_to_what_satisfies_it(asked: Requirement) ->
 
 def test_the_documents_tell_the_bounds_of_torch() -> None:
     (torch,) = (asked for asked in requirements() if asked.name == "torch")
-    told = (ROOT / "docs" / "start.md").read_text(encoding="utf-8").replace("\n", " ")
+    answer = (ROOT / "docs" / "start.md").read_text(encoding="utf-8").replace("\n", " ")
     tried = r"the tests were run with (\S+), the lowest, and with (\S+)\."
-    bounds = re.search(rf"PyTorch from (2\.\d+) to (2\.\d+); {tried}", told)
+    bounds = re.search(rf"PyTorch from (2\.\d+) to (2\.\d+); {tried}", answer)
     assert bounds
     first, last, *versions = bounds.groups()
     major, minor = map(int, last.split("."))
@@ -86,9 +86,9 @@ def test_the_workflow_runs_what_a_contributor_runs_on_every_python() -> None:
     job = workflow["jobs"]["test"]
     assert [step["run"] for step in job["steps"] if "run" in step][-1] == ".ci/run"
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
-    told = [text.rpartition(" ")[2] for text in PROJECT["project"]["classifiers"] if "Python :: 3." in text]
-    assert job["strategy"]["matrix"]["python"] == told
-    assert PROJECT["project"]["requires-python"] == f">={told[0]}"
+    answer = [text.rpartition(" ")[2] for text in PROJECT["project"]["classifiers"] if "Python :: 3." in text]
+    assert job["strategy"]["matrix"]["python"] == answer
+    assert PROJECT["project"]["requires-python"] == f">={answer[0]}"
 
 
 def test_one_command_runs_the_tests_wherever_it_stands() -> None:

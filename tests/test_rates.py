@@ -17,7 +17,7 @@ from twostage.models.features import LogMel, MelConfig
 from twostage.models.vocoder import VocoderConfig
 from twostage.training.losses import mel_l1
 from twostage.training.tasks import Vocoding, VocodingWeights
-from twostage.training.validation import Estimate, Example, measure
+from twostage.training.validation import Estimate, Example, score_examples
 
 RATE = 22050
 MEL = MelConfig(RATE)
@@ -27,16 +27,16 @@ FAST = (
         "steps=2",
         "threads=1",
         "device=cpu",
-        "save=2",
-        "report=1",
+        "save_every=2",
+        "log_every=1",
         "valid.every=2",
         "valid.items=1",
         "valid.seconds=0.8",
     ),
     *(
         "data.sample_rate=22050",
-        "data.samples=8192",
-        "data.batch=1",
+        "data.segment_length=8192",
+        "data.batch_size=1",
         "valid.metrics=[mel_l1,stoi]",
         "valid.best=mel_l1",
     ),
@@ -70,9 +70,11 @@ def test_errors_by_frequency_are_too(noisy: tuple[np.ndarray, np.ndarray]) -> No
 def test_held_out_speech_is_scored_at_its_rate(noisy: tuple[np.ndarray, np.ndarray]) -> None:
     clean, other = (torch.from_numpy(side[: 170 * 256])[None, None] for side in noisy)
     estimate = Estimate(LogMel(MEL)(other)[0], other[0, 0].numpy())
-    found = measure(nn.Identity(), lambda *_: estimate, [Example("a", other, clean, True)], ["stoi"], LogMel(MEL))
+    actual = score_examples(
+        nn.Identity(), lambda *_: estimate, [Example("a", other, clean, True)], ["stoi"], LogMel(MEL)
+    )
     slow = [sound_files.resample(side[0, 0].numpy(), RATE, 16000) for side in (clean, other)]
-    assert found["stoi"] == pytest.approx(metrics.stoi(*slow), abs=1e-6)
+    assert actual["stoi"] == pytest.approx(metrics.stoi(*slow), abs=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +94,18 @@ def pairs(speech: Speech, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_from_training_to_scores_at_22_khz(pairs: Path, tmp_path: Path) -> None:
     data, run = [f"data.train=[{pairs}]", f"data.valid=[{pairs}]"], {s: str(tmp_path / s) for s in ("r", "v", "f")}
     tiny = ["tiny", *data, *FAST]
-    restorer = ["restorer.mel.sample_rate=22050", "data.real_share=1", "data.sensors=[eben]", "data.sensor_weights=[]"]
+    restorer = [
+        "restorer.mel.sample_rate=22050",
+        "data.real_fraction=1",
+        "data.sensors=[eben]",
+        "data.sensor_weights=[]",
+    ]
     plain = ["valid.metrics=[mel_l1]"]
-    assert cli.main(["train-vocoder", "vocoder", *tiny, *SMALL, f"run={run['v']}"]) == 0
-    assert cli.main(["train-restorer", "restorer", *tiny, *restorer, *plain, f"run={run['r']}"]) == 0
+    assert cli.main(["train-vocoder", "vocoder", *tiny, *SMALL, f"run_dir={run['v']}"]) == 0
+    assert cli.main(["train-restorer", "restorer", *tiny, *restorer, *plain, f"run_dir={run['r']}"]) == 0
     models = f"models=[{run['r']},{run['v']}]"
-    real = ["data.real_share=1", "data.sensors=[eben]", "data.sensor_weights=[]"]
-    assert cli.main(["finetune", "finetune", *tiny, *real, models, f"run={run['f']}"]) == 0
+    real = ["data.real_fraction=1", "data.sensors=[eben]", "data.sensor_weights=[]"]
+    assert cli.main(["finetune", "finetune", *tiny, *real, models, f"run_dir={run['f']}"]) == 0
     scores = json.loads((tmp_path / "f" / "log.jsonl").read_text().splitlines()[-1])
     assert scores["kind"] == "valid"
     assert checkpoint.load(run["f"]).sample_rate == RATE

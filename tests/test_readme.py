@@ -52,7 +52,7 @@ def spans(without: str = "-") -> Iterator[str]:
 def lines(text: str) -> Iterator[list[str]]:
     """The words of every command in lines of a shell."""
     for line in text.replace("\\\n", " ").splitlines():
-        line = DOOR.sub(lambda found: "twostage " + "-".join(filter(None, found.groups())), line)
+        line = DOOR.sub(lambda actual: "twostage " + "-".join(filter(None, actual.groups())), line)
         for part in line.replace("|", "&&").split("&&"):
             yield shlex.split(part, comments=True)
 
@@ -62,7 +62,7 @@ def commands(text: str) -> Iterator[list[str]]:
     yield from (arguments for program, *arguments in filter(None, lines(text)) if program == "twostage")
 
 
-def told() -> Iterator[list[str]]:
+def documented() -> Iterator[list[str]]:
     for _, block in blocks(*SHELL):
         yield from commands(block)
     for module in cli.COMMANDS.values():
@@ -72,7 +72,7 @@ def told() -> Iterator[list[str]]:
 
 
 # each once: the site tells some of the README again
-TOLD = [shlex.split(line) for line in dict.fromkeys(shlex.join(arguments) for arguments in told())]
+TOLD = [shlex.split(line) for line in dict.fromkeys(shlex.join(arguments) for arguments in documented())]
 SCRIPTS = [words[1:] for _, block in blocks(*SHELL) for words in lines(block) if words[:1] == ["python"]]
 SCRIPTS = [words for words in SCRIPTS if words[0].startswith(("scripts/", "tests/"))]
 MENTIONED = sorted(
@@ -110,17 +110,17 @@ def test_the_settings_that_are_told_are_ones_that_a_training_takes(
             Path("corpora", corpus, f"{split}.jsonl").touch()
     for folder in re.findall(r"data\.noise=(\S+)", " ".join(arguments)):
         Path(folder).mkdir()
-    Path("mine.yaml").write_text("run: r\ndata: {train: [x.csv], valid: [x.csv]}\n")
+    Path("mine.yaml").write_text("run_dir: r\ndata: {train: [x.csv], valid: [x.csv]}\n")
     args = cli.parse(arguments)
     args.settings = ["mine.yaml" if "..." in text else text for text in args.settings]
     first = [text for text in args.settings if "=" not in text and text != "mine.yaml"]
-    given = Namespace(directory=args.directory, resume=False, settings=[*first, "mine.yaml", *args.settings])
-    assert training_settings(given, TRAININGS[arguments[0]]).run  # an unknown or impossible setting raises
+    inputs = Namespace(directory=args.directory, resume=False, settings=[*first, "mine.yaml", *args.settings])
+    assert training_settings(inputs, TRAININGS[arguments[0]]).run_dir  # an unknown or impossible setting raises
 
 
 @pytest.mark.parametrize("options", [["--run", "r"], ["--run", "r", "--resume"], ["--run=r", "--resume"]])
 def test_settings_may_stand_before_and_behind_options(options: list[str]) -> None:
-    settings = ["restorer", "mine.yaml", "steps=3", "data.batch=2"]
+    settings = ["restorer", "mine.yaml", "steps=3", "data.batch_size=2"]
     for place in range(len(settings) + 1):
         args = cli.parse(["train-restorer", *settings[:place], *options, *settings[place:]])
         assert (args.settings, args.directory) == (settings, "r")
@@ -143,19 +143,22 @@ def test_leaving_speakers_out_gives_commands_that_exist(
     checkpoint.save(tmp_path / "checkpoints" / "default" / "both.safetensors", tiny, provenance={})
     monkeypatch.setattr(model_files, "SHIPPED", (tmp_path / "checkpoints",))
     script = load_script("leave_one_out")
-    given: list[Namespace] = []
+    inputs: list[Namespace] = []
 
     def record(arguments: list[str]) -> int:
-        given.append(cli.parse(arguments))
+        inputs.append(cli.parse(arguments))
         return 0
 
     monkeypatch.setattr(script, "twostage", record)
     options = ["--pairs", str(paired_corpus), "--clean", "clean.csv", "--init", "default", "--vocoder", "default"]
     monkeypatch.setattr("sys.argv", ["leave_one_out.py", *options, "-o", str(tmp_path / "loo"), "steps=3"])
     script.main()
-    assert len(given) == 2 * 3 + 1
-    assert [args.exclude_speaker for args in given if "exclude_speaker" in args] == [["s0"], ["s1"]]
-    assert [args.only_speaker for args in given if getattr(args, "pairs", None) and "model" in args] == [["s0"], ["s1"]]
+    assert len(inputs) == 2 * 3 + 1
+    assert [args.exclude_speaker for args in inputs if "exclude_speaker" in args] == [["s0"], ["s1"]]
+    assert [args.only_speaker for args in inputs if getattr(args, "pairs", None) and "model" in args] == [
+        ["s0"],
+        ["s1"],
+    ]
     assert checkpoint.read_header(tmp_path / "loo" / "vocoder.safetensors").kind == "vocoder"
 
 
@@ -184,11 +187,11 @@ def parser_of(load_script: Callable[[str], ModuleType]) -> Callable[[str], Argum
 
 def options_of(parser: ArgumentParser) -> set[str]:
     """What a parser and those below it take."""
-    found = {option for action in parser._actions for option in action.option_strings}
+    actual = {option for action in parser._actions for option in action.option_strings}
     for action in parser._actions:
         if isinstance(action, _SubParsersAction):
-            found |= set().union(*map(options_of, action.choices.values()))
-    return found
+            actual |= set().union(*map(options_of, action.choices.values()))
+    return actual
 
 
 def test_there_are_scripts_in_blocks_and_commands_in_lines() -> None:
@@ -222,8 +225,8 @@ def test_what_a_line_mentions_exists(span: str, parser_of: Callable[[str], Argum
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_that_is_mentioned_can_be_imported(name: str) -> None:
-    found = pkgutil.resolve_name(name)
-    assert found is not None
+    actual = pkgutil.resolve_name(name)
+    assert actual is not None
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -245,9 +248,9 @@ def test_python_that_is_told_runs(name: str, tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     played: list[np.ndarray] = []
     hops = np.split(sound[0], range(1000, 8000, 1000))
-    made: dict[str, Any] = {"audio": sound, "sample_rate": 16000, "microphone": hops, "play": played.append}
-    for _, _, block in (told for told in PYTHON if told[0] == name):
-        exec(block, made)
-    assert "restored" in made or sum(map(len, played)) == 8000
-    assert "report" not in made or made["report"].seconds == 0.5
-    assert ("report" in made) == (name == "docs/restore.md")
+    output: dict[str, Any] = {"audio": sound, "sample_rate": 16000, "microphone": hops, "play": played.append}
+    for _, _, block in (answer for answer in PYTHON if answer[0] == name):
+        exec(block, output)
+    assert "restored" in output or sum(map(len, played)) == 8000
+    assert "report" not in output or output["report"].seconds == 0.5
+    assert ("report" in output) == (name == "docs/restore.md")

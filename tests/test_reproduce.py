@@ -176,7 +176,7 @@ def test_the_recipes_commands_exist_and_every_training_gets_the_settings(
             if words[2].startswith("train-"):
                 schema = RestorerRun if words[2] == "train-restorer" else VocoderRun
                 settings: RunConfig = training_settings(args, schema)
-                runs[Path(settings.run).name] = settings
+                runs[Path(settings.run_dir).name] = settings
     assert list(runs) == ["base", "vocoder", "restorer"]
     assert {(run.seed, run.threads) for run in runs.values()} == {(7, 1)}
     assert runs["restorer"].init == str(tmp_path / "r" / "base" / "last.safetensors")
@@ -219,7 +219,7 @@ def test_results_of_another_recipe_are_not_mixed_in(data: Path, stub: Path, tmp_
         (["{data}"], "give DATA and RESULTS: scripts/reproduce.sh [--smoke] DATA RESULTS [key=value ...]"),
         (["{data}", "{tmp}/r", "--fast"], "--fast: no such option"),
         (["{data}", "{tmp}/r", "fast"], "fast: not key=value"),
-        (["{data}", "{tmp}/r", "run=x"], "run=x: is set by the recipe"),
+        (["{data}", "{tmp}/r", "run_dir=x"], "run_dir=x: is set by the recipe"),
         (["{tmp}/gone", "{tmp}/r"], "{tmp}/gone: no such folder"),
         (["{tmp}", "{tmp}/r"], "{tmp}/dev.csv: no such file"),
         (["{data}", "{data}/dev.csv"], "{data}/dev.csv: cannot make this folder"),

@@ -43,23 +43,23 @@ class Scale(Identity):
         return self.gain * audio
 
 
-def restored_level(model: Enhancer, given: np.ndarray, **options: str) -> float:
-    return levels.active_level(restore(model, given, 16000, **options), 16000)  # type: ignore[arg-type]
+def restored_level(model: Enhancer, inputs: np.ndarray, **options: str) -> float:
+    return levels.active_level(restore(model, inputs, 16000, **options), 16000)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("keep", [512, 1024, 5120])
 @pytest.mark.parametrize("frames", [1, 511, 512, 1537, 12001])
 def test_windows_cover_a_stream_once_with_context(keep: int, frames: int) -> None:
-    given, context = np.arange(frames, dtype=np.float32)[None], 1024
+    inputs, context = np.arange(frames, dtype=np.float32)[None], 1024
     kept = []
-    for window in windows(np.array_split(given, 5, axis=1), keep, context):
+    for window in windows(np.array_split(inputs, 5, axis=1), keep, context):
         first = window.audio[0, window.skip]
         kept.append(window.audio[:, window.skip : window.skip + window.keep])
         after = window.audio.shape[1] - window.skip - window.keep
         assert window.audio[0, 0] == max(0, first - context)
         assert after == context or window.audio[0, -1] == frames - 1
         assert window.skip % 512 == 0
-    assert np.array_equal(np.concatenate(kept, axis=1), given)
+    assert np.array_equal(np.concatenate(kept, axis=1), inputs)
 
 
 @pytest.mark.parametrize("frames", [1, 255, 256, 12345, 40000, 65536])
@@ -78,10 +78,10 @@ def test_a_batch_of_windows_is_what_they_are_one_by_one(tiny: TwoStage, speech: 
     sizes: dict[int, list[int]] = {1: [], 3: []}
 
     def restored(batch: int) -> np.ndarray:
-        hook = tiny.restorer.register_forward_pre_hook(lambda _, given: sizes[batch].append(len(given[0])))
-        made = np.concatenate([out for _, out in enhance(tiny, [stereo], 0.2, [0, 1], batch)], axis=1)
+        hook = tiny.restorer.register_forward_pre_hook(lambda _, inputs: sizes[batch].append(len(inputs[0])))
+        output = np.concatenate([out for _, out in enhance(tiny, [stereo], 0.2, [0, 1], batch)], axis=1)
         hook.remove()
-        return made
+        return output
 
     single, batched = restored(1), restored(3)
     assert set(sizes[1]) == {1}
@@ -94,7 +94,7 @@ def test_a_batch_of_windows_is_what_they_are_one_by_one(tiny: TwoStage, speech: 
 
 def test_the_context_is_needed(tiny: TwoStage, speech: Speech) -> None:
     """The claim above is not an empty one: half the context, and the tiny model's windows differ."""
-    given = speech(40000)
+    inputs = speech(40000)
 
     class Hasty(EnhancerModule):
         sample_rate, hop_length, stride, context = 16000, 256, tiny.stride, tiny.stride
@@ -102,26 +102,26 @@ def test_the_context_is_needed(tiny: TwoStage, speech: Speech) -> None:
         def forward(self, audio: Tensor) -> Tensor:
             return tiny(audio)
 
-    whole = restore(tiny, given, 16000, seconds=float("inf"), level="model")
-    assert np.abs(restore(Hasty(), given, 16000, seconds=0.5, level="model") - whole).max() > 1e-4
+    whole = restore(tiny, inputs, 16000, seconds=float("inf"), level="model")
+    assert np.abs(restore(Hasty(), inputs, 16000, seconds=0.5, level="model") - whole).max() > 1e-4
 
 
 def test_whole_files_are_what_the_model_says(tiny: TwoStage, speech: Speech) -> None:
-    given = speech(256 * 40)
-    high = highpass(given, 16000)
+    inputs = speech(256 * 40)
+    high = highpass(inputs, 16000)
     level = levels.active_level(high, 16000)
     normal = torch.from_numpy(high * np.float32(10 ** ((levels.LEVEL - level) / 20)))
     wanted = tiny(normal[None, None])[0, 0].numpy()
-    assert np.abs(restore(tiny, given, 16000, level="model") - wanted).max() < 1e-5
+    assert np.abs(restore(tiny, inputs, 16000, level="model") - wanted).max() < 1e-5
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100, 48000])
 @pytest.mark.parametrize("frames", [1, 2, 1000, 30001])
 def test_lengths_are_exact(tiny: TwoStage, speech: Speech, tmp_path: Path, rate: int, frames: int) -> None:
-    given = speech(frames, rate)
+    inputs = speech(frames, rate)
     wanted = max(1, round(frames * 16000 / rate))
-    assert restore(tiny, given, rate).shape == (wanted,)
-    sound_files.write(tmp_path / "a.wav", given, rate)
+    assert restore(tiny, inputs, rate).shape == (wanted,)
+    sound_files.write(tmp_path / "a.wav", inputs, rate)
     restore_file(tiny, tmp_path / "a.wav", tmp_path / "model.wav")
     restore_file(tiny, tmp_path / "a.wav", tmp_path / "input.wav", Options(sample_rate="input"))
     assert sound_files.info(tmp_path / "model.wav") == sound_files.Info(16000, 1, wanted, "WAV", "PCM_16")
@@ -129,10 +129,10 @@ def test_lengths_are_exact(tiny: TwoStage, speech: Speech, tmp_path: Path, rate:
 
 
 def test_files_and_arrays_agree(tiny: TwoStage, speech: Speech, tmp_path: Path) -> None:
-    given = np.stack([speech(50000, 44100), 0.3 * speech(50000, 44100, seed=1)])
-    sound_files.write(tmp_path / "a.wav", given, 44100, subtype="FLOAT")
+    inputs = np.stack([speech(50000, 44100), 0.3 * speech(50000, 44100, seed=1)])
+    sound_files.write(tmp_path / "a.wav", inputs, 44100, subtype="FLOAT")
     restore_file(tiny, tmp_path / "a.wav", tmp_path / "b.wav", Options(seconds=0.3))
-    assert np.abs(sound_files.read(tmp_path / "b.wav")[0] - restore(tiny, given, 44100)).max() < 1e-5
+    assert np.abs(sound_files.read(tmp_path / "b.wav")[0] - restore(tiny, inputs, 44100)).max() < 1e-5
 
 
 def test_channels_do_not_mix(tiny: TwoStage, speech: Speech) -> None:
@@ -145,24 +145,24 @@ def test_channels_do_not_mix(tiny: TwoStage, speech: Speech) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int16", "int32"])
 def test_arrays_and_tensors_come_back_as_what_they_were(tiny: TwoStage, speech: Speech, dtype: str) -> None:
     scale = 1 if dtype.startswith("float") else np.iinfo(dtype).max
-    given = speech(4000) * scale
-    given = (np.round(given) if scale > 1 else given).astype(dtype)
-    out = restore(tiny, given, 16000)
+    inputs = speech(4000) * scale
+    inputs = (np.round(inputs) if scale > 1 else inputs).astype(dtype)
+    out = restore(tiny, inputs, 16000)
     assert isinstance(out, np.ndarray)
     assert out.dtype == dtype
-    tensor = restore(tiny, torch.from_numpy(given)[None], 16000)
+    tensor = restore(tiny, torch.from_numpy(inputs)[None], 16000)
     assert isinstance(tensor, Tensor)
-    assert tensor.dtype == torch.from_numpy(given).dtype
+    assert tensor.dtype == torch.from_numpy(inputs).dtype
     assert np.array_equal(tensor[0].numpy(), out)
     assert np.abs(out / scale - restore(tiny, speech(4000), 16000)).max() < 5e-4
 
 
 @pytest.mark.parametrize("gain", [0.001, 0.1, 3.0])
 def test_levels(speech: Speech, gain: float) -> None:
-    given = 0.2 * speech(32000)
-    assert restored_level(Scale(gain), given) == pytest.approx(levels.active_level(given, 16000), abs=0.01)
+    inputs = 0.2 * speech(32000)
+    assert restored_level(Scale(gain), inputs) == pytest.approx(levels.active_level(inputs, 16000), abs=0.01)
     wanted = levels.LEVEL + 20 * np.log10(gain)
-    assert restored_level(Scale(gain), given, level="model") == pytest.approx(wanted, abs=0.01)
+    assert restored_level(Scale(gain), inputs, level="model") == pytest.approx(wanted, abs=0.01)
 
 
 def test_never_clipped_and_balanced(speech: Speech, tmp_path: Path) -> None:
@@ -170,12 +170,12 @@ def test_never_clipped_and_balanced(speech: Speech, tmp_path: Path) -> None:
         def forward(self, audio: Tensor) -> Tensor:
             return audio**3 * 100
 
-    given = np.stack([speech(32000), 0.5 * speech(32000)])
-    given *= 0.95 / np.abs(given).max()
-    out = restore(Peaky(), given, 16000)
+    inputs = np.stack([speech(32000), 0.5 * speech(32000)])
+    inputs *= 0.95 / np.abs(inputs).max()
+    out = restore(Peaky(), inputs, 16000)
     assert np.abs(out).max() == pytest.approx(restoration.PEAK, abs=1e-4)
     assert levels.active_level(out[0], 16000) - levels.active_level(out[1], 16000) == pytest.approx(6.02, abs=0.05)
-    sound_files.write(tmp_path / "a.wav", given, 16000)
+    sound_files.write(tmp_path / "a.wav", inputs, 16000)
     report = restore_file(Peaky(), tmp_path / "a.wav", tmp_path / "b.ogg", Options(sample_rate="input"))
     assert np.abs(sound_files.read(tmp_path / "b.ogg")[0]).max() < 1
     assert report.limited_db > 1
@@ -184,9 +184,9 @@ def test_never_clipped_and_balanced(speech: Speech, tmp_path: Path) -> None:
 @pytest.mark.parametrize("cutoff", [100.0, 700.0, 3000.0])
 @pytest.mark.parametrize("frames", [1, 100, 600, 30000])
 def test_the_crossover_sums_to_one(speech: Speech, cutoff: float, frames: int) -> None:
-    given = speech(frames)
-    out = restore(Identity(), given, 16000, keep_low_band=cutoff, seconds=0.3)
-    assert np.abs(out - highpass(given, 16000)).max() < 1e-6
+    inputs = speech(frames)
+    out = restore(Identity(), inputs, 16000, keep_low_band=cutoff, seconds=0.3)
+    assert np.abs(out - highpass(inputs, 16000)).max() < 1e-6
 
 
 def test_the_low_band_is_the_inputs() -> None:
@@ -203,10 +203,10 @@ def test_the_low_band_is_the_inputs() -> None:
 
 
 def test_streamed_crossover_equals_whole(speech: Speech) -> None:
-    given, other = speech(20000)[None], speech(20000, seed=3)[None]
-    whole = next(iter([np.concatenate(list(keep_low_band([(given, other)], 500.0, 16000)), axis=1)]))
+    inputs, other = speech(20000)[None], speech(20000, seed=3)[None]
+    whole = next(iter([np.concatenate(list(keep_low_band([(inputs, other)], 500.0, 16000)), axis=1)]))
     cuts = list(range(100, 20000, 777))
-    pairs = zip(np.split(given, cuts, 1), np.split(other, cuts, 1), strict=True)
+    pairs = zip(np.split(inputs, cuts, 1), np.split(other, cuts, 1), strict=True)
     assert np.abs(np.concatenate(list(keep_low_band(pairs, 500.0, 16000)), axis=1) - whole).max() < 1e-6
 
 
@@ -222,7 +222,7 @@ def test_silence_stays_silence(tiny: TwoStage, speech: Speech, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("inputs", "message"),
     [
         (np.zeros(0), "no samples"),
         (np.zeros((1, 1, 2, 3)), "shape"),
@@ -231,9 +231,9 @@ def test_silence_stays_silence(tiny: TwoStage, speech: Speech, tmp_path: Path) -
         (np.array([0.1, 0.1, -np.inf]), "NaN or infinite"),
     ],
 )
-def test_what_cannot_be_restored(given: np.ndarray, message: str) -> None:
+def test_what_cannot_be_restored(inputs: np.ndarray, message: str) -> None:
     with pytest.raises(AudioError, match=message):
-        restore(Identity(), given, 16000)
+        restore(Identity(), inputs, 16000)
 
 
 @pytest.mark.parametrize(
@@ -279,15 +279,15 @@ def test_a_full_disk_is_seen_before_the_work(speech: Speech, tmp_path: Path, mon
 
 
 def test_stages_do_not_change_a_window(tiny: TwoStage, speech: Speech) -> None:
-    given = torch.from_numpy(speech(40000))[None, None]
+    inputs = torch.from_numpy(speech(40000))[None, None]
     skip, keep = 16 * 512, 20 * 512 + 77
-    wanted = tiny(given)[..., skip : skip + keep]
-    assert torch.allclose(WindowedInference(tiny)(given, skip, keep), wanted, atol=1e-6)
-    assert torch.allclose(WindowedInference(tiny)(given, 0, 39900), tiny(given)[..., :39900], atol=1e-6)
+    wanted = tiny(inputs)[..., skip : skip + keep]
+    assert torch.allclose(WindowedInference(tiny)(inputs, skip, keep), wanted, atol=1e-6)
+    assert torch.allclose(WindowedInference(tiny)(inputs, 0, 39900), tiny(inputs)[..., :39900], atol=1e-6)
 
 
 def test_windows_in_turn_make_nothing_twice(tiny: TwoStage, speech: Speech, monkeypatch: pytest.MonkeyPatch) -> None:
-    given, vocoder = speech(120000)[None], tiny.vocoder
+    inputs, vocoder = speech(120000)[None], tiny.vocoder
     generated: list[int] = []
 
     def generate(mel: Tensor, sensor: Tensor | None = None) -> Tensor:
@@ -295,9 +295,9 @@ def test_windows_in_turn_make_nothing_twice(tiny: TwoStage, speech: Speech, monk
         return type(vocoder).generate(vocoder, mel, sensor)
 
     monkeypatch.setattr(vocoder, "generate", generate)
-    made = np.concatenate([block for _, block in enhance(tiny, [given], 0.8, [0])], axis=1)
-    whole = tiny(torch.from_numpy(match_length(given, 469 * 256))[None])[0, :, :120000]
-    assert np.allclose(made, whole.detach().numpy(), atol=1e-6)
+    output = np.concatenate([block for _, block in enhance(tiny, [inputs], 0.8, [0])], axis=1)
+    whole = tiny(torch.from_numpy(match_length(inputs, 469 * 256))[None])[0, :, :120000]
+    assert np.allclose(output, whole.detach().numpy(), atol=1e-6)
     *windows, whole_frames = generated
     assert len(windows) > 5
     # beside the frames that are kept, what a convolution must see to the left of new ones, and what the last sees ahead
@@ -305,10 +305,10 @@ def test_windows_in_turn_make_nothing_twice(tiny: TwoStage, speech: Speech, monk
 
 
 def test_windows_in_turn_begin_at_a_hop(tiny: TwoStage, speech: Speech) -> None:
-    given, in_windows = torch.from_numpy(speech(40000))[None, None], WindowedInference(tiny)
-    in_windows(given, 0, 10 * 512 + 100)
+    inputs, in_windows = torch.from_numpy(speech(40000))[None, None], WindowedInference(tiny)
+    in_windows(inputs, 0, 10 * 512 + 100)
     with pytest.raises(ValueError, match="a window begins at 5220, not at a multiple of 256"):
-        in_windows(given, 10 * 512 + 100, 512)
+        in_windows(inputs, 10 * 512 + 100, 512)
 
 
 def test_a_file_is_not_replaced_by_its_own_restoration(speech: Speech, tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_a_file_is_not_replaced_by_its_own_restoration(speech: Speech, tmp_path:
 
 
 def test_progress_adds_up_to_the_length(speech: Speech) -> None:
-    source = restoration.Source("x", 16000, 1, lambda: iter([speech(50000)[None]]))
+    source = restoration.AudioSource("x", 16000, 1, lambda: iter([speech(50000)[None]]))
     done = sum(pair[0].shape[1] for pair in enhance(Identity(), source.blocks(), 0.2, [0]))
     assert done == 50000
 
@@ -333,11 +333,11 @@ def test_memory_does_not_grow_with_the_file(options: Options) -> None:
     block = np.random.default_rng(0).standard_normal((1, 65536), np.float32) * 0.1
 
     def peak(minutes: int) -> int:
-        source = restoration.Source("x", 8000, 1, lambda: (block for _ in range(minutes * 60 * 8000 // 65536)))
+        source = restoration.AudioSource("x", 8000, 1, lambda: (block for _ in range(minutes * 60 * 8000 // 65536)))
         tracemalloc.start()
-        survey = restoration.measure(source, 16000)
-        spill = restoration.Spill(Nowhere(), 1)  # type: ignore[arg-type]
-        restoration._render(Identity(), source, survey, 16000, options, spill, 0.99, lambda _: None)
+        input_levels = restoration.measure_levels(source, 16000)
+        spool = restoration.SpoolFile(Nowhere(), 1)  # type: ignore[arg-type]
+        restoration._render(Identity(), source, input_levels, 16000, options, spool, 0.99, lambda _: None)
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return most
@@ -358,21 +358,21 @@ def test_many_channels_take_no_more_memory_than_some(
     tiny: TwoStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks and windows of 320 channels are a twentieth as long, and what comes out is the same."""
-    channels, given = 20 * sound_files.USUAL, np.random.default_rng(0).normal(0, 0.1, (1, 30000)).astype(np.float32)
-    silent = np.zeros((channels - 1, given.shape[1]), np.float32)
-    sound_files.write(tmp_path / "many.wav", np.concatenate([given, silent]), 16000, subtype="FLOAT")
-    sound_files.write(tmp_path / "one.wav", given, 16000, subtype="FLOAT")
-    windows, blocks, honest = list[float](), list[int](), restoration.enhance
+    channels, inputs = 20 * sound_files.USUAL, np.random.default_rng(0).normal(0, 0.1, (1, 30000)).astype(np.float32)
+    silent = np.zeros((channels - 1, inputs.shape[1]), np.float32)
+    sound_files.write(tmp_path / "many.wav", np.concatenate([inputs, silent]), 16000, subtype="FLOAT")
+    sound_files.write(tmp_path / "one.wav", inputs, 16000, subtype="FLOAT")
+    windows, blocks, original = list[float](), list[int](), restoration.enhance
 
-    def watched(model: object, given: Iterator[np.ndarray], seconds: float, *rest: object) -> object:
+    def watched(model: object, inputs: Iterator[np.ndarray], seconds: float, *rest: object) -> object:
         windows.append(seconds)
-        return honest(model, (blocks.append(block.size) or block for block in given), seconds, *rest)  # type: ignore
+        return original(model, (blocks.append(block.size) or block for block in inputs), seconds, *rest)  # type: ignore
 
     monkeypatch.setattr(restoration, "enhance", watched)
     for name in ("many", "one"):
         restoration.restore_file(tiny, tmp_path / f"{name}.wav", tmp_path / f"{name}_out.wav")
     assert windows == [0.5, 10.0]
-    assert max(blocks) <= sound_files.BLOCK * sound_files.USUAL < channels * given.shape[1]
+    assert max(blocks) <= sound_files.BLOCK * sound_files.USUAL < channels * inputs.shape[1]
     many, one = (sound_files.read(tmp_path / f"{name}_out.wav")[0] for name in ("many", "one"))
     assert np.allclose(many[0], one[0], atol=1e-5)
 

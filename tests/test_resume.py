@@ -19,8 +19,16 @@ STEPS = 6
 
 
 def vocoder(corpus: Path, run: Path, *more: str) -> VocoderRun:
-    files = f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={run}"
-    fast = f"steps={STEPS}", "save=2", "report=1", "valid.every=3", "valid.items=1", "valid.show=1", "data.samples=2048"
+    files = f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={run}"
+    fast = (
+        f"steps={STEPS}",
+        "save_every=2",
+        "log_every=1",
+        "valid.every=3",
+        "valid.items=1",
+        "valid.show=1",
+        "data.segment_length=2048",
+    )
     return load_config(VocoderRun, ["vocoder", "tiny"], [*files, *fast, *more])
 
 
@@ -37,7 +45,7 @@ def same(one: object, other: object) -> bool:
 def assert_same_training(one: Path, other: Path) -> None:
     states = [checkpoint.load_state(run / "state.pt") for run in (one, other)]
     for state in states:
-        state["settings"].pop("run")
+        state["settings"].pop("run_dir")
         state["settings"].pop("steps")
     for key in states[0]:
         assert same(states[0][key], states[1][key]), key
@@ -123,9 +131,9 @@ def _environment() -> dict[str, str]:
 
 def test_an_interrupted_training_keeps_its_state_and_goes_on(corpus: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "stopped"
-    command = [sys.executable, "-m", "twostage", "train-vocoder", "vocoder", "tiny", "steps=100000", "save=50000"]
-    settings = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "valid.every=50000", "report=1"]
-    fast = ["valid.items=1", "data.samples=2048", "--run", str(run)]
+    command = [sys.executable, "-m", "twostage", "train-vocoder", "vocoder", "tiny", "steps=100000", "save_every=50000"]
+    settings = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "valid.every=50000", "log_every=1"]
+    fast = ["valid.items=1", "data.segment_length=2048", "--run", str(run)]
     process = subprocess.Popen([*command, *settings, *fast], env=_environment(), stderr=subprocess.PIPE, text=True)
     while not (run / "log.jsonl").exists():
         assert process.poll() is None
@@ -139,7 +147,7 @@ def test_an_interrupted_training_keeps_its_state_and_goes_on(corpus: Path, whole
 
 
 def test_a_training_is_not_begun_over_another(corpus: Path, whole: Path) -> None:
-    with pytest.raises(ConfigError, match=r"run: .*whole holds a training; go on with --resume"):
+    with pytest.raises(ConfigError, match=r"run_dir: .*whole holds a training; go on with --resume"):
         recipes.train_vocoder(vocoder(corpus, whole))
 
 
@@ -147,7 +155,7 @@ def test_a_training_is_not_begun_over_another(corpus: Path, whole: Path) -> None
     ("setting", "what"),
     [
         ("optimizer.learning_rate=0.1", "optimizer.learning_rate is 0.1, was 0.0002"),
-        ("data.batch=3", "data.batch is 3, was 2"),
+        ("data.batch_size=3", "data.batch_size is 3, was 2"),
         ("adversary.loss=hinge", "adversary.loss is hinge, was least_squares"),
         ("seed=7", "seed is 7, was 0"),
     ],
@@ -164,8 +172,8 @@ def test_a_damaged_state_is_named(corpus: Path, tmp_path: Path) -> None:
 
 
 def restorer(corpus: Path, run: Path, steps: int, *more: str) -> RestorerRun:
-    files = f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={run}", f"steps={steps}"
-    fast = "optimizer.cooldown=0", "save=2", "valid.every=4", "valid.items=1"
+    files = f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={run}", f"steps={steps}"
+    fast = "optimizer.cooldown=0", "save_every=2", "valid.every=4", "valid.items=1"
     return load_config(RestorerRun, ["restorer", "tiny"], [*files, *fast, *more])
 
 
@@ -180,18 +188,18 @@ JUDGED = "weights.adv=1", "weights.fm=1", "weights.ssim=1", "adversary.mel_discr
         (*JUDGED, "precision=bfloat16", "adversary.start=1", "adversary.generator_steps=2", "adversary.adaptive=true"),
         (*JUDGED, "adversary.adaptive=each"),
     ],
-    ids=["content", "judged", "judged by all rules", "balanced"],
+    ids=["content", "adversarial", "adversarial by all rules", "balanced"],
 )
 def test_stage_one_in_two_parts_is_bitwise_one_in_one_part(corpus: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     recipes.train_restorer(restorer(corpus, tmp_path / "whole", 4, *more))
     recipes.train_restorer(restorer(corpus, tmp_path / "parts", 2, *more))
     recipes.train_restorer(restorer(corpus, tmp_path / "parts", 4, *more), resume=True)
     assert_same_training(tmp_path / "whole", tmp_path / "parts")
-    judges = checkpoint.load_state(tmp_path / "whole" / "state.pt")["adversary"]
-    assert bool(judges) == ("weights.adv=1" in more)
+    discriminators = checkpoint.load_state(tmp_path / "whole" / "state.pt")["adversary"]
+    assert bool(discriminators) == ("weights.adv=1" in more)
     logged = (tmp_path / "whole" / "log.jsonl").read_text()
     assert ('"adaptive_adv"' in logged) == any("adaptive" in setting for setting in more)
-    assert bool(judges and judges["lengths"]) == ("adversary.adaptive=each" in more)
+    assert bool(discriminators and discriminators["lengths"]) == ("adversary.adaptive=each" in more)
 
 
 def test_a_state_from_before_stage_one_had_an_adversary_goes_on(corpus: Path, tmp_path: Path) -> None:

@@ -38,14 +38,14 @@ def test_a_second_microphone_costs_one_more_channel_of_the_first_convolution():
         assert (model(other) - out).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("config", [TINY, CAUSAL], ids=["centred", "causal"])
+@pytest.mark.parametrize("config", [TINY, CAUSAL], ids=["centered", "causal"])
 def test_a_sample_reaches_its_context_to_within_a_stride_and_no_further(config):
     model = lively(Seanet(config))
     half = 2 * (13 + 1 + 2 * (13 + 2)) + 2 * 3 * 8 + 2 * 3
     assert model.context == half * (1 + config.causal) + 7
     audio = torch.randn(1, 1, 8 * 160, dtype=torch.float64)
     before = after = 0
-    for place in range(640, 648):  # reach depends on where in a stride it lies
+    for place in range(640, 648):  # the receptive field depends on where in a stride it lies
         other = audio.clone()
         other[..., place] += 1
         changed = (model(audio) != model(other))[0, 0].nonzero().flatten()
@@ -55,7 +55,7 @@ def test_a_sample_reaches_its_context_to_within_a_stride_and_no_further(config):
     assert model.latency == (7 if config.causal else model.context)
 
 
-@pytest.mark.parametrize("config", [TINY, CAUSAL], ids=["centred", "causal"])
+@pytest.mark.parametrize("config", [TINY, CAUSAL], ids=["centered", "causal"])
 def test_a_window_with_its_context_is_as_the_whole(config):
     model, audio = lively(Seanet(config)), torch.randn(1, 1, 8 * 200, dtype=torch.float64)
     context = -(-model.context // 8) * 8
@@ -82,11 +82,11 @@ def test_a_stream_of_the_causal_one_is_the_whole(size):
     with twostage.Stream(model, highpassed=True) as stream:
         assert stream.latency == 8
         out = [stream.push(audio[start : start + size]) for start in range(0, len(audio), size)]
-        found = np.concatenate([*out, stream.flush()])
+        actual = np.concatenate([*out, stream.flush()])
     with torch.no_grad():
         expected = model(torch.from_numpy(audio)[None, None])[0, 0].numpy()
     assert np.abs(expected).max() > 0.01
-    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
 
 
 def test_folding_and_a_file_keep_the_output(tmp_path):

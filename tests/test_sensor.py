@@ -8,7 +8,14 @@ import pytest
 
 from twostage.audio import sound_files
 from twostage.data.manifest import Entry
-from twostage.data.sensor_fit import Character, FittedSensor, Recording, characterise, fit_sensor, load_recordings
+from twostage.data.sensor_fit import (
+    FittedSensor,
+    Recording,
+    SensorStatistics,
+    fit_sensor,
+    load_recordings,
+    measure_sensor,
+)
 from twostage.data.sensor_plot import draw_sensor
 from twostage.data.sensors import PRESETS, Sensor, load_sensor, save_sensor
 from twostage.data.simulator import seeded, simulate
@@ -19,7 +26,7 @@ GRID = (0.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0)
 
 
 def babble(seconds: float, seed: int) -> np.ndarray:
-    """Syllables of coloured noise and voice, each of its own colour, with pauses: speech to a meter of bands."""
+    """Syllables of colored noise and voice, each of its own color, with pauses: speech to a meter of bands."""
     rng = np.random.default_rng(seed)
     pieces, pitch = [], rng.uniform(90, 220)
     while sum(map(len, pieces)) < seconds * RATE:
@@ -46,38 +53,40 @@ def throat() -> tuple[list[Recording], FittedSensor]:
     return recordings, fit_sensor(recordings, RATE)
 
 
-def at(character: Character, name: str, hz: float) -> float:
+def at(character: SensorStatistics, name: str, hz: float) -> float:
     return float(np.interp(hz, character.frequencies, getattr(character, name)))
 
 
 def test_a_plain_filter_is_measured_as_what_it_is() -> None:
     sensor = Sensor(frequencies=GRID, response_db=(0.0, 0.0, -10.0, -20.0, -20.0, -20.0))
-    found = characterise(pairs(sensor), RATE)
+    actual = measure_sensor(pairs(sensor), RATE)
     for hz, expected in ((1000, -10), (2800, -20)):
-        assert at(found, "response_db", hz) - at(found, "response_db", 300) == pytest.approx(expected, abs=1.5)
-        assert at(found, "coherence", hz) > 0.95
-        assert at(found, "slope", hz) == pytest.approx(1, abs=0.15)
-        assert at(found, "slope", hz) + at(found, "voice_slope", hz) == pytest.approx(1, abs=0.1)
-        assert at(found, "gain_spread_db", hz) < 1.5
-    assert found.band_limit == 0.0
+        assert at(actual, "response_db", hz) - at(actual, "response_db", 300) == pytest.approx(expected, abs=1.5)
+        assert at(actual, "coherence", hz) > 0.95
+        assert at(actual, "slope", hz) == pytest.approx(1, abs=0.15)
+        assert at(actual, "slope", hz) + at(actual, "voice_slope", hz) == pytest.approx(1, abs=0.1)
+        assert at(actual, "gain_spread_db", hz) < 1.5
+    assert actual.band_limit == 0.0
 
 
 def test_noise_and_band_limit_are_measured() -> None:
     flat = (-60.0,) * len(GRID)
     sensor = Sensor(frequencies=GRID, noise_db=flat, band_limit=3000.0, rounding_db=-80.0)
-    found = characterise(pairs(sensor), RATE)
-    assert found.band_limit == pytest.approx(3000, rel=0.03)
+    actual = measure_sensor(pairs(sensor), RATE)
+    assert actual.band_limit == pytest.approx(3000, rel=0.03)
     # the hiss above the limit is gone: at the same level, what is left of the speech stands higher, and noise with it
-    lift = at(found, "response_db", 1000)
-    assert at(found, "noise_db", 1500) == pytest.approx(-60 + lift, abs=1.0)
-    assert at(found, "noise_db", 5000) == pytest.approx(-80 - 10 * np.log10(8000) + lift, abs=1.5)
+    lift = at(actual, "response_db", 1000)
+    assert at(actual, "noise_db", 1500) == pytest.approx(-60 + lift, abs=1.0)
+    assert at(actual, "noise_db", 5000) == pytest.approx(-80 - 10 * np.log10(8000) + lift, abs=1.5)
 
 
 def test_simulation_with_the_fit_has_the_fitted_character(throat: tuple[list[Recording], FittedSensor]) -> None:
     """Below the band limit and above 150 Hz: response 2 dB, coherence 0.06, noise 1.5 dB, slopes 0.12 on average."""
     recordings, fitted = throat
-    made = [Recording(r.clean, simulate(r.clean, RATE, fitted.sensor, seeded(99, i))) for i, r in enumerate(recordings)]
-    wanted, got = fitted.measured, characterise(made, RATE)
+    output = [
+        Recording(r.clean, simulate(r.clean, RATE, fitted.sensor, seeded(99, i))) for i, r in enumerate(recordings)
+    ]
+    wanted, got = fitted.measured, measure_sensor(output, RATE)
     heard = (wanted.frequencies > 150) & (wanted.frequencies < 3700)
 
     def error(name: str) -> float:
@@ -126,7 +135,7 @@ def test_recordings_are_loaded_in_step(tmp_path: Path) -> None:
 
 def test_too_little_speech_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="too little speech"):
-        characterise([Recording(babble(0.3, 0), babble(0.3, 0))], RATE)
+        measure_sensor([Recording(babble(0.3, 0), babble(0.3, 0))], RATE)
     sound_files.write(tmp_path / "silent.wav", np.zeros(RATE, np.float32), RATE)
     path = str(tmp_path / "silent.wav")
     with pytest.raises(DataError, match=r"silent\.wav: silent"):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import twostage
-from twostage.audio.levels import levelled
+from twostage.audio.levels import leveled
 from twostage.audio.speech import without_drift
 from twostage.cli import main
 from twostage.data.pairs import Pair
@@ -26,14 +26,14 @@ from twostage.models.onnx_enhancer import OnnxEnhancer
 from twostage.models.restorer import RestorerConfig
 from twostage.models.two_stage import TwoStage, TwoStageConfig
 from twostage.models.vocoder import Vocoder, VocoderConfig
-from twostage.nn.streaming import carries, continued, streaming, with_tail
+from twostage.nn.streaming import continued, stream_states, streaming, with_tail
 from twostage.training.config import FinetuneRun, RestorerRun, VocoderRun, load_config
 from twostage.training.recipes import finetune, last_weight, train_restorer
 from twostage.training.tasks import Finetuning, FinetuningWeights, Vocoding, VocodingWeights, total
 from twostage.utils.errors import ConfigError
 
 Speech = Callable[..., np.ndarray]
-CENTRED, CAUSAL = MelConfig(n_mels=16), MelConfig(n_fft=768, win_length=768, n_mels=16, causal=True)
+CENTERED, CAUSAL = MelConfig(n_mels=16), MelConfig(n_fft=768, win_length=768, n_mels=16, causal=True)
 SIZES = {
     "upsample_rates": (4, 4, 4, 4),
     "upsample_kernel_sizes": (8, 8, 8, 8),
@@ -45,7 +45,7 @@ SIZES = {
 
 def config(mel: MelConfig, *, hears: bool = True, griffin_lim: int = 0, **settings: object) -> VocoderConfig:
     heard = 4000.0 if griffin_lim else 0.0
-    chosen = SIZES | {"hears_sensor": hears, "griffin_lim": griffin_lim, "heard_below": heard} | settings
+    chosen = SIZES | {"sensor_input": hears, "griffin_lim": griffin_lim, "input_phase_below": heard} | settings
     return VocoderConfig(mel, **chosen)  # type: ignore[arg-type]
 
 
@@ -75,7 +75,7 @@ def noise(*shape: int, seed: int = 1) -> Tensor:
     return 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("mel", [CENTRED, CAUSAL], ids=["centred", "causal"])
+@pytest.mark.parametrize("mel", [CENTERED, CAUSAL], ids=["centered", "causal"])
 def test_it_begins_as_the_plain_generator_to_the_bit(mel: MelConfig) -> None:
     plain, hearing = Vocoder(config(mel, hears=False)).eval(), Vocoder(config(mel)).eval()
     hearing.load_state_dict(plain.state_dict(), strict=False)
@@ -89,8 +89,8 @@ def test_it_begins_as_the_plain_generator_to_the_bit(mel: MelConfig) -> None:
 
 def test_names_of_its_weights_are_the_generators_and_those_of_the_encoder() -> None:
     """Checkpoints of trainings hold them."""
-    names = {name for name, _ in Vocoder(config(CENTRED)).fold().named_parameters()}
-    plain = {name for name, _ in Vocoder(config(CENTRED, hears=False)).fold().named_parameters()}
+    names = {name for name, _ in Vocoder(config(CENTERED)).fold().named_parameters()}
+    plain = {name for name, _ in Vocoder(config(CENTERED, hears=False)).fold().named_parameters()}
     stems = {name.removesuffix(".weight").removesuffix(".bias") for name in names - plain}
     assert plain < names
     assert stems == {
@@ -99,13 +99,13 @@ def test_names_of_its_weights_are_the_generators_and_those_of_the_encoder() -> N
         *(f"encoder.resblocks.{level}.convs.{conv}" for level in range(5) for conv in range(2)),
         *(f"encoder.outs.{level}" for level in range(5)),
     }
-    assert asdict(config(CENTRED))["hears_sensor"] is True
-    assert asdict(VocoderConfig())["hears_sensor"] is False
+    assert asdict(config(CENTERED))["sensor_input"] is True
+    assert asdict(VocoderConfig())["sensor_input"] is False
 
 
 def test_no_sensor_is_silence_and_copy_synthesis_gives_silence(speech: Speech) -> None:
-    model, audio = both(CENTRED).vocoder, torch.from_numpy(speech(20 * 256))[None, None]
-    mels = LogMel(CENTRED)(audio)
+    model, audio = both(CENTERED).vocoder, torch.from_numpy(speech(20 * 256))[None, None]
+    mels = LogMel(CENTERED)(audio)
     silent = model(mels, sensor=torch.zeros_like(audio))
     assert torch.equal(model(mels), silent)
     assert torch.equal(CopySynthesis(model)(audio), silent)
@@ -113,23 +113,23 @@ def test_no_sensor_is_silence_and_copy_synthesis_gives_silence(speech: Speech) -
 
 
 def test_copy_synthesis_is_measured_with_and_without_the_sensor(tmp_path: Path, speech: Speech) -> None:
-    model = both(CENTRED)
+    model = both(CENTERED)
     checkpoint.save(tmp_path / "m.safetensors", model, provenance={})
     systems = load_systems({"ours": [str(tmp_path / "m.safetensors")]})
     names = ["ours", "ours, copy-synthesis", "ours, with the sensor, copy-synthesis"]
     assert [system.name for system in systems] == names
     clean, bone = speech(8000), speech(7000, seed=1)  # of the longer one, the end has no sensor
-    found = dict(estimates(bone, clean, systems))
-    sides = [torch.from_numpy(levelled(without_drift(side, 16000), 16000)) for side in (clean, np.pad(bone, (0, 1000)))]
+    actual = dict(estimates(bone, clean, systems))
+    sides = [torch.from_numpy(leveled(without_drift(side, 16000), 16000)) for side in (clean, np.pad(bone, (0, 1000)))]
     padded = [nn.functional.pad(side, (0, 192))[None, None] for side in sides]
-    made = model.vocoder(LogMel(CENTRED)(padded[0]), sensor=padded[1])[0, 0, :8000].numpy()
-    unlike = {name: 1 - np.corrcoef(made, found[name])[0, 1] for name in names[1:]}  # levels differ
+    output = model.vocoder(LogMel(CENTERED)(padded[0]), sensor=padded[1])[0, 0, :8000].numpy()
+    unlike = {name: 1 - np.corrcoef(output, actual[name])[0, 1] for name in names[1:]}  # levels differ
     assert unlike[names[2]] < 1e-5 < 0.1 * unlike[names[1]]
 
 
 @pytest.mark.parametrize("hears", [True, False])
 def test_folding_keeps_the_output(hears: bool) -> None:
-    model, mels, sensor = Vocoder(config(CENTRED, hears=hears)).eval(), noise(1, 16, 9) - 5, noise(1, 1, 9 * 256)
+    model, mels, sensor = Vocoder(config(CENTERED, hears=hears)).eval(), noise(1, 16, 9) - 5, noise(1, 1, 9 * 256)
     awake(model)
     with torch.no_grad():
         before = model(mels, sensor=sensor)
@@ -141,7 +141,7 @@ WIDE = {"upsample_rates": (16, 16), "upsample_kernel_sizes": (48, 16), "resblock
 WIDE |= {"resblock_dilation_sizes": ((1, 2), (3, 12)), "resblock": 2}
 
 
-@pytest.mark.parametrize("mel", [CENTRED, CAUSAL], ids=["centred", "causal"])
+@pytest.mark.parametrize("mel", [CENTERED, CAUSAL], ids=["centered", "causal"])
 @pytest.mark.parametrize("settings", [{}, WIDE], ids=["narrow", "wide"])
 def test_a_hop_of_the_sensor_reaches_its_context_and_not_a_frame_further(mel: MelConfig, settings: dict) -> None:
     model = vocoder(config(mel, **settings))
@@ -164,7 +164,7 @@ def test_a_stream_in_chunks_is_the_whole(hops: int, griffin_lim: int) -> None:
     with torch.no_grad():
         whole = model(audio)
         with streaming(model):
-            late = torch.cat([model.late(chunk) for chunk in padded.split(hops * 256, -1)], -1)
+            late = torch.cat([model.forward_chunk(chunk) for chunk in padded.split(hops * 256, -1)], -1)
     assert whole.abs().max() > 0.01
     torch.testing.assert_close(late[..., model.delay :], whole, atol=1e-5, rtol=0)
     deaf = model.vocoder(model.restored(model.mel.stft.input_spectra(audio)), model.mel.stft.input_spectra(audio))
@@ -177,9 +177,9 @@ def test_pushes_of_any_size_are_the_whole_and_one_hop_late(size: int) -> None:
     with twostage.Stream(model, highpassed=True) as stream:
         assert stream.latency == model.latency == 256
         parts = [stream.push(part.numpy()) for part in audio[0, 0, :6000].split(size)]
-        made = np.concatenate([*parts, stream.flush()])
+        output = np.concatenate([*parts, stream.flush()])
     whole = model(continued(audio[..., :6000], 144))[0, 0, :6000]
-    np.testing.assert_allclose(made, whole.numpy(), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(output, whole.numpy(), atol=1e-5, rtol=0)
 
 
 def test_no_sample_depends_on_one_beyond_its_hop() -> None:
@@ -196,8 +196,8 @@ def test_no_sample_depends_on_one_beyond_its_hop() -> None:
 def test_leaves_of_the_encoder_hold_the_state() -> None:
     model = both(CAUSAL)
     with torch.no_grad(), streaming(model):
-        model.late(noise(1, 1, 256))
-        sizes = {name: leaf.carried.shape[-1] for name, leaf in carries(model.vocoder.encoder).items()}
+        model.forward_chunk(noise(1, 1, 256))
+        sizes = {name: leaf.value.shape[-1] for name, leaf in stream_states(model.vocoder.encoder).items()}
     assert sizes["conv_pre.past"] == 6
     assert [sizes[f"downs.{level}.past"] for level in range(4)] == [4] * 4
     assert [sizes[f"resblocks.4.convs.{conv}.past"] for conv in range(2)] == [2, 6]
@@ -206,25 +206,25 @@ def test_leaves_of_the_encoder_hold_the_state() -> None:
 @pytest.mark.parametrize("griffin_lim", [0, 2])
 @pytest.mark.parametrize("frames", [1, 255, 12345, 40000])
 def test_windows_are_the_whole(griffin_lim: int, frames: int, speech: Speech) -> None:
-    model, given = both(CENTRED, griffin_lim, time_stride=2), np.stack([speech(frames), speech(frames, seed=1)])
-    whole = twostage.restore(model, given, 16000, seconds=float("inf"), level="model")
+    model, overrides = both(CENTERED, griffin_lim, time_stride=2), np.stack([speech(frames), speech(frames, seed=1)])
+    whole = twostage.restore(model, overrides, 16000, seconds=float("inf"), level="model")
     for seconds in (0.1, 0.7):
-        windows = twostage.restore(model, given, 16000, seconds=seconds, level="model")
+        windows = twostage.restore(model, overrides, 16000, seconds=seconds, level="model")
         np.testing.assert_allclose(windows, whole, atol=1e-5, rtol=0)
     with twostage.Stream(model, seconds=0.25, highpassed=True) as stream:
-        made = np.concatenate([*(stream.push(part) for part in np.array_split(given[0], 9)), stream.flush()])
-    padded = torch.from_numpy(np.pad(given[0], (0, -frames % 256)))[None, None]
-    np.testing.assert_allclose(made, model(padded)[0, 0, :frames].numpy(), atol=1e-5, rtol=0)
+        output = np.concatenate([*(stream.push(part) for part in np.array_split(overrides[0], 9)), stream.flush()])
+    padded = torch.from_numpy(np.pad(overrides[0], (0, -frames % 256)))[None, None]
+    np.testing.assert_allclose(output, model(padded)[0, 0, :frames].numpy(), atol=1e-5, rtol=0)
 
 
 def test_a_window_needs_the_context_of_the_encoder(speech: Speech, monkeypatch: pytest.MonkeyPatch) -> None:
     """The claim above is not an empty one: with the generator's own context, windows differ."""
-    model, given = both(CENTRED), torch.from_numpy(speech(120 * 256))[None, None]
-    whole = model(given)
+    model, overrides = both(CENTERED), torch.from_numpy(speech(120 * 256))[None, None]
+    whole = model(overrides)
 
     def error() -> float:
         window, context = WindowedInference(model), -(-model.context // model.stride) * model.stride
-        part = window(given[..., 60 * 256 - context : 80 * 256 + context], context, 20 * 256)
+        part = window(overrides[..., 60 * 256 - context : 80 * 256 + context], context, 20 * 256)
         return float((part - whole[..., 60 * 256 : 80 * 256]).abs().max())
 
     assert error() < 1e-5
@@ -233,7 +233,7 @@ def test_a_window_needs_the_context_of_the_encoder(speech: Speech, monkeypatch: 
 
 
 def test_the_bone_channel_is_what_the_vocoder_hears(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, audio, heard = both(CENTRED, inputs=2), noise(1, 2, 20 * 256 + 100), []
+    model, audio, heard = both(CENTERED, inputs=2), noise(1, 2, 20 * 256 + 100), []
     generate = model.vocoder.generate
     monkeypatch.setattr(model.vocoder, "generate", lambda mel, sensor: heard.append(sensor) or generate(mel, sensor))
     assert model(audio).shape == (1, 1, 20 * 256)
@@ -245,21 +245,21 @@ def test_the_bone_channel_is_what_the_vocoder_hears(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("learns", ["vocoder", "restorer"])
 def test_gradients_reach_exactly_what_learns(learns: str, speech: Speech) -> None:
     clean = torch.from_numpy(speech(2 * 4096)).reshape(2, 1, 4096)
-    pair, model = Pair(nn.functional.avg_pool1d(clean, 9, 1, 4), clean), both(CENTRED)
+    pair, model = Pair(nn.functional.avg_pool1d(clean, 9, 1, 4), clean), both(CENTERED)
     model.get_submodule(learns).requires_grad_(True)
     weights = FinetuningWeights(restored=float(learns == "restorer"), adv=0, fm=0)
-    total(Finetuning(CENTRED, weights, frames=8)(model.train(), pair).terms, weights).backward()
+    total(Finetuning(CENTERED, weights, frames=8)(model.train(), pair).terms, weights).backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert reached == {name for name, _ in model.named_parameters() if name.startswith(learns)}
 
 
 def test_at_the_start_gradients_reach_what_the_encoder_gives_and_then_all_of_it(speech: Speech) -> None:
     clean = torch.from_numpy(speech(4096)).reshape(1, 1, 4096)
-    model, weights = Vocoder(config(CENTRED)), VocodingWeights(adv=0, fm=0)
+    model, weights = Vocoder(config(CENTERED)), VocodingWeights(adv=0, fm=0)
 
     def step() -> set[str]:
         model.zero_grad()
-        total(Vocoding(CENTRED, weights)(model, Pair(0.5 * clean, clean)).terms, weights).backward()
+        total(Vocoding(CENTERED, weights)(model, Pair(0.5 * clean, clean)).terms, weights).backward()
         return {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
 
     inside = {name for name, _ in model.encoder.named_parameters(prefix="encoder") if ".outs." not in name}
@@ -271,12 +271,12 @@ def test_at_the_start_gradients_reach_what_the_encoder_gives_and_then_all_of_it(
 
 
 def test_the_weight_that_makes_the_output_is_not_the_encoders() -> None:
-    model = TwoStage(TwoStageConfig(RestorerConfig(CENTRED, (4, 8), (1,), dilations=(1,)), config(CENTRED)))
+    model = TwoStage(TwoStageConfig(RestorerConfig(CENTERED, (4, 8), (1,), dilations=(1,)), config(CENTERED)))
     assert last_weight(model) is model.vocoder.conv_post.parametrizations.weight.original1
 
 
 def test_the_encoder_costs_what_can_be_counted_by_hand() -> None:
-    models = [Vocoder(config(CENTRED, hears=hears)).fold() for hears in (True, False)]
+    models = [Vocoder(config(CENTERED, hears=hears)).fold() for hears in (True, False)]
     more, less = (costs.macs(model, noise(1, 16, 125)) for model in models)
     channels, rates, samples = [1, 2, 4, 8, 16], [1, 4, 16, 64, 256], 125 * 256
     residual = sum(2 * 3 * c * c * samples // r for c, r in zip(channels, rates, strict=True))
@@ -286,8 +286,8 @@ def test_the_encoder_costs_what_can_be_counted_by_hand() -> None:
 
 
 def test_costs_of_both_stages_count_it() -> None:
-    hearing = both(CENTRED)
-    plain = TwoStage(replace(hearing.config, vocoder=config(CENTRED, hears=False))).fold()
+    hearing = both(CENTERED)
+    plain = TwoStage(replace(hearing.config, vocoder=config(CENTERED, hears=False))).fold()
     more = costs.gmac_per_second(hearing) - costs.gmac_per_second(plain)
     vocoders = [costs.macs(model.vocoder, noise(1, 16, 125)) for model in (hearing, plain)]
     assert more == pytest.approx((vocoders[0] - vocoders[1]) / 1e9 / 2, rel=1e-6)
@@ -295,20 +295,20 @@ def test_costs_of_both_stages_count_it() -> None:
 
 
 def test_a_checkpoint_comes_back_and_restores(tmp_path: Path, speech: Speech) -> None:
-    model, given = both(CENTRED), speech(9000)
+    model, overrides = both(CENTERED), speech(9000)
     checkpoint.save(tmp_path / "m.safetensors", model, provenance={})
     again = twostage.load(tmp_path / "m.safetensors")
     assert isinstance(again, TwoStage)
-    assert again.config.vocoder.hears_sensor
-    wanted = twostage.restore(model, given, 16000)
-    np.testing.assert_allclose(twostage.restore(again, given, 16000), wanted, atol=1e-6)
+    assert again.config.vocoder.sensor_input
+    wanted = twostage.restore(model, overrides, 16000)
+    np.testing.assert_allclose(twostage.restore(again, overrides, 16000), wanted, atol=1e-6)
 
 
 def test_causal_and_sensor_go_together_in_either_order(corpus: Path) -> None:
-    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run=x"]
+    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x"]
     for files in (["vocoder", "content", "causal", "sensor"], ["vocoder", "causal", "sensor"]):
-        settings = load_config(VocoderRun, files, given)
-        assert (settings.vocoder.hears_sensor, settings.vocoder.mel.causal) == (True, True)
+        settings = load_config(VocoderRun, files, overrides)
+        assert (settings.vocoder.sensor_input, settings.vocoder.mel.causal) == (True, True)
         assert Vocoder(settings.vocoder).delay == settings.vocoder.griffin_lim == 0
         assert settings.data.silent_prob == 0.15
 
@@ -316,19 +316,25 @@ def test_causal_and_sensor_go_together_in_either_order(corpus: Path) -> None:
 @pytest.mark.parametrize("train", ["vocoder", "both"])
 def test_finetuning_moves_the_encoder(train: str, corpus: Path, tmp_path: Path) -> None:
     tiny = ["finetune", "tiny"]
-    model = TwoStage(TwoStageConfig(RestorerConfig(CENTRED, (4, 8), (2,), dilations=(1,)), config(CENTRED)))
+    model = TwoStage(TwoStageConfig(RestorerConfig(CENTERED, (4, 8), (2,), dilations=(1,)), config(CENTERED)))
     awake(model)
     checkpoint.save(tmp_path / "m.safetensors", model, provenance={})
-    given = [
+    overrides = [
         f"data.train=[{corpus}]",
         f"data.valid=[{corpus}]",
-        f"run={tmp_path / 'run'}",
+        f"run_dir={tmp_path / 'run'}",
         "data.sensors=[any]",
         "data.sensor_weights=[]",
     ]
-    given += [f"models=[{tmp_path / 'm.safetensors'}]", f"train={train}", "steps=2", "save=1", "valid.every=2"]
-    given += ["optimizer.learning_rate=0.01", "optimizer.warmup=0"]
-    finetune(load_config(FinetuneRun, tiny, [*given, "frames=4", f"weights.restored={int(train == 'both')}"]))
+    overrides += [
+        f"models=[{tmp_path / 'm.safetensors'}]",
+        f"train={train}",
+        "steps=2",
+        "save_every=1",
+        "valid.every=2",
+    ]
+    overrides += ["optimizer.learning_rate=0.01", "optimizer.warmup=0"]
+    finetune(load_config(FinetuneRun, tiny, [*overrides, "frames=4", f"weights.restored={int(train == 'both')}"]))
     before, after = checkpoint.plain_state(model), twostage.load(tmp_path / "run" / "last.safetensors").state_dict()
     moved = {name for name, tensor in after.items() if not torch.allclose(tensor, before[name], atol=1e-7)}
     assert {name for name in after if name.startswith("vocoder.encoder.")} <= moved
@@ -336,38 +342,44 @@ def test_finetuning_moves_the_encoder(train: str, corpus: Path, tmp_path: Path) 
 
 
 def test_a_restorer_is_listened_to_by_a_vocoder_that_hears_the_sensor(corpus: Path, tmp_path: Path) -> None:
-    model = both(CENTRED)
+    model = both(CENTERED)
     checkpoint.save(tmp_path / "v.safetensors", model.vocoder, provenance={})
-    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={tmp_path / 'run'}", "steps=2", "valid.every=2"]
+    overrides = [
+        f"data.train=[{corpus}]",
+        f"data.valid=[{corpus}]",
+        f"run_dir={tmp_path / 'run'}",
+        "steps=2",
+        "valid.every=2",
+    ]
     listening = [f"valid.vocoder={tmp_path / 'v.safetensors'}", "valid.metrics=[mel_l1,stoi]"]
     train_restorer(
         load_config(
-            RestorerRun, ["restorer", "tiny"], [*given, *listening, "data.sensors=[any]", "data.sensor_weights=[]"]
+            RestorerRun, ["restorer", "tiny"], [*overrides, *listening, "data.sensors=[any]", "data.sensor_weights=[]"]
         )
     )
     assert (tmp_path / "run" / "best.safetensors").is_file()
 
 
 def test_a_sensor_that_is_the_clean_speech_is_refused(corpus: Path, paired_corpus: Path) -> None:
-    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run=x", "vocoder.hears_sensor=true"]
-    with pytest.raises(ConfigError, match=r"^data.sensors is empty, and vocoder.hears_sensor needs them"):
-        load_config(VocoderRun, ["vocoder"], given)
-    assert load_config(VocoderRun, ["vocoder"], [*given, "data.sensors=[any]"]).vocoder.hears_sensor
-    real = [f"data.train=[{paired_corpus}]", "data.real_share=1"]
-    assert load_config(VocoderRun, ["vocoder"], [*given, *real]).vocoder.hears_sensor
+    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x", "vocoder.sensor_input=true"]
+    with pytest.raises(ConfigError, match=r"^data.sensors is empty, and vocoder.sensor_input needs them"):
+        load_config(VocoderRun, ["vocoder"], overrides)
+    assert load_config(VocoderRun, ["vocoder"], [*overrides, "data.sensors=[any]"]).vocoder.sensor_input
+    real = [f"data.train=[{paired_corpus}]", "data.real_fraction=1"]
+    assert load_config(VocoderRun, ["vocoder"], [*overrides, *real]).vocoder.sensor_input
 
 
 @pytest.mark.slow
 def test_files_of_any_length_say_what_pytorch_says(tmp_path: Path, speech: Speech, corpus: Path) -> None:
     from twostage.export.onnx import _quantized, difference, mel_difference
 
-    model, out = both(CENTRED, time_stride=2), tmp_path / "whole.onnx"
+    model, out = both(CENTERED, time_stride=2), tmp_path / "whole.onnx"
     checkpoint.save(tmp_path / "m.safetensors", model, provenance={})
     assert main(["export", str(tmp_path / "m.safetensors"), str(out)]) == 0
     whole = OnnxEnhancer(out)
     for hops in (1, 2, 3, 40):
-        given = torch.from_numpy(speech(hops * 256 + 100))[None, None]
-        torch.testing.assert_close(whole(given), model(given), atol=2e-5, rtol=0)
+        overrides = torch.from_numpy(speech(hops * 256 + 100))[None, None]
+        torch.testing.assert_close(whole(overrides), model(overrides), atol=2e-5, rtol=0)
     small = OnnxEnhancer(_quantized(out, replace(whole.header, int8=True), calibration_speech(corpus, Sensor(), 16000)))
     eight = {tensor.name for tensor in onnx.load(small.path).graph.initializer if tensor.name.endswith("_quantized")}
     assert {f"vocoder.encoder.downs.{level}.weight_quantized" for level in range(4)} < eight
@@ -385,8 +397,8 @@ def test_a_step_says_what_pytorch_says(griffin_lim: int, tmp_path: Path, speech:
     step = OnnxEnhancer(out)
     assert step.latency == model.latency == 256 + 512 * griffin_lim
     for hops in (1, 2, 40):
-        given = torch.from_numpy(speech(hops * 256 + 100))[None, None]
-        torch.testing.assert_close(step(given), model(given), atol=2e-5, rtol=0)
+        overrides = torch.from_numpy(speech(hops * 256 + 100))[None, None]
+        torch.testing.assert_close(step(overrides), model(overrides), atol=2e-5, rtol=0)
     with twostage.Stream(step) as ours, twostage.Stream(model) as theirs:
-        made, wanted = (np.concatenate([s.push(speech(3000)), s.flush()]) for s in (ours, theirs))
-    np.testing.assert_allclose(made, wanted, atol=2e-5, rtol=0)
+        output, wanted = (np.concatenate([s.push(speech(3000)), s.flush()]) for s in (ours, theirs))
+    np.testing.assert_allclose(output, wanted, atol=2e-5, rtol=0)

@@ -52,8 +52,8 @@ def tiny_server(tiny_path: Path, limits: Limits | None = None, access: Access | 
 
 @pytest.fixture(scope="module")
 def url(tiny_path: Path) -> Iterator[str]:
-    with tiny_server(tiny_path) as found:
-        yield found
+    with tiny_server(tiny_path) as actual:
+        yield actual
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,8 @@ def error_of(answer: Answer) -> str:
 
 @pytest.mark.parametrize("raw", [True, False])
 def test_a_file_is_restored_as_by_the_command(url: str, take: Path, tiny_path: Path, tmp_path: Path, raw: bool) -> None:
-    given = {"body": take.read_bytes(), "Content_Type": "audio/x-flac"} if raw else form(take.read_bytes())
-    status, headers, body = ask(url, "v1/restore?level=model&sample_rate=input", **given)
+    inputs = {"body": take.read_bytes(), "Content_Type": "audio/x-flac"} if raw else form(take.read_bytes())
+    status, headers, body = ask(url, "v1/restore?level=model&sample_rate=input", **inputs)
     options = ["--model", str(tiny_path), "--level", "model", "--sample-rate", "input"]
     assert main(["restore", str(take), "-o", str(tmp_path), *options]) == 0
     assert (status, headers["content-type"], body) == (200, "audio/flac", (tmp_path / "take.flac").read_bytes())
@@ -97,10 +97,10 @@ def test_a_file_is_restored_as_by_the_command(url: str, take: Path, tiny_path: P
 
 def test_who_accepts_json_gets_the_report_with_the_sound_inside(url: str, take: Path) -> None:
     _, headers, body = ask(url, "v1/restore?format=wav&name=x/y.flac", take.read_bytes())
-    status, told, answered = ask(
+    status, printed, answered = ask(
         url, "v1/restore?format=wav&name=x/y.flac", take.read_bytes(), Accept="application/json"
     )
-    assert (status, told["content-type"]) == (200, "application/json")
+    assert (status, printed["content-type"]) == (200, "application/json")
     answer = json.loads(answered)
     assert base64.b64decode(answer["audio"]) == body
     assert (answer["media_type"], headers["content-type"]) == ("audio/wav", "audio/wav")
@@ -181,9 +181,9 @@ def call(url: str, path: str, **headers: str) -> tuple[int, dict[str, str], byte
     connection = HTTPConnection(place.hostname or "", place.port, timeout=60)
     connection.request("GET", path, headers=headers)
     answer = connection.getresponse()
-    found = answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    actual = answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
     connection.close()
-    return found
+    return actual
 
 
 def test_a_name_that_is_not_the_servers_is_refused(url: str) -> None:

@@ -58,9 +58,9 @@ def test_what_lies_below_the_cutoff_stays():
 def test_a_spectrum_that_falls_by_the_slope_goes_on_falling_by_it():
     whole = shaped(noise(8), lambda hertz: 100 / hertz.clamp_min(100))  # 6.02 dB an octave
     dull = shaped(whole, lambda hertz: (hertz < 1500).float())
-    made = Shift(ShiftConfig())(dull)
+    output = Shift(ShiftConfig())(dull)
     for low, high in ((1500, 2000), (2000, 3000), (3000, 4500), (4500, 6000), (6000, 7900)):
-        assert level(made, low, high) == pytest.approx(level(whole, low, high), abs=1)
+        assert level(output, low, high) == pytest.approx(level(whole, low, high), abs=1)
         assert level(dull, low, high) < level(whole, low, high) - 60
 
 
@@ -70,7 +70,7 @@ def test_prepared_gains_are_those_of_the_pairs():
     truth.correction.copy_(wanted)
     pairs = [(bone, truth(bone)) for bone in (torch.cat([noise(1, 2 * i), 3 * noise(1, 2 * i + 1)]) for i in range(4))]
     model.prepare(pairs)
-    torch.testing.assert_close(model.correction, wanted, atol=0.7, rtol=0)  # neighbours of bands leak into each other
+    torch.testing.assert_close(model.correction, wanted, atol=0.7, rtol=0)  # neighbors of bands leak into each other
     prepared = model.correction.clone()
     model.prepare(pairs)  # from scratch: what was there before does not count
     torch.testing.assert_close(model.correction, prepared)
@@ -100,13 +100,13 @@ def test_the_output_is_a_whole_number_of_hops(length):
 
 
 def test_a_sample_reaches_its_context_and_not_a_sample_further():
-    model, audio, reach = Shift(ShiftConfig()), noise(0.25), 0
+    model, audio, receptive_field = Shift(ShiftConfig()), noise(0.25), 0
     for place in range(2000, 2000 + model.stride):
         other = audio.clone()
         other[..., place] += 1
         changed = (model(audio) != model(other))[0, 0].nonzero().flatten()
-        reach = max(reach, place - int(changed[0]), int(changed[-1]) - place)
-    assert model.context - 8 <= reach <= model.context  # the window's ends are all but 0
+        receptive_field = max(receptive_field, place - int(changed[0]), int(changed[-1]) - place)
+    assert model.context - 8 <= receptive_field <= model.context  # the window's ends are all but 0
 
 
 def test_a_window_with_its_context_is_as_the_whole():

@@ -38,11 +38,11 @@ def band_db(x: np.ndarray, low: float, high: float, sample_rate: int = RATE) -> 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_repeat_by_seed_and_keep_length_and_level(name: str, speech: Speech) -> None:
     clean = speech(RATE + 7)
-    made = run(clean, PRESETS[name], 1)
-    assert made.shape == clean.shape
-    assert made.dtype == np.float32
-    np.testing.assert_array_equal(made, run(clean, PRESETS[name], 1))
-    assert np.abs(made - run(clean, PRESETS[name], 2)).max() > 1e-4
+    output = run(clean, PRESETS[name], 1)
+    assert output.shape == clean.shape
+    assert output.dtype == np.float32
+    np.testing.assert_array_equal(output, run(clean, PRESETS[name], 1))
+    assert np.abs(output - run(clean, PRESETS[name], 2)).max() > 1e-4
     quiet = replace(PRESETS[name], thump_db=None)  # a thump is louder than this speech at times
     level = levels.active_level(run(clean, quiet, 1), RATE)
     assert level == pytest.approx(levels.active_level(clean, RATE), abs=1.0)
@@ -50,8 +50,8 @@ def test_presets_repeat_by_seed_and_keep_length_and_level(name: str, speech: Spe
 
 def test_preset_throat_has_the_coherence_of_the_pairs_it_stands_for() -> None:
     clean = noise(30)
-    made = run(clean, PRESETS["throat"])
-    frequencies, coherence = signal.coherence(clean, made, RATE, nperseg=512)
+    output = run(clean, PRESETS["throat"])
+    frequencies, coherence = signal.coherence(clean, output, RATE, nperseg=512)
     mean = [
         coherence[(frequencies > a) & (frequencies < b)].mean() for a, b in ((150, 500), (2100, 4000), (4300, 8000))
     ]
@@ -62,10 +62,10 @@ def test_preset_throat_has_the_coherence_of_the_pairs_it_stands_for() -> None:
 
 def test_low_pass_is_the_biquad_forward_and_backward() -> None:
     clean = noise(1)
-    made = low_pass(clean, RATE, replace(EBEN, filter_jitter=0.0), np.random.default_rng(0))
+    output = low_pass(clean, RATE, replace(EBEN, filter_jitter=0.0), np.random.default_rng(0))
     b, a = biquad(600, 1.0, RATE)
     expected = signal.filtfilt(b, a, clean, method="gust")
-    np.testing.assert_allclose(made[2000:-2000], expected[2000:-2000], atol=2e-5)
+    np.testing.assert_allclose(output[2000:-2000], expected[2000:-2000], atol=2e-5)
     _, response = signal.freqz(b, a, [600], fs=RATE)
     assert abs(response[0]) == pytest.approx(1.0, abs=1e-6)  # |H| of a second-order low-pass at its cut-off is Q
 
@@ -100,8 +100,8 @@ def test_low_pass_jitter_moves_the_cutoff_by_a_fifth_at_most() -> None:
 
 def test_eben_adds_white_noise_of_a_two_hundredth() -> None:
     clean = noise(4)
-    made = run(clean, EBEN) - run(clean, replace(EBEN, white_noise=0.0))
-    assert levels.rms(made) / 10 ** (levels.active_level(clean, RATE) / 20) == pytest.approx(0.005, rel=0.05)
+    output = run(clean, EBEN) - run(clean, replace(EBEN, white_noise=0.0))
+    assert levels.rms(output) / 10 ** (levels.active_level(clean, RATE) / 20) == pytest.approx(0.005, rel=0.05)
 
 
 def test_nothing_but_a_zero_phase_filter_without_further_numbers() -> None:
@@ -114,9 +114,9 @@ def test_nothing_but_a_zero_phase_filter_without_further_numbers() -> None:
 def test_response_is_met_by_band() -> None:
     clean = noise(8)
     grid, response = (0.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0), (0.0, 0.0, -10.0, -20.0, -30.0, -30.0)
-    made = run(clean, Sensor(frequencies=grid, response_db=response))
+    output = run(clean, Sensor(frequencies=grid, response_db=response))
     ratio = [
-        band_db(made, f * 0.97, f * 1.03 + 32) - band_db(clean, f * 0.97, f * 1.03 + 32)
+        band_db(output, f * 0.97, f * 1.03 + 32) - band_db(clean, f * 0.97, f * 1.03 + 32)
         for f in (300, 1000, 2000, 5000)
     ]
     np.testing.assert_allclose(np.array(ratio[1:]) - ratio[0], [-10, -20, -30], atol=1.0)
@@ -131,8 +131,8 @@ def test_response_spread_is_that_of_recordings() -> None:
 
 def test_resonance_stands_out_where_it_is() -> None:
     clean = noise(4)
-    made = run(clean, Sensor(resonances=((2000.0, 8.0, 12.0),), resonance_jitter=0.0))
-    gain = [band_db(made, f - 40, f + 40) - band_db(clean, f - 40, f + 40) for f in (2000, 800)]
+    output = run(clean, Sensor(resonances=((2000.0, 8.0, 12.0),), resonance_jitter=0.0))
+    gain = [band_db(output, f - 40, f + 40) - band_db(clean, f - 40, f + 40) for f in (2000, 800)]
     assert gain[0] - gain[1] == pytest.approx(12, abs=1.5)
 
 
@@ -141,16 +141,16 @@ def test_resonance_stands_out_where_it_is() -> None:
 def test_coherence_is_met(target: float, share: float) -> None:
     clean = noise(20)
     sensor = Sensor(frequencies=GRID, coherence=(target, target), noise_share=(share, share))
-    frequencies, found = signal.coherence(clean, run(clean, sensor), RATE, nperseg=512)
-    assert found[(frequencies > 300) & (frequencies < 7500)].mean() == pytest.approx(target, abs=0.09)
+    frequencies, actual = signal.coherence(clean, run(clean, sensor), RATE, nperseg=512)
+    assert actual[(frequencies > 300) & (frequencies < 7500)].mean() == pytest.approx(target, abs=0.09)
     assert band_db(run(clean, sensor), 1000, 4000) == pytest.approx(band_db(clean, 1000, 4000), abs=1.0)
 
 
 def test_gains_are_slow_and_of_their_deviation() -> None:
     time = np.arange(20 * RATE) / RATE
     tone = (0.1 * np.sin(2 * np.pi * 1000 * time)).astype(np.float32)
-    made = run(tone, Sensor(frequencies=GRID, gain_spread_db=(4.0, 4.0), gain_seconds=0.2))
-    level = 10 * np.log10(np.square(made).reshape(-1, 320).mean(1))  # each 20 ms
+    output = run(tone, Sensor(frequencies=GRID, gain_spread_db=(4.0, 4.0), gain_seconds=0.2))
+    level = 10 * np.log10(np.square(output).reshape(-1, 320).mean(1))  # each 20 ms
     assert level.std() == pytest.approx(4, rel=0.25)
     assert np.corrcoef(level[1:], level[:-1])[0, 1] > 0.9
     assert abs(np.corrcoef(level[40:], level[:-40])[0, 1]) < 0.3
@@ -164,8 +164,8 @@ def test_bands_follow_the_voice_rather_than_themselves() -> None:
     sensor = Sensor(frequencies=GRID, slope=(0.25, 0.25), voice_slope=(0.5, 0.5))
 
     def swing(clean: np.ndarray) -> float:
-        made = run(clean.astype(np.float32), sensor)
-        loud, quiet = (made[(step == s) & (np.abs(np.sin(np.pi * time)) > 0.5)] for s in (2.0, 0.5))
+        output = run(clean.astype(np.float32), sensor)
+        loud, quiet = (output[(step == s) & (np.abs(np.sin(np.pi * time)) > 0.5)] for s in (2.0, 0.5))
         return band_db(loud, 2900, 3100) - band_db(quiet, 2900, 3100)
 
     assert swing(voice + hiss * step) == pytest.approx(0.25 * 12, abs=0.7)
@@ -179,8 +179,8 @@ def test_band_limit_is_hard_and_rounding_lies_above_it() -> None:
     assert band_db(run(clean, limited), 100, 3800) == pytest.approx(band_db(clean, 100, 3800), abs=3.1)
     level = levels.active_level(clean, RATE)
     expected = level - 60 - 10 * np.log10(RATE / 2)
-    made = run(clean, replace(limited, rounding_db=-60.0))
-    assert band_db(made, 4300, 7900) == pytest.approx(expected, abs=0.5)
+    output = run(clean, replace(limited, rounding_db=-60.0))
+    assert band_db(output, 4300, 7900) == pytest.approx(expected, abs=0.5)
 
 
 @pytest.mark.parametrize("sample_rate", [8000, 16000, 44100])
@@ -221,22 +221,22 @@ def test_ambient_sound_leaks_in_through_the_response() -> None:
 
 def test_saturation_bounds_the_peaks() -> None:
     clean = noise(1)
-    made = run(clean, Sensor(headroom_db=3.0))
-    assert np.abs(made).max() <= 10 ** ((levels.active_level(clean, RATE) + 3) / 20) + 1e-6
+    output = run(clean, Sensor(headroom_db=3.0))
+    assert np.abs(output).max() <= 10 ** ((levels.active_level(clean, RATE) + 3) / 20) + 1e-6
 
 
 def test_saturation_is_soft() -> None:
     clean = noise(1)
     amplitude = 10 ** (levels.active_level(clean, RATE) / 20)
     ceiling = amplitude * 10 ** (3 / 20)
-    made = run(clean, Sensor(headroom_db=3.0))
-    np.testing.assert_allclose(made, ceiling * np.tanh(clean / ceiling), atol=1e-4)
+    output = run(clean, Sensor(headroom_db=3.0))
+    np.testing.assert_allclose(output, ceiling * np.tanh(clean / ceiling), atol=1e-4)
 
 
 def test_level_jitter_stays_within_its_bounds() -> None:
     clean = noise(0.1)
-    made = [run(clean, Sensor(level_jitter_db=6.0), seed) for seed in range(60)]
-    gains = [20 * np.log10(levels.rms(x) / levels.rms(clean)) for x in made]
+    output = [run(clean, Sensor(level_jitter_db=6.0), seed) for seed in range(60)]
+    gains = [20 * np.log10(levels.rms(x) / levels.rms(clean)) for x in output]
     assert max(map(abs, gains)) <= 6.001
     assert np.std(gains) == pytest.approx(6 / 3**0.5, rel=0.2)
 
@@ -251,9 +251,9 @@ def test_a_pause_has_the_noise_of_the_speech_it_belongs_to() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("frames", [0, 1, 2, 100, 511])
 def test_every_length_works(name: str, frames: int) -> None:
-    made = run(np.full(frames, 0.1, np.float32), PRESETS[name])
-    assert made.shape == (frames,)
-    assert np.isfinite(made).all()
+    output = run(np.full(frames, 0.1, np.float32), PRESETS[name])
+    assert output.shape == (frames,)
+    assert np.isfinite(output).all()
 
 
 def test_files_depend_on_seed_and_name_alone() -> None:
@@ -269,8 +269,8 @@ def test_files_depend_on_seed_and_name_alone() -> None:
 def test_parts_of_a_long_file_have_noise_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PART", 1.0)
     same = np.tile(noise(1), 4)
-    made = simulate_file(same[None], RATE, Sensor(white_noise=0.1), 0, "x")[0]
-    second, third = ((made - same)[place * RATE : (place + 1) * RATE - 2000] for place in (1, 2))
+    output = simulate_file(same[None], RATE, Sensor(white_noise=0.1), 0, "x")[0]
+    second, third = ((output - same)[place * RATE : (place + 1) * RATE - 2000] for place in (1, 2))
     assert second.std() == pytest.approx(third.std(), rel=0.05)
     assert abs(np.corrcoef(second, third)[0, 1]) < 0.1
 
@@ -305,7 +305,7 @@ def test_impossible_sensors_name_the_field(settings: dict[str, object], message:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_yaml_round_trip(name: str, tmp_path: Path) -> None:
-    sensor = PRESETS[name].drawn(np.random.default_rng(0))
+    sensor = PRESETS[name].sample(np.random.default_rng(0))
     save_sensor(tmp_path / "s.yaml", sensor, comment="one\ntwo")
     assert load_sensor(tmp_path / "s.yaml") == sensor
     assert (tmp_path / "s.yaml").read_text().startswith("# one\n# two\n")
@@ -336,8 +336,8 @@ def test_unknown_sensors_list_the_presets() -> None:
 
 
 def test_any_sensor_is_another_one_every_time_and_some_are_like_those_that_exist(tmp_path: Path) -> None:
-    drawn = [PRESETS["any"].drawn(np.random.default_rng(seed)) for seed in range(300)]
-    assert PRESETS["any"].drawn(np.random.default_rng(7)) == drawn[7]
+    drawn = [PRESETS["any"].sample(np.random.default_rng(seed)) for seed in range(300)]
+    assert PRESETS["any"].sample(np.random.default_rng(7)) == drawn[7]
     assert len(set(drawn)) == len(drawn)
     at = PRESETS["throat"].frequencies.index(1800.0)  # Hz
     for name in ("throat", "in-ear", "forehead", "temple"):

@@ -22,19 +22,19 @@ def noise(*shape: int) -> np.ndarray:
 
 @pytest.mark.parametrize("rate", RATES)
 def test_designs_are_scipys(rate: int) -> None:
-    found = highpass_sections(*chebyshev(ORDER, DEPTH), STOP, rate)[0]
+    actual = highpass_sections(*chebyshev(ORDER, DEPTH), STOP, rate)[0]
     expected = signal.cheby2(ORDER, DEPTH, STOP, "highpass", fs=rate, output="sos")
-    assert_same_response(found, expected)
-    found, radii = highpass_sections(levels.ZEROS, levels.POLES, levels.LOWEST, rate)
+    assert_same_response(actual, expected)
+    actual, radii = highpass_sections(levels.ZEROS, levels.POLES, levels.LOWEST, rate)
     expected = signal.ellip(9, 0.02, 50, levels.LOWEST, "highpass", fs=rate, output="sos")
-    assert_same_response(found, expected)
+    assert_same_response(actual, expected)
     assert radii.max() == pytest.approx(np.abs(signal.sos2zpk(expected)[1]).max(), rel=1e-12)
 
 
-def assert_same_response(found: np.ndarray, expected: np.ndarray) -> None:
-    ours, theirs = (signal.freqz_sos(sections, FREQUENCIES)[1] for sections in (found, expected))
+def assert_same_response(actual: np.ndarray, expected: np.ndarray) -> None:
+    ours, theirs = (signal.freqz_sos(sections, FREQUENCIES)[1] for sections in (actual, expected))
     assert np.abs(ours - theirs).max() < 1e-9
-    assert tuple(found[0, [2, 5]]) == (0, 0)  # of order one
+    assert tuple(actual[0, [2, 5]]) == (0, 0)  # of order one
 
 
 def test_constants_of_the_meter_are_scipys() -> None:
@@ -63,8 +63,8 @@ def test_cuts_do_not_show(cuts: list[int]) -> None:
     audio, start = noise(2, 3333), np.zeros((2, design.states))
     whole, parts = SosFilter(design, start), SosFilter(design, start)
     expected = whole.push(audio)
-    found = np.concatenate([parts.push(part) for part in np.split(audio, cuts, axis=1)], axis=1)
-    np.testing.assert_array_equal(found, expected)
+    actual = np.concatenate([parts.push(part) for part in np.split(audio, cuts, axis=1)], axis=1)
+    np.testing.assert_array_equal(actual, expected)
     np.testing.assert_array_equal(parts.push(audio), whole.push(audio))  # both go on from the same state
 
 

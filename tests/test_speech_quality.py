@@ -34,13 +34,13 @@ def test_muffled_speech_scores_below_clean_speech_at_any_gain(samples, name, lea
 @pytest.mark.parametrize("seconds", [4.6, 8.2])
 def test_distillmos_is_the_packages_of_whole_windows_and_less(samples, seconds):
     audio = np.append(samples["clean"], samples["throat"])[: round(seconds * RATE)]
-    found = speech_quality.distillmos(audio)
+    actual = speech_quality.distillmos(audio)
     from distillmos import sqa
 
     with contextlib.redirect_stdout(io.StringIO()):  # it says which weights it loads
         model = sqa.ConvTransformerSQAModel().eval()
     with torch.no_grad():
-        assert found == pytest.approx(float(model(torch.from_numpy(audio)[None])), abs=1e-5)
+        assert actual == pytest.approx(float(model(torch.from_numpy(audio)[None])), abs=1e-5)
 
 
 def test_dnsmos_is_the_packages(samples):

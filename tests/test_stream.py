@@ -15,16 +15,20 @@ from twostage.models.features import MelConfig
 from twostage.models.restorer import RestorerConfig
 from twostage.models.two_stage import TwoStage, TwoStageConfig
 from twostage.models.vocoder import VocoderConfig
-from twostage.nn.streaming import carries, continued
+from twostage.nn.streaming import continued, stream_states
 from twostage.utils.errors import AudioError, ConfigError
 
 LENGTH = 6000  # no whole number of hops
 
 
-def centred() -> TwoStage:
+def centered() -> TwoStage:
     torch.manual_seed(0)
     restorer = RestorerConfig(channels=(4, 8), time_strides=(2,), dilations=(1,))
-    model = TwoStage(TwoStageConfig(restorer, VocoderConfig(**SMALL, griffin_lim=2, heard_below=4000.0))).eval().fold()  # type: ignore[arg-type]
+    model = (
+        TwoStage(TwoStageConfig(restorer, VocoderConfig(**SMALL, griffin_lim=2, input_phase_below=4000.0)))
+        .eval()
+        .fold()
+    )  # type: ignore[arg-type]
     nn.init.normal_(model.restorer.conv_post.weight, 0, 0.1)
     return model
 
@@ -33,7 +37,7 @@ MODELS = {
     "causal": chain,
     "causal, pooled time": lambda: chain(time_strides=(2, 1)),
     "causal, plain vocoder": lambda: chain(griffin_lim=0),
-    "windows": centred,
+    "windows": centered,
 }
 
 
@@ -43,12 +47,12 @@ def speech(samples: int, seed: int = 1) -> np.ndarray:
 
 def offline(model: TwoStage, audio: np.ndarray) -> np.ndarray:
     """All of the output, also that of a last hop which is not complete, without what lies below speech."""
-    given = torch.from_numpy(highpass(audio, model.sample_rate, causal=model.causal))[None, None]
+    inputs = torch.from_numpy(highpass(audio, model.sample_rate, causal=model.causal))[None, None]
     with torch.no_grad():
         if not model.causal:
-            return model(nn.functional.pad(given, (0, -len(audio) % model.hop_length)))[0, 0, : len(audio)].numpy()
+            return model(nn.functional.pad(inputs, (0, -len(audio) % model.hop_length)))[0, 0, : len(audio)].numpy()
         needed = -(-(len(audio) + model.delay) // model.stride) * model.stride
-        late = model.late(continued(given, needed - len(audio)))
+        late = model.forward_chunk(continued(inputs, needed - len(audio)))
         return late[0, 0, model.delay : model.delay + len(audio)].numpy()
 
 
@@ -62,11 +66,11 @@ def streamed(stream: twostage.Stream, audio: np.ndarray, size: int) -> np.ndarra
 def test_streaming_equals_offline(name: str, size: int) -> None:
     model, audio = MODELS[name](), speech(LENGTH)
     with twostage.Stream(model, seconds=0.064) as stream:
-        found = streamed(stream, audio, size)
+        actual = streamed(stream, audio, size)
     expected = offline(model, audio)
-    assert found.dtype == np.float32
+    assert actual.dtype == np.float32
     assert float(np.abs(expected).max()) > 0.01
-    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["causal", "causal, pooled time", "causal, plain vocoder"])
@@ -75,17 +79,17 @@ def test_a_forward_that_ends_within_a_hop_is_the_start_of_the_stream(name: str) 
     with torch.no_grad():
         whole = model(torch.from_numpy(audio)[None, None])[0, 0].numpy()
     with twostage.Stream(model, highpassed=True) as stream:
-        found = np.concatenate([stream.push(audio), stream.flush()])
+        actual = np.concatenate([stream.push(audio), stream.flush()])
     assert len(whole) == LENGTH // 256 * 256
-    np.testing.assert_allclose(whole, found[: len(whole)], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(whole, actual[: len(whole)], atol=1e-5, rtol=0)
 
 
 def test_the_shipped_model_streams_as_it_restores() -> None:
     model, audio = twostage.load("causal"), speech(16000)
     with twostage.Stream(model) as stream:
         assert stream.latency <= 0.048 * model.sample_rate
-        found = streamed(stream, audio, 1000)
-    np.testing.assert_allclose(found, offline(model, audio), atol=1e-5, rtol=0)
+        actual = streamed(stream, audio, 1000)
+    np.testing.assert_allclose(actual, offline(model, audio), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -130,7 +134,7 @@ def test_streams_do_not_disturb_each_other_nor_the_model() -> None:
         parts[1].append(second.push(other[i : i + 256]))
     for stream, audio, part in ((first, one, parts[0]), (second, other, parts[1])):
         np.testing.assert_allclose(np.concatenate([*part, stream.flush()]), offline(model, audio), atol=1e-5, rtol=0)
-    assert all(leaf.carried is None for leaf in carries(model).values())
+    assert all(leaf.value is None for leaf in stream_states(model).values())
     assert next(first._work._step._model.parameters()).data_ptr() == next(model.parameters()).data_ptr()
 
 
@@ -138,10 +142,8 @@ def test_memory_does_not_grow() -> None:
     stream = twostage.Stream(chain())
 
     def held() -> int:
-        leaves = carries(stream._work._step._model).values()
-        storages = {
-            leaf.carried.untyped_storage().data_ptr(): leaf.carried.untyped_storage().nbytes() for leaf in leaves
-        }
+        leaves = stream_states(stream._work._step._model).values()
+        storages = {leaf.value.untyped_storage().data_ptr(): leaf.value.untyped_storage().nbytes() for leaf in leaves}
         return sum(storages.values()) + stream._work._pending.nbytes
 
     sizes = []
@@ -154,8 +156,8 @@ def test_memory_does_not_grow() -> None:
 def test_a_gain_goes_in_and_comes_back() -> None:
     model, audio = chain(), speech(LENGTH)
     with twostage.Stream(model, gain_db=20.0) as stream:
-        found = streamed(stream, audio / 10, 700)
-    np.testing.assert_allclose(found, offline(model, audio) / 10, atol=1e-5, rtol=0)
+        actual = streamed(stream, audio / 10, 700)
+    np.testing.assert_allclose(actual, offline(model, audio) / 10, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("pushed", [0, 1, 255, 256])
@@ -194,13 +196,13 @@ def test_what_needs_the_whole_cannot_stream() -> None:
 
 
 def test_a_causal_model_without_padding_in_the_past_would_be_noticed() -> None:
-    """The equality above is no accident of quiet edges: centred frames give something else."""
+    """The equality above is no accident of quiet edges: centered frames give something else."""
     causal, audio = chain(), speech(LENGTH)
     other = (
         TwoStage(
             TwoStageConfig(
                 RestorerConfig(MelConfig(n_fft=768, win_length=768), (4, 8, 8), (1, 1), (4, 2), dilations=(1, 2)),
-                VocoderConfig(MelConfig(n_fft=768, win_length=768), **SMALL, griffin_lim=1, heard_below=4000.0),  # type: ignore[arg-type]
+                VocoderConfig(MelConfig(n_fft=768, win_length=768), **SMALL, griffin_lim=1, input_phase_below=4000.0),  # type: ignore[arg-type]
             )
         )
         .eval()

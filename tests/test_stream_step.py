@@ -44,11 +44,11 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_streams_as_python_does(program: Path, speech: Speech, samples: int) -> None:
     audio, model = speech(samples), OnnxEnhancer(STEP, threads=1)
     done = subprocess.run([program, STEP], input=audio.tobytes(), capture_output=True, check=True)
-    found = np.frombuffer(done.stdout, np.float32)
+    actual = np.frombuffer(done.stdout, np.float32)
     silence = -samples % model.stride + 4 * model.stride
     expected = model.stream()(np.pad(audio, (0, silence))[None])[model.delay :][:samples]
-    assert found.shape == (samples,)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert actual.shape == (samples,)
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
     assert samples < 10000 or np.abs(expected).max() > 0.01
     assert f"of {model.stride} samples, {model.delay} samples late".encode() in done.stderr
 

@@ -1,4 +1,4 @@
-"""Claims about causal layers and models: a stream in pieces is the whole, and nothing looks ahead."""
+"""Claims about causal layers and models: a stream in chunks is the whole, and nothing looks ahead."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from twostage.models.two_stage import TwoStage, TwoStageConfig
 from twostage.models.vocoder import VocoderConfig
 from twostage.nn import short
 from twostage.nn.layers import GRU, LSTM, Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
-from twostage.nn.streaming import Late, Overlap, Past, carries, continued, streaming
+from twostage.nn.streaming import DelayLine, Overlap, Past, continued, stream_states, streaming
 from twostage.utils.errors import ConfigError
 
 MEL = MelConfig(n_fft=768, win_length=768, causal=True)
@@ -50,7 +50,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-def pieces(model: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor:
+def chunks(model: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor:
     return torch.cat([model(part) for part in x.split(size, -1)], -1)
 
 
@@ -63,7 +63,7 @@ def test_a_layer_in_pieces_is_the_whole(name: str, size: int) -> None:
     with torch.no_grad():
         whole = layer(x)
         with streaming(layer):
-            joined = pieces(layer, x, size)
+            joined = chunks(layer, x, size)
         assert torch.equal(layer(x), whole)  # and leaves nothing behind
     assert whole.shape[-1] % 40 == 0
     torch.testing.assert_close(joined, whole, atol=1e-6, rtol=0)
@@ -96,13 +96,13 @@ def test_a_layer_never_sees_the_future(name: str) -> None:
         ),
     ],
 )
-def test_centred_layers_are_torchs_and_causal_ones_have_the_same_weights(ours, torchs, shape) -> None:
-    centred, causal, x = ours(), ours(causal=True), torch.randn(1, *shape)
-    centred.load_state_dict(torchs.state_dict())
+def test_centered_layers_are_torchs_and_causal_ones_have_the_same_weights(ours, torchs, shape) -> None:
+    centered, causal, x = ours(), ours(causal=True), torch.randn(1, *shape)
+    centered.load_state_dict(torchs.state_dict())
     causal.load_state_dict(torchs.state_dict())
-    assert torch.equal(centred(x), torchs(x))
+    assert torch.equal(centered(x), torchs(x))
     with torch.no_grad():  # memory is laid out in another way
-        torch.testing.assert_close(centred(torch.cat([x, x])), torchs(torch.cat([x, x])), atol=1e-6, rtol=0)
+        torch.testing.assert_close(centered(torch.cat([x, x])), torchs(torch.cat([x, x])), atol=1e-6, rtol=0)
     assert causal(x).shape == torchs(x).shape
 
 
@@ -112,7 +112,7 @@ def test_a_bias_counts_once_behind_an_overlap(grows: bool) -> None:
     nn.init.zeros_(layer.weight)
     nn.init.constant_(layer.bias, 0.5)
     with torch.no_grad(), streaming(layer):
-        assert pieces(layer, torch.ones(1, 1, 6), 1 if grows else 6).unique().tolist() == [0.5]
+        assert chunks(layer, torch.ones(1, 1, 6), 1 if grows else 6).unique().tolist() == [0.5]
 
 
 def test_state_is_of_fixed_size_and_in_leaves_alone() -> None:
@@ -120,8 +120,8 @@ def test_state_is_of_fixed_size_and_in_leaves_alone() -> None:
     with torch.no_grad(), streaming(model):
         for length in (1, 7, 2):
             model(torch.ones(1, 1, length))
-            assert [leaf.carried.shape[-1] for leaf in carries(model).values()] == [3, 2]
-    assert [leaf.carried for leaf in carries(model).values()] == [None, None]
+            assert [leaf.value.shape[-1] for leaf in stream_states(model).values()] == [3, 2]
+    assert [leaf.value for leaf in stream_states(model).values()] == [None, None]
     assert not model.state_dict()
 
 
@@ -135,8 +135,8 @@ def test_a_short_convolution_is_torchs(kernel, stride, dilation) -> None:
     for x in (torch.randn(1, 6, 16, 9), torch.randn(1, 16, 9, 6).permute(0, 3, 1, 2), torch.randn(1, 6, 9, 16).mT):
         with torch.no_grad():
             assert short.is_short(x)
-            found = short.conv2d(x, conv.weight, conv.bias, stride, dilation)
-            torch.testing.assert_close(found, conv(x), atol=1e-5, rtol=0)
+            actual = short.conv2d(x, conv.weight, conv.bias, stride, dilation)
+            torch.testing.assert_close(actual, conv(x), atol=1e-5, rtol=0)
     assert not short.is_short(torch.zeros(1, 6, 16, 9))  # with gradient
     with torch.no_grad():
         assert not short.is_short(torch.zeros(2, 6, 16, 9))
@@ -156,7 +156,7 @@ def chain(time_strides: tuple[int, ...] = (1, 1), griffin_lim: int = 1) -> TwoSt
     torch.manual_seed(0)
     restorer = RestorerConfig(MEL, channels=(4, 8, 8), time_strides=time_strides, band_strides=(4, 2), dilations=(1, 2))
     heard = 4000.0 if griffin_lim else 0.0
-    vocoder = VocoderConfig(MEL, **SMALL, griffin_lim=griffin_lim, heard_below=heard)  # type: ignore[arg-type]
+    vocoder = VocoderConfig(MEL, **SMALL, griffin_lim=griffin_lim, input_phase_below=heard)  # type: ignore[arg-type]
     model = TwoStage(TwoStageConfig(restorer, vocoder)).eval().fold()
     for weight in model.restorer.conv_post.parameters():  # as drawn, the mask is all but nothing
         nn.init.normal_(weight, 0, 0.1)
@@ -174,7 +174,7 @@ def test_both_stages_in_pieces_are_the_whole(hops: int, griffin_lim: int) -> Non
     with torch.no_grad():
         whole = model(audio)
         with streaming(model):
-            late = pieces(model.late, continued(audio, model.delay), hops * 256)
+            late = chunks(model.forward_chunk, continued(audio, model.delay), hops * 256)
     assert model.delay == (512 if griffin_lim else 0)
     assert whole.shape == audio.shape
     assert float(whole.abs().max()) > 0.01
@@ -187,7 +187,7 @@ def test_pooled_time_streams_in_multiples_of_its_stride() -> None:
     with torch.no_grad():
         whole = model(audio)
         with streaming(model):
-            late = pieces(model.late, continued(audio, model.delay + 256), model.stride)
+            late = chunks(model.forward_chunk, continued(audio, model.delay + 256), model.stride)
     assert whole.shape == audio.shape
     torch.testing.assert_close(late[..., model.delay :][..., : 39 * 256], whole, atol=1e-5, rtol=0)
 
@@ -236,9 +236,9 @@ def test_settings_that_cannot_be_name_the_field() -> None:
 
 
 def test_what_is_late_comes_as_it_was() -> None:
-    late, x = Late(7), torch.randn(2, 3, 40)
+    late, x = DelayLine(7), torch.randn(2, 3, 40)
     with streaming(late):
-        joined = pieces(late, x, 5)
+        joined = chunks(late, x, 5)
     assert torch.equal(joined, late(x))
     assert torch.equal(joined[..., 7:], x[..., :-7])
     assert joined[..., :7].abs().max() == 0

@@ -142,7 +142,7 @@ def test_names_of_terms_and_weights_match_both_ways():
 def by_heart(model, task, pair, weights, steps, *, rate=2e-3, adversary=None):
     """The mel term of the first and the last of some steps on one batch."""
     seen = []
-    config = OptimizerConfig(learning_rate=rate, betas=(0.9, 0.99), ema=0)
+    config = OptimizerConfig(learning_rate=rate, betas=(0.9, 0.99), ema_decay=0)
     training = Training(model, config, adversary)
     fit(
         training,
@@ -162,11 +162,11 @@ def test_stage_one_learns_one_batch_by_heart(pair):
     assert last < 0.4 * first
 
 
-@pytest.mark.parametrize("judged", [False, True])
-def test_stage_two_learns_one_batch_by_heart(pair, judged):
-    weights = VocodingWeights() if judged else VocodingWeights(adv=0, fm=0)
-    judges = AdversaryConfig(DiscriminatorConfig(periods=(3,), scales=1, width=0.0625))
-    adversary = Adversary(judges, OptimizerConfig()) if judged else None
+@pytest.mark.parametrize("adversarial", [False, True])
+def test_stage_two_learns_one_batch_by_heart(pair, adversarial):
+    weights = VocodingWeights() if adversarial else VocodingWeights(adv=0, fm=0)
+    discriminators = AdversaryConfig(DiscriminatorConfig(periods=(3,), scales=1, width=0.0625))
+    adversary = Adversary(discriminators, OptimizerConfig()) if adversarial else None
     model = Vocoder(VOCODER)
     first, last = by_heart(model, Vocoding(MEL, weights), pair, weights, 50, rate=1e-2, adversary=adversary)
     assert last < 0.6 * first

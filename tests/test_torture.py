@@ -41,9 +41,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     command = [sys.executable, str(ROOT / "tests" / "run_torture.py"), "--short", "-o", str(out)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    found = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
-    assert found.keys() == PARTS.keys(), done.stderr
-    return found
+    actual = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
+    assert actual.keys() == PARTS.keys(), done.stderr
+    return actual
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -92,13 +92,13 @@ def test_the_contract_can_be_broken(outcome: Outcome, complaint: str) -> None:
 
 
 def test_damage_is_a_function_of_the_seed() -> None:
-    def drawn(seed: int) -> list[tuple[str, str, bytes]]:
+    def sample(seed: int) -> list[tuple[str, str, bytes]]:
         return [mutations.sound_file(np.random.default_rng([seed, n]), n) for n in range(24)]
 
-    first = drawn(0)
+    first = sample(0)
     time.sleep(1.1)  # some files hold the time
-    assert first == drawn(0)
-    assert first != drawn(1)
+    assert first == sample(0)
+    assert first != sample(1)
 
 
 def test_sound_is_sound_before_it_is_damaged(tmp_path: Path) -> None:

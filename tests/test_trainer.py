@@ -18,7 +18,7 @@ from twostage.models.restorer import Restorer, RestorerConfig
 from twostage.models.two_stage import TwoStage, TwoStageConfig
 from twostage.training import recipes
 from twostage.training.config import RestorerRun, VocoderRun, load_config
-from twostage.training.logs import RunLog, coloured
+from twostage.training.logs import RunLog, colored
 from twostage.training.optim import OptimizerConfig
 from twostage.training.tasks import Restoring, RestoringWeights
 from twostage.training.trainer import Training, fit
@@ -49,11 +49,11 @@ def test_every_step_is_reported_and_counted():
         report=lambda t, p: seen.append((t.step, p)),
     )
     assert [step for step, _ in seen] == [1, 2, 3]
-    assert all(p.values.keys() == {"loss", "mel", "grad"} and 0 <= p.waited <= p.seconds for _, p in seen)
+    assert all(p.values.keys() == {"loss", "mel", "grad_norm"} and 0 <= p.waited <= p.seconds for _, p in seen)
 
 
 def test_the_averaged_weights_follow_the_weights():
-    one = training(ema=0.0)
+    one = training(ema_decay=0.0)
     fit(one, Restoring(RESTORER, RestoringWeights()), pairs(), RestoringWeights(), steps=2)
     for key, tensor in one.model.state_dict().items():
         torch.testing.assert_close(one.ema.state_dict()[key], tensor)
@@ -74,13 +74,13 @@ def test_a_batch_comes_first_for_the_step_that_is_next():
 
 
 @pytest.fixture
-def given(corpus: Path, tmp_path: Path) -> list[str]:
-    fast = ["steps=4", "save=2", "report=2", "valid.every=2", "data.samples=2048"]
-    return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={tmp_path / 'run'}", *fast]
+def overrides(corpus: Path, tmp_path: Path) -> list[str]:
+    fast = ["steps=4", "save_every=2", "log_every=2", "valid.every=2", "data.segment_length=2048"]
+    return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}", *fast]
 
 
-def test_a_run_tells_all_its_channels(given, tmp_path):
-    recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], given))
+def test_a_run_tells_all_its_channels(overrides, tmp_path):
+    recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], overrides))
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
         *("config.yaml", "log.jsonl", "state.pt", "best.safetensors", "last.safetensors", "tensorboard"),
@@ -92,8 +92,8 @@ def test_a_run_tells_all_its_channels(given, tmp_path):
         "mel",
         "adv",
         "fm",
-        "disc",
-        "grad",
+        "discriminator_loss",
+        "grad_norm",
         "learning_rate",
         "steps_per_second",
         "data_share",
@@ -101,12 +101,12 @@ def test_a_run_tells_all_its_channels(given, tmp_path):
     board = EventAccumulator(str(run / "tensorboard"), {"images": 0, "audio": 0}).Reload().Tags()
     assert set(board["scalars"]) >= {"train/loss", "valid/mel_l1"}
     assert set(board["images"]) == {"held_out_0", "held_out_1"}
-    assert set(board["audio"]) >= {"held_out_0/made", "held_out_0/degraded", "held_out_0/clean"}
+    assert set(board["audio"]) >= {"held_out_0/output", "held_out_0/degraded", "held_out_0/clean"}
 
 
-def test_the_best_weights_are_those_of_the_best_score(given, tmp_path):
+def test_the_best_weights_are_those_of_the_best_score(overrides, tmp_path):
     recipes.train_vocoder(
-        load_config(VocoderRun, ["vocoder", "tiny"], [*given, "steps=8", "optimizer.learning_rate=0.02"])
+        load_config(VocoderRun, ["vocoder", "tiny"], [*overrides, "steps=8", "optimizer.learning_rate=0.02"])
     )
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     scores = {row["step"]: row["mel_l1"] for row in rows if row["kind"] == "valid"}
@@ -117,9 +117,9 @@ def test_the_best_weights_are_those_of_the_best_score(given, tmp_path):
     assert checkpoint.load_state(tmp_path / "run" / "state.pt")["best"] == pytest.approx(min(scores.values()), abs=1e-4)
 
 
-def test_stage_one_is_heard_through_a_vocoder(given, paired_corpus, corpus, tmp_path):
-    vocoder = load_config(VocoderRun, ["vocoder", "tiny"], given).vocoder
-    restorer = load_config(RestorerRun, ["restorer", "tiny"], given).restorer
+def test_stage_one_is_heard_through_a_vocoder(overrides, paired_corpus, corpus, tmp_path):
+    vocoder = load_config(VocoderRun, ["vocoder", "tiny"], overrides).vocoder
+    restorer = load_config(RestorerRun, ["restorer", "tiny"], overrides).restorer
     model = TwoStage(TwoStageConfig(restorer, vocoder))  # of a model of both stages, its vocoder
     checkpoint.save(tmp_path / "model.safetensors", model, provenance={})
     both = [
@@ -129,16 +129,18 @@ def test_stage_one_is_heard_through_a_vocoder(given, paired_corpus, corpus, tmp_
         "valid.best=lsd_real",
     ]
     listener = f"valid.vocoder={tmp_path / 'model.safetensors'}"
-    recipes.train_restorer(load_config(RestorerRun, ["restorer", "tiny"], [*given, *both, listener]))
+    recipes.train_restorer(load_config(RestorerRun, ["restorer", "tiny"], [*overrides, *both, listener]))
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     names = {f"{name}{kind}" for name in ("mel_l1", "lsd") for kind in ("", "_real", "_simulated")}
     assert names <= rows[1].keys()
 
 
-def test_scores_without_a_reference_stand_beside_those_of_input_and_clean_speech(given, tmp_path, monkeypatch, speech):
+def test_scores_without_a_reference_stand_beside_those_of_input_and_clean_speech(
+    overrides, tmp_path, monkeypatch, speech
+):
     monkeypatch.setitem(NO_REFERENCE, "mos", lambda sound: float(np.abs(sound).max()))
     run = ["valid.metrics=[mel_l1,mos]", "valid.best=mos", "valid.show=0"]
-    recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], [*given, *run]))
+    recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], [*overrides, *run]))
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     kinds = [row["kind"] for row in rows if row["kind"].startswith("valid")]
     assert kinds == ["valid_raw", "valid_clean", "valid", "valid"]
@@ -161,15 +163,17 @@ def test_held_out_speech_is_the_same_each_time(corpus):
     assert not torch.equal(one[0].degraded, one[0].clean)
 
 
-def test_weights_that_are_not_finite_are_never_kept(given, tmp_path):
-    bad = load_config(RestorerRun, ["restorer", "tiny"], [*given, "optimizer.learning_rate=1e30", "optimizer.warmup=0"])
+def test_weights_that_are_not_finite_are_never_kept(overrides, tmp_path):
+    bad = load_config(
+        RestorerRun, ["restorer", "tiny"], [*overrides, "optimizer.learning_rate=1e30", "optimizer.warmup=0"]
+    )
     with pytest.raises(TwoStageError, match=r"run: \w+ is not finite at step \d, stopped before it was kept"):
         recipes.train_restorer(bad)
     assert not (tmp_path / "run" / "state.pt").exists()
 
 
-def test_a_metric_that_was_not_measured_cannot_be_the_best(given):
-    settings = load_config(RestorerRun, ["restorer", "tiny"], [*given, "valid.best=mel_l1_real"])
+def test_a_metric_that_was_not_measured_cannot_be_the_best(overrides):
+    settings = load_config(RestorerRun, ["restorer", "tiny"], [*overrides, "valid.best=mel_l1_real"])
     with pytest.raises(ConfigError, match=r"valid\.best is 'mel_l1_real', but all held-out pairs are simulated"):
         recipes.train_restorer(settings)
 
@@ -186,7 +190,7 @@ def test_a_log_drops_what_came_after_the_state(tmp_path):
 
 
 def test_a_picture_is_dark_at_low_and_bright_at_high():
-    picture = coloured(np.array([[-1.0, 0.0, 5.0]], np.float32), low=0, high=1)
+    picture = colored(np.array([[-1.0, 0.0, 5.0]], np.float32), low=0, high=1)
     assert picture.shape == (3, 1, 3)
     assert picture[:, 0, 0].sum() == picture[:, 0, 1].sum() < 0.05
     assert picture[:, 0, 2].sum() > 2

@@ -13,14 +13,14 @@ from twostage.training.config import EnhancerRun, RestorerRun, load_config
 from twostage.utils.errors import ConfigError, DataError
 
 FAST = (
-    *("steps=2", "save=1", "report=1", "valid.every=1", "valid.items=2", "valid.seconds=0.5", "threads=1"),
-    *("device=cpu", "data.samples=2048", "data.batch=1"),
+    *("steps=2", "save_every=1", "log_every=1", "valid.every=1", "valid.items=2", "valid.seconds=0.5", "threads=1"),
+    *("device=cpu", "data.segment_length=2048", "data.batch_size=1"),
 )
 
 
 def settings(train: Path, valid: Path, run: Path, *more: str) -> RestorerRun:
-    given = [f"data.train=[{train}]", f"data.valid=[{valid}]", f"run={run}"]
-    return load_config(RestorerRun, ["restorer", "tiny"], [*given, *FAST, *more])
+    overrides = [f"data.train=[{train}]", f"data.valid=[{valid}]", f"run_dir={run}"]
+    return load_config(RestorerRun, ["restorer", "tiny"], [*overrides, *FAST, *more])
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_a_state_from_before_there_were_fingerprints_goes_on(corpus: Path, begun
 
 
 def test_resuming_what_is_not_there_begins_nothing(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"run: .*rnu holds no training to resume"):
+    with pytest.raises(ConfigError, match=r"run_dir: .*rnu holds no training to resume"):
         recipes.train_restorer(settings(corpus, corpus, tmp_path / "rnu"), resume=True)
     assert not (tmp_path / "rnu").exists()
 
@@ -120,12 +120,12 @@ def test_a_delay_that_leaves_nothing_in_common_is_not_trained_on(
 ) -> None:
     train = manifest(tmp_path, speech(16000), speech(16000), delay)
     with pytest.raises(DataError, match=r"delay is -?160000 samples"):
-        recipes.train_restorer(settings(train, corpus, tmp_path / "run", "data.real_share=1"))
+        recipes.train_restorer(settings(train, corpus, tmp_path / "run", "data.real_fraction=1"))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_score_that_is_none_is_no_best(corpus: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("twostage.training.monitor.measure", lambda *_: {"mel_l1": float("nan")})
+    monkeypatch.setattr("twostage.training.monitor.score_examples", lambda *_: {"mel_l1": float("nan")})
     recipes.train_restorer(settings(corpus, corpus, tmp_path / "run"))
     assert "(best)" not in capsys.readouterr().err
     assert not (tmp_path / "run" / "best.safetensors").exists()
@@ -142,7 +142,7 @@ def test_systems_of_other_hops_are_measured_and_shown(
     name: str, small: list[str], corpus: Path, tmp_path: Path
 ) -> None:
     """Their output ends a frame earlier than the clean speech: 7168 samples are 28 hops of 256, not of theirs."""
-    given = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run={tmp_path / 'run'}", *FAST]
+    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}", *FAST]
     plain = ["valid.metrics=[mel_l1]", "valid.best=mel_l1", "valid.show=2", "optimizer.warmup=0", "valid.seconds=0.45"]
-    recipes.train_enhancer(load_config(EnhancerRun, [name], [*given, *plain, *small]))
+    recipes.train_enhancer(load_config(EnhancerRun, [name], [*overrides, *plain, *small]))
     assert torch.isfinite(torch.tensor(checkpoint.load_state(tmp_path / "run" / "state.pt")["best"]))

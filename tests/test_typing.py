@@ -41,15 +41,15 @@ def checked(path: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_a_program_passes_a_strict_type_checker_and_a_wrong_one_does_not(tmp_path: Path) -> None:
-    found = checked(PROGRAM)
-    assert found.returncode == 0, found.stdout
+    actual = checked(PROGRAM)
+    assert actual.returncode == 0, actual.stdout
     wrong = tmp_path / "wrong.py"
     wrong.write_text(
         "import twostage\n\nmodel: int = twostage.load()\ntwostage.Stream(torch := object())\n"
         "twostage.restore(twostage.load(), [0.0], '16000')\n"
     )
-    found = checked(wrong)
-    assert [line.split(": ")[0].rpartition(":")[2] for line in found.stdout.splitlines() if ": error: " in line] == [
+    actual = checked(wrong)
+    assert [line.split(": ")[0].rpartition(":")[2] for line in actual.stdout.splitlines() if ": error: " in line] == [
         "3",
         "4",
         "5",

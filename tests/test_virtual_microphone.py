@@ -22,14 +22,14 @@ from twostage import cli
 from twostage.audio.highpass import highpass
 from twostage.inference import virtual_microphone
 from twostage.inference.meter import Meter
-from twostage.inference.realtime import converse
+from twostage.inference.realtime import run_duplex
 from twostage.inference.stream import Stream
 from twostage.models import checkpoint
 from twostage.utils.errors import AudioError, ConfigError
 
 ROOT = Path(__file__).parent.parent
 RATE = 16000
-PIECE = 160  # samples: less than a hop, since a busy machine may lose sound between any two
+CHUNK = 160  # samples: less than a hop, since a busy machine may lose sound between any two
 CAPTURE = ["--raw", "--rate=16000", "--channels=1", "--format=float32le", "--latency-msec=10"]
 
 
@@ -123,9 +123,9 @@ def restored_of(sound: np.ndarray, heard: np.ndarray) -> np.ndarray:
     sound = highpass(np.concatenate([np.zeros(RATE, np.float32), sound]), RATE, causal=True)[RATE:]
     starts = [np.concatenate([np.zeros(first, np.float32), sound[: 8192 - first]]) for first in range(256)]
     with torch.inference_mode():
-        made = chain()(torch.from_numpy(np.stack(starts))[:, None])[:, 0].numpy()
-    pieces = (4000, 5600, 7200)
-    like = [max(best_match(heard, row[place : place + 2 * PIECE])[1] for place in pieces) for row in made]
+        output = chain()(torch.from_numpy(np.stack(starts))[:, None])[:, 0].numpy()
+    chunks = (4000, 5600, 7200)
+    like = [max(best_match(heard, row[place : place + 2 * CHUNK])[1] for place in chunks) for row in output]
     first = int(np.argmax(like))
     with torch.inference_mode():
         whole = chain()(torch.from_numpy(np.pad(sound, (first, 512)))[None, None])[0, 0].numpy()
@@ -133,9 +133,9 @@ def restored_of(sound: np.ndarray, heard: np.ndarray) -> np.ndarray:
 
 
 def share_heard(heard: np.ndarray, expected: np.ndarray) -> float:
-    """Of ``expected`` in pieces, how many are in ``heard``: a busy machine may lose some sound. By chance none is."""
-    pieces = np.split(expected[: len(expected) // PIECE * PIECE], len(expected) // PIECE)
-    return float(np.mean([best_match(heard, piece)[1] > 0.95 for piece in pieces]))
+    """Of ``expected`` in chunks, how many are in ``heard``: a busy machine may lose some sound. By chance none is."""
+    chunks = np.split(expected[: len(expected) // CHUNK * CHUNK], len(expected) // CHUNK)
+    return float(np.mean([best_match(heard, chunk)[1] > 0.95 for chunk in chunks]))
 
 
 class Call:
@@ -168,9 +168,9 @@ def test_a_call_hears_what_is_restored_soon(pulse: Pulse, model: str) -> None:
     assert share_heard(call.heard, sound[4000:28000]) == 0  # it is the model's sound, not the microphone's
     delays = []
     for first in range(4000, 28000, 800):
-        piece = slice(first, first + PIECE)
-        place_in, like_in = best_match(call.microphone, sound[piece])
-        place_out, like_out = best_match(call.heard, call.restored[piece])
+        chunk = slice(first, first + CHUNK)
+        place_in, like_in = best_match(call.microphone, sound[chunk])
+        place_out, like_out = best_match(call.heard, call.restored[chunk])
         if min(like_in, like_out) > 0.95:
             delays.append(call.after.when(place_out) - call.before.when(place_in))
     print(f"latency {1000 * np.median(delays):.0f} ms, of which the model's are 48")
@@ -270,9 +270,9 @@ def test_what_waits_too_long_is_left_out() -> None:
     assert meter.xruns == 1
     assert meter.lost_seconds == pytest.approx(0.45, abs=256 / RATE)
     rest = sound[int(meter.lost_seconds * RATE) :]
-    made = np.frombuffer(b"".join(played), "<f4")
+    output = np.frombuffer(b"".join(played), "<f4")
     whole = len(rest) // 256 * 256
-    np.testing.assert_allclose(made, offline(chain(), rest[:whole])[: len(made)], atol=1e-5)
+    np.testing.assert_allclose(output, offline(chain(), rest[:whole])[: len(output)], atol=1e-5)
 
 
 def test_a_meter_says_level_load_and_lateness() -> None:
@@ -294,7 +294,7 @@ def test_a_live_stream_goes_on_after_what_is_no_sound(monkeypatch: pytest.Monkey
     devices = FakeDevices(broken)
     monkeypatch.setitem(sys.modules, "sounddevice", devices)
     meter = Meter(0.016, 0.0, print, pace=0.0)
-    assert converse(Stream(chain()), 256, (None, None), seconds=1.0, meter=meter) == 1
+    assert run_duplex(Stream(chain()), 256, (None, None), seconds=1.0, meter=meter) == 1
     assert meter.hops == 40
     assert meter.latency == pytest.approx(0.048 + 0.03)
     played = np.concatenate(devices.played)

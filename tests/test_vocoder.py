@@ -58,9 +58,9 @@ def test_a_frame_reaches_its_context_and_not_a_frame_further(config):
     other = mel.clone()
     other[..., place] += 1
     changed = (model(mel) != model(other))[0, 0].view(length, 256).any(1).nonzero().flatten()
-    reach = max(place - int(changed[0]), int(changed[-1]) - place)
-    assert reach <= model.context
-    assert reach >= model.context - 1  # and the bound is not idle
+    receptive_field = max(place - int(changed[0]), int(changed[-1]) - place)
+    assert receptive_field <= model.context
+    assert receptive_field >= model.context - 1  # and the bound is not idle
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_a_sample_reaches_its_context_and_not_a_sample_further():
     assert model.context == 10 * 7 + 7 * 8
     audio = torch.randn(1, 1, 8 * 60, dtype=torch.float64)
     before = after = 0
-    for place in range(240, 248):  # reach depends on where in a stride it lies
+    for place in range(240, 248):  # the receptive field depends on where in a stride it lies
         other = audio.clone()
         other[..., place] += 1
         changed = (model(audio) != model(other))[0, 0].nonzero().flatten()

@@ -15,7 +15,7 @@ CONFIG = MelConfig()
 def variants(load_script: Callable[[str], ModuleType]) -> dict[str, torch.Tensor]:
     """Of a restoration that is 0, of speech whose bands rise from 1 and which pauses in its second half."""
     module = load_script("what_limits")
-    hertz = module.centres(CONFIG)
+    hertz = module.centers(CONFIG)
     assert hertz[:3, 0].tolist() == pytest.approx([37, 74, 111], abs=2)  # slaney's linear part
     return dict(module.variants(torch.zeros_like(SPEECH), SPEECH, CONFIG))
 

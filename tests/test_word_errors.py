@@ -37,11 +37,11 @@ def test_errors_are_substitutions_deletions_and_insertions(script, reference, wo
 def test_without_a_text_the_clean_speech_is_the_reference_and_has_no_errors(script):
     heard = {0.0: ["one", "two"], 1.0: ["one", "too"], 2.0: []}
     sounds = {"raw input": np.full(4, 2.0), "model": np.full(4, 1.0), "clean": np.zeros(4)}
-    found = list(script.hear(sounds, "a.wav", lambda sound: heard[sound[0]]))
-    assert [(row.system, row.errors) for row in found] == [("raw input", 2), ("model", 1), ("clean", 0)]
-    told = list(script.hear(sounds, "a.wav", lambda sound: heard[sound[0]], ["one", "too", "three"]))
-    assert [row.errors for row in told] == [3, 1, 2]
-    table = script.table(found + told)
+    actual = list(script.transcribe(sounds, "a.wav", lambda sound: heard[sound[0]]))
+    assert [(row.system, row.errors) for row in actual] == [("raw input", 2), ("model", 1), ("clean", 0)]
+    answer = list(script.transcribe(sounds, "a.wav", lambda sound: heard[sound[0]], ["one", "too", "three"]))
+    assert [row.errors for row in answer] == [3, 1, 2]
+    table = script.table(actual + answer)
     assert "| model | 2 | 5 | 40 [" in table
     assert "| clean | 2 | 5 | 40 [0, 67] |" in table
 
@@ -71,13 +71,13 @@ def test_mistakes_are_named(script, tmp_path):
 def test_the_script_writes_what_was_recognized(tmp_path):
     sound_files.write(tmp_path / "a.flac", sound_files.read(ROOT / "samples" / "clean.flac")[0][0, :48000], 16000)
     (tmp_path / "clean.csv").write_text("path,speaker\na.flac,s\n")
-    given = ["--clean", tmp_path / "clean.csv", "--simulate", "eben", "-o", tmp_path / "words.csv"]
-    run = [sys.executable, ROOT / "scripts" / "word_errors.py", *given]
-    told = subprocess.run(list(map(str, run)), capture_output=True, text=True, check=True, timeout=300).stdout
+    inputs = ["--clean", tmp_path / "clean.csv", "--simulate", "eben", "-o", tmp_path / "words.csv"]
+    run = [sys.executable, ROOT / "scripts" / "word_errors.py", *inputs]
+    answer = subprocess.run(list(map(str, run)), capture_output=True, text=True, check=True, timeout=300).stdout
     with (tmp_path / "words.csv").open(newline="") as file:
         rows = {row["system"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["raw input", "default", "default, copy-synthesis", "clean"]
     assert (rows["clean"]["errors"], rows["clean"]["recognized"]) == ("0", rows["clean"]["reference"])
     assert int(rows["raw input"]["errors"]) > 0
-    assert "| clean | 1 |" in told
-    assert "what the recognizer hears in the clean speech" in told
+    assert "| clean | 1 |" in answer
+    assert "what the recognizer hears in the clean speech" in answer

@@ -33,8 +33,8 @@ from twostage.commands import (
 )
 from twostage.utils.errors import TwoStageError, one_line
 from twostage.utils.logs import shown
-from twostage.utils.memory import honest, keep_freed
-from twostage.utils.signals import Once, answer, ignore, terminable
+from twostage.utils.memory import keep_freed, raise_memory_error
+from twostage.utils.signals import DebouncedInterrupt, answer, ignore, terminable
 
 COMMANDS: dict[str, ModuleType] = {
     "restore": restore,
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is not None:
         with terminable():
             return _run(args)
-    answer(Once())
+    answer(DebouncedInterrupt())
     code = _run(args)
     ignore()  # the process ends with this: a signal is not to change how
     return code
@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     try:
-        with honest(), shown(verbosity(args)):
+        with raise_memory_error(), shown(verbosity(args)):
             code: int = args.run(args)
         sys.stdout.flush()
         return code

@@ -14,7 +14,7 @@ def on_page_content(text: str, **_: Any) -> str:
     return FORMULA.sub(_mathml, text)
 
 
-def _mathml(found: re.Match[str]) -> str:
-    display = found[2] == "["
-    made = convert(html.unescape(found[3]).strip(), display="block" if display else "inline")
-    return f'<div class="formula">{made}</div>' if display else made
+def _mathml(match: re.Match[str]) -> str:
+    display = match[2] == "["
+    mathml = convert(html.unescape(match[3]).strip(), display="block" if display else "inline")
+    return f'<div class="formula">{mathml}</div>' if display else mathml

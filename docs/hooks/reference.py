@@ -34,10 +34,10 @@ def on_page_content(text: str, page: Any, **_: Any) -> str:
 
 def configuration() -> str:
     """Every field of every run, as tables."""
-    told: dict[type, str] = {}
-    parts = [_INTRODUCTION, "## Every training", _doc(RunConfig), *_section(RunConfig, told)]
+    anchors: dict[type, str] = {}
+    parts = [_INTRODUCTION, "## Every training", _doc(RunConfig), *_section(RunConfig, anchors)]
     for command, run in TRAININGS.items():
-        parts += [f"## twostage {command}", _doc(run), *_section(run, told, own=True)]
+        parts += [f"## twostage {command}", _doc(run), *_section(run, anchors, own=True)]
     parts += ["## Models of one stage", "Settings `model.…` of `twostage train-enhancer NAME`."]
     for name, (config, module) in ENHANCERS.items():
         if name != "two-stage":
@@ -64,7 +64,7 @@ Files and values are merged from left to right, and what is unknown, of the wron
 line before anything runs:
 
 ```
-twostage train-restorer restorer mine.yaml data.batch=8 optimizer.learning_rate=5e-4
+twostage train-restorer restorer mine.yaml data.batch_size=8 optimizer.learning_rate=5e-4
 ```
 
 The merged settings lie in the training's directory as `config.yaml`. This page is made from the source
@@ -75,21 +75,21 @@ _SENSORS = """What a YAML file of `data.sensors` may say, and `twostage fit-sens
 {}. `any` draws another sensor for every segment."""
 
 
-def _section(cls: type, told: dict[type, str], prefix: str = "", *, own: bool = False) -> Iterator[str]:
-    """The table of a dataclass, then those of its sections; of one that is ``told`` already, where."""
-    found = settings(cls, own=own)
-    yield table([one for one in found if not one.section], prefix)
-    for one in found:
+def _section(cls: type, anchors: dict[type, str], prefix: str = "", *, own: bool = False) -> Iterator[str]:
+    """The table of a dataclass, then those of its sections; of one that is ``anchors`` already, where."""
+    fields = settings(cls, own=own)
+    yield table([one for one in fields if not one.section], prefix)
+    for one in fields:
         if one.section:
             name = f"{prefix}{one.name}"
-            anchor = told.get(one.section)
-            here = told.setdefault(one.section, f"{cls.__name__}.{one.name}".lower())
+            anchor = anchors.get(one.section)
+            here = anchors.setdefault(one.section, f"{cls.__name__}.{one.name}".lower())
             yield f"{'####' if prefix else '###'} {name}" + ("" if anchor else f" {{#{here}}}")
             if anchor:
                 yield f"{one.meaning[0].upper()}{one.meaning[1:]}. Fields as [above](#{anchor})."
             else:
                 yield _doc(one.section)
-                yield from _section(one.section, told, f"{name}.")
+                yield from _section(one.section, anchors, f"{name}.")
 
 
 def _doc(cls: type) -> str:

@@ -55,7 +55,7 @@ def on_page_markdown(text: str, page: Any, **_: Any) -> str:
 
 def on_page_content(text: str, page: Any, **_: Any) -> str:
     text = SOUND.sub(r'<span class="sound">\2 <audio controls preload="none" src="\1"></audio></span>', text)
-    return DRAWING.sub(lambda found: _inline(found[1], page.file.src_uri, found[2]), text)
+    return DRAWING.sub(lambda match: _inline(match[1], page.file.src_uri, match[2]), text)
 
 
 def section(anchor: str) -> str:
@@ -81,11 +81,11 @@ def outside(text: str, code: Callable[[str], str], prose: Callable[[str], str] =
 def rebased(text: str, origin: str, page: str) -> str:
     """Links that are right in the file ``origin`` of the repository as they have to be on ``page`` of the site."""
 
-    def one(found: re.Match[str]) -> str:
-        image, words, target = found.groups()
+    def one(match: re.Match[str]) -> str:
+        image, words, target = match.groups()
         path, hash_, anchor = target.partition("#")
         if not path or ":" in path:
-            return found[0]
+            return match[0]
         place = os.path.normpath(PurePosixPath(origin).parent / path)
         on_site = PAGES.get(place) or (place if place in ASSETS else place.removeprefix("docs/"))
         if on_site == place and place not in ASSETS and (ROOT / place).exists():
@@ -96,7 +96,7 @@ def rebased(text: str, origin: str, page: str) -> str:
 
 
 def _inline(words: str, page: str, target: str) -> str:
-    """A drawing as part of the page, whose colours it takes."""
+    """A drawing as part of the page, whose colors it takes."""
     path = ROOT / "docs" / os.path.normpath(PurePosixPath(page).parent / target)
     drawing = path.read_text(encoding="utf-8")
     return drawing[drawing.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{words}"', 1)

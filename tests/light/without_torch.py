@@ -84,11 +84,11 @@ def arrays(folder: Path) -> dict[str, Any]:
 
 def run(folder: Path) -> None:
     began = time.perf_counter()
-    found: dict[str, Any] = dict(commands(folder))
-    found["arrays"] = arrays(folder)
-    found["imported"] = sorted({name.partition(".")[0] for name in sys.modules} & set(MISSING))
-    found["seconds"] = time.perf_counter() - began
-    print(json.dumps(found))
+    results: dict[str, Any] = dict(commands(folder))
+    results["arrays"] = arrays(folder)
+    results["imported"] = sorted({name.partition(".")[0] for name in sys.modules} & set(MISSING))
+    results["seconds"] = time.perf_counter() - began
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -153,12 +153,12 @@ def training(corpus: Path, command: str, run: str, *more: str, steps: int = STEP
     manifests = f"data.train=[{corpus / 'clean.csv'}]", f"data.valid=[{corpus / 'clean.csv'}]"
     quick = (
         f"steps={steps}",
-        "save=1",
-        "report=1",
+        "save_every=1",
+        "log_every=1",
         "valid.every=3",
         "valid.items=1",
         "valid.show=1",
-        "data.samples=2048",
+        "data.segment_length=2048",
     )
     own = ("optimizer.cooldown=0",) if stage == "restorer" else ()
     return [command, stage, "tiny", *manifests, *quick, *own, *more, "--run", run]

@@ -91,8 +91,8 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.work, self.temporary = folder, folder / "work", folder / "tmp"
-        for made in (self.work, self.temporary):
-            made.mkdir(parents=True, exist_ok=True)
+        for output in (self.work, self.temporary):
+            output.mkdir(parents=True, exist_ok=True)
         self.commands: list[Sequence[str]] = []
 
     def put(self, name: str, content: bytes) -> Path:
@@ -156,11 +156,11 @@ class Child:
         sys.stderr.flush()
         self._pipe = os.pipe() if limits.file_size else None  # a file could not take what it says either
         with (
-            open(stdin if stdin is not None else os.devnull, "rb", closefd=stdin is None) as given,
+            open(stdin if stdin is not None else os.devnull, "rb", closefd=stdin is None) as inputs,
             open(self._said[0], "wb") as out,
             open(self._said[1], "wb") as err,
         ):
-            ends = (given.fileno(), _number(stdout, out), self._pipe[1] if self._pipe else _number(stderr, err))
+            ends = (inputs.fileno(), _number(stdout, out), self._pipe[1] if self._pipe else _number(stderr, err))
             self.pid = os.fork()
             if not self.pid:
                 _become(place, call, limits, ends)
@@ -199,8 +199,8 @@ class Child:
             text = Path(f"/proc/{self.pid}/status").read_text()
         except OSError:
             return 0.0
-        found = re.search(r"VmRSS:\s+(\d+)", text)
-        return int(found[1]) / 1024 if found else 0.0
+        actual = re.search(r"VmRSS:\s+(\d+)", text)
+        return int(actual[1]) / 1024 if actual else 0.0
 
     def _kill_all(self) -> None:
         try:
@@ -223,10 +223,10 @@ def _main(words: Sequence[str]) -> int:
     return cli.main()
 
 
-def _number(given: Any, default: IO[Any]) -> int:
-    if given is None:
+def _number(inputs: Any, default: IO[Any]) -> int:
+    if inputs is None:
         return default.fileno()
-    return given if isinstance(given, int) else given.fileno()
+    return inputs if isinstance(inputs, int) else inputs.fileno()
 
 
 def _become(place: Place, call: Call, limits: Limits, ends: Sequence[int]) -> None:
@@ -284,28 +284,28 @@ def _die_with_parent() -> None:
 
 def complaints(outcome: Outcome, *, codes: Iterable[int] = (0, 1), lines: int = 1, memory: float = MEMORY) -> list[str]:
     """What about an outcome breaks the contract. ``lines``: errors that a failure may name, at most; ``memory``: MB."""
-    found = []
+    actual = []
     if outcome.code == UNLIKE:
         return [outcome.last]
     outcome = outcome._replace(err=LIBRARY.sub("", outcome.err))
     if outcome.hung:
-        found.append(f"hung, stopped after {outcome.seconds:.0f} s")
+        actual.append(f"hung, stopped after {outcome.seconds:.0f} s")
     elif outcome.code < 0 and outcome.code not in codes:
-        found.append(f"died of {signal.Signals(-outcome.code).name}")
+        actual.append(f"died of {signal.Signals(-outcome.code).name}")
     elif outcome.code not in codes:
-        found.append(f"exit code {outcome.code}")
+        actual.append(f"exit code {outcome.code}")
     if match := FOREIGN.search(outcome.err):
         line = outcome.err[match.start() :].partition("\n")[0]
         last = f" ... {outcome.last}" if line.startswith("Traceback") else ""
-        found.append(f"stderr: {(line + last)[:300]}")
+        actual.append(f"stderr: {(line + last)[:300]}")
     if outcome.megabytes > memory:
-        found.append(f"{outcome.megabytes:.0f} MB of memory")
+        actual.append(f"{outcome.megabytes:.0f} MB of memory")
     said = [line for line in outcome.err.splitlines() if line.startswith(OURS) and ": warning: " not in line]
     if outcome.code == 1 and not 1 <= len(said) <= lines:
-        found.append(f"{len(said)} lines that say why")
+        actual.append(f"{len(said)} lines that say why")
     if any(len(line) > LONGEST for line in outcome.err.splitlines()):
-        found.append(f"a line of {max(map(len, outcome.err.splitlines()))} characters")
-    return found
+        actual.append(f"a line of {max(map(len, outcome.err.splitlines()))} characters")
+    return actual
 
 
 class Session:

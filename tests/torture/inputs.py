@@ -51,29 +51,29 @@ def _giants(session: Session, assets: Assets) -> None:
 
 def _left(place: Place, outcome: Outcome) -> list[str]:
     """What a command that failed has left behind."""
-    made = [path.name for path in (place.work / "out").rglob("*.*") if not path.name.endswith(".part")]
-    return [f"left {name} behind a failure" for name in made] if outcome.code else []
+    output = [path.name for path in (place.work / "out").rglob("*.*") if not path.name.endswith(".part")]
+    return [f"left {name} behind a failure" for name in output] if outcome.code else []
 
 
 def _verify(source: Path, same_rate: bool) -> int:
     """Compare what is in "out" with what libsndfile itself reads of ``source``; 1, and a line, if it is not alike."""
-    made = list(Path("out").rglob("*.*"))
-    if len(made) != 1:
-        print(f"{len(made)} outputs", file=sys.stderr)
+    output = list(Path("out").rglob("*.*"))
+    if len(output) != 1:
+        print(f"{len(output)} outputs", file=sys.stderr)
         return 1
-    with soundfile.SoundFile(os.fsencode(source)) as given, soundfile.SoundFile(made[0]) as out:
+    with soundfile.SoundFile(os.fsencode(source)) as inputs, soundfile.SoundFile(output[0]) as out:
         frames = 0
-        while len(block := given.read(BLOCK, always_2d=True)):  # its blocks() hides that a file ends early
+        while len(block := inputs.read(BLOCK, always_2d=True)):  # its blocks() hides that a file ends early
             frames += len(block)
-        rate = given.samplerate if same_rate else RATE
-        wanted = max(1, round(frames * rate / given.samplerate))
-        found = finite = 0
+        rate = inputs.samplerate if same_rate else RATE
+        wanted = max(1, round(frames * rate / inputs.samplerate))
+        actual = finite = 0
         for block in out.blocks(BLOCK, always_2d=True):
-            found, finite = found + len(block), finite + int(np.isfinite(block).all(axis=1).sum())
-        problems = [f"{finite} of {found} samples are finite"] * (finite != found)
-        problems += [f"{found} samples, wanted {wanted}"] * (found != wanted)
+            actual, finite = actual + len(block), finite + int(np.isfinite(block).all(axis=1).sum())
+        problems = [f"{finite} of {actual} samples are finite"] * (finite != actual)
+        problems += [f"{actual} samples, wanted {wanted}"] * (actual != wanted)
         problems += [f"{out.samplerate} Hz, wanted {rate}"] * (out.samplerate != rate)
-        problems += [f"{out.channels} channels, wanted {given.channels}"] * (out.channels != given.channels)
+        problems += [f"{out.channels} channels, wanted {inputs.channels}"] * (out.channels != inputs.channels)
     if problems:
         print("; ".join(problems), file=sys.stderr)
     return int(bool(problems))
@@ -101,15 +101,15 @@ def _names(session: Session, assets: Assets, chosen: Sequence[str]) -> None:
     for number, (kind, name) in enumerate(names.items()):
         if chosen and kind not in chosen:
             continue
-        for where, given in (("file", f"in/{name}"), ("folder", "in"))[len(chosen) > 0 :]:
+        for where, inputs in (("file", f"in/{name}"), ("folder", "in"))[len(chosen) > 0 :]:
             with session.case(f"name-{number:02}-{where}", f"name, {kind}") as (place, row):
                 place.put(f"in/{name}", content)
                 more = ("--json", "r.json", "--plot") if where == "folder" else ()
-                outcome = place.run(["restore", given, "-o", "out/", "--model", str(assets.tiny), *more])
+                outcome = place.run(["restore", inputs, "-o", "out/", "--model", str(assets.tiny), *more])
                 named = where == "file" or Path(name).suffix.lower() == ".wav"
                 problems = complaints(outcome, codes=(0,) if named and kind != "suffix of raw sound" else (0, 1))
-                made = [p for p in (place.work / "out").rglob("*") if p.suffix.lower() == ".wav"]
-                noted(row, outcome, problems + [f"{len(made)} outputs"] * (outcome.code == 0 and len(made) != 1))
+                output = [p for p in (place.work / "out").rglob("*") if p.suffix.lower() == ".wav"]
+                noted(row, outcome, problems + [f"{len(output)} outputs"] * (outcome.code == 0 and len(output) != 1))
 
     def unreadable(path: Path) -> None:
         path.write_bytes(content)
@@ -202,13 +202,14 @@ WAYS = (
     Way("weights, export", lambda a: a.tiny, mutations.WEIGHTS, lambda a: ["export", "FILE", "out.onnx"], 8),
     Way("weights, stream", lambda a: a.causal, mutations.WEIGHTS,
         lambda a: ["stream", "--file", SOUND, "-o", "out.wav", "--model", "FILE"], 14, _corpus),
-    Way("weights, init", lambda a: a.vocoder, mutations.WEIGHTS, _one_step("train-vocoder", "init=FILE"), 8, _corpus),
+    Way("weights, init_from", lambda a: a.vocoder,
+        mutations.WEIGHTS, _one_step("train-vocoder", "init_from=FILE"), 8, _corpus),
     Way("weights, evaluate", lambda a: a.tiny, mutations.WEIGHTS,
         lambda a: ["evaluate", "--pairs", "corpus/pairs.csv", "--model", "FILE", "-o", "out", "--pictures", "1"],
         8, _corpus, lines=4),
     Way("state, resume", lambda a: _run(a)["run"] / "state.pt", mutations.DAMAGE, _resuming, 18, _run, "run/state.pt"),
-    Way("state, adversary.init", lambda a: _run(a)["run"] / "state.pt", mutations.DAMAGE,
-        _one_step("train-vocoder", "adversary.init=FILE"), 9, _corpus),
+    Way("state, adversary.init_from", lambda a: _run(a)["run"] / "state.pt", mutations.DAMAGE,
+        _one_step("train-vocoder", "adversary.init_from=FILE"), 9, _corpus),
     Way("log of a run, resume", lambda a: _run(a)["run"] / "log.jsonl",
         {**mutations.JSONLS, **mutations.DAMAGE}, _resuming, 12, _run, "run/log.jsonl"),
     Way("settings of a run, resume", lambda a: _run(a)["run"] / "config.yaml", mutations.YAMLS,
@@ -284,7 +285,7 @@ def _settings(assets: Assets, stage: str) -> Path:
 
         words = training(assets.corpus, f"train-{stage}", "run", steps=1)
         schema = RestorerRun if stage == "restorer" else VocoderRun
-        settings = load_config(schema, words[1:3], [*words[3:-2], "run=run"])
+        settings = load_config(schema, words[1:3], [*words[3:-2], "run_dir=run"])
         path.write_text(to_yaml(settings).replace(str(assets.corpus), "corpus"))
     return path
 
@@ -295,8 +296,8 @@ def _with_settings(words: list[str]) -> list[str]:
 
 
 def _unlike_sound(place: Place) -> list[str]:
-    made, rate = soundfile.read(place.work / "out.wav", always_2d=True)
-    given = soundfile.info(place.work / SOUND)
-    wanted = max(1, round(given.frames * rate / given.samplerate))
-    problems = [f"{len(made)} samples, wanted {wanted}"] * (len(made) != wanted)
-    return problems + ["samples that are not finite"] * (not np.isfinite(made).all())
+    output, rate = soundfile.read(place.work / "out.wav", always_2d=True)
+    inputs = soundfile.info(place.work / SOUND)
+    wanted = max(1, round(inputs.frames * rate / inputs.samplerate))
+    problems = [f"{len(output)} samples, wanted {wanted}"] * (len(output) != wanted)
+    return problems + ["samples that are not finite"] * (not np.isfinite(output).all())

@@ -128,14 +128,14 @@ def _not_whole(run: Path) -> list[str]:
 
 def differences(one: Path, other: Path) -> list[str]:
     """In what two trainings ended differently; the time and where they are aside, nothing may be."""
-    found = [name for name in KEPT if not _same(_weights(one / name), _weights(other / name))]
+    actual = [name for name in KEPT if not _same(_weights(one / name), _weights(other / name))]
     states = [checkpoint.load_state(run / "state.pt") for run in (one, other)]
     for state in states:
-        state["settings"].pop("run")
-    found += [f"state.pt, {key}" for key in states[0] if not _same(states[0][key], states[1].get(key))]
+        state["settings"].pop("run_dir")
+    actual += [f"state.pt, {key}" for key in states[0] if not _same(states[0][key], states[1].get(key))]
     if _logged(one) != _logged(other):
-        found.append("log.jsonl")
-    return [f"differs from the training that nothing disturbed: {name}" for name in found]
+        actual.append("log.jsonl")
+    return [f"differs from the training that nothing disturbed: {name}" for name in actual]
 
 
 def _weights(path: Path) -> tuple[Any, Any]:

@@ -57,8 +57,12 @@ def ways(assets: Assets, suffix: str) -> Iterator[tuple[str, str, list[str]]]:
     yield "restore-corpus --model", file, ["restore-corpus", "m.csv", "-o", "out", "--model", file]
     yield "app --model", file, ["app", "--port", "0", "--model", file]
     yield "import-hifigan", file, ["import-hifigan", file, str(assets.published / "config.json"), "out.safetensors"]
-    yield "init", file, training(assets.corpus, "train-vocoder", "run", f"init={file}", steps=1)
-    yield "adversary.init", file, training(assets.corpus, "train-vocoder", "run", f"adversary.init={file}", steps=1)
+    yield "init", file, training(assets.corpus, "train-vocoder", "run", f"init_from={file}", steps=1)
+    yield (
+        "adversary.init_from",
+        file,
+        training(assets.corpus, "train-vocoder", "run", f"adversary.init_from={file}", steps=1),
+    )
     yield "valid.vocoder", file, training(assets.corpus, "train-restorer", "run", f"valid.vocoder={file}", steps=1)
     yield "resume", "run/state.pt", [*training(assets.corpus, "train-vocoder", "run", steps=1), "--resume"]
     manifests = [f"data.{side}=[{assets.corpus / 'pairs.csv'}]" for side in ("train", "valid")]

@@ -44,7 +44,7 @@ class Writer:
 def writers(assets: Assets) -> list[Writer]:
     tiny, pairs = ["--model", str(assets.tiny)], str(assets.corpus / "pairs.csv")
     skip = ("--skip-existing",)
-    found = [
+    actual = [
         Writer("restore", ["restore", "in", "-o", "OUT/r", *tiny], skip, exact=True),
         Writer("restore, FLAC", ["restore", "in", "-o", "OUT/r", "--format", "flac", *tiny], skip, exact=True),
         Writer("restore, Ogg", ["restore", "in", "-o", "OUT/r", "--format", "ogg", *tiny], skip),
@@ -65,7 +65,7 @@ def writers(assets: Assets) -> list[Writer]:
         Writer(stage, training(assets.corpus, stage, "OUT/run"), ("--resume",), trains=True)
         for stage in ("train-restorer", "train-vocoder")
     )
-    return [*found, *trainings]
+    return [*actual, *trainings]
 
 
 def disk(session: Session, assets: Assets, kinds: Sequence[str] = (), rounds: int = 3) -> None:
@@ -92,7 +92,7 @@ def briefly(session: Session, assets: Assets) -> None:
         wholes = {writer.kind: _whole(session, writer)}
         _full(session, writer, f"full-{index}", wholes, 9000)
         _read_only(session, writer, f"readonly-{index}")
-        _signalled(session, writer, f"signal-{index}", wholes, signal.SIGTERM, np.random.default_rng(session.seed))
+        _signaled(session, writer, f"signal-{index}", wholes, signal.SIGTERM, np.random.default_rng(session.seed))
 
 
 SIZES = ((1, 10, 44), (100, 1000, 4096), (10_000, 20_000, 40_000))  # bytes, by round
@@ -153,13 +153,13 @@ def _finished(place: Place, writer: Writer, wholes: dict[str, Path]) -> list[str
         return []
     outcome = place.run([*writer.at("out"), *writer.again], FREE)
     problems = [f"afterwards: {problem}" for problem in complaints(outcome, codes=(0,))]
-    whole, made = wholes.get(writer.kind), place.work / "out"
+    whole, output = wholes.get(writer.kind), place.work / "out"
     if problems or not whole:
         return problems
     if writer.trains:
-        return differences(whole / "run", made / "run")
-    wanted, found = ({p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in (whole, made))
-    return [f"{path} is not what it should be" for path in wanted if found.get(path) != wanted[path]]
+        return differences(whole / "run", output / "run")
+    wanted, actual = ({p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in (whole, output))
+    return [f"{path} is not what it should be" for path in wanted if actual.get(path) != wanted[path]]
 
 
 def _read_only(session: Session, writer: Writer, name: str) -> None:
@@ -216,10 +216,10 @@ def _two(session: Session, assets: Assets, rounds: int) -> None:
                     outcome = child.wait()
                     codes = (0,) if option else (0, 1)
                     noted(row, outcome, complaints(outcome, codes=codes, lines=FILES))
-                wanted, found = (
+                wanted, actual = (
                     {p.name: p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in (whole, place.work / "out")
                 )
-                row.problems += ["outputs are not those of one process"] * (wanted != found) + _litter(place)
+                row.problems += ["outputs are not those of one process"] * (wanted != actual) + _litter(place)
 
 
 def signals(session: Session, assets: Assets, kinds: Sequence[str] = (), rounds: int = 4) -> None:
@@ -230,13 +230,13 @@ def signals(session: Session, assets: Assets, kinds: Sequence[str] = (), rounds:
         for number in range(2 if writer.slow else rounds):
             rng = np.random.default_rng([session.seed, 6, index, number])
             kind = (signal.SIGINT, signal.SIGTERM)[number % 2]
-            _signalled(session, writer, f"{index:02}-{number}", wholes, kind, rng, twice=number % 4 == 3)
+            _signaled(session, writer, f"{index:02}-{number}", wholes, kind, rng, twice=number % 4 == 3)
     if not kinds:
         _pipe(session, assets)
         _processes(session, assets)
 
 
-def _signalled(
+def _signaled(
     session: Session,
     writer: Writer,
     name: str,
@@ -352,8 +352,8 @@ def _processes(session: Session, assets: Assets) -> None:
             shutil.rmtree(place.temporary / "ray", ignore_errors=True)
             outcome = child.wait()
             row.problems += [f"afterwards: {problem}" for problem in complaints(outcome, codes=(0,))]
-            made = len(list((place.work / "out").glob("*.wav")))
-            row.problems += [f"{made} outputs of {FILES}"] * (made != FILES)
+            output = len(list((place.work / "out").glob("*.wav")))
+            row.problems += [f"{output} outputs of {FILES}"] * (output != FILES)
 
 
 def _sleep(child: Child, seconds: float) -> None:

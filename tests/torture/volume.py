@@ -69,13 +69,13 @@ def _watched(child: Child, is_so: Callable[[], bool], kind: signal.Signals | Non
 
 def _compare(place: Place, count: int) -> list[str]:
     problems = []
-    found = sorted(path.relative_to(place.work / "in") for path in (place.work / "in").rglob("*.wav"))
-    made = sorted(path.relative_to(place.work / "out") for path in (place.work / "out").rglob("*") if path.is_file())
-    if found != made or len(made) != count:
-        problems.append(f"{len(made)} outputs, wanted {count}")
-    for name in made:
-        given, out = (soundfile.info(place.work / side / name) for side in ("in", "out"))
-        if (given.frames, out.samplerate) != (out.frames, RATE):
+    actual = sorted(path.relative_to(place.work / "in") for path in (place.work / "in").rglob("*.wav"))
+    output = sorted(path.relative_to(place.work / "out") for path in (place.work / "out").rglob("*") if path.is_file())
+    if actual != output or len(output) != count:
+        problems.append(f"{len(output)} outputs, wanted {count}")
+    for name in output:
+        inputs, out = (soundfile.info(place.work / side / name) for side in ("in", "out"))
+        if (inputs.frames, out.samplerate) != (out.frames, RATE):
             problems.append(f"{name}: {out.frames} samples at {out.samplerate} Hz")
     return problems[:10]
 

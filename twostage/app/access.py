@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
-from twostage.app.guard import App, Message, Receive, Send, header, refuse
+from twostage.app.security import App, Message, Receive, Send, header, refuse
 
 OPEN = ("/v1/health",)  # answered without a token
 ASK = """<!doctype html><meta charset="utf-8"><title>twostage</title>

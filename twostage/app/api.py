@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from twostage.app.limits import TooMuch
-from twostage.app.service import Service, Wishes
+from twostage.app.service import RestoreRequest, Service
 from twostage.app.shift import Closing
 from twostage.app.storage import StorageFull
 from twostage.app.work import bounded, named_as_given, room_for
@@ -15,7 +15,7 @@ from twostage.audio.sound_files import FORMATS, info
 from twostage.inference.catalog import describe
 from twostage.inference.failures import FAILURES, explain
 from twostage.inference.jobs import plan
-from twostage.inference.restoration import Report, restore_file
+from twostage.inference.restoration import RestorationReport, restore_file
 from twostage.utils.errors import AudioError, Cancelled, ConfigError, TwoStageError
 from twostage.utils.files import LATER_BYTES
 
@@ -59,7 +59,7 @@ class Refusal:
     text: str
 
 
-def wishes_of(values: Mapping[str, str], service: Service) -> Wishes:
+def restore_request(values: Mapping[str, str], service: Service) -> RestoreRequest:
     """A request's parameters. Raises ConfigError that names the parameter and the value."""
     for name in values:
         if name not in PARAMETERS:
@@ -71,7 +71,7 @@ def wishes_of(values: Mapping[str, str], service: Service) -> Wishes:
         low = float(values.get("keep_low_band") or 0)
     except ValueError:
         raise ConfigError(f"keep_low_band is {values['keep_low_band']!r}, must be a number of Hz") from None
-    return Wishes(
+    return RestoreRequest(
         values.get("model") or service.models.labels[0],
         values.get("device") or service.devices[0],
         values.get("sample_rate") or "model",
@@ -117,13 +117,15 @@ def check_queue(service: Service) -> None:
         raise Busy(f"{service.shift.waiting} requests wait already; try again in a moment.")
 
 
-def restore(service: Service, source: Path, folder: Path, wishes: Wishes, cancel: Callable[[], bool]) -> Report:
+def restore(
+    service: Service, source: Path, folder: Path, request: RestoreRequest, cancel: Callable[[], bool]
+) -> RestorationReport:
     """Restore ``source`` into ``folder`` when its turn comes; ``report.target`` is where.
 
     Raises what `refusal` explains, and Cancelled when ``cancel`` returns True.
     """
-    options = service.options(wishes)
-    (job,) = plan([str(source)], f"{folder / 'out'}/", suffix=wishes.suffix)
+    options = service.options(request)
+    (job,) = plan([str(source)], f"{folder / 'out'}/", suffix=request.suffix)
     if job.error:
         raise AudioError(job.error, subject=source.name)
     with named_as_given(source):
@@ -134,15 +136,15 @@ def restore(service: Service, source: Path, folder: Path, wishes: Wishes, cancel
             raise Cancelled(f"{source.name}: nobody waits for it any more")
 
     with service.shift.work(check):
-        model = service.models.get(wishes.model, wishes.device)
-        rate = None if wishes.sample_rate == "input" else model.sample_rate
+        model = service.models.get(request.model, request.device)
+        rate = None if request.sample_rate == "input" else model.sample_rate
         with service.storage.reserve(room_for(source, service.limits, rate)):
             progress = bounded(source, service.limits, lambda seconds: service.shift.go_on())
             with named_as_given(source, job.target):
                 return restore_file(model, source, job.target, options, progress=progress, cancel=cancel)
 
 
-def report_of(report: Report) -> dict[str, Any]:
+def report_of(report: RestorationReport) -> dict[str, Any]:
     """The entry of a file in the report of `twostage restore --json`, without this machine's folders."""
     named = asdict(report) | {"source": Path(report.source).name, "target": Path(report.target).name}
     del named["plot"]

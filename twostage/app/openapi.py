@@ -9,7 +9,7 @@ from twostage.app.api import PARAMETERS
 from twostage.app.service import Service
 from twostage.audio.sound_files import FORMATS
 from twostage.inference.catalog import ModelInfo
-from twostage.inference.restoration import Report
+from twostage.inference.restoration import RestorationReport
 
 TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
 BINARY = {"type": "string", "contentMediaType": "application/octet-stream"}
@@ -87,7 +87,7 @@ def _schemas() -> dict[str, Any]:
     restored = {"report": _ref("Report"), "media_type": {"type": "string"}}
     restored["audio"] = {"type": "string", "contentEncoding": "base64"}
     return {
-        "Report": _schema(Report, without=("plot",)),
+        "Report": _schema(RestorationReport, without=("plot",)),
         "Model": _schema(ModelInfo),
         "Models": _object({"models": {"type": "array", "items": _ref("Model")}}),
         "Restored": _object(restored),

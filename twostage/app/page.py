@@ -14,9 +14,9 @@ from gradio import processing_utils, routes
 from twostage import __version__
 from twostage.app.access import Access
 from twostage.app.limits import Limits
-from twostage.app.results import Results
+from twostage.app.results import ResultFolders
 from twostage.app.server import Address, application, listening
-from twostage.app.service import Service, Wishes, serving_from
+from twostage.app.service import RestoreRequest, Service, serving_from
 from twostage.app.visitors import Visitors
 from twostage.audio.sound_files import FORMATS
 from twostage.data.sensors import PRESETS
@@ -50,7 +50,7 @@ def serving(
     devices: list[str],
     limits: Limits | None = None,
     *,
-    results: Results | None = None,
+    results: ResultFolders | None = None,
     seconds: float = 10.0,
     access: Access | None = None,
 ) -> Iterator[str]:
@@ -165,9 +165,9 @@ def _restore_tab(service: Service, visitors: Visitors) -> None:
         visitor: gr.Request,
         progress: Any = gr.Progress(),  # noqa: B008 - how gradio hands it over
     ) -> Any:
-        wishes = Wishes(model, device, rate, None if suffix == KEEP else suffix, level, float(low or 0), full)
+        request = RestoreRequest(model, device, rate, None if suffix == KEEP else suffix, level, float(low or 0), full)
         check = visitors.check(visitor.session_hash)
-        return service.restore([*(files or []), *([spoken] if spoken else [])], wishes, progress, check)
+        return service.restore([*(files or []), *([spoken] if spoken else [])], request, progress, check)
 
     inputs = [files, spoken, model, device, rate, suffix, level, low, full]
     _work_on(button.click, restore, inputs, [said, player], service)
@@ -205,7 +205,7 @@ def _simulate_tab(service: Service, visitors: Visitors) -> None:
         progress: Any = gr.Progress(),  # noqa: B008
     ) -> Any:
         check = visitors.check(visitor.session_hash)
-        return service.simulate(file or spoken, sensor, int(seed or 0), Wishes(model, device), progress, check)
+        return service.simulate(file or spoken, sensor, int(seed or 0), RestoreRequest(model, device), progress, check)
 
     _one_or_the_other(file, spoken)
     _work_on(button.click, simulate, [file, spoken, sensor, seed, model, device], [said, player], service)

@@ -2,7 +2,7 @@
 // gradio calls this once with `element`, `props` and `watch`; props.value is {items: [...], archive} or null.
 const root = element.querySelector(".ts-player");
 const SVG = "http://www.w3.org/2000/svg";
-const COLOURS = ["#e07a1f", "#2f7ed8", "#2a9d5c", "#a05ec0", "#c9485b", "#6b7d8c", "#b39b1e", "#1fa3a3"];
+const COLORS = ["#e07a1f", "#2f7ed8", "#2a9d5c", "#a05ec0", "#c9485b", "#6b7d8c", "#b39b1e", "#1fa3a3"];
 const DRIFT = 0.03; // seconds that tracks may be apart
 const PATIENCE = 500; // milliseconds between two corrections of what is not heard
 let clock = 0;
@@ -170,13 +170,13 @@ function levels(item) {
     chart.append(drawn("text", { x: x(hertz), y: height - bottom + 14, "text-anchor": "middle" }, label));
   }
   const key = item.tracks.map((track, place) => {
-    const colour = COLOURS[place % COLOURS.length];
+    const color = COLORS[place % COLORS.length];
     const points = track.levels
       .map((level, band) => (level === null ? null : `${x(item.hertz[band])},${y(level)}`))
       .filter((point) => point !== null);
-    chart.append(drawn("polyline", { points: points.join(" "), fill: "none", stroke: colour, "stroke-width": 2.5 }));
+    chart.append(drawn("polyline", { points: points.join(" "), fill: "none", stroke: color, "stroke-width": 2.5 }));
     const dot = make("i");
-    dot.style.background = colour;
+    dot.style.background = color;
     return make("span", {}, [dot, track.label]);
   });
   return make("figure", { className: "ts-chart" }, [

@@ -14,7 +14,7 @@ DEPTH = 4  # folders below the root that are looked through
 
 
 @dataclass(frozen=True)
-class Results:
+class ResultFolders:
     """The folders below ``root`` that hold a table, by their name below it; not links, not hidden ones.
 
     A name that `names` does not give leads nowhere: neither "..", nor an absolute path, nor a link.
@@ -59,11 +59,11 @@ class Results:
 
     def sounds(self, name: str) -> dict[str, dict[str, Path]]:
         """Of each utterance that was kept, the sound of each system: the raw input first, the clean speech last."""
-        found: dict[str, dict[str, Path]] = {}
+        by_utterance: dict[str, dict[str, Path]] = {}
         files = self._inside(self._folder(name).glob(f"{SOUNDS}/*/*.flac"))
         for path in sorted(files, key=lambda path: (path.stem == CLEAN, path.stem != file_name(RAW))):
-            found.setdefault(path.parent.name, {})[path.stem.replace("_", " ")] = path
-        return dict(sorted(found.items()))
+            by_utterance.setdefault(path.parent.name, {})[path.stem.replace("_", " ")] = path
+        return dict(sorted(by_utterance.items()))
 
     def _folder(self, name: str) -> Path:
         if name not in self.names():

@@ -29,14 +29,14 @@ from starlette.routing import Route
 from twostage import __version__
 from twostage.app import api
 from twostage.app.access import Access, Door, is_loopback
-from twostage.app.guard import App, Guard, Message, Receive, Send
 from twostage.app.limits import Limits, TooMuch
 from twostage.app.openapi import document
+from twostage.app.security import App, Message, Receive, SecurityMiddleware, Send
 from twostage.app.service import Service, serving_from
 from twostage.app.uploads import FORM, Uploads
 from twostage.app.visitors import Listening, Visitors
 from twostage.inference.failures import FAILURES
-from twostage.inference.restoration import Report
+from twostage.inference.restoration import RestorationReport
 from twostage.utils.errors import Cancelled, ConfigError, OutputError
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ def application(service: Service, access: Access, visitors: Visitors | None = No
     ]
     middleware = [
         Middleware(Log),
-        Middleware(Guard),
+        Middleware(SecurityMiddleware),
         Middleware(Door, access=access),
         Middleware(Uploads, storage=service.storage, limits=service.limits),
         Middleware(Listening, visitors=visitors or Visitors()),
@@ -163,8 +163,8 @@ class Programs:
         return JSONResponse(document(self._service))
 
     async def models(self, request: Request) -> Response:
-        found = await asyncio.get_running_loop().run_in_executor(self._threads, api.models, self._service)
-        return JSONResponse({"models": found})
+        infos = await asyncio.get_running_loop().run_in_executor(self._threads, api.models, self._service)
+        return JSONResponse({"models": infos})
 
     async def restore(self, request: Request) -> Response:
         folder = Path(mkdtemp(prefix="work-", dir=self._service.home))
@@ -172,12 +172,12 @@ class Programs:
         try:
             values = dict(request.query_params)
             name = values.pop("name", "")
-            wishes = api.wishes_of(values, self._service)
+            wanted = api.restore_request(values, self._service)
             api.check_queue(self._service)
             source = await _received(request, name, folder, self._service.limits.mb << 20)
             api.check_queue(self._service)  # again: to receive it took a while
             report = await self._in_thread(
-                request, lambda cancel: api.restore(self._service, source, folder, wishes, cancel)
+                request, lambda cancel: api.restore(self._service, source, folder, wanted, cancel)
             )
             return _answer(request, report, folder)
         except BaseException as error:
@@ -232,20 +232,20 @@ async def _received(request: Request, name: str, folder: Path, most: int) -> Pat
     return api.named_by_content(path)
 
 
-def _answer(request: Request, report: Report, folder: Path) -> Response:
+def _answer(request: Request, report: RestorationReport, folder: Path) -> Response:
     """The restored file or, for who accepts JSON, its report with the sound inside. ``folder`` goes with the answer."""
-    path, told = Path(report.target), api.report_of(report)
+    path, values = Path(report.target), api.report_of(report)
     media_type = api.MEDIA_TYPES[path.suffix.lower().lstrip(".")]
     if JSON in request.headers.get("accept", ""):
-        return Last(StreamingResponse(_json(told, media_type, path), media_type=JSON), folder)
+        return Last(StreamingResponse(_json(values, media_type, path), media_type=JSON), folder)
     named = f"{path.stem}-restored{path.suffix}"
-    headers = {"X-Twostage-Report": json.dumps(told)}
+    headers = {"X-Twostage-Report": json.dumps(values)}
     return Last(FileResponse(path, media_type=media_type, filename=named, headers=headers), folder)
 
 
-def _json(told: dict[str, Any], media_type: str, path: Path) -> Iterator[bytes]:
-    """A JSON object piece by piece: the sound need not fit into memory."""
-    yield f'{{"report": {json.dumps(told)}, "media_type": {json.dumps(media_type)}, "audio": "'.encode()
+def _json(values: dict[str, Any], media_type: str, path: Path) -> Iterator[bytes]:
+    """A JSON object chunk by chunk: the sound need not fit into memory."""
+    yield f'{{"report": {json.dumps(values)}, "media_type": {json.dumps(media_type)}, "audio": "'.encode()
     with path.open("rb") as file:
         while data := file.read(CHUNK):
             yield base64.b64encode(data)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from twostage.app.limits import Limits
 from twostage.app.private_folder import private_folder
-from twostage.app.results import Results
+from twostage.app.results import ResultFolders
 from twostage.app.shift import Shift
 from twostage.app.storage import Storage
 from twostage.app.views import view
@@ -26,14 +26,14 @@ logger = logging.getLogger(__name__)
 Check = Callable[[], None]  # raises Cancelled when nobody waits any more for what is done
 
 
-class Progress(Protocol):
+class PageProgress(Protocol):
     """Hears of the part that is done, 0 to 1, and of what is being done."""
 
     def __call__(self, part: float, *, desc: str) -> Any: ...
 
 
 @dataclass(frozen=True)
-class Wishes:
+class RestoreRequest:
     """How a visitor wants files restored: a model's label, and settings as `twostage restore` has them."""
 
     model: str
@@ -57,7 +57,7 @@ class Service:
     devices: Sequence[str]
     limits: Limits
     publish: Callable[[Any], Any]
-    results: Results | None = None
+    results: ResultFolders | None = None
     seconds: float = 10.0  # of a window
     shift: Shift = field(default_factory=Shift)
 
@@ -66,15 +66,15 @@ class Service:
         return self.storage.home
 
     def restore(
-        self, files: Sequence[str], wishes: Wishes, progress: Progress, check: Check = lambda: None
+        self, files: Sequence[str], request: RestoreRequest, progress: PageProgress, check: Check = lambda: None
     ) -> tuple[str, Any]:
         """Restored files: what to say, and what the player shows."""
         try:
             sources = [Path(path) for path in files]
             self.limits.check_count(sources)
             with self._folder(check) as folder:
-                outcome = self._restored(sources, folder, wishes, progress, check)
-                return told(outcome, wishes), self._player(outcome.views, outcome.archive)
+                outcome = self._restored(sources, folder, request, progress, check)
+                return summary_html(outcome, request), self._player(outcome.views, outcome.archive)
         except Cancelled as reason:
             return _stopped(reason), None
         except FAILURES as error:
@@ -85,8 +85,8 @@ class Service:
         file: str | None,
         sensor: str,
         seed: int,
-        wishes: Wishes,
-        progress: Progress,
+        request: RestoreRequest,
+        progress: PageProgress,
         check: Check = lambda: None,
     ) -> tuple[str, Any]:
         """Clean speech, what a sensor would hear of it, and what is restored from that."""
@@ -96,15 +96,15 @@ class Service:
             with self._folder(check) as folder:
                 progress(0, desc="simulating")
                 bone = simulate_one(source, folder, self.limits, sensor=sensor, seed=seed)
-                outcome = self._restored([bone], folder / "restored", wishes, progress, check)
+                outcome = self._restored([bone], folder / "restored", request, progress, check)
                 if not outcome.views:
-                    return told(outcome, wishes), None
+                    return summary_html(outcome, request), None
                 (restored,) = outcome.views
                 sounds = {"clean": source, sensor: bone, "restored": restored["file"]}
                 seen = view(bone.name, sounds, folder / "seen", top=restored["top"])
                 # what came back is told of the sensor's sound, not of the clean speech
                 seen |= {name: restored[name] for name in ("gained", "file")}
-                return told(outcome, wishes), self._player([seen])
+                return summary_html(outcome, request), self._player([seen])
         except Cancelled as reason:
             return _stopped(reason), None
         except FAILURES as error:
@@ -134,36 +134,37 @@ class Service:
 
     def sample(self, name: str) -> str | None:
         """A copy of a sample of the project's own below ``home``; None if it is not installed."""
-        found = sample(name)
-        if found is None:
+        original = sample(name)
+        if original is None:
             return None
         place = self.home / "samples"
         place.mkdir(exist_ok=True)
-        return str(shutil.copyfile(found, place / found.name))
+        return str(shutil.copyfile(original, place / original.name))
 
-    def options(self, wishes: Wishes) -> Options:
+    def options(self, request: RestoreRequest) -> Options:
         """Raises ConfigError for what is impossible or not offered."""
-        if wishes.device not in self.devices:
-            raise ConfigError(f"device {wishes.device}: none of {', '.join(self.devices)}")
+        if request.device not in self.devices:
+            raise ConfigError(f"device {request.device}: none of {', '.join(self.devices)}")
         return Options(
-            *(self.seconds, wishes.level, wishes.keep_low_band, wishes.sample_rate), if_full_band=wishes.if_full_band
+            *(self.seconds, request.level, request.keep_low_band, request.sample_rate),
+            if_full_band=request.if_full_band,
         )
 
     def _restored(
-        self, sources: Sequence[Path], folder: Path, wishes: Wishes, progress: Progress, check: Check
+        self, sources: Sequence[Path], folder: Path, request: RestoreRequest, progress: PageProgress, check: Check
     ) -> Outcome:
-        options = self.options(wishes)
-        progress(0, desc=f"loading {wishes.model}")
-        model = self.models.get(wishes.model, wishes.device)
+        options = self.options(request)
+        progress(0, desc=f"loading {request.model}")
+        model = self.models.get(request.model, request.device)
 
         def restoring(part: float) -> None:
             self.shift.go_on()
             check()
             progress(part, desc="restoring")
 
-        rate = None if wishes.sample_rate == "input" else model.sample_rate
+        rate = None if request.sample_rate == "input" else model.sample_rate
         with self.storage.reserve(sum(room_for(source, self.limits, rate) for source in sources)):
-            return restore_all(model, sources, folder, self.limits, options, suffix=wishes.suffix, progress=restoring)
+            return restore_all(model, sources, folder, self.limits, options, suffix=request.suffix, progress=restoring)
 
     def _player(self, views: list[dict[str, Any]], archive: Path | None = None) -> Any:
         return self.publish({"items": views, "archive": archive}) if views else None
@@ -189,7 +190,7 @@ def serving_from(
     devices: Sequence[str],
     limits: Limits,
     *,
-    results: Results | None = None,
+    results: ResultFolders | None = None,
     seconds: float = 10.0,
 ) -> Iterator[Service]:
     """A service in a private folder, for as long as the block lasts; ``models`` are paths by label."""
@@ -209,11 +210,11 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, TwoStageError) else explain(error, "this request")
 
 
-def told(outcome: Outcome, wishes: Wishes) -> str:
+def summary_html(outcome: Outcome, request: RestoreRequest) -> str:
     """What became of the files, as HTML."""
     done, failed = len(outcome.views), len(outcome.failures)
     words = f"{done} restored" + (f", {failed} failed" if failed else "")
-    pace = f"; {outcome.seconds:.1f} s of sound in {outcome.elapsed:.1f} s on {wishes.device}" if done else ""
+    pace = f"; {outcome.seconds:.1f} s of sound in {outcome.elapsed:.1f} s on {request.device}" if done else ""
     warnings = "".join(f"<p>{escape(warning)}</p>" for warning in outcome.warnings)
     return f"<p>{words}{pace}</p>{warnings}{complaints(outcome.failures)}"
 

@@ -3,8 +3,8 @@
 import asyncio
 from contextlib import suppress
 
-from twostage.app.guard import App, Message, Receive, Send, header, refuse
 from twostage.app.limits import Limits
+from twostage.app.security import App, Message, Receive, Send, header, refuse
 from twostage.app.storage import Reservation, Storage, StorageFull
 
 UPLOADS = ("/upload", "/v1/restore")  # end the paths that take files

@@ -9,7 +9,7 @@ import numpy as np
 from twostage.audio.plots import Panel, paint, spectrogram
 from twostage.audio.sound_files import Audio, Reader, Writer
 
-CENTRES = tuple(float(hertz) for hertz in 1000 * 2 ** (np.arange(-12, 9) / 3))  # third octaves, 63 Hz to 6.3 kHz
+CENTERS = tuple(float(hertz) for hertz in 1000 * 2 ** (np.arange(-12, 9) / 3))  # third octaves, 63 Hz to 6.3 kHz
 CAME_BACK = 6.0  # dB that a band has to gain to be counted as back
 HANN = 0.375  # mean square of the window that spectrograms are taken with
 
@@ -30,7 +30,7 @@ def view(name: str, sounds: Mapping[str, Path], folder: Path, *, top: float) -> 
         seconds = max(seconds, panel.seconds)
         tracks.append({"label": label, "audio": copy, "picture": picture, "levels": third_octaves(panel)})
     said = gained(tracks[0]["levels"], tracks[-1]["levels"]) if len(tracks) > 1 else ""
-    return {"name": name, "seconds": seconds, "top": top, "hertz": CENTRES, "tracks": tracks, "gained": said}
+    return {"name": name, "seconds": seconds, "top": top, "hertz": CENTERS, "tracks": tracks, "gained": said}
 
 
 def _listen(source: Path, target: Path) -> Panel:
@@ -39,12 +39,12 @@ def _listen(source: Path, target: Path) -> Panel:
         about = reader.info
         with Writer(target, about.sample_rate, min(2, about.channels), subtype="PCM_16") as writer:
 
-            def heard() -> Any:
+            def blocks() -> Any:
                 for block in reader.blocks():
                     writer.write(_clipped(block[:2]))
                     yield block
 
-            return spectrogram(heard(), about.sample_rate, about.frames)
+            return spectrogram(blocks(), about.sample_rate, about.frames)
 
 
 def _clipped(block: Audio) -> Audio:
@@ -58,8 +58,8 @@ def third_octaves(panel: Panel) -> list[float | None]:
     edges = (np.arange(len(power) + 1) - 0.5) * width
     below = np.concatenate([[0.0], np.cumsum(power)])
     levels: list[float | None] = []
-    for centre in CENTRES:
-        low, high = centre * 2 ** (-1 / 6), centre * 2 ** (1 / 6)
+    for center in CENTERS:
+        low, high = center * 2 ** (-1 / 6), center * 2 ** (1 / 6)
         inside = np.interp(high, edges, below) - np.interp(low, edges, below)
         levels.append(round(float(10 * np.log10(inside + 1e-12)), 1) if high <= panel.top else None)
     return levels
@@ -89,4 +89,4 @@ def gained(before: Sequence[float | None], after: Sequence[float | None]) -> str
 
 
 def _kilohertz(place: int, side: int) -> str:
-    return f"{CENTRES[place] * 2 ** (side / 6) / 1000:.2g}"
+    return f"{CENTERS[place] * 2 ** (side / 6) / 1000:.2g}"

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from urllib.parse import parse_qs
 
-from twostage.app.guard import App, Message, Receive, Send
+from twostage.app.security import App, Message, Receive, Send
 from twostage.utils.errors import Cancelled
 
 EVENTS = "/queue/data"  # ends the path of the stream of events

@@ -14,8 +14,8 @@ from twostage.audio.sound_files import info, resampled_length
 from twostage.data.recordings import simulate_recording
 from twostage.data.sensors import PRESETS
 from twostage.inference.failures import Failure, one_by_one
-from twostage.inference.jobs import Job, plan
-from twostage.inference.restoration import Options, Progress, Report, restore_file
+from twostage.inference.jobs import RestoreJob, plan
+from twostage.inference.restoration import Options, ProgressCallback, RestorationReport, restore_file
 from twostage.models.enhancer import Enhancer
 from twostage.models.loading import load
 from twostage.utils.errors import AudioError, ConfigError, called
@@ -72,18 +72,18 @@ def restore_all(
 ) -> Outcome:
     """Restore files into ``folder``, format by ``suffix`` (None: their own); one bad file does not stop the rest."""
     limits.check_count(sources)
-    reports, views, failures, taken = list[Report](), list[dict[str, Any]](), list[str](), 0.0
+    reports, views, failures, taken = list[RestorationReport](), list[dict[str, Any]](), list[str](), 0.0
     step = _fraction(sum(_seconds(source, limits) for source in sources), progress)
 
-    def work(job: Job) -> tuple[Report, dict[str, Any]]:
+    def work(job: RestoreJob) -> tuple[RestorationReport, dict[str, Any]]:
         nonlocal taken
         step(0.0)  # whoever listens may stop the rest here
         with named_as_given(job.source, job.target):
             if job.error:
                 raise AudioError(job.error, subject=job.source)
             taken += limits.check_length(job.source, taken)
-            heard = bounded(job.source, limits, step)
-            report = restore_file(model, job.source, job.target, options, progress=heard)
+            report_progress = bounded(job.source, limits, step)
+            report = restore_file(model, job.source, job.target, options, progress=report_progress)
             sounds = {"before": job.source, "after": job.target}
             seen = view(job.source.name, sounds, job.target.parent / "seen", top=model.sample_rate / 2)
             return report, seen | {"file": _renamed(job.target)}
@@ -135,11 +135,13 @@ def room_for(source: Path, limits: Limits, sample_rate: int | None) -> int:
         about = info(source)
     except AudioError:
         return 0  # it is refused
-    made = resampled_length(about.frames, about.sample_rate, sample_rate or about.sample_rate)
-    return about.channels * (16 * made + 8 * about.frames)  # as floats: put aside, written, packed and handed out
+    output_frames = resampled_length(about.frames, about.sample_rate, sample_rate or about.sample_rate)
+    return about.channels * (
+        16 * output_frames + 8 * about.frames
+    )  # as floats: put aside, written, packed and handed out
 
 
-def bounded(source: Path, limits: Limits, step: Progress) -> Progress:
+def bounded(source: Path, limits: Limits, step: ProgressCallback) -> ProgressCallback:
     """Also stops a file that has more sound than its header says."""
     done = 0.0
 
@@ -160,7 +162,7 @@ def _seconds(source: Path, limits: Limits) -> float:
         return 0.0  # its turn to complain comes
 
 
-def _fraction(total: float, progress: Fraction) -> Progress:
+def _fraction(total: float, progress: Fraction) -> ProgressCallback:
     done = 0.0
 
     def hear(seconds: float) -> None:

@@ -108,13 +108,13 @@ def unsuited(bands: Sequence[ChannelBand], silent: NDArray[np.bool_], *, copied:
     """
     least = max((band.high_db or 0.0 for band in bands if band.full_band), default=0.0)
     done = "copied" if copied else "restored all the same, which can make it worse"
-    found = {
+    problems = {
         f"full-band already ({-least:.0f} dB from the low to the high band); {done}": [b.full_band for b in bands],
         "without pauses (noise, music or many voices?); made for one voice without noise": [b.unbroken for b in bands],
         "clipped; the distortion is taken for speech": [b.is_clipped for b in bands],
     }
     lines = []
-    for complaint, which in found.items():
+    for complaint, which in problems.items():
         named = [str(channel + 1) for channel, is_so in enumerate(which) if is_so and not silent[channel]]
         if named:
             lines.append(complaint if len(named) == len(bands) else f"channel {', '.join(named)} {complaint}")

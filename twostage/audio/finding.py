@@ -69,14 +69,14 @@ def find(
 def _find_one(name: str, suffixes: set[str], rest: list[Path]) -> list[tuple[Path, Path]]:
     path = Path(name)
     if path.is_dir():
-        found = [(file, file.relative_to(path)) for file in _below(path, suffixes, rest)]
+        files = [(file, file.relative_to(path)) for file in _below(path, suffixes, rest)]
     elif path.exists() or not any(c in name for c in "*?["):
-        found = [(path, Path(path.name))]
+        files = [(path, Path(path.name))]
     else:
-        found = _glob(path, suffixes, rest)
-    if not found:
+        files = _glob(path, suffixes, rest)
+    if not files:
         raise AudioError("no sound files there", subject=name)
-    return found
+    return files
 
 
 def _below(folder: Path, suffixes: set[str], rest: list[Path]) -> list[Path]:
@@ -126,15 +126,15 @@ def _glob(pattern: Path, suffixes: set[str], rest: list[Path]) -> list[tuple[Pat
         named = [(match, False) for match in matches if not match.is_dir()]
         named += [(file, True) for match in matches if match.is_dir() for file in _walk(match)]
     shown = [(file, file.relative_to(base), inside) for file, inside in sorted(set(named))]
-    found = []
+    matched = []
     for file, below, inside in shown:
         if _hidden(below):
             continue
         if _is_sound(file, suffixes) or (pattern.suffix and not inside):
-            found.append((file, below))  # "*.raw" means what it says, "*" means sound
+            matched.append((file, below))  # "*.raw" means what it says, "*" means sound
         else:
             rest.append(file)
-    return found
+    return matched
 
 
 def _matching(base: Path, parts: tuple[str, ...]) -> list[tuple[Path, bool]]:
@@ -143,14 +143,14 @@ def _matching(base: Path, parts: tuple[str, ...]) -> list[tuple[Path, bool]]:
     Path.glob does not go into linked folders here, and glob.glob goes round in circles of links without end.
     """
     one = re.compile(_expression(parts))
-    found = []
+    matches = []
     for file in _walk(base):
         below = file.relative_to(base)
         if one.fullmatch(f"{below.as_posix()}/"):
-            found.append((file, False))
+            matches.append((file, False))
         elif any(one.fullmatch("" if parent == Path() else f"{parent.as_posix()}/") for parent in below.parents):
-            found.append((file, True))
-    return found
+            matches.append((file, True))
+    return matches
 
 
 def _expression(parts: tuple[str, ...]) -> str:

@@ -147,13 +147,13 @@ def _aiff(file: BinaryIO, begin: int, size: int) -> Promise | None:
 
 def _chunks(file: BinaryIO, place: int, size: int, order: str, last: bytes) -> dict[bytes, tuple[int, int]]:
     """Where what chunks hold begins, and its bytes, by name, up to the chunk ``last``."""
-    found: dict[bytes, tuple[int, int]] = {}
-    while place + 8 <= size and last not in found:
+    chunks: dict[bytes, tuple[int, int]] = {}
+    while place + 8 <= size and last not in chunks:
         file.seek(place)
         name, length = struct.unpack(f"{order}4sI", file.read(8))
-        found[name] = place + 8, length
+        chunks[name] = place + 8, length
         place += 8 + length + length % 2
-    return found
+    return chunks
 
 
 def _w64(file: BinaryIO, begin: int, size: int) -> Promise | None:

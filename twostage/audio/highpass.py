@@ -44,11 +44,11 @@ class Design(NamedTuple):
 @lru_cache(maxsize=8)
 def design(sample_rate: int) -> Design:
     sections, radii = highpass_sections(*chebyshev(ORDER, DEPTH), STOP, sample_rate)
-    made = SosDesign(sections)
+    system = SosDesign(sections)
     length = ceil(log(DECAY) / log(radii.max()))  # of the pole that decays last
-    states = np.delete(np.eye(made.states), 1, axis=0)  # the first section is of order one, and has one state
-    responses = SosFilter(made, states).push(np.zeros((ORDER, length)))
-    return Design(made, np.linalg.qr(responses.T)[0])
+    states = np.delete(np.eye(system.states), 1, axis=0)  # the first section is of order one, and has one state
+    responses = SosFilter(system, states).push(np.zeros((ORDER, length)))
+    return Design(system, np.linalg.qr(responses.T)[0])
 
 
 def chebyshev(order: int, depth: float) -> tuple[Complexes, Complexes]:
@@ -185,5 +185,5 @@ def highpassed(
 def highpass(audio: NDArray[Any], sample_rate: int, *, causal: bool = False) -> Audio:
     """Audio (..., T) without what lies below speech."""
     rows = audio.reshape(int(np.prod(audio.shape[:-1])), audio.shape[-1])
-    made = np.concatenate(list(highpassed([rows], sample_rate, len(rows), causal=causal)), axis=1)
-    return made.reshape(audio.shape)
+    filtered = np.concatenate(list(highpassed([rows], sample_rate, len(rows), causal=causal)), axis=1)
+    return filtered.reshape(audio.shape)

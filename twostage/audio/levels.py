@@ -49,7 +49,7 @@ def rms(audio: Audio) -> float:
     return float(np.sqrt(np.mean(np.square(audio, dtype=np.float64)))) if audio.size else 0.0
 
 
-def levelled(audio: Audio, sample_rate: int) -> Audio:
+def leveled(audio: Audio, sample_rate: int) -> Audio:
     """Audio (..., T) at the active level LEVEL; silence stays silence."""
     level = active_level(audio, sample_rate)
     return audio * np.float32(10 ** ((LEVEL - level) / 20)) if np.isfinite(level) else audio
@@ -82,11 +82,11 @@ class LevelMeter:
         self._energy += np.square(exact).sum(axis=1)
         if self._filter is None:  # of a signal which was there before
             self._filter = SosFilter(self._weighting, self._weighting.settled * exact[:, :1])
-        heard = np.concatenate([self._rest, self._filter.push(exact)], axis=1)
-        whole = heard.shape[1] // self.frame * self.frame
-        self._rest = heard[:, whole:].copy()
+        filtered = np.concatenate([self._rest, self._filter.push(exact)], axis=1)
+        whole = filtered.shape[1] // self.frame * self.frame
+        self._rest = filtered[:, whole:].copy()
         if whole:
-            self._powers.append(np.square(heard[:, :whole].reshape(len(heard), -1, self.frame)).mean(axis=2))
+            self._powers.append(np.square(filtered[:, :whole].reshape(len(filtered), -1, self.frame)).mean(axis=2))
 
     def levels(self) -> Floats:
         """Active level of each channel (C,) in dB re full scale; -inf for silence.
@@ -114,9 +114,9 @@ def _active(powers: Floats) -> float:
         return -np.inf
     frames = 10 * np.log10(np.maximum(powers / loudest, 1e-15))
     top = _without_peaks(frames, _without_events(frames))
-    heard = _within(frames, top) & ~_shadowed(frames > top)
-    heard = heard if heard.any() else _within(frames, top)
-    return 10 * log10(powers[heard].mean())
+    counted = _within(frames, top) & ~_shadowed(frames > top)
+    counted = counted if counted.any() else _within(frames, top)
+    return 10 * log10(powers[counted].mean())
 
 
 def _within(frames: Floats, top: float) -> NDArray[np.bool_]:
@@ -131,11 +131,11 @@ def _without_events(frames: Floats) -> float:
     upto = np.searchsorted(ordered, tops, "right")
     within, above = upto - np.searchsorted(ordered, tops - RANGE, "left"), len(frames) - upto
     likely = np.flatnonzero((within * FEW > within[0]) & (above * OUTNUMBERED <= within))
-    found = [i for i in likely if _brief(frames > tops[i]) and _like_speech(frames, tops[i])]
-    if not found:
+    speech_like = [i for i in likely if _brief(frames > tops[i]) and _like_speech(frames, tops[i])]
+    if not speech_like:
         return float(tops[0])
-    most = within[found].max()
-    head = next(i for i in found if within[i] >= FULL * most)
+    most = within[speech_like].max()
+    head = next(i for i in speech_like if within[i] >= FULL * most)
     return float(frames[frames <= tops[head]].max())
 
 

@@ -14,7 +14,7 @@ def limited(blocks: Iterable[Audio], ceiling: float, sample_rate: int) -> Iterat
     """A stream of blocks (C, T) with no sample beyond ``ceiling``: one gain for all channels keeps their balance.
 
     The gain at a sample is the mean, weighted by a Hann window, of the lowest that is needed around each of its
-    neighbours: smooth, and never above what the sample itself needs.
+    neighbors: smooth, and never above what the sample itself needs.
     """
     hold, fade = (max(1, round(seconds * sample_rate)) for seconds in (HOLD, FADE))
     window = np.hanning(2 * fade + 3)[1:-1]

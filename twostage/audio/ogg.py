@@ -31,8 +31,8 @@ def ogg_parts(path: str | Path) -> OggParts:
     place, in_headers, cut, flags = 0, False, False, 0
     last = end = 0
     with open(path, "rb") as file:
-        while (found := _next_page(file, place)) is not None:
-            start, flags, length, whole = found
+        while (page := _next_page(file, place)) is not None:
+            start, flags, length, whole = page
             if flags & FIRST and not in_headers:
                 starts.append(start)
             in_headers = bool(flags & FIRST)  # streams side by side begin together
@@ -76,10 +76,10 @@ def _next_page(file: BinaryIO, place: int) -> tuple[int, int, int, bool] | None:
         if not head.startswith(MAGIC):  # zeros behind the end, say
             file.seek(place)
             data = file.read(LONGEST)
-            found = data.find(MAGIC)
-            if found < 0 and len(data) < LONGEST:
+            offset = data.find(MAGIC)
+            if offset < 0 and len(data) < LONGEST:
                 return None
-            place += found if found >= 0 else LONGEST - len(MAGIC) + 1
+            place += offset if offset >= 0 else LONGEST - len(MAGIC) + 1
             continue
         if len(head) < 27 or len(head) < 27 + head[26]:
             return place, head[5] if len(head) > 5 else 0, len(head), False

@@ -19,7 +19,7 @@ from twostage.utils.files import check_writable, replacing
 WINDOW = 0.032  # seconds
 COLUMNS = 1200  # of a picture: longer sounds are averaged in power
 RANGE = 80.0  # dB between black and white
-# of charts; with twenty colours, 140 names differ
+# of charts; with twenty colors, 140 names differ
 MARKS = "os^Dv<>"
 LEVEL: dict[str, Any] = {"color": "0.4", "linestyle": "--"}
 WIDE = 4  # panels below each other, at most; more of them stand in rows
@@ -170,9 +170,9 @@ class Chart:
 def draw_charts(
     path: str | Path, charts: Sequence[Chart], *, names: Sequence[str] = (), overwrite: bool = False
 ) -> None:
-    """Write charts into a PNG, two in a row; a line has one colour in all of them, and the legend is one.
+    """Write charts into a PNG, two in a row; a line has one color in all of them, and the legend is one.
 
-    ``names``, some of which may have no line: pictures that are given the same have the same colours.
+    ``names``, some of which may have no line: pictures that are given the same have the same colors.
     """
     with no_backend():
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -185,9 +185,9 @@ def draw_charts(
     rows = -(-len(charts) // columns)
     figure = Figure(figsize=(3 + (7.5 if columns == 1 else 4.6 * columns), 0.8 + 3.4 * rows), layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    drawn = {name for chart in charts for name in chart.lines}
+    shown = {name for chart in charts for name in chart.lines}
     names = list(dict.fromkeys([*names, *(name for chart in charts for name in chart.lines)]))
-    looks = {name: look for name, look in zip(names, _looks(len(names)), strict=True) if name in drawn}
+    looks = {name: look for name, look in zip(names, _looks(len(names)), strict=True) if name in shown}
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, chart in zip(axes, charts, strict=False):
         for name, points in chart.lines.items():
@@ -220,7 +220,7 @@ def _plain(text: str) -> str:
 
 
 def _looks(count: int) -> list[dict[str, Any]]:
-    """Colour and mark of each of ``count`` lines."""
+    """Color and mark of each of ``count`` lines."""
     with no_backend():
         from matplotlib import colormaps
 

@@ -96,18 +96,18 @@ class Reader:
 
     def read(self, start: int, frames: int) -> Audio:
         """At most ``frames`` samples from ``start``: (C, T)."""
-        found, place = [np.zeros((self.info.channels, 0), np.float32)], 0
+        blocks, place = [np.zeros((self.info.channels, 0), np.float32)], 0
         for part in self._parts:
-            first, wanted = max(0, start - place), frames - sum(block.shape[1] for block in found)
+            first, wanted = max(0, start - place), frames - sum(block.shape[1] for block in blocks)
             place += part.info.frames
             if start >= place or wanted <= 0:
                 continue
             for block in part.blocks(max(1, min(wanted, BLOCK)), first):
-                found.append(block[:, :wanted])
-                wanted -= found[-1].shape[1]
+                blocks.append(block[:, :wanted])
+                wanted -= blocks[-1].shape[1]
                 if wanted <= 0:
                     break
-        return np.concatenate(found, axis=1)
+        return np.concatenate(blocks, axis=1)
 
     def note(self, text: str) -> None:
         if text not in self.notes:
@@ -244,8 +244,8 @@ class _MediaPart:
     """A stream that the extra ``media`` reads."""
 
     def __init__(self, reader: Reader, file: media_files.MediaFile) -> None:
-        self._reader, self._file, found = reader, file, file.info
-        self.info = Info(found.sample_rate, found.channels, found.frames, found.container.upper(), found.codec.upper())
+        self._reader, self._file, info = reader, file, file.info
+        self.info = Info(info.sample_rate, info.channels, info.frames, info.container.upper(), info.codec.upper())
 
     def blocks(self, frames: int, start: int = 0) -> Iterator[Audio]:
         for block in self._file.blocks(frames):
@@ -347,14 +347,14 @@ def _is_rubbish(part: _SndPart, end: int) -> bool:
 
 def _mpeg(reader: Reader, data: SoundData | None) -> Iterator[_SndPart]:
     path = reader.path
-    found = mpeg_parts(path, data.start, data.start + data.there) if data else mpeg_parts(path)
+    mpeg = mpeg_parts(path, data.start, data.start + data.there) if data else mpeg_parts(path)
     if data and data.missing:
         reader.lacking(f"truncated, {data.missing} of {data.missing + data.there} bytes of sound are missing")
-    if not found.parts:
+    if not mpeg.parts:
         raise AudioError("not a sound file that can be read (it has no frames of MPEG audio)", subject=path)
-    if found.cut and found.parts[-1].announced is None:
+    if mpeg.cut and mpeg.parts[-1].announced is None:
         reader.note("its last frame is cut")
-    for part in found.parts:
+    for part in mpeg.parts:
         if part.announced is not None and part.frames + 1 < part.announced:
             seconds, whole = part.samples, part.announced * part.head.samples
             reader.lacking(f"truncated, {whole - seconds} of {whole} samples are missing")
@@ -367,28 +367,28 @@ def _mpeg_part(reader: Reader, part: MpegPart, kind: str) -> _SndPart:
         patches = {part.count_place: part.frames.to_bytes(4, "big")}
         if abs(part.announced - part.frames) <= 1:
             patches = {}
-        made = _SndPart(reader, _window(path, part.start, part.end, patches=patches))
+        decoded = _SndPart(reader, _window(path, part.start, part.end, patches=patches))
     else:
         silence = silent_frame(part)
         opened = _window(path, part.start, part.end, prefix=silence)
-        made = _SndPart(reader, opened, skip=part.head.samples, frames=part.samples)
-    made.info = replace(made.info, format=kind)
-    return made
+        decoded = _SndPart(reader, opened, skip=part.head.samples, frames=part.samples)
+    decoded.info = replace(decoded.info, format=kind)
+    return decoded
 
 
 def _ogg(reader: Reader) -> Iterator[_SndPart]:
     path = reader.path
-    found = ogg_parts(path)
-    if found.cut:
+    ogg = ogg_parts(path)
+    if ogg.cut:
         reader.lacking("truncated, the file ends within a page of sound")
-    elif found.open:
+    elif ogg.open:
         reader.note("its last page is not marked as the last: more may have been recorded than is in the file")
-    if len(found.starts) < 2 and not (found.cut or found.open):
+    if len(ogg.starts) < 2 and not (ogg.cut or ogg.open):
         yield _SndPart(reader, _plain(path))
         return
-    with Window(path, found.last, found.end) as last:
-        patches = {found.last: marked_last(last.read())}
-    for start, end in zip(found.starts, (*found.starts[1:], found.end), strict=True):
+    with Window(path, ogg.last, ogg.end) as last:
+        patches = {ogg.last: marked_last(last.read())}
+    for start, end in zip(ogg.starts, (*ogg.starts[1:], ogg.end), strict=True):
         yield _SndPart(reader, _window(path, start, end, patches=patches))
 
 

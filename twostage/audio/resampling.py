@@ -15,17 +15,17 @@ def resampled(blocks: Iterable[Audio], from_rate: int, to_rate: int, channels: i
         yield from blocks
         return
     stream = soxr.ResampleStream(from_rate, to_rate, channels)
-    taken = given = 0
+    taken = returned = 0
     first = np.zeros((channels, 0), np.float32)
     for block in blocks:
         first = block[:, :1].copy() if taken == 0 else first
         out = stream.resample_chunk(np.ascontiguousarray(block.T, dtype=np.float32)).T
-        taken, given = taken + block.shape[1], given + out.shape[1]
+        taken, returned = taken + block.shape[1], returned + out.shape[1]
         yield out
     rest = stream.resample_chunk(np.zeros((0, channels), np.float32), last=True).T
-    if given + rest.shape[1] == 0:
+    if returned + rest.shape[1] == 0:
         rest = first  # too short for a sample at the new rate: its first one stands for it
-    yield match_length(rest, max(0, resampled_length(taken, from_rate, to_rate) - given))
+    yield match_length(rest, max(0, resampled_length(taken, from_rate, to_rate) - returned))
 
 
 def exactly(blocks: Iterable[Audio], frames: int, channels: int) -> Iterator[Audio]:

@@ -162,12 +162,12 @@ def decode(content: bytes, name: str) -> tuple[Audio, Info]:
     """Samples (C, T) of a sound file that is in memory; ``name`` is for messages. Raises AudioError."""
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
-            found = Info(file.samplerate, file.channels, file.frames, file.format, file.subtype)
-            check_plausible(name, found)
+            info = Info(file.samplerate, file.channels, file.frames, file.format, file.subtype)
+            check_plausible(name, info)
             audio = file.read(dtype="float32", always_2d=True).T
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{name}: not a sound file that can be read ({reason_of(error)})") from None
-    return audio, found
+    return audio, info
 
 
 def write(

@@ -29,14 +29,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    from twostage.app.results import Results
+    from twostage.app.results import ResultFolders
 
     try:
         from twostage.app import page
     except ImportError as error:
         raise ConfigError(f"the page needs gradio ({error}): pip install 'twostage[app]'") from None
     limits, access = serving.limits_for(args), serving.access_for(args)
-    results = Results(args.results) if args.results else None
+    results = ResultFolders(args.results) if args.results else None
     served = page.serving(
         page.Address(args.host, args.port),
         serving.offered(args),

@@ -62,8 +62,8 @@ def values_of(action: Action) -> list[str]:
     if action.choices:
         return [str(choice) for choice in action.choices]
     folder, pattern = NAMED.get(action.dest, ("", ""))
-    found = {file for home in HOMES if folder for file in (home / folder).glob(pattern)}
-    return sorted({file.parent.name if folder == "checkpoints" else file.stem for file in found})
+    files = {file for home in HOMES if folder for file in (home / folder).glob(pattern)}
+    return sorted({file.parent.name if folder == "checkpoints" else file.stem for file in files})
 
 
 def bash(levels: list[Level]) -> str:

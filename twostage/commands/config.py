@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 
 HELP = "show the merged settings of a training with all defaults, or list the shipped settings files"
 EXAMPLE = """
-twostage config show train-restorer restorer adapt data.batch=8
+twostage config show train-restorer restorer adapt data.batch_size=8
 twostage config list
 """
 TRAININGS = ("train-restorer", "train-vocoder", "finetune", "train-enhancer")

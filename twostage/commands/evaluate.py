@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from twostage.data.manifest import Entry
     from twostage.evaluation.costs import Costs
-    from twostage.evaluation.pairs import Source
-    from twostage.evaluation.results import Results
+    from twostage.evaluation.pairs import PairSource
+    from twostage.evaluation.results import EvaluationResults
 
 HELP = "score the raw input, restored speech and copy-synthesis against clean speech"
 EXAMPLE = """
@@ -110,7 +110,7 @@ def run(args: Namespace) -> int:
     fingerprints = systems.fingerprint(compared)
     known = results.known_costs(args.costs, fingerprints) if args.costs else {}
     settings = _settings(args) | {"models": fingerprints}
-    scored = results.resume(args.out, settings, overwrite=args.overwrite) if args.out else results.Results()
+    scored = results.resume(args.out, settings, overwrite=args.overwrite) if args.out else results.EvaluationResults()
     scored.failures += problems
     costs = known or systems.measure_costs(compared)
     with tqdm(total=len(entries), unit="file", disable=is_quiet(args) or None) as bar:
@@ -139,27 +139,27 @@ def _check(args: Namespace) -> None:
         raise ConfigError("--clean and --simulate belong together: the sensor that degrades the clean speech")
 
 
-def _metrics(given: Sequence[str] | None) -> tuple[str, ...]:
+def _metrics(names: Sequence[str] | None) -> tuple[str, ...]:
     """The metrics to measure, in the order of the table."""
     from twostage.evaluation.report import COLUMNS
     from twostage.utils.errors import ConfigError
 
-    for name in given or ():
+    for name in names or ():
         if name not in COLUMNS:
             raise ConfigError(f"--metrics: no metric {name!r}; there are {', '.join(COLUMNS)}")
-    return tuple(name for name in COLUMNS if not given or name in given)
+    return tuple(name for name in COLUMNS if not names or name in names)
 
 
-def _entries(args: Namespace) -> tuple[Source, list[Entry], list[str]]:
+def _entries(args: Namespace) -> tuple[PairSource, list[Entry], list[str]]:
     from twostage.data.manifest import read_manifest
     from twostage.data.sensors import load_sensor
-    from twostage.evaluation.pairs import Source, select
+    from twostage.evaluation.pairs import PairSource, select
 
     manifest, problems = args.pairs or args.clean, list[str]()
     sensor = load_sensor(args.simulate) if args.simulate else None
     entries = read_manifest(manifest, problems=problems)
     chosen = select(entries, paired=bool(args.pairs), speakers=args.only_speaker, limit=args.limit)
-    return Source(Path(manifest).absolute().parent, sensor, args.seed, air_for(args)), chosen, problems
+    return PairSource(Path(manifest).absolute().parent, sensor, args.seed, air_for(args)), chosen, problems
 
 
 def _settings(args: Namespace) -> dict[str, Any]:
@@ -183,7 +183,9 @@ def _merge(args: Namespace) -> int:
     return _publish(args, scored, costs, settings)
 
 
-def _publish(args: Namespace, scored: Results, costs: Mapping[str, Costs], settings: Mapping[str, Any]) -> int:
+def _publish(
+    args: Namespace, scored: EvaluationResults, costs: Mapping[str, Costs], settings: Mapping[str, Any]
+) -> int:
     """Print the tables, write them and the summary, name the failures; the exit code."""
     from twostage.evaluation import report, results
 

@@ -64,22 +64,22 @@ def _usable(args: Namespace) -> "list[Entry]":
     from twostage.data.manifest import read_manifest, scan
 
     if Path(args.pairs).is_dir():
-        found = scan(args.pairs)
-        unknown = set(args.exclude_speaker) - {entry.speaker for entry in found}
+        scanned = scan(args.pairs)
+        unknown = set(args.exclude_speaker) - {entry.speaker for entry in scanned}
         if unknown:
             raise DataError(f"{args.pairs}: no speaker {', '.join(sorted(unknown))} to exclude")
-        entries = [entry for entry in found if entry.speaker not in args.exclude_speaker]
+        entries = [entry for entry in scanned if entry.speaker not in args.exclude_speaker]
     else:
         entries = read_manifest(args.pairs, exclude_speakers=args.exclude_speaker)
-    judged = list(align(entries, AlignConfig()))
-    if not judged:
+    verdicts = list(align(entries, AlignConfig()))
+    if not verdicts:
         raise DataError(f"{args.pairs}: no pairs")
-    for _, verdict in judged:
+    for _, verdict in verdicts:
         if verdict.problem:
             print(f"left out: {verdict.name}: {verdict.problem}")
-    kept = [entry for entry, verdict in judged if not verdict.problem]
+    kept = [entry for entry, verdict in verdicts if not verdict.problem]
     if not kept:
-        raise DataError(f"{args.pairs}: none of the {len(judged)} pairs is fit for use: {judged[0][1].problem}")
+        raise DataError(f"{args.pairs}: none of the {len(verdicts)} pairs is fit for use: {verdicts[0][1].problem}")
     return kept
 
 
@@ -88,14 +88,14 @@ def _table(fitted: "FittedSensor") -> str:
     import numpy as np
 
     lines = ["      Hz  response dB  (simulated)  coherence  (simulated)  noise dB/Hz  (simulated)"]
-    real, made = fitted.measured, fitted.simulated
+    real, simulated = fitted.measured, fitted.simulated
     for hz in (125, 250, 500, 1000, 2000, 3000, 4000, 6000):
         if hz < real.frequencies[-1]:
             k = int(np.abs(real.frequencies - hz).argmin())
             lines.append(
-                f"{real.frequencies[k]:8.0f}  {real.response_db[k]:11.1f}  {made.response_db[k]:11.1f}"
-                f"  {real.coherence[k]:9.2f}  {made.coherence[k]:11.2f}"
-                f"  {real.noise_db[k]:11.1f}  {made.noise_db[k]:11.1f}"
+                f"{real.frequencies[k]:8.0f}  {real.response_db[k]:11.1f}  {simulated.response_db[k]:11.1f}"
+                f"  {real.coherence[k]:9.2f}  {simulated.coherence[k]:11.2f}"
+                f"  {real.noise_db[k]:11.1f}  {simulated.noise_db[k]:11.1f}"
             )
-    limit = f"band limit {real.band_limit:.0f} Hz (simulated {made.band_limit:.0f})"
+    limit = f"band limit {real.band_limit:.0f} Hz (simulated {simulated.band_limit:.0f})"
     return "\n".join([*lines, limit if real.band_limit else "no band limit"])

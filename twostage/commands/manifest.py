@@ -149,16 +149,16 @@ def _align(args: Namespace) -> int:
     entries = read_manifest(args.manifest, problems=problems)
     silent = is_quiet(args) or len(entries) < 20 or None
     progress = tqdm(align(entries, limits), total=len(entries), disable=silent, unit="pair")
-    judged = agree_on_polarity(list(progress))
-    if not judged and not problems:
+    verdicts = agree_on_polarity(list(progress))
+    if not verdicts and not problems:
         raise DataError(f"{args.manifest}: no pairs")
-    kept = [entry for entry, verdict in judged if not verdict.problem]
-    print(_table([verdict for _, verdict in judged]))
+    kept = [entry for entry, verdict in verdicts if not verdict.problem]
+    print(_table([verdict for _, verdict in verdicts]))
     for problem in problems:
         print(f"left out: {problem}")
-    _report(args, {"kept": len(kept), "pairs": [asdict(verdict) for _, verdict in judged], "problems": problems})
+    _report(args, {"kept": len(kept), "pairs": [asdict(verdict) for _, verdict in verdicts], "problems": problems})
     if not kept:
-        raise DataError(f"{args.manifest}: none of the {len(judged)} pairs is fit for use")
+        raise DataError(f"{args.manifest}: none of the {len(verdicts)} pairs is fit for use")
     _write(args.out[0], kept, args)
     return 0
 
@@ -184,10 +184,10 @@ def _import(args: Namespace) -> int:
     if shared := result.in_two_splits:
         print(f"warning: {len(shared)} speakers are in more than one split: {', '.join(shared[:SHOWN])}")
     summary = {split: _summary(entries) for split, entries in result.manifests.items()}
-    for split, found in summary.items():
+    for split, numbers in summary.items():
         print(
-            f"{Path(args.folder) / split}.jsonl: {found['pairs']} pairs of {len(found['speakers'])} speakers, "
-            f"{found['seconds'] / 3600:.2f} hours"
+            f"{Path(args.folder) / split}.jsonl: {numbers['pairs']} pairs of {len(numbers['speakers'])} speakers, "
+            f"{numbers['seconds'] / 3600:.2f} hours"
         )
     _report(args, {"splits": summary, "problems": result.problems, "passed_over": result.passed_over})
     return 1 if result.problems else 0
@@ -207,10 +207,10 @@ def _write(path: str, entries: "Sequence[Entry]", args: Namespace) -> None:
     from twostage.data.manifest import write_manifest
 
     write_manifest(path, entries, overwrite=args.overwrite)
-    found = _summary(entries)
+    summary = _summary(entries)
     print(
-        f"{path}: {found['pairs']} pairs and {found['clean']} clean files of {len(found['speakers'])} speakers, "
-        f"{found['seconds'] / 60:.1f} minutes"
+        f"{path}: {summary['pairs']} pairs and {summary['clean']} clean files of {len(summary['speakers'])} speakers, "
+        f"{summary['seconds'] / 60:.1f} minutes"
     )
 
 

@@ -29,11 +29,11 @@ def run(args: Namespace) -> int:
     from twostage.inference.catalog import catalog, describe_one, unusable
     from twostage.utils.packages import WITHOUT_TORCH
 
-    found = [describe_one(args.model)] if args.model else catalog()
+    infos = [describe_one(args.model)] if args.model else catalog()
     if args.json:
-        print(json.dumps([asdict(info) for info in found], indent=2))
+        print(json.dumps([asdict(info) for info in infos], indent=2))
     else:
-        print(table([COLUMNS, *map(_row, found)]))
+        print(table([COLUMNS, *map(_row, infos)]))
     if not args.model and (missing := unusable()):
         logger.warning("%s: ONNX Runtime runs the models; %s cannot be used", WITHOUT_TORCH, ", ".join(missing))
     return 0

@@ -91,10 +91,10 @@ def restoration_options(args: Namespace, *, overwrite: bool = False, batch: int 
     )
 
 
-def models_by_label(given: "Sequence[Sequence[str]] | None") -> dict[str, list[str]]:
+def models_by_label(arguments: "Sequence[Sequence[str]] | None") -> dict[str, list[str]]:
     """Label -> paths. A label is given by ``LABEL=``, else the name or the paths themselves."""
     models: dict[str, list[str]] = {}
-    for first, *rest in given or [["default"]]:
+    for first, *rest in arguments or [["default"]]:
         label, equals, path = first.partition("=")
         if not equals or Path(first).exists():
             label, path = " + ".join([first, *rest]), first
@@ -141,19 +141,21 @@ def add_training_arguments(parser: ArgumentParser) -> None:
         "--run",
         dest="directory",
         metavar="DIR",
-        help="directory for logs, weights and state of the training (same as run=DIR)",
+        help="directory for logs, weights and state of the training (same as run_dir=DIR)",
     )
     parser.add_argument("--resume", action="store_true", help="continue the training in DIR")
 
 
 def training_settings(args: Namespace, schema: type[S]) -> S:
     """The settings of a training. One that goes on without CONFIG takes those that it began with."""
-    from twostage.training.config import SETTINGS, load_config
+    from twostage.training.config import CONFIG_FILE, load_config
 
     files = [text for text in args.settings if "=" not in text]
-    overrides = [text for text in args.settings if "=" in text] + ([f"run={args.directory}"] if args.directory else [])
-    if not files and args.resume and args.directory and (begun := Path(args.directory, SETTINGS)).is_file():
-        files = [str(begun)]
+    overrides = [text for text in args.settings if "=" in text] + (
+        [f"run_dir={args.directory}"] if args.directory else []
+    )
+    if not files and args.resume and args.directory and (begun := Path(args.directory, CONFIG_FILE)).is_file():
+        return load_config(schema, [str(begun)], overrides, stored=True)
     if not files:
         raise ConfigError("give a YAML file of settings, such as those in configs/, or --resume with --run DIR")
     return load_config(schema, files, overrides)

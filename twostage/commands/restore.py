@@ -20,9 +20,9 @@ from twostage.commands.options import (
 from twostage.utils.errors import AudioError, ConfigError, OutputError, TwoStageError, one_line
 
 if TYPE_CHECKING:
-    from twostage.inference.jobs import Job
+    from twostage.inference.jobs import RestoreJob
     from twostage.inference.pipes import Ends
-    from twostage.inference.restoration import Options, Progress, Report
+    from twostage.inference.restoration import Options, ProgressCallback, RestorationReport
     from twostage.models.protocol import Enhancer
 
 HELP = "restore bone-conducted recordings: files, folders or patterns, of any length and number of channels"
@@ -83,12 +83,12 @@ def _restored(args: argparse.Namespace, names: "Ends") -> int:
     pending = [job for job in jobs if not job.error and not (args.skip_existing and _is_done(job))]
     device, precision = _where(args, bool(pending))
     model = load(*args.model or [], device=device, precision=precision) if pending else None
-    reports: list[Report] = []
+    reports: list[RestorationReport] = []
     waiting, written = set(pending), dict[Path, Path]()
-    say = Voice(sys.stderr if "-" in (args.json, args.out) else sys.stdout, quiet=is_quiet(args))
-    with say.bar(pending) as progress:
+    reporter = RestoreReporter(sys.stderr if "-" in (args.json, args.out) else sys.stdout, quiet=is_quiet(args))
+    with reporter.bar(pending) as progress:
 
-        def work(job: "Job") -> "Report":
+        def work(job: "RestoreJob") -> "RestorationReport":
             needed = model if job in waiting else None
             return _do(needed, job, options, progress, skip=args.skip_existing, written=written)
 
@@ -98,9 +98,9 @@ def _restored(args: argparse.Namespace, names: "Ends") -> int:
                 if report.status != "failed":
                     written[job.source] = job.target
                 reports.append(_named(report, names))
-                say.file(reports[-1])
+                reporter.file(reports[-1])
         finally:
-            say.summary(reports, len(jobs), device, len(passed_over))
+            reporter.summary(reports, len(jobs), device, len(passed_over))
             _write_report(args, reports, device, precision, passed_over)
     names.deliver()
     return int(any(report.status == "failed" for report in reports))
@@ -120,7 +120,7 @@ def _where(args: argparse.Namespace, loading: bool) -> tuple[str, str]:
     return "cpu", "float32"
 
 
-def _named(report: "Report", names: "Ends") -> "Report":
+def _named(report: "RestorationReport", names: "Ends") -> "RestorationReport":
     """A report with the names of streams in place of those of the files that stand for them."""
     report.source, report.target = names.shown(report.source), names.shown(report.target)
     report.error = report.error and names.shown(report.error)
@@ -129,13 +129,13 @@ def _named(report: "Report", names: "Ends") -> "Report":
 
 def _do(
     model: "Enhancer | None",
-    job: "Job",
+    job: "RestoreJob",
     options: "Options",
-    progress: "Progress",
+    progress: "ProgressCallback",
     *,
     skip: bool,
     written: Mapping[Path, Path],
-) -> "Report":
+) -> "RestorationReport":
     """Restore one file, unless it is done, or another was that is written to its place. Raises what goes wrong."""
     from twostage.audio.sound_files import info
     from twostage.inference.restoration import restore_file
@@ -161,26 +161,26 @@ def _do(
     return report
 
 
-def _skipped(job: "Job") -> "Report":
-    from twostage.inference.restoration import Report
+def _skipped(job: "RestoreJob") -> "RestorationReport":
+    from twostage.inference.restoration import RestorationReport
 
-    return Report(str(job.source), str(job.target), status="skipped")
-
-
-def _failed(job: "Job", error: str) -> "Report":
-    from twostage.inference.restoration import Report
-
-    return Report(str(job.source), str(job.target), status="failed", error=error)
+    return RestorationReport(str(job.source), str(job.target), status="skipped")
 
 
-def _is_done(job: "Job") -> bool:
+def _failed(job: "RestoreJob", error: str) -> "RestorationReport":
+    from twostage.inference.restoration import RestorationReport
+
+    return RestorationReport(str(job.source), str(job.target), status="failed", error=error)
+
+
+def _is_done(job: "RestoreJob") -> bool:
     try:
         return job.target.exists()
     except OSError:  # a name that is too long, say: its turn to complain comes
         return False
 
 
-def _plot(job: "Job", report: "Report", top: float, options: "Options") -> None:
+def _plot(job: "RestoreJob", report: "RestorationReport", top: float, options: "Options") -> None:
     """Draw the picture; that it cannot be drawn is no reason for losing what was restored, or what comes after."""
     from twostage.audio.plots import before_after, optional
 
@@ -190,14 +190,14 @@ def _plot(job: "Job", report: "Report", top: float, options: "Options") -> None:
         report.plot = str(job.plot)
 
 
-class Voice:
+class RestoreReporter:
     """What the user sees: a bar while it runs, a line per file, a summary. Warnings and errors go to stderr."""
 
     def __init__(self, out: Any, *, quiet: bool = False) -> None:
         self._out, self._quiet = out, quiet
 
     @contextmanager
-    def bar(self, jobs: "list[Job]") -> "Iterator[Progress]":
+    def bar(self, jobs: "list[RestoreJob]") -> "Iterator[ProgressCallback]":
         from tqdm import tqdm
 
         total = sum(_seconds(job) for job in jobs)
@@ -213,7 +213,7 @@ class Voice:
         ) as bar:
             yield lambda seconds: bar.update(seconds) and None
 
-    def file(self, report: "Report") -> None:
+    def file(self, report: "RestorationReport") -> None:
         for warning in report.warnings:
             logger.warning("%s: %s", report.source, warning)
         if report.error:
@@ -224,7 +224,7 @@ class Voice:
             pace = f"{report.seconds:.2f} s, {report.realtime_factor:.2f} x real time"
             self._say(f"{report.source} -> {report.target}  ({pace})")
 
-    def summary(self, reports: "list[Report]", jobs: int, device: str, passed_over: int = 0) -> None:
+    def summary(self, reports: "list[RestorationReport]", jobs: int, device: str, passed_over: int = 0) -> None:
         counts = {s: sum(r.status == s for r in reports) for s in ("restored", "skipped", "failed")}
         words = ", ".join(f"{count} {status}" for status, count in counts.items() if count or status == "restored")
         total = _summary(reports)
@@ -246,7 +246,7 @@ class Voice:
         file.flush()
 
 
-def _seconds(job: "Job") -> float:
+def _seconds(job: "RestoreJob") -> float:
     from twostage.audio.sound_files import info
 
     try:
@@ -255,7 +255,7 @@ def _seconds(job: "Job") -> float:
         return 0.0  # its turn to complain comes
 
 
-def _summary(reports: "list[Report]") -> dict[str, Any]:
+def _summary(reports: "list[RestorationReport]") -> dict[str, Any]:
     restored = [report for report in reports if report.status == "restored"]
     seconds, elapsed = sum(r.seconds for r in restored), sum(r.elapsed for r in restored)
     return {
@@ -279,7 +279,7 @@ def _check_report_name(args: argparse.Namespace) -> None:
 
 
 def _write_report(
-    args: argparse.Namespace, reports: "list[Report]", device: str, precision: str, passed_over: list[Path]
+    args: argparse.Namespace, reports: "list[RestorationReport]", device: str, precision: str, passed_over: list[Path]
 ) -> None:
     from twostage import __version__
     from twostage.utils.files import replacing

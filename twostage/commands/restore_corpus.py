@@ -64,32 +64,32 @@ def run(args: argparse.Namespace) -> int:
     config = ClusterConfig(args.address, args.workers, args.threads, args.device)
     options = restoration_options(args, batch=args.batch)
     sources, home = corpus.sources(args.manifest)
-    weights = corpus.Weights.read(*args.model or [])
+    weights = corpus.ModelWeights.read(*args.model or [])
     weights.load()  # a mistake now rather than on every machine
     precision = "float32" if args.precision == "float32" else "bfloat16"
-    job = corpus.Job(args.out, weights.digest, options, precision, args.format or "")
+    job = corpus.CorpusJob(args.out, weights.digest, options, precision, args.format or "")
     done = corpus.begin(job, overwrite=args.overwrite)
     table = Table(Store(args.out))
     items = list(corpus.plan(sources, home, done, suffix=args.format or ""))
     refused = corpus.refused(items, job)
     table.add(list(refused.values()))
     pending = [item for item in items if item.source not in refused]
-    voice = Voice(sys.stdout, len(items), len(sources) - len(items), quiet=is_quiet(args))
-    voice.hear(list(refused.values()))
+    reporter = CorpusReporter(sys.stdout, len(items), len(sources) - len(items), quiet=is_quiet(args))
+    reporter.hear(list(refused.values()))
     try:
         if pending:
-            with cluster(config) as crew, terminable():  # Ray has put a handler of its own in place of ours
-                voice.begin(f"{crew.workers} x {crew.device}")
-                for results in restored(pending, job, weights, crew):
-                    voice.hear(results)
+            with cluster(config) as resources, terminable():  # Ray has put a handler of its own in place of ours
+                reporter.begin(f"{resources.workers} x {resources.device}")
+                for results in restored(pending, job, weights, resources):
+                    reporter.hear(results)
     finally:
         table.fold()
         Store(args.out).sweep()
-        voice.summary()
-    return int(voice.counts["failed"] > 0)
+        reporter.summary()
+    return int(reporter.counts["failed"] > 0)
 
 
-class Voice:
+class CorpusReporter:
     """What the user sees: a line now and then, the first errors, a summary."""
 
     def __init__(self, out: Any, files: int, skipped: int, *, quiet: bool = False) -> None:

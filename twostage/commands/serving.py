@@ -102,10 +102,10 @@ def offered(args: Namespace) -> dict[str, list[str]]:
     from twostage.models.loading import load
 
     Options(args.seconds)
-    given = models_by_label(args.model) if args.model else {}
-    for paths in given.values():
+    named_models = models_by_label(args.model) if args.model else {}
+    for paths in named_models.values():
         load(*paths)
-    models = given | {name: [name] for name in shipped() if name not in given}
+    models = named_models | {name: [name] for name in shipped() if name not in named_models}
     if not models:
         raise ConfigError("no models are shipped with this installation: give one by --model")
     return models
@@ -115,8 +115,8 @@ def devices(chosen: str) -> list[str]:
     """The chosen device, then the others that there are."""
     import torch
 
-    found = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    return sorted(found, key=lambda name: name != device_for(chosen))
+    available = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    return sorted(available, key=lambda name: name != device_for(chosen))
 
 
 def serve(served: AbstractContextManager[str], host: str, what: str) -> int:

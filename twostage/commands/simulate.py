@@ -47,7 +47,7 @@ def run(args: Namespace) -> int:
     files = sound_files.find([args.clean])
     _check(args, files)
     entries: list[Entry] = []
-    made = failed = 0
+    written = failed = 0
 
     def work(file: tuple[Path, Path]) -> "tuple[Entry, bool]":
         source, relative = file
@@ -65,10 +65,10 @@ def run(args: Namespace) -> int:
             print(f"twostage: error: {one_line(outcome.error)}", file=sys.stderr)
         else:
             entries.append(outcome[0])
-            made += outcome[1]
+            written += outcome[1]
     if args.manifest and entries:
         write_manifest(args.manifest, entries, overwrite=args.overwrite)
-    print(f"{made} of {len(files)} files simulated in {args.out}" + (f", {failed} failed" if failed else ""))
+    print(f"{written} of {len(files)} files simulated in {args.out}" + (f", {failed} failed" if failed else ""))
     return int(failed > 0)
 
 

@@ -129,11 +129,11 @@ def _pipe(args: argparse.Namespace, stream: "Stream") -> int:
 
 
 def _live(args: argparse.Namespace, stream: "Stream", hop: int) -> int:
-    from twostage.inference.realtime import converse
+    from twostage.inference.realtime import run_duplex
 
     meter = _meter(args, stream, hop, devices=0.0)
     devices = [int(name) if name.isdigit() else name for name in args.devices or ()] or [None, None]
-    lost = converse(stream, hop, (devices[0], devices[1]), args.duration, meter)
+    lost = run_duplex(stream, hop, (devices[0], devices[1]), args.duration, meter)
     if lost:
         logger.warning("sound was lost %d times: the processor does not keep up", lost)
     return 0
@@ -178,14 +178,14 @@ def _list_devices() -> int:
     """Sound devices, and sources of PulseAudio, as far as there are any."""
     from twostage.inference import realtime, virtual_microphone
 
-    found = False
+    any_device = False
     for title, ask in (("--devices", realtime.device_list), ("--microphone", virtual_microphone.source_list)):
         try:
             print(f"{title}:\n{ask()}")
-            found = True
+            any_device = True
         except (AudioError, ConfigError) as error:
             logger.warning("%s: %s", title, error)
-    return int(not found)
+    return int(not any_device)
 
 
 def _file(args: argparse.Namespace, model: "Enhancer", gain: list[float] | None) -> int:
@@ -214,7 +214,7 @@ def _play(args: argparse.Namespace, model: "Enhancer", gain: list[float]) -> "Ti
 
     from twostage.audio.highpass import highpassed
     from twostage.audio.sound_files import Reader, Writer, resampled
-    from twostage.inference.realtime import Timing, against_the_clock
+    from twostage.inference.realtime import Timing, run_realtime
 
     rate, work, samples = model.sample_rate, list[float](), 0
     with Reader(args.file) as reader, ExitStack() as stack:
@@ -222,13 +222,17 @@ def _play(args: argparse.Namespace, model: "Enhancer", gain: list[float]) -> "Ti
         # at another rate, an offset would ring in the resampler: what lies below speech is taken away before it
         stream = stack.enter_context(_stream(args, model, gain, highpassed=given_rate != rate))
         _check_channels(args.file, reader.info.channels, stream.inputs)
-        given = (block[: stream.inputs] for block in reader.blocks())
-        speech = given if given_rate == rate else highpassed(given, given_rate, stream.inputs, causal=model.causal)
+        wanted_channels = (block[: stream.inputs] for block in reader.blocks())
+        speech = (
+            wanted_channels
+            if given_rate == rate
+            else highpassed(wanted_channels, given_rate, stream.inputs, causal=model.causal)
+        )
         blocks = resampled(speech, given_rate, rate, stream.inputs)
         writer = None
         if args.out:
             writer = stack.enter_context(Writer(args.out, rate, 1, overwrite=args.overwrite))
-        for out in against_the_clock(stream, (b[0] if stream.inputs == 1 else b for b in blocks), model.stride, work):
+        for out in run_realtime(stream, (b[0] if stream.inputs == 1 else b for b in blocks), model.stride, work):
             samples += len(out)
             if writer:
                 writer.write(out[None])
@@ -245,14 +249,16 @@ def _measured_gain(path: str, model: "Enhancer", inputs: int) -> list[float]:
     """What brings the first channels of a file to the level that models are trained at."""
     from twostage.audio.levels import LEVEL
     from twostage.audio.sound_files import Reader
-    from twostage.inference.restoration import Source, measure, step_of
+    from twostage.inference.restoration import AudioSource, measure_levels, step_of
     from twostage.inference.stream import LOUDEST
 
     with Reader(path) as reader:
         info = reader.info
         _check_channels(path, info.channels, inputs)
         blocks = lambda: (block[:inputs] for block in reader.blocks())  # noqa: E731
-        source = Source(path, info.sample_rate, inputs, blocks, step_of(info.subtype))
-        survey = measure(source, model.sample_rate, causal=model.causal)
-    gains = (0.0 if silent else LEVEL - level for level, silent in zip(survey.levels, survey.silent, strict=True))
+        source = AudioSource(path, info.sample_rate, inputs, blocks, step_of(info.subtype))
+        input_levels = measure_levels(source, model.sample_rate, causal=model.causal)
+    gains = (
+        0.0 if silent else LEVEL - level for level, silent in zip(input_levels.levels, input_levels.silent, strict=True)
+    )
     return [float(min(max(gain, -LOUDEST), LOUDEST)) for gain in gains]

@@ -30,8 +30,8 @@ from twostage.models.precision import shortfall
 from twostage.utils.errors import AudioError, ConfigError, OutputError, called
 from twostage.utils.schema import parse_json
 
-SETTINGS = "corpus.json"  # marks a folder as a corpus's, and says what it is restored with
-RESERVED = {SETTINGS, TABLE, PARTS, SCRATCH}
+SETTINGS_FILE = "corpus.json"  # marks a folder as a corpus's, and says what it is restored with
+RESERVED = {SETTINGS_FILE, TABLE, PARTS, SCRATCH}
 UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')  # means something to one file system or another
 
 
@@ -44,13 +44,13 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Weights:
+class ModelWeights:
     """A model's files by name, in memory: what is sent to the machines that work with it."""
 
     files: tuple[tuple[str, bytes], ...]
 
     @classmethod
-    def read(cls, *names: str) -> "Weights":
+    def read(cls, *names: str) -> "ModelWeights":
         """The files that ``loading.load`` would take. Raises CheckpointError."""
         paths = [path for name in names or (DEFAULT,) for path in stage_files(name)]
         return cls(tuple((path.name, path.read_bytes()) for path in paths))
@@ -71,7 +71,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Job:
+class CorpusJob:
     """What is done to every file: restored into the folder ``dest``, a path or URL.
 
     ``suffix`` ("flac") is the format of the outputs, that of the input if empty; ``model`` the digest of the weights.
@@ -101,7 +101,7 @@ class Job:
 class Worker:
     """A model that restores files of a job, some at a time; their results go to the table and are returned."""
 
-    def __init__(self, job: Job, weights: Weights, device: str = "cpu", threads: int = 1) -> None:
+    def __init__(self, job: CorpusJob, weights: ModelWeights, device: str = "cpu", threads: int = 1) -> None:
         torch.set_num_threads(threads)
         self.job, self._store = job, Store(job.dest)
         self._lacking = shortfall(job.precision, device)
@@ -118,12 +118,12 @@ class Worker:
     def restore(self, item: Item) -> Result:
         """Restore one file. Raises what goes wrong with it."""
         with self._store.scratch() as folder:
-            made = folder / f"made{PurePosixPath(item.name).suffix}"
-            given = fetch(item.source, folder)
+            output = folder / f"made{PurePosixPath(item.name).suffix}"
+            local = fetch(item.source, folder)
             # files in between go by the names of those that they stand for
-            with called({str(given): item.source, str(made): self._store.path(item.name)}):
-                report = restore_file(self._model, given, made, replace(self.job.options, overwrite=True))
-                self._store.deliver(made, item.name)
+            with called({str(local): item.source, str(output): self._store.path(item.name)}):
+                report = restore_file(self._model, local, output, replace(self.job.options, overwrite=True))
+                self._store.deliver(output, item.name)
         return Result(
             item.source,
             item.name,
@@ -141,7 +141,7 @@ def failure(item: Item, error: str, model: str) -> Result:
     return Result(item.source, item.name, FAILED, model=model, error=error, finished=time.time())
 
 
-def begin(job: Job, *, overwrite: bool = False) -> dict[str, Result]:
+def begin(job: CorpusJob, *, overwrite: bool = False) -> dict[str, Result]:
     """Make ``job.dest`` a corpus's folder, or go on with one; what is restored already, by the path of its source.
 
     ``overwrite`` forgets what is done. Raises OutputError if the folder holds something else, ConfigError if it was
@@ -149,27 +149,27 @@ def begin(job: Job, *, overwrite: bool = False) -> dict[str, Result]:
     """
     store = Store(job.dest)
     names = store.names()
-    if SETTINGS in names:
-        (content,) = store.read([SETTINGS])
+    if SETTINGS_FILE in names:
+        (content,) = store.read([SETTINGS_FILE])
         if not overwrite:
             _check_same(job, content)
     elif set(names) - {SCRATCH}:
         raise OutputError(
-            f"holds {names[0]} and no {SETTINGS}, so it is no corpus's; name a new folder", subject=job.dest
+            f"holds {names[0]} and no {SETTINGS_FILE}, so it is no corpus's; name a new folder", subject=job.dest
         )
     store.sweep()
     table = Table(store)
     if overwrite:
         table.clear()
-    store.write(SETTINGS, (json.dumps(job.settings, indent=2) + "\n").encode())
+    store.write(SETTINGS_FILE, (json.dumps(job.settings, indent=2) + "\n").encode())
     return {path: result for path, result in table.fold().items() if result.status == RESTORED}
 
 
-def _check_same(job: Job, content: bytes) -> None:
+def _check_same(job: CorpusJob, content: bytes) -> None:
     try:
         before = {"if_full_band": Options.if_full_band} | dict(parse_json(content))  # the first ones did not say
     except (ValueError, TypeError):
-        raise ConfigError(f"{SETTINGS} cannot be read (--overwrite begins anew)", subject=job.dest) from None
+        raise ConfigError(f"{SETTINGS_FILE} cannot be read (--overwrite begins anew)", subject=job.dest) from None
     for name, value in job.settings.items():
         if before.get(name) != value:
             raise ConfigError(
@@ -188,13 +188,13 @@ def sources(manifest: str) -> tuple[list[str], str]:
     return list(dict.fromkeys(_located(path, home) for path in read_paths(read_text(manifest), manifest))), home
 
 
-def plan(found: Iterable[str], home: str, done: Mapping[str, Result], *, suffix: str = "") -> Iterator[Item]:
+def plan(sources: Iterable[str], home: str, done: Mapping[str, Result], *, suffix: str = "") -> Iterator[Item]:
     """The way of every source that is not done. No two lead to one name, capitals and small letters being the same.
 
     A name that another file has is given the digest of its source.
     """
     taken = {_folded(result.output): path for path, result in done.items()}
-    for source in found:
+    for source in sources:
         if source in done:
             continue
         name = renamed(Path(safe_name(source, home)), suffix or None).as_posix()
@@ -205,7 +205,7 @@ def plan(found: Iterable[str], home: str, done: Mapping[str, Result], *, suffix:
         yield Item(source, name)
 
 
-def refused(items: Iterable[Item], job: Job) -> dict[str, Result]:
+def refused(items: Iterable[Item], job: CorpusJob) -> dict[str, Result]:
     """Items that cannot be done, by source: those that lie among the outputs."""
     store = Store(job.dest)
     results = {}

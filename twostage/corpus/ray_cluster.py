@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any
 
-from twostage.corpus.corpus import Item, Job, Weights, Worker, failure
+from twostage.corpus.corpus import CorpusJob, Item, ModelWeights, Worker, failure
 from twostage.corpus.storage import Store, require
 from twostage.corpus.table import Result, Table, to_arrow
 from twostage.utils.errors import ConfigError
@@ -51,7 +51,7 @@ class ClusterConfig:
 
 
 @dataclass(frozen=True)
-class Crew:
+class ClusterResources:
     """What a cluster gives to a job."""
 
     workers: int
@@ -62,7 +62,7 @@ class Crew:
 class Actor:
     """A worker as Ray Data calls it: Arrow tables in and out."""
 
-    def __init__(self, worker: type[Worker], job: Job, weights: Any, device: str, threads: int) -> None:
+    def __init__(self, worker: type[Worker], job: CorpusJob, weights: Any, device: str, threads: int) -> None:
         import ray
 
         self._worker = worker(job, ray.get(weights), device, threads)
@@ -72,7 +72,7 @@ class Actor:
 
 
 @contextmanager
-def cluster(config: ClusterConfig) -> Iterator[Crew]:
+def cluster(config: ClusterConfig) -> Iterator[ClusterResources]:
     """Join a cluster, or start one, for as long as the block lasts.
 
     Within it Ray's loggers are silent, and so is stdout, where Ray tells of a worker's death: keep one from before.
@@ -93,22 +93,27 @@ def cluster(config: ClusterConfig) -> Iterator[Crew]:
         try:
             with _unheard():
                 _join(config)
-            yield _crew(config, ray.cluster_resources())
+            yield _resources(config, ray.cluster_resources())
         finally:
             ray.shutdown()
 
 
 def restored(
-    items: Sequence[Item], job: Job, weights: Weights, crew: Crew, *, worker: type[Worker] = Worker
+    items: Sequence[Item],
+    job: CorpusJob,
+    weights: ModelWeights,
+    resources: ClusterResources,
+    *,
+    worker: type[Worker] = Worker,
 ) -> Iterator[list[Result]]:
     """Restore ``items`` on the cluster joined; yields results as they come, one for each item in the end.
 
     Raises ConfigError if the cluster cannot do any work.
     """
     missing = {item.source: item for item in items}
-    size = max(1, min(MOST, len(items) // (crew.workers * TASKS)))
+    size = max(1, min(MOST, len(items) // (resources.workers * TASKS)))
     for files in (size, 1):  # alone, a file can kill nothing but its own work
-        for results in _map(list(missing.values()), files, (worker, job, weights), crew):
+        for results in _map(list(missing.values()), files, (worker, job, weights), resources):
             for result in results:
                 missing.pop(result.path, None)
             yield results
@@ -122,7 +127,7 @@ def restored(
 
 
 def _map(
-    items: Sequence[Item], files: int, work: tuple[type[Worker], Job, Weights], crew: Crew
+    items: Sequence[Item], files: int, work: tuple[type[Worker], CorpusJob, ModelWeights], resources: ClusterResources
 ) -> Iterator[list[Result]]:
     """Results of ``items``, ``files`` of them at a time; none of those whose work kept dying."""
     if not items:
@@ -133,19 +138,19 @@ def _map(
     context.enable_progress_bars = context.print_on_execution_start = False
     context.max_errored_blocks = -1
     worker, job, weights = work
-    pieces = ceil(len(items) / files)
-    workers = min(crew.workers, pieces)
-    dataset = ray.data.from_items([asdict(item) for item in items], override_num_blocks=pieces)
+    blocks = ceil(len(items) / files)
+    workers = min(resources.workers, blocks)
+    dataset = ray.data.from_items([asdict(item) for item in items], override_num_blocks=blocks)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray means to rename the last two
         done = dataset.map_batches(
             Actor,
             batch_size=None,
             batch_format="pyarrow",
-            fn_constructor_args=(worker, job, ray.put(weights), crew.device, crew.threads),
+            fn_constructor_args=(worker, job, ray.put(weights), resources.device, resources.threads),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
-            num_cpus=crew.threads,
-            num_gpus=1 if crew.device == "cuda" else 0,
+            num_cpus=resources.threads,
+            num_gpus=1 if resources.device == "cuda" else 0,
             max_restarts=-1,
             max_task_retries=RETRIES,
         )
@@ -196,13 +201,13 @@ def _unheard() -> Iterator[None]:
         os.close(kept)
 
 
-def _crew(config: ClusterConfig, resources: dict[str, float]) -> Crew:
+def _resources(config: ClusterConfig, resources: dict[str, float]) -> ClusterResources:
     """What ``resources`` have for a job.
 
-    >>> _crew(ClusterConfig(threads=4), {"CPU": 16.0})
-    Crew(workers=4, threads=4, device='cpu')
-    >>> _crew(ClusterConfig(), {"CPU": 16.0, "GPU": 2.0})
-    Crew(workers=2, threads=1, device='cuda')
+    >>> _resources(ClusterConfig(threads=4), {"CPU": 16.0})
+    ClusterResources(workers=4, threads=4, device='cpu')
+    >>> _resources(ClusterConfig(), {"CPU": 16.0, "GPU": 2.0})
+    ClusterResources(workers=2, threads=1, device='cuda')
     """
     gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
     device = ("cuda" if gpus else "cpu") if config.device == "auto" else config.device
@@ -211,4 +216,4 @@ def _crew(config: ClusterConfig, resources: dict[str, float]) -> Crew:
     fit = min(cores // config.threads, gpus) if device == "cuda" else cores // config.threads
     if not fit:
         raise ConfigError(f"threads is {config.threads}, but the cluster has {cores} cores")
-    return Crew(min(config.workers, fit) or fit, config.threads, device)
+    return ClusterResources(min(config.workers, fit) or fit, config.threads, device)

@@ -51,11 +51,11 @@ class Store:
         """Names of the files and folders directly in ``folder``, sorted; none if there is no such folder."""
         self._files.invalidate_cache()
         try:
-            found = self._files.ls(self._at(folder), detail=False)
+            paths = self._files.ls(self._at(folder), detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
         prefix = f"{folder}/" if folder else ""
-        return sorted(prefix + PurePosixPath(path).name for path in found)
+        return sorted(prefix + PurePosixPath(path).name for path in paths)
 
     def read(self, names: Sequence[str]) -> list[bytes]:
         """Contents of files, fetched together. Raises OutputError."""

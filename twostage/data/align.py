@@ -76,8 +76,8 @@ class _Channel(NamedTuple):
 
 def align_pair(bone: Floats, air: Floats, sample_rate: int, config: AlignConfig, *, name: str = "") -> Verdict:
     """Measure one pair of channels, (T,) and (T',), and say whether it is fit for use."""
-    heard, clean = (_channel([x[None]], sample_rate, sample_rate) for x in (bone, air))
-    return _judged(heard, clean, config, name)
+    bone_channel, clean = (_channel([x[None]], sample_rate, sample_rate) for x in (bone, air))
+    return _assessed(bone_channel, clean, config, name)
 
 
 def _channel(blocks: "Sequence[Floats] | Iterator[Floats]", sample_rate: int, rate: int) -> _Channel:
@@ -104,19 +104,19 @@ def _channel(blocks: "Sequence[Floats] | Iterator[Floats]", sample_rate: int, ra
     return _Channel(np.concatenate(parts, axis=1)[0], rate, level, clipped / max(1, total), finite)
 
 
-def _judged(bone: _Channel, air: _Channel, config: AlignConfig, name: str) -> Verdict:
+def _assessed(bone: _Channel, air: _Channel, config: AlignConfig, name: str) -> Verdict:
     if not (bone.finite and air.finite):
         return Verdict(name, "", problem="holds samples that are not finite")
-    found = Verdict(name, "", bone_level=bone.level, air_level=air.level, clipped=max(bone.clipped, air.clipped))
+    verdict = Verdict(name, "", bone_level=bone.level, air_level=air.level, clipped=max(bone.clipped, air.clipped))
     for side, channel in (("bone", bone), ("air", air)):
         if channel.level < config.min_level_db:
             return replace(
-                found, problem=f"{side} is silent: {channel.level:.0f} dB, the limit is {config.min_level_db:g}"
+                verdict, problem=f"{side} is silent: {channel.level:.0f} dB, the limit is {config.min_level_db:g}"
             )
     limits = {"max_delay": config.max_delay, "min_overlap": config.min_overlap}
     timing = _settled(estimate_timing(bone.audio, air.audio, bone.rate, **limits), len(air.audio) / air.rate)
-    found = replace(
-        found,
+    verdict = replace(
+        verdict,
         seconds=timing.seconds,
         delay=timing.delay,
         drift=timing.drift,
@@ -125,7 +125,7 @@ def _judged(bone: _Channel, air: _Channel, config: AlignConfig, name: str) -> Ve
         opposite=timing.opposite,
         inverted=timing.peak < 0,
     )
-    return replace(found, problem=_problem(found, config))
+    return replace(verdict, problem=_problem(verdict, config))
 
 
 def _settled(timing: Timing, air_seconds: float) -> Timing:
@@ -137,15 +137,15 @@ def _settled(timing: Timing, air_seconds: float) -> Timing:
     return replace(timing, delay=timing.delay + timing.drift * 1e-6 * middle, drift=0.0)
 
 
-def _problem(found: Verdict, config: AlignConfig) -> str:
-    if found.clipped > config.max_clipped:
-        return f"clipped: {found.clipped:.2%} of the samples, the limit is {config.max_clipped:.2%}"
-    if abs(found.peak) < config.min_peak:
-        return f"the channels do not match: correlation {abs(found.peak):.2f}, the limit is {config.min_peak:g}"
-    if abs(found.delay) >= config.max_delay:
+def _problem(verdict: Verdict, config: AlignConfig) -> str:
+    if verdict.clipped > config.max_clipped:
+        return f"clipped: {verdict.clipped:.2%} of the samples, the limit is {config.max_clipped:.2%}"
+    if abs(verdict.peak) < config.min_peak:
+        return f"the channels do not match: correlation {abs(verdict.peak):.2f}, the limit is {config.min_peak:g}"
+    if abs(verdict.delay) >= config.max_delay:
         return f"the delay reaches the limit of {config.max_delay * 1000:g} ms"
-    if abs(found.drift) > config.max_drift:
-        return f"the clocks drift apart by {found.drift:+.0f} ppm, the limit is {config.max_drift:g}"
+    if abs(verdict.drift) > config.max_drift:
+        return f"the clocks drift apart by {verdict.drift:+.0f} ppm, the limit is {config.max_drift:g}"
     return ""
 
 
@@ -170,14 +170,14 @@ def _filled(entry: Entry, verdict: Verdict) -> Entry:
     )
 
 
-def agree_on_polarity(judged: Sequence[tuple[Entry, Verdict]]) -> list[tuple[Entry, Verdict]]:
+def agree_on_polarity(verdicts: Sequence[tuple[Entry, Verdict]]) -> list[tuple[Entry, Verdict]]:
     """Pairs whose polarity is not sure get that which most of their corpus have: it is a property of the device."""
     votes: dict[str, float] = defaultdict(float)
-    for entry, verdict in judged:
+    for entry, verdict in verdicts:
         if not verdict.problem and verdict.opposite < UNSURE * abs(verdict.peak):
             votes[entry.corpus] += math.copysign(abs(verdict.peak) - verdict.opposite, verdict.peak)
     settled = []
-    for entry, verdict in judged:
+    for entry, verdict in verdicts:
         unsure = not verdict.problem and verdict.opposite >= UNSURE * abs(verdict.peak)
         if unsure and votes[entry.corpus]:
             verdict = replace(verdict, inverted=votes[entry.corpus] < 0)
@@ -192,7 +192,7 @@ def _verdict(entry: Entry, config: AlignConfig) -> Verdict:
         bone, air = (_opened(path, rate) for path in paths)
     except TwoStageError as error:
         return Verdict(entry.name, "", problem=str(error))
-    return _judged(bone, air, config, entry.name)
+    return _assessed(bone, air, config, entry.name)
 
 
 def _opened(path: str, rate: int) -> _Channel:

@@ -25,7 +25,7 @@ from twostage.utils.errors import ConfigError, DataError, TwoStageError
 from twostage.utils.files import replacing
 from twostage.utils.schema import parse_json
 
-SETTINGS, LISTS, SOUNDS = "import.json", "shards", "flac"
+SETTINGS_FILE, LISTS, SOUNDS = "import.json", "shards", "flac"
 SPLITS = {"train": "train", "validation": "valid", "valid": "valid", "val": "valid", "dev": "valid", "test": "test"}
 SPLIT = re.compile(rf"(?:^|[-_./])({'|'.join(SPLITS)})(?=[-_./]|$)")
 PREFIX = "audio."  # of the columns that hold sound
@@ -167,7 +167,7 @@ def import_corpus(
     """
     result = Imported()
     shards = find_shards(sources, config, result.passed_over)
-    _check_settings(folder / SETTINGS, config)
+    _check_settings(folder / SETTINGS_FILE, config)
     for shard in shards:
         part = folder / LISTS / f"{shard.name}.{_digest(shard)}.jsonl"
         if not part.exists():

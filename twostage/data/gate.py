@@ -14,7 +14,7 @@ def gate(speech: Floats, sample_rate: int, depth_db: float) -> Floats:
     """Attenuate what is no louder than the quietest frames, by at most ``depth_db``: (T,) -> (T,) float32.
 
     Source: Boll, "Suppression of Acoustic Noise in Speech Using Spectral Subtraction", TASSP 1979, with powers
-    smoothed over neighbours in time and frequency against musical noise.
+    smoothed over neighbors in time and frequency against musical noise.
     """
     part = round(PART_SECONDS * sample_rate)
     parts = [_gate(speech[start : start + part], sample_rate, depth_db) for start in range(0, len(speech), part)]

@@ -152,7 +152,7 @@ def scan(
     for file in _files(root, problems):
         key, side = _side(file, bone, air)
         _add(sides.setdefault(key, {}), side, root / file, problems)
-    if any(found.keys() & {"bone", "air"} for found in sides.values()):
+    if any(files.keys() & {"bone", "air"} for files in sides.values()):
         sides = _partnered(sides, problems)
     return _entries(sides, root, _compile(speaker), corpus, problems)
 
@@ -178,15 +178,15 @@ def _files(root: Path, problems: list[str]) -> list[Path]:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
     passed_over: list[Path] = []
-    found = [relative for _, relative in sound_files.find([root], passed_over=passed_over)]
+    relative_paths = [relative for _, relative in sound_files.find([root], passed_over=passed_over)]
     if passed_over:
         problems.append(f"{root}: {len(passed_over)} files that are no sound by their names, {passed_over[0].name} say")
-    return found
+    return relative_paths
 
 
-def _add(found: dict[str, Path], side: str, file: Path, problems: list[str]) -> None:
+def _add(files: dict[str, Path], side: str, file: Path, problems: list[str]) -> None:
     """Make ``file`` a side of an utterance; of two files for one side, the first that can be read is it."""
-    other = found.setdefault(side, file)
+    other = files.setdefault(side, file)
     if other == file:
         return
     try:
@@ -194,7 +194,7 @@ def _add(found: dict[str, Path], side: str, file: Path, problems: list[str]) -> 
         problems.append(f"{file}: a second file for what {other} is")
     except AudioError as error:
         problems.append(str(error))
-        found[side] = file
+        files[side] = file
 
 
 def _side(file: Path, bone: str, air: str) -> tuple[str, str]:
@@ -210,18 +210,18 @@ def _side(file: Path, bone: str, air: str) -> tuple[str, str]:
 
 
 def _partnered(sides: Sides, problems: list[str]) -> Sides:
-    lone = {key: found for key, found in sides.items() if not found.keys() >= {"bone", "air"}}
-    problems.extend(f"{next(iter(found.values()))}: no partner" for found in lone.values())
-    return {key: found for key, found in sides.items() if key not in lone}
+    lone = {key: files for key, files in sides.items() if not files.keys() >= {"bone", "air"}}
+    problems.extend(f"{next(iter(files.values()))}: no partner" for files in lone.values())
+    return {key: files for key, files in sides.items() if key not in lone}
 
 
 def _entries(
     sides: Sides, root: Path, pattern: re.Pattern[str] | None, corpus: str, problems: list[str]
 ) -> list[Entry]:
     entries = []
-    for key, found in sorted(sides.items()):
+    for key, files in sorted(sides.items()):
         try:
-            entries.append(_entry(Path(key), found, root, pattern, corpus))
+            entries.append(_entry(Path(key), files, root, pattern, corpus))
         except TwoStageError as error:
             problems.append(str(error))
     if not entries:
@@ -229,8 +229,8 @@ def _entries(
     return entries
 
 
-def _entry(key: Path, found: dict[str, Path], root: Path, pattern: re.Pattern[str] | None, corpus: str) -> Entry:
-    files = {side: str(path.absolute()) for side, path in found.items()}
+def _entry(key: Path, paths: dict[str, Path], root: Path, pattern: re.Pattern[str] | None, corpus: str) -> Entry:
+    files = {side: str(path.absolute()) for side, path in paths.items()}
     seconds = min(_seconds(path) for path in files.values())
     name = key.parent.name or root.absolute().name
     if pattern:
@@ -290,12 +290,12 @@ def _from_csv(row: dict[str, str | None], where: str, folder: Path) -> Entry:
     entry = _absolute(entry, folder)
     try:
         seconds, delay, drift = row.get("seconds"), float(row.get("delay") or 0.0), float(row.get("drift") or 0.0)
-        found = float(seconds) if seconds else min(_seconds(p) for p in (entry.clean, entry.degraded) if p)
+        duration = float(seconds) if seconds else min(_seconds(p) for p in (entry.clean, entry.degraded) if p)
     except ValueError as error:
         raise DataError(f"{where}: {error}") from None
     inverted = _truth(row.get("inverted") or "", where)
     return _checked(
-        replace(entry, seconds=found, delay=delay, drift=drift, inverted=inverted, text=row.get("text") or ""), where
+        replace(entry, seconds=duration, delay=delay, drift=drift, inverted=inverted, text=row.get("text") or ""), where
     )
 
 

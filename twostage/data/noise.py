@@ -18,10 +18,10 @@ def noisy(speech: Audio, noise: Audio, sample_rate: int, snr_db: float, *, level
     nothing.
     """
     wanted = (active_level(speech, sample_rate) if level is None else level) - snr_db
-    found = active_level(noise, sample_rate)
-    if not (np.isfinite(wanted) and np.isfinite(found)):
+    noise_level = active_level(noise, sample_rate)
+    if not (np.isfinite(wanted) and np.isfinite(noise_level)):
         return speech
-    return speech + noise * np.float32(10 ** ((wanted - found) / 20))
+    return speech + noise * np.float32(10 ** ((wanted - noise_level) / 20))
 
 
 def pink(samples: int, sample_rate: int, rng: np.random.Generator) -> Audio:

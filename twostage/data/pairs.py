@@ -36,19 +36,19 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class PairConfig:
-    """How segments are drawn and varied. Levels and equalisation in dB."""
+    """How segments are drawn and varied. Levels and equalization in dB."""
 
-    samples: int = 32768  # of a segment
+    segment_length: int = 32768  # samples
     sample_rate: int = 16000  # Hz
     sensors: tuple[str, ...] = ("throat",)  # presets or YAML files that clean speech is degraded with; none: it is not
     sensor_weights: tuple[float, ...] = ()  # how often each; empty: alike
-    real_share: float = 0.0  # of a batch, drawn from entries that have both channels
+    real_fraction: float = 0.0  # of a batch, drawn from entries that have both channels
     simulate_on_pairs: bool = False  # simulate from the clean channel of pairs too
     joint_jitter_db: float = 2.0  # uniform, each way, of both channels
     degraded_jitter_db: float = 1.0  # the same, of the degraded channel alone
-    eq_db: float = 0.0  # deviation of a random equaliser on the degraded channel, an octave wide
-    eq_chance: float = 0.5  # of a segment, to be equalised
-    ambient_chance: float = 0.3  # of a simulated segment, to hear a file of the noise folder instead of pink noise
+    eq_db: float = 0.0  # deviation of a random equalizer on the degraded channel, an octave wide
+    eq_prob: float = 0.5  # of a segment, to be equalized
+    ambient_prob: float = 0.3  # of a simulated segment, to hear a file of the noise folder instead of pink noise
     ambient_db: tuple[float, float] = (-40.0, -20.0)  # its level range after leaking in, before the sensor's response
     silent_prob: float = 0.0  # of a segment, to be digital silence on the degraded side: vocoders then hear mels alone
     gate_db: float = 0.0  # by how much the room's noise is taken off clean speech, at most; 0 = not
@@ -57,9 +57,11 @@ class PairConfig:
     cache_gigabytes: float = 2.0  # sound kept in memory, 16 bits a sample
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.sample_rate < 1:
-            raise ConfigError(f"data.samples and data.sample_rate must be positive: {self.samples}, {self.sample_rate}")
-        for name in ("real_share", "eq_chance", "ambient_chance", "silent_prob"):
+        if self.segment_length < 1 or self.sample_rate < 1:
+            raise ConfigError(
+                f"data.segment_length and data.sample_rate must be positive: {self.segment_length}, {self.sample_rate}"
+            )
+        for name in ("real_fraction", "eq_prob", "ambient_prob", "silent_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"data.{name} is {getattr(self, name)}, must lie between 0 and 1")
         if not 0 <= self.speed < 1 or self.gate_db < 0:
@@ -149,11 +151,11 @@ class PairDataset:
         self.real = [entry for entry in entries if entry.paired]
         alone = [entry for entry in entries if entry.clean and not entry.paired]
         self.clean = alone + self.real if config.simulate_on_pairs or not alone else alone
-        if config.real_share > 0 and not self.real:
+        if config.real_fraction > 0 and not self.real:
             raise DataError(
-                f"data.real_share is {config.real_share}, but no entry has both a clean and a degraded file"
+                f"data.real_fraction is {config.real_fraction}, but no entry has both a clean and a degraded file"
             )
-        if config.real_share < 1 and not self.clean:
+        if config.real_fraction < 1 and not self.clean:
             raise DataError("no entry has a clean file")
         self.noise = sorted(noise)
         self.sensors: list[Sensor] = [load_sensor(name) for name in config.sensors]
@@ -171,15 +173,15 @@ class PairDataset:
                 Alignment.of(entry, self.config.sample_rate).shared(*lengths)
 
     def _length(self, path: str) -> int:
-        found = sound_files.info(path)
-        return sound_files.resampled_length(found.frames, found.sample_rate, self.config.sample_rate)
+        info = sound_files.info(path)
+        return sound_files.resampled_length(info.frames, info.sample_rate, self.config.sample_rate)
 
     def item(self, rng: np.random.Generator, *, real: bool) -> tuple[Floats, Floats]:
         """One segment: degraded (C, T), bone first, and clean (1, T), float32."""
         degraded, clean, room = self._recorded(rng) if real else self._simulated(rng)
         config = self.config
-        if rng.random() < config.eq_chance and config.eq_db > 0:
-            degraded = equalise(degraded, config.sample_rate, config.eq_db, rng)
+        if rng.random() < config.eq_prob and config.eq_db > 0:
+            degraded = equalize(degraded, config.sample_rate, config.eq_db, rng)
         joint = rng.uniform(-config.joint_jitter_db, config.joint_jitter_db)
         alone = rng.uniform(-config.degraded_jitter_db, config.degraded_jitter_db)
         sides = [_gained(degraded, joint + alone)]
@@ -195,8 +197,8 @@ class PairDataset:
         offset = seeded(seed, "share", step).random()
         items = []
         for index in range(rank * size, (rank + 1) * size):
-            # the integer part rises real_share * (size * world) times in a joint batch, give or take one
-            count = [int(np.floor((index + more) * self.config.real_share + offset)) for more in (0, 1)]
+            # the integer part rises real_fraction * (size * world) times in a joint batch, give or take one
+            count = [int(np.floor((index + more) * self.config.real_fraction + offset)) for more in (0, 1)]
             items.append(self.item(seeded(seed, step, index), real=count[1] > count[0]))
         degraded, clean = (torch.from_numpy(np.stack(side)) for side in zip(*items, strict=True))
         return Pair(degraded, clean)
@@ -209,8 +211,8 @@ class PairDataset:
         first, last = alignment.shared(self._clean.describe(entry.clean)[0], self._degraded.describe(entry.degraded)[0])
         rate, samples = self._pace(rng)
         start = first + _start(last - first, samples, rng)
-        clean = alignment.clean_segment(partial(_levelled, self._clean, entry.clean), start, samples)
-        as_recorded = partial(_levelled, self._degraded, entry.degraded)
+        clean = alignment.clean_segment(partial(_leveled, self._clean, entry.clean), start, samples)
+        as_recorded = partial(_leveled, self._degraded, entry.degraded)
         degraded = alignment.degraded_segment(as_recorded, start, samples)
         return self._played(degraded, rate), self._played(clean, rate), None
 
@@ -220,7 +222,7 @@ class PairDataset:
         assert entry.clean is not None  # what `clean` is made of
         rate, samples = self._pace(rng)
         start = _start(self._clean.describe(entry.clean)[0], samples, rng)
-        clean = self._played(_levelled(self._clean, entry.clean, start, samples), rate)
+        clean = self._played(_leveled(self._clean, entry.clean, start, samples), rate)
         if not self.sensors:
             return clean, clean, None
         sensor = self.sensors[int(rng.choice(len(self.sensors), p=self._weights))]
@@ -237,7 +239,7 @@ class PairDataset:
         return _gained(noisy(clean, noise, self.config.sample_rate, snr, level=LEVEL), -together)
 
     def _noise(self, rng: np.random.Generator) -> Floats:
-        samples = self.config.samples
+        samples = self.config.segment_length
         if not self.noise:
             return pink(samples, self.config.sample_rate, rng)
         path = self.noise[int(rng.integers(len(self.noise)))]
@@ -249,33 +251,33 @@ class PairDataset:
     def _pace(self, rng: np.random.Generator) -> tuple[int, int]:
         """The rate in Hz that a segment is taken to have, and the samples that fill it then."""
         rate = round(self.config.sample_rate * (1 + rng.uniform(-self.config.speed, self.config.speed)))
-        return rate, -(-self.config.samples * rate // self.config.sample_rate)
+        return rate, -(-self.config.segment_length * rate // self.config.sample_rate)
 
     def _played(self, segment: Floats, rate: int) -> Floats:
         if rate == self.config.sample_rate:
             return segment
         return sound_files.match_length(
-            sound_files.resample(segment, rate, self.config.sample_rate), self.config.samples
+            sound_files.resample(segment, rate, self.config.sample_rate), self.config.segment_length
         )
 
     def _ambient(self, rng: np.random.Generator) -> tuple[Floats, float] | None:
-        if not self.noise or rng.random() >= self.config.ambient_chance:
+        if not self.noise or rng.random() >= self.config.ambient_prob:
             return None
         path = self.noise[int(rng.integers(len(self.noise)))]
-        start = _start(self._degraded.describe(path)[0], self.config.samples, rng)
-        return self._degraded.segment(path, start, self.config.samples), rng.uniform(*self.config.ambient_db)
+        start = _start(self._degraded.describe(path)[0], self.config.segment_length, rng)
+        return self._degraded.segment(path, start, self.config.segment_length), rng.uniform(*self.config.ambient_db)
 
 
 def batches(
-    dataset: PairDataset, batch: int, seed: int, start: int = 0, *, rank: int = 0, world: int = 1, ahead: int = 4
+    dataset: PairDataset, batch: int, seed: int, start: int = 0, *, rank: int = 0, world: int = 1, prefetch: int = 4
 ) -> Generator[Pair, None, None]:
-    """Endless batches from number ``start``, made ``ahead`` of time in a thread; close it to stop the thread."""
+    """Endless batches from number ``start``, ``prefetch`` of them made ahead by a thread; close it to stop that."""
     pool = ThreadPoolExecutor(1, "pairs")
     waiting: deque[Future[Pair]] = deque()
     step = start
     try:
         while True:
-            while len(waiting) < max(1, ahead):
+            while len(waiting) < max(1, prefetch):
                 waiting.append(pool.submit(dataset.batch, batch, seed, step, rank=rank, world=world))
                 step += 1
             yield waiting.popleft().result()
@@ -283,7 +285,7 @@ def batches(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def equalise(signal: Floats, sample_rate: int, spread_db: float, rng: np.random.Generator) -> Floats:
+def equalize(signal: Floats, sample_rate: int, spread_db: float, rng: np.random.Generator) -> Floats:
     """Filter (T,) by a random smooth response of deviation ``spread_db``, zero phase."""
     size = fft.next_fast_len(len(signal), real=True)
     spectrum = fft.rfft(signal, size)
@@ -307,7 +309,7 @@ def _start(length: int, samples: int, rng: np.random.Generator) -> int:
     return int(rng.integers(min(0, length - samples), max(0, length - samples) + 1))
 
 
-def _levelled(cache: Cache, path: str, start: int, samples: int) -> Floats:
+def _leveled(cache: Cache, path: str, start: int, samples: int) -> Floats:
     """A segment, brought to LEVEL by the level of its file; silent files stay as they are."""
     segment, level = cache.segment(path, start, samples), cache.describe(path)[1]
     return _gained(segment, LEVEL - level) if np.isfinite(level) else segment

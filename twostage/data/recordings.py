@@ -35,10 +35,10 @@ def simulate_recording(
     clean = without_drift(clean, sample_rate)
     if air and len(clean) > 1:
         raise AudioError(f"has {len(clean)} channels; --air-snr makes two of a file with one", subject=source)
-    made = simulate_file(clean, sample_rate, sensor, seed, name)
+    simulated = simulate_file(clean, sample_rate, sensor, seed, name)
     if air:
-        made = np.concatenate([made, air.of(clean[0], sample_rate, name)[None]])
-    peak = float(np.abs(made).max())
+        simulated = np.concatenate([simulated, air.of(clean[0], sample_rate, name)[None]])
+    peak = float(np.abs(simulated).max())
     if peak > 0.99:  # quieter rather than clipped
-        made = made * np.float32(0.99 / peak)
-    sound_files.write(target, made, sample_rate, subtype=sound_files.info(source).subtype, overwrite=overwrite)
+        simulated = simulated * np.float32(0.99 / peak)
+    sound_files.write(target, simulated, sample_rate, subtype=sound_files.info(source).subtype, overwrite=overwrite)

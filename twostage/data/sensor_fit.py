@@ -40,10 +40,10 @@ class Recording(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Character:
+class SensorStatistics:
     """What pairs of channels show, by band; both channels at the same active level. dB unless said otherwise."""
 
-    frequencies: Floats  # Hz, centres of the bands (K,)
+    frequencies: Floats  # Hz, centers of the bands (K,)
     response_db: Floats  # power of the degraded speech over that of the clean speech, noise taken off
     response_spread_db: Floats  # its deviation between recordings
     slope: Floats  # dB of a degraded band for a dB more in the clean band, by regression over the frames
@@ -62,8 +62,8 @@ class FittedSensor:
     """A sensor for the simulator, what it was fitted to, and what comes out when it is simulated."""
 
     sensor: Sensor
-    measured: Character
-    simulated: Character
+    measured: SensorStatistics
+    simulated: SensorStatistics
 
 
 def bands(sample_rate: int) -> Floats:
@@ -88,7 +88,7 @@ def _load(entry: Entry, sample_rate: int) -> Recording:
     return Recording(clean, degraded)
 
 
-def characterise(recordings: Iterable[Recording], sample_rate: int) -> Character:
+def measure_sensor(recordings: Iterable[Recording], sample_rate: int) -> SensorStatistics:
     """Measure how the degraded channels differ from the clean ones. Raises DataError if there is too little speech."""
     views = [_view(part, sample_rate) for recording in recordings for part in _chunks(recording, sample_rate)]
     views = [view for view in views if view.active.sum() >= 20]
@@ -100,7 +100,7 @@ def characterise(recordings: Iterable[Recording], sample_rate: int) -> Character
     noise, noise_spread = _noise(views, starts)
     response = np.array([_mean_ratio(view, starts, noise) for view in views])
     slopes, scatter = _regression(views, starts, grid)
-    return Character(
+    return SensorStatistics(
         frequencies=(edges[1:] + edges[:-1]) / 2,
         response_db=response.mean(0),
         response_spread_db=response.std(0, ddof=1) if len(response) > 1 else np.zeros(len(edges) - 1),
@@ -123,24 +123,26 @@ def fit_sensor(recordings: Sequence[Recording], sample_rate: int, *, rounds: int
     scatter without any gain, noise fills quiet bands. So the clean channels are simulated and measured alike, and the
     settings corrected by the difference, ``rounds`` times.
     """
-    measured = characterise(recordings, sample_rate)
+    measured = measure_sensor(recordings, sample_rate)
     sensor = _first_guess(measured)
     for number in range(rounds):
         sensor = _corrected(sensor, measured, _imitated(recordings, sample_rate, sensor, seed, number))
     return FittedSensor(_rounded(sensor), measured, _imitated(recordings, sample_rate, sensor, seed, rounds))
 
 
-def _imitated(recordings: Sequence[Recording], sample_rate: int, sensor: Sensor, seed: int, number: int) -> Character:
+def _imitated(
+    recordings: Sequence[Recording], sample_rate: int, sensor: Sensor, seed: int, number: int
+) -> SensorStatistics:
     draws = 3 if sum(len(r.clean) for r in recordings) < 120 * sample_rate else 1  # less chance in a short corpus
-    made = [
+    simulated = [
         Recording(r.clean, simulate(r.clean, sample_rate, sensor, seeded(seed, number, draw, index)))
         for draw in range(draws)
         for index, r in enumerate(recordings)
     ]
-    return characterise(made, sample_rate)
+    return measure_sensor(simulated, sample_rate)
 
 
-def _first_guess(measured: Character) -> Sensor:
+def _first_guess(measured: SensorStatistics) -> Sensor:
     sensor = Sensor(
         frequencies=as_curve(measured.frequencies),
         response_db=as_curve(measured.response_db),
@@ -160,13 +162,13 @@ def _first_guess(measured: Character) -> Sensor:
     return _held(sensor)
 
 
-def _rounding(measured: Character) -> float | None:
+def _rounding(measured: SensorStatistics) -> float | None:
     """Total level of the white noise that is left above the band limit."""
     above = measured.noise_db[measured.frequencies > 1.15 * (measured.band_limit or np.inf)]
     return float(np.median(above) + decibels(measured.frequencies[-1:])[0]) if len(above) else None
 
 
-def _corrected(sensor: Sensor, wanted: Character, got: Character) -> Sensor:
+def _corrected(sensor: Sensor, wanted: SensorStatistics, got: SensorStatistics) -> Sensor:
     """Move every setting against its error, as far as it can be moved."""
 
     def moved(name: str, step: float, low: float, high: float) -> Curve:
@@ -283,16 +285,16 @@ def _band_limit(views: list[_View], grid: Floats) -> float:
         decibels(np.mean([power(x).mean(0) for x in side], axis=0))
         for side in zip(*[v[:2] for v in views], strict=True)
     ]
-    reach = max(2, int(200 / grid[1]))
+    span = max(2, int(200 / grid[1]))
     drops = np.zeros(len(grid))
-    for k in range(2 * reach, len(grid) - 2 * reach):
-        clean, degraded = (c[k - 2 * reach : k - reach].mean() - c[k + reach : k + 2 * reach].mean() for c in curves)
+    for k in range(2 * span, len(grid) - 2 * span):
+        clean, degraded = (c[k - 2 * span : k - span].mean() - c[k + span : k + 2 * span].mean() for c in curves)
         drops[k] = degraded - max(clean, 0)
     edge = int(drops.argmax())
     if drops[edge] < DROP:
         return 0.0
-    passed = curves[1] > curves[1][edge - 2 * reach : edge - reach].mean() - 0.75 * DROP
-    return float(grid[np.flatnonzero(passed[: edge + reach])[-1]])
+    passed = curves[1] > curves[1][edge - 2 * span : edge - span].mean() - 0.75 * DROP
+    return float(grid[np.flatnonzero(passed[: edge + span])[-1]])
 
 
 def _rounded(sensor: Sensor) -> Sensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from twostage.audio.plots import no_backend
-from twostage.data.sensor_fit import Character, FittedSensor
+from twostage.data.sensor_fit import FittedSensor, SensorStatistics
 from twostage.utils.files import check_writable, replacing
 
 
@@ -30,11 +30,11 @@ def draw_sensor(path: str | os.PathLike[str], fitted: FittedSensor, *, overwrite
         ("gain_spread_db", "deviation of frames", "dB"),
     )
     for axis, (name, title, unit) in zip(axes, titles, strict=True):
-        for label, character, style in (("pairs", fitted.measured, "o-"), ("simulated", fitted.simulated, "x--")):
-            _line(axis, character, name, style, label)
+        for label, statistics, style in (("pairs", fitted.measured, "o-"), ("simulated", fitted.simulated, "x--")):
+            _line(axis, statistics, name, style, label)
         axis.set(title=title, ylabel=unit, xlabel="Hz", xscale="log")
         if fitted.measured.band_limit:
-            axis.axvline(fitted.measured.band_limit, color="grey", linestyle=":")
+            axis.axvline(fitted.measured.band_limit, color="gray", linestyle=":")
         axis.grid(alpha=0.3)
     axes[0].legend()
     figure.suptitle(f"{fitted.measured.recordings} recordings, {fitted.measured.seconds:.0f} s")
@@ -42,9 +42,9 @@ def draw_sensor(path: str | os.PathLike[str], fitted: FittedSensor, *, overwrite
         canvas.print_png(str(partial))
 
 
-def _line(axis: object, character: Character, name: str, style: str, label: str) -> None:
-    values = np.asarray(getattr(character, name))
-    (line,) = axis.plot(character.frequencies, values, style, label=label, markersize=3)  # type: ignore[attr-defined]
+def _line(axis: object, statistics: SensorStatistics, name: str, style: str, label: str) -> None:
+    values = np.asarray(getattr(statistics, name))
+    (line,) = axis.plot(statistics.frequencies, values, style, label=label, markersize=3)  # type: ignore[attr-defined]
     if name == "response_db":
-        low, high = values - character.response_spread_db, values + character.response_spread_db
-        axis.fill_between(character.frequencies, low, high, color=line.get_color(), alpha=0.2)  # type: ignore[attr-defined]
+        low, high = values - statistics.response_spread_db, values + statistics.response_spread_db
+        axis.fill_between(statistics.frequencies, low, high, color=line.get_color(), alpha=0.2)  # type: ignore[attr-defined]

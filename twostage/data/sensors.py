@@ -95,7 +95,7 @@ class Sensor:
         if self.q <= 0 or self.gain_seconds <= 0:
             raise ConfigError(f"sensor.q and sensor.gain_seconds must be positive: {self.q}, {self.gain_seconds}")
 
-    def drawn(self, rng: np.random.Generator) -> "Sensor":
+    def sample(self, rng: np.random.Generator) -> "Sensor":
         """The sensor of one recording; of a family (`AnySensor`), a member of it."""
         return self
 
@@ -245,7 +245,7 @@ class AnySensor(Sensor):
     The ranges enclose the presets and nothing in them was fitted.
     """
 
-    def drawn(self, rng: np.random.Generator) -> Sensor:
+    def sample(self, rng: np.random.Generator) -> Sensor:
         hertz = np.array(GRID)
         pitch = np.log2(np.maximum(hertz, 30))
 

@@ -54,16 +54,16 @@ def simulate(
     if clean.ndim != 1:
         raise ValueError(f"simulate takes one channel (T,), got {clean.shape}")
     whole = recording or rng
-    sensor = sensor.drawn(whole)
-    heard = levels.active_level(clean, sample_rate)
-    reference = heard if level is None else level
+    sensor = sensor.sample(whole)
+    active = levels.active_level(clean, sample_rate)
+    reference = active if level is None else level
     if not np.isfinite(reference):
         return np.zeros_like(clean)
     speech = low_pass(clean, sample_rate, sensor, whole) if sensor.cutoff else clean
     response = _response(sensor, sample_rate, whole)
     if response is not None or any(getattr(sensor, name) for name in MOVING):
         speech = _body(speech, clean, sample_rate, sensor, response, rng)
-    change = heard - levels.active_level(speech, sample_rate)
+    change = active - levels.active_level(speech, sample_rate)
     speech = speech * np.float32(10 ** (change / 20)) if np.isfinite(change) else speech
     amplitude = 10 ** (reference / 20)
     speech = speech + amplitude * _body_sounds(len(clean), sample_rate, sensor, rng)
@@ -95,14 +95,14 @@ def _channel(audio: Floats, sample_rate: int, sensor: Sensor, seed: int, name: s
     level = levels.active_level(audio, sample_rate)
     out = np.zeros(len(audio), np.float32)
     for number, start in enumerate(range(0, len(audio), part)):
-        heard = audio[max(0, start - fade) : start + part]
+        segment = audio[max(0, start - fade) : start + part]
         rng, recording = seeded(seed, name, number), seeded(seed, name)
-        made = simulate(heard, sample_rate, sensor, rng, level=level, recording=recording)
+        simulated = simulate(segment, sample_rate, sensor, rng, level=level, recording=recording)
         if start:
             rise = np.linspace(0, 1, fade, dtype=np.float32)
             out[start - fade : start] *= 1 - rise
-            made[:fade] *= rise
-        out[max(0, start - fade) : start + part] += made
+            simulated[:fade] *= rise
+        out[max(0, start - fade) : start + part] += simulated
     return out
 
 
@@ -149,9 +149,9 @@ def _response(sensor: Sensor, sample_rate: int, rng: np.random.Generator) -> Flo
     response = _curve(sensor, "response_db", frequencies)
     spread = _curve(sensor, "response_spread_db", frequencies)
     response = response + spread * smooth_curve(octaves(frequencies), rng)
-    for centre, q, gain in sensor.resonances:
-        centre *= rng.uniform(1 - sensor.resonance_jitter, 1 + sensor.resonance_jitter)
-        detuning = q * (frequencies / centre - centre / np.maximum(frequencies, 1))
+    for center, q, gain in sensor.resonances:
+        center *= rng.uniform(1 - sensor.resonance_jitter, 1 + sensor.resonance_jitter)
+        detuning = q * (frequencies / center - center / np.maximum(frequencies, 1))
         response = response + gain / (1 + detuning**2)
     return response
 
@@ -169,8 +169,8 @@ def _body(
     pitches = octaves(frequencies) * 2  # half an octave moves together
     gain = np.zeros(len(frequencies), np.float32) if response is None else response[used]
     if sensor.slope or sensor.voice_slope:
-        heard = spectra if clean is speech else stft(clean, size)[:, used]
-        gain = gain + _dynamics(power(heard), frequencies, sensor)
+        clean_spectra = spectra if clean is speech else stft(clean, size)[:, used]
+        gain = gain + _dynamics(power(clean_spectra), frequencies, sensor)
     spread = _curve(sensor, "gain_spread_db", frequencies)
     if sensor.gain_spread_db:
         gain = gain + spread * smooth_field(times, pitches, rng)
@@ -242,8 +242,8 @@ def _body_sounds(length: int, sample_rate: int, sensor: Sensor, rng: np.random.G
             _add_pulse(total, beat, sample_rate, rng.uniform(25, 50), 0.04, 10 ** (sensor.heart_db / 20))
     if sensor.thump_db is not None:
         for moment in rng.uniform(0, seconds, rng.poisson(sensor.thumps_per_second * seconds)):
-            height = 10 ** ((sensor.thump_db + rng.normal(0, 4)) / 20)
-            _add_pulse(total, moment, sample_rate, rng.uniform(20, 90), rng.uniform(0.02, 0.08), height)
+            amplitude = 10 ** ((sensor.thump_db + rng.normal(0, 4)) / 20)
+            _add_pulse(total, moment, sample_rate, rng.uniform(20, 90), rng.uniform(0.02, 0.08), amplitude)
     if sensor.breath_db is not None:
         from scipy.signal import butter, lfilter
 
@@ -254,12 +254,12 @@ def _body_sounds(length: int, sample_rate: int, sensor: Sensor, rng: np.random.G
     return total
 
 
-def _add_pulse(total: Floats, moment: float, sample_rate: int, pitch: float, decay: float, height: float) -> None:
+def _add_pulse(total: Floats, moment: float, sample_rate: int, pitch: float, decay: float, amplitude: float) -> None:
     """Add a damped oscillation in place."""
     start = int(moment * sample_rate)
     time = np.arange(min(len(total) - start, int(6 * decay * sample_rate)), dtype=np.float32) / sample_rate
     if len(time):
-        total[start : start + len(time)] += height * np.exp(-time / decay) * np.sin(2 * np.pi * pitch * time)
+        total[start : start + len(time)] += amplitude * np.exp(-time / decay) * np.sin(2 * np.pi * pitch * time)
 
 
 def _surroundings(
@@ -288,16 +288,14 @@ def _surroundings(
         floor = _curve(sensor, "noise_db", frequencies) + sensor.noise_spread_db * whole.standard_normal()
         powers = powers + (10 ** (floor / 10) * (sample_rate / 2)).astype(np.float32)
     if ambient is not None or sensor.ambient_db is not None:
-        colour = (
-            np.zeros_like(frequencies) if response is None else np.interp(frequencies, _grid(sample_rate), response)
-        )
-        colour = (10 ** (colour / 20)).astype(np.float32)
+        color = np.zeros_like(frequencies) if response is None else np.interp(frequencies, _grid(sample_rate), response)
+        color = (10 ** (color / 20)).astype(np.float32)
     if ambient is not None:
         gain = level * 10 ** (ambient[1] / 20) / max(levels.rms(ambient[0]), 1e-9)
-        spectrum = spectrum + fft.rfft(np.pad(gain * ambient[0], side), size) * colour
+        spectrum = spectrum + fft.rfft(np.pad(gain * ambient[0], side), size) * color
     elif sensor.ambient_db is not None:
         pink = 1 / np.maximum(frequencies, 50)
-        powers = powers + 10 ** (sensor.ambient_db / 10) * colour**2 * pink / pink.mean()
+        powers = powers + 10 ** (sensor.ambient_db / 10) * color**2 * pink / pink.mean()
     if sensor.band_limit:
         limit = sensor.band_limit * whole.uniform(1 - sensor.band_limit_jitter, 1 + sensor.band_limit_jitter)
         passed = np.clip(0.5 + (limit - frequencies) / (0.04 * limit), 0, 1)  # 4 % from pass to stop

@@ -26,7 +26,7 @@ COARSE = 0.03  # seconds by which the offset of the envelopes may be wrong
 MOST_WINDOWS = 64  # of a fit
 FIRST_SPAN, WIDER = 12.0, 4.0  # seconds that the windows of the first fit lie in; how much wider they lie in the next
 STEEPEST = 6000.0  # ppm: drift that is looked for
-GRID = 1.5e-4  # seconds by which neighbouring lines of a search differ at their ends
+GRID = 1.5e-4  # seconds by which neighboring lines of a search differ at their ends
 NEAR = 0.006  # seconds to either side of a line that is known
 QUIET = 0.01  # share of the loud windows' power below which a window does not count
 GROUPS = 4  # of windows, whose drifts are compared
@@ -61,8 +61,8 @@ def estimate_timing(
     instead, to the power of one half, so that the lowest harmonics do not make the peak as wide as their period.
     """
     pair = _Pair(_Side(np.asarray(bone, np.float32), sample_rate), _Side(np.asarray(air, np.float32), sample_rate))
-    reach = min(COARSE, max_delay)
-    fits = [_fit(pair, line, FIRST_SPAN, reach, STEEPEST) for line in _coarse(pair, max_delay, min_overlap)]
+    max_offset = min(COARSE, max_delay)
+    fits = [_fit(pair, line, FIRST_SPAN, max_offset, STEEPEST) for line in _coarse(pair, max_delay, min_overlap)]
     if not any(fit.peak for fit in fits):
         return Timing()
     best = _most_in_common(pair, fits)
@@ -165,16 +165,16 @@ def _coarse(pair: _Pair, max_delay: float, min_overlap: float) -> list[_Line]:
     bone, air = pair.bone.envelopes, pair.air.envelopes
     count = max(1, min(PARTS, int(pair.bone.length / PART)))
     size = bone.shape[1] if count == 1 else round(PART / HOP)
-    found: list[tuple[float, int]] = []
+    candidates: list[tuple[float, int]] = []
     for start in np.linspace(0, bone.shape[1] - size, count).astype(int):
         scores, lags = _scores(bone[:, start : start + size], air, int(start), bone.shape[1], min_overlap)
         scores = np.where(np.abs(lags) * HOP <= max_delay + HOP, scores, 0)
         padded = np.pad(scores, 1)
         peaks = np.flatnonzero((scores > 0) & (scores >= padded[2:]) & (scores > padded[:-2]))
         best = peaks[np.argsort(-scores[peaks])[: 4 * CANDIDATES]]
-        found += [(float(scores[place]), int(lags[place])) for place in best]
+        candidates += [(float(scores[place]), int(lags[place])) for place in best]
     kept: list[int] = []
-    for _, lag in sorted(found, reverse=True):
+    for _, lag in sorted(candidates, reverse=True):
         if len(kept) < CANDIDATES and all(abs(lag - other) * HOP > 0.1 for other in kept):
             kept.append(lag)
     return [_Line(_where(bone, air, lag), lag * HOP) for lag in kept]
@@ -215,10 +215,10 @@ def _where(bone: Floats, air: Floats, lag: int) -> float:
     return (first + int((sums[width:] - sums[:-width]).argmax()) + width / 2) * HOP
 
 
-def _fit(pair: _Pair, line: _Line, span: float, reach: float, steepest: float) -> _Fit:
+def _fit(pair: _Pair, line: _Line, span: float, max_offset: float, steepest: float) -> _Fit:
     """The line near ``line`` on which the windows within ``span`` seconds around its time agree best.
 
-    ``reach``: seconds by which it may lie off in the middle; ``steepest``: ppm by which its slope may differ.
+    ``max_offset``: seconds by which it may lie off in the middle; ``steepest``: ppm by which its slope may differ.
     """
     rate = pair.air.rate
     times, width = _windows(pair, line, span)
@@ -226,7 +226,7 @@ def _fit(pair: _Pair, line: _Line, span: float, reach: float, steepest: float) -
         return _Fit(line, 0.0, 0.0, float("inf"))
     middle = float(times.mean())
     half = float(np.abs(times - middle).max())
-    inside = round((reach + 0.001) * rate)
+    inside = round((max_offset + 0.001) * rate)
     lags = inside + round((steepest * 1e-6 * half + 0.001) * rate)
     curves = np.stack([_curve(pair, line, time, width, lags) for time in times])
     steps = round(steepest * 1e-6 * half / GRID)
@@ -308,12 +308,12 @@ def _slope_error(curves: Floats, offsets: Floats, slopes: Floats, rate: int, ins
     """Standard error in ppm, from the slopes of groups of windows; no less than a quarter of the search's step."""
     if len(curves) < 2 * GROUPS or len(slopes) < 2:
         return float("inf")
-    found = []
+    group_slopes = []
     for group in range(GROUPS):
         curve, offset = curves[group::GROUPS], offsets[group::GROUPS]
         scores = [np.abs(_along(curve, offset, slope, rate, inside)).max() for slope in slopes]
-        found.append(slopes[int(np.argmax(scores))])
-    return 1e6 * float(np.hypot(np.std(found, ddof=1) / GROUPS**0.5, (slopes[1] - slopes[0]) / 4))
+        group_slopes.append(slopes[int(np.argmax(scores))])
+    return 1e6 * float(np.hypot(np.std(group_slopes, ddof=1) / GROUPS**0.5, (slopes[1] - slopes[0]) / 4))
 
 
 def _vertex(values: Floats, index: int) -> float:

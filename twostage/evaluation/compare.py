@@ -14,7 +14,7 @@ from twostage.evaluation.costs import Costs
 from twostage.evaluation.metrics import HIGHER_IS_BETTER, SAMPLE_RATE
 from twostage.evaluation.pictures import draw, file_name
 from twostage.evaluation.report import CLEAN, COLUMNS, RAW, metrics_of, summarize
-from twostage.evaluation.results import PICTURES, SOUNDS, TABLE, Results, merge
+from twostage.evaluation.results import PICTURES, SOUNDS, TABLE, EvaluationResults, merge
 from twostage.evaluation.systems import COPY
 from twostage.utils.errors import DataError
 from twostage.utils.files import replacing
@@ -53,21 +53,21 @@ def compare(folders: Sequence[Path], out: Path, *, metric: str = "estoi", title:
     if kept:
         errors = mean_errors(kept)
         width = SAMPLE_RATE / 2 / len(next(iter(errors.values())))
-        centres = [width * (place + 0.5) for place in range(round(SAMPLE_RATE / 2 / width))]
-        rows = [{"system": system} | dict(zip(map(str, centres), e, strict=True)) for system, e in errors.items()]
+        centers = [width * (place + 0.5) for place in range(round(SAMPLE_RATE / 2 / width))]
+        rows = [{"system": system} | dict(zip(map(str, centers), e, strict=True)) for system, e in errors.items()]
         _write_csv(out / BANDS_CSV, rows)
-        lines = {system: list(zip(centres, e, strict=True)) for system, e in errors.items()}
+        lines = {system: list(zip(centers, e, strict=True)) for system, e in errors.items()}
         up = f"error of band levels, dB ({len(kept)} utterances)"
         plots.draw_charts(out / BANDS, [plots.Chart("Hz", up, lines, logarithmic=False)], names=systems, overwrite=True)
     return text
 
 
-def cost_charts(results: Results, costs: Mapping[str, Costs], metric: str) -> list[plots.Chart]:
+def cost_charts(results: EvaluationResults, costs: Mapping[str, Costs], metric: str) -> list[plots.Chart]:
     """A chart for each price: systems by what they cost and score. What costs nothing has no place on it.
 
     Nor has copy-synthesis, which hears the clean speech: beside it, all others are one heap.
     """
-    means = {system: found[metric].mean for system, found in summarize(results.rows).items()}
+    means = {system: intervals[metric].mean for system, intervals in summarize(results.rows).items()}
     means = {system: mean for system, mean in means.items() if not system.endswith(COPY)}
     raw = {RAW: means[RAW]} if RAW in means else {}
     heading = f"{COLUMNS[metric][0]} ({'higher' if HIGHER_IS_BETTER[metric] else 'lower'} is better)"
@@ -85,13 +85,13 @@ def kept_sounds(folders: Sequence[Path], systems: Sequence[str]) -> dict[str, di
     names = [{path.name for path in (folder / SOUNDS).glob("*")} for folder in folders]
     kept = {}
     for name in sorted(set.intersection(*names)) if names else []:
-        found: dict[str, Audio] = {}
+        sounds: dict[str, Audio] = {}
         for title in (*(system for system in systems if system != CLEAN), CLEAN):
             places = [folder / SOUNDS / name / f"{file_name(title)}.flac" for folder in folders]
             place = next((place for place in places if place.is_file()), None)
             if place:
-                found[title] = sound_files.read(place)[0][0]
-        kept[name] = found
+                sounds[title] = sound_files.read(place)[0][0]
+        kept[name] = sounds
     return kept
 
 
@@ -103,14 +103,14 @@ def mean_errors(kept: Mapping[str, Mapping[str, Audio]]) -> dict[str, NDArray[np
             if system != CLEAN:
                 aligned = metrics.align(sounds[CLEAN], sound)
                 errors.setdefault(system, []).append(metrics.band_errors(aligned.reference, aligned.estimate))
-    return {system: np.nanmean(found, axis=0) for system, found in errors.items()}
+    return {system: np.nanmean(system_errors, axis=0) for system, system_errors in errors.items()}
 
 
-def _flat(results: Results, costs: Mapping[str, Costs]) -> list[dict[str, object]]:
+def _flat(results: EvaluationResults, costs: Mapping[str, Costs]) -> list[dict[str, object]]:
     rows = []
-    for system, found in summarize(results.rows).items():
-        row: dict[str, object] = {"system": system, "n": max(interval.n for interval in found.values())}
-        row |= {metric: interval.mean for metric, interval in found.items()}
+    for system, intervals in summarize(results.rows).items():
+        row: dict[str, object] = {"system": system, "n": max(interval.n for interval in intervals.values())}
+        row |= {metric: interval.mean for metric, interval in intervals.items()}
         cost = costs.get(system)
         paid = (cost.parameters, cost.gmac, cost.latency, cost.real_time_factor) if cost else ("",) * 4
         rows.append(row | dict(zip(("parameters", "gmac", "latency_s", "real_time_factor"), paid, strict=True)))

@@ -20,7 +20,7 @@ from twostage.models.onnx_enhancer import OnnxEnhancer
 class Costs:
     """``gmac`` a second of audio; ``real_time_factor`` is seconds of work for a second of audio on this machine.
 
-    ``latency``: seconds that an output sample waits for input after its own, in whatever pieces that comes; None where
+    ``latency``: seconds that an output sample waits for input after its own, in whatever chunks that comes; None where
     it waits for all of the signal.
     """
 
@@ -87,7 +87,7 @@ def real_time_factor(model: Enhancer, seconds: float = 10.0, repeats: int = 3) -
     return min(elapsed[1:]) * model.sample_rate / audio.shape[-1]
 
 
-def measure(model: Enhancer, *, seconds: float = 10.0, repeats: int = 3) -> Costs:
+def measure_model(model: Enhancer, *, seconds: float = 10.0, repeats: int = 3) -> Costs:
     """All costs of a model where it stands, at torch's present number of threads; time on ``seconds`` of audio."""
     device, threads = str(model.device), torch.get_num_threads()
     speed = real_time_factor(model, seconds, repeats)

@@ -3,7 +3,7 @@
 Those of ``METRICS`` hear the clean speech too, those of ``NO_REFERENCE`` the estimate alone.
 Every score is taken at 16 kHz, for which wide-band PESQ, the bands and the frames are made: arrays of another
 ``sample_rate`` are resampled to that first, so that scores of models of different rates compare. What lies above 8 kHz
-is not judged. Every score is a float. What cannot be scored (silence, too short, not finite) is NaN with a
+is not assessed. Every score is a float. What cannot be scored (silence, too short, not finite) is NaN with a
 ``MetricWarning`` that says why; ``score`` gives all of them at once, with the reasons. The packages behind them are the
 ``eval`` extra.
 """
@@ -112,16 +112,16 @@ def _missing(package: str) -> TwoStageError:
 def pesq_wb(reference: Array, estimate: Array) -> float:
     """Wide-band PESQ, MOS-LQO of 1.0 to 4.64 (ITU-T P.862.2); beyond 20 s the mean over equal pieces with speech."""
     # the reference code has room for 50 utterances, each 0.2 s of speech and of pause, and crashes beyond
-    pieces = -(-len(reference) // (20 * SAMPLE_RATE))
-    found, reasons = [], []
-    for one, other in zip(np.array_split(reference, pieces), np.array_split(estimate, pieces), strict=True):
+    parts = -(-len(reference) // (20 * SAMPLE_RATE))
+    scores, reasons = [], []
+    for one, other in zip(np.array_split(reference, parts), np.array_split(estimate, parts), strict=True):
         try:
-            found.append(_pesq(one, other))
+            scores.append(_pesq(one, other))
         except Unscorable as reason:
             reasons.append(reason)
-    if not found:
+    if not scores:
         raise reasons[0]
-    return float(np.mean(found))
+    return float(np.mean(scores))
 
 
 def _pesq(reference: Array, estimate: Array) -> float:
@@ -175,7 +175,7 @@ def lsd(reference: Array, estimate: Array) -> float:
     Root of the mean square over bins, mean over frames; 2048-point frames, hop 512 (Wang and Wang, "Towards Robust
     Speech Super-Resolution", TASLP 2021).
     """
-    one, other = (_stft()(_levelled(a)).clamp_min(1e-5).log10() * 2 for a in (reference, estimate))
+    one, other = (_stft()(_leveled(a)).clamp_min(1e-5).log10() * 2 for a in (reference, estimate))
     if not one.shape[-1]:
         raise Unscorable("too short, less than one frame of 512 samples")
     return float((one - other).square().mean(-2).sqrt().mean())
@@ -184,7 +184,7 @@ def lsd(reference: Array, estimate: Array) -> float:
 @_nan_if_unscorable
 def mel_l1(reference: Array, estimate: Array) -> float:
     """Mean absolute difference of natural-log mels (80 bands to 8 kHz), levels aligned; 0 is equal."""
-    one, other = (_mel()(_levelled(a)) for a in (reference, estimate))
+    one, other = (_mel()(_leveled(a)) for a in (reference, estimate))
     if not one.shape[-1]:
         raise Unscorable("too short, less than one frame of 256 samples")
     return float((one - other).abs().mean())
@@ -199,7 +199,7 @@ def mcd(reference: Array, estimate: Array, order: int = 13, floor_db: float = 40
     their levels. Signals are aligned, so frames meet without time warping; mean over the frames in which the
     reference's power is at most ``floor_db`` below its loudest.
     """
-    one, other = (_mel()(_levelled(a))[0] for a in (reference, estimate))
+    one, other = (_mel()(_leveled(a))[0] for a in (reference, estimate))
     if not one.shape[-1]:
         raise Unscorable("too short, less than one frame of 256 samples")
     bands = one.shape[0]
@@ -230,10 +230,10 @@ def mos(estimate: Array, sample_rate: int = SAMPLE_RATE) -> float:
 def dnsmos(estimate: Array, sample_rate: int = SAMPLE_RATE) -> float:
     """DNSMOS P.835's overall quality, about 1 to 4.2, at the level that all are aligned to; see ``speech_quality``."""
 
-    def levelled(audio: Array) -> float:
+    def leveled(audio: Array) -> float:
         return speech_quality.dnsmos(_pcm((audio * (RMS / rms(audio))).astype(np.float32)))
 
-    return _quality("dnsmos", levelled, estimate, sample_rate)
+    return _quality("dnsmos", leveled, estimate, sample_rate)
 
 
 def _quality(name: str, model: Callable[[Array], float], estimate: Array, sample_rate: int) -> float:
@@ -295,13 +295,13 @@ def band_errors(
         return np.full(bands, np.nan)
     levels = []
     for side in (reference, estimate):
-        power = _stft()(_levelled(side))[0].square()[1:]  # a multiple of many numbers of bands: 1024 bins
+        power = _stft()(_leveled(side))[0].square()[1:]  # a multiple of many numbers of bands: 1024 bins
         level = 10 * power.unflatten(0, (bands, -1)).sum(1).log10()
         levels.append(level.clamp_min(float(level.max()) - 60))
     return (levels[0] - levels[1]).abs().mean(-1).double().numpy()
 
 
-def _levelled(audio: Array) -> torch.Tensor:
+def _leveled(audio: Array) -> torch.Tensor:
     return torch.from_numpy((audio * (RMS / rms(audio))).astype(np.float32))[None, None]
 
 
@@ -329,7 +329,7 @@ def align(
 ) -> Alignment:
     """Undo a difference of length or a delay of at most ``max_seconds``; ``DataError`` where lengths differ by more.
 
-    The delay is the peak of the magnitude of the normalised cross-correlation of the waveforms, exact to the sample.
+    The delay is the peak of the magnitude of the normalized cross-correlation of the waveforms, exact to the sample.
     What keeps no phase, such as a mel vocoder's output, has peaks at multiples of the pitch that mean nothing, but they
     stay below ``sure``; then the envelopes of mel bands are correlated, which is good to a millisecond, and a delay of
     two or more counts.
@@ -362,7 +362,7 @@ def _delay(reference: Array, estimate: Array, most: int, sure: float, sample_rat
 
 def _envelopes(audio: Array, step: int) -> torch.Tensor:
     """Compressed envelopes of 24 mel bands (F, L), a frame every ``step`` samples, without their means over time."""
-    mel = _band_mel(step)(_levelled(audio))[0].exp()
+    mel = _band_mel(step)(_leveled(audio))[0].exp()
     envelopes = (mel / mel.amax(1, keepdim=True) + 0.01).log()
     return envelopes - envelopes.mean(1, keepdim=True)
 
@@ -371,12 +371,12 @@ def _envelope_delay(reference: torch.Tensor, estimate: torch.Tensor, most: int, 
     frames = reference.shape[1]
     if frames <= 2 * most:
         return 0
-    found = {}
+    peaks = {}
     for lag in range(-most, most + 1):
         one, other = reference[:, max(0, -lag) : frames - max(0, lag)], estimate[:, max(0, lag) : frames - max(0, -lag)]
-        found[lag] = float((one * other).sum() / (one.norm() * other.norm()).clamp_min(1e-9))
-    best = max(found, key=found.__getitem__)
-    return best if found[best] >= sure else 0
+        peaks[lag] = float((one * other).sum() / (one.norm() * other.norm()).clamp_min(1e-9))
+    best = max(peaks, key=peaks.__getitem__)
+    return best if peaks[best] >= sure else 0
 
 
 @lru_cache(4)

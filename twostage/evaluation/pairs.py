@@ -20,7 +20,7 @@ from twostage.utils.errors import DataError
 
 
 @dataclass(frozen=True)
-class Source:
+class PairSource:
     """Where utterances come from: as recorded in pairs, or simulated from clean speech as `twostage simulate` does.
 
     With ``air``, a noisy air microphone is made beside that on the body.

@@ -8,14 +8,14 @@ from twostage.audio import plots, sound_files
 from twostage.audio.sound_files import Audio
 from twostage.data.manifest import Entry
 from twostage.evaluation.metrics import SAMPLE_RATE
-from twostage.evaluation.pairs import Source
+from twostage.evaluation.pairs import PairSource
 from twostage.evaluation.report import CLEAN
-from twostage.evaluation.results import PICTURES, SOUNDS, Results
+from twostage.evaluation.results import PICTURES, SOUNDS, EvaluationResults
 from twostage.evaluation.systems import System, estimates
 
 
 def show(
-    folder: Path, entries: Sequence[Entry], source: Source, systems: Sequence[System], keep_low_band: float = 0.0
+    folder: Path, entries: Sequence[Entry], source: PairSource, systems: Sequence[System], keep_low_band: float = 0.0
 ) -> None:
     """Input, estimates and clean speech to look at and to listen to, in two folders below ``folder``.
 
@@ -24,7 +24,7 @@ def show(
     """
     for entry in entries:
         name = source.name(entry)
-        with Results().collecting(name, entry.name):
+        with EvaluationResults().collecting(name, entry.name):
             degraded, clean = source.read(entry)
             sounds = {**dict(estimates(degraded, clean, systems, keep_low_band)), CLEAN: clean}
             draw(folder / PICTURES / f"{file_name(name)}.png", sounds)

@@ -13,12 +13,12 @@ from twostage.evaluation.report import Row
 from twostage.utils.errors import ConfigError, DataError, TwoStageError, called
 from twostage.utils.schema import build, parse_json
 
-ROWS, SETTINGS, TABLE, SUMMARY = "utterances.csv", "settings.json", "table.md", "summary.json"
+ROWS, SETTINGS_FILE, TABLE, SUMMARY = "utterances.csv", "settings.json", "table.md", "summary.json"
 PICTURES, SOUNDS = "spectrograms", "sounds"
 
 
 @dataclass
-class Results:
+class EvaluationResults:
     """Rows so far and what failed, one line a file."""
 
     rows: list[Row] = field(default_factory=list)
@@ -68,7 +68,7 @@ def _costs(summary: Mapping[str, Any], path: Path) -> dict[str, Costs]:
         raise DataError(f"not a summary ({error!r})", subject=path) from None
 
 
-def resume(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> Results:
+def resume(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> EvaluationResults:
     """Rows of an evaluation that began in ``folder`` with the same settings; none where there is none.
 
     Raises DataError if the folder holds an evaluation with other settings, unless ``overwrite``.
@@ -77,40 +77,40 @@ def resume(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"cannot make this folder ({error.strerror})", subject=folder) from None
-    before = _json(folder / SETTINGS) if (folder / SETTINGS).exists() and not overwrite else dict(settings)
+    before = _json(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).exists() and not overwrite else dict(settings)
     for key in sorted({*before, *settings}):
         if before.get(key) != settings.get(key):
             there, here = before.get(key), settings.get(key)
             raise DataError(f"{folder} holds another evaluation ({key}: {there} there, {here} here); see --overwrite")
-    report.write_json(folder / SETTINGS, settings)
+    report.write_json(folder / SETTINGS_FILE, settings)
     if overwrite or not (folder / ROWS).exists():
-        return Results()
-    return Results(report.read_rows(folder / ROWS))
+        return EvaluationResults()
+    return EvaluationResults(report.read_rows(folder / ROWS))
 
 
-def merge(folders: Sequence[Path]) -> tuple[Results, dict[str, Costs]]:
+def merge(folders: Sequence[Path]) -> tuple[EvaluationResults, dict[str, Costs]]:
     """Join the rows, failures and costs of several evaluations; what several hold alike (the raw input) counts once.
 
     Where they measured different metrics, a row has all of them. Raises DataError if two hold different scores of one
     system on one utterance.
     """
-    found: dict[tuple[str, str], tuple[Row, Path]] = {}
+    merged: dict[tuple[str, str], tuple[Row, Path]] = {}
     failures: list[str] = []
     costs: dict[str, Costs] = {}
     for folder in folders:
         for row in report.read_rows(folder / ROWS):
-            other, where = found.get(row.key, (row, folder))
+            other, where = merged.get(row.key, (row, folder))
             if not _agree(other, row):
                 raise DataError(f"{where} and {folder} differ in the scores of {row.system} on {row.utterance}")
             notes = "; ".join(dict.fromkeys(filter(None, (other.note, row.note))))
-            found[row.key] = replace(other, scores={**row.scores, **other.scores}, note=notes), where
+            merged[row.key] = replace(other, scores={**row.scores, **other.scores}, note=notes), where
         summary = _json(folder / SUMMARY)
         costs = _costs(summary, folder / SUMMARY) | costs
         failed = summary.get("failures", [])
         if not isinstance(failed, list):
             raise DataError(f"failures is {failed!r}, must be a list", subject=folder / SUMMARY)
         failures += map(str, failed)
-    return Results([row for row, _ in found.values()], failures), costs
+    return EvaluationResults([row for row, _ in merged.values()], failures), costs
 
 
 def _agree(one: Row, other: Row) -> bool:

@@ -12,9 +12,9 @@ from dataclasses import replace
 from twostage.audio.sound_files import Audio
 from twostage.data.manifest import Entry
 from twostage.evaluation import metrics
-from twostage.evaluation.pairs import Source
+from twostage.evaluation.pairs import PairSource
 from twostage.evaluation.report import CLEAN, COLUMNS, Row
-from twostage.evaluation.results import Results
+from twostage.evaluation.results import EvaluationResults
 from twostage.evaluation.scoring import score, scoring_pool
 from twostage.evaluation.systems import System, estimates
 
@@ -25,9 +25,9 @@ Waiting = deque[tuple[str, str, list[Future[Row]]]]  # utterances being scored: 
 
 def evaluate(
     entries: Iterable[Entry],
-    source: Source,
+    source: PairSource,
     systems: Sequence[System],
-    results: Results,
+    results: EvaluationResults,
     *,
     names: Sequence[str] = tuple(COLUMNS),
     keep_low_band: float = 0.0,
@@ -71,7 +71,7 @@ def evaluate(
         save()
 
 
-def _collect(waiting: Waiting, most: int, results: Results, progress: Callable[[], None]) -> None:
+def _collect(waiting: Waiting, most: int, results: EvaluationResults, progress: Callable[[], None]) -> None:
     """Wait for utterances until at most ``most`` are left; rows and failures in the order of the entries."""
     while len(waiting) > most:
         name, path, futures = waiting.popleft()
@@ -81,7 +81,7 @@ def _collect(waiting: Waiting, most: int, results: Results, progress: Callable[[
 
 
 def _rows(
-    entry: Entry, name: str, source: Source, systems: Sequence[System], keep_low_band: float
+    entry: Entry, name: str, source: PairSource, systems: Sequence[System], keep_low_band: float
 ) -> list[tuple[Row, Audio, Audio]]:
     """Rows without scores yet, with the clean speech and the estimate that they are of."""
     degraded, clean = source.read(entry)

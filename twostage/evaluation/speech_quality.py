@@ -58,8 +58,8 @@ def dnsmos(audio: Array) -> float:
     seconds = range(int(len(audio) // RATE - DNSMOS_SECONDS) + 1)
     windows = [audio[None, start * RATE : int((start + DNSMOS_SECONDS) * RATE)].astype(np.float32) for start in seconds]
     # a window whose end is rounded down is left out by the package, whose scores are what others report
-    heard = [float(session.run(None, {"input_1": w})[0][0, 2]) for w in windows if w.shape[1] == DNSMOS_WINDOW]
-    return float(np.mean(np.polyval(DNSMOS_OVERALL, heard)))
+    scores = [float(session.run(None, {"input_1": w})[0][0, 2]) for w in windows if w.shape[1] == DNSMOS_WINDOW]
+    return float(np.mean(np.polyval(DNSMOS_OVERALL, scores)))
 
 
 @lru_cache(1)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from twostage.audio import sound_files
 from twostage.audio.sound_files import Audio
-from twostage.evaluation.costs import Costs, measure
+from twostage.evaluation.costs import Costs, measure_model
 from twostage.evaluation.metrics import SAMPLE_RATE
-from twostage.evaluation.pairs import Source
+from twostage.evaluation.pairs import PairSource
 from twostage.evaluation.report import AIR, CLEAN, RAW
 from twostage.inference.restoration import restore
 from twostage.models import checkpoint
@@ -95,7 +95,7 @@ def load_systems(models: Mapping[str, Sequence[str]], device: str = "cpu", preci
         if isinstance(vocoder, Vocoder):
             copy = CopySynthesis(vocoder).eval().to(device)
             systems.append(System(f"{label}{COPY}", copy, hears_clean=True))
-        if isinstance(vocoder, Vocoder) and vocoder.config.hears_sensor:
+        if isinstance(vocoder, Vocoder) and vocoder.config.sensor_input:
             copy = CopySynthesis(vocoder, with_sensor=True).eval().to(device)
             systems.append(System(f"{label}{WITH_SENSOR}{COPY}", copy, hears_clean=True))
     return systems
@@ -110,7 +110,7 @@ def _load(paths: Sequence[str], device: str, precision: str) -> Enhancer | Vocod
     return load(*paths, device=device, precision=precision)
 
 
-def check_inputs(systems: Iterable[System], source: Source) -> None:
+def check_inputs(systems: Iterable[System], source: PairSource) -> None:
     """Raise ConfigError for a model that hears more than there is."""
     for system in systems:
         if not system.hears_clean and system.model.inputs > len(source.inputs):
@@ -142,18 +142,18 @@ def estimates(
     channels = np.atleast_2d(degraded)
     yield from zip((RAW, AIR), channels, strict=False)
     for system in systems:
-        given = channels if system.model.inputs > 1 else channels[0]
+        model_input = channels if system.model.inputs > 1 else channels[0]
         if system.hears_clean and system.model.inputs > 1:  # the sensor as well
-            given = np.stack([clean, sound_files.match_length(channels[0], len(clean))])
+            model_input = np.stack([clean, sound_files.match_length(channels[0], len(clean))])
         elif system.hears_clean:
-            given = clean
+            model_input = clean
         low = 0.0 if system.hears_clean else keep_low_band
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of silence: the scores' own note says so
-            out = restore(system.model, given, SAMPLE_RATE, keep_low_band=low)
+            out = restore(system.model, model_input, SAMPLE_RATE, keep_low_band=low)
         yield system.name, sound_files.resample(out.reshape(-1), system.model.sample_rate, SAMPLE_RATE)
 
 
 def measure_costs(systems: Iterable[System]) -> dict[str, Costs]:
     """Costs of every system on this machine."""
-    return {system.name: measure(system.model) for system in systems}
+    return {system.name: measure_model(system.model) for system in systems}

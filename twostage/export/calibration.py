@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from twostage.audio import sound_files
-from twostage.audio.levels import levelled
+from twostage.audio.levels import leveled
 from twostage.audio.sound_files import Audio
 from twostage.audio.speech import without_drift
 from twostage.data.manifest import read_manifest
@@ -26,7 +26,7 @@ def calibration_speech(source: str | Path, sensor: Sensor | None, sample_rate: i
     for file in [files[index * len(files) // count] for index in range(count)]:
         samples, rate = sound_files.read(file, frames=round(SECONDS * sound_files.info(file).sample_rate))
         samples = sound_files.resample(without_drift(samples[:1], rate), rate, sample_rate)
-        yield levelled(simulate_file(samples, sample_rate, sensor, 0, file) if sensor else samples, sample_rate)[0]
+        yield leveled(simulate_file(samples, sample_rate, sensor, 0, file) if sensor else samples, sample_rate)[0]
 
 
 def _files(source: Path, *, clean: bool) -> list[str]:

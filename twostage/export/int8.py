@@ -15,22 +15,22 @@ FLOAT = ("conv_pre", "conv_post")  # first and last of each stage: little work, 
 class Calibration(quantization.CalibrationDataReader):
     """Inputs of a model, run by run."""
 
-    def __init__(self, given: Iterable[Values]) -> None:
-        self._given: Iterator[Values] = iter(given)
+    def __init__(self, inputs: Iterable[Values]) -> None:
+        self._given: Iterator[Values] = iter(inputs)
 
     def get_next(self) -> Values | None:
         return next(self._given, None)
 
 
-def quantize(source: Path, target: Path, given: Iterable[Values], metadata: Mapping[str, str]) -> None:
+def quantize(source: Path, target: Path, inputs: Iterable[Values], metadata: Mapping[str, str]) -> None:
     """Write ``source`` with most convolutions in int8; mels, Griffin-Lim and all between two convolutions stay float.
 
-    ``given``: inputs, whose ranges become those of the activations. ``metadata``: what the file shall say of itself.
+    ``inputs``: inputs, whose ranges become those of the activations. ``metadata``: what the file shall say of itself.
     """
     quantization.quantize_static(
         source,
         target,
-        Calibration(given),
+        Calibration(inputs),
         quant_format=quantization.QuantFormat.QDQ,
         op_types_to_quantize=["Conv"],
         nodes_to_quantize=convolutions(onnx.load(source)),

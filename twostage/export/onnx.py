@@ -24,7 +24,7 @@ from twostage.models.griffinlim import GriffinLim
 from twostage.models.onnx_enhancer import AUDIO, NEXT, RESTORED, OnnxEnhancer, OnnxHeader, require
 from twostage.models.registry import kind_of
 from twostage.models.two_stage import TwoStage
-from twostage.nn.streaming import carries, streaming
+from twostage.nn.streaming import stream_states, streaming
 from twostage.utils.errors import CheckpointError
 from twostage.utils.files import replacing
 from twostage.utils.logs import quieted
@@ -85,18 +85,18 @@ def export(
     says = header(model, stream, provenance)
     program.model.metadata_props.update(says.as_metadata())
     with TemporaryDirectory() as folder:
-        made = Path(folder, "float.onnx")
-        program.save(made)
-        found = difference(model, OnnxEnhancer(made))
-        if not found <= TOLERANCE:
-            raise CheckpointError(f"{path}: differs from PyTorch by {found:.1e}, above {TOLERANCE}; not written")
+        float_file = Path(folder, "float.onnx")
+        program.save(float_file)
+        deviation = difference(model, OnnxEnhancer(float_file))
+        if not deviation <= TOLERANCE:
+            raise CheckpointError(f"{path}: differs from PyTorch by {deviation:.1e}, above {TOLERANCE}; not written")
         if speech is not None:
             assert isinstance(model, TwoStage)
-            made = _quantized(made, replace(says, int8=True), speech)
-            found = mel_difference(model, OnnxEnhancer(made))
+            float_file = _quantized(float_file, replace(says, int8=True), speech)
+            deviation = mel_difference(model, OnnxEnhancer(float_file))
         with replacing(path) as partial:
-            shutil.copyfile(made, partial)
-        return Written(made.stat().st_size, len(onnx.load(made).graph.node), found)
+            shutil.copyfile(float_file, partial)
+        return Written(float_file.stat().st_size, len(onnx.load(float_file).graph.node), deviation)
 
 
 def _quantized(source: Path, says: OnnxHeader, speech: Iterable[Audio]) -> Path:
@@ -105,7 +105,9 @@ def _quantized(source: Path, says: OnnxHeader, speech: Iterable[Audio]) -> Path:
     model, target = OnnxEnhancer(source), source.with_name("int8.onnx")
     whole = (audio[: len(audio) // says.hop_length * says.hop_length] for audio in speech)
     with _quietly():
-        quantize(source, target, (given for audio in whole for given, _ in model.runs(audio[None])), says.as_metadata())
+        quantize(
+            source, target, (inputs for audio in whole for inputs, _ in model.runs(audio[None])), says.as_metadata()
+        )
     return target
 
 
@@ -170,24 +172,24 @@ def _step(model: EnhancerModule) -> Any:
     assert isinstance(model, StreamingModule)  # as every causal one is
     step, audio = Step(model), torch.zeros(1, model.inputs, model.stride)
     names = list(step.states)
-    given = (audio, *(torch.zeros_like(state) for state in step.states.values()))
-    program = torch.export.export(step, given)
+    inputs = (audio, *(torch.zeros_like(state) for state in step.states.values()))
+    program = torch.export.export(step, inputs)
     return _program(program, [AUDIO, *names], [RESTORED, *(NEXT + name for name in names)])
 
 
 def _program(program: torch.export.ExportedProgram, inputs: list[str], outputs: list[str]) -> Any:
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    made = torch.onnx.export(
+    exported = torch.onnx.export(
         program, dynamo=True, input_names=inputs, output_names=outputs, opset_version=OPSET, verbose=False
     )
-    assert made is not None
-    ClearMetadataAndDocStringPass()(made.model)  # where in whose folders each operator was called
-    return made
+    assert exported is not None
+    ClearMetadataAndDocStringPass()(exported.model)  # where in whose folders each operator was called
+    return exported
 
 
 class Step(nn.Module):
-    """A causal model's next piece: audio (1, inputs, stride) and states -> restored audio and states."""
+    """A causal model's next chunk: audio (1, inputs, stride) and states -> restored audio and states."""
 
     def __init__(self, model: StreamingModule) -> None:
         super().__init__()
@@ -199,12 +201,12 @@ class Step(nn.Module):
         return restored, *after.values()
 
     def _run(self, audio: Tensor, states: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        leaves = carries(self.model)
+        leaves = stream_states(self.model)
         with streaming(self.model):
             for name, state in states.items():
-                leaves[name].carried = state
-            restored = self.model.late(audio)
-            return restored, {name: leaf.carried for name, leaf in leaves.items() if leaf.carried is not None}
+                leaves[name].value = state
+            restored = self.model.forward_chunk(audio)
+            return restored, {name: leaf.value for name, leaf in leaves.items() if leaf.value is not None}
 
 
 class RealStft(Stft):
@@ -240,7 +242,7 @@ class RealGriffinLim(GriffinLim):
     share: Tensor
 
     def __init__(self, like: GriffinLim, stft: RealStft) -> None:
-        super().__init__(like.mel.config, like.iterations, like.heard_below)
+        super().__init__(like.mel.config, like.iterations, like.input_phase_below)
         self.mel.stft = stft
         share = torch.full((stft.n_fft // 2 + 1, 1), 2 / stft.n_fft)
         share[0] = 1 / stft.n_fft

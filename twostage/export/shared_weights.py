@@ -86,7 +86,7 @@ def _put_aside(graph: Any, places: Mapping[str, Place]) -> set[str]:
     """Have every initializer that a file holds as it is be read from there; the names of those."""
     from onnx import TensorProto, helper, numpy_helper
 
-    found, casts = set[str](), list[Any]()
+    shared, casts = set[str](), list[Any]()
     for tensor in graph.initializer:
         name, inside = tensor.name.removeprefix(WRAPPER), tensor.name
         place = places.get(name)
@@ -94,7 +94,7 @@ def _put_aside(graph: Any, places: Mapping[str, Place]) -> set[str]:
             continue
         if not np.array_equal(place.values().astype(np.float32), numpy_helper.to_array(tensor)):
             continue
-        found.add(name)
+        shared.add(name)
         tensor.Clear()
         tensor.name, tensor.data_type = inside, getattr(TensorProto, TYPES[place.dtype][1])
         tensor.dims.extend(place.shape)
@@ -106,7 +106,7 @@ def _put_aside(graph: Any, places: Mapping[str, Place]) -> set[str]:
             entry = tensor.external_data.add()
             entry.key, entry.value = key, str(value)
     _prepend(graph, casts)
-    return found
+    return shared
 
 
 def _compute_waves(graph: Any, stft: Stft) -> None:

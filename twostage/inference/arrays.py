@@ -96,12 +96,12 @@ def _of_tensor(audio: "torch.Tensor", name: str) -> Samples:
         raise AudioError(f"{name} {_is(name)} of dtype {kind}, must be floating-point or integer")
     if kind.is_floating_point:
         exact = torch.float64 if kind == torch.float64 else torch.float32
-        given = _floats(audio.detach().to("cpu", exact).numpy())
-        return Samples(given, lambda out: torch.from_numpy(out.copy()).to(device, kind), 0.0)
+        samples = _floats(audio.detach().to("cpu", exact).numpy())
+        return Samples(samples, lambda out: torch.from_numpy(out.copy()).to(device, kind), 0.0)
     limits = torch.iinfo(kind)
     middle, scale = _range(limits.bits, signed=limits.min < 0)
-    given = (audio.detach().to("cpu", torch.float64).numpy() - middle) / scale
-    return Samples(given, lambda out: torch.from_numpy(_whole(out, middle, scale)).to(device, kind), 1 / scale)
+    samples = (audio.detach().to("cpu", torch.float64).numpy() - middle) / scale
+    return Samples(samples, lambda out: torch.from_numpy(_whole(out, middle, scale)).to(device, kind), 1 / scale)
 
 
 def _floats(array: NDArray[Any]) -> Floats:

@@ -1,4 +1,4 @@
-"""What there is to say of a model before it is used: rate, size, licence, how late its stream is."""
+"""What there is to say of a model before it is used: rate, size, license, how late its stream is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,5 +125,5 @@ def _latency(model: Any) -> float | None:
 
 def _license(files: Sequence[Path]) -> str:
     """That of the cards beside the files, if they agree."""
-    found = {str(read_card(file.parent).get("license") or "") for file in files}
-    return found.pop() if len(found) == 1 else ""
+    licenses = {str(read_card(file.parent).get("license") or "") for file in files}
+    return licenses.pop() if len(licenses) == 1 else ""

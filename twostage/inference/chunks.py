@@ -12,11 +12,11 @@ import numpy as np
 from twostage.audio.continuation import continued
 from twostage.audio.sound_files import Audio
 from twostage.inference.runners import chunk_runner, window_runner
-from twostage.inference.windows import Cutter, Window, windows
+from twostage.inference.windows import Window, Windower, windows
 from twostage.models.protocol import Enhancer
 from twostage.utils.errors import ConfigError
 
-PIECE = 10.0  # seconds that a causal model takes at once, however much is pushed: bounds the memory
+CHUNK_SECONDS = 10.0  # seconds that a causal model takes at once, however much is pushed: bounds the memory
 LONGEST = 1e9  # seconds of a window that is to hold all of a signal
 
 
@@ -38,13 +38,13 @@ class Channel(Protocol):
         ...
 
 
-class Pieces:
+class ChunkedChannel:
     """A causal model, fed multiples of its stride; it waits for one stride at most."""
 
     def __init__(self, model: Enhancer) -> None:
         self._step = chunk_runner(model)
         self._stride, self._delay, self._inputs = model.stride, model.delay, model.inputs
-        self._longest = ceil(PIECE * model.sample_rate / model.stride) * model.stride
+        self._longest = ceil(CHUNK_SECONDS * model.sample_rate / model.stride) * model.stride
         self.latency = model.stride + model.delay
         self.reset()
 
@@ -53,7 +53,7 @@ class Pieces:
         self._pending = np.zeros((self._inputs, 0), np.float32)
         # what the signal's end is continued with
         self._past = np.zeros((self._inputs, self._delay + self._stride), np.float32)
-        self._late = self._delay  # samples still to come that are of before the signal
+        self._early = self._delay  # samples still to come that are of before the signal
         self._owed = 0  # samples that went in and have not come out
 
     def push(self, audio: Audio) -> Iterator[Audio]:
@@ -64,7 +64,7 @@ class Pieces:
         ready = pending.shape[1] // self._stride * self._stride
         self._pending = pending[:, ready:].copy()
         for start in range(0, ready, self._longest):
-            yield self._made(pending[:, start : min(start + self._longest, ready)])
+            yield self._forward(pending[:, start : min(start + self._longest, ready)])
 
     def flush(self) -> Iterator[Audio]:
         if self._owed:
@@ -73,12 +73,12 @@ class Pieces:
             rest = np.concatenate([*self.push(continued(self._past, missing)[:, known:])])
             yield rest[:owed]
 
-    def _made(self, chunk: Audio) -> Audio:
+    def _forward(self, chunk: Audio) -> Audio:
         out = self._step(chunk)
-        early = min(self._late, len(out))
-        self._late -= early
-        self._owed -= len(out) - early
-        return out[early:]
+        dropped = min(self._early, len(out))
+        self._early -= dropped
+        self._owed -= len(out) - dropped
+        return out[dropped:]
 
 
 class WindowedChannel:
@@ -94,15 +94,15 @@ class WindowedChannel:
         self.reset()
 
     def reset(self) -> None:
-        self._cutter, self._run = Cutter(self._keep, self._context, self._first), window_runner(self._model)
+        self._windower, self._run = Windower(self._keep, self._context, self._first), window_runner(self._model)
         self._alike: list[Window] = []  # windows of one length and place, less than a batch
 
     def push(self, audio: Audio) -> Iterator[Audio]:
-        for window in self._cutter.push(audio):
+        for window in self._windower.push(audio):
             yield from self._add(window)
 
     def flush(self) -> Iterator[Audio]:
-        for window in self._cutter.flush():
+        for window in self._windower.flush():
             yield from self._add(window)
         yield from self._forward()
 
@@ -133,7 +133,7 @@ def live(model: Enhancer, seconds: float) -> Channel:
     Raises ConfigError if the model needs all of the signal at once.
     """
     if model.causal:
-        return Pieces(model)
+        return ChunkedChannel(model)
     if not isfinite(model.context):
         raise ConfigError("this model needs all of the signal at once (it also reads it backwards): it cannot stream")
     return WindowedChannel(model, _whole_strides(model, seconds), _context(model))
@@ -142,7 +142,7 @@ def live(model: Enhancer, seconds: float) -> Channel:
 def _recorded(model: Enhancer, seconds: float, batch: int) -> Channel:
     """A signal that is there already. Every window but the last is of one size, so memory that served one fits."""
     if model.causal:
-        return Pieces(model)
+        return ChunkedChannel(model)
     keep = _whole_strides(model, seconds if isfinite(model.context) else LONGEST)
     context = _context(model) if isfinite(model.context) else 0
     return WindowedChannel(model, keep, context, first=keep + context, batch=batch)
@@ -162,23 +162,23 @@ def enhance(
     waiting: list[Audio] = []
     at_once = seconds if model.causal or isfinite(model.context) else LONGEST
     for chunk in windows(blocks, _whole_strides(model, at_once), 0):
-        given = chunk.audio.reshape(-1, model.inputs, chunk.audio.shape[1])  # by what is heard together
-        waiting.append(given[:, 0])
-        yield from _done(waiting, {place: [*channel.push(given[place])] for place, channel in work.items()})
+        grouped = chunk.audio.reshape(-1, model.inputs, chunk.audio.shape[1])  # by what is heard together
+        waiting.append(grouped[:, 0])
+        yield from _done(waiting, {place: [*channel.push(grouped[place])] for place, channel in work.items()})
     if waiting:
         yield from _done(waiting, {place: [*channel.flush()] for place, channel in work.items()})
 
 
-def _done(waiting: list[Audio], made: dict[int, list[Audio]]) -> Iterator[tuple[Audio, Audio]]:
+def _done(waiting: list[Audio], outputs: dict[int, list[Audio]]) -> Iterator[tuple[Audio, Audio]]:
     """Take from the input that is ``waiting`` what has come out, as (input, enhanced), if anything has."""
-    given = np.concatenate(waiting, axis=1)
-    ready = min((sum(map(len, parts)) for parts in made.values()), default=given.shape[1])
-    enhanced = np.zeros((len(given), ready), np.float32)
-    for channel, parts in made.items():
+    pending = np.concatenate(waiting, axis=1)
+    ready = min((sum(map(len, parts)) for parts in outputs.values()), default=pending.shape[1])
+    enhanced = np.zeros((len(pending), ready), np.float32)
+    for channel, parts in outputs.items():
         enhanced[channel] = np.concatenate([enhanced[channel, :0], *parts])
-    waiting[:] = [given[:, ready:]]
+    waiting[:] = [pending[:, ready:]]
     if ready:
-        yield given[:, :ready], enhanced
+        yield pending[:, :ready], enhanced
 
 
 def _context(model: Enhancer) -> int:

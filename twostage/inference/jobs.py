@@ -14,7 +14,7 @@ FILE_ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}")
 
 
 @dataclass(frozen=True)
-class Job:
+class RestoreJob:
     """One file's way; ``error`` says, without naming ``source``, why there is none.
 
     ``rivals``: files before it that would write the same target. It is done if none of them was.
@@ -39,7 +39,7 @@ def plan(
     suffix: str | None = None,
     plot: bool = False,
     passed_over: list[Path] | None = None,
-) -> list[Job]:
+) -> list[RestoreJob]:
     """Jobs for files, folders (their tree is kept) and patterns; ``out`` is a file for one file, else a folder.
 
     ``suffix`` ("flac") is the format in a folder; without it a file keeps its own where that can be written, else WAV.
@@ -49,15 +49,15 @@ def plan(
     """
     if _is_file_name(out):
         return [_single(inputs, Path(out), suffix, plot)]
-    jobs: list[Job] = []
+    jobs: list[RestoreJob] = []
     for name in inputs:
         try:
-            found = find([name], passed_over=passed_over)
+            files = find([name], passed_over=passed_over)
         except AudioError as error:
-            jobs.append(Job(Path(name), Path(out), error=error.reason))
+            jobs.append(RestoreJob(Path(name), Path(out), error=error.reason))
             continue
-        kept = [(file, below) for file, below in found if not _written_before(file, name, out)]
-        jobs += [Job(file, Path(out) / renamed(below, suffix)) for file, below in kept]
+        kept = [(file, below) for file, below in files if not _written_before(file, name, out)]
+        jobs += [RestoreJob(file, Path(out) / renamed(below, suffix)) for file, below in kept]
     return _with_plots(_distinct(jobs), plot)
 
 
@@ -72,20 +72,20 @@ def _is_file_name(out: str) -> bool:
     return known
 
 
-def _single(inputs: Sequence[str], out: Path, suffix: str | None, plot: bool) -> Job:
+def _single(inputs: Sequence[str], out: Path, suffix: str | None, plot: bool) -> RestoreJob:
     if len(inputs) > 1 or Path(inputs[0]).is_dir():
         raise ConfigError("is the name of a sound file, name a folder for more than one input", subject=out)
     if suffix and FORMATS[suffix] != FORMATS[out.suffix.lower().lstrip(".")]:
         raise ConfigError(f"its name says {out.suffix}, --format says {suffix}", subject=out)
     try:
-        found = find(inputs)
+        files = find(inputs)
     except AudioError as error:
-        return Job(Path(inputs[0]), out, error=error.reason)
-    if len(found) > 1:
+        return RestoreJob(Path(inputs[0]), out, error=error.reason)
+    if len(files) > 1:
         raise ConfigError(
-            f"is the name of a sound file, but {inputs[0]} names {len(found)}; name a folder", subject=out
+            f"is the name of a sound file, but {inputs[0]} names {len(files)}; name a folder", subject=out
         )
-    return Job(found[0][0], out, out.with_suffix(".png") if plot else None)
+    return RestoreJob(files[0][0], out, out.with_suffix(".png") if plot else None)
 
 
 def _written_before(file: Path, name: str, out: str) -> bool:
@@ -112,9 +112,9 @@ def renamed(path: Path, suffix: str | None = None) -> Path:
     return path.with_name(f"{stem}.{suffix or 'wav'}")
 
 
-def _distinct(jobs: Sequence[Job]) -> list[Job]:
+def _distinct(jobs: Sequence[RestoreJob]) -> list[RestoreJob]:
     """Jobs without repetition; those that would write the same file follow each other and know of those before."""
-    groups: dict[object, list[Job]] = {}
+    groups: dict[object, list[RestoreJob]] = {}
     for job in jobs:
         group = groups.setdefault(job.source if job.error else _real(job.target), [])
         if all(_real(other.source) != _real(job.source) for other in group):
@@ -126,7 +126,7 @@ def _distinct(jobs: Sequence[Job]) -> list[Job]:
     return kept
 
 
-def _with_plots(jobs: Sequence[Job], plot: bool) -> list[Job]:
+def _with_plots(jobs: Sequence[RestoreJob], plot: bool) -> list[RestoreJob]:
     """Name a picture beside each output: a.png for a.wav, and a.flac.png where that name is taken."""
     pictures: dict[Path, Path] = {}
     planned = []

@@ -25,12 +25,12 @@ class Meter:
     def _begin(self) -> None:
         self._since, self._power, self._work, self._count, self._waiting = time.monotonic(), 0.0, 0.0, 0, 0.0
 
-    def hop(self, heard: Audio, work: float, waiting: float = 0.0) -> None:
+    def hop(self, samples: Audio, work: float, waiting: float = 0.0) -> None:
         """A hop (T,) that took ``work`` seconds, while ``waiting`` seconds of sound had still to be done."""
         self.hops += 1
         self.late_hops += work > self._hop
         self._count += 1
-        self._power += float(np.square(heard).mean()) if heard.size else 0.0
+        self._power += float(np.square(samples).mean()) if samples.size else 0.0
         self._work += work
         self._waiting = max(self._waiting, waiting)
         if self._pace and time.monotonic() - self._since >= self._pace:

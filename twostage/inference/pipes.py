@@ -35,8 +35,8 @@ class Ends:
     def deliver(self) -> None:
         """Copy what was made to standard output, if it was."""
         if self.to_stdout and Path(self.out).exists():
-            with open(self.out, "rb") as made:
-                shutil.copyfileobj(made, sys.stdout.buffer)
+            with open(self.out, "rb") as output:
+                shutil.copyfileobj(output, sys.stdout.buffer)
             sys.stdout.buffer.flush()
 
 
@@ -58,8 +58,8 @@ def ends(inputs: Sequence[str], out: str, suffix: str | None) -> Iterator[Ends]:
     with TemporaryDirectory(prefix="twostage-") as name:
         folder = Path(name)
         if STANDARD in inputs:
-            with open(folder / "stdin", "wb") as given:
-                shutil.copyfileobj(sys.stdin.buffer, given)
+            with open(folder / "stdin", "wb") as stdin_copy:
+                shutil.copyfileobj(sys.stdin.buffer, stdin_copy)
         ending = Path(inputs[0]).suffix.lower().lstrip(".")
         kind = suffix or (ending if ending in FORMATS else "wav")
         named = tuple(str(folder / "stdin") if source == STANDARD else source for source in inputs)

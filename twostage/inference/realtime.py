@@ -91,7 +91,7 @@ class Pcm:
 
 
 def pipe(stream: Stream, source: BinaryIO, sink: BinaryIO, pcm: Pcm) -> None:
-    """Raw PCM from ``source`` to its end, through the stream, to ``sink``, each piece as soon as it is there."""
+    """Raw PCM from ``source`` to its end, through the stream, to ``sink``, each chunk as soon as it is there."""
     for data in _raw(source):
         sink.write(pcm.encode(stream.push(pcm.decode(data))))
         sink.flush()
@@ -121,10 +121,10 @@ def warm_up(stream: Stream, hop: int) -> None:
     stream.reset()
 
 
-def against_the_clock(stream: Stream, blocks: Iterable[Audio], hop: int, work: list[float]) -> Iterator[Audio]:
+def run_realtime(stream: Stream, blocks: Iterable[Audio], hop: int, work: list[float]) -> Iterator[Audio]:
     """Push blocks (T,), or (C, T), hop by hop; yield what comes out, and append to ``work`` each hop's seconds."""
     warm_up(stream, hop)
-    for block in in_hops(blocks, hop):
+    for block in rechunk(blocks, hop):
         began = time.perf_counter()
         out = stream.push(block)
         work.append(time.perf_counter() - began)
@@ -132,7 +132,7 @@ def against_the_clock(stream: Stream, blocks: Iterable[Audio], hop: int, work: l
     yield stream.flush()
 
 
-def in_hops(blocks: Iterable[Audio], hop: int) -> Iterator[Audio]:
+def rechunk(blocks: Iterable[Audio], hop: int) -> Iterator[Audio]:
     """The same samples (..., T) in blocks of ``hop``, the last one shorter."""
     rest: Audio | None = None
     for block in blocks:
@@ -157,7 +157,7 @@ def _sounddevice() -> Any:
     return sounddevice
 
 
-def converse(
+def run_duplex(
     stream: Stream,
     hop: int,
     devices: tuple[str | int | None, str | int | None],
@@ -174,18 +174,18 @@ def converse(
     ready = np.zeros(0, np.float32)
     warm_up(stream, hop)
 
-    def on_hop(heard: Audio, spoken: Audio, _frames: int, _time: object, status: object) -> None:
+    def on_hop(recorded: Audio, spoken: Audio, _frames: int, _time: object, status: object) -> None:
         nonlocal ready
         if status:
             meter.xrun()
         began = time.perf_counter()
         try:
-            made = stream.push(heard[:, 0] if stream.inputs == 1 else heard.T)
+            restored = stream.push(recorded[:, 0] if stream.inputs == 1 else recorded.T)
         except AudioError:  # NaN, or far beyond full scale: a device that is being plugged in
             stream.reset()
-            made = np.zeros(len(heard), np.float32)
-        meter.hop(heard[:, 0], time.perf_counter() - began, len(ready) / stream.sample_rate)
-        ready = np.concatenate([ready, made])
+            restored = np.zeros(len(recorded), np.float32)
+        meter.hop(recorded[:, 0], time.perf_counter() - began, len(ready) / stream.sample_rate)
+        ready = np.concatenate([ready, restored])
         count = min(len(ready), len(spoken))
         # until the first sample is ready, silence comes before it
         spoken[:] = 0

@@ -1,7 +1,7 @@
 """Restore recordings of any rate, length and number of channels: arrays, tensors and files, always as a stream.
 
 What lies below speech is taken away as it comes in. A first pass measures each channel's level; a second brings it to
-the level that models are trained at, restores it in pieces, and spills the result to a temporary file, because its
+the level that models are trained at, restores it in chunks, and spools the result to a temporary file, because its
 loudness and peak must be known before it is written.
 """
 
@@ -45,7 +45,7 @@ from twostage.inference.windows import keep_low_band
 from twostage.models.protocol import Enhancer
 from twostage.utils.errors import AudioError, Cancelled, ConfigError
 from twostage.utils.files import check_writable, make_folder
-from twostage.utils.memory import honest
+from twostage.utils.memory import raise_memory_error
 from twostage.utils.packages import is_tensor
 
 # what two values of a coding are apart, at the least: what is quieter is silence; of others, that of 16 bits
@@ -58,7 +58,7 @@ PEAK, LOSSY_PEAK = 0.99, 0.89  # decoders of lossy formats overshoot what was en
 
 logger = logging.getLogger(__name__)
 A = TypeVar("A", bound=Any)
-Progress = Callable[[float], None]  # hears of the seconds of sound that were done since it heard last
+ProgressCallback = Callable[[float], None]  # hears of the seconds of sound that were done since it heard last
 Cancel = Callable[[], bool]  # asked before every block of sound whether to stop
 
 
@@ -100,7 +100,7 @@ class Options:
 
 
 @dataclass
-class Report:
+class RestorationReport:
     """What became of one file. ``seconds`` are of audio, ``elapsed`` of work; their quotient is ``realtime_factor``.
 
     ``high_band_db``: of each channel that is heard, how far 2 to 7.5 kHz stand above 200 to 800 Hz, None where there is
@@ -125,7 +125,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Source:
+class AudioSource:
     """Sound that can be streamed more than once: ``blocks()`` yields it from its start as (C, T)."""
 
     name: str
@@ -136,7 +136,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Survey:
+class InputLevels:
     """What the first pass finds at the model's rate: samples, each channel's active level in dBFS, peak (C,), band.
 
     A channel is silent if it is quieter than its source can tell from nothing (``resolution``, (C,), an amplitude).
@@ -152,10 +152,12 @@ class Survey:
     def silent(self) -> NDArray[np.bool_]:
         return self.levels < 20 * np.log10(self.resolution)
 
-    def spoken(self, inputs: int) -> "Survey":
+    def spoken(self, inputs: int) -> "InputLevels":
         """Of the first of every ``inputs`` channels: one for each that comes out."""
         chosen = slice(None, None, inputs)
-        return Survey(self.frames, self.levels[chosen], self.peaks[chosen], self.resolution[chosen], self.bands[chosen])
+        return InputLevels(
+            self.frames, self.levels[chosen], self.peaks[chosen], self.resolution[chosen], self.bands[chosen]
+        )
 
     @property
     def full_band(self) -> NDArray[np.bool_]:
@@ -168,8 +170,8 @@ class Survey:
 
     def complaints(self, inputs: int, options: Options) -> list[str]:
         """About what a model of so many ``inputs`` was not made for."""
-        heard = self.spoken(inputs)
-        return [*self._silence(inputs), *unsuited(heard.bands, heard.silent, copied=options.if_full_band == "copy")]
+        spoken = self.spoken(inputs)
+        return [*self._silence(inputs), *unsuited(spoken.bands, spoken.silent, copied=options.if_full_band == "copy")]
 
     def _silence(self, inputs: int) -> list[str]:
         silent = np.flatnonzero(self.silent)
@@ -182,7 +184,7 @@ class Survey:
         return [f"channel {lost} silent; restored as silence"] * bool(lost) + [f"channel {idle} silent"] * bool(idle)
 
 
-class Spill:
+class SpoolFile:
     """Blocks (C, T) put aside in a binary file and read back."""
 
     def __init__(self, file: BinaryIO, channels: int) -> None:
@@ -209,7 +211,7 @@ def restore(
     keep_low_band: float = 0.0,
     if_full_band: str = "restore",
     batch: int = 1,
-    progress: Progress = lambda seconds: None,
+    progress: ProgressCallback = lambda seconds: None,
     cancel: Cancel = lambda: False,
 ) -> A:
     """Restore bone-conducted speech: (T,) or (C, T) -> the same at ``model.sample_rate``, each channel by itself.
@@ -266,34 +268,34 @@ def _batch(audio: Any, items: list[Any]) -> Any:
 
 
 def _restore(
-    model: Enhancer, audio: Any, sample_rate: int, options: Options, progress: Progress, cancel: Cancel
+    model: Enhancer, audio: Any, sample_rate: int, options: Options, progress: ProgressCallback, cancel: Cancel
 ) -> Any:
     rate, samples = check_sample_rate(sample_rate), taken(audio)
     rows = np.atleast_2d(samples.audio)
     blocks = np.split(rows, range(BLOCK, rows.shape[1], BLOCK), axis=1)
-    source = _cancellable(Source("audio", rate, len(rows), lambda: iter(blocks), samples.step), cancel)
+    source = _cancellable(AudioSource("audio", rate, len(rows), lambda: iter(blocks), samples.step), cancel)
     outputs = _outputs(model, source)
-    survey = measure(source, model.sample_rate, causal=model.causal)
-    _check_band(source, survey.spoken(model.inputs), options)
-    for complaint in survey.complaints(model.inputs, options):
+    input_levels = measure_levels(source, model.sample_rate, causal=model.causal)
+    _check_band(source, input_levels.spoken(model.inputs), options)
+    for complaint in input_levels.complaints(model.inputs, options):
         warnings.warn(f"the audio is {complaint}", stacklevel=3)
-    spill = Spill(io.BytesIO(), outputs)
-    peak = PEAK if samples.step else max(PEAK, float(survey.peaks.max()))
-    made = _render(model, source, survey, model.sample_rate, options, spill, peak, progress)
-    out = np.concatenate(list(made.blocks(spill)), axis=1)
+    spool = SpoolFile(io.BytesIO(), outputs)
+    peak = PEAK if samples.step else max(PEAK, float(input_levels.peaks.max()))
+    rendering = _render(model, source, input_levels, model.sample_rate, options, spool, peak, progress)
+    out = np.concatenate(list(rendering.blocks(spool)), axis=1)
     return samples.give_back(out.reshape(-1) if samples.audio.ndim == 1 else out)
 
 
-@honest()
+@raise_memory_error()
 def restore_file(
     model: Enhancer,
     source: str | Path,
     target: str | Path,
     options: Options | None = None,
     *,
-    progress: Progress = lambda seconds: None,
+    progress: ProgressCallback = lambda seconds: None,
     cancel: Cancel = lambda: False,
-) -> Report:
+) -> RestorationReport:
     """Restore one sound file into another, format by the suffix of ``target``; ``progress`` hears of seconds done.
 
     ``target`` appears only when it is complete. Raises AudioError, one line that names the file and what is wrong, and
@@ -304,38 +306,38 @@ def restore_file(
         raise AudioError("would be replaced by its own restoration", subject=source)
     check_writable(target, options.overwrite)
     with Reader(source, salvage=options.salvage) as reader:
-        given = reader.info
-        whole = Source(str(source), given.sample_rate, given.channels, reader.blocks, step_of(given.subtype))
+        info = reader.info
+        whole = AudioSource(str(source), info.sample_rate, info.channels, reader.blocks, step_of(info.subtype))
         sound = _cancellable(whole, cancel)
-        rate = model.sample_rate if options.sample_rate == "model" else given.sample_rate
-        peak = LOSSY_PEAK if coding_for(target, given.subtype)[1] in LOSSY else PEAK
+        rate = model.sample_rate if options.sample_rate == "model" else info.sample_rate
+        peak = LOSSY_PEAK if coding_for(target, info.subtype)[1] in LOSSY else PEAK
         outputs = _outputs(model, sound)
-        survey = measure(sound, model.sample_rate, causal=model.causal)
-        heard = survey.spoken(model.inputs)
-        _check_band(sound, heard, options)
-        _check_space(target, 4 * outputs * resampled_length(survey.frames, given.sample_rate, rate))
+        input_levels = measure_levels(sound, model.sample_rate, causal=model.causal)
+        spoken = input_levels.spoken(model.inputs)
+        _check_band(sound, spoken, options)
+        _check_space(target, 4 * outputs * resampled_length(input_levels.frames, info.sample_rate, rate))
         with (
-            Writer(target, rate, outputs, subtype=given.subtype, overwrite=options.overwrite) as writer,
-            _spill_beside(target, outputs) as spill,
+            Writer(target, rate, outputs, subtype=info.subtype, overwrite=options.overwrite) as writer,
+            _spool_beside(target, outputs) as spool,
         ):
-            made = _render(model, sound, survey, rate, options, spill, peak, progress)
-            for block in made.blocks(spill):
+            rendering = _render(model, sound, input_levels, rate, options, spool, peak, progress)
+            for block in rendering.blocks(spool):
                 writer.write(block)
     elapsed = time.perf_counter() - started
-    logger.debug("%s: %d channels at %d Hz restored in %.2f s", source, given.channels, given.sample_rate, elapsed)
-    return Report(
+    logger.debug("%s: %d channels at %d Hz restored in %.2f s", source, info.channels, info.sample_rate, elapsed)
+    return RestorationReport(
         str(source),
         str(target),
-        seconds=survey.frames / given.sample_rate,
-        channels=given.channels,
-        input_sample_rate=given.sample_rate,
+        seconds=input_levels.frames / info.sample_rate,
+        channels=info.channels,
+        input_sample_rate=info.sample_rate,
         sample_rate=rate,
         elapsed=elapsed,
-        realtime_factor=elapsed * given.sample_rate / survey.frames,
-        limited_db=made.limited_db,
-        warnings=[*reader.notes, *survey.complaints(model.inputs, options)],
-        high_band_db=[band.high_db if band.high_db is None else round(band.high_db, 1) for band in heard.bands],
-        copied=[int(channel) + 1 for channel in np.flatnonzero(heard.copied(options))],
+        realtime_factor=elapsed * info.sample_rate / input_levels.frames,
+        limited_db=rendering.limited_db,
+        warnings=[*reader.notes, *input_levels.complaints(model.inputs, options)],
+        high_band_db=[band.high_db if band.high_db is None else round(band.high_db, 1) for band in spoken.bands],
+        copied=[int(channel) + 1 for channel in np.flatnonzero(spoken.copied(options))],
     )
 
 
@@ -344,7 +346,7 @@ def step_of(subtype: str) -> float:
     return STEPS.get(subtype, STEP_16)
 
 
-def _cancellable(source: Source, cancel: Cancel) -> Source:
+def _cancellable(source: AudioSource, cancel: Cancel) -> AudioSource:
     """The same sound, whose blocks end with Cancelled as soon as ``cancel`` returns True."""
 
     def blocks() -> Iterator[Audio]:
@@ -356,7 +358,7 @@ def _cancellable(source: Source, cancel: Cancel) -> Source:
     return replace(source, blocks=blocks)
 
 
-def _outputs(model: Enhancer, source: Source) -> int:
+def _outputs(model: Enhancer, source: AudioSource) -> int:
     """Channels that ``model`` makes of the source's. AudioError if it does not take as many."""
     inputs = model.inputs
     if inputs > 1 and source.channels != inputs:
@@ -365,13 +367,13 @@ def _outputs(model: Enhancer, source: Source) -> int:
     return source.channels // inputs
 
 
-def _check_band(source: Source, heard: Survey, options: Options) -> None:
-    if options.if_full_band == "error" and heard.full_band.any():
-        channels = ", ".join(str(channel + 1) for channel in np.flatnonzero(heard.full_band))
+def _check_band(source: AudioSource, input_levels: InputLevels, options: Options) -> None:
+    if options.if_full_band == "error" and input_levels.full_band.any():
+        channels = ", ".join(str(channel + 1) for channel in np.flatnonzero(input_levels.full_band))
         raise AudioError(f"full-band already (channel {channels}); nothing is missing", subject=source.name)
 
 
-def measure(source: Source, sample_rate: int, *, causal: bool = False) -> Survey:
+def measure_levels(source: AudioSource, sample_rate: int, *, causal: bool = False) -> InputLevels:
     """Measure each channel's active level and band as they are at ``sample_rate``, for a ``causal`` model or another.
 
     Raises AudioError if there are no samples or some are not finite.
@@ -400,12 +402,12 @@ def measure(source: Source, sample_rate: int, *, causal: bool = False) -> Survey
     if frames == 0:
         raise AudioError("holds no samples", subject=source.name)
     resolution = np.maximum(np.maximum(source.step, EPSILON * peaks), LEAST)
-    found = zip(bands.bands(), clipping.shares(), strict=True)
-    heard = tuple(replace(band, clipped=float(share)) for band, share in found)
-    return Survey(frames, meter.levels(), meter.peak, resolution, heard)
+    channels = zip(bands.bands(), clipping.shares(), strict=True)
+    channel_bands = tuple(replace(band, clipped=float(share)) for band, share in channels)
+    return InputLevels(frames, meter.levels(), meter.peak, resolution, channel_bands)
 
 
-def _speech(blocks: Iterator[NDArray[Any]], source: Source, sample_rate: int, *, causal: bool) -> Iterator[Audio]:
+def _speech(blocks: Iterator[NDArray[Any]], source: AudioSource, sample_rate: int, *, causal: bool) -> Iterator[Audio]:
     """Blocks of ``source`` at ``sample_rate``, without what lies below speech: it would ring in the resampler."""
     high = highpassed(blocks, source.sample_rate, source.channels, causal=causal)
     return resampled(high, source.sample_rate, sample_rate, source.channels)
@@ -413,38 +415,40 @@ def _speech(blocks: Iterator[NDArray[Any]], source: Source, sample_rate: int, *,
 
 @dataclass(frozen=True)
 class Rendering:
-    """How a spilled restoration is to be played: gains (C, 1), and a limiter that keeps it below ``peak``."""
+    """How a spooled restoration is to be played: gains (C, 1), and a limiter that keeps it below ``peak``."""
 
     gains: Audio
     peak: float
     sample_rate: int
     limited_db: float  # what is taken off the loudest sample, at the most
 
-    def blocks(self, spill: Spill) -> Iterator[Audio]:
-        played = ((block * self.gains).astype(np.float32) for block in spill.blocks())
+    def blocks(self, spool: SpoolFile) -> Iterator[Audio]:
+        played = ((block * self.gains).astype(np.float32) for block in spool.blocks())
         yield from limited(played, self.peak, self.sample_rate)
 
 
 def _render(
     model: Enhancer,
-    source: Source,
-    survey: Survey,
+    source: AudioSource,
+    input_levels: InputLevels,
     rate: int,
     options: Options,
-    spill: Spill,
+    spool: SpoolFile,
     peak: float,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> Rendering:
-    """Restore ``source`` into ``spill`` at ``rate``; how to play it."""
+    """Restore ``source`` into ``spool`` at ``rate``; how to play it."""
     if options.keep_low_band >= model.sample_rate / 2:
         raise ConfigError(f"keep_low_band is {options.keep_low_band} Hz, must be below {model.sample_rate / 2} Hz")
-    gains = np.where(survey.silent, 0, _amplitude(LEVEL - np.where(survey.silent, 0, survey.levels)))[:, None]
-    spoken = survey.spoken(model.inputs)
+    gains = np.where(input_levels.silent, 0, _amplitude(LEVEL - np.where(input_levels.silent, 0, input_levels.levels)))[
+        :, None
+    ]
+    spoken = input_levels.spoken(model.inputs)
     copied = spoken.copied(options)
     if options.level == "input":
         gains[:: model.inputs][copied] = 1
-    given = _speech(source.blocks(), source, model.sample_rate, causal=model.causal)
-    normal = (block * gains.astype(np.float32) for block in given)
+    speech = _speech(source.blocks(), source, model.sample_rate, causal=model.causal)
+    normal = (block * gains.astype(np.float32) for block in speech)
     # memory is for as much sound, however many channels share it
     seconds = options.seconds * USUAL / max(USUAL, source.channels)
     pairs = enhance(model, normal, seconds, np.flatnonzero(~spoken.silent & ~copied), options.batch)
@@ -456,10 +460,10 @@ def _render(
         stream = resampled(_untouched(source, gains, model.inputs, progress), source.sample_rate, rate, outputs)
     meter = LevelMeter(outputs, rate)
     # back at the input's rate, the two roundings of the length must not show
-    frames = resampled_length(survey.frames, source.sample_rate, rate)
+    frames = resampled_length(input_levels.frames, source.sample_rate, rate)
     for block in exactly(stream, frames, outputs):
         meter.add(block)
-        spill.write(block)
+        spool.write(block)
     if not np.isfinite(meter.peak).all():
         raise AudioError("the model's output is not finite", subject=source.name)
     gains, limited_db = _final_gains(meter, spoken, options, peak)
@@ -472,7 +476,7 @@ def _with_copies(pairs: Iterator[tuple[Audio, Audio]], copied: NDArray[np.bool_]
         yield original, restored
 
 
-def _untouched(source: Source, gains: Audio, inputs: int, progress: Progress) -> Iterator[Audio]:
+def _untouched(source: AudioSource, gains: Audio, inputs: int, progress: ProgressCallback) -> Iterator[Audio]:
     """The first of every ``inputs`` channels as they come, with their gains (C, 1)."""
     for block in source.blocks():
         progress(block.shape[1] / source.sample_rate)
@@ -480,20 +484,20 @@ def _untouched(source: Source, gains: Audio, inputs: int, progress: Progress) ->
 
 
 def _counted(
-    pairs: Iterator[tuple[Audio, Audio]], sample_rate: int, progress: Progress
+    pairs: Iterator[tuple[Audio, Audio]], sample_rate: int, progress: ProgressCallback
 ) -> Iterator[tuple[Audio, Audio]]:
     for pair in pairs:
         progress(pair[0].shape[1] / sample_rate)
         yield pair
 
 
-def _final_gains(meter: LevelMeter, survey: Survey, options: Options, peak: float) -> tuple[Audio, float]:
+def _final_gains(meter: LevelMeter, input_levels: InputLevels, options: Options, peak: float) -> tuple[Audio, float]:
     """Gains (C, 1) at which speech fits below ``peak``, and dB that are taken off the loudest sample in all."""
     levels = meter.levels()
-    gains = np.where(survey.silent, 0.0, 1.0)
+    gains = np.where(input_levels.silent, 0.0, 1.0)
     if options.level == "input":
-        matched = ~survey.silent & np.isfinite(levels) & ~survey.copied(options)
-        gains[matched] = _amplitude(survey.levels[matched] - levels[matched])
+        matched = ~input_levels.silent & np.isfinite(levels) & ~input_levels.copied(options)
+        gains[matched] = _amplitude(input_levels.levels[matched] - levels[matched])
     loudest = float((gains * meter.peak).max())
     # one sample does not decide the gain of an hour: what goes beyond the peaks of speech is left to the limiter
     typical = float((gains * _amplitude(levels + CREST)).max())
@@ -515,11 +519,11 @@ def _check_space(target: Path, needed: int) -> None:
 
 
 @contextmanager
-def _spill_beside(target: Path, channels: int) -> Iterator[Spill]:
+def _spool_beside(target: Path, channels: int) -> Iterator[SpoolFile]:
     """A nameless temporary file on the disk that the output goes to: nothing can stay behind."""
     try:
         with TemporaryFile(dir=target.parent, buffering=0) as file:
-            yield Spill(file, channels)
+            yield SpoolFile(file, channels)
     except OSError as error:
         raise AudioError(
             f"cannot be written ({error.strerror or os.strerror(error.errno or 0)})", subject=target

@@ -1,4 +1,4 @@
-"""Speech as it comes: pushed in pieces of any size, restored as soon as the model can."""
+"""Speech as it comes: pushed in chunks of any size, restored as soon as the model can."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -27,7 +27,7 @@ class Stream:
     What lies below speech (an offset, a drift, movement) is taken away first, unless it has been by ``audio.highpass``
     already (``highpassed``). All that ``push`` and ``flush`` return, joined, is as long as what was pushed and equals
     ``model`` of the whole without that.
-    A causal model carries its state from piece to piece; any other runs in windows that keep ``seconds`` each, with
+    A causal model carries its state from chunk to chunk; any other runs in windows that keep ``seconds`` each, with
     the context that they need on both sides, for which it waits. ``gain_db`` is applied to what goes in and taken back
     from what comes out: models are trained on speech at an active level of -26 dBFS. Two of them, for two inputs, are
     each channel's; what comes out is as the first.
@@ -71,17 +71,17 @@ class Stream:
         """
         if self._closed:
             raise AudioError("the stream is closed")
-        given = taken(samples, name="samples", wanted=self._wanted)
-        audio = np.atleast_2d(given.audio)
+        converted = taken(samples, name="samples", wanted=self._wanted)
+        audio = np.atleast_2d(converted.audio)
         if not (np.abs(audio) <= np.finfo(np.float32).max).all():
             raise AudioError("samples are NaN or infinite")
-        self._give_back = given.give_back
-        return given.give_back(self._out(self._work.push(self._high.push(audio) * self._gain)))
+        self._give_back = converted.give_back
+        return converted.give_back(self._out(self._work.push(self._high.push(audio) * self._gain)))
 
     def flush(self) -> Any:
         """The rest, (T',): the signal ends here; the next push begins another."""
-        late = self._high.flush() * self._gain
-        rest = self._out(chain(self._work.push(late), self._work.flush()))
+        filtered = self._high.flush() * self._gain
+        rest = self._out(chain(self._work.push(filtered), self._work.flush()))
         self.reset()
         return self._give_back(rest)
 
@@ -108,11 +108,11 @@ class Stream:
         self.close()
 
     def _out(self, parts: Iterator[Audio]) -> Audio:
-        made = np.concatenate([np.zeros(0, np.float32), *parts])
-        made = (made / self._gain[0]).astype(np.float32, copy=False)
-        if not np.isfinite(made).all():
+        output = np.concatenate([np.zeros(0, np.float32), *parts])
+        output = (output / self._gain[0]).astype(np.float32, copy=False)
+        if not np.isfinite(output).all():
             raise AudioError("the model's output is not finite: samples this large are no sound")
-        return made
+        return output
 
 
 class _HighPass:

@@ -12,7 +12,7 @@ from twostage.audio.sound_files import Audio
 from twostage.inference.windowed_inference import WindowedInference
 from twostage.models.enhancer import CausalEnhancer, Enhancer, evaluating
 from twostage.models.two_stage import TwoStage
-from twostage.nn.streaming import forget, streaming
+from twostage.nn.streaming import reset_streaming, streaming
 from twostage.utils.errors import ConfigError
 
 M = TypeVar("M")
@@ -28,12 +28,12 @@ class TorchChunks:
         self._open.enter_context(streaming(self._leaves))
 
     def reset(self) -> None:
-        forget(self._leaves)
+        reset_streaming(self._leaves)
 
     def __call__(self, audio: Audio, /) -> Audio:
         with torch.inference_mode():
             chunk = torch.from_numpy(audio.astype("float32", copy=False))[None].to(self._device)
-            return self._model.late(chunk)[0, 0].float().cpu().numpy()
+            return self._model.forward_chunk(chunk)[0, 0].float().cpu().numpy()
 
 
 def _module(model: object) -> nn.Module:

@@ -129,16 +129,16 @@ def _relay(
         data = _read(capture, hop * frame)
         if data is None:
             return
-        heard = np.frombuffer(data, FLOAT).reshape(-1, stream.inputs).T
+        recorded = np.frombuffer(data, FLOAT).reshape(-1, stream.inputs).T
         began = time.perf_counter()
         try:
-            made = stream.push(heard[0] if stream.inputs == 1 else heard)
+            restored = stream.push(recorded[0] if stream.inputs == 1 else recorded)
         except AudioError:  # samples that are no sound, of a device that is being plugged in
             stream.reset()
-            made = np.zeros(hop, np.float32)
-        meter.hop(heard[0], time.perf_counter() - began, waiting)
+            restored = np.zeros(hop, np.float32)
+        meter.hop(recorded[0], time.perf_counter() - began, waiting)
         try:
-            playback.write(made.astype(FLOAT).tobytes())
+            playback.write(restored.astype(FLOAT).tobytes())
         except OSError:
             raise ServerLost("the sound server takes nothing any more") from None
 

@@ -11,15 +11,15 @@ from twostage.models.two_stage import TwoStage
 
 
 class Tail(NamedTuple):
-    """What a window has made past its end: restored log-mels, what was heard, and samples before Griffin-Lim."""
+    """What a window has made past its end: restored log-mels, spectra of the input, and samples before Griffin-Lim."""
 
     mel: Tensor
-    heard: InputSpectra
+    input_spectra: InputSpectra
     audio: Tensor
 
-    def followed_by(self, mel: Tensor, heard: InputSpectra) -> tuple[Tensor, InputSpectra]:
+    def followed_by(self, mel: Tensor, input_spectra: InputSpectra) -> tuple[Tensor, InputSpectra]:
         """The same frames, and then those of the next window."""
-        joined = (torch.cat(pair, -1) for pair in zip(self.heard[:2], heard[:2], strict=True))
+        joined = (torch.cat(pair, -1) for pair in zip(self.input_spectra[:2], input_spectra[:2], strict=True))
         return torch.cat([self.mel, mel], -1), InputSpectra(*joined)
 
 
@@ -47,9 +47,9 @@ class WindowedInference:
         # places are in frames from the start of `audio`; mels are needed further around than samples
         first, end, far, near = skip // hop, ceil((skip + keep) / hop), vocoder.context, vocoder.finish_context
         mels, samples = (first + far, first + near) if tail else (max(0, first - far), max(0, first - near))
-        mel, heard = self._restored(audio, mels, end + far)
+        mel, input_spectra = self._restored(audio, mels, end + far)
         if tail:
-            mel, heard = tail.followed_by(mel, heard)
+            mel, input_spectra = tail.followed_by(mel, input_spectra)
             mels -= tail.mel.shape[-1]
         sound = self._generated(mel, audio[:, :1, mels * hop :], samples - mels, end + near - mels)
         if tail:
@@ -58,20 +58,22 @@ class WindowedInference:
         past_end = max(0, end - far - mels)
         self._tail = Tail(
             mel[..., past_end:].clone(),
-            heard.each(lambda spectrum: spectrum[..., past_end:].clone()),
+            input_spectra.each(lambda spectrum: spectrum[..., past_end:].clone()),
             sound[..., max(0, end - near - samples) * hop :].clone(),
         )
         begin, stop = samples - mels, end + near - mels
-        finished = vocoder.finish(sound, mel[..., begin:stop], heard.each(lambda spectrum: spectrum[..., begin:stop]))
+        finished = vocoder.finish(
+            sound, mel[..., begin:stop], input_spectra.each(lambda spectrum: spectrum[..., begin:stop])
+        )
         return finished[..., skip - samples * hop :][..., :keep]
 
     def _restored(self, audio: Tensor, begin: int, end: int) -> tuple[Tensor, InputSpectra]:
         """Log-mels of frames from ``begin`` to ``end``, restored, and what the vocoder hears of them: bone alone."""
         whole, hop = self._model.restorer.stride, self._model.hop_length
-        lead = max(0, begin - self._model.frames_heard) // whole * whole
-        heard = self._model.mel.stft.input_spectra(audio[..., lead * hop :])
-        mel = self._model.restored(heard)
-        bone = heard._replace(air=None).each(lambda spectrum: spectrum[..., begin - lead : end - lead])
+        lead = max(0, begin - self._model.restorer_context) // whole * whole
+        input_spectra = self._model.mel.stft.input_spectra(audio[..., lead * hop :])
+        mel = self._model.restored(input_spectra)
+        bone = input_spectra._replace(air=None).each(lambda spectrum: spectrum[..., begin - lead : end - lead])
         return mel[..., begin - lead : end - lead], bone
 
     def _generated(self, mel: Tensor, sensor: Tensor, begin: int, end: int) -> Tensor:

@@ -19,7 +19,7 @@ class Window:
     keep: int
 
 
-class Cutter:
+class Windower:
     """Cuts (C, T) blocks as they come into windows of ``keep`` samples and ``context`` each side.
 
     At the ends of the stream there is no context; the last window keeps what is left, at most ``keep + context``. The
@@ -48,10 +48,10 @@ class Cutter:
 
 def windows(blocks: Iterable[Audio], keep: int, context: int) -> Iterator[Window]:
     """All windows of a stream of (C, T) blocks; the last alone is of another size, so memory that served one fits."""
-    cutter = Cutter(keep, context, first=keep + context)
+    windower = Windower(keep, context, first=keep + context)
     for block in blocks:
-        yield from cutter.push(block)
-    yield from cutter.flush()
+        yield from windower.push(block)
+    yield from windower.flush()
 
 
 def keep_low_band(pairs: Iterable[tuple[Audio, Audio]], cutoff: float, sample_rate: int) -> Iterator[Audio]:

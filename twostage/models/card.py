@@ -1,4 +1,4 @@
-"""Model cards: the YAML header of Markdown that says licence, languages and more, as Hugging Face has it."""
+"""Model cards: the YAML header of Markdown that says license, languages and more, as Hugging Face has it."""
 
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,7 @@
 """The only reader and writer of weights: safetensors with the settings and the provenance inside, and training states.
 
-A file of weights holds plain weights, weight normalisation folded in; it loads into models with and without
-normalisation. Nothing is ever unpickled but tensors and plain containers (``torch.load(weights_only=True)``).
+A file of weights holds plain weights, weight normalization folded in; it loads into models with and without
+normalization. Nothing is ever unpickled but tensors and plain containers (``torch.load(weights_only=True)``).
 """
 
 import json
@@ -17,7 +17,7 @@ from zipfile import BadZipFile, ZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -31,6 +31,7 @@ from twostage.models.vocoder import Vocoder
 from twostage.nn.layers import fold_weight_norm
 from twostage.utils.errors import CheckpointError, ConfigError
 from twostage.utils.files import replacing
+from twostage.utils.renamed import translated
 from twostage.utils.schema import build, parse_json
 
 POINTER = b"version https://git-lfs"  # begins a file whose content Git LFS has not fetched
@@ -68,7 +69,7 @@ def save(
         "provenance": json.dumps(dict(provenance)),
         "sha256": _digest(tensors),
     }
-    content = serialise(tensors, metadata)
+    content = serialize(tensors, metadata)
     with replacing(path) as partial:
         partial.write_bytes(content)
 
@@ -87,7 +88,7 @@ def load(*paths: str | Path, device: str | torch.device = "cpu", precision: str 
 
 
 def load_for_training(*paths: str | Path) -> EnhancerModule:
-    """The same enhancer with weight normalisation, on the CPU, all of its weights ready to learn."""
+    """The same enhancer with weight normalization, on the CPU, all of its weights ready to learn."""
     return _load(paths, folded=False)
 
 
@@ -102,7 +103,7 @@ def _load(paths: tuple[str | Path, ...], *, folded: bool) -> EnhancerModule:
 
 
 def load_stage(path: str | Path, kind: str | None = None, *, folded: bool = False) -> nn.Module:
-    """Whatever model a file or folder holds, on the CPU; with weight normalisation unless ``folded``.
+    """Whatever model a file or folder holds, on the CPU; with weight normalization unless ``folded``.
 
     With ``kind``, "restorer" or "vocoder", that stage, also of a place that holds both: a shipped model's name, a
     folder of two files, a file of kind two-stage. Raises CheckpointError.
@@ -118,7 +119,7 @@ def load_stage(path: str | Path, kind: str | None = None, *, folded: bool = Fals
     return model
 
 
-def initialise(model: nn.Module, path: str | Path) -> None:
+def initialize(model: nn.Module, path: str | Path) -> None:
     """Set ``model``'s weights from what ``path`` holds of its kind, found as in ``load_stage``."""
     file, _, tensors = _read(path, kind_of(model))
     assign(model, tensors, str(file))
@@ -138,7 +139,7 @@ def read_header(path: str | Path) -> Header:
         raise CheckpointError(f"{path}: settings inside cannot be read: {error!r}") from None
     if not isinstance(config, dict) or not isinstance(provenance, dict):
         raise CheckpointError(f"{path}: settings inside cannot be read: not a JSON object")
-    return Header(metadata["kind"], config, provenance)
+    return Header(metadata["kind"], translated(KINDS[metadata["kind"]][0], config), provenance)
 
 
 def provenances(*paths: str | Path) -> dict[str, Any]:
@@ -150,7 +151,7 @@ def provenances(*paths: str | Path) -> dict[str, Any]:
 def shipped() -> list[str]:
     """Names of the shipped models that restore by themselves, the default first."""
     kinds = {name: {read_header(file).kind for file in stage_files(name)} for name in names()}
-    whole = [name for name, found in kinds.items() if found == STAGES.keys() or found <= ENHANCERS.keys()]
+    whole = [name for name, stages in kinds.items() if stages == STAGES.keys() or stages <= ENHANCERS.keys()]
     return sorted(whole, key=lambda name: (name != DEFAULT, name))
 
 
@@ -184,7 +185,7 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None
 
 
 def fold_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Lengths and directions of weight normalisation multiplied to plain weights; other tensors as they are."""
+    """Lengths and directions of weight normalization multiplied to plain weights; other tensors as they are."""
     plain = {}
     for key, tensor in tensors.items():
         if key.endswith(DIRECTION) and key.replace(DIRECTION, LENGTH) in tensors:

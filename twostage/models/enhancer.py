@@ -103,11 +103,11 @@ class EnhancerModule(nn.Module):
 
 
 class StreamingModule(EnhancerModule):
-    """A module whose forward is the only chunk of its stream: ``late`` makes audio of audio, ``delay`` samples late."""
+    """A module whose forward is the only chunk of its stream: ``forward_chunk`` gives audio ``delay`` samples late."""
 
     def forward(self, audio: Tensor) -> Tensor:
         return offline(self, audio)
 
-    def late(self, audio: Tensor) -> Tensor:
-        """As ``CausalEnhancer.late``; of one that is not causal, the chunk is all of the signal."""
-        raise NotImplementedError(f"{type(self).__name__}.late")
+    def forward_chunk(self, audio: Tensor) -> Tensor:
+        """As ``CausalEnhancer.forward_chunk``; of one that is not causal, the chunk is all of the signal."""
+        raise NotImplementedError(f"{type(self).__name__}.forward_chunk")

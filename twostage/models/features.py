@@ -72,7 +72,7 @@ class InputSpectra(NamedTuple):
 
 
 class Stft(nn.Module):
-    """Magnitude spectrogram without centring: (B, 1, T) -> (B, n_fft // 2 + 1, T // hop_length).
+    """Magnitude spectrogram without centering: (B, 1, T) -> (B, n_fft // 2 + 1, T // hop_length).
 
     The signal is padded by (n_fft - hop_length) / 2 samples a side, by reflection where it is long enough and by zeros
     beyond, so that every length gives exactly T // hop_length frames (Kong et al., HiFi-GAN, 2020, reference code).

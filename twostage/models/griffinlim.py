@@ -4,8 +4,8 @@ A vocoder that is not trained to the end repeats itself from frame to frame, whi
 and shows as lines at its multiples. A few iterations take that away.
 
 Where the input is speech as well, only duller, it knows what a mel cannot say: the harmonics of this voice and their
-phase. Below `heard_below` they are taken from it. In bins where it holds nothing, the phase is that of the compressed
-input, whose harmonics go on: it does not repeat itself from frame to frame as that of a young vocoder.
+phase. Below `input_phase_below` they are taken from it. In bins where it holds nothing, the phase is that of the
+compressed input, whose harmonics go on: it does not repeat itself from frame to frame as that of a young vocoder.
 """
 
 from functools import reduce
@@ -34,8 +34,8 @@ OPPOSED = 0.01  # squared: where two phases all but cancel, their sum's is as ar
 class GriffinLim(nn.Module):
     """Audio (B, 1, L * hop_length) and the log-mels (B, n_mels, L) it should have -> audio of the same shape.
 
-    ``heard_below`` in Hz: the input's harmonics, and its phase or that of the compressed input, count fully at 0 Hz,
-    ever less up to there, and not above.
+    ``input_phase_below`` in Hz: the input's harmonics, and its phase or that of the compressed input, count fully at
+    0 Hz, ever less up to there, and not above.
 
     With causal mels, one iteration alone: it waits for the last frame that a sample is in, so what comes out is late by
     ``delay`` samples, zeros at the start; a second iteration would wait once more.
@@ -50,7 +50,7 @@ class GriffinLim(nn.Module):
     spread: Tensor
     trust: Tensor
 
-    def __init__(self, config: MelConfig, iterations: int, heard_below: float = 0.0) -> None:
+    def __init__(self, config: MelConfig, iterations: int, input_phase_below: float = 0.0) -> None:
         super().__init__()
         whole = config.n_fft % config.hop_length == 0 and config.n_fft >= 2 * config.hop_length
         if iterations and (not whole or config.win_length != config.n_fft):  # no sample in the zeros of all its windows
@@ -61,27 +61,27 @@ class GriffinLim(nn.Module):
             )
         if config.causal and iterations > 1:
             raise ConfigError(f"griffin_lim is {iterations}, must be 0 or 1 with mel.causal")
-        self.iterations, self.heard_below, self.mel = iterations, heard_below, LogMel(config)
+        self.iterations, self.input_phase_below, self.mel = iterations, input_phase_below, LogMel(config)
         self.overlap = Overlap(config.n_fft - config.hop_length) if config.causal else None
         basis = self.mel.basis
         # how far each bin (rows) answers for each band
         self.register_buffer("spread", (basis / basis.sum(0).clamp_min(TINY)).T.contiguous(), persistent=False)
         hertz = torch.linspace(0, config.sample_rate / 2, config.n_fft // 2 + 1)
-        trust = (1 - hertz / heard_below).clamp_min(0) if heard_below else torch.zeros_like(hertz)
+        trust = (1 - hertz / input_phase_below).clamp_min(0) if input_phase_below else torch.zeros_like(hertz)
         self.register_buffer("trust", trust[:, None], persistent=False)
 
-    def forward(self, audio: Tensor, mel: Tensor, heard: InputSpectra | None = None) -> Tensor:
-        """``heard``: of the input that was restored."""
+    def forward(self, audio: Tensor, mel: Tensor, input_spectra: InputSpectra | None = None) -> Tensor:
+        """``input_spectra``: of the input that was restored."""
         with torch.autocast(audio.device.type, enabled=False):
             if not self.iterations or not mel.shape[-1]:
                 return audio
             mel, audio = mel.float(), audio.float()
-            if heard is None or not self.heard_below:
+            if input_spectra is None or not self.input_phase_below:
                 return self._iterate(audio, self.magnitudes(mel))
-            size = self._size(heard.bone, FAINT)
-            phase = heard.bone / size
-            missing = (1 - power(phase).sqrt()) / self._size(heard.compressed, FAINT_HARMONIC)
-            phase = phase + heard.compressed * missing
+            size = self._size(input_spectra.bone, FAINT)
+            phase = input_spectra.bone / size
+            missing = (1 - power(phase).sqrt()) / self._size(input_spectra.compressed, FAINT_HARMONIC)
+            phase = phase + input_spectra.compressed * missing
             held = phase * (power(phase) + OPPOSED).rsqrt_().mul_(self.trust)
             return self._iterate(audio, self.magnitudes(mel, size), held)
 
@@ -92,28 +92,28 @@ class GriffinLim(nn.Module):
         # not "+ TINY", which the exporter takes for nothing: digital silence would be divided by zero
         return (size + faint * size.amax(1, keepdim=True)).clamp_min(TINY)
 
-    def magnitudes(self, mel: Tensor, heard: Tensor | None = None) -> Tensor:
+    def magnitudes(self, mel: Tensor, input_magnitudes: Tensor | None = None) -> Tensor:
         """Magnitudes (B, n_fft // 2 + 1, L) whose log-mels are ``mel`` (B, n_mels, L).
 
-        Within a band they are as smooth as these, or, where those count, as fine as ``heard``, the input's magnitudes.
+        Within a band they are as smooth as these, or, where those count, as fine as ``input_magnitudes``, the input's.
         """
         wanted = mel.mT.exp()
-        found = (wanted / self.mel.basis.sum(1).clamp_min(TINY)) @ self.spread.T
-        if heard is not None:
-            fine = self._log(heard.mT)
-            found = torch.lerp(self._log(found), fine, self.trust.T.expand_as(fine)).exp()
-        return self._fitted(found, wanted).mT
+        estimate = (wanted / self.mel.basis.sum(1).clamp_min(TINY)) @ self.spread.T
+        if input_magnitudes is not None:
+            fine = self._log(input_magnitudes.mT)
+            estimate = torch.lerp(self._log(estimate), fine, self.trust.T.expand_as(fine)).exp()
+        return self._fitted(estimate, wanted).mT
 
     @staticmethod
     def _log(magnitudes: Tensor) -> Tensor:
         return magnitudes.clamp_min(TINY).log()
 
-    def _fitted(self, found: Tensor, wanted: Tensor) -> Tensor:
+    def _fitted(self, estimate: Tensor, wanted: Tensor) -> Tensor:
         """Correct each bin (B, L, F) by the ratios of the bands that it lies in, geometrically averaged."""
         for _ in range(ROUGH if self.mel.config.causal else INVERSIONS):
-            ratio = wanted / (found @ self.mel.basis.T).clamp_min(TINY)
-            found = found * (ratio.clamp_min(TINY).log() @ self.spread.T).exp_()
-        return found
+            ratio = wanted / (estimate @ self.mel.basis.T).clamp_min(TINY)
+            estimate = estimate * (ratio.clamp_min(TINY).log() @ self.spread.T).exp_()
+        return estimate
 
     def _iterate(self, audio: Tensor, magnitudes: Tensor, held: Tensor | None = None) -> Tensor:
         """``held``: phase to keep to, as complex numbers whose size, up to 1, says how firmly.

@@ -39,7 +39,7 @@ CONVOLUTIONS = {"1": 3, "2": 2}  # dilations a block of either type reads; their
 def import_hifigan(weights: str | Path, config: str | Path, out: str | Path, *, overwrite: bool = False) -> Vocoder:
     """Read a published generator and its JSON, write them to ``out`` as a vocoder's checkpoint and return it, folded.
 
-    ``weights`` is a torch file of {"generator": tensors} or of the tensors alone, with weight normalisation or without;
+    ``weights`` is a torch file of {"generator": tensors} or of the tensors alone, with weight normalization or without;
     it is read weights-only. Raises ConfigError or CheckpointError for a setting or tensor that is missing, unknown or
     of the wrong size, and if ``out`` exists.
     """
@@ -107,7 +107,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _renamed(tensors: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
-    """Published names of normalised weights, weight_g and weight_v, as torch spells them now."""
+    """Published names of normalized weights, weight_g and weight_v, as torch spells them now."""
     for length, direction in (("weight_g", "weight_v"), ("weight_v", "weight_g")):
         for key in tensors:
             if key.endswith(f".{length}") and key.replace(f".{length}", f".{direction}") not in tensors:

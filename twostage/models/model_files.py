@@ -19,8 +19,8 @@ def names() -> list[str]:
 
 def names_with_onnx() -> list[str]:
     """Names of the shipped models that an ONNX file lies beside, the default first."""
-    found = {file.parent.name for home in SHIPPED for file in home.glob(f"*/*{ONNX}")}
-    return sorted(found, key=lambda name: (name != DEFAULT, name))
+    folders = {file.parent.name for home in SHIPPED for file in home.glob(f"*/*{ONNX}")}
+    return sorted(folders, key=lambda name: (name != DEFAULT, name))
 
 
 def model_files(path: str | Path) -> list[Path]:
@@ -42,15 +42,15 @@ def onnx_file(path: str | Path) -> Path | None:
 
 def stage_files(path: str | Path) -> list[Path]:
     """The files that a name, folder or path stands for: one, or a folder's two stages."""
-    found = _find(path)
-    if found.is_file():
-        return [found]
+    place = _find(path)
+    if place.is_file():
+        return [place]
     for name in ("best", "last"):  # a training's run directory
-        if (found / f"{name}{SUFFIX}").is_file():
-            return [found / f"{name}{SUFFIX}"]
-    files = sorted(found.glob(f"*{SUFFIX}"))
+        if (place / f"{name}{SUFFIX}").is_file():
+            return [place / f"{name}{SUFFIX}"]
+    files = sorted(place.glob(f"*{SUFFIX}"))
     if not 1 <= len(files) <= 2:
-        raise CheckpointError(f"{found}: holds {len(files)} {SUFFIX} files, wanted one or two")
+        raise CheckpointError(f"{place}: holds {len(files)} {SUFFIX} files, wanted one or two")
     return files
 
 
@@ -79,9 +79,11 @@ def _snapshot(path: Path) -> Path:
         revision = (path / "refs" / "main").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         revision = ""
-    found = sorted(folder.name for folder in (path / "snapshots").iterdir())
-    if revision not in found:
-        raise CheckpointError(f"{path}: no snapshot of main; name one of {', '.join(found) or 'none'} in snapshots/")
+    revisions = sorted(folder.name for folder in (path / "snapshots").iterdir())
+    if revision not in revisions:
+        raise CheckpointError(
+            f"{path}: no snapshot of main; name one of {', '.join(revisions) or 'none'} in snapshots/"
+        )
     return path / "snapshots" / revision
 
 

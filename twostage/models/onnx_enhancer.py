@@ -130,10 +130,10 @@ class OnnxEnhancer:
         length = audio.shape[-1] // self.hop_length * self.hop_length
         if not length:
             return audio[:, :1, :0]
-        late = self.delay if self.causal else 0
+        delay = self.delay if self.causal else 0
         rows = audio if self.causal else audio[..., :length]
-        restored = [np.concatenate([out[RESTORED] for _, out in self.runs(row)], -1) for row in rows]
-        return np.concatenate(restored)[..., late : late + length]
+        outputs = [np.concatenate([out[RESTORED] for _, out in self.runs(row)], -1) for row in rows]
+        return np.concatenate(outputs)[..., delay : delay + length]
 
     def runs(self, audio: Audio) -> Iterator[tuple[Values, Values]]:
         """What goes in and what comes out, run by run, for audio (inputs, T); of whole hops, but for a step."""

@@ -19,7 +19,7 @@ SILENCE = 1e-3  # of a frame's power; that of speech at the models' level is som
 class Pitch(nn.Module):
     """Spectrum (B, n_fft // 2 + 1, L) -> (B, 2, L): log-pitch from -1 to 1, times voicing, and voicing.
 
-    Voicing is the peak of the normalised autocorrelation of the frame's lower band, from 0 to 1. Autocorrelation and
+    Voicing is the peak of the normalized autocorrelation of the frame's lower band, from 0 to 1. Autocorrelation and
     its division by that of the window: Boersma, "Accurate short-term analysis of the fundamental frequency and the
     harmonics-to-noise ratio of a sampled sound", IFA Proceedings 17, 1993. A frame is looked at by itself.
     """
@@ -27,13 +27,13 @@ class Pitch(nn.Module):
     waves: Tensor
     band: Tensor
     handicap: Tensor
-    height: Tensor
+    log_pitch: Tensor
 
     def __init__(self, config: MelConfig) -> None:
         super().__init__()
         hertz = torch.linspace(0, config.sample_rate / 2, config.n_fft // 2 + 1, dtype=torch.float64)
-        height = torch.linspace(-1, 1, CANDIDATES, dtype=torch.float64)
-        octaves = log2(HIGHEST / LOWEST) * (1 - height) / 2  # below the highest
+        log_pitch = torch.linspace(-1, 1, CANDIDATES, dtype=torch.float64)
+        octaves = log2(HIGHEST / LOWEST) * (1 - log_pitch) / 2  # below the highest
         waves = torch.cos(2 * torch.pi * hertz * (2**octaves / HIGHEST)[:, None])
         window = torch.hann_window(config.win_length, dtype=torch.float64)
         own = torch.fft.rfft(F.pad(window, (0, config.n_fft - config.win_length))).abs().square()
@@ -43,7 +43,7 @@ class Pitch(nn.Module):
         self.register_buffer("waves", waves.float(), persistent=False)
         self.register_buffer("band", ((hertz >= BAND[0]) & (hertz <= BAND[1])).float()[None], persistent=False)
         self.register_buffer("handicap", (OCTAVE * octaves).float()[:, None], persistent=False)
-        self.register_buffer("height", height.float()[None], persistent=False)
+        self.register_buffer("log_pitch", log_pitch.float()[None], persistent=False)
 
     @torch.no_grad()
     def forward(self, spectrum: Tensor) -> Tensor:
@@ -52,4 +52,4 @@ class Pitch(nn.Module):
             likeness = (self.waves @ powers) / (self.band @ powers + SILENCE) - self.handicap
             chances = torch.softmax(SHARPNESS * likeness, 1)
             voicing = (likeness + self.handicap).mul(chances).sum(1, keepdim=True).clamp(0, 1)
-            return torch.cat([self.height @ chances * voicing, voicing], 1)
+            return torch.cat([self.log_pitch @ chances * voicing, voicing], 1)

@@ -67,7 +67,7 @@ class Enhancer(Protocol):
 class CausalEnhancer(Enhancer, Protocol):
     """An enhancer that sees the past alone. It is a module, whose leaves hold the state (``nn.streaming``)."""
 
-    def late(self, audio: "Tensor", /) -> "Tensor":
+    def forward_chunk(self, audio: "Tensor", /) -> "Tensor":
         """The next chunk of a stream, (B, inputs, T), T a multiple of ``stride`` -> (B, 1, T), ``delay`` samples late.
 
         Calls follow each other within ``nn.streaming.streaming``; outside, every call is the first of a stream.

@@ -6,7 +6,7 @@ Source: Kong et al., "HiFi-GAN", NeurIPS 2020, appendix A.1: types 1 and 2.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twostage.nn.layers import Conv1d, reach, weight_norm
+from twostage.nn.layers import Conv1d, receptive_field, weight_norm
 
 SLOPE = 0.1
 
@@ -32,8 +32,8 @@ class ResBlock1(nn.Module):
         return x
 
     @staticmethod
-    def reach(kernel_size: int, dilations: tuple[int, ...]) -> int:
-        return reach([(kernel_size, d) for d in dilations] + [(kernel_size, 1)] * len(dilations))
+    def receptive_field(kernel_size: int, dilations: tuple[int, ...]) -> int:
+        return receptive_field([(kernel_size, d) for d in dilations] + [(kernel_size, 1)] * len(dilations))
 
 
 class ResBlock2(nn.Module):
@@ -52,8 +52,8 @@ class ResBlock2(nn.Module):
         return x
 
     @staticmethod
-    def reach(kernel_size: int, dilations: tuple[int, ...]) -> int:
-        return reach([(kernel_size, d) for d in dilations])
+    def receptive_field(kernel_size: int, dilations: tuple[int, ...]) -> int:
+        return receptive_field([(kernel_size, d) for d in dilations])
 
 
 RESBLOCKS: dict[int, type[ResBlock1] | type[ResBlock2]] = {1: ResBlock1, 2: ResBlock2}

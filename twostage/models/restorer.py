@@ -4,7 +4,7 @@ Source: Liu et al., "VoiceFixer: A Unified Framework for High-Fidelity Speech Re
 3.1 (analysis module), and its authors' code. What differs from them:
 - size: 16 to 128 channels and one residual block a level, where theirs has 32 to 384 and four, 65 M parameters
 - 16 kHz, 80 mels and natural logarithms of magnitudes, where theirs has 44.1 kHz, 128 mels and common logarithms
-- weights are normalised, where theirs normalises batches: no statistics of the utterance or the batch enter, so a
+- weights are normalized, where theirs normalizes batches: no statistics of the utterance or the batch enter, so a
   window of a file sees what the whole file sees
 - between levels, convolutions as wide as their stride pool and transposed ones undo it, where theirs averages 2 by 2
   and goes back by transposed convolutions of 3 by 3
@@ -90,13 +90,13 @@ class RestorerConfig:
         return (self.mel.n_mels,) * self.inputs + tuple(FEATURES[name] for name in self.features)
 
 
-def with_height(mel: Tensor) -> Tensor:
-    """Log-mels (B, n_mels, L), normalised, and where each band is: (B, 2, n_mels, L).
+def with_frequency(mel: Tensor) -> Tensor:
+    """Log-mels (B, n_mels, L), normalized, and where each band is: (B, 2, n_mels, L).
 
     Convolutions cannot tell a low band from a high one.
     """
-    height = torch.linspace(-1, 1, mel.shape[-2], device=mel.device)[:, None].expand_as(mel)
-    return torch.stack([(mel - MEAN) / SCALE, height], 1)
+    frequency = torch.linspace(-1, 1, mel.shape[-2], device=mel.device)[:, None].expand_as(mel)
+    return torch.stack([(mel - MEAN) / SCALE, frequency], 1)
 
 
 class ResBlock(nn.Module):
@@ -114,7 +114,7 @@ class ResBlock(nn.Module):
 class Restorer(nn.Module):
     """ResUNet: (B, n_mels, L) log-mels of bone-conducted speech -> (B, n_mels, L) log-mels of clean speech.
 
-    With more inputs, and features, their rows follow those bands: (B, sum(config.rows), L), as ``Hearing`` gives them.
+    With more inputs, and features, their rows follow those bands: (B, sum(config.rows), L), as of ``RestorerFeatures``.
     """
 
     def __init__(self, config: RestorerConfig) -> None:
@@ -140,20 +140,20 @@ class Restorer(nn.Module):
         self.decoder = nn.ModuleList(blocks(narrow) for narrow, _, _ in reversed(levels))
         self.conv_post = weight_norm(Conv2d(top, 1, (3, 3), causal=causal), std=1e-4)
 
-    def forward(self, told: Tensor) -> Tensor:
-        mel = told[:, : self.config.mel.n_mels]
-        x = self._layers(F.pad(told, (0, -mel.shape[-1] % self.stride), mode="replicate"))
+    def forward(self, features: Tensor) -> Tensor:
+        mel = features[:, : self.config.mel.n_mels]
+        x = self._layers(F.pad(features, (0, -mel.shape[-1] % self.stride), mode="replicate"))
         x = self._unet(x.to(next(self.conv_pre.parameters()).dtype))[:, 0, :, : mel.shape[-1]].float() * SCALE
         restored = mel + x if self.config.output == "mask" else x + MEAN
         return restored.clamp_min(log(self.config.mel.clamp))
 
-    def _layers(self, told: Tensor) -> Tensor:
-        """Rows (B, R, L) as layers (B, C, n_mels, L): bone with its height, air, features the same in every band."""
+    def _layers(self, features: Tensor) -> Tensor:
+        """Rows (B, R, L) as layers (B, C, n_mels, L): bone with its frequency, air, features the same in every band."""
         inputs, n_mels = self.config.inputs, self.config.mel.n_mels
-        bone, *others = told.split(self.config.rows, 1)
+        bone, *others = features.split(self.config.rows, 1)
         air = [(mel[:, None] - MEAN) / SCALE for mel in others[: inputs - 1]]
-        features = [rows[:, :, None].expand(-1, -1, n_mels, -1) for rows in others[inputs - 1 :]]
-        return torch.cat([with_height(bone), *air, *features], 1)
+        feature_layers = [rows[:, :, None].expand(-1, -1, n_mels, -1) for rows in others[inputs - 1 :]]
+        return torch.cat([with_frequency(bone), *air, *feature_layers], 1)
 
     def _unet(self, x: Tensor) -> Tensor:
         x, skips = self.conv_pre(x), []
@@ -166,7 +166,7 @@ class Restorer(nn.Module):
         return self.conv_post(F.leaky_relu(x, SLOPE))
 
     def fold(self) -> "Restorer":
-        """Fold weight normalisation away for inference; the output stays the same."""
+        """Fold weight normalization away for inference; the output stays the same."""
         return fold_weight_norm(self)
 
     @property

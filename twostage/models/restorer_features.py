@@ -10,7 +10,7 @@ from twostage.models.pitch import Pitch
 from twostage.models.restorer import RestorerConfig
 
 
-class Hearing(nn.Module):
+class RestorerFeatures(nn.Module):
     """Audio (B, inputs, T), bone first -> (B, inputs * n_mels + rows of features, L), as ``Restorer`` takes it.
 
     Features are of the bone channel, which hears the wearer alone. The ``mel`` is its owner's: the spectrograms that it
@@ -28,5 +28,5 @@ class Hearing(nn.Module):
 
     def of(self, mel: LogMel, spectra: Sequence[Tensor]) -> Tensor:
         """The same of each channel's spectrogram, as ``mel.stft.spectrum`` gives it."""
-        told = [mel.of(spectrum) for spectrum in spectra]
-        return torch.cat(told if self.pitch is None else [*told, self.pitch(spectra[0])], 1)
+        rows = [mel.of(spectrum) for spectrum in spectra]
+        return torch.cat(rows if self.pitch is None else [*rows, self.pitch(spectra[0])], 1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twostage.models.resblocks import SLOPE, ResBlock2
-from twostage.nn.layers import Conv1d, reach, weight_norm
+from twostage.nn.layers import Conv1d, receptive_field, weight_norm
 
 RESBLOCK_KERNEL, DILATIONS = 3, (1, 3)
 KERNEL = 7  # of the first convolution, as of the generator's last
@@ -64,9 +64,9 @@ class SensorEncoder(nn.Module):
 
         What is added at higher rates depends on less.
         """
-        rate, residual = 1, ResBlock2.reach(RESBLOCK_KERNEL, DILATIONS)
+        rate, residual = 1, ResBlock2.receptive_field(RESBLOCK_KERNEL, DILATIONS)
         frames = float(residual)
         for stride, kernel_size in self.steps:
             rate *= stride
             frames += ((kernel_size - stride) / 2 + residual) / rate
-        return frames + reach([(KERNEL, 1)]) / rate
+        return frames + receptive_field([(KERNEL, 1)]) / rate

@@ -7,7 +7,7 @@ from torch import Tensor
 from twostage.models.enhancer import EnhancerConfig, StreamingModule
 from twostage.models.features import InputSpectra, LogMel
 from twostage.models.restorer import Restorer, RestorerConfig
-from twostage.models.restorer_features import Hearing
+from twostage.models.restorer_features import RestorerFeatures
 from twostage.models.vocoder import Vocoder, VocoderConfig
 from twostage.utils.errors import ConfigError
 
@@ -42,30 +42,30 @@ class TwoStage(StreamingModule):
         super().__init__()
         self.config = config
         self.mel = LogMel(config.vocoder.mel)
-        self.hearing = Hearing(config.restorer)
+        self.restorer_features = RestorerFeatures(config.restorer)
         self.restorer = Restorer(config.restorer)
         self.vocoder = Vocoder(config.vocoder)
 
     def forward(self, audio: Tensor) -> Tensor:
         # a restorer that looks ahead makes its strides whole itself, by repeating the last frame
-        return super().forward(audio) if self.causal else self.late(audio)
+        return super().forward(audio) if self.causal else self.forward_chunk(audio)
 
-    def late(self, audio: Tensor) -> Tensor:
+    def forward_chunk(self, audio: Tensor) -> Tensor:
         """The next chunk of a stream, a multiple of ``stride`` long, ``delay`` samples late.
 
         Calls follow each other within ``nn.streaming.streaming``; not causal, the chunk is all of the signal.
         """
-        heard = self.mel.stft.input_spectra(audio)
-        return self.vocoder.late(self.restored(heard), heard, audio[:, :1])
+        input_spectra = self.mel.stft.input_spectra(audio)
+        return self.vocoder.forward_chunk(self.restored(input_spectra), input_spectra, audio[:, :1])
 
-    def restored(self, heard: InputSpectra) -> Tensor:
+    def restored(self, input_spectra: InputSpectra) -> Tensor:
         """The restored log-mel (B, n_mels, L)."""
-        restored: Tensor = self.restorer(self.hearing.of(self.mel, heard.channels))
+        restored: Tensor = self.restorer(self.restorer_features.of(self.mel, input_spectra.channels))
         return restored
 
     @property
     def causal(self) -> bool:
-        """Whether ``late`` can take a stream in chunks."""
+        """Whether ``forward_chunk`` can take a stream in chunks."""
         return self.config.vocoder.mel.causal
 
     @property
@@ -75,7 +75,7 @@ class TwoStage(StreamingModule):
 
     @property
     def delay(self) -> int:
-        """Samples by which what ``late`` gives is late."""
+        """Samples by which what ``forward_chunk`` gives is late."""
         return self.vocoder.delay
 
     @property
@@ -94,9 +94,9 @@ class TwoStage(StreamingModule):
     @property
     def context(self) -> int:
         """Samples that an output sample depends on, on each side, at most."""
-        return self.hop_length * (self.frames_heard + self.vocoder.context)
+        return self.hop_length * (self.restorer_context + self.vocoder.context)
 
     @property
-    def frames_heard(self) -> int:
+    def restorer_context(self) -> int:
         """Frames of the input, on each side, that a restored frame depends on, at most."""
         return -(-self.config.vocoder.mel.n_fft // self.hop_length) + self.restorer.context

@@ -2,7 +2,7 @@
 
 Source: Kong, Kim and Bae, "HiFi-GAN: Generative Adversarial Networks for Efficient and High Fidelity Speech
 Synthesis", NeurIPS 2020, section 2.2 and appendix A.1. Module names are those of the authors' checkpoints. With
-``hears_sensor`` the sensor's waveform is heard too, by ``models/sensor_encoder.py``.
+``sensor_input`` the sensor's waveform is heard too, by ``models/sensor_encoder.py``.
 """
 
 from dataclasses import dataclass, field, replace
@@ -38,9 +38,9 @@ class VocoderConfig:
     resblock_kernel_sizes: tuple[int, ...] = (3, 7)  # of the residual blocks that a level averages
     resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5))  # of each of them
     fmax_for_loss: float | None = None  # Hz, where the log-mels of a training's losses end; null: half the sample rate
-    hears_sensor: bool = False  # the generator hears the sensor's waveform too; data.sensors, data.silent_prob
+    sensor_input: bool = False  # the generator hears the sensor's waveform too; data.sensors, data.silent_prob
     griffin_lim: int = 0  # iterations that finish the output, not in training; 0: the paper's vocoder
-    heard_below: float = 0.0  # Hz, up to which they take phase and harmonics from the restored input; 0: nothing
+    input_phase_below: float = 0.0  # Hz, up to which they take phase and harmonics from the restored input; 0: nothing
 
     def __post_init__(self) -> None:
         sizes = (*self.upsample_rates, *self.upsample_kernel_sizes, *self.resblock_kernel_sizes)
@@ -72,8 +72,10 @@ class VocoderConfig:
             raise ConfigError(f"vocoder.griffin_lim is {self.griffin_lim}, must not be negative")
         if self.griffin_lim > 1 and self.mel.causal:
             raise ConfigError(f"vocoder.griffin_lim is {self.griffin_lim}, must be 0 or 1 with mel.causal")
-        if not self.heard_below >= 0 or (self.heard_below and not self.griffin_lim):
-            raise ConfigError(f"vocoder.heard_below is {self.heard_below}, must be 0, or positive with griffin_lim")
+        if not self.input_phase_below >= 0 or (self.input_phase_below and not self.griffin_lim):
+            raise ConfigError(
+                f"vocoder.input_phase_below is {self.input_phase_below}, must be 0, or positive with griffin_lim"
+            )
         if self.resblock not in RESBLOCKS:
             raise ConfigError(f"vocoder.resblock is {self.resblock}, must be 1 or 2")
         if self.upsample_initial_channel % 2 ** len(self.upsample_rates):
@@ -109,28 +111,32 @@ class Vocoder(nn.Module):
         )
         self.conv_post = weight_norm(Conv1d(channels[-1], 1, 7, causal=causal))
         self.encoder = None
-        if config.hears_sensor:
+        if config.sensor_input:
             self.encoder = SensorEncoder(channels, config.upsample_rates, config.upsample_kernel_sizes, causal=causal)
         self.griffin_lim = None
         if config.griffin_lim:
-            self.griffin_lim = GriffinLim(config.mel, config.griffin_lim, config.heard_below)
+            self.griffin_lim = GriffinLim(config.mel, config.griffin_lim, config.input_phase_below)
 
-    def forward(self, mel: Tensor, heard: InputSpectra | None = None, sensor: Tensor | None = None) -> Tensor:
-        """``heard``: of what was restored, for Griffin-Lim, if there is any.
+    def forward(self, mel: Tensor, input_spectra: InputSpectra | None = None, sensor: Tensor | None = None) -> Tensor:
+        """``input_spectra``: of what was restored, for Griffin-Lim, if there is any.
 
-        ``sensor`` (B, 1, L * hop_length): what was restored, for a generator with ``hears_sensor``; None is silence.
+        ``sensor`` (B, 1, L * hop_length): what was restored, for a generator with ``sensor_input``; None is silence.
         """
         if not self.delay or not mel.shape[-1]:
-            return self.late(mel, heard, sensor)
+            return self.forward_chunk(mel, input_spectra, sensor)
         frames = self.delay // self.config.mel.hop_length  # with which the last samples come
         mel = F.pad(mel, (0, frames), mode="replicate")  # silence would fade them out
-        heard = None if heard is None else heard.each(lambda spectrum: F.pad(spectrum, (0, frames)))
+        input_spectra = (
+            None if input_spectra is None else input_spectra.each(lambda spectrum: F.pad(spectrum, (0, frames)))
+        )
         sensor = None if sensor is None else F.pad(sensor, (0, self.delay))
-        return self.late(mel, heard, sensor)[..., self.delay :]
+        return self.forward_chunk(mel, input_spectra, sensor)[..., self.delay :]
 
-    def late(self, mel: Tensor, heard: InputSpectra | None = None, sensor: Tensor | None = None) -> Tensor:
+    def forward_chunk(
+        self, mel: Tensor, input_spectra: InputSpectra | None = None, sensor: Tensor | None = None
+    ) -> Tensor:
         """The next chunk of a stream, of frames as ``forward`` takes them, ``delay`` samples late."""
-        return self.finish(self.generate(mel, sensor), mel, heard)
+        return self.finish(self.generate(mel, sensor), mel, input_spectra)
 
     def generate(self, mel: Tensor, sensor: Tensor | None = None) -> Tensor:
         """What the generator alone makes of log-mels, without Griffin-Lim; ``sensor`` as in ``forward``."""
@@ -152,9 +158,9 @@ class Vocoder(nn.Module):
         )
         return skips
 
-    def finish(self, audio: Tensor, mel: Tensor, heard: InputSpectra | None) -> Tensor:
+    def finish(self, audio: Tensor, mel: Tensor, input_spectra: InputSpectra | None) -> Tensor:
         """What ``generate`` made of ``mel``, with Griffin-Lim, if there is any and this is no training."""
-        return self.griffin_lim(audio, mel, heard) if self.griffin_lim and not self.training else audio
+        return self.griffin_lim(audio, mel, input_spectra) if self.griffin_lim and not self.training else audio
 
     def _levels(self) -> list[list[nn.Module]]:
         width = len(self.config.resblock_kernel_sizes)
@@ -162,12 +168,12 @@ class Vocoder(nn.Module):
         return [blocks[i : i + width] for i in range(0, len(blocks), width)]
 
     def fold(self) -> "Vocoder":
-        """Fold weight normalisation away for inference; the output stays the same."""
+        """Fold weight normalization away for inference; the output stays the same."""
         return fold_weight_norm(self)
 
     @property
     def delay(self) -> int:
-        """Samples by which what ``late`` gives is late: those that Griffin-Lim waits for."""
+        """Samples by which what ``forward_chunk`` gives is late: those that Griffin-Lim waits for."""
         return self.griffin_lim.delay if self.griffin_lim and not self.training else 0
 
     @property
@@ -187,7 +193,7 @@ class Vocoder(nn.Module):
         if self.encoder is not None:  # which sees further than the convolution of mels beside it
             frames = self.encoder.receptive_field
         widest = max(
-            RESBLOCKS[config.resblock].reach(k, tuple(d))
+            RESBLOCKS[config.resblock].receptive_field(k, tuple(d))
             for k, d in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True)
         )
         for up, kernel_size in zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True):

@@ -10,7 +10,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from twostage.nn.layers import Conv1d, ConvTranspose1d, reach, weight_norm
+from twostage.nn.layers import Conv1d, ConvTranspose1d, receptive_field, weight_norm
 
 DILATIONS = (1, 3, 9)
 BOTTOM = 7  # kernel size of the convolutions at the bottom
@@ -77,10 +77,10 @@ class DilatedUnet(nn.Module):
         return prod(self.strides)
 
     @property
-    def reach(self) -> int:
+    def receptive_field(self) -> int:
         """Steps that an output step depends on beyond its stride, on each side, at most; causal, twice, all before."""
         reached, step = 0, 1
         for stride in self.strides:
-            reached += 2 * (reach((3, dilation) for dilation in DILATIONS) + stride // 2) * step
+            reached += 2 * (receptive_field((3, dilation) for dilation in DILATIONS) + stride // 2) * step
             step *= stride
-        return reached + 2 * reach([(BOTTOM, 1)]) * step
+        return reached + 2 * receptive_field([(BOTTOM, 1)]) * step

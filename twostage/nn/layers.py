@@ -1,4 +1,4 @@
-"""Layers that see time around them or, if causal, before them alone; weight normalisation that folds away.
+"""Layers that see time around them or, if causal, before them alone; weight normalization that folds away.
 
 Causal or not, a layer has the same weights under the same names.
 """
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 from twostage.nn import short
-from twostage.nn.streaming import Carry, Overlap, Past
+from twostage.nn.streaming import Overlap, Past, StreamState
 
 M = TypeVar("M", bound=nn.Module)
 Size = tuple[int, int]  # bands, then frames
@@ -122,10 +122,10 @@ class GRU(nn.GRU):
 
     def __init__(self, inputs: int, hidden_size: int, layers: int = 1) -> None:
         super().__init__(inputs, hidden_size, layers, batch_first=True)
-        self.hidden = Carry()
+        self.hidden = StreamState()
 
     def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
-        x, last = super().forward(x, self.hidden.carried if hidden is None else hidden)  # type: ignore[has-type]
+        x, last = super().forward(x, self.hidden.value if hidden is None else hidden)  # type: ignore[has-type]
         self.hidden.keep(last)
         return x
 
@@ -135,11 +135,11 @@ class LSTM(nn.LSTM):
 
     def __init__(self, inputs: int, hidden_size: int, layers: int = 1) -> None:
         super().__init__(inputs, hidden_size, layers, batch_first=True)
-        self.state = Carry()
+        self.state = StreamState()
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> Tensor:
-        given = self.state.carried if state is None else state
-        x, last = super().forward(x, None if given is None else tuple(given))  # type: ignore[has-type]
+        state = self.state.value if state is None else state
+        x, last = super().forward(x, None if state is None else tuple(state))  # type: ignore[has-type]
         self.state.keep(torch.stack(last))
         return x
 
@@ -171,7 +171,7 @@ def weight_norm(module: M, std: float | None = None) -> M:
 
 
 def fold_weight_norm(model: M) -> M:
-    """Replace every normalised weight below ``model`` by the plain one it stands for. Idempotent; returns ``model``."""
+    """Replace every normalized weight below ``model`` by the plain one it stands for. Idempotent; returns ``model``."""
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight")
@@ -180,17 +180,17 @@ def fold_weight_norm(model: M) -> M:
     return model
 
 
-def reach(layers: Iterable[tuple[int, int]]) -> int:
-    """Input steps that centred stride-one convolutions see on each side, from (kernel_size, dilation) pairs.
+def receptive_field(layers: Iterable[tuple[int, int]]) -> int:
+    """Input steps that centered stride-one convolutions see on each side, from (kernel_size, dilation) pairs.
 
-    >>> reach([(3, 1), (3, 3), (3, 5)])
+    >>> receptive_field([(3, 1), (3, 3), (3, 5)])
     9
     """
     return sum((kernel_size - 1) * dilation // 2 for kernel_size, dilation in layers)
 
 
 def feature_maps(x: Tensor, hidden: Iterable[nn.Module], last: nn.Module, slope: float) -> list[Tensor]:
-    """What a judge makes of ``x`` (B, C, ...): each hidden layer's map, leaky ReLU behind it, and its flat logits."""
+    """Feature maps of a discriminator for ``x`` (B, C, ...): each hidden layer's, after leaky ReLU, and flat logits."""
     maps = []
     for layer in hidden:
         x = F.leaky_relu(layer(x), slope)

@@ -52,7 +52,7 @@ def prototype(bands: int, taps: int) -> NDArray[np.float64]:
     """
 
     def windowed(cutoff: float) -> NDArray[np.float64]:
-        return cutoff * np.sinc(cutoff * _centred(taps)) * np.kaiser(taps, BETA)
+        return cutoff * np.sinc(cutoff * _centered(taps)) * np.kaiser(taps, BETA)
 
     def rest(cutoff: float) -> float:
         low = windowed(cutoff)
@@ -60,8 +60,8 @@ def prototype(bands: int, taps: int) -> NDArray[np.float64]:
 
     from scipy.optimize import minimize_scalar  # takes a third of a second to import
 
-    found = minimize_scalar(rest, bounds=(0.5 / bands, 1 / bands), method="bounded", options={"xatol": 1e-9})
-    return windowed(found.x)
+    minimum = minimize_scalar(rest, bounds=(0.5 / bands, 1 / bands), method="bounded", options={"xatol": 1e-9})
+    return windowed(minimum.x)
 
 
 def modulated(low: NDArray[np.float64], bands: int) -> NDArray[np.float64]:
@@ -70,9 +70,9 @@ def modulated(low: NDArray[np.float64], bands: int) -> NDArray[np.float64]:
     Written for correlation, as torch convolves: synthesis, but for a factor of ``bands``, is analysis turned round.
     """
     band = np.arange(bands)[:, None]
-    phase = (2 * band + 1) * np.pi / (2 * bands) * _centred(len(low)) - (-1.0) ** band * np.pi / 4
+    phase = (2 * band + 1) * np.pi / (2 * bands) * _centered(len(low)) - (-1.0) ** band * np.pi / 4
     return 2 * low * np.cos(phase)
 
 
-def _centred(taps: int) -> NDArray[np.float64]:
+def _centered(taps: int) -> NDArray[np.float64]:
     return np.arange(taps, dtype=np.float64) - (taps - 1) / 2

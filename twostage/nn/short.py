@@ -1,6 +1,6 @@
 """Convolutions of a few positions as one matrix product.
 
-torch's own are made for long inputs and spend a piece of a stream on preparing; these give the same to rounding, for a
+torch's own are made for long inputs and spend a chunk of a stream on preparing; these give the same to rounding, for a
 batch of one, without gradient. Fastest where the channels of a position, in ``x`` and ``weight``, lie side by side.
 """
 

@@ -1,4 +1,4 @@
-"""What a causal layer carries from one piece of a signal to the next; the whole at once is the stream's only piece.
+"""What a causal layer carries from one chunk of a signal to the next; the whole at once is the stream's only chunk.
 
 Leaves alone hold state. A causal convolution is ``Past`` and a convolution without padding; a transposed one ends in
 ``Overlap``. Time is the last axis everywhere.
@@ -15,21 +15,21 @@ from torch.nn import functional as F
 FADE = 512  # samples over which the last one of a signal fades out behind its end
 
 
-class Carry(nn.Module):
-    """A leaf that keeps ``carried`` for the next call within ``streaming``; outside, every call is the first."""
+class StreamState(nn.Module):
+    """A leaf that keeps ``value`` for the next call within ``streaming``; outside, every call is the first."""
 
-    carried: Any  # a tensor, or several by name; None at the start
+    value: Any  # a tensor, or several by name; None at the start
 
     def __init__(self) -> None:
         super().__init__()
-        self.carried, self.streaming = None, False
+        self.value, self.streaming = None, False
 
     def keep(self, value: Any) -> None:
         if self.streaming:
-            self.carried = value
+            self.value = value
 
 
-class Past(Carry):
+class Past(StreamState):
     """The ``steps`` before what comes in, zeros at the start, and what comes in: (..., L) -> (..., steps + L)."""
 
     def __init__(self, steps: int) -> None:
@@ -37,7 +37,7 @@ class Past(Carry):
         self.steps = steps
 
     def forward(self, x: Tensor) -> Tensor:
-        past = x.new_zeros(*x.shape[:-1], self.steps) if self.carried is None else self.carried
+        past = x.new_zeros(*x.shape[:-1], self.steps) if self.value is None else self.value
         x = torch.cat((past, x), -1)
         self.keep(x.narrow(-1, x.shape[-1] - self.steps, self.steps))
         return x
@@ -46,15 +46,15 @@ class Past(Carry):
         return str(self.steps)
 
 
-class Late(Past):
+class DelayLine(Past):
     """What comes in, ``steps`` later, zeros at the start: (..., L) -> (..., L)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[..., : x.shape[-1]]
 
 
-class Overlap(Carry):
-    """Adds what hung over the end of the last piece, holds back what hangs over this: (..., L + steps) -> (..., L)."""
+class Overlap(StreamState):
+    """Adds what hung over the end of the last chunk, holds back what hangs over this: (..., L + steps) -> (..., L)."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()
@@ -62,8 +62,8 @@ class Overlap(Carry):
 
     def forward(self, x: Tensor) -> Tensor:
         length = x.shape[-1] - self.steps
-        if self.carried is not None:  # it may hang over a short piece's end as well
-            x = x + F.pad(self.carried, (0, length))
+        if self.value is not None:  # it may hang over a short chunk's end as well
+            x = x + F.pad(self.value, (0, length))
         self.keep(x[..., length:])
         return x[..., :length]
 
@@ -71,15 +71,15 @@ class Overlap(Carry):
         return str(self.steps)
 
 
-def carries(model: nn.Module) -> dict[str, Carry]:
+def stream_states(model: nn.Module) -> dict[str, StreamState]:
     """Every leaf of ``model`` that holds state, by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, Carry)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, StreamState)}
 
 
-def forget(model: nn.Module) -> None:
+def reset_streaming(model: nn.Module) -> None:
     """Go back to the start of a stream."""
-    for leaf in carries(model).values():
-        leaf.carried = None
+    for leaf in stream_states(model).values():
+        leaf.value = None
 
 
 class Delayed(Protocol):
@@ -94,7 +94,7 @@ class Delayed(Protocol):
     @property
     def delay(self) -> int: ...
 
-    def late(self, audio: Tensor, /) -> Tensor: ...
+    def forward_chunk(self, audio: Tensor, /) -> Tensor: ...
 
 
 def continued(audio: Tensor, steps: int) -> Tensor:
@@ -129,26 +129,26 @@ def with_tail(model: Delayed, audio: Tensor) -> Tensor:
 
 
 def offline(model: Delayed, audio: Tensor) -> Tensor:
-    """What ``late`` makes of all of a signal, in time: (B, C, T) -> (B, 1, T // hop_length * hop_length).
+    """What ``forward_chunk`` makes of all of a signal, in time: (B, C, T) -> (B, 1, T // hop_length * hop_length).
 
-    ``late`` takes multiples of ``stride`` and gives as many samples, ``delay`` later.
+    ``forward_chunk`` takes multiples of ``stride`` and gives as many samples, ``delay`` later.
     """
     length = audio.shape[-1] // model.hop_length * model.hop_length
-    return model.late(with_tail(model, audio))[..., model.delay : model.delay + length]
+    return model.forward_chunk(with_tail(model, audio))[..., model.delay : model.delay + length]
 
 
 @contextmanager
 def streaming(model: nn.Module) -> Iterator[None]:
-    """Within, calls of ``model`` are pieces of one signal, from its start on.
+    """Within, calls of ``model`` are chunks of one signal, from its start on.
 
-    Under ``torch.inference_mode`` or ``no_grad``: else the graph of every piece hangs on the next.
+    Under ``torch.inference_mode`` or ``no_grad``: else the graph of every chunk hangs on the next.
     """
-    forget(model)
-    for leaf in carries(model).values():
+    reset_streaming(model)
+    for leaf in stream_states(model).values():
         leaf.streaming = True
     try:
         yield
     finally:
-        for leaf in carries(model).values():
+        for leaf in stream_states(model).values():
             leaf.streaming = False
-        forget(model)
+        reset_streaming(model)

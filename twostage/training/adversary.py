@@ -14,41 +14,41 @@ from torch import Tensor, nn
 from twostage.training import optim
 from twostage.training.discriminators.audio import DiscriminatorConfig, Discriminators
 from twostage.training.discriminators.mel import MelDiscriminator, MelDiscriminatorConfig
-from twostage.training.loss_balancer import Balance
+from twostage.training.loss_balancer import LossBalancer
 from twostage.training.losses import (
-    bounded_hinge_fool,
+    discriminator_hinge,
+    discriminator_least_squares,
     feature_matching,
-    hinge_fool,
-    hinge_real_fake,
-    least_squares_fool,
-    least_squares_real_fake,
+    generator_bounded_hinge,
+    generator_hinge,
+    generator_least_squares,
 )
 from twostage.training.optim import OptimizerConfig
 from twostage.utils.errors import ConfigError
 
 LOSSES = {
-    "least_squares": (least_squares_real_fake, least_squares_fool),
-    "hinge": (hinge_real_fake, hinge_fool),
-    "bounded_hinge": (hinge_real_fake, bounded_hinge_fool),
+    "least_squares": (discriminator_least_squares, generator_least_squares),
+    "hinge": (discriminator_hinge, generator_hinge),
+    "bounded_hinge": (discriminator_hinge, generator_bounded_hinge),
 }
 Precision = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdversaryRules:
-    """What holds for every adversary, whatever it judges.
+    """What holds for every adversary, whatever it is of.
 
     ``adaptive`` scales the adversarial loss so that its gradient at the generator's last layer is as long as that of
     all other losses together, before its weight (Esser et al., VQGAN, 2021); or, as "each", every loss so that its
-    gradient there has the length of its weight (``Balance``).
+    gradient there has the length of its weight (``LossBalancer``).
     """
 
     loss: str = "least_squares"  # least_squares, hinge, or bounded_hinge (logits above one gain nothing)
     start: int = 0  # steps of content losses alone before it joins
-    generator_steps: int = 1  # the generator's to one of the judges'
+    generator_steps: int = 1  # the generator's to one of the discriminators'
     adaptive: bool | str = False  # true: the adversarial loss to all others; "each": every loss; false: neither
     match_logits: bool = True  # feature matching compares logits too, as HiFi-GAN's; false: as MelGAN's and EBEN's
-    init: str = ""  # another training's state.pt, whose discriminators to begin with
+    init_from: str = ""  # another training's state.pt, whose discriminators to begin with
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
@@ -62,15 +62,15 @@ class AdversaryRules:
             )
 
     def discriminators(self) -> nn.Module:
-        """New judges: of what is real or fake to lists of maps, the last of each its logits."""
+        """New discriminators: of what is real or fake to lists of maps, the last of each its logits."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class AdversaryConfig(AdversaryRules):
-    """The adversary of a vocoder, whose judges are of audio (B, 1, T)."""
+    """The adversary of a vocoder, whose discriminators are of audio (B, 1, T)."""
 
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)  # the judges of audio
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)  # of audio
 
     def discriminators(self) -> nn.Module:
         return Discriminators(self.discriminator)
@@ -78,18 +78,18 @@ class AdversaryConfig(AdversaryRules):
 
 @dataclass(frozen=True)
 class MelAdversaryConfig(AdversaryRules):
-    """The adversary of a restorer, whose judge is of log-mels (B, n_mels, L).
+    """The adversary of a restorer, whose discriminator is of log-mels (B, n_mels, L).
 
-    Its section has a name of its own, so that one file can hold the judges of both stages.
+    Its section has a name of its own, so that one file can hold the discriminators of both stages.
     """
 
-    mel_discriminator: MelDiscriminatorConfig = field(default_factory=MelDiscriminatorConfig)  # the judge of log-mels
+    mel_discriminator: MelDiscriminatorConfig = field(default_factory=MelDiscriminatorConfig)  # of log-mels
 
     def discriminators(self) -> nn.Module:
         return MelDiscriminator(self.mel_discriminator)
 
 
-class Separation(nn.Module):
+class DiscriminatorLoss(nn.Module):
     """The discriminators' loss as one forward, which is what DistributedDataParallel needs."""
 
     def __init__(self, discriminators: nn.Module, loss: str) -> None:
@@ -116,17 +116,20 @@ class Adversary:
         self.config, self._optimizing, self._precision = config, optimizer, precision
         self.discriminators = config.discriminators().to(device)
         self.optimizer = optim.adamw(self.discriminators.parameters(), optimizer)
-        self.balance = Balance()
-        self._separation = wrap(Separation(self.discriminators, config.loss))
+        self.balancer = LossBalancer()
+        self._discriminator_loss = wrap(DiscriminatorLoss(self.discriminators, config.loss))
 
-    def learn(self, fake: Tensor, real: Tensor, rate: float) -> dict[str, Tensor]:
+    def train_step(self, fake: Tensor, real: Tensor, rate: float) -> dict[str, Tensor]:
         """One step at the learning rate ``rate``; the generator gets no gradient from it."""
         with self._precision():
-            loss = self._separation(fake.detach(), real)
+            loss = self._discriminator_loss(fake.detach(), real)
         loss.backward()
-        return {"disc": loss.detach(), "disc_grad": optim.apply(self.optimizer, self._optimizing, rate)}
+        return {
+            "discriminator_loss": loss.detach(),
+            "discriminator_grad_norm": optim.apply(self.optimizer, self._optimizing, rate),
+        }
 
-    def judge(self, fake: Tensor, real: Tensor, *, matching: bool = True) -> dict[str, Tensor]:
+    def generator_loss(self, fake: Tensor, real: Tensor, *, matching: bool = True) -> dict[str, Tensor]:
         """The generator's losses: "adv" and, if ``matching``, "fm". The discriminators are frozen meanwhile."""
         self.discriminators.requires_grad_(False)
         with self._precision():
@@ -143,14 +146,14 @@ class Adversary:
         return {
             "discriminators": self.discriminators.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "lengths": dict(self.balance.lengths),
+            "lengths": dict(self.balancer.lengths),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.discriminators.load_state_dict(state["discriminators"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.balance.lengths = dict(state.get("lengths", {}))  # states from before there were any are without
+        self.balancer.lengths = dict(state.get("lengths", {}))  # states from before there were any are without
 
 
 def _float(maps: list[list[Tensor]]) -> list[list[Tensor]]:
-    return [[m.float() for m in judge] for judge in maps]
+    return [[m.float() for m in discriminator] for discriminator in maps]

@@ -22,22 +22,24 @@ from twostage.training.tasks import (
     ADVERSARIAL,
     EnhancingWeights,
     FinetuningWeights,
+    LossWeights,
     RestoringWeights,
     VocodingWeights,
-    Weights,
     named,
 )
 from twostage.utils.errors import ConfigError
+from twostage.utils.renamed import translated
 from twostage.utils.schema import build, complete
 
-SETTINGS = "config.yaml"  # in the directory of a training
+CONFIG_FILE = "config.yaml"  # in the directory of a training
 PACKAGE = Path(__file__).parent.parent
 SHIPPED = (PACKAGE / "configs", PACKAGE.parent / "configs")
 BASELINES, CORPORA = "baselines", "corpora"  # folders of those of one-stage systems, and of published corpora
 # what may differ between a training and its resumption: where things are, how long and how often
 FREE = {
-    *("run", "steps", "init", "models", "device", "threads", "report", "save", "adversary.init", "valid.vocoder"),
-    *("data.train", "data.valid", "data.noise", "data.ahead", "data.cache_gigabytes", "valid.every", "valid.show"),
+    *("run_dir", "steps", "init_from", "models", "device", "threads", "log_every", "save_every"),
+    *("data.train", "data.valid", "data.noise", "data.prefetch", "data.cache_gigabytes"),
+    *("adversary.init_from", "valid.vocoder", "valid.every", "valid.show"),
 }
 TRAINABLE = {"vocoder": ("vocoder",), "restorer": ("restorer",), "both": ("restorer", "vocoder")}
 # what a file may hold for other trainings than the one that reads it
@@ -52,8 +54,8 @@ class DataConfig(PairConfig):
     valid: tuple[str, ...] = ()  # manifests to be measured on
     exclude_speakers: tuple[str, ...] = ()  # left out of train
     noise: str = ""  # folder of room sound; empty: pink noise
-    batch: int = 16  # segments a step, of each process
-    ahead: int = 4  # batches that are made in advance
+    batch_size: int = 16  # segments a step, of each process
+    prefetch: int = 4  # batches that are made in advance
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,8 +67,8 @@ class DataConfig(PairConfig):
                     raise ConfigError(f"data.{name}: {path}: no such file")
         if self.noise and not Path(self.noise).is_dir():
             raise ConfigError(f"data.noise: {self.noise}: no such folder")
-        if self.batch < 1:
-            raise ConfigError(f"data.batch is {self.batch}, must be at least 1")
+        if self.batch_size < 1:
+            raise ConfigError(f"data.batch_size is {self.batch_size}, must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -101,53 +103,55 @@ class ValidConfig:
 class RunConfig:
     """What every training has."""
 
-    run: str  # directory of the training
+    run_dir: str  # directory of the training
     steps: int  # how many, in all
     data: DataConfig  # which speech
     seed: int = 0  # of weights and data
-    init: str = ""  # weights to start from: a name, a folder or a file; of both stages, the one that is trained
+    init_from: str = ""  # weights to start from: a name, a folder or a file; of both stages, the one that is trained
     device: str = "auto"  # auto, cpu or cuda
     precision: str = "float32"  # float32 or bfloat16, of the networks
     threads: int = 0  # of the CPU; 0: as many as there are
-    report: int = 50  # steps between two lines of the log
-    save: int = 500  # steps between two states to resume from
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)  # of the model, and of its judges
+    log_every: int = 50  # steps between two lines of the log
+    save_every: int = 500  # steps between two states to resume from
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)  # of the model, and of its discriminators
     valid: ValidConfig = field(default_factory=ValidConfig)  # measuring on the way
 
     def __post_init__(self) -> None:
-        if not self.run:
-            raise ConfigError("run is empty, must name the directory of the training")
+        if not self.run_dir:
+            raise ConfigError("run_dir is empty, must name the directory of the training")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device is {self.device!r}, must be auto, cpu or cuda")
         if self.precision not in ("float32", "bfloat16"):
             raise ConfigError(f"precision is {self.precision!r}, must be float32 or bfloat16")
-        if min(self.steps, self.report, self.save) < 1 or self.threads < 0:
-            raise ConfigError("steps, report and save must be at least 1, threads not negative")
+        if min(self.steps, self.log_every, self.save_every) < 1 or self.threads < 0:
+            raise ConfigError("steps, log_every and save_every must be at least 1, threads not negative")
 
     def check_mel(self, mel: MelConfig) -> None:
         """Raise ConfigError if segments do not suit the mel settings."""
         if self.data.sample_rate != mel.sample_rate:
             raise ConfigError(f"data.sample_rate is {self.data.sample_rate}, mel.sample_rate {mel.sample_rate}")
-        if self.data.samples % mel.hop_length:
-            raise ConfigError(f"data.samples is {self.data.samples}, must divide by mel.hop_length, {mel.hop_length}")
+        if self.data.segment_length % mel.hop_length:
+            raise ConfigError(
+                f"data.segment_length is {self.data.segment_length}, must divide by mel.hop_length, {mel.hop_length}"
+            )
 
     def check_inputs(self, name: str, inputs: int) -> None:
         """Raise ConfigError if a model of so many ``inputs``, a setting of that ``name``, gets other channels."""
         if inputs != self.data.channels:
-            given = f"{list(self.data.air_snr_db)}: 2 channels" if self.data.air_snr_db else "empty"
-            raise ConfigError(f"{name} is {inputs}, but data.air_snr_db is {given}")
+            channels = f"{list(self.data.air_snr_db)}: 2 channels" if self.data.air_snr_db else "empty"
+            raise ConfigError(f"{name} is {inputs}, but data.air_snr_db is {channels}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RestorerRun(RunConfig):
     """Stage one.
 
-    ``adversary`` judges log-mels; it takes part if one of its weights, ``adv`` and ``fm``, is not zero.
+    ``adversary`` is of log-mels; it takes part if one of its weights, ``adv`` and ``fm``, is not zero.
     """
 
     restorer: RestorerConfig = field(default_factory=RestorerConfig)  # the model
     weights: RestoringWeights = field(default_factory=RestoringWeights)  # of the losses
-    adversary: MelAdversaryConfig = field(default_factory=MelAdversaryConfig)  # judge of log-mels
+    adversary: MelAdversaryConfig = field(default_factory=MelAdversaryConfig)  # discriminator of log-mels
     quantile: float = 0.5  # of the log-mels that could be; 0.5: the median; below it, the unsure is left quieter
 
     def __post_init__(self) -> None:
@@ -160,8 +164,8 @@ class RestorerRun(RunConfig):
         audible = [name for name in self.valid.metrics if name != "mel_l1"]
         if audible and not self.valid.vocoder:
             raise ConfigError(f"valid.metrics: {audible[0]} needs sound: set valid.vocoder to the weights of a vocoder")
-        if self.data.real_share < 1 and not self.data.sensors:
-            raise ConfigError("data.sensors is empty, and data.real_share below 1 needs simulation")
+        if self.data.real_fraction < 1 and not self.data.sensors:
+            raise ConfigError("data.sensors is empty, and data.real_fraction below 1 needs simulation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,14 +174,14 @@ class VocoderRun(RunConfig):
 
     vocoder: VocoderConfig = field(default_factory=VocoderConfig)  # the model
     weights: VocodingWeights = field(default_factory=VocodingWeights)  # of the losses
-    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)  # judges of audio
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)  # discriminators of audio
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_mel(self.vocoder.mel)
-        if self.vocoder.hears_sensor and self.data.real_share < 1 and not self.data.sensors:
+        if self.vocoder.sensor_input and self.data.real_fraction < 1 and not self.data.sensors:
             raise ConfigError(
-                "data.sensors is empty, and vocoder.hears_sensor needs them: the sensor would hear clean speech"
+                "data.sensors is empty, and vocoder.sensor_input needs them: the sensor would hear clean speech"
             )
         check_adaptive(self.adversary, self.weights)
 
@@ -190,7 +194,7 @@ class FinetuneRun(RunConfig):
     train: str = "vocoder"  # what learns: vocoder, restorer or both
     frames: int = 32  # middle of a segment that the vocoder makes; the restorer sees all of it
     weights: FinetuningWeights = field(default_factory=FinetuningWeights)  # of the losses
-    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)  # judges of audio
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)  # discriminators of audio
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -200,8 +204,8 @@ class FinetuneRun(RunConfig):
             raise ConfigError(f"frames is {self.frames}, must be at least 1")
         if self.weights.restored and self.train == "vocoder":
             raise ConfigError(f"weights.restored is {self.weights.restored}, but train is vocoder")
-        if self.init:
-            raise ConfigError(f"init is {self.init!r}; fine-tuning starts from models")
+        if self.init_from:
+            raise ConfigError(f"init_from is {self.init_from!r}; fine-tuning starts from models")
         # of both stages, losses are balanced at the vocoder's last layer, of which log-mels know nothing
         beside = ("restored",) if self.train == "both" else ()
         check_adaptive(self.adversary, self.weights, beside)
@@ -215,7 +219,7 @@ class EnhancerRun(RunConfig):
     model: dict = field(default_factory=dict)  # its settings, as below, those of its file in twostage/baselines
     mel: MelConfig = field(default_factory=MelConfig)  # of the losses on log-mels, and of what is logged
     weights: EnhancingWeights = field(default_factory=EnhancingWeights)  # of the losses
-    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)  # judges of audio
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)  # discriminators of audio
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -231,7 +235,7 @@ class EnhancerRun(RunConfig):
         return build(ENHANCERS[self.enhancer][0], self.model, "model")
 
 
-def check_adaptive(adversary: AdversaryRules, weights: Weights, beside: Collection[str] = ()) -> None:
+def check_adaptive(adversary: AdversaryRules, weights: LossWeights, beside: Collection[str] = ()) -> None:
     """Raise ConfigError for an adaptive adversary that losses of these weights cannot be balanced with.
 
     ``beside``: terms whose gradient does not reach the layer where they are balanced.
@@ -255,13 +259,14 @@ def check_adaptive(adversary: AdversaryRules, weights: Weights, beside: Collecti
 C = TypeVar("C", bound=RunConfig)
 
 
-def load_config(cls: type[C], files: Iterable[str], overrides: Sequence[str] = ()) -> C:
+def load_config(cls: type[C], files: Iterable[str], overrides: Sequence[str] = (), *, stored: bool = False) -> C:
     """Merge YAML files and ``key=value`` overrides, left to right, into checked settings.
 
     A name without a folder is looked up here and among the shipped configurations. A file may hold sections of several
-    trainings: those of others are left out. Raises ConfigError, one line that names the file or the field.
+    trainings: those of others are left out. Files that a training ``stored`` may have settings under the names that
+    they had then. Raises ConfigError, one line that names the file or the field.
     """
-    return build(cls, _merged(cls, files, overrides))
+    return build(cls, _merged(cls, files, overrides, stored))
 
 
 def preview(cls: type[RunConfig], files: Iterable[str], overrides: Sequence[str] = ()) -> str:
@@ -272,12 +277,22 @@ def preview(cls: type[RunConfig], files: Iterable[str], overrides: Sequence[str]
     return OmegaConf.to_yaml(OmegaConf.create(_plain(complete(cls, _merged(cls, files, overrides)))))
 
 
-def _merged(cls: type[RunConfig], files: Iterable[str], overrides: Sequence[str]) -> Any:
+def with_new_names(cls: type[RunConfig], values: Any) -> Any:
+    """What a training of the kind ``cls`` stored of its settings, under the names that they have now."""
+    values = translated(cls, values)
+    system = values.get("enhancer") if isinstance(values, dict) else None
+    if system in ENHANCERS and "model" in values:
+        values["model"] = translated(ENHANCERS[system][0], values["model"])
+    return values
+
+
+def _merged(cls: type[RunConfig], files: Iterable[str], overrides: Sequence[str], stored: bool = False) -> Any:
     for override in overrides:
         if "=" not in override or override.startswith("="):
             raise ConfigError(f"{override}: neither a YAML file nor key=value")
     try:
         parts = [_of(cls, OmegaConf.to_container(_read(_find(file)))) for file in files]
+        parts = [with_new_names(cls, part) for part in parts] if stored else parts
         merged = OmegaConf.merge(*parts, OmegaConf.from_dotlist(list(overrides)))
         return OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, ValueError) as error:

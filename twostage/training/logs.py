@@ -20,7 +20,7 @@ from twostage.utils.schema import parse_json
 
 Array = NDArray[np.float32]
 # dark violet over red to pale yellow, after matplotlib's inferno
-COLOURS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float32) / 255
+COLORS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float32) / 255
 
 
 class RunLog:
@@ -73,7 +73,7 @@ class RunLog:
         rows = [np.pad(np.flipud(mel), ((0, 2), (0, 0)), constant_values=-np.inf) for mel in mels.values()]
         stacked = np.concatenate(rows)
         with self._writing():
-            self._board.add_image(name, coloured(stacked, low=-11.5, high=2.0), step)
+            self._board.add_image(name, colored(stacked, low=-11.5, high=2.0), step)
 
     def say(self, line: str) -> None:
         print(line, file=self.console, flush=True)
@@ -135,10 +135,10 @@ class Clock:
         return f"{values['steps_per_second']:.2f} steps/s, {eta} left, {share:.0f} % waiting for data"
 
 
-def coloured(values: Array, *, low: float, high: float) -> Array:
+def colored(values: Array, *, low: float, high: float) -> Array:
     """(H, W) values as a (3, H, W) picture in [0, 1]; ``low`` is dark, ``high`` bright."""
     place = np.clip((values - low) / (high - low), 0, 1)
-    return np.stack([np.interp(place, np.linspace(0, 1, len(COLOURS)), channel) for channel in COLOURS.T]).astype(
+    return np.stack([np.interp(place, np.linspace(0, 1, len(COLORS)), channel) for channel in COLORS.T]).astype(
         np.float32
     )
 

@@ -13,7 +13,7 @@ MOMENTUM = 0.9
 LEAST, MOST = 1e-4, 1e4  # of a length, and of a factor
 
 
-class Balance:
+class LossBalancer:
     """Keeps the averaged ``lengths`` by name of loss, which go into the state of a training."""
 
     def __init__(self) -> None:

@@ -12,31 +12,31 @@ from twostage.models.features import LogMel, MelConfig, Stft, mel_basis
 Maps = Sequence[Sequence[Tensor]]  # one list of feature maps a sub-discriminator, the last map its logits
 
 
-def least_squares_real_fake(real: Maps, fake: Maps) -> Tensor:
+def discriminator_least_squares(real: Maps, fake: Maps) -> Tensor:
     """Discriminator's least-squares loss, summed over sub-discriminators (Mao et al., 2017; HiFi-GAN, equation 1)."""
     return torch.stack(
         [(1 - r[-1]).square().mean() + f[-1].square().mean() for r, f in zip(real, fake, strict=True)]
     ).sum()
 
 
-def least_squares_fool(fake: Maps) -> Tensor:
+def generator_least_squares(fake: Maps) -> Tensor:
     """Generator's least-squares loss (HiFi-GAN, equation 2)."""
     return torch.stack([(1 - f[-1]).square().mean() for f in fake]).sum()
 
 
-def hinge_real_fake(real: Maps, fake: Maps) -> Tensor:
+def discriminator_hinge(real: Maps, fake: Maps) -> Tensor:
     """Discriminator's hinge loss (Lim and Ye, 2017; used by MelGAN and EBEN)."""
     return torch.stack(
         [F.relu(1 - r[-1]).mean() + F.relu(1 + f[-1]).mean() for r, f in zip(real, fake, strict=True)]
     ).sum()
 
 
-def hinge_fool(fake: Maps) -> Tensor:
+def generator_hinge(fake: Maps) -> Tensor:
     """Generator's hinge loss: the negated logits."""
     return torch.stack([-f[-1].mean() for f in fake]).sum()
 
 
-def bounded_hinge_fool(fake: Maps) -> Tensor:
+def generator_bounded_hinge(fake: Maps) -> Tensor:
     """Generator's hinge loss as SEANet and EBEN have it: logits above one gain nothing."""
     return torch.stack([F.relu(1 - f[-1]).mean() for f in fake]).sum()
 
@@ -164,19 +164,19 @@ class Intelligibility(nn.Module):
     def __init__(self, config: MelConfig, seconds: float = 0.384, bands: int = 15, lowest: float = 150.0) -> None:
         super().__init__()
         self.frames = max(2, round(seconds * config.sample_rate / config.hop_length))
-        centres = lowest * 2 ** (torch.arange(bands) / 3)
+        centers = lowest * 2 ** (torch.arange(bands) / 3)
         hertz = mel_basis(config, config.sample_rate // 2 + 1)  # a row for each
-        inside = (torch.arange(len(hertz)) >= centres[:, None] * 2 ** (-1 / 6)).float()
-        inside *= torch.arange(len(hertz)) < centres[:, None] * 2 ** (1 / 6)
+        inside = (torch.arange(len(hertz)) >= centers[:, None] * 2 ** (-1 / 6)).float()
+        inside *= torch.arange(len(hertz)) < centers[:, None] * 2 ** (1 / 6)
         self.register_buffer("octaves", inside @ hertz, persistent=False)
 
     def forward(self, fake: Tensor, real: Tensor) -> Tensor:
         one, other = self._stretches(fake), self._stretches(real)
         energy = other.square().sum((-2, -1))
         weight = (energy / energy.amax(dim=1, keepdim=True).clamp_min(1e-10) > 1e-3).float()
-        one, other = _standardise(one, -1), _standardise(other, -1)
+        one, other = _standardize(one, -1), _standardize(other, -1)
         by_band = (one * other).sum(-1).mean(-1)
-        by_frame = (_standardise(one, -2) * _standardise(other, -2)).sum(-2).mean(-1)
+        by_frame = (_standardize(one, -2) * _standardize(other, -2)).sum(-2).mean(-1)
         return 1 - ((by_band + by_frame) / 2 * weight).sum() / weight.sum().clamp_min(1)
 
     def _stretches(self, mel: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ class Intelligibility(nn.Module):
         return envelopes.unfold(-1, self.frames, self.frames // 4).movedim(-2, 1)
 
 
-def _standardise(x: Tensor, dim: int) -> Tensor:
+def _standardize(x: Tensor, dim: int) -> Tensor:
     """Zero mean and unit norm along ``dim``."""
     x = x - x.mean(dim, keepdim=True)
     return x / (x.square().sum(dim, keepdim=True) + 1e-10).sqrt()

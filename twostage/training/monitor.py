@@ -13,8 +13,8 @@ from twostage.models.features import LogMel
 from twostage.training import optim
 from twostage.training.config import RunConfig
 from twostage.training.logs import Clock, RunLog
-from twostage.training.trainer import Progress, Training
-from twostage.training.validation import Estimator, Example, bounds, measure
+from twostage.training.trainer import StepResult, Training
+from twostage.training.validation import Estimator, Example, bounds, score_examples
 from twostage.utils.errors import TwoStageError
 from twostage.utils.signals import Interruption
 
@@ -40,19 +40,19 @@ class Monitor:
         self._sums: dict[str, list[Tensor]] = {}
         self._clock, self._shown = Clock(), False
 
-    def __call__(self, training: Training, progress: Progress) -> None:
+    def __call__(self, training: Training, progress: StepResult) -> None:
         for name, value in progress.values.items():
             self._sums.setdefault(name, []).append(value)
         self._clock.tick(progress.waited, progress.seconds)
         stopping = self.interruption.came
         due = self._due(training.step)
-        if due(self.settings.save) or due(self.settings.valid.every) or stopping:
+        if due(self.settings.save_every) or due(self.settings.valid.every) or stopping:
             self._check(training)
-        if due(self.settings.report):
+        if due(self.settings.log_every):
             self._tell(training)
         if due(self.settings.valid.every):
             self._validate(training)
-        if due(self.settings.save) or stopping:
+        if due(self.settings.save_every) or stopping:
             self._save(training)
         if stopping:
             self.log.say(f"stopped at step {training.step}; go on with --resume")
@@ -67,8 +67,8 @@ class Monitor:
         name = optim.first_not_finite({**means, "weight": largest})
         if name:
             raise TwoStageError(
-                f"{self.settings.run}: {name} is not finite at step {training.step}, stopped before it was kept; "
-                "a lower optimizer.learning_rate or an optimizer.clip may help"
+                f"{self.settings.run_dir}: {name} is not finite at step {training.step}, stopped before it was kept; "
+                "a lower optimizer.learning_rate or an optimizer.grad_clip may help"
             )
         return {name: float(mean) for name, mean in means.items()}
 
@@ -85,7 +85,7 @@ class Monitor:
         valid = self.settings.valid
         if not self._shown:
             self._tell_bounds(training.step)
-        self.scores = measure(training.ema, self.estimate, self.held_out, valid.metrics, self.mel)
+        self.scores = score_examples(training.ema, self.estimate, self.held_out, valid.metrics, self.mel)
         self.log.scalars(training.step, self.scores, "valid")
         score, best = self.scores[valid.best], training.best
         better = score == score and (  # not NaN
@@ -94,8 +94,8 @@ class Monitor:
         if better:
             training.best = score
             self._write(training, BEST)
-        told = " ".join(f"{name} {value:.4f}" for name, value in self.scores.items())
-        self.log.say(f"step {training.step}/{self.settings.steps}  held out: {told}{'  (best)' if better else ''}")
+        scores = " ".join(f"{name} {value:.4f}" for name, value in self.scores.items())
+        self.log.say(f"step {training.step}/{self.settings.steps}  held out: {scores}{'  (best)' if better else ''}")
         for place, example in enumerate(self.held_out[: valid.show]):
             self._show(training, place, example)
         self._shown = True
@@ -108,28 +108,28 @@ class Monitor:
 
     @torch.no_grad()
     def _show(self, training: Training, place: int, example: Example) -> None:
-        found, rate = self.estimate(training.ema, example), self.settings.data.sample_rate
+        estimate, rate = self.estimate(training.ema, example), self.settings.data.sample_rate
         sides = {
             "degraded": self.mel(example.degraded[:, :1])[0],
-            "made": found.mel,
+            "output": estimate.mel,
             "clean": self.mel(example.clean)[0],
         }
         frames = min(mel.shape[-1] for mel in sides.values())  # a system whose hop is another may make fewer
         pictured = {name: mel[..., :frames].cpu().numpy() for name, mel in sides.items()}
         self.log.picture(training.step, f"held_out_{place}", pictured)
-        if found.audio is not None:
-            self.log.sound(training.step, f"held_out_{place}/made", found.audio, rate)
+        if estimate.audio is not None:
+            self.log.sound(training.step, f"held_out_{place}/output", estimate.audio, rate)
         if not self._shown:
             for name, side in ("degraded", example.degraded), ("clean", example.clean):
                 self.log.sound(training.step, f"held_out_{place}/{name}", side[0, 0].cpu().numpy(), rate)
 
     def _save(self, training: Training) -> None:
         self._write(training, LAST)
-        checkpoint.save_state(Path(self.settings.run, STATE), training.state_dict())
+        checkpoint.save_state(Path(self.settings.run_dir, STATE), training.state_dict())
 
     def _write(self, training: Training, name: str) -> None:
-        found = provenance(self.settings, training.step, self.scores)
-        checkpoint.save(Path(self.settings.run, name), training.ema, provenance=found)
+        origin = provenance(self.settings, training.step, self.scores)
+        checkpoint.save(Path(self.settings.run_dir, name), training.ema, provenance=origin)
 
 
 def provenance(settings: RunConfig, step: int, scores: dict[str, float]) -> dict[str, Any]:

@@ -22,18 +22,18 @@ class OptimizerConfig:
     decay: float = 0.999  # factor of the rate every decay_every steps, smoothly
     decay_every: int = 1000  # steps
     cooldown: int = 0  # last steps, over which the rate falls to zero
-    clip: float = 0.0  # bound of the gradient's norm; 0: none
-    ema: float = 0.999  # decay of the averaged weights, a step; 0: no average
+    grad_clip: float = 0.0  # bound of the gradient's norm; 0: none
+    ema_decay: float = 0.999  # decay of the averaged weights, a step; 0: no average
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.eps <= 0:
             raise ConfigError(f"optimizer: learning_rate and eps must be positive: {self.learning_rate}, {self.eps}")
-        if not all(0 <= value < 1 for value in (*self.betas, self.ema)):
-            raise ConfigError(f"optimizer: betas and ema must be in [0, 1): {self.betas}, {self.ema}")
+        if not all(0 <= value < 1 for value in (*self.betas, self.ema_decay)):
+            raise ConfigError(f"optimizer: betas and ema_decay must be in [0, 1): {self.betas}, {self.ema_decay}")
         if not 0 < self.decay <= 1 or self.decay_every < 1:
             raise ConfigError(f"optimizer.decay is {self.decay}, must be in (0, 1]; decay_every must be at least 1")
-        if min(self.warmup, self.cooldown, self.clip, self.weight_decay) < 0:
-            raise ConfigError("optimizer: warmup, cooldown, clip and weight_decay must not be negative")
+        if min(self.warmup, self.cooldown, self.grad_clip, self.weight_decay) < 0:
+            raise ConfigError("optimizer: warmup, cooldown, grad_clip and weight_decay must not be negative")
 
 
 def adamw(parameters: Iterable[Tensor], config: OptimizerConfig) -> AdamW:
@@ -64,7 +64,7 @@ def apply(optimizer: AdamW, config: OptimizerConfig, rate: float) -> Tensor:
     for group in optimizer.param_groups:
         group["lr"] = rate
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, config.clip or float("inf"))
+    norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip or float("inf"))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
@@ -72,11 +72,11 @@ def apply(optimizer: AdamW, config: OptimizerConfig, rate: float) -> Tensor:
 
 @torch.no_grad()
 def average(ema: nn.Module, model: nn.Module, config: OptimizerConfig, step: int) -> None:
-    """Move ``ema``'s weights towards ``model``'s; after ``step`` steps the decay is min(ema, (1 + step) / (10 + step)).
+    """Move ``ema``'s weights towards ``model``'s; the decay is min(ema_decay, (1 + step) / (10 + step)).
 
     The ramp lets the first, poor weights fade quickly (TensorFlow's ExponentialMovingAverage). Buffers are copied.
     """
-    decay = min(config.ema, (1 + step) / (10 + step)) if config.ema else 0.0
+    decay = min(config.ema_decay, (1 + step) / (10 + step)) if config.ema_decay else 0.0
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
     for mine, theirs in zip(ema.buffers(), model.buffers(), strict=True):
         mine.copy_(theirs)

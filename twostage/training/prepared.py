@@ -17,12 +17,12 @@ from twostage.models import checkpoint
 from twostage.models.enhancer import EnhancerModule
 from twostage.models.features import LogMel
 from twostage.training.adversary import Adversary, AdversaryRules, Precision
-from twostage.training.config import SETTINGS, RunConfig, difference, plain, to_yaml
+from twostage.training.config import CONFIG_FILE, RunConfig, difference, plain, to_yaml, with_new_names
 from twostage.training.distributed import Team, team
 from twostage.training.fingerprint import changed, fingerprint
 from twostage.training.logs import RunLog
 from twostage.training.monitor import LAST, STATE, Monitor, provenance
-from twostage.training.tasks import Weights
+from twostage.training.tasks import LossWeights
 from twostage.training.trainer import Training, fit
 from twostage.training.validation import Estimator, Example, examples
 from twostage.utils.errors import CheckpointError, ConfigError
@@ -43,7 +43,7 @@ class Plan:
     model: nn.Module
     mel: LogMel
     task: nn.Module
-    weights: Weights
+    weights: LossWeights
     estimate: Estimator
     adversary: AdversaryRules | None = None
     last_layer: Callable[[Any], Tensor] | None = None
@@ -79,16 +79,17 @@ class PreparedTraining:
             noise=noise,
         )
         _check_best(valid.best, held_out)
-        found = fingerprint(entries, noise, held_out, plan.listener)
-        if state and (name := changed(found, state.get("data", {}))):
+        fingerprints = fingerprint(entries, noise, held_out, plan.listener)
+        if state and (name := changed(fingerprints, state.get("data", {}))):
             raise ConfigError(
-                f"{name} is not what this training began with in {settings.run}: scores and weights would be of two "
-                "sets; give the same data (files may have moved), or begin another training from its weights (init)"
+                f"{name} is not what this training began with in {settings.run_dir}: scores and weights would be of "
+                "two sets; give the same data (files may have moved), or begin another training from its weights "
+                "(init_from)"
             )
-        return cls(settings, plan, dataset, held_out, len(entries), found, state)
+        return cls(settings, plan, dataset, held_out, len(entries), fingerprints, state)
 
     def run(self) -> None:
-        """Train to the last step; the logs, the weights and the state go to ``settings.run``."""
+        """Train to the last step; the logs, the weights and the state go to ``settings.run_dir``."""
         if self.settings.threads:
             torch.set_num_threads(self.settings.threads)
         with team(self.settings.device) as mates, Interruption().watch() as interruption:
@@ -111,12 +112,14 @@ class PreparedTraining:
                     self._lead(training, mates, learn, interruption)
 
     def _batch(self, step: int) -> Pair:
-        return self.dataset.batch(self.settings.data.batch, self.settings.seed, step)
+        return self.dataset.batch(self.settings.data.batch_size, self.settings.seed, step)
 
     def _feed(self, step: int, mates: Team) -> Generator[Pair, None, None]:
         """Batches from number ``step`` on, those of this process."""
         data, seed = self.settings.data, self.settings.seed
-        return batches(self.dataset, data.batch, seed, step, rank=mates.rank, world=mates.world, ahead=data.ahead)
+        return batches(
+            self.dataset, data.batch_size, seed, step, rank=mates.rank, world=mates.world, prefetch=data.prefetch
+        )
 
     def _learner(self, training: Training, mates: Team, feed: Generator[Pair, None, None]) -> Callable[..., None]:
         """``fit``, which may be told to ``report``."""
@@ -137,11 +140,11 @@ class PreparedTraining:
 
     def _lead(self, training: Training, mates: Team, learn: Callable[..., None], interruption: Interruption) -> None:
         """Learn as the process that writes files, and watches."""
-        run_dir = Path(self.settings.run)
+        run_dir = Path(self.settings.run_dir)
         sweep(run_dir)
-        with replacing(run_dir / SETTINGS) as partial_file:
+        with replacing(run_dir / CONFIG_FILE) as partial_file:
             partial_file.write_text(to_yaml(self.settings), encoding="utf-8")
-        with RunLog(self.settings.run, training.step) as log:
+        with RunLog(self.settings.run_dir, training.step) as log:
             placed = [
                 e._replace(degraded=e.degraded.to(mates.device), clean=e.clean.to(mates.device)) for e in self.held_out
             ]
@@ -159,15 +162,22 @@ def begin(settings: RunConfig, resume: bool) -> dict[str, Any] | None:
     if it holds none and ``resume`` is.
     """
     torch.manual_seed(settings.seed)
-    path = Path(settings.run, STATE)
+    path = Path(settings.run_dir, STATE)
     if not path.exists():
-        if resume and not Path(settings.run, SETTINGS).exists():  # killed before its first state, it has settings alone
-            raise ConfigError(f"run: {settings.run} holds no training to resume; without --resume one begins there")
+        if (
+            resume and not Path(settings.run_dir, CONFIG_FILE).exists()
+        ):  # killed before its first state, it has settings alone
+            raise ConfigError(
+                f"run_dir: {settings.run_dir} holds no training to resume; without --resume one begins there"
+            )
         return None
     if not resume:
-        raise ConfigError(f"run: {settings.run} holds a training; go on with --resume, or name another directory")
+        raise ConfigError(
+            f"run_dir: {settings.run_dir} holds a training; go on with --resume, or name another directory"
+        )
     state = checkpoint.load_state(path)
-    stored = build(type(settings), _without_checks(state["settings"], settings), f"{path}: settings")
+    stored = with_new_names(type(settings), state["settings"])
+    stored = build(type(settings), _without_checks(stored, settings), f"{path}: settings")
     changed = difference(settings, stored)
     if changed:
         raise ConfigError(f"{path}: cannot go on with other settings: {changed}")
@@ -178,7 +188,7 @@ def _without_checks(stored: dict[str, Any], settings: RunConfig) -> dict[str, An
     """``stored`` with today's paths: files that have moved since must not stop the comparison."""
     today = plain(settings)
     data = stored["data"] | {name: today["data"][name] for name in ("train", "valid", "noise")}
-    return stored | {"data": data, "run": settings.run}
+    return stored | {"data": data, "run_dir": settings.run_dir}
 
 
 def _check_same(mates: Team, settings: RunConfig, step: int, files: int) -> None:
@@ -193,8 +203,8 @@ def _check_same(mates: Team, settings: RunConfig, step: int, files: int) -> None
 
 def _keep(settings: RunConfig, model: nn.Module) -> None:
     """Write what has nothing to learn by steps."""
-    checkpoint.save(Path(settings.run, LAST), model, provenance=provenance(settings, 0, {}))
-    print(f"{settings.run}: nothing to learn by steps; written as it is")
+    checkpoint.save(Path(settings.run_dir, LAST), model, provenance=provenance(settings, 0, {}))
+    print(f"{settings.run_dir}: nothing to learn by steps; written as it is")
 
 
 def _check_best(best: str, held_out: list[Example]) -> None:
@@ -205,8 +215,8 @@ def _check_best(best: str, held_out: list[Example]) -> None:
 
 
 def _training(settings: RunConfig, plan: Plan, mates: Team, state: dict[str, Any] | None) -> Training:
-    if settings.init and not state:
-        checkpoint.initialise(plan.model, settings.init)
+    if settings.init_from and not state:
+        checkpoint.initialize(plan.model, settings.init_from)
     adversary = None
     if plan.adversary:
         adversary = Adversary(
@@ -216,15 +226,15 @@ def _training(settings: RunConfig, plan: Plan, mates: Team, state: dict[str, Any
             precision=_precision(settings, mates),
             wrap=mates.wrap,
         )
-        if plan.adversary.init and not state:
-            _borrow(adversary, plan.adversary.init)
+        if plan.adversary.init_from and not state:
+            _borrow(adversary, plan.adversary.init_from)
     training = Training(plan.model.to(mates.device), settings.optimizer, adversary, plain(settings))
     if state:
         try:
             training.load_state_dict(state)
         except (RuntimeError, KeyError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0]
-            raise CheckpointError(f"{settings.run}/{STATE}: does not fit this training: {reason}") from None
+            raise CheckpointError(f"{settings.run_dir}/{STATE}: does not fit this training: {reason}") from None
     return training
 
 
@@ -232,8 +242,8 @@ def _borrow(adversary: Adversary, path: str) -> None:
     """Begin with the discriminators of another training's state."""
     state = checkpoint.load_state(path).get("adversary")
     if not state:
-        raise CheckpointError(f"adversary.init: {path}: holds no discriminators")
-    checkpoint.assign(adversary.discriminators, state["discriminators"], f"adversary.init: {path}")
+        raise CheckpointError(f"adversary.init_from: {path}: holds no discriminators")
+    checkpoint.assign(adversary.discriminators, state["discriminators"], f"adversary.init_from: {path}")
 
 
 def _precision(settings: RunConfig, mates: Team) -> Precision:
@@ -246,6 +256,6 @@ def _greeting(settings: RunConfig, training: Training, dataset: PairDataset, hel
     learning = sum(p.numel() for p in training.model.parameters() if p.requires_grad)
     begun = f"goes on at step {training.step}" if training.step else "starts"
     return (
-        f"{settings.run}: {begun}; {learning / 1e6:.2f} M weights learn; {len(dataset.clean)} clean files, "
+        f"{settings.run_dir}: {begun}; {learning / 1e6:.2f} M weights learn; {len(dataset.clean)} clean files, "
         f"{len(dataset.real)} real pairs; {len(held_out)} files held out"
     )

@@ -28,11 +28,11 @@ def train_restorer(settings: RestorerRun, *, resume: bool = False) -> None:
         listener = _listener(settings.valid.vocoder, mel)
 
     def estimate(restorer: nn.Module, example: Example) -> Estimate:
-        restored = restorer(task.hearing(mel, example.degraded))
+        restored = restorer(task.restorer_features(mel, example.degraded))
         if not listener:
             return Estimate(restored[0], None)
-        heard = mel.stft.input_spectra(example.degraded[:, :1])
-        return Estimate(restored[0], listener(restored, heard, example.degraded[:, :1])[0, 0].cpu().numpy())
+        input_spectra = mel.stft.input_spectra(example.degraded[:, :1])
+        return Estimate(restored[0], listener(restored, input_spectra, example.degraded[:, :1])[0, 0].cpu().numpy())
 
     plan = Plan(model, mel, task, weights, estimate, _adversary(settings), _direction_of_last, listener)
     PreparedTraining.of(settings, plan, state).run()
@@ -46,8 +46,8 @@ def train_vocoder(settings: VocoderRun, *, resume: bool = False) -> None:
     def estimate(vocoder: nn.Module, example: Example) -> Estimate:
         log_mel = mel(example.clean)
         sensor = example.degraded[:, :1, : log_mel.shape[-1] * settings.vocoder.mel.hop_length]
-        made = vocoder(log_mel, sensor=sensor)
-        return Estimate(mel(made)[0], made[0, 0].cpu().numpy())
+        audio = vocoder(log_mel, sensor=sensor)
+        return Estimate(mel(audio)[0], audio[0, 0].cpu().numpy())
 
     task = Vocoding(settings.vocoder.mel, weights, settings.vocoder.mel_of_losses)
     plan = Plan(model, mel, task, weights, estimate, _adversary(settings), _direction_of_last)
@@ -68,8 +68,8 @@ def finetune(settings: FinetuneRun, *, resume: bool = False) -> None:
     mel = LogMel(model.config.vocoder.mel)
 
     def estimate(both: nn.Module, example: Example) -> Estimate:
-        made = both(example.degraded)
-        return Estimate(mel(made)[0], made[0, 0].cpu().numpy())
+        audio = both(example.degraded)
+        return Estimate(mel(audio)[0], audio[0, 0].cpu().numpy())
 
     task = Finetuning(model.config.vocoder.mel_of_losses, weights, settings.frames)
     last_layer = partial(_last_that_learns, settings.train)
@@ -83,8 +83,8 @@ def train_enhancer(settings: EnhancerRun, *, resume: bool = False) -> None:
     mel, model = LogMel(settings.mel), ENHANCERS[settings.enhancer][1](settings.architecture)
 
     def estimate(enhancer: nn.Module, example: Example) -> Estimate:
-        made = enhancer(example.degraded)
-        return Estimate(mel(made)[0], made[0, 0].cpu().numpy())
+        audio = enhancer(example.degraded)
+        return Estimate(mel(audio)[0], audio[0, 0].cpu().numpy())
 
     task = Enhancing(settings.mel, settings.weights)
     plan = Plan(model, mel, task, settings.weights, estimate, _adversary(settings), last_weight)

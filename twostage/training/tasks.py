@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from twostage.data.pairs import Pair
 from twostage.models.features import LogMel, MelConfig
 from twostage.models.restorer import RestorerConfig
-from twostage.models.restorer_features import Hearing
+from twostage.models.restorer_features import RestorerFeatures
 from twostage.training.losses import (
     Intelligibility,
     MultiResolutionStft,
@@ -51,8 +51,8 @@ class RestoringWeights:
     delta: float = 0.0  # L1 of the slopes of log-mels
     intelligibility: float = 0.0  # one minus the mean of STOI and ESTOI, read off log-mels
     ssim: float = 0.0  # one minus the structural similarity of log-mels
-    adv: float = 0.0  # adversarial, of a judge of log-mels
-    fm: float = 0.0  # feature matching, of that judge
+    adv: float = 0.0  # adversarial, of a discriminator of log-mels
+    fm: float = 0.0  # feature matching, of that discriminator
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class VocodingWeights:
     stft: float = 0.0  # multi-resolution STFT loss
     intelligibility: float = 0.0  # one minus the mean of STOI and ESTOI, read off log-mels
     adv: float = 1.0  # adversarial
-    fm: float = 2.0  # feature matching: L1 of what the judges make of fake and real
+    fm: float = 2.0  # feature matching: L1 of what the discriminators make of fake and real
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class FinetuningWeights:
     intelligibility: float = 0.0  # one minus the mean of STOI and ESTOI, read off log-mels
     restored: float = 0.0  # L1 of the restorer's log-mels, which keeps them log-mels
     adv: float = 1.0  # adversarial
-    fm: float = 2.0  # feature matching: L1 of what the judges make of fake and real
+    fm: float = 2.0  # feature matching: L1 of what the discriminators make of fake and real
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class EnhancingWeights:
     si_sdr: float = 0.0  # minus the SI-SDR in dB
     intelligibility: float = 0.0  # one minus the mean of STOI and ESTOI, read off log-mels
     adv: float = 0.0  # adversarial
-    fm: float = 0.0  # feature matching: L1 of what the judges make of fake and real
+    fm: float = 0.0  # feature matching: L1 of what the discriminators make of fake and real
     own: dict = field(default_factory=dict)  # a system's own terms, by name (see its file); others are not learnt from
 
     def __post_init__(self) -> None:
@@ -100,7 +100,7 @@ class EnhancingWeights:
                 raise ConfigError(f"weights.own.{name} is {weight!r}, must be a number")
 
 
-Weights = RestoringWeights | VocodingWeights | FinetuningWeights | EnhancingWeights
+LossWeights = RestoringWeights | VocodingWeights | FinetuningWeights | EnhancingWeights
 ADVERSARIAL = ("adv", "fm")
 
 
@@ -110,11 +110,11 @@ class Restoring(nn.Module):
     def __init__(self, restorer: RestorerConfig, weights: RestoringWeights, quantile: float = 0.5) -> None:
         super().__init__()
         self.mel, self.weights, self.quantile = LogMel(restorer.mel), weights, quantile
-        self.hearing = Hearing(restorer)
+        self.restorer_features = RestorerFeatures(restorer)
         self.intelligibility = Intelligibility(restorer.mel) if weights.intelligibility else None
 
     def forward(self, model: nn.Module, pair: Pair) -> Output:
-        real, fake = self.mel(pair.clean), model(self.hearing(self.mel, pair.degraded)).float()
+        real, fake = self.mel(pair.clean), model(self.restorer_features(self.mel, pair.degraded)).float()
         terms = {"mel": mel_quantile(fake, real, self.quantile)}
         if self.weights.delta:
             terms["delta"] = delta_l1(fake, real)
@@ -128,12 +128,13 @@ class Restoring(nn.Module):
 class Vocoding(nn.Module):
     """Stage two: log-mels of clean speech become its waveform. The degraded side is for a generator that hears it.
 
-    Losses on log-mels are of ``judged``, whose highest frequency may lie above that of ``mel``, which the vocoder sees.
+    Losses on log-mels are of ``loss_mel``, whose highest frequency may lie above that of ``mel``, which the vocoder
+    sees.
     """
 
-    def __init__(self, mel: MelConfig, weights: VocodingWeights, judged: MelConfig | None = None) -> None:
+    def __init__(self, mel: MelConfig, weights: VocodingWeights, loss_mel: MelConfig | None = None) -> None:
         super().__init__()
-        self.mel, self.waveform = LogMel(mel), WaveformTerms(judged or mel, weights)
+        self.mel, self.waveform = LogMel(mel), WaveformTerms(loss_mel or mel, weights)
 
     def forward(self, model: nn.Module, pair: Pair) -> Output:
         mel = self.mel(pair.clean)
@@ -157,7 +158,7 @@ class Finetuning(nn.Module):
     def forward(self, model: Any, pair: Pair) -> Output:
         learns = any(p.requires_grad for p in model.restorer.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-            restored = model.restorer(model.hearing(model.mel, pair.degraded)).float()
+            restored = model.restorer(model.restorer_features(model.mel, pair.degraded)).float()
         start = max(0, restored.shape[-1] - self.frames) // 2
         restored_part = restored[..., start : start + self.frames]
         sensor = pair.degraded[:, :1, start * model.hop_length :][..., : restored_part.shape[-1] * model.hop_length]
@@ -216,13 +217,13 @@ class WaveformTerms(nn.Module):
         return terms
 
 
-def named(weights: Weights) -> dict[str, float]:
+def named(weights: LossWeights) -> dict[str, float]:
     """Weights by the names of their terms, a system's own among them."""
     by_name = asdict(weights)
     return by_name | by_name.pop("own", {})
 
 
-def total(terms: Mapping[str, Tensor], weights: Weights, pending: Collection[str] = ()) -> Tensor:
+def total(terms: Mapping[str, Tensor], weights: LossWeights, pending: Collection[str] = ()) -> Tensor:
     """The weighted sum. ``pending``: weights whose terms come at a later step.
 
     Raises ConfigError for a term that has no weight, and for a weight other than zero that has no term.

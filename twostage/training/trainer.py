@@ -16,11 +16,11 @@ from twostage.training.adversary import Adversary, Precision
 from twostage.training.loss_balancer import mean_of_processes
 from twostage.training.losses import adaptive_weight
 from twostage.training.optim import OptimizerConfig
-from twostage.training.tasks import ADVERSARIAL, Output, Task, Weights, named, total
+from twostage.training.tasks import ADVERSARIAL, LossWeights, Output, Task, named, total
 from twostage.utils.errors import TwoStageError
 
 
-class Guided(nn.Module):
+class TaskModule(nn.Module):
     """A model with its task as one forward, which is what DistributedDataParallel needs."""
 
     def __init__(self, model: nn.Module, task: Task) -> None:
@@ -78,7 +78,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Progress:
+class StepResult:
     """One step's outcome: unweighted loss terms and gradient norms, seconds spent waiting for data and in all."""
 
     values: dict[str, Tensor]
@@ -86,68 +86,70 @@ class Progress:
     seconds: float
 
 
-Report = Callable[[Training, Progress], None]
+StepCallback = Callable[[Training, StepResult], None]
 
 
 def fit(
     training: Training,
     task: Task,
     batches: Iterator[Pair],
-    weights: Weights,
+    weights: LossWeights,
     *,
     steps: int,
-    report: Report = lambda *_: None,
+    report: StepCallback = lambda *_: None,
     precision: Precision = nullcontext,
     wrap: Callable[[nn.Module], nn.Module] = nn.Module.train,
     last_layer: Tensor | None = None,
 ) -> None:
     """Train from ``training.step`` to ``steps``; ``batches`` begin at the former. ``report`` hears of every step.
 
-    ``precision`` makes the context (autocast) of the task, ``wrap`` distributes the guided model; ``last_layer`` is
-    the weight at which an adaptive adversarial loss is balanced.
+    ``precision`` makes the context (autocast) of the task, ``wrap`` distributes the model with its task; ``last_layer``
+    is the weight at which an adaptive adversarial loss is balanced.
     """
     device = next(training.model.parameters()).device
-    guided = wrap(Guided(training.model.train(), task))
+    task_module = wrap(TaskModule(training.model.train(), task))
     while training.step < steps:
         begun = time.perf_counter()
         pair = Pair(*(side.to(device, non_blocking=True) for side in next(batches)))
         waited = time.perf_counter() - begun
         rate = optim.learning_rate(training.optimizing, training.step, steps)
         with precision():
-            output = guided(pair)
+            output = task_module(pair)
         values = _learn(training, output, weights, rate, last_layer)
         training.step += 1
         optim.average(training.ema, training.model, training.optimizing, training.step)
-        report(training, Progress(values, waited, time.perf_counter() - begun))
+        report(training, StepResult(values, waited, time.perf_counter() - begun))
 
 
 def _learn(
-    training: Training, output: Output, weights: Weights, rate: float, last_layer: Tensor | None
+    training: Training, output: Output, weights: LossWeights, rate: float, last_layer: Tensor | None
 ) -> dict[str, Tensor]:
     """One step of the adversary, if it is its turn, and one of the model."""
     adversary, terms, logs, factors = training.adversary, output.terms, {}, {}
     pending = ADVERSARIAL if adversary else ()
     if adversary and training.step >= adversary.config.start:
         if output.fake is None or output.real is None:
-            raise TwoStageError("this task makes nothing that an adversary could judge")
+            raise TwoStageError("this task makes nothing that an adversary could tell from real")
         if (training.step - adversary.config.start) % adversary.config.generator_steps == 0:
-            logs = adversary.learn(output.fake, output.real, rate)
-        losses = adversary.judge(output.fake, output.real, matching=bool(weights.fm))
+            logs = adversary.train_step(output.fake, output.real, rate)
+        losses = adversary.generator_loss(output.fake, output.real, matching=bool(weights.fm))
         terms, pending = terms | losses, ()
         if adversary.config.adaptive and last_layer is not None:
             factors = _factors(adversary, terms, weights, last_layer)
             logs |= {f"adaptive_{name}": factor for name, factor in factors.items()}
     loss = total({name: term * factors.get(name, 1) for name, term in terms.items()}, weights, pending)
     loss.backward()
-    logs["grad"] = optim.apply(training.optimizer, training.optimizing, rate)
+    logs["grad_norm"] = optim.apply(training.optimizer, training.optimizing, rate)
     return {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}, **logs}
 
 
-def _factors(adversary: Adversary, terms: dict[str, Tensor], weights: Weights, last_layer: Tensor) -> dict[str, Tensor]:
+def _factors(
+    adversary: Adversary, terms: dict[str, Tensor], weights: LossWeights, last_layer: Tensor
+) -> dict[str, Tensor]:
     """What an adaptive adversary multiplies losses with, by their names."""
     if adversary.config.adaptive == "each":
         pulling = named(weights)
-        return adversary.balance.factors({name: term for name, term in terms.items() if pulling.get(name)}, last_layer)
+        return adversary.balancer.factors({name: term for name, term in terms.items() if pulling.get(name)}, last_layer)
     content = {name: term for name, term in terms.items() if name != "adv"}
     weight = adaptive_weight(total(content, weights, ADVERSARIAL), terms["adv"], last_layer)
     return {"adv": mean_of_processes(weight)}

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from twostage.audio.levels import levelled, rms
+from twostage.audio.levels import leveled, rms
 from twostage.data.aligned_pair import AlignedPair, open_pair, read_mono
 from twostage.data.manifest import Entry
 from twostage.data.noise import Air
@@ -59,8 +59,8 @@ def examples(
     if not usable:
         raise DataError("data.valid: no entry has a clean file")
     places = np.unique(np.linspace(0, len(usable) - 1, min(items, len(usable))).round().astype(int))
-    found = [_example(usable[place], config, int(place), seconds, hop_length) for place in places]
-    return [_with_air(example, config, place, noise) for example, place in zip(found, places, strict=True)]
+    chosen = [_example(usable[place], config, int(place), seconds, hop_length) for place in places]
+    return [_with_air(example, config, place, noise) for example, place in zip(chosen, places, strict=True)]
 
 
 def _with_air(example: Example, config: PairConfig, place: int, noise: Sequence[str]) -> Example:
@@ -68,8 +68,8 @@ def _with_air(example: Example, config: PairConfig, place: int, noise: Sequence[
         return example
     lowest, highest = config.air_snr_db
     air = Air(seeded(int(place), "snr").uniform(lowest, highest), tuple(sorted(noise)))
-    heard = levelled(air.of(example.clean[0, 0].numpy(), config.sample_rate, str(place)), config.sample_rate)
-    return example._replace(degraded=torch.cat([example.degraded, torch.from_numpy(heard)[None, None]], 1))
+    air_channel = leveled(air.of(example.clean[0, 0].numpy(), config.sample_rate, str(place)), config.sample_rate)
+    return example._replace(degraded=torch.cat([example.degraded, torch.from_numpy(air_channel)[None, None]], 1))
 
 
 def _example(entry: Entry, config: PairConfig, place: int, seconds: float, hop_length: int) -> Example:
@@ -91,17 +91,17 @@ def _pair(entry: Entry, config: PairConfig, place: int) -> AlignedPair:
     """Both channels, in step and each at LEVEL: as recorded, or the degraded one simulated."""
     rate = config.sample_rate
     if entry.paired:
-        degraded, clean = (levelled(side, rate) for side in open_pair(entry, rate))
+        degraded, clean = (leveled(side, rate) for side in open_pair(entry, rate))
         return AlignedPair(degraded, clean)
-    clean = levelled(read_mono(entry.clean or "", rate), rate)
+    clean = leveled(read_mono(entry.clean or "", rate), rate)
     if not config.sensors:
         return AlignedPair(clean, clean)
     sensor = load_sensor(config.sensors[place % len(config.sensors)])
-    return AlignedPair(levelled(simulate(clean, rate, sensor, seeded(place, "valid")), rate), clean)
+    return AlignedPair(leveled(simulate(clean, rate, sensor, seeded(place, "valid")), rate), clean)
 
 
 @torch.no_grad()
-def measure(
+def score_examples(
     model: nn.Module, estimate: Estimator, held_out: Sequence[Example], names: Sequence[str], mel: LogMel
 ) -> dict[str, float]:
     """Mean scores of ``model``; with real and simulated examples, those of each kind besides.
@@ -111,12 +111,12 @@ def measure(
     """
     rows: list[tuple[bool, dict[str, float]]] = []
     for example in held_out:
-        found = estimate(model, example)
-        if found.audio is None:
-            rows.append((example.real, {"mel_l1": float(mel_l1(found.mel, mel(example.clean)[0]))}))
+        output = estimate(model, example)
+        if output.audio is None:
+            rows.append((example.real, {"mel_l1": float(mel_l1(output.mel, mel(example.clean)[0]))}))
         else:
-            reference = example.clean[0, 0].cpu().numpy()[: len(found.audio)]
-            scores, _ = score(reference, found.audio, tuple(names), sample_rate=mel.config.sample_rate)
+            reference = example.clean[0, 0].cpu().numpy()[: len(output.audio)]
+            scores, _ = score(reference, output.audio, tuple(names), sample_rate=mel.config.sample_rate)
             rows.append((example.real, scores))
     kinds = {"": rows, "_real": [r for r in rows if r[0]], "_simulated": [r for r in rows if not r[0]]}
     return {
@@ -140,10 +140,12 @@ def bounds(held_out: Sequence[Example], names: Sequence[str], sample_rate: int) 
     if not wanted:
         return {}
     rows = {side: [score(a, a, wanted, sample_rate=sample_rate)[0] for a in audio] for side, audio in sides.items()}
-    return {side: {name: _mean([row[name] for row in found]) for name in wanted} for side, found in rows.items()}
+    return {
+        side: {name: _mean([row[name] for row in side_rows]) for name in wanted} for side, side_rows in rows.items()
+    }
 
 
 def _mean(values: Sequence[float]) -> float:
     """Mean of what could be scored; NaN if nothing could."""
-    found = [value for value in values if np.isfinite(value)]
-    return float(np.mean(found)) if found else float("nan")
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else float("nan")

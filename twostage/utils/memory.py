@@ -21,7 +21,7 @@ def keep_freed() -> bool:
 
 
 @contextmanager
-def honest() -> Iterator[None]:
+def raise_memory_error() -> Iterator[None]:
     """Let torch raise MemoryError where the memory of the CPU or of a GPU is not enough, as everything else does."""
     try:
         yield

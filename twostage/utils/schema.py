@@ -8,6 +8,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from twostage.utils.errors import ConfigError
+from twostage.utils.renamed import new_name
 
 T = TypeVar("T")
 UNSET = "???"  # as omegaconf writes what must still be given
@@ -57,8 +58,8 @@ def complete(cls: type, values: object, name: str = "") -> dict[str, Any]:
 def _completed(field: Any, kind: Any, values: Mapping[str, Any], name: str) -> Any:
     if is_dataclass(kind) and isinstance(kind, type):
         default = asdict(field.default_factory()) if field.default_factory not in (MISSING, kind) else {}
-        given = values.get(field.name, {})
-        return complete(kind, default | given if isinstance(given, dict) else given, name)
+        section = values.get(field.name, {})
+        return complete(kind, default | section if isinstance(section, dict) else section, name)
     if field.name in values:
         return _convert(kind, values[field.name], name)
     if field.default_factory is not MISSING:
@@ -69,6 +70,8 @@ def _completed(field: Any, kind: Any, values: Mapping[str, Any], name: str) -> A
 def _check_names(cls: type, values: Mapping[str, Any], name: str) -> None:
     known = [f.name for f in fields(cls)]
     for key in values:
+        if renamed := new_name(cls, key):
+            raise ConfigError(f"{_join(name, key)} is called {_join(name, renamed)} now")
         if key not in known:
             raise ConfigError(f"{_join(name, str(key)[:100])}: no such setting; there are {', '.join(known)}")
 

@@ -14,7 +14,7 @@ PATIENCE = 1.0  # seconds in which a second signal is the same request
 AGAIN = 0.01  # seconds after which a signal that could not be answered is sent again
 
 
-class Once:
+class DebouncedInterrupt:
     """A handler of SIGINT and SIGTERM that raises KeyboardInterrupt, and not again at once.
 
     Whoever stops a process often signals it twice, and the second must not cut short what the first has begun.
@@ -80,10 +80,10 @@ def answered(handler: Any) -> Iterator[None]:
 @contextmanager
 def terminable() -> Iterator[None]:
     """Let SIGTERM end the work as Ctrl-C does, with nothing half-written left."""
-    if not _in_main_thread() or isinstance(signal.getsignal(signal.SIGTERM), Once):
+    if not _in_main_thread() or isinstance(signal.getsignal(signal.SIGTERM), DebouncedInterrupt):
         yield
         return
-    with answered(Once()):
+    with answered(DebouncedInterrupt()):
         yield
 
 

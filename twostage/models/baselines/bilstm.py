@@ -6,7 +6,7 @@ directly by bidirectional LSTMs (Graves and Schmidhuber, 2005). What is ours:
 - sizes (4.3 M parameters) and the STFT: the paper's were not to be had, so neither is compared with
 - speakers of training and use differ, where theirs is trained for one speaker
 - both channels are divided by the peak of the bone's, which at the end is multiplied with again: the level stays
-- one dense layer behind the LSTMs; the squared error of normalised log-magnitudes
+- one dense layer behind the LSTMs; the squared error of normalized log-magnitudes
 All of the signal is needed: half of the LSTMs read it backwards, and the peak is that of the whole.
 """
 
@@ -24,7 +24,7 @@ from twostage.utils.errors import ConfigError, DataError
 
 QUIET = 1e-5  # least peak that audio is divided by
 NARROW = 1e-3  # least deviation of a bin, in nepers
-HIGHEST = 10.0  # of a normalised log-magnitude: ten deviations above the mean is no speech
+HIGHEST = 10.0  # of a normalized log-magnitude: ten deviations above the mean is no speech
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class Bilstm(EnhancerModule):
 
     def terms(self, degraded: Tensor, clean: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Enhanced audio, and ``mse``: the mean squared error of log-magnitudes, each bin's deviation being 1."""
-        enhanced, found = self._restored(degraded)
+        enhanced, estimate = self._restored(degraded)
         wanted = self._normal(self._levels(clean / _peak(degraded)), self.air)
-        return enhanced, {"mse": F.mse_loss(found, wanted)}
+        return enhanced, {"mse": F.mse_loss(estimate, wanted)}
 
     @torch.no_grad()
     def prepare(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -101,15 +101,15 @@ class Bilstm(EnhancerModule):
             getattr(self, name).copy_(statistics)
 
     def _restored(self, audio: Tensor) -> tuple[Tensor, Tensor]:
-        """Enhanced audio, and its log-magnitudes, normalised: (B, n_fft // 2 + 1, L)."""
+        """Enhanced audio, and its log-magnitudes, normalized: (B, n_fft // 2 + 1, L)."""
         peak = _peak(audio)
         spectrum = self.stft.spectrum(audio / peak)
         size = magnitudes(spectrum)
         hidden, _ = self.lstm(self._normal(size.log(), self.bone).mT)
-        found = self.dense(hidden).mT.float()
+        estimate = self.dense(hidden).mT.float()
         mean, deviation = self.air[..., None]
-        wanted = (found.clamp_max(HIGHEST) * deviation + mean).exp()
-        return self.istft(spectrum * (wanted / size)) * peak, found
+        wanted = (estimate.clamp_max(HIGHEST) * deviation + mean).exp()
+        return self.istft(spectrum * (wanted / size)) * peak, estimate
 
     def _levels(self, audio: Tensor) -> Tensor:
         """Log-magnitudes (B, n_fft // 2 + 1, L)."""

@@ -8,8 +8,8 @@ Schmidhuber, 1997. GLU: Dauphin et al., 2017. What differs from them:
   features, and for stereo at 44.1 kHz some 37 M (by Chen et al., "DTTNet", ICASSP 2024)
 - bands are those of the music paper's voice up to 8 kHz, rounded to bins of 31.25 Hz: 100 Hz wide up to 1 kHz, 250 Hz
   up to 4 kHz, 500 Hz above
-- layers are normalised by the statistics of one frame, not of all of a signal: a stream has no others, and crops of
-  training and whole recordings are normalised alike. The level of a band, which this takes away, stands beside it
+- layers are normalized by the statistics of one frame, not of all of a signal: a stream has no others, and crops of
+  training and whole recordings are normalized alike. The level of a band, which this takes away, stands beside it
 - all of a spectrum is treated alike: nothing of theirs that is for bands above 8 kHz or for one speaker
 Layers along time read both ways, so that all of the signal is needed, or, if ``causal``, the past alone: it streams.
 """
@@ -75,12 +75,12 @@ class Split(nn.Module):
         self.dense = nn.ModuleList(nn.Linear(2 * width + 1, config.features) for width in self.bands)
 
     def forward(self, x: Tensor) -> Tensor:
-        made = []
+        features = []
         for band, norm, dense in zip(x.split(self.bands, 2), self.norms, self.dense, strict=True):
             numbers = band.flatten(1, 2).mT
             level = numbers.square().mean(-1, keepdim=True).clamp_min(QUIET).log10() / 4  # about 1 from 0
-            made.append(dense(torch.cat([norm(numbers), level], -1)))
-        return torch.stack(made, 1)
+            features.append(dense(torch.cat([norm(numbers), level], -1)))
+        return torch.stack(features, 1)
 
 
 class Residual(nn.Module):
@@ -94,8 +94,8 @@ class Residual(nn.Module):
         self.dense = nn.Linear(units if causal else 2 * units, features)
 
     def forward(self, x: Tensor) -> Tensor:
-        made = self.lstm(self.norm(x))
-        return x + self.dense(made if self.causal else made[0])
+        hidden = self.lstm(self.norm(x))
+        return x + self.dense(hidden if self.causal else hidden[0])
 
 
 class Pair(nn.Module):
@@ -129,8 +129,8 @@ class Estimate(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        made = [band(one).mT.unflatten(1, (self.parts, -1)) for band, one in zip(self.bands, x.unbind(1), strict=True)]
-        return torch.cat(made, 2)
+        parts = [band(one).mT.unflatten(1, (self.parts, -1)) for band, one in zip(self.bands, x.unbind(1), strict=True)]
+        return torch.cat(parts, 2)
 
 
 class Bsrnn(StreamingModule):
@@ -147,17 +147,17 @@ class Bsrnn(StreamingModule):
         self.pairs = nn.Sequential(*(Pair(config) for _ in range(config.layers)))
         self.estimate = Estimate(config)
 
-    def late(self, audio: Tensor) -> Tensor:
-        """The next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late.
+    def forward_chunk(self, audio: Tensor) -> Tensor:
+        """The next chunk of a stream, a multiple of ``stride`` long, ``delay`` samples late.
 
-        Calls follow each other within ``nn.streaming.streaming``; not causal, the piece is all of the signal.
+        Calls follow each other within ``nn.streaming.streaming``; not causal, the chunk is all of the signal.
         """
-        heard = as_channels(self.stft.spectrum(audio))
-        made = self.estimate(self.pairs(self.split(heard))).float()
+        spectrum = as_channels(self.stft.spectrum(audio))
+        estimate = self.estimate(self.pairs(self.split(spectrum))).float()
         if self.config.output == "mapping":
-            return self.istft(as_complex(made))
-        masked = complex_product(made[:, :2], heard)
-        return self.istft(as_complex(masked + made[:, 2:] if self.config.output == "both" else masked))
+            return self.istft(as_complex(estimate))
+        masked = complex_product(estimate[:, :2], spectrum)
+        return self.istft(as_complex(masked + estimate[:, 2:] if self.config.output == "both" else masked))
 
     def terms(self, degraded: Tensor, clean: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Enhanced audio, and ``spectrum``: the mean absolute error of real and imaginary parts."""
@@ -171,7 +171,7 @@ class Bsrnn(StreamingModule):
 
     @property
     def delay(self) -> int:
-        """Samples by which what ``late`` gives is late."""
+        """Samples by which what ``forward_chunk`` gives is late."""
         return self.istft.delay
 
     @property

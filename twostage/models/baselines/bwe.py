@@ -1,15 +1,16 @@
-"""HiFi-GAN+: a feed-forward WaveNet on the waveform, trained against judges of it.
+"""HiFi-GAN+: a feed-forward WaveNet on the waveform, trained against discriminators of it.
 
 Source: Su, Wang, Finkelstein and Jin, "Bandwidth Extension is All You Need", ICASSP 2021. Its authors gave out no code:
-sizes (128 channels, two stacks of eight layers, dilations that are powers of three, 1 M parameters), judges and losses
-are those of the public reimplementation, Spell, "hifi-gan-bwe", 2022. WaveNet: van den Oord et al., 2016, equation 2,
-without its condition, and not causal. What differs from them:
+sizes (128 channels, two stacks of eight layers, dilations that are powers of three, 1 M parameters), discriminators and
+losses are those of the public reimplementation, Spell, "hifi-gan-bwe", 2022. WaveNet: van den Oord et al., 2016,
+equation 2, without its condition, and not causal. What differs from them:
 - 16 kHz in and out (theirs: 8 to 16 kHz, interpolated to 48 kHz): the input is as long as the output, only duller
 - seven layers a stack: dilations of 3^0 to 3^6 reach 137 ms each side at 16 kHz, as eight layers do at 48 kHz
 - the last layer has no way on to a next one, which nothing would see (8320 parameters)
 - zeros before and after a signal come in at every layer, instead of silence at the input alone
-- judges of the waveform at three rates and of a spectrogram, where theirs are at four rates and of a mel spectrogram;
-  generator and judges learn at one rate and in every step, where theirs learns at a hundredth of it every other step
+- discriminators of the waveform at three rates and of a spectrogram, where theirs are at four rates and of a mel
+  spectrogram; generator and discriminators learn at one rate and in every step, where theirs learns at a hundredth of
+  it every other step
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from twostage.models.enhancer import EnhancerConfig, EnhancerModule
-from twostage.nn.layers import Conv1d, reach, weight_norm
+from twostage.nn.layers import Conv1d, receptive_field, weight_norm
 from twostage.utils.errors import ConfigError
 
 
@@ -96,7 +97,7 @@ class Bwe(EnhancerModule):
     @property
     def context(self) -> int:
         """Samples that an output sample depends on, on each side."""
-        return reach((self.config.kernel_size, dilation) for dilation in self.config.dilations)
+        return receptive_field((self.config.kernel_size, dilation) for dilation in self.config.dilations)
 
     @property
     def latency(self) -> float:

@@ -2,12 +2,12 @@
 
 Source: Hu, Liu, Lv, Xing, Zhang, Fu, Wu, Zhang and Xie, "DCCRN: Deep Complex Convolution Recurrent Network for
 Phase-Aware Speech Enhancement", Interspeech 2020: section 2.2 (complex layers), 2.3 (the masks R, C and E), 2.4 (loss)
-and 3.2 (sizes, here those of DCCRN-CL, 3.7 M parameters; the mask stays a choice). Complex normalisation: Trabelsi et
+and 3.2 (sizes, here those of DCCRN-CL, 3.7 M parameters; the mask stays a choice). Complex normalization: Trabelsi et
 al., "Deep Complex Networks", ICLR 2018, section 3.5. What differs from them:
 - no clipping of the output to full scale, as in the authors' code
-- no biases before a normalisation, which would take them away again
+- no biases before a normalization, which would take them away again
 - frames of 25 ms lie in the middle of the 512 samples that are transformed, so that the model waits for 7 ms more
-- statistics of normalisation are those of the training at all times but in training: none of the utterance enters
+- statistics of normalization are those of the training at all times but in training: none of the utterance enters
 It takes 8.5 GMAC a second of a long signal, 8.8 of one second with what follows its end. Later papers give 14.4,
 which is what counting the zeros between a transposed convolution's inputs comes to, within 3 %. It is causal but for
 the decoder's look-ahead, a frame a layer, and takes a stream.
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from twostage.models.enhancer import EnhancerConfig, StreamingModule
 from twostage.models.features import Istft, Stft, as_channels, as_complex, complex_product, magnitudes
 from twostage.nn.layers import LSTM, Conv2d, ConvTranspose2d
-from twostage.nn.streaming import Late
+from twostage.nn.streaming import DelayLine
 from twostage.utils.errors import ConfigError
 
 KERNEL = (5, 2)  # bands, frames
@@ -39,9 +39,9 @@ def bounded(mask: Tensor) -> Tensor:
 
 
 MASKINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "R": lambda mask, heard: mask * heard,  # real and imaginary parts each by itself
+    "R": lambda mask, spectrum: mask * spectrum,  # real and imaginary parts each by itself
     "C": complex_product,
-    "E": lambda mask, heard: complex_product(bounded(mask), heard),
+    "E": lambda mask, spectrum: complex_product(bounded(mask), spectrum),
 }
 
 
@@ -107,7 +107,7 @@ class Complex(nn.Module):
 
 
 class ComplexNorm(nn.Module):
-    """Batch normalisation of complex channels (B, 2 C, F, L): mean 0, and as covariance that of a circle; then affine.
+    """Batch normalization of complex channels (B, 2 C, F, L): mean 0, and as covariance that of a circle; then affine.
 
     In training, by statistics of the batch; else by their moving average.
     """
@@ -171,19 +171,19 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """(B, C, F, L) and the encoder's, which it is joined with, -> (B, C', 2 F, L); the ``last`` is not normalised.
+    """(B, C, F, L) and the encoder's, which it is joined with, -> (B, C', 2 F, L); the ``last`` is not normalized.
 
-    What comes in is ``late`` frames late, and so the encoder's is made.
+    What comes in is ``lookahead`` frames late, and so the encoder's is made.
     """
 
-    def __init__(self, inputs: int, outputs: int, late: int, *, last: bool = False) -> None:
+    def __init__(self, inputs: int, outputs: int, lookahead: int, *, last: bool = False) -> None:
         super().__init__()
-        self.late = Late(late)
+        self.delay_line = DelayLine(lookahead)
         self.conv = Complex(lambda: ConvTranspose2d(inputs, outputs // 2, KERNEL, STRIDE, causal=True, bias=last))
         self.post = nn.Identity() if last else nn.Sequential(ComplexNorm(outputs // 2), nn.PReLU())
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        both = zip(x.chunk(2, 1), self.late(skip).chunk(2, 1), strict=True)
+        both = zip(x.chunk(2, 1), self.delay_line(skip).chunk(2, 1), strict=True)
         x = torch.cat([side for pair in both for side in pair], 1)
         return self.post(self.conv(x)[:, :, 1:])
 
@@ -220,16 +220,16 @@ class Dccrn(StreamingModule):
             Up(wide, narrow, min(place, config.lookahead), last=place == len(steps) - 1)
             for place, (narrow, wide) in enumerate(reversed(steps))
         )
-        self.late_spectrum = Late(config.lookahead)
+        self.delayed_spectrum = DelayLine(config.lookahead)
 
-    def late(self, audio: Tensor) -> Tensor:
-        """The next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late.
+    def forward_chunk(self, audio: Tensor) -> Tensor:
+        """The next chunk of a stream, a multiple of ``stride`` long, ``delay`` samples late.
 
         Calls follow each other within ``nn.streaming.streaming``.
         """
-        heard = as_channels(self.stft.spectrum(audio))
-        mask = F.pad(self._mask(heard[:, :, 1:]).float(), (0, 0, 1, 0))  # nothing at 0 Hz
-        return self.istft(as_complex(MASKINGS[self.config.masking](mask, self.late_spectrum(heard))))
+        spectrum = as_channels(self.stft.spectrum(audio))
+        mask = F.pad(self._mask(spectrum[:, :, 1:]).float(), (0, 0, 1, 0))  # nothing at 0 Hz
+        return self.istft(as_complex(MASKINGS[self.config.masking](mask, self.delayed_spectrum(spectrum))))
 
     def _mask(self, x: Tensor) -> Tensor:
         skips = []
@@ -250,7 +250,7 @@ class Dccrn(StreamingModule):
 
     @property
     def delay(self) -> int:
-        """Samples by which what ``late`` gives is late."""
+        """Samples by which what ``forward_chunk`` gives is late."""
         return self.istft.delay + self.config.lookahead * self.hop_length
 
     @property

@@ -4,8 +4,8 @@ Source: Le, Chen, Chen and Lu, "DPCRN: Dual-Path Convolution Recurrent Network f
 Interspeech 2021; sizes (0.8 M parameters) and the form of the loss also from the authors' code. What differs:
 - windows are Hann's and the inverse is by least squares, where theirs are sine windows on both sides
 - LSTMs gate by the logistic function, where theirs take a piecewise linear one
-- no biases before a normalisation, which would take them away again
-- a mapping, which is ours, reads the spectrum as it is: normalised, it would not say how loud the output is to be
+- no biases before a normalization, which would take them away again
+- a mapping, which is ours, reads the spectrum as it is: normalized, it would not say how loud the output is to be
 It is causal without look-ahead and takes a stream; an output sample waits for at most a window.
 """
 
@@ -105,7 +105,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """(B, C, F, L) and the encoder's, which it is joined with, -> (B, C', bands, L); the ``last`` is not normalised."""
+    """(B, C, F, L) and the encoder's, which it is joined with, -> (B, C', bands, L); the ``last`` is not normalized."""
 
     def __init__(self, inputs: int, outputs: int, bands: int, kernel: int, stride: int, *, last: bool = False) -> None:
         super().__init__()
@@ -156,14 +156,14 @@ class Dpcrn(StreamingModule):
             for place, (inputs, outputs, *sizes) in enumerate(reversed(levels), 1)
         )
 
-    def late(self, audio: Tensor) -> Tensor:
-        """The next piece of a stream, a multiple of ``stride`` long, ``delay`` samples late.
+    def forward_chunk(self, audio: Tensor) -> Tensor:
+        """The next chunk of a stream, a multiple of ``stride`` long, ``delay`` samples late.
 
         Calls follow each other within ``nn.streaming.streaming``.
         """
-        heard = as_channels(self.stft.spectrum(audio))
-        made = self._network(self.norm(heard))
-        return self.istft(as_complex(complex_product(made, heard) if self.config.output == "mask" else made))
+        spectrum = as_channels(self.stft.spectrum(audio))
+        estimate = self._network(self.norm(spectrum))
+        return self.istft(as_complex(complex_product(estimate, spectrum) if self.config.output == "mask" else estimate))
 
     def _network(self, x: Tensor) -> Tensor:
         skips = []
@@ -191,7 +191,7 @@ class Dpcrn(StreamingModule):
 
     @property
     def delay(self) -> int:
-        """Samples by which what ``late`` gives is late."""
+        """Samples by which what ``forward_chunk`` gives is late."""
         return self.istft.delay
 
     @property

@@ -1,4 +1,4 @@
-"""EBEN: a U-Net on the lowest of a few bands, which gives all of them back, trained against judges of bands and sound.
+"""EBEN: a U-Net on the lowest of a few bands, which gives all of them back; discriminators of bands and of sound.
 
 Source: Hauret, Joubaud, Zimpfer and Bavu, "EBEN: Extreme bandwidth extension network applied to speech signals captured
 with noise-resilient body-conduction microphones", ICASSP 2023, section 2; M, P and N as settings (``bands``, ``heard``,
@@ -7,7 +7,7 @@ stand are those of the authors' code. What differs from them:
 - zeros before and after a signal, where theirs is reflected at every layer; a strided convolution looks as far back as
   ahead; a signal is continued to a whole number of strides, where theirs is cut to one
 - ``causal``, not in the papers: every layer looks back alone, and the bands' filters add 28 samples
-- the judges of bands split the finished sound again; theirs are shown the bands that it was made of
+- the discriminators of bands split the finished sound again; theirs are shown the bands that it was made of
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class EbenConfig(EnhancerConfig):
 
     sample_rate: int = 16000  # Hz
     bands: int = 4  # of the filter bank
-    heard: int = 1  # lowest bands, which go in
+    input_bands: int = 1  # lowest bands, which go in
     taps: int = 32  # of each filter, for each band
     channels: int = 32  # at the top; each stride doubles them
     strides: tuple[int, ...] = (2, 4, 8)  # of each level
@@ -41,8 +41,8 @@ class EbenConfig(EnhancerConfig):
     def __post_init__(self) -> None:
         if self.bands < 2:
             raise ConfigError(f"model.bands is {self.bands}, must be at least 2")
-        if not 1 <= self.heard <= self.bands:
-            raise ConfigError(f"model.heard is {self.heard}, must be from 1 to model.bands, {self.bands}")
+        if not 1 <= self.input_bands <= self.bands:
+            raise ConfigError(f"model.input_bands is {self.input_bands}, must be from 1 to model.bands, {self.bands}")
         if self.taps < 4 * self.bands or self.taps % (2 * self.bands):
             raise ConfigError(f"model.taps is {self.taps}, must be a multiple of {2 * self.bands}, and two at least")
         for name in ("channels", "bottleneck"):
@@ -71,7 +71,7 @@ class Eben(StreamingModule):
         super().__init__()
         self.config, causal = config, config.causal
         self.pqmf = Pqmf(config.bands, config.taps)
-        self.conv_pre = Conv1d(config.heard, config.channels, 3, bias=False, causal=causal)
+        self.conv_pre = Conv1d(config.input_bands, config.channels, 3, bias=False, causal=causal)
         self.unet = DilatedUnet(
             config.channels,
             config.strides,
@@ -83,13 +83,13 @@ class Eben(StreamingModule):
         )
         self.conv_post = Conv1d(config.channels, config.bands, 3, bias=False, causal=causal)
 
-    def late(self, audio: Tensor) -> Tensor:
+    def forward_chunk(self, audio: Tensor) -> Tensor:
         """The next chunk of a stream, or all of a signal, a multiple of ``stride`` long, ``delay`` samples late."""
-        heard = self.pqmf.analysis(audio)[:, : self.config.heard]
-        x = self.conv_pre(heard.to(self.conv_pre.weight.dtype))
-        made = self.conv_post(self.unet(x)).float()
-        silent = (0, 0, 0, self.config.bands - self.config.heard)
-        return self.pqmf.synthesis(torch.tanh(made + F.pad(heard, silent)))
+        low_bands = self.pqmf.analysis(audio)[:, : self.config.input_bands]
+        x = self.conv_pre(low_bands.to(self.conv_pre.weight.dtype))
+        bands = self.conv_post(self.unet(x)).float()
+        silent = (0, 0, 0, self.config.bands - self.config.input_bands)
+        return self.pqmf.synthesis(torch.tanh(bands + F.pad(low_bands, silent)))
 
     @property
     def sample_rate(self) -> int:
@@ -97,12 +97,12 @@ class Eben(StreamingModule):
 
     @property
     def causal(self) -> bool:
-        """Whether ``late`` can take a stream in pieces."""
+        """Whether ``forward_chunk`` can take a stream in chunks."""
         return self.config.causal
 
     @property
     def delay(self) -> int:
-        """Samples by which what ``late`` gives is late: those that the bands' filters take."""
+        """Samples by which what ``forward_chunk`` gives is late: those that the bands' filters take."""
         return self.pqmf.delay
 
     @property
@@ -113,7 +113,7 @@ class Eben(StreamingModule):
     @property
     def context(self) -> int:
         """Samples that an output sample depends on, on each side, at most."""
-        sides = (self.unet.reach + 2) * (2 if self.causal else 1)
+        sides = (self.unet.receptive_field + 2) * (2 if self.causal else 1)
         return self.delay + sides * self.config.bands + self.stride - 1
 
     @property

@@ -1,9 +1,9 @@
-"""SEANet: a convolutional U-Net from waveforms to a waveform, trained against judges of it at three rates.
+"""SEANet: a convolutional U-Net from waveforms to a waveform, trained against discriminators of it at three rates.
 
 Source: Tagliasacchi, Li, Misiunas and Roblek, "SEANet: A Multi-modal Speech Enhancement Network", Interspeech 2020,
-section 2: strides 2, 2, 8, 8, three residual units a level with dilations 1, 3, 9, ELU, weight normalisation; MelGAN's
-judges, hinge loss, feature matching. Channels, kernels and skips are those of the reimplementation by the authors of
-EBEN, who count 8.3 M weights. What differs:
+section 2: strides 2, 2, 8, 8, three residual units a level with dilations 1, 3, 9, ELU, weight normalization; MelGAN's
+discriminators, hinge loss, feature matching. Channels, kernels and skips are those of the reimplementation by the
+authors of EBEN, who count 8.3 M weights. What differs:
 - with ``inputs: 1`` bone-conducted speech alone is heard; the paper's are an accelerometer and a noisy microphone
 - ``causal``, not in the paper: every layer looks back alone. With ``channels: 8`` that is the streaming SEANet of Li et
   al., "Real-Time Speech Frequency Bandwidth Extension", ICASSP 2021, 0.7 M
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from twostage.models.enhancer import EnhancerConfig, StreamingModule
 from twostage.nn.dilated_unet import DilatedUnet
-from twostage.nn.layers import Conv1d, reach, weight_norm
+from twostage.nn.layers import Conv1d, receptive_field, weight_norm
 from twostage.utils.errors import ConfigError
 
 KERNEL = 7  # of the first and the last convolution
@@ -72,7 +72,7 @@ class Seanet(StreamingModule):
         )
         self.conv_post = weight_norm(Conv1d(config.channels, 1, KERNEL, causal=causal))
 
-    def late(self, audio: Tensor) -> Tensor:
+    def forward_chunk(self, audio: Tensor) -> Tensor:
         """The next chunk of a stream, or all of a signal, a multiple of ``stride`` long."""
         x = self.conv_pre(audio.to(next(self.conv_pre.parameters()).dtype))
         return torch.tanh(self.conv_post(x + self.unet(x)).float())
@@ -87,7 +87,7 @@ class Seanet(StreamingModule):
 
     @property
     def causal(self) -> bool:
-        """Whether ``late`` can take a stream in pieces."""
+        """Whether ``forward_chunk`` can take a stream in chunks."""
         return self.config.causal
 
     @property
@@ -98,7 +98,7 @@ class Seanet(StreamingModule):
     @property
     def context(self) -> int:
         """Samples that an output sample depends on, on each side, at most."""
-        sides = self.unet.reach + 2 * reach([(KERNEL, 1)])
+        sides = self.unet.receptive_field + 2 * receptive_field([(KERNEL, 1)])
         return sides * (2 if self.causal else 1) + self.stride - 1
 
     @property

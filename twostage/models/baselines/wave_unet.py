@@ -44,7 +44,7 @@ class WaveUnetConfig(EnhancerConfig):
 
 
 def interpolated(x: Tensor) -> Tensor:
-    """Twice as many steps, the new ones halfway between two, the last one as its neighbour: (B, C, L) -> (B, C, 2 L).
+    """Twice as many steps, the new ones halfway between two, the last one as its neighbor: (B, C, L) -> (B, C, 2 L).
 
     Every other of them is what was given, as decimation left it: resampling around half steps would move it in time.
 
@@ -73,15 +73,15 @@ class WaveUnet(EnhancerModule):
         self.conv_post = Conv1d(1 + widths[0], 1, 1)
 
     def forward(self, audio: Tensor) -> Tensor:
-        heard = F.pad(audio, (0, -audio.shape[-1] % self.stride))
-        x, skips = heard.to(self.conv_post.weight.dtype), []
+        padded = F.pad(audio, (0, -audio.shape[-1] % self.stride))
+        x, skips = padded.to(self.conv_post.weight.dtype), []
         for down in self.downs:
             skips.append(F.leaky_relu(down(x), SLOPE))
             x = skips[-1][..., ::2]
         x = F.leaky_relu(self.bottom(x), SLOPE)
         for up in self.ups:
             x = F.leaky_relu(up(torch.cat([skips.pop(), interpolated(x)], 1)), SLOPE)
-        x = self.conv_post(torch.cat([heard.to(x.dtype), x], 1))
+        x = self.conv_post(torch.cat([padded.to(x.dtype), x], 1))
         return torch.tanh(x[..., : audio.shape[-1]].float())
 
     def terms(self, degraded: Tensor, clean: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -102,7 +102,7 @@ class WaveUnet(EnhancerModule):
     def context(self) -> int:
         """Samples that an output sample depends on, on each side, at most."""
         down, up = self.config.down_kernel_size // 2, self.config.up_kernel_size // 2
-        return (down + up + 1) * (self.stride - 1) + down * self.stride  # 1: the neighbour to interpolate with
+        return (down + up + 1) * (self.stride - 1) + down * self.stride  # 1: the neighbor to interpolate with
 
     @property
     def latency(self) -> float:

@@ -1,4 +1,4 @@
-"""Judges of waveforms. Each maps audio (B, 1, T) to a list of lists of feature maps, the last of each its logits.
+"""Discriminators of waveforms: audio (B, 1, T) to a list of lists of feature maps, the last of each its logits.
 
 Source: Kong et al., "HiFi-GAN", 2020, section 2.3, whose multi-scale ones are after those of Kumar et al., "MelGAN",
 2019, section 2.2, which are here too; the multi-resolution ones after Jang et al., "UnivNet", Interspeech 2021.
@@ -24,15 +24,15 @@ COMPRESSION = 0.3  # power of a magnitude
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """Which judges there are, and how large. Those that count 0, or have nothing to look at, are left out."""
+    """Which discriminators there are, and how large. Those that count 0, or have nothing to look at, are left out."""
 
-    periods: tuple[int, ...] = (2, 3, 5, 7, 11)  # samples, of HiFi-GAN's multi-period judges
-    scales: int = 3  # of HiFi-GAN's multi-scale judges: sample rates 1, 1/2, 1/4, ...
+    periods: tuple[int, ...] = (2, 3, 5, 7, 11)  # samples, of HiFi-GAN's multi-period discriminators
+    scales: int = 3  # of HiFi-GAN's multi-scale discriminators: sample rates 1, 1/2, 1/4, ...
     width: float = 1.0  # scales every channel count; 1 is the papers'
-    resolutions: tuple[int, ...] = ()  # windows in samples of spectrograms that are judged; UnivNet: 512, 1024, 2048
-    melgan: int = 0  # sample rates 1, 1/2, 1/4, ... that MelGAN's judges hear
+    resolutions: tuple[int, ...] = ()  # windows in samples of spectrograms; UnivNet: 512, 1024, 2048
+    melgan: int = 0  # sample rates 1, 1/2, 1/4, ... that MelGAN's discriminators hear
     melgan_groups: int = 0  # of their inner convolutions; 0 leaves four channels to each group
-    bands: int = 0  # EBEN's judges hear the upper ones of of_bands
+    bands: int = 0  # EBEN's discriminators hear the upper ones of of_bands
     of_bands: int = 4  # into which the signal is split for them
 
     def __post_init__(self) -> None:
@@ -111,7 +111,7 @@ class SpectrogramDiscriminator(nn.Module):
         self.conv_post = weight_norm(nn.Conv2d(channels, 1, 3, padding=1))
 
     def forward(self, audio: Tensor) -> list[Tensor]:
-        missing = -audio.shape[-1] % self.stft.hop_length  # or the last samples would not be judged
+        missing = -audio.shape[-1] % self.stft.hop_length  # or the last samples would not be seen
         x = self.stft(F.pad(audio, (0, missing))).pow(COMPRESSION).mT[:, None]  # (B, 1, frames, bins)
         return feature_maps(x, self.convs, self.conv_post, SLOPE)
 
@@ -142,23 +142,23 @@ class MelganDiscriminator(nn.Module):
 
 
 class Family(nn.Module):
-    """Judges of one kind, (B, 1, T) -> list of maps each."""
+    """Discriminators of one kind, (B, 1, T) -> list of maps each."""
 
-    def __init__(self, judges: Iterable[nn.Module]) -> None:
+    def __init__(self, discriminators: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.discriminators = nn.ModuleList(judges)
+        self.discriminators = nn.ModuleList(discriminators)
 
     def forward(self, audio: Tensor) -> list[list[Tensor]]:
-        return [judge(audio) for judge in self.discriminators]
+        return [discriminator(audio) for discriminator in self.discriminators]
 
 
 class Halving(Family):
-    """Judges of one kind, each at half the rate of the one before, (B, 1, T) -> list of maps each."""
+    """Discriminators of one kind, each at half the rate of the one before, (B, 1, T) -> list of maps each."""
 
     def forward(self, audio: Tensor) -> list[list[Tensor]]:
         results = []
-        for judge in self.discriminators:
-            results.append(judge(audio))
+        for discriminator in self.discriminators:
+            results.append(discriminator(audio))
             audio = F.avg_pool1d(audio, 4, 2, padding=2)
         return results
 

@@ -1,4 +1,4 @@
-"""EBEN's judges of bands: each hears the upper bands of audio side by side, at steps of its own.
+"""EBEN's discriminators of bands: each hears the upper bands of audio side by side, at steps of its own.
 
 Source: Hauret et al., "EBEN", ICASSP 2023, section 2.2; sizes, slope and dilations are those of the authors' code. What
 differs: every convolution keeps the length, or halves it, whatever its dilation; and a number of bands that 30, the
@@ -34,7 +34,7 @@ class BandDiscriminator(nn.Module):
 
 
 class MultiBand(nn.Module):
-    """One judge a dilation, all of the upper ``bands`` out of ``of_bands``: (B, 1, T) -> list of maps each."""
+    """One discriminator a dilation, all of the upper ``bands`` out of ``of_bands``: (B, 1, T) -> list of maps each."""
 
     def __init__(self, bands: int, of_bands: int, width: float = 1.0) -> None:
         super().__init__()
@@ -42,6 +42,6 @@ class MultiBand(nn.Module):
         self.discriminators = nn.ModuleList(BandDiscriminator(bands, dilation, width) for dilation in DILATIONS)
 
     def forward(self, audio: Tensor) -> list[list[Tensor]]:
-        whole = F.pad(audio, (0, -audio.shape[-1] % self.pqmf.bands))  # or the last samples would not be judged
+        whole = F.pad(audio, (0, -audio.shape[-1] % self.pqmf.bands))  # or the last samples would not be seen
         upper = self.pqmf.analysis(whole)[:, -self.count :]
-        return [judge(upper) for judge in self.discriminators]
+        return [discriminator(upper) for discriminator in self.discriminators]

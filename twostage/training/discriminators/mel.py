@@ -1,15 +1,15 @@
-"""A judge of log-mels: it tells restored ones, which an L1 smooths, from those of clean speech, patch by patch.
+"""A discriminator of log-mels: it tells restored ones, smoothed by an L1, from those of clean speech, patch by patch.
 
 Source: the patches of Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks" (pix2pix), CVPR
 2017, section 3.2.2, and its layout: every convolution but the last hidden one halves the map. Much narrower, with
-normalised weights as in the other judges.
+normalized weights as in the other discriminators.
 """
 
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from twostage.models.restorer import with_height
+from twostage.models.restorer import with_frequency
 from twostage.nn.layers import feature_maps, weight_norm
 from twostage.utils.errors import ConfigError
 
@@ -18,9 +18,9 @@ SLOPE = 0.2  # pix2pix's
 
 @dataclass(frozen=True)
 class MelDiscriminatorConfig:
-    """Sizes of the judge of log-mels.
+    """Sizes of the discriminator of log-mels.
 
-    At the defaults a logit judges 47 bands by 47 frames, which are 0.75 s at 16 kHz.
+    At the defaults a logit covers 47 bands by 47 frames, which are 0.75 s at 16 kHz.
     """
 
     channels: tuple[int, ...] = (16, 32, 64, 64)  # of each hidden convolution
@@ -36,7 +36,7 @@ class MelDiscriminatorConfig:
 
 
 class MelDiscriminator(nn.Module):
-    """(B, n_mels, L) log-mels -> a list of one list of maps, which is what a family of judges gives; logits last."""
+    """(B, n_mels, L) log-mels -> a list of one list of maps, as a family of discriminators gives them; logits last."""
 
     def __init__(self, config: MelDiscriminatorConfig) -> None:
         super().__init__()
@@ -49,4 +49,4 @@ class MelDiscriminator(nn.Module):
         self.conv_post = weight_norm(nn.Conv2d(sizes[-1], 1, side, padding=side // 2))
 
     def forward(self, mel: Tensor) -> list[list[Tensor]]:
-        return [feature_maps(with_height(mel), self.convs, self.conv_post, SLOPE)]
+        return [feature_maps(with_frequency(mel), self.convs, self.conv_post, SLOPE)]

@@ -37,7 +37,7 @@ FETCHES = "Nothing is fetched from elsewhere."
 MOST = 1 << 20  # bytes of a request that is not an upload: names and settings
 
 
-class Guard:
+class SecurityMiddleware:
     """ASGI: tells browsers to load nothing from elsewhere, and refuses requests that name a file of another server."""
 
     def __init__(self, app: App) -> None:

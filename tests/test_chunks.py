@@ -1,4 +1,4 @@
-"""Claims about pieces: a model of infinite context needs no more memory for a long recording, and hears no seam."""
+"""Claims about chunks: a model of infinite context needs no more memory for a long recording, and hears no seam."""
 
 from math import inf
 
@@ -10,7 +10,7 @@ from twostage.inference.chunks import enhance
 from twostage.inference.restoration import restore
 from twostage.models.enhancer import StreamingModule
 from twostage.nn.layers import GRU
-from twostage.nn.streaming import Late, continued
+from twostage.nn.streaming import DelayLine, continued
 from twostage.utils.errors import ConfigError
 
 
@@ -22,9 +22,9 @@ class Remembering(StreamingModule):
     def __init__(self, heard):
         super().__init__()
         torch.manual_seed(0)
-        self.gru, self.later, self.note = GRU(10, 10), Late(7), heard.append
+        self.gru, self.later, self.note = GRU(10, 10), DelayLine(7), heard.append
 
-    def late(self, audio):
+    def forward_chunk(self, audio):
         self.note(audio.shape[-1])
         return self.later(self.gru(audio.unflatten(-1, (-1, 10))[:, 0]).flatten(1)[:, None])
 
@@ -41,30 +41,30 @@ def model(heard):
 
 @pytest.mark.parametrize("frames", [4, 333, 5000])
 def test_a_recording_in_pieces_is_the_whole(model, heard, frames):
-    given = np.random.default_rng(0).standard_normal((3, frames)).astype(np.float32)
-    whole = np.zeros_like(given)
-    spoken = torch.from_numpy(given[[0, 2]])[:, None]
-    late = model.late(continued(spoken, 7 + -(frames + 7) % 10))
+    inputs = np.random.default_rng(0).standard_normal((3, frames)).astype(np.float32)
+    whole = np.zeros_like(inputs)
+    spoken = torch.from_numpy(inputs[[0, 2]])[:, None]
+    late = model.forward_chunk(continued(spoken, 7 + -(frames + 7) % 10))
     whole[[0, 2]] = late[:, 0, 7 : 7 + frames].numpy()
     del heard[:]
-    pairs = list(enhance(model, np.array_split(given, 4, axis=1), 0.1, [0, 2]))
+    pairs = list(enhance(model, np.array_split(inputs, 4, axis=1), 0.1, [0, 2]))
     assert max(heard) <= 100
-    assert np.array_equal(np.concatenate([before for before, _ in pairs], axis=1), given)
+    assert np.array_equal(np.concatenate([before for before, _ in pairs], axis=1), inputs)
     np.testing.assert_allclose(np.concatenate([after for _, after in pairs], axis=1), whole, atol=1e-5, rtol=0)
     assert frames < 100 or np.abs(whole[0] - whole[2]).max() > 0.1
 
 
 def test_a_seam_would_be_heard(model):
     """The claim above is not an empty one: from an empty state, the same samples give others."""
-    given = torch.randn(1, 1, 1000)
-    assert (model(given)[..., 500:] - model(given[..., 500:])).abs().max() > 1e-2
+    inputs = torch.randn(1, 1, 1000)
+    assert (model(inputs)[..., 500:] - model(inputs[..., 500:])).abs().max() > 1e-2
 
 
 def test_restoring_takes_pieces_too_and_ten_seconds_at_most(model, heard):
-    given = np.random.default_rng(0).standard_normal(25_003).astype(np.float32)
-    whole, pieces = (restore(model, given, 1000, seconds=seconds, level="model") for seconds in (inf, 0.5))
+    inputs = np.random.default_rng(0).standard_normal(25_003).astype(np.float32)
+    whole, chunks = (restore(model, inputs, 1000, seconds=seconds, level="model") for seconds in (inf, 0.5))
     assert max(heard) == 10_000
-    np.testing.assert_allclose(pieces, whole, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(chunks, whole, atol=1e-5, rtol=0)
 
 
 def test_silent_channels_stay_as_long_as_they_were(model):
@@ -82,7 +82,7 @@ class Elsewhere:
     def __call__(self, audio):
         return audio
 
-    late = __call__
+    forward_chunk = __call__
 
 
 def test_a_causal_model_must_be_a_module():
