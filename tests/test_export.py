@@ -151,21 +151,21 @@ def test_a_batch_and_nothing_at_all(step: OnnxEnhancer, whole: OnnxEnhancer, spe
 
 
 def test_weights_may_lie_in_the_files_beside(
-    centred: TwoStage, whole: OnnxEnhancer, folder: Path, speech: Speech
+    centered: TwoStage, whole: OnnxEnhancer, folder: Path, speech: Speech
 ) -> None:
-    weights, target = folder / "centred.safetensors", folder / "shared.onnx"
-    assert share_weights(centred, whole.path, target, [weights]) < 2e-5
+    weights, target = folder / "centered.safetensors", folder / "shared.onnx"
+    assert share_weights(centered, whole.path, target, [weights]) < 2e-5
     shared = OnnxEnhancer(target)
     assert shared.weights == [weights]
     assert whole.path.stat().st_size - target.stat().st_size > 4e6  # the waves are computed
     audio = sound(speech, 40 * 256)
     torch.testing.assert_close(shared(audio), whole(audio), atol=1e-5, rtol=0)
-    other = deepcopy(centred)
+    other = deepcopy(centered)
     for weight in other.parameters():
         weight += 1
     checkpoint.save(folder / "other.safetensors", other, provenance={})
     with pytest.raises(CheckpointError, match="holds none of the weights"):
-        share_weights(centred, whole.path, folder / "never.onnx", [folder / "other.safetensors"])
+        share_weights(centered, whole.path, folder / "never.onnx", [folder / "other.safetensors"])
     assert not (folder / "never.onnx").exists()
 
 
