@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import twostage
 from twostage.audio import sound_files
 from twostage.inference.restoration import Options, restore_file
 from twostage.models import checkpoint, loading, model_files
-from twostage.models.onnx_enhancer import OnnxEnhancer
+from twostage.models.onnx_enhancer import OnnxEnhancer, _checked_weights
 from twostage.utils import packages
 from twostage.utils.errors import CheckpointError
 
@@ -154,10 +154,17 @@ def test_other_weights_beside_an_onnx_file_are_refused(tmp_path: Path) -> None:
     message = r"step\.onnx: was made for other weights than those in vocoder\.safetensors, or that is damaged"
     with pytest.raises(CheckpointError, match=message):
         twostage.load(home / "step.onnx")
-    weights.unlink()
+    weights.rename(home / "elsewhere.safetensors")
     with pytest.raises(CheckpointError, match=r"step\.onnx: .*vocoder\.safetensors") as caught:
         twostage.load(home / "step.onnx")
     assert "\n" not in str(caught.value)
+
+
+def test_weights_that_a_file_names_are_looked_for_beside_it_alone(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"x")
+    header = replace(OnnxEnhancer(ROOT / "checkpoints/causal/step.onnx").header, weights={"../secret": "0"})
+    with pytest.raises(CheckpointError, match=r"step\.onnx: was made for other weights than those in secret"):
+        _checked_weights(tmp_path / "folder" / "step.onnx", header)
 
 
 def test_a_folder_with_both_is_weights_where_pytorch_is(monkeypatch: pytest.MonkeyPatch) -> None:

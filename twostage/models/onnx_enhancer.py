@@ -214,7 +214,8 @@ def _session(path: Path, threads: int) -> Any:
 
 def _checked_weights(path: Path, header: OnnxHeader) -> list[Path]:
     """The files of weights beside ``path`` that it reads. Raises CheckpointError if they are others than they were."""
-    for name, digest in header.weights.items():
-        if sha256(path.with_name(name).read_bytes()).hexdigest() != digest:
-            raise CheckpointError(f"{path}: was made for other weights than those in {name}, or that is damaged")
-    return [path.with_name(name) for name in header.weights]
+    files = {path.parent / Path(name).name: digest for name, digest in header.weights.items()}
+    for file, digest in files.items():
+        if not file.is_file() or sha256(file.read_bytes()).hexdigest() != digest:
+            raise CheckpointError(f"{path}: was made for other weights than those in {file.name}, or that is damaged")
+    return list(files)
