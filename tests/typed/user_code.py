@@ -1,4 +1,4 @@
-"""What a user's program looks like, for a type checker and for `tests/test_typing.py`, which runs it too."""
+"""What a user's program looks like, for a type checker and for `tests/project/test_typing.py`, which runs it too."""
 
 from collections.abc import Iterable
 from typing import assert_type

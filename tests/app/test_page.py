@@ -1,0 +1,447 @@
+"""Claims about the page as a browser has it. Needs gradio; where a browser takes part, playwright and Chromium."""
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from zipfile import ZipFile
+
+import numpy as np
+import pytest
+from browser import chromium, required
+
+from twostage import __version__
+from twostage.app.limits import Limits
+from twostage.app.results import ResultFolders
+from twostage.app.service import Service
+from twostage.app.work import sample
+from twostage.audio import sound_files
+from twostage.cli import main
+from twostage.data.sensors import PRESETS
+from twostage.utils.errors import AudioError, Cancelled
+
+required("gradio")
+from twostage.app.page import SENSORS, Address, serving  # noqa: E402 - where there is gradio
+
+ROOT = Path(__file__).parents[2]
+THROAT = sample("throat")
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory):
+    root = tmp_path_factory.mktemp("scores")
+    (root / "one").mkdir()
+    (root / "one" / "table.md").write_text("# One\n\n| system | STOI |\n| --- | ---: |\n| raw input | 0.674 |\n")
+    picture = bytes.fromhex("89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63")
+    (root / "one" / "bands.png").write_bytes(
+        picture + bytes.fromhex("f8cfc0000003010100c9fe92ef0000000049454e44ae426082")
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(tiny_path, scores):
+    """The address of a page with a tiny model and narrow limits, whose server calls nobody."""
+    called, listening = [], True
+
+    def hear(event, details):
+        if listening and event == "socket.connect" and not is_here(details[1]):
+            called.append(details[1])
+
+    sys.addaudithook(hear)
+    limits = Limits(mb=1, seconds=20, files=3)
+    with serving(Address(port=0), {"tiny": [str(tiny_path)]}, ["cpu"], limits, results=ResultFolders(scores)) as url:
+        yield url
+    listening = False  # there is no way to take a hook out
+    assert called == []
+
+
+def is_here(address):
+    return not isinstance(address, tuple) or address[0] in ("127.0.0.1", "::1", "localhost")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def visit(browser, page):
+    """visit(width, scheme) -> the page in a browser that can ask nobody but the page; what went wrong is collected."""
+    contexts, wrong = [], []
+
+    def outside(route):
+        if not route.request.url.startswith((page, "data:", "blob:")):
+            wrong.append(route.request.url)
+            return route.abort()
+        return route.continue_()
+
+    def go(width=1280, scheme="light"):
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
+        tab = contexts[-1].new_page()
+        tab.set_default_timeout(60000)
+        tab.route("**/*", outside)
+        tab.on("websocket", lambda socket: wrong.append(socket.url))
+        tab.on("pageerror", lambda error: wrong.append(str(error)))
+        tab.on("console", lambda said: wrong.append(said.text) if "Content Security Policy" in said.text else None)
+        tab.goto(page)
+        return tab
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+def give(tab, place, *files):
+    """Upload files, and wait until they are there."""
+    tab.set_input_files(f"{place} input[type=file]", [str(file) for file in files])
+    stem = Path(files[-1]).stem
+    tab.wait_for_function("([p, s]) => document.querySelector(p).innerText.includes(s)", arg=[place, stem])
+
+
+def wait_to_read(tab, place, words):
+    """What is said becomes visible when the progress bar that covers it goes, a little after the player comes."""
+    tab.wait_for_function("([p, w]) => document.querySelector(p)?.innerText.includes(w)", arg=[place, words])
+
+
+def downloaded(tab, label):
+    with tab.expect_download() as waiting:
+        tab.get_by_role("link", name=label, exact=True).click()
+    return waiting.value.suggested_filename, Path(waiting.value.path()).read_bytes()
+
+
+def positions(tab):
+    """(seconds, silent, stopped) of each track that plays."""
+    script = "[...document.querySelectorAll('audio')].map(a => [a.currentTime, a.muted, a.paused])"
+    return tab.evaluate(script)
+
+
+def wide(tab):
+    return tab.evaluate("document.documentElement.scrollWidth > innerWidth")
+
+
+def test_restore_listen_switch_and_download(visit, tiny_path, tmp_path):
+    tab = visit()
+    give(tab, "#recordings", THROAT)
+    tab.click("#restore")
+    tab.wait_for_selector("#restored-player .ts-play")
+    wait_to_read(tab, "#restored", "1 restored; 7.0 s of sound")
+
+    tab.wait_for_function("[...document.querySelectorAll('audio')].every(a => a.readyState > 2)")
+    tab.click(".ts-play")
+    tab.wait_for_function("[...document.querySelectorAll('audio')].every(a => a.currentTime > 0.5)")
+    assert [(silent, stopped) for _, silent, stopped in positions(tab)] == [(True, False), (False, False)]
+    switch = """() => { const [a, b] = document.querySelectorAll('audio'); const was = b.currentTime;
+        document.querySelector('.ts-swap').click(); return [was, a.currentTime, a.muted, b.muted, a.paused]; }"""
+    was, now, *state = tab.evaluate(switch)
+    assert now == pytest.approx(was, abs=0.05)
+    assert state == [False, True, False]
+    tab.click(".ts-play")
+    stopped = positions(tab)
+    assert all(paused for _, _, paused in stopped)
+    tab.click(".ts-track >> nth=1")
+    assert positions(tab)[1][0] == pytest.approx(stopped[0][0], abs=0.05)
+
+    picture = tab.locator(".ts-picture img").first
+    assert picture.evaluate("image => image.complete && image.naturalHeight") == 257
+    box = tab.locator(".ts-picture").first.bounding_box()
+    tab.mouse.click(box["x"] + box["width"] / 2, box["y"] + 20)
+    assert positions(tab)[1][0] == pytest.approx(7.046875 / 2, abs=0.05)
+
+    lowest = tab.locator(".ts-levels text[text-anchor=end]").last.text_content()
+    highest = tab.locator(".ts-levels text[text-anchor=end]").first.text_content()
+    assert 0 < float(highest) - float(lowest) <= 60  # dB: what is audible
+
+    name, inputs = downloaded(tab, "Download")
+    assert main(["restore", str(THROAT), "-o", str(tmp_path), "--model", str(tiny_path)]) == 0
+    assert (name, inputs) == ("throat-restored.flac", (tmp_path / "throat.flac").read_bytes())
+
+
+@pytest.mark.slow
+def test_good_and_bad_files_at_once(visit, tmp_path, speech, tiny_path):
+    sound_files.write(tmp_path / "one.wav", speech(8000), 16000)
+    sound_files.write(tmp_path / "<b>two.wav", speech(9000), 16000)
+    (tmp_path / "bad.wav").write_text("not a sound" * 30)
+    tab = visit(width=390, scheme="dark")
+    give(tab, "#recordings", tmp_path / "one.wav", tmp_path / "<b>two.wav", tmp_path / "bad.wav")
+    tab.click("#restore")
+    tab.wait_for_selector(".ts-play")
+    assert not wide(tab)
+    wait_to_read(tab, "#restored", "2 restored, 1 failed")
+    wait_to_read(tab, "#restored .ts-bad", "bad.wav: not a sound file that can be read")
+    assert "Traceback" not in tab.content()
+    tab.select_option("select[aria-label=Recording]", "1")
+    assert "two.wav" in tab.locator("select[aria-label=Recording] option:checked").inner_text()
+    name, packed = downloaded(tab, "Download all")
+    with ZipFile(io.BytesIO(packed)) as archive:
+        assert name == "restored.zip"
+        assert main(["restore", str(tmp_path / "one.wav"), "-o", str(tmp_path / "out"), "--model", str(tiny_path)]) == 0
+        assert archive.read("one-restored.wav") == (tmp_path / "out" / "one.wav").read_bytes()
+        assert len(archive.namelist()) == 2
+
+
+def test_a_guest_reads_what_to_drop_the_limits_and_that_it_is_a_guess(visit):
+    tab = visit(width=390)
+    said = tab.locator(".ts-title").first.inner_text()
+    assert "Drop recordings of a bone-conduction or throat microphone, at most 3 files of 1 MB, 20 s in all" in said
+    assert "it is a guess" in said
+    assert f"twostage {__version__}" in said
+    tab.get_by_role("tab", name="Simulate").click()
+    assert "eben: a low-pass at 600 Hz" in tab.locator("body").inner_text()
+    assert set(SENSORS) == set(PRESETS)
+    assert not wide(tab)
+
+
+def test_nothing_and_too_much_are_sentences(visit, tmp_path):
+    tab = visit()
+    tab.click("#restore")
+    tab.wait_for_selector("#restored .ts-bad")
+    wait_to_read(tab, "#restored", "Nothing to work on")
+    (tmp_path / "big.wav").write_bytes(bytes(2 << 20))
+    tab.set_input_files("#recordings input[type=file]", str(tmp_path / "big.wav"))
+    tab.wait_for_selector("text=/exceed the maximum allowed size of 1.0 Mb/")
+
+
+@pytest.mark.slow
+def test_a_sensor_without_a_sensor(visit):
+    tab = visit(width=390)
+    tab.get_by_role("tab", name="Simulate").click()
+    tab.click("#sample-clean")
+    tab.wait_for_function("document.querySelector('#clean').innerText.includes('clean')")
+    tab.get_by_label("in-ear").check()
+    tab.click("#simulate")
+    tab.wait_for_selector("#simulated-player .ts-play")
+    assert tab.locator("#simulated-player .ts-track").all_inner_texts() == ["clean", "in-ear", "restored"]
+    assert not wide(tab)
+
+
+@pytest.mark.slow
+def test_a_recording_from_the_microphone(visit):
+    tab = visit()
+    tab.context.grant_permissions(["microphone"])
+    tab.get_by_role("button", name="Record").first.click()
+    time.sleep(1.2)
+    tab.get_by_role("button", name="Stop").first.click()
+    tab.wait_for_selector("[data-testid=waveform-Microphone], audio, #waveform", state="attached")
+    tab.wait_for_load_state("networkidle")
+    tab.click("#restore")
+    tab.wait_for_selector("#restored-player .ts-play")
+    wait_to_read(tab, "#restored", "1 restored")
+    give(tab, "#recordings", THROAT)  # takes the place of what was recorded
+    tab.wait_for_selector("role=button[name=Record]")
+    tab.click("#restore")
+    wait_to_read(tab, "#restored", "1 restored; 7.0 s of sound")
+    tab.get_by_role("button", name="Record").first.click()  # and the other way round
+    time.sleep(1.2)
+    tab.get_by_role("button", name="Stop").first.click()
+    tab.wait_for_function("!document.querySelector('#recordings').innerText.includes('throat')")
+    tab.get_by_role("button", name="Clear").first.click()
+    tab.wait_for_selector("role=button[name=Record]")
+    tab.click("#restore")  # with neither, nothing stays beside the complaint
+    wait_to_read(tab, "#restored", "Nothing to work on")
+    assert tab.locator("#restored-player .ts-play").count() == 0
+
+
+def test_results_of_an_evaluation(visit):
+    tab = visit()
+    tab.get_by_role("tab", name="Results").click()
+    tab.click("#folder input")
+    tab.get_by_role("option", name="one").click()
+    assert tab.wait_for_selector("td:has-text('0.674')")
+    picture = tab.wait_for_selector("figure img[alt=bands]")
+    tab.wait_for_function("image => image.complete && image.naturalWidth", arg=picture)
+
+
+def status(request):
+    try:
+        return urllib.request.urlopen(request, timeout=60).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def upload(url, content):
+    """The request that uploads a file."""
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.wav"\r\n\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    return urllib.request.Request(f"{url}gradio_api/upload", head + content + b"\r\n--x--\r\n", headers)
+
+
+def joining(url, data, session):
+    """The request that a button sends with ``data``: the button whose work takes as many inputs."""
+    events = json.load(urllib.request.urlopen(f"{url}config", timeout=60))["dependencies"]
+    number = next(event["id"] for event in events if len(event["inputs"]) == len(data))
+    body = json.dumps({"data": data, "fn_index": number, "session_hash": session}).encode()
+    return urllib.request.Request(f"{url}gradio_api/queue/join", body, {"Content-Type": "application/json"})
+
+
+def asked(url, files, session, model="tiny"):
+    """All that the page answers when it shall restore ``files``."""
+    assert status(joining(url, [files, None, model, "cpu", "model", "wav", "input", 0, "restore"], session)) == 200
+    events = urllib.request.urlopen(f"{url}gradio_api/queue/data?session_hash={session}", timeout=60)
+    return events.read().decode()
+
+
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("place", ["secret.wav", "link.wav", "files/../secret.wav"])
+def test_a_request_cannot_name_a_file_that_was_not_uploaded(page, tmp_path, speech, marked, place):
+    sound_files.write(tmp_path / "secret.wav", speech(4000), 16000)
+    (tmp_path / "link.wav").symlink_to("secret.wav")
+    meta = {"meta": {"_type": "gradio.FileData"}} if marked else {}
+    named = {"path": f"{tmp_path}/{place}", "orig_name": "secret.wav", **meta}
+    for wish in ([named], [named["path"]]):
+        answers = asked(page, wish, f"{marked}-{place}-{len(str(wish))}".replace("/", ""))
+        assert '"success":false' in answers
+        assert "1 restored" not in answers
+
+
+def test_a_request_can_name_a_file_that_was_uploaded(page):
+    inputs = urllib.request.urlopen(upload(page, THROAT.read_bytes()), timeout=60).read().decode().strip('[]"\n')
+    answers = asked(page, [{"path": inputs, "orig_name": "a.wav", "meta": {"_type": "gradio.FileData"}}], "uploaded")
+    assert '"success":true' in answers
+    assert "1 restored" in answers
+
+
+def test_an_upload_has_a_limit_whoever_sends_it(page):
+    assert status(upload(page, bytes(1000))) == 200
+    assert status(upload(page, bytes(2 << 20))) == 413
+
+
+def test_no_file_can_be_read_but_what_was_given(page, scores):
+    for path in (
+        "/etc/passwd",
+        "../../../../../../etc/passwd",
+        "..%2f..%2f..%2f..%2f..%2fetc%2fpasswd",
+        str(ROOT / "README.md"),
+        "README.md",
+        str(scores / "one" / "table.md"),
+        "http://127.0.0.1/",
+        "file:///etc/passwd",
+    ):
+        assert status(f"{page}gradio_api/file={path}") == 403, path
+    home = Path(os.environ["GRADIO_TEMP_DIR"]).parent
+    assert home.name.startswith("twostage-app-")
+    assert status(f"{page}gradio_api/file={home}/samples/throat.flac") == 403
+    assert status(page) == 200
+
+
+def test_who_comes_when_the_queue_is_full_is_told_so(tiny_path, monkeypatch):
+    started, go = threading.Event(), threading.Event()
+
+    def slow(self, *arguments):
+        started.set()
+        go.wait(60)
+        raise AudioError("enough")
+
+    monkeypatch.setattr(Service, "simulate", slow)
+    with serving(Address(port=0), {"tiny": [str(tiny_path)]}, ["cpu"], Limits(queue=1, jobs=1)) as url:
+        request = joining(url, [None, None, "throat", 0, "tiny", "cpu"], "x")
+        answers = [status(request)]
+        assert started.wait(60)
+        answers += [status(request), status(request)]
+        go.set()
+    assert answers == [200, 200, 503]
+
+
+@pytest.mark.slow
+def test_a_visitor_who_leaves_is_not_worked_for(tiny_path, monkeypatch):
+    started, ended = threading.Event(), threading.Event()
+
+    def slow(self, file, sensor, seed, request, progress, check):
+        started.set()
+        try:
+            while not ended.wait(0.1):
+                check()
+        except Cancelled:
+            ended.set()
+            raise AudioError("left") from None
+
+    monkeypatch.setattr(Service, "simulate", slow)
+    with serving(Address(port=0), {"tiny": [str(tiny_path)]}, ["cpu"]) as url:
+        assert status(joining(url, [None, None, "throat", 0, "tiny", "cpu"], "y")) == 200
+        listening = urllib.request.urlopen(f"{url}gradio_api/queue/data?session_hash=y", timeout=60)
+        assert started.wait(60)
+        assert not ended.wait(4)  # longer than who does not listen would be worked for
+        listening.close()
+        assert ended.wait(60)
+
+
+def test_uploads_have_a_limit_in_total(tiny_path):
+    limits = Limits(mb=1, total_mb=1)
+    with serving(Address(port=0), {"tiny": [str(tiny_path)]}, ["cpu"], limits) as url:
+        assert [status(upload(url, bytes(size))) for size in (600_000, 600_000, 100_000)] == [200, 507, 200]
+
+
+def test_the_page_answers_to_its_own_names_alone(page):
+    for name, value in (("Host", "evil.example"), ("Origin", "http://evil.example")):
+        for path in ("", "config", "gradio_api/upload", "gradio_api/startup-events"):
+            assert status(urllib.request.Request(f"{page}{path}", headers={name: value})) in (403, 421)
+    answer = urllib.request.urlopen(page, timeout=60)
+    assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+    assert json.load(urllib.request.urlopen(f"{page}v1/models", timeout=60))["models"][0]["name"] == "tiny"
+
+
+def test_uploads_are_deleted_in_time_and_everything_at_the_end(tiny_path):
+    with serving(Address(port=0), {"tiny": [str(tiny_path)]}, ["cpu"], Limits(keep=1)) as url:
+        home = Path(os.environ["GRADIO_TEMP_DIR"]).parent
+        inputs = urllib.request.urlopen(upload(url, b"sound"), timeout=60).read().decode().strip('[]"\n')
+        assert Path(inputs).read_bytes() == b"sound"
+        assert status(f"{url}gradio_api/file={inputs}") == 200
+        deadline = time.monotonic() + 60
+        while Path(inputs).exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not Path(inputs).exists()
+        assert home.is_dir()
+    assert not home.exists()
+
+
+@pytest.mark.slow
+def test_the_command_serves_says_where_and_leaves_nothing(tiny_path, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment |= {"TMPDIR": str(tmp_path), "HOME": str(tmp_path)}
+    arguments = [sys.executable, "-m", "twostage", "app", "--port", str(port), "--model", f"mine={tiny_path}"]
+    process = subprocess.Popen(
+        arguments, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    line = process.stdout.readline()
+    assert line.startswith(f"twostage: http://127.0.0.1:{port}/ ")
+    assert main(["app", "--port", str(port), "--model", f"mine={tiny_path}"]) == 1  # the port is taken
+    url = f"http://127.0.0.1:{port}/"
+    assert b"mine" in urllib.request.urlopen(url, timeout=60).read()
+    inputs = urllib.request.urlopen(upload(url, THROAT.read_bytes()), timeout=60).read().decode().strip('[]"\n')
+    file = {"path": inputs, "orig_name": "a.wav", "meta": {"_type": "gradio.FileData"}}
+    assert "1 restored" in asked(url, [file], "command", model="mine")
+    assert {path.name[:13] for path in tmp_path.iterdir()} == {"twostage-app-"}
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--max-seconds", "0"], "limit seconds is 0"),
+        (["--results", "nowhere"], "--results nowhere: no such folder"),
+        (["--seconds", "-1"], "seconds is -1.0"),
+        (["--model", "nothing"], "nothing: no such file, folder or shipped model"),
+    ],
+)
+def test_mistakes_at_the_start_are_named(options, complaint, capsys):
+    assert main(["app", *options]) == 1
+    assert complaint in capsys.readouterr().err
+
+
+def test_the_samples_are_those_of_the_repository():
+    assert np.array_equal(sound_files.read(THROAT)[0], sound_files.read(ROOT / "samples" / "throat.flac")[0])

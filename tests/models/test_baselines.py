@@ -1,0 +1,236 @@
+"""Claims about every system that is compared, each by its YAML: sizes, learning, going on, files, export."""
+
+import re
+from dataclasses import asdict, replace
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_resume import assert_same_training
+
+from twostage.audio import sound_files
+from twostage.cli import main
+from twostage.data.pairs import Pair
+from twostage.evaluation.costs import parameters
+from twostage.inference.restoration import restore
+from twostage.models import checkpoint
+from twostage.models.enhancer import EnhancerModule
+from twostage.models.onnx_enhancer import OnnxEnhancer
+from twostage.models.precision import CONVOLUTIONS, convert
+from twostage.models.registry import ENHANCERS
+from twostage.training import recipes
+from twostage.training.config import EnhancerRun, load_config
+from twostage.training.optim import OptimizerConfig
+from twostage.training.tasks import Enhancing, EnhancingWeights, total
+from twostage.training.trainer import Training, fit
+
+BASELINES = Path(__file__).parents[2] / "configs" / "baselines"
+DISCRIMINATORS = ["adversary.discriminator.width=0.0625", "adversary.start=1"]
+# millions of parameters at full size, and settings that make it small; a new YAML needs a line here
+SYSTEMS: dict[str, tuple[float, list[str]]] = {
+    "lowpass": (0.0, []),
+    "shift": (0.0, []),
+    "wave-unet": (6.18, ["model.levels=3", "model.channels=8"]),
+    "bwe": (
+        0.91,
+        ["model.channels=16", "model.stacks=1", "model.layers=3", "adversary.discriminator.scales=1", *DISCRIMINATORS],
+    ),
+    "bilstm": (4.34, ["model.units=32", "model.layers=1", "model.n_fft=128", "model.hop_length=32"]),
+    "dccrn": (3.67, ["model.channels=[8,16]", "model.lstm_units=16", "model.lookahead=2"]),
+    "bsrnn": (
+        0.957,
+        ["model.n_fft=128", "model.hop_length=32", "model.bands=[5,10,50]", "model.features=8", "model.layers=1"],
+    ),
+    "dpcrn": (0.805, ["model.channels=[8,16]", "model.strides=[2,2]", "model.blocks=1", "model.units=16"]),
+    "seanet": (8.34, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *DISCRIMINATORS]),
+    "seanet-fusion": (8.34, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *DISCRIMINATORS]),
+    "eben": (1.94, ["model.channels=4", "model.strides=[2]", "model.bottleneck=4", *DISCRIMINATORS]),
+    "two-stage": (
+        3.65,
+        [
+            *("model.restorer.channels=[4,8]", "model.restorer.time_strides=[2]", "model.restorer.blocks=1"),
+            *("model.restorer.dilations=[1]", "model.vocoder.upsample_initial_channel=16", "weights.mel=1"),
+        ],
+    ),
+}
+FILES = {"two-stage": [], "seanet-fusion": ["seanet", "seanet-fusion"]}  # all others have the system's name
+NAMES = sorted({path.stem for path in BASELINES.glob("*.yaml")} | {"two-stage"})
+FAST = [
+    "threads=1",
+    "device=cpu",
+    "data.segment_length=8192",
+    "data.batch_size=1",
+    "data.eq_db=0",
+    "data.speed=0",
+    "data.gate_db=0",
+]
+BRIEF = ["save_every=2", "log_every=1", "valid.every=2", "valid.items=1", "valid.seconds=0.5"]
+PLAIN = ["valid.metrics=[mel_l1]", "valid.best=mel_l1", "optimizer.cooldown=0", "optimizer.warmup=0"]
+
+
+def settings(name: str, corpus: Path, run: Path, *more: str, small: bool = True) -> EnhancerRun:
+    """Of ``name``'s YAML; two-stage, whose stages train apart, has none as one system."""
+    files = FILES.get(name, [name])
+    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={run}"]
+    named = ["enhancer=two-stage", "steps=4"] if not files else []
+    return load_config(
+        EnhancerRun, files, [*overrides, *named, *FAST, *BRIEF, *PLAIN, *(SYSTEMS[name][1] * small), *more]
+    )
+
+
+def built(run: EnhancerRun) -> EnhancerModule:
+    return ENHANCERS[run.enhancer][1](run.architecture)
+
+
+def test_every_system_has_a_yaml_and_a_line_here() -> None:
+    assert set(NAMES) <= set(SYSTEMS)
+    assert {settings(name, Path(__file__), Path("x"), small=False).enhancer for name in NAMES} == set(ENHANCERS)
+
+
+def inputs(run: EnhancerRun) -> int:
+    """Channels that it hears."""
+    return run.architecture.inputs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_full_size_is_what_is_documented(name: str, corpus: Path) -> None:
+    run = settings(name, corpus, Path("x"), small=False)
+    model = built(run)
+    model.fold()
+    assert parameters(model) / 1e6 == pytest.approx(SYSTEMS[name][0], abs=0.006)
+    # what restoring, streaming and costs ask of a model
+    assert model.config == run.architecture
+    assert model.sample_rate == 16000
+    assert model.hop_length >= 1
+    assert model.stride % model.hop_length == 0
+    assert model.context >= 0
+
+
+def content(weights: EnhancingWeights) -> EnhancingWeights:
+    """Without the adversary's; of a recipe that has no others, the log-mels'."""
+    alone = replace(weights, adv=0.0, fm=0.0)
+    return alone if any(asdict(alone).values()) else replace(alone, mel=1.0)
+
+
+def dulled(clean: np.ndarray, channels: int) -> Pair:
+    """A mean of nine samples in every channel, and the clean speech."""
+    audio = torch.from_numpy(clean).view(1, 1, -1)
+    return Pair(torch.nn.functional.avg_pool1d(audio, 9, 1, 4).expand(-1, channels, -1), audio)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_batch_overfits(name: str, corpus: Path, speech) -> None:
+    """Content losses of its YAML fall by four tenths in fifty steps; a GAN without such is led by its log-mels."""
+    run = settings(name, corpus, Path("x"))
+    torch.manual_seed(0)
+    model = built(run)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        pytest.skip("nothing to learn by steps")
+    pair = dulled(speech(4096), inputs(run))
+    model.prepare([pair])
+    weights, losses = content(run.weights), []
+    training = Training(model, OptimizerConfig(learning_rate=3e-3, grad_clip=5.0))
+    fit(
+        training,
+        Enhancing(run.mel, weights),
+        repeat(pair),
+        weights,
+        steps=50,
+        report=lambda _, progress: losses.append(float(progress.values["loss"])),
+    )
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_reach_every_weight(name: str, autocast: bool, corpus: Path, speech) -> None:
+    """And what comes out is float32, under autocast to bfloat16 too."""
+    run = settings(name, corpus, Path("x"))
+    model, pair = built(run), dulled(speech(4096), inputs(run))
+    learning = [weight for weight in model.parameters() if weight.requires_grad]
+    if not learning:
+        pytest.skip("nothing to learn by steps")
+    model.prepare([pair])
+    weights = content(run.weights)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert model(pair.degraded).dtype == torch.float32
+        terms = Enhancing(run.mel, weights)(model, pair).terms
+    total(terms, weights).backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in learning)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_convolutions_in_bfloat16_come_near(name: str, corpus: Path) -> None:
+    torch.manual_seed(0)
+    run = settings(name, corpus, Path("x"))
+    model, audio = built(run), 0.1 * torch.randn(1, inputs(run), 4096)
+    model.fold()
+    model.eval().requires_grad_(False)
+    for weight in model.parameters():  # as they begin, some let next to nothing through
+        weight.copy_(torch.randn(weight.shape) * (weight[0].numel() if weight.ndim > 1 else 100) ** -0.5)
+    exact = model(audio)
+    near = convert(model, "bf16")(audio)
+    assert near.dtype == torch.float32
+    convolves = any(isinstance(module, CONVOLUTIONS) for module in model.modules())
+    assert bool(near.ne(exact).any()) == convolves
+    assert (near - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def trained(request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A system's name and the directory of its training of four steps."""
+    run = tmp_path_factory.mktemp("runs") / request.param
+    recipes.train_enhancer(settings(request.param, corpus, run, "steps=4"))
+    return request.param, run
+
+
+def test_a_training_moves_its_weights_and_goes_on_bitwise(
+    trained: tuple[str, Path], corpus: Path, tmp_path: Path
+) -> None:
+    name, whole = trained
+    header = checkpoint.read_header(whole / "last.safetensors")
+    run = settings(name, corpus, tmp_path / "parts", "steps=4")
+    assert header.kind == run.enhancer
+    if not (whole / "state.pt").exists():
+        assert header.provenance["steps"] == 0
+        return
+    recipes.train_enhancer(settings(name, corpus, tmp_path / "parts", "steps=2"))
+    torch.rand(5)  # the process that goes on is in another state
+    recipes.train_enhancer(run, resume=True)
+    assert_same_training(whole, tmp_path / "parts")
+    torch.manual_seed(run.seed)
+    before = built(run)
+    after = checkpoint.load_state(whole / "state.pt")["model"]
+    still = [key for key, weight in before.named_parameters() if torch.equal(weight, after[key])]
+    assert not still
+
+
+def test_a_file_is_restored(trained: tuple[str, Path], tmp_path: Path, speech) -> None:
+    name, run = trained
+    sound = np.stack([speech(12345)] * inputs(settings(name, Path(__file__), run)))
+    sound_files.write(tmp_path / "in.wav", sound, 16000)
+    weights = str(run / "last.safetensors")
+    assert main(["restore", str(tmp_path / "in.wav"), "-o", str(tmp_path / "out"), "--model", weights]) == 0
+    (output,) = (tmp_path / "out").iterdir()
+    restored = sound_files.read(output)[0][0]
+    heard = np.squeeze(sound_files.read(tmp_path / "in.wav")[0])
+    np.testing.assert_allclose(restored, restore(checkpoint.load(weights), heard, 16000).reshape(-1), atol=2e-4)
+    assert np.abs(restored).max() > 0.01
+
+
+@pytest.mark.slow
+def test_it_is_exported_or_says_in_a_line_why_not(trained: tuple[str, Path], tmp_path: Path, capsys) -> None:
+    """That a file is as PyTorch, to 1e-4, is what `twostage export` itself checks before it writes one."""
+    name, run = trained
+    if name == "two-stage":
+        pytest.skip("exported in test_export")
+    out, weights = tmp_path / "m.onnx", run / "last.safetensors"
+    if main(["export", str(weights), str(out)]):
+        kind = checkpoint.read_header(weights).kind
+        said = capsys.readouterr().err
+        assert re.fullmatch(rf"twostage: error: .*m\.onnx: a {kind} does not become ONNX: .+\n", said)
+        assert not out.exists()
+    else:
+        assert OnnxEnhancer(out).header.kind == checkpoint.read_header(weights).kind

@@ -1,0 +1,159 @@
+"""Imports point down from room to room, no cycle stands inside a room, and one module owns each dependency.
+
+A room is a folder of the package, or a module beside them. It imports rooms of smaller numbers alone.
+"""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from twostage.cli import COMMANDS
+
+PACKAGE = Path(__file__).parents[2] / "twostage"
+
+ROOMS = {
+    "utils": 0,
+    "nn": 1,
+    "audio": 1,
+    "models": 2,
+    "data": 2,
+    "inference": 3,
+    "evaluation": 4,
+    "training": 5,
+    "export": 5,
+    "corpus": 6,
+    "app": 6,
+    "commands": 7,
+    "cli": 8,
+    "__main__": 9,
+}
+# what `import twostage` hands out, when asked
+PUBLIC = ("models.loading", "models.protocol", "models.two_stage", "inference.restoration", "inference.stream")
+
+OWNERS = {
+    "signal": {"utils.signals"},
+    "soundfile": {"audio.reading", "audio.sound_files"},
+    "soxr": {"audio.resampling"},
+    "av": {"audio.media_files"},
+    "omegaconf": {"training.config"},
+    "safetensors": {"models.checkpoint"},
+    "pesq": {"evaluation.metrics"},
+    "pystoi": {"evaluation.metrics"},
+    "distillmos": {"evaluation.speech_quality"},
+    "matplotlib": {"audio.plots", "data.sensor_plot"},
+    "torchaudio": set(),  # its import fails beside some builds of torch
+    "sounddevice": {"inference.realtime"},
+    "onnxruntime": {"models.onnx_enhancer", "export.int8", "evaluation.speech_quality"},
+    "onnx": {"export.onnx", "export.int8", "export.shared_weights"},
+    "onnx_ir": {"export.onnx"},
+    "gradio": {"app.page"},
+    "starlette": {"app.server"},
+    "uvicorn": {"app.server"},
+    "ray": {"corpus.ray_cluster"},
+    "pyarrow": {"corpus.table", "data.parquet"},
+    "fsspec": {"corpus.storage"},
+    "librosa": set(),  # its import takes longer than torch's; tests compare with it
+}
+HEAVY = {"torch", "numpy", "scipy", "librosa", "matplotlib", "soundfile", "omegaconf", "safetensors", "tqdm"}
+HEAVY |= {"gradio", "ray"}
+
+LIGHT = ("utils.errors", "utils.logs", "utils.memory", "utils.signals")
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.stem != "__init__")
+
+
+def name_of(path):
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def room_of(module):
+    return module.partition(".")[0]
+
+
+def is_module(name):
+    path = PACKAGE.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or path.is_dir()
+
+
+def imports(path, *, everywhere=True):
+    """Full names that a file imports; without ``everywhere``, those that importing the file itself runs."""
+    actual = set()
+    nodes = list(ast.parse(path.read_text(encoding="utf-8")).body)
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Import):
+            actual |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            actual |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif everywhere or (not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not typing_only(node)):
+            nodes += ast.iter_child_nodes(node)
+    return actual
+
+
+def typing_only(node):
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def ours(names):
+    """Modules of the package among imported names: twostage.audio.read is audio, twostage.__version__ none."""
+    for name in names:
+        top, _, rest = name.partition(".")
+        if top == "twostage" and rest and not rest.startswith("__"):
+            yield rest if is_module(rest) else rest.rpartition(".")[0]
+
+
+def test_every_room_has_a_number():
+    assert {room_of(name_of(path)) for path in FILES} == set(ROOMS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_file_imports_its_own_room_and_lower_ones_alone(path):
+    name = name_of(path)
+    for other in sorted(set(ours(imports(path)))):
+        same, lower = room_of(other) == room_of(name), ROOMS[room_of(other)] < ROOMS[room_of(name)]
+        assert same or lower, f"{name} (room {ROOMS[room_of(name)]}) imports {other} (room {ROOMS[room_of(other)]})"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_cycle_inside_a_room(room):
+    inside = {name_of(path): set(ours(imports(path))) for path in FILES if room_of(name_of(path)) == room}
+    graph = {name: {other for other in actual if other in inside} for name, actual in inside.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError with the cycle
+
+
+@pytest.mark.parametrize("dependency", OWNERS)
+def test_one_module_owns_each_dependency(dependency):
+    users = {name_of(path) for path in FILES for used in imports(path) if used.partition(".")[0] == dependency}
+    assert users <= OWNERS[dependency]
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if name_of(p).startswith(("commands", "cli", *LIGHT))], ids=name_of)
+def test_commands_are_light_to_import(path):
+    names = imports(path, everywhere=False)
+    assert not HEAVY & {used.partition(".")[0] for used in names}
+    assert all(other.startswith(("commands", *LIGHT)) for other in ours(names))
+
+
+def test_nobody_waits_for_what_is_slow_to_import_and_seldom_used():
+    """scipy.signal takes a second, which every command would wait for."""
+    seldom = ("scipy.signal", "scipy.optimize")
+    at_once = {name_of(path): imports(path, everywhere=False) for path in FILES}
+    assert not {name for name, actual in at_once.items() if any(other.startswith(seldom) for other in actual)}
+
+
+@pytest.mark.parametrize("path", (PACKAGE / "commands").glob("*.py"), ids=name_of)
+def test_commands_import_no_command(path):
+    """What several of them need is an option, or has a module that is no command itself."""
+    commands = {f"commands.{name.replace('-', '_')}" for name in COMMANDS}
+    assert len(commands) == len(COMMANDS) > 10
+    assert all(is_module(name) for name in commands)
+    assert not commands & set(ours(imports(path)))
+
+
+def test_the_public_names_are_imported_when_asked():
+    init = PACKAGE / "__init__.py"
+    assert set(ours(imports(init))) == set(PUBLIC)
+    assert not set(ours(imports(init, everywhere=False)))
