@@ -35,8 +35,8 @@ from twostage.evaluation import costs
 from twostage.evaluation.metrics import score
 from twostage.evaluation.report import write_json, write_text
 from twostage.inference.restoration import Options, restore, restore_file
-from twostage.models.checkpoint import load
 from twostage.models.features import LogMel
+from twostage.models.loading import load
 from twostage.models.precision import computes_bfloat16, convert
 from twostage.models.two_stage import TwoStage
 from twostage.models.vocoder import Vocoder

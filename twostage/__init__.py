@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from twostage.inference.restoration import restore as restore
     from twostage.inference.stream import Stream as Stream
-    from twostage.models.checkpoint import load as load
-    from twostage.models.enhancer import Enhancer as Enhancer
+    from twostage.models.loading import load as load
+    from twostage.models.protocol import Enhancer as Enhancer
     from twostage.models.two_stage import TwoStage as TwoStage
 
 __version__ = "0.1.0"
@@ -31,11 +31,11 @@ def __getattr__(name: str) -> Any:  # `import twostage` and the command line's -
 
         return TwoStage
     if name == "Enhancer":
-        from twostage.models.enhancer import Enhancer
+        from twostage.models.protocol import Enhancer
 
         return Enhancer
     if name == "load":
-        from twostage.models.checkpoint import load
+        from twostage.models.loading import load
 
         return load
     if name == "restore":

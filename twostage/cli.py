@@ -148,6 +148,10 @@ def _run(args: argparse.Namespace) -> int:
         return code
     except TwoStageError as error:
         return _failed(error)
+    except ModuleNotFoundError as error:  # of an installation without PyTorch
+        if not error.name or error.name.partition(".")[0] == "twostage":
+            raise
+        return _failed(f"needs {error.name}, which is not installed here (pip install twostage brings it)")
     except KeyboardInterrupt:
         print("twostage: interrupted", file=sys.stderr, flush=True)
         return INTERRUPTED

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
-from shutil import copyfile
-from types import SimpleNamespace
+from shutil import copyfile, copytree
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import onnx
@@ -25,6 +25,7 @@ from twostage.evaluation.systems import System, fingerprint, load_systems
 from twostage.export.calibration import calibration_speech
 from twostage.export.int8 import convolutions
 from twostage.export.onnx import TOLERANCE, RealGriffinLim, RealStft, difference, export, mel_difference, waves
+from twostage.export.shared_weights import share_weights
 from twostage.models import checkpoint, griffinlim
 from twostage.models.baselines.bilstm import Bilstm, BilstmConfig
 from twostage.models.baselines.eben import Eben, EbenConfig
@@ -144,6 +145,40 @@ def test_a_batch_and_nothing_at_all(step: OnnxEnhancer, whole: OnnxEnhancer, spe
     for model in (step, whole):
         torch.testing.assert_close(model(inputs)[1:], model(inputs[1:]), atol=1e-6, rtol=0)
         assert model(inputs[..., :255]).shape == (2, 1, 0)
+        array = model(inputs.double().numpy())  # of arrays, arrays
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, model(inputs).numpy())
+
+
+def test_weights_may_lie_in_the_files_beside(
+    centered: TwoStage, whole: OnnxEnhancer, folder: Path, speech: Speech
+) -> None:
+    weights, target = folder / "centered.safetensors", folder / "shared.onnx"
+    assert share_weights(centered, whole.path, target, [weights]) < 2e-5
+    shared = OnnxEnhancer(target)
+    assert shared.weights == [weights]
+    assert whole.path.stat().st_size - target.stat().st_size > 4e6  # the waves are computed
+    audio = sound(speech, 40 * 256)
+    torch.testing.assert_close(shared(audio), whole(audio), atol=1e-5, rtol=0)
+    other = deepcopy(centered)
+    for weight in other.parameters():
+        weight += 1
+    checkpoint.save(folder / "other.safetensors", other, provenance={})
+    with pytest.raises(CheckpointError, match="holds none of the weights"):
+        share_weights(centered, whole.path, folder / "never.onnx", [folder / "other.safetensors"])
+    assert not (folder / "never.onnx").exists()
+
+
+@pytest.mark.slow
+def test_the_graphs_of_shipped_models_are_written_by_a_script(
+    load_script: Callable[[str], ModuleType], tmp_path: Path, speech: Speech
+) -> None:
+    copytree(ROOT / "checkpoints" / "causal", tmp_path / "causal", ignore=lambda *_: ["step.onnx"])
+    written = OnnxEnhancer(load_script("scripts/export_shipped.py").export_shipped("causal", tmp_path))
+    shipped = OnnxEnhancer(ROOT / "checkpoints" / "causal" / "step.onnx")
+    assert written.header == shipped.header
+    audio = sound(speech, 20 * 256)
+    torch.testing.assert_close(written(audio), shipped(audio), atol=1e-6, rtol=0)
 
 
 def test_names_of_a_step_are_those_of_its_layers(step: OnnxEnhancer, folder: Path) -> None:
@@ -234,7 +269,7 @@ def test_files_that_cannot_be_used_are_one_line(
         twostage.load(tmp_path / "missing.onnx")
     with pytest.raises(CheckpointError, match="give it alone"):
         twostage.load(path, "default")
-    monkeypatch.setattr("twostage.models.onnx_enhancer.find_spec", lambda name: None)
+    monkeypatch.setattr("twostage.models.onnx_enhancer.installed", lambda name: False)
     with pytest.raises(CheckpointError, match=r"need onnxruntime: pip install 'twostage\[onnx\]'"):
         twostage.load(whole.path)
 

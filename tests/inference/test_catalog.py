@@ -12,7 +12,7 @@ import pytest
 import twostage
 from twostage import cli
 from twostage.inference.catalog import catalog, describe_one
-from twostage.models import checkpoint
+from twostage.models import checkpoint, model_files
 from twostage.models.card import card_header, read_card
 from twostage.models.two_stage import TwoStage
 from twostage.training.config import RestorerRun, load_config, preview
@@ -59,8 +59,8 @@ def test_the_catalog_says_what_the_files_say() -> None:
 def test_models_as_a_table_and_for_machines(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models"]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
-    assert head.split() == ["name", "kind", "rate", "inputs", "weights", "size", "license", "latency"]
-    assert next(row for row in rows if row.startswith("causal ")).endswith("mit      48 ms")
+    assert head.split() == ["name", "kind", "rate", "inputs", "weights", "size", "license", "latency", "runtime"]
+    assert next(row for row in rows if row.startswith("causal ")).split()[-4:] == ["mit", "48", "ms", "PyTorch"]
     assert cli.main(["models", str(tiny_path), "--json"]) == 0
     (info,) = json.loads(capsys.readouterr().out)
     assert (info["name"], info["bytes"], info["license"]) == (str(tiny_path), tiny_path.stat().st_size, "")
@@ -114,11 +114,11 @@ def test_what_a_snapshot_lacks_is_named(hub: Path) -> None:
 def test_a_folder_may_hold_onnx_alone(tiny: TwoStage, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     (tmp_path / "model.onnx").write_bytes(b"no model")
-    assert checkpoint.model_files(tmp_path) == [tmp_path / "model.onnx"]
+    assert model_files.model_files(tmp_path) == [tmp_path / "model.onnx"]
     with pytest.raises(CheckpointError, match=r"model\.onnx: not an ONNX file"):
         twostage.load(tmp_path)
     checkpoint.save(tmp_path / "model.safetensors", tiny, provenance={})
-    assert checkpoint.model_files(tmp_path) == [tmp_path / "model.safetensors"]
+    assert model_files.model_files(tmp_path) == [tmp_path / "model.safetensors"]
 
 
 def test_settings_are_shown_as_a_training_has_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

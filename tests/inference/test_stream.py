@@ -135,14 +135,14 @@ def test_streams_do_not_disturb_each_other_nor_the_model() -> None:
     for stream, audio, part in ((first, one, parts[0]), (second, other, parts[1])):
         np.testing.assert_allclose(np.concatenate([*part, stream.flush()]), offline(model, audio), atol=1e-5, rtol=0)
     assert all(leaf.value is None for leaf in stream_states(model).values())
-    assert next(first._work._model.parameters()).data_ptr() == next(model.parameters()).data_ptr()
+    assert next(first._work._step._model.parameters()).data_ptr() == next(model.parameters()).data_ptr()
 
 
 def test_memory_does_not_grow() -> None:
     stream = twostage.Stream(chain())
 
     def held() -> int:
-        leaves = stream_states(stream._work._model).values()
+        leaves = stream_states(stream._work._step._model).values()
         storages = {leaf.value.untyped_storage().data_ptr(): leaf.value.untyped_storage().nbytes() for leaf in leaves}
         return sum(storages.values()) + stream._work._pending.nbytes
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from twostage.models import checkpoint
+from twostage.models import checkpoint, model_files
 from twostage.models.features import MelConfig
 from twostage.models.restorer import Restorer, RestorerConfig
 from twostage.models.two_stage import TwoStage, TwoStageConfig
@@ -110,7 +110,7 @@ def test_a_shipped_model_is_found_by_its_name(
     stages: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint.save(tmp_path / "checkpoints" / "default" / "m.safetensors", checkpoint.load(*stages), provenance={})
-    monkeypatch.setattr(checkpoint, "SHIPPED", (tmp_path / "checkpoints",))
+    monkeypatch.setattr(model_files, "SHIPPED", (tmp_path / "checkpoints",))
     assert isinstance(checkpoint.load(), TwoStage)
     assert isinstance(checkpoint.load("default"), TwoStage)
     with pytest.raises(CheckpointError, match=r"nosuch: no such file, folder or shipped model \(default\)"):
@@ -123,7 +123,7 @@ def test_a_stage_of_a_shipped_model_stands_beside_ones_own(
     home = tmp_path / "checkpoints" / "default"
     checkpoint.save(home / "vocoder.safetensors", vocoder(), provenance={})
     checkpoint.save(home / "restorer.safetensors", Restorer(RESTORER), provenance={})
-    monkeypatch.setattr(checkpoint, "SHIPPED", (tmp_path / "checkpoints",))
+    monkeypatch.setattr(model_files, "SHIPPED", (tmp_path / "checkpoints",))
     audio = torch.randn(1, 1, 600)
     mine = checkpoint.load(stages[0], "default/vocoder")
     assert torch.equal(mine(audio), checkpoint.load(stages[0], home / "vocoder.safetensors")(audio))
@@ -232,7 +232,7 @@ def both(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         checkpoint.save(home / "b.safetensors", model.vocoder, provenance={})
     else:
         checkpoint.save(home / "both.safetensors", model, provenance={})
-    monkeypatch.setattr(checkpoint, "SHIPPED", (tmp_path / "checkpoints",))
+    monkeypatch.setattr(model_files, "SHIPPED", (tmp_path / "checkpoints",))
     names = {"shipped name": "default", "file of both": str(home / "both.safetensors")}
     return names.get(request.param, str(home)), model
 

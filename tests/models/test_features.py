@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from twostage.models.features import Istft, LogMel, MelConfig, Stft
+from twostage.models.mel_scale import slaney_basis
 from twostage.utils.errors import ConfigError
 
 SMALL = MelConfig(sample_rate=8000, n_fft=128, win_length=128, hop_length=32, n_mels=16, fmax=4000)
@@ -114,3 +115,20 @@ def test_the_inverse_gives_the_sound_back(causal: bool, n_fft: int, win_length: 
     torch.testing.assert_close(
         output[..., istft.delay :], audio[..., : audio.shape[-1] - istft.delay], atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.filterwarnings("ignore:Empty filters")
+@pytest.mark.parametrize(
+    ("sample_rate", "n_fft", "n_mels", "fmin", "fmax"),
+    [
+        (16000, 1024, 80, 0.0, 8000.0),
+        (16000, 768, 40, 1500.0, 8000.0),
+        (48000, 2048, 128, 20.0, 24000.0),
+        (8000, 512, 40, 100.0, 900.0),
+        (22050, 64, 80, 0.0, 11025.0),
+    ],
+)
+def test_the_bands_are_librosas_to_the_bit(sample_rate, n_fft, n_mels, fmin, fmax):
+    expected = librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax)
+    np.testing.assert_array_equal(slaney_basis(sample_rate, n_fft, n_mels, fmin, fmax), expected)
+    assert expected.max() > 0

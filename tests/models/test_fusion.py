@@ -23,8 +23,8 @@ from twostage.evaluation.pairs import PairSource
 from twostage.evaluation.report import AIR, RAW
 from twostage.export.onnx import TOLERANCE, export
 from twostage.models import checkpoint
-from twostage.models.checkpoint import load
 from twostage.models.features import LogMel, MelConfig
+from twostage.models.loading import load
 from twostage.models.restorer import Restorer, RestorerConfig
 from twostage.models.restorer_features import RestorerFeatures
 from twostage.models.two_stage import TwoStage, TwoStageConfig

@@ -16,7 +16,7 @@ from twostage import cli
 from twostage.audio import sound_files
 from twostage.commands.options import training_settings
 from twostage.data.corpora import CORPORA
-from twostage.models import checkpoint
+from twostage.models import checkpoint, model_files
 from twostage.models.two_stage import TwoStage
 from twostage.training.config import FinetuneRun, RestorerRun, VocoderRun
 
@@ -141,7 +141,7 @@ def test_leaving_speakers_out_gives_commands_that_exist(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     checkpoint.save(tmp_path / "checkpoints" / "default" / "both.safetensors", tiny, provenance={})
-    monkeypatch.setattr(checkpoint, "SHIPPED", (tmp_path / "checkpoints",))
+    monkeypatch.setattr(model_files, "SHIPPED", (tmp_path / "checkpoints",))
     script = load_script("leave_one_out")
     inputs: list[Namespace] = []
 

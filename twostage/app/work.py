@@ -16,8 +16,8 @@ from twostage.data.sensors import PRESETS
 from twostage.inference.failures import Failure, one_by_one
 from twostage.inference.jobs import RestoreJob, plan
 from twostage.inference.restoration import Options, ProgressCallback, RestorationReport, restore_file
-from twostage.models.checkpoint import load
 from twostage.models.enhancer import Enhancer
+from twostage.models.loading import load
 from twostage.utils.errors import AudioError, ConfigError, called
 
 SAMPLES = (Path(__file__).parent.parent / "samples", Path(__file__).parent.parent.parent / "samples")

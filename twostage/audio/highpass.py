@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from twostage.audio.sos_filter import Complexes, SosDesign, SosFilter, highpass_sections
 from twostage.audio.sound_files import BLOCK, Audio, block_length
 
 STOP, DEPTH = 9.0, 90.0  # Hz below which at least so many dB are taken away; at 30 Hz it is a tenth of one, above less
@@ -27,27 +28,38 @@ Floats = NDArray[np.float64]
 
 
 class Design(NamedTuple):
-    """Second-order sections, their state after endless ones, and the responses (N, ORDER) that a state may leave.
+    """Second-order sections, and the responses (N, ORDER) that a state may leave.
 
     The responses are orthonormal; N samples are what they take to decay.
     """
 
-    sections: Floats
-    settled: Floats
+    sections: SosDesign
     responses: Floats
+
+    def settled_on(self, block: Floats) -> SosFilter:
+        """The filter of a signal that begins as (C, T) does and was as its first sample before."""
+        return SosFilter(self.sections, self.sections.settled * block[:, :1])
 
 
 @lru_cache(maxsize=8)
 def design(sample_rate: int) -> Design:
-    from scipy import signal  # takes a second to import
+    sections, radii = highpass_sections(*chebyshev(ORDER, DEPTH), STOP, sample_rate)
+    system = SosDesign(sections)
+    length = ceil(log(DECAY) / log(radii.max()))  # of the pole that decays last
+    states = np.delete(np.eye(system.states), 1, axis=0)  # the first section is of order one, and has one state
+    responses = SosFilter(system, states).push(np.zeros((ORDER, length)))
+    return Design(system, np.linalg.qr(responses.T)[0])
 
-    sections: Floats = signal.cheby2(ORDER, DEPTH, STOP, "highpass", fs=sample_rate, output="sos")
-    slowest = np.abs(signal.sos2zpk(sections)[1]).max()  # of the poles, the one that decays last
-    length = ceil(log(DECAY) / log(slowest))
-    states = np.delete(np.eye(2 * len(sections)), 1, axis=0)  # the first section is of order one, and has one state
-    each = states.reshape(ORDER, len(sections), 2).transpose(1, 0, 2)
-    responses, _ = signal.sosfilt(sections, np.zeros((ORDER, length)), zi=each)
-    return Design(sections, signal.sosfilt_zi(sections), np.linalg.qr(responses.T)[0])
+
+def chebyshev(order: int, depth: float) -> tuple[Complexes, Complexes]:
+    """Zeros and poles of Chebyshev's low-pass of the second kind: ``depth`` dB down from 1 rad/s on; of odd ``order``.
+
+    Each that has a positive imaginary part stands for its conjugate too. From Oppenheim and Schafer, "Discrete-Time
+    Signal Processing", appendix B.
+    """
+    angles = np.pi / 2 / order * np.arange(0, order, 2)
+    width = np.arcsinh(np.sqrt(10 ** (depth / 10) - 1)) / order
+    return 1j / np.sin(angles[1:]), -1 / (np.sinh(width) * np.cos(angles) + 1j * np.cosh(width) * np.sin(angles))
 
 
 class CausalHighPass:
@@ -59,7 +71,7 @@ class CausalHighPass:
 
     def __init__(self, channels: int, sample_rate: int) -> None:
         self._design = design(sample_rate)
-        self._state: Floats | None = None
+        self._filter: SosFilter | None = None
         self._seen = 0
         self._gram = RIDGE * np.eye(ORDER)
         self._products = np.zeros((channels, ORDER))
@@ -68,9 +80,9 @@ class CausalHighPass:
         if not block.shape[1]:
             return block.astype(np.float32)
         block = block.astype(np.float64)
-        if self._state is None:
-            self._state = self._design.settled[:, None] * block[None, :, :1]
-        out, self._state = _filtered(self._design.sections, block, self._state)
+        if self._filter is None:
+            self._filter = self._design.settled_on(block)
+        out = self._filter.push(block)
         for start in range(0, min(block.shape[1], len(self._design.responses) - self._seen), AT_ONCE):
             self._correct(out[:, start : start + AT_ONCE])
         return out.astype(np.float32)
@@ -85,14 +97,6 @@ class CausalHighPass:
         self._gram, self._products = grams[-1], products[-1]
         states = np.linalg.solve(grams, products.transpose(0, 2, 1))  # (T, ORDER, C)
         out -= (states * responses[:, :, None]).sum(1).T
-
-
-def _filtered(sections: Floats, block: Floats, state: Floats) -> tuple[Floats, Floats]:
-    """(C, T) through second-order sections, and their state afterwards."""
-    from scipy.signal import sosfilt
-
-    out, after = sosfilt(sections, block, zi=state)
-    return out, after
 
 
 def _sums(before: Floats, terms: Floats) -> Floats:
@@ -111,19 +115,18 @@ class ZeroPhaseHighPass:
         self._lead, self._chunk = len(self._design.responses), chunk
         self._shortest = round(SHORTEST * sample_rate)
         self._start: list[Floats] = []  # until there is enough of it to know the state
-        self._state: Floats | None = None
+        self._filter: SosFilter | None = None
         self._forward = np.zeros((channels, 0))
         self.latency = self._lead + chunk
 
     def push(self, block: NDArray[Any]) -> Audio:
         block = block.astype(np.float64)
-        if self._state is None:
+        if self._filter is None:
             self._start.append(block)
             if sum(part.shape[1] for part in self._start) >= self._lead:
                 self._begin()
         else:
-            block, self._state = _filtered(self._design.sections, block, self._state)
-            self._forward = np.concatenate([self._forward, block], axis=1)
+            self._forward = np.concatenate([self._forward, self._filter.push(block)], axis=1)
         ready = [self._forward[:, :0].astype(np.float32)]
         while self._forward.shape[1] >= self._lead + self._chunk:
             ready.append(self._backward(self._forward[:, : self._lead + self._chunk])[:, : self._chunk])
@@ -131,7 +134,7 @@ class ZeroPhaseHighPass:
         return np.concatenate(ready, axis=1)
 
     def flush(self) -> Audio:
-        if self._state is None and sum(part.shape[1] for part in self._start) < self._shortest:
+        if self._filter is None and sum(part.shape[1] for part in self._start) < self._shortest:
             short = np.concatenate([self._forward, *self._start], axis=1)
             self._start = []
             return short.astype(np.float32)
@@ -141,24 +144,25 @@ class ZeroPhaseHighPass:
         return self._backward(rest) if rest.shape[1] else rest.astype(np.float32)
 
     def _begin(self) -> None:
-        if self._state is None and self._start:
-            self._forward, self._state = _settled(self._design, np.concatenate(self._start, axis=1))
+        if self._filter is None and self._start:
+            self._forward, self._filter = _settled(self._design, np.concatenate(self._start, axis=1))
             self._start = []
 
     def _backward(self, forward: Floats) -> Audio:
         return _settled(self._design, forward[:, ::-1])[0][:, ::-1].astype(np.float32)
 
 
-def _settled(filter: Design, block: Floats) -> tuple[Floats, Floats]:
-    """Filter (C, T) from the state that leaves the least energy; and the state at its end, less that of the start."""
+def _settled(design: Design, block: Floats) -> tuple[Floats, SosFilter]:
+    """Filter (C, T) from the state that leaves the least energy; and the filter of what follows, less that state."""
     if not block.shape[1]:
-        return block, filter.settled[:, None] * np.zeros((1, len(block), 1))
-    out, state = _filtered(filter.sections, block, filter.settled[:, None] * block[None, :, :1])
-    responses = filter.responses[: block.shape[1]]
+        return block, design.settled_on(np.zeros((len(block), 1)))
+    going_on = design.settled_on(block)
+    out = going_on.push(block)
+    responses = design.responses[: block.shape[1]]
     head = out[:, : len(responses)]
     gram = responses.T @ responses + RIDGE * np.eye(ORDER)
     head -= np.linalg.solve(gram, responses.T @ head.T).T @ responses.T
-    return out, state
+    return out, going_on
 
 
 def highpassed(

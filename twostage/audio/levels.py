@@ -12,6 +12,8 @@ from math import log10
 import numpy as np
 from numpy.typing import NDArray
 
+from twostage.audio.sos_filter import SosDesign, SosFilter, highpass_sections
+
 Audio = NDArray[np.floating]
 Floats = NDArray[np.float64]
 
@@ -19,6 +21,18 @@ LEVEL = -26.0  # dBFS: active level that the models are trained at, and that eve
 FRAME = 0.02  # seconds: a frame of the level meter
 RANGE = 20.0  # dB below the loudest frame at which speech counts as a pause
 LOWEST = 75.0  # Hz: the meter hears what lies above; 65 Hz and less are 50 dB down
+# an elliptic low-pass of order 9, with a ripple of 0.02 dB and 50 dB down: those of positive imaginary part, and the
+# real one; computed by scipy.signal.ellipap(9, 0.02, 50)
+ZEROS = np.array([2.2548904064929505j, 1.3712525475357444j, 1.1584163213044003j, 1.0974461318458886j])
+POLES = np.array(
+    [
+        -0.6268432901791818,
+        -0.45638001502794756 + 0.6114612843646047j,
+        -0.21481810780355967 + 0.8959632114618693j,
+        -0.08210246577407558 + 0.9917975039143594j,
+        -0.020586225300243448 + 1.020502654360728j,
+    ]
+)
 
 DEEPEST = 90  # dB below the loudest frame down to which the loudest of the speech is looked for
 FEW = 0.5  # of the frames that could be speech: as many within RANGE of the loudest may be something else
@@ -42,12 +56,8 @@ def leveled(audio: Audio, sample_rate: int) -> Audio:
 
 
 @lru_cache(maxsize=8)
-def _weighting(sample_rate: int) -> tuple[Floats, Floats]:
-    """Second-order sections of an elliptic high-pass with a ripple of 0.02 dB, and their state after ones."""
-    from scipy import signal  # takes a second to import
-
-    sections: Floats = signal.ellip(9, 0.02, 50, LOWEST, "highpass", fs=sample_rate, output="sos")
-    return sections, signal.sosfilt_zi(sections)
+def _weighting(sample_rate: int) -> SosDesign:
+    return SosDesign(highpass_sections(ZEROS, POLES, LOWEST, sample_rate)[0])
 
 
 class LevelMeter:
@@ -57,25 +67,22 @@ class LevelMeter:
         self.frame = max(1, round(FRAME * sample_rate))
         self.peak = np.zeros(channels)
         self.total = 0
-        self._sections, self._settled = _weighting(sample_rate)
-        self._state: Floats | None = None
+        self._weighting = _weighting(sample_rate)
+        self._filter: SosFilter | None = None
         self._energy = np.zeros(channels)
         self._rest = np.zeros((channels, 0))
         self._powers: list[Floats] = []
 
     def add(self, block: Audio) -> None:
-        from scipy.signal import sosfilt
-
         if not block.shape[1]:
             return
         self.total += block.shape[1]
         self.peak = np.maximum(self.peak, np.abs(block).max(axis=1))
         exact = block.astype(np.float64)
         self._energy += np.square(exact).sum(axis=1)
-        if self._state is None:  # that of a signal which was there before
-            self._state = self._settled[:, None] * exact[None, :, :1]
-        filtered, self._state = sosfilt(self._sections, exact, zi=self._state)
-        filtered = np.concatenate([self._rest, filtered], axis=1)
+        if self._filter is None:  # of a signal which was there before
+            self._filter = SosFilter(self._weighting, self._weighting.settled * exact[:, :1])
+        filtered = np.concatenate([self._rest, self._filter.push(exact)], axis=1)
         whole = filtered.shape[1] // self.frame * self.frame
         self._rest = filtered[:, whole:].copy()
         if whole:

@@ -41,7 +41,8 @@ def run(args: Namespace) -> int:
     from pathlib import Path
 
     from twostage.export.onnx import export
-    from twostage.models.checkpoint import load, provenances
+    from twostage.models.checkpoint import provenances
+    from twostage.models.loading import load
     from twostage.models.onnx_enhancer import OnnxEnhancer
     from twostage.utils.files import check_writable
 

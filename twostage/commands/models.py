@@ -1,6 +1,7 @@
 """``twostage models``: what models there are, and what to know of them before they are used."""
 
 import json
+import logging
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -13,7 +14,8 @@ EXAMPLE = """
 twostage models default causal
 twostage models runs/restorer default/vocoder --json
 """
-COLUMNS = ("name", "kind", "rate", "inputs", "weights", "size", "license", "latency")
+COLUMNS = ("name", "kind", "rate", "inputs", "weights", "size", "license", "latency", "runtime")
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -24,13 +26,16 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    from twostage.inference.catalog import catalog, describe_one
+    from twostage.inference.catalog import catalog, describe_one, unusable
+    from twostage.utils.packages import WITHOUT_TORCH
 
     infos = [describe_one(args.model)] if args.model else catalog()
     if args.json:
         print(json.dumps([asdict(info) for info in infos], indent=2))
     else:
         print(table([COLUMNS, *map(_row, infos)]))
+    if not args.model and (missing := unusable()):
+        logger.warning("%s: ONNX Runtime runs the models; %s cannot be used", WITHOUT_TORCH, ", ".join(missing))
     return 0
 
 
@@ -38,7 +43,7 @@ def _row(info: "ModelInfo") -> tuple[str, ...]:
     latency = "-" if info.latency_ms is None else f"{info.latency_ms:.0f} ms" + ("" if info.causal else " (windows)")
     weights, size = f"{info.parameters / 1e6:.2f} M", f"{info.bytes / 1e6:.1f} MB"
     rate = f"{info.sample_rate} Hz"
-    return info.name, info.kind, rate, str(info.inputs), weights, size, info.license or "?", latency
+    return info.name, info.kind, rate, str(info.inputs), weights, size, info.license or "?", latency, info.runtime
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

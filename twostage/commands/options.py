@@ -31,6 +31,12 @@ def is_quiet(args: Namespace) -> bool:
 
 def device_for(name: str) -> str:
     """The device that --device means: auto, cpu or cuda."""
+    from twostage.utils.packages import WITHOUT_TORCH, installed
+
+    if name == "cpu" or (name == "auto" and not installed("torch")):
+        return "cpu"
+    if not installed("torch"):
+        raise ConfigError(f"--device {name}: {WITHOUT_TORCH}")
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
@@ -40,12 +46,14 @@ def device_for(name: str) -> str:
 
 def precision_for(name: str, device: str) -> str:
     """The precision that --precision means: "float32", with a word on stderr, where ``device`` has nothing less."""
+    if name == "float32":
+        return name
     from twostage.models.precision import shortfall
 
     lacking = shortfall(name, device)
     if lacking:
         logger.warning("--%s", lacking)
-    return "float32" if lacking or name == "float32" else "bfloat16"
+    return "float32" if lacking else "bfloat16"
 
 
 def add_restoration_arguments(parser: ArgumentParser) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from twostage.inference.jobs import RestoreJob
     from twostage.inference.pipes import Ends
     from twostage.inference.restoration import Options, ProgressCallback, RestorationReport
-    from twostage.models.enhancer import Enhancer
+    from twostage.models.protocol import Enhancer
 
 HELP = "restore bone-conducted recordings: files, folders or patterns, of any length and number of channels"
 EXAMPLE = """
@@ -61,7 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from twostage.inference.pipes import ends
+    from twostage.utils.packages import installed
 
+    if args.plot and not installed("matplotlib"):
+        raise ConfigError("--plot: needs matplotlib, which is not installed (pip install matplotlib)")
     if args.out == "-" and (args.plot or args.json == "-"):
         raise ConfigError(f"-o -: sound goes to standard output, so {'--plot' if args.plot else '--json'} needs a file")
     with ends(args.inputs, args.out, args.format) as names:
@@ -71,20 +74,15 @@ def run(args: argparse.Namespace) -> int:
 def _restored(args: argparse.Namespace, names: "Ends") -> int:
     from twostage.inference.failures import Failure, one_by_one
     from twostage.inference.jobs import plan
-    from twostage.models.onnx_enhancer import OnnxEnhancer
+    from twostage.models.loading import load
 
     options = restoration_options(args, overwrite=args.overwrite)
     _check_report_name(args)
     passed_over: list[Path] = []
     jobs = plan(names.inputs, names.out, suffix=args.format, plot=args.plot, passed_over=passed_over)
     pending = [job for job in jobs if not job.error and not (args.skip_existing and _is_done(job))]
-    device = device_for(args.device)
-    precision = precision_for(args.precision, device)
-    model = _load(args.model, device, precision) if pending else None
-    device = model.device.type if model else device  # ONNX stays on the CPU
-    if precision != "float32" and isinstance(model, OnnxEnhancer):
-        logger.warning("--precision %s: ONNX runs as it was written", args.precision)
-        precision = "float32"
+    device, precision = _where(args, bool(pending))
+    model = load(*args.model or [], device=device, precision=precision) if pending else None
     reports: list[RestorationReport] = []
     waiting, written = set(pending), dict[Path, Path]()
     reporter = RestoreReporter(sys.stderr if "-" in (args.json, args.out) else sys.stdout, quiet=is_quiet(args))
@@ -106,6 +104,20 @@ def _restored(args: argparse.Namespace, names: "Ends") -> int:
             _write_report(args, reports, device, precision, passed_over)
     names.deliver()
     return int(any(report.status == "failed" for report in reports))
+
+
+def _where(args: argparse.Namespace, loading: bool) -> tuple[str, str]:
+    """Device and precision; those of ONNX, which stays on the CPU, where such a model is to be loaded."""
+    from twostage.models.loading import onnx_for
+
+    if not (loading and onnx_for(*args.model or [])):
+        device = device_for(args.device)
+        return device, precision_for(args.precision, device)
+    if args.device == "cuda":
+        device_for(args.device)  # that there is none is said all the same
+    if args.precision != "float32":
+        logger.warning("--precision %s: ONNX runs as it was written", args.precision)
+    return "cpu", "float32"
 
 
 def _named(report: "RestorationReport", names: "Ends") -> "RestorationReport":
@@ -289,9 +301,3 @@ def _write_report(
         return
     with replacing(args.json) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
-
-
-def _load(names: list[str] | None, device: str, precision: str) -> "Enhancer":
-    from twostage.models.checkpoint import load
-
-    return load(*names or [], device=device, precision=precision)

@@ -98,7 +98,8 @@ def limits_for(args: Namespace) -> "Limits":
 def offered(args: Namespace) -> dict[str, list[str]]:
     """Paths of models by label, those given first. What cannot be used is said now, not to a visitor."""
     from twostage.inference.restoration import Options
-    from twostage.models.checkpoint import load, shipped
+    from twostage.models.checkpoint import shipped
+    from twostage.models.loading import load
 
     Options(args.seconds)
     named_models = models_by_label(args.model) if args.model else {}

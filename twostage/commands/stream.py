@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from twostage.inference.meter import Meter
     from twostage.inference.realtime import Timing
     from twostage.inference.stream import Stream
-    from twostage.models.enhancer import Enhancer
+    from twostage.models.protocol import Enhancer
 
 HELP = "restore speech in real time: raw PCM from standard input to standard output, a file, or a live microphone"
 logger = logging.getLogger(__name__)
@@ -76,9 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.list_devices:
         return _list_devices()
-    import torch
-
-    from twostage.models.checkpoint import load
+    from twostage.models.loading import load
 
     for name in ("out", "json"):
         if getattr(args, name) and not args.file:
@@ -94,8 +92,7 @@ def run(args: argparse.Namespace) -> int:
     if args.gain == "auto" and not args.file:
         raise ConfigError("--gain auto: measures a file; with --file it says what to give here")
     gain = None if args.gain in (None, "auto") else _decibels(args.gain)
-    torch.set_num_threads(args.threads)
-    model = load(*args.model or ["causal"])
+    model = load(*args.model or ["causal"], threads=args.threads)
     if args.file:
         return _file(args, model, gain)
     stream = _stream(args, model, gain or [0.0])

@@ -23,8 +23,9 @@ from twostage.data.manifest import read_paths
 from twostage.inference.failures import Failure, one_by_one
 from twostage.inference.jobs import renamed
 from twostage.inference.restoration import Options, restore_file
-from twostage.models.checkpoint import DEFAULT, load, stage_files
 from twostage.models.enhancer import Enhancer
+from twostage.models.loading import load
+from twostage.models.model_files import DEFAULT, stage_files
 from twostage.models.precision import shortfall
 from twostage.utils.errors import AudioError, ConfigError, OutputError, called
 from twostage.utils.schema import parse_json
@@ -50,7 +51,7 @@ class ModelWeights:
 
     @classmethod
     def read(cls, *names: str) -> "ModelWeights":
-        """The files that ``checkpoint.load`` would take. Raises CheckpointError."""
+        """The files that ``loading.load`` would take. Raises CheckpointError."""
         paths = [path for name in names or (DEFAULT,) for path in stage_files(name)]
         return cls(tuple((path.name, path.read_bytes()) for path in paths))
 
@@ -61,7 +62,7 @@ class ModelWeights:
         return digests[0] if len(digests) == 1 else sha256("\n".join(digests).encode()).hexdigest()
 
     def load(self, device: str = "cpu", precision: str = "float32") -> Enhancer:
-        """The model, as ``checkpoint.load`` gives it."""
+        """The model, as ``loading.load`` gives it."""
         with tempfile.TemporaryDirectory(prefix="twostage-") as folder:
             paths = [Path(folder) / f"{index}-{name}" for index, (name, _) in enumerate(self.files)]
             for path, (_, content) in zip(paths, self.files, strict=True):

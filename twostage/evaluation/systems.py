@@ -24,7 +24,9 @@ from twostage.inference.restoration import restore
 from twostage.models import checkpoint
 from twostage.models.enhancer import Enhancer, EnhancerModule
 from twostage.models.features import LogMel
-from twostage.models.onnx_enhancer import ONNX, OnnxEnhancer
+from twostage.models.loading import load
+from twostage.models.model_files import ONNX, stage_files
+from twostage.models.onnx_enhancer import OnnxEnhancer
 from twostage.models.precision import convert
 from twostage.models.two_stage import TwoStage
 from twostage.models.vocoder import Vocoder
@@ -100,12 +102,12 @@ def load_systems(models: Mapping[str, Sequence[str]], device: str = "cpu", preci
 
 
 def _load(paths: Sequence[str], device: str, precision: str) -> Enhancer | Vocoder:
-    files = [file for path in paths for file in checkpoint.stage_files(path)]
+    files = [file for path in paths for file in stage_files(path)]
     if len(files) == 1 and files[0].suffix != ONNX and checkpoint.read_header(files[0]).kind == "vocoder":
         vocoder = checkpoint.load_stage(files[0], folded=True).eval().requires_grad_(False).to(device)
         assert isinstance(vocoder, Vocoder)
         return convert(vocoder, precision)
-    return checkpoint.load(*paths, device=device, precision=precision)
+    return load(*paths, device=device, precision=precision)
 
 
 def check_inputs(systems: Iterable[System], source: PairSource) -> None:

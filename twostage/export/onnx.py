@@ -64,7 +64,7 @@ def export(
 
     Raises CheckpointError if the model cannot be exported so, or its file differs from PyTorch by more than TOLERANCE.
     """
-    if not isinstance(model, EnhancerModule) or isinstance(model, OnnxEnhancer):
+    if not isinstance(model, EnhancerModule):
         raise CheckpointError(f"{path}: torch modules alone become ONNX, this is a {type(model).__name__}")
     if stream and not model.causal:
         raise CheckpointError("--stream needs a causal model: frames of this one depend on later sound (mel.causal)")

@@ -1,14 +1,17 @@
 """Arrays and tensors of samples at the border: checked, taken as float, and given back as what they were."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from twostage.audio.sound_files import FASTEST, SLOWEST, Audio
 from twostage.utils.errors import AudioError
+from twostage.utils.packages import is_tensor
+
+if TYPE_CHECKING:
+    import torch
 
 PAIR = 2  # channels that may have less than as many samples; of more, samples and channels have changed places
 
@@ -47,7 +50,7 @@ def taken(audio: Any, *, name: str = "audio", wanted: Callable[[tuple[int, ...]]
 
     Raises AudioError for any other dtype, by name, and for a shape of which ``wanted`` says something.
     """
-    samples = _of_tensor(audio, name) if isinstance(audio, torch.Tensor) else _of_array(audio, name)
+    samples = _of_tensor(audio, name) if is_tensor(audio) else _of_array(audio, name)
     shape = tuple(samples.audio.shape)
     if said := wanted(shape):
         raise AudioError(f"{name} {_has(name)} shape {shape}, wanted {said}")
@@ -82,7 +85,9 @@ def _of_array(audio: Any, name: str) -> Samples:
     )
 
 
-def _of_tensor(audio: torch.Tensor, name: str) -> Samples:
+def _of_tensor(audio: "torch.Tensor", name: str) -> Samples:
+    import torch
+
     kind, device = audio.dtype, audio.device
     if device.type == "meta" or audio.layout != torch.strided or audio.is_quantized:
         what = "on the meta device" if device.type == "meta" else f"a tensor of {audio.layout} and {kind}"

@@ -7,17 +7,18 @@ from typing import Any
 
 from twostage.inference.stream import Stream
 from twostage.models.card import read_card
-from twostage.models.checkpoint import load, load_stage, model_files, names, onnx_file, read_header, shipped
+from twostage.models.loading import load, onnx_for
+from twostage.models.model_files import model_files, names, names_with_onnx
 from twostage.models.onnx_enhancer import OnnxEnhancer
-from twostage.models.registry import STAGES, kind_of
-from twostage.models.restorer import RestorerConfig
 from twostage.utils.errors import ConfigError
+from twostage.utils.packages import installed
 
 
 @dataclass(frozen=True)
 class ModelInfo:
     """A model: ``bytes`` of its files, ``license`` of its card (an SPDX identifier, or empty).
 
+    ``runtime``, "PyTorch" or "ONNX Runtime", is what runs it here.
     ``latency_ms`` is what a stream waits for, in windows of a second if the model looks ahead; None: it cannot stream,
     being one stage alone or in need of the whole signal.
     """
@@ -31,40 +32,73 @@ class ModelInfo:
     license: str
     causal: bool
     latency_ms: float | None
+    runtime: str
 
 
 def catalog() -> list[ModelInfo]:
-    """All shipped models, those first that restore by themselves, of those the default."""
+    """All shipped models that can be used here, those first that restore by themselves, of those the default."""
+    if not installed("torch"):
+        return [describe(name, [name], load(name)) for name in names_with_onnx()]
+    from twostage.models.checkpoint import shipped
+
     whole = shipped()
     stages = [name for name in names() if name not in whole]
     return [*(describe(name, [name], load(name)) for name in whole), *map(_describe_stage, stages)]
 
 
+def unusable() -> list[str]:
+    """Names of the shipped models that need PyTorch, where it is not installed."""
+    return [] if installed("torch") else [name for name in names() if name not in names_with_onnx()]
+
+
 def describe_one(paths: Sequence[str | Path]) -> ModelInfo:
     """What ``paths`` stand for: an enhancer, or one stage. Raises CheckpointError."""
-    files = [file for path in paths for file in model_files(path)]
-    alone = len(files) == 1 and not onnx_file(files[0]) and read_header(files[0]).kind in STAGES
+    alone = not onnx_for(*paths) and _is_stage([file for path in paths for file in model_files(path)])
     return _describe_stage(paths[0]) if alone else describe(" + ".join(map(str, paths)), paths, load(*paths))
 
 
 def describe(name: str, paths: Sequence[str | Path], model: Any) -> ModelInfo:
     """An enhancer that was loaded from ``paths``."""
-    files = [file for path in paths for file in model_files(path)]
-    header = model.header if isinstance(model, OnnxEnhancer) else None
+    files, kind, parameters, runtime = _of_onnx(model) if isinstance(model, OnnxEnhancer) else _of_module(model, paths)
     return ModelInfo(
         name=name,
-        kind=header.kind if header else kind_of(model),
+        kind=kind,
         sample_rate=model.sample_rate,
         inputs=model.inputs,
-        parameters=header.parameters if header else sum(weight.numel() for weight in model.parameters()),
+        parameters=parameters,
         bytes=sum(file.stat().st_size for file in files),
         license=_license(files),
         causal=model.causal,
         latency_ms=_latency(model),
+        runtime=runtime,
     )
 
 
+def _of_onnx(model: OnnxEnhancer) -> tuple[list[Path], str, int, str]:
+    """Files, kind, weights and what runs it."""
+    return [model.path, *model.weights], model.header.kind, model.header.parameters, "ONNX Runtime"
+
+
+def _of_module(model: Any, paths: Sequence[str | Path]) -> tuple[list[Path], str, int, str]:
+    """As ``_of_onnx``."""
+    from twostage.models.registry import kind_of
+
+    files = [file for path in paths for file in model_files(path)]
+    return files, kind_of(model), sum(weight.numel() for weight in model.parameters()), "PyTorch"
+
+
+def _is_stage(files: Sequence[Path]) -> bool:
+    from twostage.models.checkpoint import read_header
+    from twostage.models.registry import STAGES
+
+    return len(files) == 1 and read_header(files[0]).kind in STAGES
+
+
 def _describe_stage(name: str | Path) -> ModelInfo:
+    from twostage.models.checkpoint import load_stage
+    from twostage.models.registry import kind_of
+    from twostage.models.restorer import RestorerConfig
+
     model: Any = load_stage(name, folded=True)
     files, config = model_files(name), model.config
     return ModelInfo(
@@ -77,6 +111,7 @@ def _describe_stage(name: str | Path) -> ModelInfo:
         license=_license(files),
         causal=bool(config.mel.causal),
         latency_ms=None,
+        runtime="PyTorch",
     )
 
 

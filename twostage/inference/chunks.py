@@ -3,28 +3,21 @@
 A causal model carries its state from chunk to chunk; any other sees windows, with the context that they need.
 """
 
-import copy
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
 from math import ceil, isfinite
-from typing import Protocol, TypeVar, cast
+from typing import Protocol
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from twostage.audio.sound_files import Audio, match_length
-from twostage.inference.windowed_inference import WindowedInference
+from twostage.audio.continuation import continued
+from twostage.audio.sound_files import Audio
+from twostage.inference.runners import chunk_runner, window_runner
 from twostage.inference.windows import Window, Windower, windows
-from twostage.models.enhancer import CausalEnhancer, Enhancer, is_causal
-from twostage.models.two_stage import TwoStage
-from twostage.nn.streaming import continued, reset_streaming, streaming, tail_length
+from twostage.models.protocol import Enhancer
 from twostage.utils.errors import ConfigError
 
 CHUNK_SECONDS = 10.0  # seconds that a causal model takes at once, however much is pushed: bounds the memory
 LONGEST = 1e9  # seconds of a window that is to hold all of a signal
-
-M = TypeVar("M")
 
 
 class Channel(Protocol):
@@ -48,61 +41,44 @@ class Channel(Protocol):
 class ChunkedChannel:
     """A causal model, fed multiples of its stride; it waits for one stride at most."""
 
-    def __init__(self, model: CausalEnhancer) -> None:
-        self._model = _twin(model)
-        self._stride, self._delay = model.stride, model.delay
-        self._device, self._inputs = model.device, model.inputs
+    def __init__(self, model: Enhancer) -> None:
+        self._step = chunk_runner(model)
+        self._stride, self._delay, self._inputs = model.stride, model.delay, model.inputs
         self._longest = ceil(CHUNK_SECONDS * model.sample_rate / model.stride) * model.stride
         self.latency = model.stride + model.delay
-        self._leaves = _module(self._model)
-        self._open = ExitStack()
-        self._open.enter_context(streaming(self._leaves))
         self.reset()
 
     def reset(self) -> None:
-        reset_streaming(self._leaves)
+        self._step.reset()
         self._pending = np.zeros((self._inputs, 0), np.float32)
-        self._past = torch.zeros(self._inputs, tail_length(self._model) + 1)  # of which the signal's end is continued
+        # what the signal's end is continued with
+        self._past = np.zeros((self._inputs, self._delay + self._stride), np.float32)
         self._early = self._delay  # samples still to come that are of before the signal
         self._owed = 0  # samples that went in and have not come out
 
     def push(self, audio: Audio) -> Iterator[Audio]:
+        known = self._past.shape[1]
         self._owed += audio.shape[1]
-        new = torch.from_numpy(audio[:, -self._past.shape[1] :].astype(np.float32))
-        self._past = torch.cat((self._past, new), 1)[:, -self._past.shape[1] :]
+        self._past = np.concatenate([self._past, audio[:, -known:]], axis=1, dtype=np.float32)[:, -known:]
         pending = np.concatenate([self._pending, audio], axis=1)
         ready = pending.shape[1] // self._stride * self._stride
         self._pending = pending[:, ready:].copy()
         for start in range(0, ready, self._longest):
-            yield self._step(pending[:, start : min(start + self._longest, ready)])
+            yield self._forward(pending[:, start : min(start + self._longest, ready)])
 
     def flush(self) -> Iterator[Audio]:
         if self._owed:
             missing = self._delay + -(self._pending.shape[1] + self._delay) % self._stride
             owed, known = self._owed, self._past.shape[1]
-            rest = np.concatenate([*self.push(continued(self._past, missing)[:, known:].numpy())])
+            rest = np.concatenate([*self.push(continued(self._past, missing)[:, known:])])
             yield rest[:owed]
 
-    def _step(self, chunk: Audio) -> Audio:
-        with torch.inference_mode():
-            out = self._model.forward_chunk(torch.from_numpy(chunk)[None].to(self._device))[0, 0].float().cpu().numpy()
+    def _forward(self, chunk: Audio) -> Audio:
+        out = self._step(chunk)
         dropped = min(self._early, len(out))
         self._early -= dropped
         self._owed -= len(out) - dropped
         return out[dropped:]
-
-
-def _module(model: object) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"{type(model).__name__}: a causal model must be a torch module, whose leaves hold its state")
-    return model
-
-
-def _twin(model: M) -> M:
-    """A model with state of its own and the same weights, not copies of them; in use, not in training."""
-    module = _module(model)
-    twin = copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
-    return cast(M, twin.eval())
 
 
 class WindowedChannel:
@@ -118,7 +94,7 @@ class WindowedChannel:
         self.reset()
 
     def reset(self) -> None:
-        self._windower, self._run = Windower(self._keep, self._context, self._first), in_turn(self._model)
+        self._windower, self._run = Windower(self._keep, self._context, self._first), window_runner(self._model)
         self._alike: list[Window] = []  # windows of one length and place, less than a batch
 
     def push(self, audio: Audio) -> Iterator[Audio]:
@@ -140,7 +116,7 @@ class WindowedChannel:
     def _forward(self) -> Iterator[Audio]:
         if not self._alike:
             return
-        run = self._run if self._batch == 1 else in_turn(self._model)  # what is made at once hands nothing on
+        run = self._run if self._batch == 1 else window_runner(self._model)  # what is made at once hands nothing on
         stacked = np.stack([window.audio for window in self._alike])
         skip, keep = self._alike[0].skip, self._alike[0].keep
         self._alike = []
@@ -151,33 +127,12 @@ def _shape(window: Window) -> tuple[object, ...]:
     return window.audio.shape, window.skip, window.keep
 
 
-def in_turn(model: Enhancer) -> Callable[[Audio, int, int], Audio]:
-    """A function of one signal's windows, in their order: (B, inputs, T), skip, keep -> samples (B, keep) from there.
-
-    T may end within a hop. The first window may lie anywhere; of those that follow only the last may end within a hop.
-    """
-    run: Callable[[Tensor, int, int], Tensor]
-    run = WindowedInference(model) if isinstance(model, TwoStage) else lambda *window: _part(model, *window)
-
-    def forward(audio: Audio, skip: int, keep: int) -> Audio:
-        padded = match_length(audio, ceil(audio.shape[-1] / model.hop_length) * model.hop_length)
-        with torch.inference_mode():
-            out = run(torch.from_numpy(padded.copy()).to(model.device), skip, keep)
-            return out[:, 0].float().cpu().numpy()
-
-    return forward
-
-
-def _part(model: Enhancer, audio: Tensor, skip: int, keep: int) -> Tensor:
-    return model(audio)[..., skip : skip + keep]
-
-
 def live(model: Enhancer, seconds: float) -> Channel:
     """A signal that comes sample by sample: windows keep ``seconds``, and nothing waits longer than it must.
 
     Raises ConfigError if the model needs all of the signal at once.
     """
-    if is_causal(model):
+    if model.causal:
         return ChunkedChannel(model)
     if not isfinite(model.context):
         raise ConfigError("this model needs all of the signal at once (it also reads it backwards): it cannot stream")
@@ -186,7 +141,7 @@ def live(model: Enhancer, seconds: float) -> Channel:
 
 def _recorded(model: Enhancer, seconds: float, batch: int) -> Channel:
     """A signal that is there already. Every window but the last is of one size, so memory that served one fits."""
-    if is_causal(model):
+    if model.causal:
         return ChunkedChannel(model)
     keep = _whole_strides(model, seconds if isfinite(model.context) else LONGEST)
     context = _context(model) if isfinite(model.context) else 0

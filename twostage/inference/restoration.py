@@ -20,7 +20,6 @@ from tempfile import TemporaryFile
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from twostage.audio.bandwidth import BandMeter, ChannelBand, ClipMeter, unsuited
@@ -43,10 +42,11 @@ from twostage.audio.sound_files import (
 from twostage.inference.arrays import check_sample_rate, taken
 from twostage.inference.chunks import enhance
 from twostage.inference.windows import keep_low_band
-from twostage.models.enhancer import Enhancer, evaluating
+from twostage.models.protocol import Enhancer
 from twostage.utils.errors import AudioError, Cancelled, ConfigError
 from twostage.utils.files import check_writable, make_folder
 from twostage.utils.memory import raise_memory_error
+from twostage.utils.packages import is_tensor
 
 # what two values of a coding are apart, at the least: what is quieter is silence; of others, that of 16 bits
 STEPS = {"PCM_S8": 2**-7, "PCM_U8": 2**-7, "PCM_24": 2**-23, "PCM_32": 2**-31, "FLOAT": 0.0, "DOUBLE": 0.0}
@@ -252,15 +252,19 @@ def restore(
 def _is_batch(audio: Any) -> bool:
     """Whether ``audio`` is several signals: a list or tuple of arrays or tensors, or one of three dimensions."""
     if isinstance(audio, list | tuple):
-        return any(isinstance(item, np.ndarray | torch.Tensor) for item in audio)
-    return isinstance(audio, np.ndarray | torch.Tensor) and audio.ndim == 3 and len(audio) > 0
+        return any(isinstance(item, np.ndarray) or is_tensor(item) for item in audio)
+    return (isinstance(audio, np.ndarray) or is_tensor(audio)) and audio.ndim == 3 and len(audio) > 0
 
 
 def _batch(audio: Any, items: list[Any]) -> Any:
     """Items restored, in the form of the batch that they came in."""
     if isinstance(audio, list | tuple):
         return items
-    return torch.stack(items) if isinstance(audio, torch.Tensor) else np.stack(items)
+    if not is_tensor(audio):
+        return np.stack(items)
+    import torch
+
+    return torch.stack(items)
 
 
 def _restore(
@@ -457,10 +461,9 @@ def _render(
     meter = LevelMeter(outputs, rate)
     # back at the input's rate, the two roundings of the length must not show
     frames = resampled_length(input_levels.frames, source.sample_rate, rate)
-    with evaluating(model):
-        for block in exactly(stream, frames, outputs):
-            meter.add(block)
-            spool.write(block)
+    for block in exactly(stream, frames, outputs):
+        meter.add(block)
+        spool.write(block)
     if not np.isfinite(meter.peak).all():
         raise AudioError("the model's output is not finite", subject=source.name)
     gains, limited_db = _final_gains(meter, spoken, options, peak)

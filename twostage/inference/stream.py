@@ -12,7 +12,7 @@ from twostage.audio.highpass import CausalHighPass, ZeroPhaseHighPass
 from twostage.audio.sound_files import Audio
 from twostage.inference.arrays import taken
 from twostage.inference.chunks import live
-from twostage.models.enhancer import Enhancer, evaluating
+from twostage.models.protocol import Enhancer
 from twostage.utils.errors import AudioError, ConfigError
 
 CHUNK = 0.1  # seconds that are rid of what lies below speech at once, for a model that looks ahead
@@ -55,7 +55,6 @@ class Stream:
             raise ConfigError(f"gain_db is {gain_db}, must be one number for each of {self.inputs} inputs, or for all")
         decibels = np.broadcast_to(np.asarray(gain_db, np.float32), self.inputs)
         self._gain = (10 ** (decibels[:, None] / 20)).astype(np.float32)
-        self._model = model
         self._work = live(model, seconds)
         self._high = _HighPass(model, highpassed)
         self.latency = self._work.latency + self._high.latency
@@ -109,8 +108,7 @@ class Stream:
         self.close()
 
     def _out(self, parts: Iterator[Audio]) -> Audio:
-        with evaluating(self._model):
-            output = np.concatenate([np.zeros(0, np.float32), *parts])
+        output = np.concatenate([np.zeros(0, np.float32), *parts])
         output = (output / self._gain[0]).astype(np.float32, copy=False)
         if not np.isfinite(output).all():
             raise AudioError("the model's output is not finite: samples this large are no sound")

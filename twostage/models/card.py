@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
 CARDS = ("CARD.md", "README.md")  # ours, and that of a snapshot of a hub
 FENCE = "---\n"
 LONGEST = 1 << 20  # characters of a card that are looked at
@@ -27,6 +25,8 @@ def card_header(text: str) -> dict[str, Any]:
     >>> card_header("---\\nlicense: mit\\n---\\n# a model\\n")
     {'license': 'mit'}
     """
+    import yaml  # type: ignore[import-untyped]
+
     if not text.startswith(FENCE):
         return {}
     header, fence, _ = text.removeprefix(FENCE).partition(f"\n{FENCE}")

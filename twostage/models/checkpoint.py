@@ -6,7 +6,6 @@ normalization. Nothing is ever unpickled but tensors and plain containers (``tor
 
 import json
 import logging
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,8 +21,8 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from twostage.models.enhancer import Enhancer, EnhancerModule
-from twostage.models.onnx_enhancer import ONNX, OnnxEnhancer
+from twostage.models.enhancer import EnhancerModule
+from twostage.models.model_files import DEFAULT, SUFFIX, names, stage_files
 from twostage.models.precision import convert, shortfall
 from twostage.models.registry import ENHANCERS, KINDS, STAGES, kind_of
 from twostage.models.restorer import Restorer
@@ -35,11 +34,7 @@ from twostage.utils.files import replacing
 from twostage.utils.renamed import translated
 from twostage.utils.schema import build, parse_json
 
-SUFFIX = ".safetensors"
 POINTER = b"version https://git-lfs"  # begins a file whose content Git LFS has not fetched
-DEFAULT = "default"
-PACKAGE = Path(__file__).parent.parent
-SHIPPED = (PACKAGE / "checkpoints", PACKAGE.parent / "checkpoints")
 logger = logging.getLogger(__name__)
 LENGTH, DIRECTION = ".parametrizations.weight.original0", ".parametrizations.weight.original1"
 
@@ -79,24 +74,14 @@ def save(
         partial.write_bytes(content)
 
 
-def load(*paths: str | Path, device: str | torch.device = "cpu", precision: str = "float32") -> Enhancer:
-    """An enhancer ready for inference: folded, in eval mode, on ``device``.
+def load(*paths: str | Path, device: str | torch.device = "cpu", precision: str = "float32") -> EnhancerModule:
+    """An enhancer from files of weights, ready for inference: folded, in eval mode, on ``device``.
 
-    No path is the default model. One path is the name of a shipped model, or of one of its stages, such as
-    "default/vocoder", a folder of weights or a file; a restorer's file and a vocoder's, in any order, make a TwoStage;
-    an ONNX file runs on the CPU, as it was written, whatever the device and the precision. A folder may be a snapshot
-    that huggingface_hub has downloaded, or the folder of its cache around it; nothing is downloaded here.
-    ``precision`` "bfloat16", or "bf16", is that of convolutions; a machine that does not compute in it takes float32,
-    and warns. Raises CheckpointError, one line that names the file.
+    As ``models.loading.load``, which takes ONNX files too. Raises CheckpointError, one line that names the file.
     """
-    for path in paths:
-        if onnx := onnx_file(path):
-            if len(paths) > 1:
-                raise CheckpointError(f"{path}: holds a model of its own; give it alone")
-            return OnnxEnhancer(onnx)
     lacking = shortfall(precision, device)
     if lacking:
-        warnings.warn(lacking, stacklevel=2)
+        warnings.warn(lacking, stacklevel=3)
     model = _load(paths, folded=True).eval().requires_grad_(False).to(device)
     logger.info("loaded %s: a %s, on %s", " ".join(map(str, paths)) or DEFAULT, kind_of(model), device)
     return convert(model, "float32" if lacking else precision)
@@ -161,11 +146,6 @@ def provenances(*paths: str | Path) -> dict[str, Any]:
     """Where the weights that ``load`` would take came from, by kind of file."""
     headers = [read_header(file) for path in paths or (DEFAULT,) for file in stage_files(path)]
     return {header.kind: header.provenance for header in headers}
-
-
-def names() -> list[str]:
-    """Names of all shipped models."""
-    return sorted({file.parent.name for home in SHIPPED for file in home.glob(f"*/*{SUFFIX}")})
 
 
 def shipped() -> list[str]:
@@ -318,70 +298,6 @@ def _check(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str
             raise CheckpointError(f"{source}: {key} has shape {tuple(tensor.shape)}, wanted {tuple(own[key].shape)}")
         if not tensor.isfinite().all():
             raise CheckpointError(f"{source}: {key} is not finite")
-
-
-def model_files(path: str | Path) -> list[Path]:
-    """The files that ``load`` reads for a name, folder or path: an ONNX file, or those of stages."""
-    onnx = onnx_file(path)
-    return [onnx] if onnx else stage_files(path)
-
-
-def onnx_file(path: str | Path) -> Path | None:
-    """The ONNX file that a path stands for: itself, or the one in a folder that holds no other weights."""
-    if Path(path).suffix == ONNX:
-        return Path(path)
-    if not Path(path).is_dir():
-        return None
-    folder = _find(path)
-    files = sorted(folder.glob(f"*{ONNX}"))
-    return files[0] if len(files) == 1 and not any(folder.glob(f"*{SUFFIX}")) else None
-
-
-def stage_files(path: str | Path) -> list[Path]:
-    """The files that a name, folder or path stands for: one, or a folder's two stages."""
-    place = _find(path)
-    if place.is_file():
-        return [place]
-    for name in ("best", "last"):  # a training's run directory
-        if (place / f"{name}{SUFFIX}").is_file():
-            return [place / f"{name}{SUFFIX}"]
-    files = sorted(place.glob(f"*{SUFFIX}"))
-    if not 1 <= len(files) <= 2:
-        raise CheckpointError(f"{place}: holds {len(files)} {SUFFIX} files, wanted one or two")
-    return files
-
-
-def _find(path: str | Path) -> Path:
-    if "/" not in str(path) and not Path(path).suffix:  # a bare name is a shipped model before it is a folder
-        for home in SHIPPED:
-            if (home / path).is_dir():
-                return home / path
-    if not Path(path).exists():
-        if Path(path).is_symlink():
-            raise CheckpointError(f"{path}: a link to {os.readlink(path)}, which is not there")
-        for file in (home / f"{path}{SUFFIX}" for home in SHIPPED):  # one stage of a shipped model: default/vocoder
-            if file.is_file():
-                return file
-        raise CheckpointError(
-            f"{path}: no such file, folder or shipped model ({', '.join(names()) or 'none are shipped'})"
-        )
-    return _snapshot(Path(path))
-
-
-def _snapshot(path: Path) -> Path:
-    """Of a model's folder in the cache of huggingface_hub, the snapshot of its main branch; else the path itself."""
-    if not ((path / "snapshots").is_dir() and (path / "refs").is_dir()):
-        return path
-    try:
-        revision = (path / "refs" / "main").read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        revision = ""
-    revisions = sorted(folder.name for folder in (path / "snapshots").iterdir())
-    if revision not in revisions:
-        raise CheckpointError(
-            f"{path}: no snapshot of main; name one of {', '.join(revisions) or 'none'} in snapshots/"
-        )
-    return path / "snapshots" / revision
 
 
 def _read(path: str | Path, kind: str | None) -> tuple[Path, Header, dict[str, Tensor]]:

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-import librosa
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twostage.models.mel_scale import slaney_basis
 from twostage.nn.streaming import Overlap, Past
 from twostage.utils.errors import ConfigError
 
@@ -49,9 +49,7 @@ class MelConfig:
 
 def mel_basis(config: MelConfig, bins: int) -> Tensor:
     """Weights (bins, n_mels) of the bands at ``bins`` frequencies from 0 Hz to half the sample rate."""
-    basis = librosa.filters.mel(
-        sr=config.sample_rate, n_fft=2 * (bins - 1), n_mels=config.n_mels, fmin=config.fmin, fmax=config.fmax
-    )
+    basis = slaney_basis(config.sample_rate, 2 * (bins - 1), config.n_mels, config.fmin, config.fmax)
     return torch.from_numpy(basis.T.copy())
 
 

@@ -2,24 +2,25 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
-from importlib.util import find_spec
+from dataclasses import asdict, dataclass, field, fields
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from twostage.models.enhancer import EnhancerModule
-from twostage.nn.streaming import StreamState, streaming, with_tail
+from twostage.audio.continuation import continued
 from twostage.utils.errors import CheckpointError, ConfigError, one_line
+from twostage.utils.packages import installed, is_tensor, torch_threads
 from twostage.utils.schema import build, parse_json
 
-ONNX = ".onnx"
+if TYPE_CHECKING:
+    import torch
+
 AUDIO, RESTORED, NEXT = "audio", "restored", "next."  # names in the graph; a state's new value is NEXT and its name
-Values = dict[str, NDArray[np.float32]]
+Audio = NDArray[np.float32]
+Values = dict[str, Audio]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class OnnxHeader:
     parameters: int
     gmac: float
     inputs: int = 1  # channels of audio
+    # files beside this one that hold weights, and their SHA-256
+    weights: dict = field(default_factory=dict)
 
     def as_metadata(self) -> dict[str, str]:
         return {"format": "twostage", "version": "1"} | {name: json.dumps(v) for name, v in asdict(self).items()}
@@ -57,19 +60,21 @@ class OnnxHeader:
             raise CheckpointError(f"{source}: settings inside cannot be read: {error}") from None
 
 
-class OnnxEnhancer(EnhancerModule):
-    """Audio (B, inputs, T) -> (B, 1, T // hop_length * hop_length) by onnxruntime, on torch's number of CPU threads.
+class OnnxEnhancer:
+    """Audio (B, inputs, T) -> (B, 1, T // hop_length * hop_length) by onnxruntime, on the CPU; arrays or tensors.
 
-    A file of one step runs step after step; what comes out is the same. It takes a stream as a causal TwoStage does.
+    A file of one step runs step after step; what comes out is the same. ``threads``: None is PyTorch's number where
+    that is in use, else all cores.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, threads: int | None = None) -> None:
         """Raises CheckpointError, one line that names the file."""
-        super().__init__()
         self.path = Path(path)
-        self._session = _session(self.path)
+        self._threads = threads
+        self._session = _session(self.path, threads or torch_threads() or 0)
         self.header = OnnxHeader.of(self._session.get_modelmeta().custom_metadata_map, str(path))
-        self.config, self.states = self.header.config, StreamState()
+        self.config = self.header.config
+        self.weights = _checked_weights(self.path, self.header)
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     @property
@@ -101,73 +106,116 @@ class OnnxEnhancer(EnhancerModule):
         """Whether the file is of one step."""
         return self.header.streaming
 
-    def forward(self, audio: Tensor) -> Tensor:
+    @property
+    def latency(self) -> float:
+        return self.stride + (self.delay if self.causal else self.context)
+
+    @property
+    def device(self) -> "torch.device":
+        """As PyTorch has it, which is imported for that: for who has tensors."""
+        import torch
+
+        return torch.device("cpu")
+
+    def __call__(self, audio: Any, /) -> Any:
+        if not is_tensor(audio):
+            return self.enhanced(audio)
+        import torch
+
+        return torch.from_numpy(self.enhanced(audio.detach().float().cpu().numpy()))
+
+    def enhanced(self, audio: NDArray[np.floating]) -> Audio:
+        """As calling it, of arrays."""
+        audio = np.asarray(audio, np.float32)
         length = audio.shape[-1] // self.hop_length * self.hop_length
-        rows = (audio if self.causal else audio[..., :length]).float().cpu().numpy()
         if not length:
             return audio[:, :1, :0]
         delay = self.delay if self.causal else 0
+        rows = audio if self.causal else audio[..., :length]
         outputs = [np.concatenate([out[RESTORED] for _, out in self.runs(row)], -1) for row in rows]
-        return torch.from_numpy(np.concatenate(outputs)[..., delay : delay + length])
+        return np.concatenate(outputs)[..., delay : delay + length]
 
-    def runs(self, audio: NDArray[np.float32]) -> Iterator[tuple[Values, Values]]:
+    def runs(self, audio: Audio) -> Iterator[tuple[Values, Values]]:
         """What goes in and what comes out, run by run, for audio (inputs, T); of whole hops, but for a step."""
         if not self.causal:
-            inputs = {AUDIO: audio[None]}
-            yield inputs, self._run(inputs)
+            values = {AUDIO: np.ascontiguousarray(audio[None])}
+            yield values, self.run(values)
             return
-        with streaming(self):
-            yield from self._steps(with_tail(self, torch.from_numpy(audio)).numpy())
+        length = audio.shape[-1] // self.hop_length * self.hop_length
+        tail = self.delay + self.stride - 1
+        yield from self.stream().steps(continued(audio, tail)[:, : (length + tail) // self.stride * self.stride])
 
-    def forward_chunk(self, audio: Tensor) -> Tensor:
-        """As ``TwoStage.forward_chunk``: the next chunk, a multiple of ``stride`` long, ``delay`` samples late."""
-        outputs = [out[RESTORED] for _, out in self._steps(audio[0].float().cpu().numpy())]
-        return torch.from_numpy(np.concatenate(outputs, -1))
+    def stream(self) -> "OnnxStream":
+        """The start of a stream; of a file of one step."""
+        return OnnxStream(self)
 
-    def _steps(self, audio: NDArray[np.float32]) -> Iterator[tuple[Values, Values]]:
-        for start in range(0, audio.shape[1], self.stride):
-            states = self._silence() if self.states.value is None else self.states.value
-            inputs = {AUDIO: audio[None, :, start : start + self.stride], **states}
-            outputs = self._run(inputs)
-            self.states.keep({name: outputs[NEXT + name] for name in states})
-            yield inputs, outputs
-
-    def _silence(self) -> Values:
+    def silence(self) -> Values:
         """The states at the start of a stream."""
         return {i.name: np.zeros(i.shape, np.float32) for i in self._session.get_inputs() if i.name != AUDIO}
 
-    def _run(self, inputs: Values) -> Values:
-        return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
+    def run(self, values: Values) -> Values:
+        """Outputs by name for inputs by name."""
+        return dict(zip(self._outputs, self._session.run(self._outputs, values), strict=True))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "OnnxEnhancer":
-        """State of its own, the same session."""
-        twin = OnnxEnhancer.__new__(OnnxEnhancer)
-        twin.__dict__ = dict(self.__dict__)
-        twin._modules = {"states": StreamState()}
-        return twin
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Itself: it holds no state."""
+        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as the path of its file, which is opened again: a session belongs to its process."""
-        return OnnxEnhancer, (self.path,)
+        return OnnxEnhancer, (self.path, self._threads)
+
+
+class OnnxStream:
+    """One stream through a file of one step; its states from call to call."""
+
+    def __init__(self, model: OnnxEnhancer) -> None:
+        self._model = model
+        self.reset()
+
+    def reset(self) -> None:
+        self._states = self._model.silence()
+
+    def __call__(self, audio: Audio) -> Audio:
+        """The next chunk (inputs, T), T a multiple of ``stride`` -> (T,), ``delay`` samples late."""
+        return np.concatenate([out[RESTORED][0, 0] for _, out in self.steps(audio)])
+
+    def steps(self, audio: Audio) -> Iterator[tuple[Values, Values]]:
+        """As ``OnnxEnhancer.runs``."""
+        for start in range(0, audio.shape[1], self._model.stride):
+            chunk = np.ascontiguousarray(audio[None, :, start : start + self._model.stride], np.float32)
+            values = {AUDIO: chunk, **self._states}
+            out = self._model.run(values)
+            self._states = {name: out[NEXT + name] for name in self._states}
+            yield values, out
 
 
 def require(*packages: str) -> None:
     """Raises CheckpointError if one of the extra's packages is not installed."""
     for package in packages:
-        if find_spec(package) is None:
+        if not installed(package):
             raise CheckpointError(f"ONNX files need {package}: pip install 'twostage[onnx]'")
 
 
-def _session(path: Path) -> Any:
+def _session(path: Path, threads: int) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     require("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4
+    options.intra_op_num_threads, options.log_severity_level = threads, 4
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own, one for each way in which a file can be damaged
         reason = one_line(str(error).strip().partition("\n")[0])  # which begins with what is wrong
         raise CheckpointError(f"{path}: not an ONNX file, or damaged ({reason})") from None
+
+
+def _checked_weights(path: Path, header: OnnxHeader) -> list[Path]:
+    """The files of weights beside ``path`` that it reads. Raises CheckpointError if they are others than they were."""
+    files = {path.parent / Path(name).name: digest for name, digest in header.weights.items()}
+    for file, digest in files.items():
+        if not file.is_file() or sha256(file.read_bytes()).hexdigest() != digest:
+            raise CheckpointError(f"{path}: was made for other weights than those in {file.name}, or that is damaged")
+    return list(files)

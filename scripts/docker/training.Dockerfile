@@ -1,0 +1,14 @@
+# Trains, evaluates and exports; on GPUs with `docker run --gpus all`.
+#
+#   docker build -f scripts/docker/training.Dockerfile -t twostage-training .
+#   docker run --rm --gpus all --shm-size 2g -v "$PWD:/data" twostage-training train-restorer restorer adapt --run runs/mine
+#
+# The first stage has a compiler, which pesq needs to be installed.
+FROM python:3.13 AS build
+COPY . /src
+RUN python -m venv /opt/twostage && /opt/twostage/bin/pip install --no-cache-dir '/src[corpora,eval,onnx]'
+
+FROM python:3.13-slim
+COPY --from=build /opt/twostage /opt/twostage
+WORKDIR /data
+ENTRYPOINT ["/opt/twostage/bin/twostage"]

@@ -1,0 +1,40 @@
+"""Write the ONNX files of the shipped models, for where PyTorch is not installed: ``python scripts/export_shipped.py``.
+
+To be run when a shipped model has been replaced. The files hold no weights, they read those of the safetensors files
+beside them; a causal model becomes the step of a stream. Each is compared with PyTorch before it takes its name.
+"""
+
+import argparse
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from twostage.export.onnx import export
+from twostage.export.shared_weights import share_weights
+from twostage.models import checkpoint
+from twostage.models.model_files import stage_files
+
+CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
+
+
+def export_shipped(name: str, home: Path = CHECKPOINTS) -> Path:
+    """Write ``model.onnx``, or ``step.onnx`` of a causal model, into the folder of the model ``name``; its path."""
+    files = [file.resolve() for file in stage_files(home / name)]
+    model = checkpoint.load(*files)
+    target = files[0].with_name("step.onnx" if model.causal else "model.onnx")
+    with TemporaryDirectory() as folder:
+        whole = Path(folder, "whole.onnx")
+        export(model, whole, stream=model.causal, provenance=checkpoint.provenances(*files))
+        away = share_weights(model, whole, target, files)
+    print(f"{target}: {target.stat().st_size / 1e6:.2f} MB, within {away:.1g} of PyTorch's")
+    return target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="shipped models (default: all that restore)")
+    for name in parser.parse_args().names or checkpoint.shipped():
+        export_shipped(name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""ONNX files that hold no weights: they read those in the safetensors files beside them, where they lie.
+
+Safetensors are plain arrays one after the other, and ONNX lets a tensor lie at a place of another file. So a released
+model needs its weights once for both, and a folder is what is copied to where it runs.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from twostage.export.onnx import TOLERANCE, difference
+from twostage.models.checkpoint import read_header
+from twostage.models.enhancer import EnhancerModule
+from twostage.models.features import Stft
+from twostage.models.onnx_enhancer import OnnxEnhancer
+from twostage.models.registry import STAGES
+from twostage.models.two_stage import TwoStage
+from twostage.utils.errors import CheckpointError
+from twostage.utils.files import replacing
+
+WRAPPER = "model."  # what names in the graph of a step begin with
+KERNEL = "stft.kernel"  # what the name of a transform's waves ends with
+HALF = ".half"
+TYPES = {"F16": (np.float16, "FLOAT16"), "F32": (np.float32, "FLOAT")}  # safetensors' -> numpy's and ONNX's
+
+
+class Place(NamedTuple):
+    """Where a tensor lies; ``offset`` and ``length`` in bytes."""
+
+    file: Path
+    offset: int
+    length: int
+    shape: list[int]
+    dtype: str
+
+    def values(self) -> np.ndarray[Any, Any]:
+        kind, _ = TYPES[self.dtype]
+        return np.fromfile(self.file, kind, offset=self.offset, count=int(np.prod(self.shape))).reshape(self.shape)
+
+
+def share_weights(model: EnhancerModule, source: Path, target: Path, files: Sequence[Path]) -> float:
+    """Write ``source``, the ONNX file of ``model``, as ``target`` without the weights that ``files`` beside it hold.
+
+    What the exporter has changed, a bias that was reshaped, say, stays in the file. The waves of Fourier's transform,
+    which a file would hold as numbers, are computed as it is loaded. Returns the largest difference to PyTorch.
+    Raises CheckpointError if that is beyond TOLERANCE, or weights are not found.
+    """
+    import onnx
+
+    whole = onnx.load(source)
+    places = {name: place for file in files for name, place in _places(file)}
+    if not _put_aside(whole.graph, places):
+        raise CheckpointError(f"{source}: holds none of the weights of {', '.join(map(str, files))}")
+    if isinstance(model, TwoStage):
+        _compute_waves(whole.graph, model.mel.stft)
+    _merge_equal(whole.graph)
+    digests = {file.name: sha256(file.read_bytes()).hexdigest() for file in files}
+    says = {entry.key: entry.value for entry in whole.metadata_props} | {"weights": json.dumps(digests)}
+    onnx.helper.set_model_props(whole, says)
+    with replacing(target) as partial:
+        partial.write_bytes(whole.SerializeToString())
+        away = difference(model, OnnxEnhancer(partial))
+        if not away <= TOLERANCE:
+            raise CheckpointError(f"{target}: differs from PyTorch by {away:.1e}, above {TOLERANCE}; not written")
+    return away
+
+
+def _places(file: Path) -> Iterator[tuple[str, Place]]:
+    """The tensors of a safetensors file, by their names in the whole model."""
+    kind = read_header(file).kind
+    prefix = f"{kind}." if kind in STAGES else ""
+    with file.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+    for name, entry in header.items():
+        if name != "__metadata__":
+            begin, end = entry["data_offsets"]
+            yield prefix + name, Place(file, 8 + size + begin, end - begin, entry["shape"], entry["dtype"])
+
+
+def _put_aside(graph: Any, places: Mapping[str, Place]) -> set[str]:
+    """Have every initializer that a file holds as it is be read from there; the names of those."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    shared, casts = set[str](), list[Any]()
+    for tensor in graph.initializer:
+        name, inside = tensor.name.removeprefix(WRAPPER), tensor.name
+        place = places.get(name)
+        if place is None or place.dtype not in TYPES or place.shape != list(tensor.dims):
+            continue
+        if not np.array_equal(place.values().astype(np.float32), numpy_helper.to_array(tensor)):
+            continue
+        shared.add(name)
+        tensor.Clear()
+        tensor.name, tensor.data_type = inside, getattr(TensorProto, TYPES[place.dtype][1])
+        tensor.dims.extend(place.shape)
+        if tensor.data_type != TensorProto.FLOAT:
+            tensor.name += HALF
+            casts.append(helper.make_node("Cast", [tensor.name], [inside], to=TensorProto.FLOAT))
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", place.file.name), ("offset", place.offset), ("length", place.length)):
+            entry = tensor.external_data.add()
+            entry.key, entry.value = key, str(value)
+    _prepend(graph, casts)
+    return shared
+
+
+def _compute_waves(graph: Any, stft: Stft) -> None:
+    """In place of the numbers of ``export.onnx.waves``, what they are computed from: one period and the window."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    before = (stft.n_fft - stft.win_length) // 2
+    window = np.pad(stft.window.double().numpy(), (before, stft.n_fft - stft.win_length - before))
+    places = np.arange(stft.n_fft)
+    period = np.exp(-2j * np.pi * places / stft.n_fft)
+    constants = {
+        "bins": places[: stft.n_fft // 2 + 1, None],
+        "places": places[None],
+        "n_fft": np.array(stft.n_fft),
+        "cosine": period.real,
+        "sine": period.imag,
+        "window": window,
+        "channel": np.array([1]),
+    }
+    for kernel in [tensor for tensor in graph.initializer if tensor.name.endswith(KERNEL)]:
+        name = kernel.name
+        graph.initializer.remove(kernel)
+        graph.initializer.extend(numpy_helper.from_array(value, f"{name}.{key}") for key, value in constants.items())
+        steps = (
+            ("Mul", ("bins", "places"), "turns"),
+            ("Mod", ("turns", "n_fft"), "phase"),
+            ("Gather", ("cosine", "phase"), "cosines"),
+            ("Mul", ("cosines", "window"), "real"),
+            ("Gather", ("sine", "phase"), "sines"),
+            ("Mul", ("sines", "window"), "imaginary"),
+        )
+        nodes = [
+            helper.make_node(kind, [f"{name}.{i}" for i in inputs], [f"{name}.{out}"]) for kind, inputs, out in steps
+        ]
+        nodes += [
+            helper.make_node("Concat", [f"{name}.real", f"{name}.imaginary"], [f"{name}.both"], axis=0),
+            helper.make_node("Unsqueeze", [f"{name}.both", f"{name}.channel"], [f"{name}.exact"]),
+            helper.make_node("Cast", [f"{name}.exact"], [name], to=TensorProto.FLOAT),
+        ]
+        _prepend(graph, nodes)
+
+
+def _merge_equal(graph: Any) -> None:
+    """Hold an initializer once that stands there several times."""
+    kept: dict[tuple[object, ...], str] = {}
+    other: dict[str, str] = {}
+    for tensor in list(graph.initializer):
+        if tensor.external_data:
+            continue
+        key = tensor.data_type, tuple(tensor.dims), tensor.raw_data
+        if tensor.raw_data and kept.setdefault(key, tensor.name) != tensor.name:
+            other[tensor.name] = kept[key]
+            graph.initializer.remove(tensor)
+    for node in graph.node:
+        node.input[:] = [other.get(name, name) for name in node.input]
+
+
+def _prepend(graph: Any, nodes: Sequence[Any]) -> None:
+    """Put nodes before those that use what they give."""
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes, *rest])

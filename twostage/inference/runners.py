@@ -1,0 +1,54 @@
+"""Models on arrays: ONNX files by onnxruntime, modules by PyTorch, which is imported for them alone."""
+
+from collections.abc import Callable
+from math import ceil
+from typing import Protocol
+
+import numpy as np
+
+from twostage.audio.sound_files import Audio, match_length
+from twostage.models.onnx_enhancer import OnnxEnhancer
+from twostage.models.protocol import Enhancer
+
+
+class ChunkRunner(Protocol):
+    """A causal model with state of its own."""
+
+    def reset(self) -> None:
+        """Go back to the start of a stream."""
+        ...
+
+    def __call__(self, audio: Audio, /) -> Audio:
+        """The next chunk (inputs, T), T a multiple of the model's stride -> (T,), ``delay`` samples late."""
+        ...
+
+
+WindowRunner = Callable[[Audio, int, int], Audio]
+
+
+def chunk_runner(model: Enhancer) -> ChunkRunner:
+    """Raises ConfigError for one that is neither ONNX nor a module."""
+    if isinstance(model, OnnxEnhancer):
+        return model.stream()
+    from twostage.inference.torch_runners import TorchChunks
+
+    return TorchChunks(model)
+
+
+def window_runner(model: Enhancer) -> WindowRunner:
+    """A function of one signal's windows, in their order: (B, inputs, T), skip, keep -> samples (B, keep) from there.
+
+    T may end within a hop. The first window may lie anywhere; of those that follow only the last may end within a hop.
+    """
+    if isinstance(model, OnnxEnhancer):
+        run: WindowRunner = lambda audio, skip, keep: model.enhanced(audio)[:, 0, skip : skip + keep]  # noqa: E731
+    else:
+        from twostage.inference.torch_runners import torch_windows
+
+        run = torch_windows(model)
+
+    def forward(audio: Audio, skip: int, keep: int) -> Audio:
+        whole = ceil(audio.shape[-1] / model.hop_length) * model.hop_length
+        return run(match_length(audio, whole).astype(np.float32, copy=False), skip, keep)
+
+    return forward

@@ -1,0 +1,66 @@
+"""Modules on arrays: the border between numpy, in which sound is read, cut and written, and PyTorch."""
+
+import copy
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from twostage.audio.sound_files import Audio
+from twostage.inference.windowed_inference import WindowedInference
+from twostage.models.enhancer import CausalEnhancer, Enhancer, evaluating
+from twostage.models.two_stage import TwoStage
+from twostage.nn.streaming import reset_streaming, streaming
+from twostage.utils.errors import ConfigError
+
+M = TypeVar("M")
+
+
+class TorchChunks:
+    """A causal module, whose leaves hold the state."""
+
+    def __init__(self, model: Enhancer) -> None:
+        self._model = cast(CausalEnhancer, _twin(model))
+        self._leaves, self._device = _module(self._model), model.device
+        self._open = ExitStack()
+        self._open.enter_context(streaming(self._leaves))
+
+    def reset(self) -> None:
+        reset_streaming(self._leaves)
+
+    def __call__(self, audio: Audio, /) -> Audio:
+        with torch.inference_mode():
+            chunk = torch.from_numpy(audio.astype("float32", copy=False))[None].to(self._device)
+            return self._model.forward_chunk(chunk)[0, 0].float().cpu().numpy()
+
+
+def _module(model: object) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{type(model).__name__}: a causal model must be a torch module, whose leaves hold its state")
+    return model
+
+
+def _twin(model: M) -> M:
+    """A model with state of its own and the same weights, not copies of them; in use, not in training."""
+    module = _module(model)
+    twin = copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
+    return cast(M, twin.eval())
+
+
+def torch_windows(model: Enhancer) -> Callable[[Audio, int, int], Audio]:
+    """As ``runners.window_runner``, of whole hops. The model runs as for use, even if it was left in training mode."""
+    run: Callable[[Tensor, int, int], Tensor]
+    run = WindowedInference(model) if isinstance(model, TwoStage) else lambda *window: _part(model, *window)
+
+    def forward(audio: Audio, skip: int, keep: int) -> Audio:
+        with torch.inference_mode(), evaluating(model):
+            out = run(torch.from_numpy(audio.copy()).to(model.device), skip, keep)
+            return out[:, 0].float().cpu().numpy()
+
+    return forward
+
+
+def _part(model: Enhancer, audio: Tensor, skip: int, keep: int) -> Tensor:
+    return model(audio)[..., skip : skip + keep]

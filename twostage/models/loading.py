@@ -1,0 +1,58 @@
+"""The door to every model: ``load``. PyTorch is imported for files of weights, not for ONNX files."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twostage.models.model_files import DEFAULT, names_with_onnx, onnx_beside, onnx_file
+from twostage.models.onnx_enhancer import OnnxEnhancer
+from twostage.models.protocol import Enhancer
+from twostage.utils.errors import CheckpointError
+from twostage.utils.packages import WITHOUT_TORCH, installed
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+
+def load(
+    *paths: str | Path, device: "str | torch.device" = "cpu", precision: str = "float32", threads: int | None = None
+) -> Enhancer:
+    """An enhancer ready for inference: folded, in eval mode, on ``device``.
+
+    No path is the default model. One path is the name of a shipped model, or of one of its stages, such as
+    "default/vocoder", a folder of weights or a file; a restorer's file and a vocoder's, in any order, make a TwoStage;
+    an ONNX file runs on the CPU, as it was written, whatever the device and the precision. Where PyTorch is not
+    installed, a shipped model or a folder is the ONNX file that lies in it. A folder may be a snapshot
+    that huggingface_hub has downloaded, or the folder of its cache around it; nothing is downloaded here.
+    ``precision`` "bfloat16", or "bf16", is that of convolutions; a machine that does not compute in it takes float32,
+    and warns. ``threads`` of the processor are the model's own if it is ONNX, else those of PyTorch in all of this
+    process; None: as many as PyTorch has, or all cores. Raises CheckpointError, one line that names the file.
+    """
+    if onnx := onnx_for(*paths):
+        logger.info("loaded %s: ONNX, on cpu", onnx)
+        return OnnxEnhancer(onnx, threads)
+    import torch
+
+    from twostage.models import checkpoint
+
+    if threads:
+        torch.set_num_threads(threads)
+    return checkpoint.load(*paths, device=device, precision=precision)
+
+
+def onnx_for(*paths: str | Path) -> Path | None:
+    """The ONNX file that ``load`` takes; None: it takes weights, with PyTorch. Raises CheckpointError if it cannot."""
+    for path in paths:
+        if onnx := onnx_file(path):
+            if len(paths) > 1:
+                raise CheckpointError(f"{path}: holds a model of its own; give it alone")
+            return onnx
+    if installed("torch"):
+        return None
+    if beside := onnx_beside(paths):
+        return beside
+    what = ", ".join(map(str, paths)) or DEFAULT
+    ready = ", ".join(names_with_onnx()) or "none of the shipped models"
+    raise CheckpointError(f"{what}: {WITHOUT_TORCH}; without it, ONNX files can be used, and {ready}")

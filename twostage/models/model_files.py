@@ -1,0 +1,94 @@
+"""Where models lie: the files that names, folders and paths stand for. Nothing is read but the names of files."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from twostage.utils.errors import CheckpointError
+
+SUFFIX, ONNX = ".safetensors", ".onnx"
+DEFAULT = "default"
+PACKAGE = Path(__file__).parent.parent
+SHIPPED = (PACKAGE / "checkpoints", PACKAGE.parent / "checkpoints")
+
+
+def names() -> list[str]:
+    """Names of all shipped models."""
+    return sorted({file.parent.name for home in SHIPPED for file in home.glob(f"*/*{SUFFIX}")})
+
+
+def names_with_onnx() -> list[str]:
+    """Names of the shipped models that an ONNX file lies beside, the default first."""
+    folders = {file.parent.name for home in SHIPPED for file in home.glob(f"*/*{ONNX}")}
+    return sorted(folders, key=lambda name: (name != DEFAULT, name))
+
+
+def model_files(path: str | Path) -> list[Path]:
+    """The files that ``load`` reads for a name, folder or path: an ONNX file, or those of stages."""
+    onnx = onnx_file(path)
+    return [onnx] if onnx else stage_files(path)
+
+
+def onnx_file(path: str | Path) -> Path | None:
+    """The ONNX file that a path stands for: itself, or the one in a folder that holds no other weights."""
+    if Path(path).suffix == ONNX:
+        return Path(path)
+    if not Path(path).is_dir():
+        return None
+    folder = _find(path)
+    files = sorted(folder.glob(f"*{ONNX}"))
+    return files[0] if len(files) == 1 and not any(folder.glob(f"*{SUFFIX}")) else None
+
+
+def stage_files(path: str | Path) -> list[Path]:
+    """The files that a name, folder or path stands for: one, or a folder's two stages."""
+    place = _find(path)
+    if place.is_file():
+        return [place]
+    for name in ("best", "last"):  # a training's run directory
+        if (place / f"{name}{SUFFIX}").is_file():
+            return [place / f"{name}{SUFFIX}"]
+    files = sorted(place.glob(f"*{SUFFIX}"))
+    if not 1 <= len(files) <= 2:
+        raise CheckpointError(f"{place}: holds {len(files)} {SUFFIX} files, wanted one or two")
+    return files
+
+
+def _find(path: str | Path) -> Path:
+    if "/" not in str(path) and not Path(path).suffix:  # a bare name is a shipped model before it is a folder
+        for home in SHIPPED:
+            if (home / path).is_dir():
+                return home / path
+    if not Path(path).exists():
+        if Path(path).is_symlink():
+            raise CheckpointError(f"{path}: a link to {os.readlink(path)}, which is not there")
+        for file in (home / f"{path}{SUFFIX}" for home in SHIPPED):  # one stage of a shipped model: default/vocoder
+            if file.is_file():
+                return file
+        raise CheckpointError(
+            f"{path}: no such file, folder or shipped model ({', '.join(names()) or 'none are shipped'})"
+        )
+    return _snapshot(Path(path))
+
+
+def _snapshot(path: Path) -> Path:
+    """Of a model's folder in the cache of huggingface_hub, the snapshot of its main branch; else the path itself."""
+    if not ((path / "snapshots").is_dir() and (path / "refs").is_dir()):
+        return path
+    try:
+        revision = (path / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        revision = ""
+    revisions = sorted(folder.name for folder in (path / "snapshots").iterdir())
+    if revision not in revisions:
+        raise CheckpointError(
+            f"{path}: no snapshot of main; name one of {', '.join(revisions) or 'none'} in snapshots/"
+        )
+    return path / "snapshots" / revision
+
+
+def onnx_beside(paths: Sequence[str | Path]) -> Path | None:
+    """The ONNX file of the one folder or shipped model that ``paths`` name, beside its weights; none: the default."""
+    folder = _find(paths[0] if paths else DEFAULT)
+    files = sorted(folder.glob(f"*{ONNX}")) if folder.is_dir() else []
+    return files[0] if len(paths) <= 1 and len(files) == 1 else None

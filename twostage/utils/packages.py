@@ -1,0 +1,26 @@
+"""What is installed: PyTorch and the packages of extras are asked for here, and not imported to find out."""
+
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+WITHOUT_TORCH = "PyTorch is not installed (pip install twostage brings it)"
+
+
+def installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ImportError:  # of whoever keeps it from being imported
+        return False
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether ``value`` is a tensor of PyTorch, which somebody has imported then; it is not imported for that."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def torch_threads() -> int | None:
+    """PyTorch's number of threads, if it is in use."""
+    torch = sys.modules.get("torch")
+    return None if torch is None else int(torch.get_num_threads())
