@@ -14,7 +14,7 @@ import torch
 
 from twostage.audio import levels, sound_files
 from twostage.data.manifest import Entry
-from twostage.data.pairs import PairConfig, PairDataset, batches, equalize
+from twostage.data.pairs import Cache, PairConfig, PairDataset, _pick, batches, equalize
 from twostage.utils.errors import ConfigError, DataError
 
 RATE = 16000
@@ -282,6 +282,22 @@ def test_short_files_are_padded_and_long_ones_cut_anywhere(corpus: list[Entry]) 
     assert ((clean != 0).sum(-1) <= RATE).all()
     starts = [int((row != 0).nonzero()[0]) for row in clean[:, 0]]
     assert len(set(starts)) == 4
+
+
+def test_every_second_of_speech_is_as_likely(corpus: list[Entry]) -> None:
+    short, long = replace(corpus[0], seconds=1.0), replace(corpus[1], seconds=4.0)
+    dataset = PairDataset([short, long], replace(STILL, sensors=(), segment_length=256))
+    drawn = [dataset.clean[_pick(dataset._clean_odds, np.random.default_rng(seed))].speaker for seed in range(400)]
+    assert drawn.count("s1") / 400 == pytest.approx(0.8, abs=0.06)
+
+
+def test_what_does_not_fit_into_memory_is_not_kept(corpus: list[Entry]) -> None:
+    paths = [entry.clean or "" for entry in corpus[:3]]
+    cache = Cache(RATE, room=2.0 * 2 * RATE)  # bytes: one file of two seconds, or two of one
+    lengths = [cache.describe(path)[0] for path in paths]
+    assert lengths == [RATE, 2 * RATE, RATE]
+    assert list(cache._kept) == [paths[0], paths[2]]
+    assert cache.room == 0
 
 
 def test_what_does_not_fit_into_memory_is_read_again(corpus: list[Entry]) -> None:

@@ -1,6 +1,7 @@
 """Claims about the adversary: each setting has the value or the effect that it promises."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from twostage.training.discriminators.audio import DiscriminatorConfig, Discrimi
 from twostage.training.loss_balancer import LossBalancer
 from twostage.training.optim import OptimizerConfig
 from twostage.training.tasks import Vocoding, VocodingWeights
-from twostage.training.trainer import Training, fit
+from twostage.training.trainer import Training, _factors, fit
 
 DISCRIMINATORS = DiscriminatorConfig(periods=(2,), scales=1, width=0.0625)
 SPECTRAL = DiscriminatorConfig(periods=(), scales=0, resolutions=(128, 256), width=0.125)
@@ -86,6 +87,26 @@ def test_freezing_leaves_the_generators_gradient_bit_equal(sound):
 def test_feature_matching_is_left_out_where_nobody_asks(sound):
     assert adversary().generator_loss(*sound, matching=False).keys() == {"adv"}
     assert adversary().generator_loss(*sound).keys() == {"adv", "fm"}
+
+
+@pytest.mark.parametrize("logits", [True, False])
+def test_feature_matching_counts_logits_as_the_settings_say(sound, logits):
+    one = adversary(match_logits=logits)
+    one.discriminators.eval()
+    of_fake, of_real = (one.discriminators(audio) for audio in sound)
+    wanted = losses.feature_matching(of_real, of_fake, logits=logits).detach()
+    torch.testing.assert_close(one.generator_loss(*sound)["fm"], wanted)
+    assert float(wanted) != pytest.approx(
+        float(losses.feature_matching(of_real, of_fake, logits=not logits).detach()), rel=1e-3
+    )
+
+
+def test_losses_are_worked_out_in_float32_under_autocast(sound):
+    torch.manual_seed(0)
+    precision = partial(torch.autocast, "cpu", torch.bfloat16)
+    one = Adversary(AdversaryConfig(DISCRIMINATORS), OptimizerConfig(), precision=precision)
+    assert {loss.dtype for loss in one.generator_loss(*sound).values()} == {torch.float32}
+    assert one.train_step(*sound, 1e-3)["discriminator_loss"].dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -176,6 +197,14 @@ def test_the_adaptive_weight_levels_the_gradients_at_the_last_layer(sound):
     lengths = [torch.autograd.grad(loss, layer, retain_graph=True)[0].norm() for loss in (content, adversarial)]
     torch.testing.assert_close(values["adaptive_adv"], lengths[0] / (lengths[1] + 1e-4), rtol=0.02, atol=0)
     assert 1 < values["adaptive_adv"] < 1e4
+
+
+def test_the_adversarial_loss_is_levelled_with_the_others_alone():
+    layer = torch.ones(1, requires_grad=True)
+    terms = {"mel": 2 * layer.sum(), "adv": 1 * layer.sum()}
+    weights = VocodingWeights(mel=3, adv=50, fm=0)
+    factors = _factors(adversary(adaptive=True), terms, weights, layer)
+    assert float(factors["adv"]) == pytest.approx(6, rel=1e-3)  # the weight of 50 comes on top
 
 
 def test_each_loss_pulls_at_the_last_layer_alike_and_averaged(sound):

@@ -60,6 +60,14 @@ def test_the_averaged_weights_follow_the_weights():
     assert not any(p.requires_grad for p in one.ema.parameters())
 
 
+def test_the_first_average_is_that_of_the_ramp_after_one_step():
+    one = training(ema_decay=0.999)
+    before = {key: tensor.clone() for key, tensor in one.model.state_dict().items()}
+    fit(one, Restoring(RESTORER, RestoringWeights()), pairs(), RestoringWeights(), steps=1)
+    for key, now in one.model.state_dict().items():  # min(0.999, (1 + 1) / (10 + 1)) of what was
+        torch.testing.assert_close(one.ema.state_dict()[key], before[key].lerp(now, 1 - 2 / 11))
+
+
 def test_a_batch_comes_first_for_the_step_that_is_next():
     one, taken = training(), []
     one.step = 2
