@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 from twostage.audio import sound_files
 from twostage.cli import main
@@ -20,6 +21,7 @@ from twostage.evaluation.report import RAW, Row, bootstrap
 from twostage.evaluation.results import EvaluationResults
 from twostage.evaluation.scoring import scoring_pool
 from twostage.models import checkpoint
+from twostage.models.enhancer import EnhancerModule
 from twostage.utils.errors import ConfigError, DataError
 
 RATE = 16000
@@ -325,3 +327,29 @@ def test_ctrl_c_is_left_to_whoever_began_the_scorers() -> None:
     with scoring_pool(2) as pool:
         assert pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, []).result() == {signal.SIGINT}
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+class Deaf(EnhancerModule):
+    """An enhancer that remembers what it was given and says nothing."""
+
+    sample_rate, hop_length, stride, context = RATE, 256, 256, 0
+
+    def __init__(self):
+        super().__init__()
+        self.inputs_seen = []
+
+    def forward(self, audio):
+        self.inputs_seen.append(audio[0, 0].numpy().copy())
+        return torch.zeros_like(audio)
+
+
+def test_copy_synthesis_hears_the_clean_speech_and_keeps_nothing_of_it():
+    clean, degraded = speech(0), speech(1)
+    copied, restored = Deaf(), Deaf()
+    both = [systems.System("copied", copied, hears_clean=True), systems.System("restored", restored, hears_clean=False)]
+    outputs = dict(systems.estimates(degraded, clean, both, keep_low_band=1000.0))
+    for model, wanted, other in ((copied, clean, degraded), (restored, degraded, clean)):
+        likeness = [abs(np.corrcoef(model.inputs_seen[0][: len(clean)], side)[0, 1]) for side in (wanted, other)]
+        assert likeness[0] > 0.95 > 0.5 > likeness[1]  # the start is high-passed
+    assert not outputs["copied"].any()
+    assert outputs["restored"].any()  # the low band of its input

@@ -172,3 +172,39 @@ def test_align_leaves_what_is_unlike_alone():
 def test_align_refuses_a_greater_difference_of_length():
     with pytest.raises(DataError, match=r"\+0.021 s, more than 0.02 s"):
         align(np.ones(1000, np.float32), np.ones(1330, np.float32))
+
+
+def test_estoi_is_the_extended_one_and_stoi_is_not():
+    pystoi = pytest.importorskip("pystoi")
+    clean = babble(3.0)
+    noisy = with_noise(clean, 5)
+    for metric, extended in ((stoi, False), (estoi, True)):
+        assert metric(clean, noisy) == pytest.approx(pystoi.stoi(clean, noisy, RATE, extended), abs=1e-3)
+    assert stoi(clean, noisy) > estoi(clean, noisy) + 0.02
+
+
+def test_si_sdr_hears_no_offset():
+    clean = babble()
+    noisy = with_noise(clean - clean.mean(), 10)
+    assert si_sdr(clean + np.float32(0.2), noisy - np.float32(0.1)) == pytest.approx(si_sdr(clean, noisy), abs=0.01)
+
+
+def test_lsd_is_the_mean_over_frames_of_roots_over_bins():
+    clean = babble()
+    other = with_noise(clean, 5)
+    one, two = (
+        2 * np.log10(np.maximum(np.abs(librosa.stft(audio / np.sqrt(np.mean(audio**2)) * 0.05, n_fft=2048)), 1e-5))
+        for audio in (clean, other)
+    )
+    expected = np.sqrt(np.square(one - two).mean(0))[2:-2].mean()  # librosa pads otherwise at the ends
+    assert lsd(clean, other) == pytest.approx(expected, rel=0.05)
+
+
+def test_mcd_hears_no_pause():
+    clean = babble(4.0)
+    clean[RATE : 3 * RATE] *= 1e-4  # 80 dB down
+    other = clean.copy()
+    other[RATE + 2000 : 3 * RATE - 2000] = 1e-5 * np.random.default_rng(0).normal(size=2 * RATE - 4000)
+    assert mcd(clean, other) < 0.01
+    other = with_noise(clean, 20)
+    assert mcd(clean, other) > 0.5

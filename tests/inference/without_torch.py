@@ -1,4 +1,4 @@
-"""A program that uses the package where PyTorch and what it brings cannot be imported; `tests/inference/test_light.py` runs it.
+"""A program that uses the package where PyTorch and what it brings cannot be imported; `test_light.py` runs it.
 
     python tests/inference/without_torch.py FOLDER
 

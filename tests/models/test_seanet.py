@@ -112,3 +112,11 @@ def test_folding_and_a_file_keep_the_output(tmp_path):
 def test_settings_that_cannot_be_name_the_field(settings, what):
     with pytest.raises(ConfigError, match=what):
         SeanetConfig(**settings)
+
+
+def test_the_first_convolution_goes_around_the_unet(monkeypatch):
+    model, audio = lively(Seanet(TINY)), torch.randn(1, 1, 64, dtype=torch.float64)
+    monkeypatch.setattr(model.unet, "forward", torch.zeros_like)
+    expected = torch.tanh(model.conv_post(model.conv_pre(audio)).float())
+    torch.testing.assert_close(model(audio), expected)
+    assert expected.abs().max() > 0.01

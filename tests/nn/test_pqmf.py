@@ -1,5 +1,6 @@
 """Claims about the filter bank: it gives back what went in, late, and keeps bands apart."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,3 +62,14 @@ def test_it_stays_exact_under_autocast():
         assert torch.equal(bank.analysis(audio), bank.analysis(audio.double().float()))
         assert bank.synthesis(bank.analysis(audio)).dtype == torch.float32
     assert not bank.state_dict()
+
+
+def test_the_filters_are_those_of_the_paper_and_of_published_weights():
+    """Nguyen (1994), equation 1, with the sign of the phase by which EBEN's weights were trained."""
+    bands, taps = 4, 32
+    low, time, band = prototype(bands, taps), np.arange(taps), np.arange(bands)[:, None]
+    angle = (2 * band + 1) * np.pi / (2 * bands) * (time - (taps - 1) / 2)
+    filters = 2 * low * np.cos(angle + (-1.0) ** band * np.pi / 4)
+    audio = noise(400)
+    expected = [np.convolve(audio[0, 0].double().numpy(), one)[bands - 1 : 400 : bands] for one in filters]
+    np.testing.assert_allclose(Pqmf(bands, taps).analysis(audio)[0].numpy(), expected, atol=1e-5)

@@ -7,6 +7,7 @@ from twostage.nn.layers import fold_weight_norm
 from twostage.training.discriminators.audio import (
     DiscriminatorConfig,
     Discriminators,
+    PeriodDiscriminator,
     multi_period,
     multi_resolution,
     multi_scale,
@@ -183,3 +184,15 @@ def test_the_gradient_of_a_spectrograms_judge_reaches_the_audio_and_is_finite(le
 def test_settings_that_cannot_be(settings, what):
     with pytest.raises(ConfigError, match=what):
         DiscriminatorConfig(**settings)
+
+
+def test_periods_are_the_papers_primes():
+    assert DiscriminatorConfig().periods == (2, 3, 5, 7, 11)
+
+
+def test_what_lacks_to_whole_periods_is_reflected():
+    torch.manual_seed(0)
+    discriminator, audio = PeriodDiscriminator(7, 0.0625), torch.randn(1, 1, 500)  # four samples short of 504
+    reflected = torch.cat([audio, audio[..., -5:-1].flip(-1)], -1)
+    for one, other in zip(discriminator(audio), discriminator(reflected), strict=True):
+        torch.testing.assert_close(one, other)

@@ -49,19 +49,19 @@ def watch(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
         monkeypatch.setattr(module, "score_examples", score)
         lists = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]"]
-        given = [f"run_dir={tmp_path}", *lists, "steps=100", "valid.every=1"]
+        fixed = [f"run_dir={tmp_path}", *lists, "steps=100", "valid.every=1"]
         settings = load_config(
             RestorerRun,
             ["restorer", "tiny"],
-            [*given, "save_every=50", "log_every=2", f"valid.metrics=[{metric}]", f"valid.best={metric}"]
+            [*fixed, "save_every=50", "log_every=2", f"valid.metrics=[{metric}]", f"valid.best={metric}"]
             + ["valid.vocoder=default"] * (metric != "mel_l1")
             + list(more),
         )
         logs.append(RunLog(tmp_path, console=io.StringIO()))
-        made = Monitor(
+        built = Monitor(
             settings, logs[-1], [], estimate=None, mel=LogMel(settings.restorer.mel), interruption=Interruption()
         )
-        return made, scored
+        return built, scored
 
     yield make
     for log in logs:

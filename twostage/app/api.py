@@ -63,7 +63,7 @@ def restore_request(values: Mapping[str, str], service: Service) -> RestoreReque
     """A request's parameters. Raises ConfigError that names the parameter and the value."""
     for name in values:
         if name not in PARAMETERS:
-            raise ConfigError(f"{name}: no such parameter; there are {', '.join(PARAMETERS)}")
+            raise ConfigError(f"no such parameter; there are {', '.join(PARAMETERS)}", subject=name)
     suffix = values.get("format") or None
     if suffix and suffix not in FORMATS:
         raise ConfigError(f"format {suffix}: none of {', '.join(FORMATS)}")

@@ -166,7 +166,7 @@ def decode(content: bytes, name: str) -> tuple[Audio, Info]:
             check_plausible(name, info)
             audio = file.read(dtype="float32", always_2d=True).T
     except soundfile.LibsndfileError as error:
-        raise AudioError(f"{name}: not a sound file that can be read ({reason_of(error)})") from None
+        raise AudioError(f"not a sound file that can be read ({reason_of(error)})", subject=name) from None
     return audio, info
 
 

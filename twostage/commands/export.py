@@ -50,9 +50,9 @@ def run(args: Namespace) -> int:
     check_writable(Path(args.out), args.overwrite)
     model = load(*args.model)
     if isinstance(model, OnnxEnhancer):
-        raise CheckpointError(f"{args.model[0]}: is ONNX already")
+        raise CheckpointError("is ONNX already", subject=args.model[0])
     if args.int8 and model.inputs > 1:
-        raise CheckpointError(f"{args.model[0]}: hears {model.inputs} channels; --int8 is for models of one")
+        raise CheckpointError(f"hears {model.inputs} channels; --int8 is for models of one", subject=args.model[0])
     speech = _speech(args, model.sample_rate) if args.int8 else None
     written = export(model, args.out, stream=args.stream, provenance=provenances(*args.model), speech=speech)
     what = "log-mels within" if args.int8 else "within"
@@ -63,7 +63,7 @@ def run(args: Namespace) -> int:
 
 def _check(args: Namespace) -> None:
     if not args.out.endswith(".onnx"):
-        raise ConfigError(f"{args.out}: the name of the file to write must end in .onnx")
+        raise ConfigError("the name of the file to write must end in .onnx", subject=args.out)
     if args.int8 != bool(args.calibrate):
         raise ConfigError("--int8 and --calibrate belong together: the speech that ranges are measured on")
     if args.simulate and not args.int8:

@@ -42,7 +42,7 @@ def run(args: Namespace) -> int:
     plot = None if args.plot is None else Path(args.plot or out.with_suffix(".png"))
     for path in filter(None, (out, plot)):
         if path.exists() and not args.overwrite:
-            raise DataError(f"{path}: exists already (--overwrite replaces it)")
+            raise DataError("exists already (--overwrite replaces it)", subject=path)
     if args.sample_rate < 4000:
         raise DataError(f"--sample-rate is {args.sample_rate}, must be at least 4000")
     entries = _usable(args)
@@ -67,19 +67,21 @@ def _usable(args: Namespace) -> "list[Entry]":
         scanned = scan(args.pairs)
         unknown = set(args.exclude_speaker) - {entry.speaker for entry in scanned}
         if unknown:
-            raise DataError(f"{args.pairs}: no speaker {', '.join(sorted(unknown))} to exclude")
+            raise DataError(f"no speaker {', '.join(sorted(unknown))} to exclude", subject=args.pairs)
         entries = [entry for entry in scanned if entry.speaker not in args.exclude_speaker]
     else:
         entries = read_manifest(args.pairs, exclude_speakers=args.exclude_speaker)
     verdicts = list(align(entries, AlignConfig()))
     if not verdicts:
-        raise DataError(f"{args.pairs}: no pairs")
+        raise DataError("no pairs", subject=args.pairs)
     for _, verdict in verdicts:
         if verdict.problem:
             print(f"left out: {verdict.name}: {verdict.problem}")
     kept = [entry for entry, verdict in verdicts if not verdict.problem]
     if not kept:
-        raise DataError(f"{args.pairs}: none of the {len(verdicts)} pairs is fit for use: {verdicts[0][1].problem}")
+        raise DataError(
+            f"none of the {len(verdicts)} pairs is fit for use: {verdicts[0][1].problem}", subject=args.pairs
+        )
     return kept
 
 

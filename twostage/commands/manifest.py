@@ -105,7 +105,7 @@ def _add_import(action: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     for path in filter(None, (*args.out, args.report)):
         if Path(path).exists() and not args.overwrite:
-            raise DataError(f"{path}: exists already (--overwrite replaces it)")
+            raise DataError("exists already (--overwrite replaces it)", subject=path)
     return int(args.action(args))
 
 
@@ -151,14 +151,14 @@ def _align(args: Namespace) -> int:
     progress = tqdm(align(entries, limits), total=len(entries), disable=silent, unit="pair")
     verdicts = agree_on_polarity(list(progress))
     if not verdicts and not problems:
-        raise DataError(f"{args.manifest}: no pairs")
+        raise DataError("no pairs", subject=args.manifest)
     kept = [entry for entry, verdict in verdicts if not verdict.problem]
     print(_table([verdict for _, verdict in verdicts]))
     for problem in problems:
         print(f"left out: {problem}")
     _report(args, {"kept": len(kept), "pairs": [asdict(verdict) for _, verdict in verdicts], "problems": problems})
     if not kept:
-        raise DataError(f"{args.manifest}: none of the {len(verdicts)} pairs is fit for use")
+        raise DataError(f"none of the {len(verdicts)} pairs is fit for use", subject=args.manifest)
     _write(args.out[0], kept, args)
     return 0
 

@@ -76,17 +76,17 @@ def _check(args: Namespace, files: list[tuple[Path, Path]]) -> None:
     """See before the work whether outputs may be written."""
     out, source = Path(args.out).absolute(), Path(args.clean).absolute()
     if out == source or (source.is_dir() and source in out.parents):
-        raise AudioError(f"{args.out}: lies in {args.clean}; simulated speech would be taken for clean speech")
+        raise AudioError(f"lies in {args.clean}; simulated speech would be taken for clean speech", subject=args.out)
     if args.manifest and Path(args.manifest).exists() and not args.overwrite:
-        raise AudioError(f"{args.manifest}: exists already (--overwrite replaces it)")
+        raise AudioError("exists already (--overwrite replaces it)", subject=args.manifest)
     targets: dict[Path, Path] = {}
     for file, relative in files:
         if not file.exists():
-            raise AudioError(f"{file}: no such file or folder")
+            raise AudioError("no such file or folder", subject=file)
         target = _target(args, relative)
         other = targets.setdefault(target, file)
         if other != file and all(map(_can_be_read, (file, other))):
-            raise AudioError(f"{file}: has the same output as {other}: {target}")
+            raise AudioError(f"has the same output as {other}: {target}", subject=file)
 
 
 def _can_be_read(file: Path) -> bool:

@@ -199,5 +199,5 @@ def _opened(path: str, rate: int) -> _Channel:
     with sound_files.Reader(path) as reader:
         channel = _channel(reader.blocks(), reader.info.sample_rate, rate)
     if not channel.finite:
-        raise DataError(f"{path}: holds samples that are not finite")
+        raise DataError("holds samples that are not finite", subject=path)
     return channel

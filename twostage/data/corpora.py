@@ -130,7 +130,7 @@ def find_shards(sources: Sequence[str], config: ImportConfig, passed_over: list[
     shards = []
     for source in map(Path, sources):
         if not source.exists():
-            raise DataError(f"{source}: no such file or folder")
+            raise DataError("no such file or folder", subject=source)
         for path in sorted(source.rglob("*.parquet")) if source.is_dir() else [source]:
             below = path.relative_to(source) if source.is_dir() else Path(path.name)
             if others & set(path.absolute().parts[-4:-1]):
@@ -173,7 +173,7 @@ def import_corpus(
         if not part.exists():
             entries = list(_rows(shard, folder, config, result.problems, progress))
             if not entries:
-                raise DataError(f"{shard.path}: nothing to use" + "".join(f": {p}" for p in result.problems[-1:]))
+                raise DataError("nothing to use" + "".join(f": {p}" for p in result.problems[-1:]), subject=shard.path)
             write_manifest(part, entries)
         result.manifests.setdefault(shard.split, []).extend(read_manifest(part))
     for split, entries in result.manifests.items():
@@ -187,7 +187,7 @@ def _check_settings(path: Path, config: ImportConfig) -> None:
         try:
             before = parse_json(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise DataError(f"{path}: not JSON: {error}") from None
+            raise DataError(f"not JSON: {error}", subject=path) from None
         for name, value in settings.items():
             if not isinstance(before, dict) or before.get(name) != value:
                 there = before.get(name) if isinstance(before, dict) else before
@@ -209,7 +209,7 @@ def _rows(
     sounds = (config.air, *config.sensors)
     lacking = [name for name in sounds if name not in rows.columns]
     if lacking:
-        raise DataError(f"{shard.path}: no column {', '.join(lacking)}; there are {', '.join(rows.columns)}")
+        raise DataError(f"no column {', '.join(lacking)}; there are {', '.join(rows.columns)}", subject=shard.path)
     speaker, text = (next((n for n in names if n in rows.columns), "") for names in (corpus.speaker, corpus.text))
     try:
         for number, row in enumerate(rows.read([*sounds, *filter(None, (speaker, text))])):
@@ -248,7 +248,7 @@ def _pairs(row: dict[str, Any], base: Entry, place: Path, config: ImportConfig) 
 def _write(path: Path, cell: Any, column: str, sample_rate: int) -> None:
     audio, rate, subtype = _decoded(cell, column)
     if not np.isfinite(audio).all() or not len(audio):
-        raise DataError(f"{column}: " + ("holds samples that are not finite" if len(audio) else "holds no samples"))
+        raise DataError(("holds samples that are not finite" if len(audio) else "holds no samples"), subject=column)
     wanted = sample_rate or rate
     audio = sound_files.resample(audio, rate, wanted).clip(-1, 1)
     sound_files.write(path, audio, wanted, subtype="PCM_16" if subtype == "PCM_16" else "PCM_24", overwrite=True)
@@ -265,7 +265,7 @@ def _decoded(cell: Any, column: str) -> tuple[Audio, int, str]:
         samples = np.asarray(cell["array"], np.float32)
         return samples if samples.ndim == 1 else samples.reshape(-1, samples.shape[-1])[0], cell["sampling_rate"], ""
     where = cell.get("path") if isinstance(cell, dict) else None
-    raise DataError(f"{column}: holds no sound" + (f", only the name {where!r}" if where else ""))
+    raise DataError("holds no sound" + (f", only the name {where!r}" if where else ""), subject=column)
 
 
 def _safe(name: str) -> str:

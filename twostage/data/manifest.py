@@ -71,10 +71,10 @@ def read_manifest(
     unknown = excluded - {entry.speaker for entry in entries}
     names = ", ".join(map(str, paths))
     if unknown:
-        raise DataError(f"{names}: no speaker {', '.join(sorted(unknown))} to exclude")
+        raise DataError(f"no speaker {', '.join(sorted(unknown))} to exclude", subject=names)
     kept = [entry for entry in entries if entry.speaker not in excluded]
     if not kept:
-        raise DataError(f"{names}: no entries" + (" left after exclude_speakers" if excluded else ""))
+        raise DataError("no entries" + (" left after exclude_speakers" if excluded else ""), subject=names)
     return kept
 
 
@@ -102,7 +102,7 @@ def read_paths(text: str, name: str) -> list[str]:
             raise DataError(f"{name}:{number}: path is {path!r}, must be text")
         paths.append(path)
     if not paths:
-        raise DataError(f"{name}: no entries")
+        raise DataError("no entries", subject=name)
     return paths
 
 
@@ -176,7 +176,7 @@ def pair(
 
 def _files(root: Path, problems: list[str]) -> list[Path]:
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder")
+        raise DataError("no such folder", subject=root)
     passed_over: list[Path] = []
     relative_paths = [relative for _, relative in sound_files.find([root], passed_over=passed_over)]
     if passed_over:
@@ -225,7 +225,7 @@ def _entries(
         except TwoStageError as error:
             problems.append(str(error))
     if not entries:
-        raise DataError(f"{root}: nothing to use" + (f": {problems[0]}" if problems else ""))
+        raise DataError("nothing to use" + (f": {problems[0]}" if problems else ""), subject=root)
     return entries
 
 
@@ -236,7 +236,7 @@ def _entry(key: Path, paths: dict[str, Path], root: Path, pattern: re.Pattern[st
     if pattern:
         match = pattern.search(key.as_posix())
         if not match:
-            raise DataError(f"{key}: the speaker's pattern {pattern.pattern!r} does not match")
+            raise DataError(f"the speaker's pattern {pattern.pattern!r} does not match", subject=key)
         name = match.group(1) if pattern.groups else match.group()
     return Entry(files.get("air", files.get("clean")), files.get("bone"), name, seconds, corpus)
 
@@ -257,7 +257,7 @@ def _read_one(path: Path, problems: list[str] | None) -> list[Entry]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
-        raise DataError(f"{path}: {reason}") from None
+        raise DataError(f"{reason}", subject=path) from None
     if path.suffix.lower() == ".csv":
         entries = []
         for line, row in _csv_rows(text, str(path)):
@@ -292,7 +292,7 @@ def _from_csv(row: dict[str, str | None], where: str, folder: Path) -> Entry:
         seconds, delay, drift = row.get("seconds"), float(row.get("delay") or 0.0), float(row.get("drift") or 0.0)
         duration = float(seconds) if seconds else min(_seconds(p) for p in (entry.clean, entry.degraded) if p)
     except ValueError as error:
-        raise DataError(f"{where}: {error}") from None
+        raise DataError(f"{error}", subject=where) from None
     inverted = _truth(row.get("inverted") or "", where)
     return _checked(
         replace(entry, seconds=duration, delay=delay, drift=drift, inverted=inverted, text=row.get("text") or ""), where
@@ -301,7 +301,7 @@ def _from_csv(row: dict[str, str | None], where: str, folder: Path) -> Entry:
 
 def _truth(text: str, where: str) -> bool:
     if text.strip().lower() not in (*YES, *NO):
-        raise DataError(f"{where}: inverted is {text!r}, must be true or false")
+        raise DataError(f"inverted is {text!r}, must be true or false", subject=where)
     return text.strip().lower() in YES
 
 
@@ -310,7 +310,7 @@ def _named(row: Mapping[str, Any], where: str) -> tuple[Any, Any]:
     clean = row.get("air") or row.get("clean") or row.get("path")
     degraded = row.get("bone") or row.get("degraded")
     if not clean and not degraded:
-        raise DataError(f"{where}: needs a column path, or bone and air")
+        raise DataError("needs a column path, or bone and air", subject=where)
     return clean, degraded
 
 
@@ -318,9 +318,9 @@ def _object(line: str, where: str) -> dict[str, Any]:
     try:
         values = parse_json(line)
     except ValueError as error:
-        raise DataError(f"{where}: not JSON: {error}") from None
+        raise DataError(f"not JSON: {error}", subject=where) from None
     if not isinstance(values, dict):
-        raise DataError(f"{where}: not a JSON object")
+        raise DataError("not a JSON object", subject=where)
     return values
 
 
@@ -335,13 +335,15 @@ def _from_json(line: str, where: str, folder: Path) -> Entry:
 
 def _checked(entry: Entry, where: str) -> Entry:
     if not (entry.clean or entry.degraded):
-        raise DataError(f"{where}: neither clean nor degraded")
+        raise DataError("neither clean nor degraded", subject=where)
     for field in ("seconds", "delay", "drift"):
         value = getattr(entry, field)
         if not math.isfinite(value) or (field == "seconds" and value <= 0):
-            raise DataError(f"{where}: {field} is {value!r}")
+            raise DataError(f"{field} is {value!r}", subject=where)
     if abs(entry.drift) > MOST_DRIFT:
-        raise DataError(f"{where}: drift is {entry.drift!r} ppm, must lie between {-MOST_DRIFT:g} and {MOST_DRIFT:g}")
+        raise DataError(
+            f"drift is {entry.drift!r} ppm, must lie between {-MOST_DRIFT:g} and {MOST_DRIFT:g}", subject=where
+        )
     return entry
 
 

@@ -43,7 +43,7 @@ class ParquetRows:
 
     def _damaged(self, error: Exception) -> DataError:
         reason = str(error).strip().partition("\n")[0]
-        return DataError(f"{self.path}: not a Parquet file that can be read ({reason})")
+        return DataError(f"not a Parquet file that can be read ({reason})", subject=self.path)
 
 
 def _names(fields: Any) -> list[str]:

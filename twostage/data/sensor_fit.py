@@ -84,7 +84,7 @@ def _load(entry: Entry, sample_rate: int) -> Recording:
     degraded, clean = open_pair(entry, sample_rate).cut()
     for path, side in ((entry.clean, clean), (entry.degraded, degraded)):
         if not side.any():
-            raise DataError(f"{path}: silent, no use for a fit")
+            raise DataError("silent, no use for a fit", subject=path)
     return Recording(clean, degraded)
 
 

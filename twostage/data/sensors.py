@@ -112,11 +112,11 @@ def load_sensor(name: str | os.PathLike[str]) -> Sensor:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: a number too long, no such day
-        raise DataError(f"{path}: not YAML: {str(error).partition(chr(10))[0]}") from None
+        raise DataError(f"not YAML: {str(error).partition(chr(10))[0]}", subject=path) from None
     try:
         return build(Sensor, values, "sensor")
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{error}", subject=path) from None
 
 
 def save_sensor(path: str | os.PathLike[str], sensor: Sensor, *, overwrite: bool = False, comment: str = "") -> None:
@@ -124,7 +124,7 @@ def save_sensor(path: str | os.PathLike[str], sensor: Sensor, *, overwrite: bool
     import yaml
 
     if type(sensor) is not Sensor:
-        raise ConfigError(f"{path}: {type(sensor).__name__} is a family of sensors, a file holds one")
+        raise ConfigError(f"{type(sensor).__name__} is a family of sensors, a file holds one", subject=path)
 
     values = {name: _listed(value) for name, value in asdict(sensor).items()}
     text = "".join(f"# {line}\n" for line in comment.splitlines()) + yaml.safe_dump(values, sort_keys=False)

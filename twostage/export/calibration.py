@@ -36,7 +36,7 @@ def _files(source: Path, *, clean: bool) -> list[str]:
         sides = ((entry.clean if clean else entry.degraded) for entry in read_manifest(source))
         files = [side for side in sides if side]
         if not files and not clean:
-            raise ConfigError(f"{source}: holds clean speech alone; --simulate says what the sensor makes of it")
+            raise ConfigError("holds clean speech alone; --simulate says what the sensor makes of it", subject=source)
     if not files:
-        raise AudioError(f"{source}: no sound files there")
+        raise AudioError("no sound files there", subject=source)
     return files

@@ -65,14 +65,14 @@ def export(
     Raises CheckpointError if the model cannot be exported so, or its file differs from PyTorch by more than TOLERANCE.
     """
     if not isinstance(model, EnhancerModule):
-        raise CheckpointError(f"{path}: torch modules alone become ONNX, this is a {type(model).__name__}")
+        raise CheckpointError(f"torch modules alone become ONNX, this is a {type(model).__name__}", subject=path)
     if stream and not model.causal:
         raise CheckpointError("--stream needs a causal model: frames of this one depend on later sound (mel.causal)")
     if not stream and not isfinite(model.context):
         step = "; its step does (--stream)" if model.causal else ""
-        raise CheckpointError(f"{path}: a {kind_of(model)} does not become ONNX: it needs all of a signal{step}")
+        raise CheckpointError(f"a {kind_of(model)} does not become ONNX: it needs all of a signal{step}", subject=path)
     if speech is not None and not isinstance(model, TwoStage):
-        raise CheckpointError(f"{path}: models of two stages alone become int8, this is a {kind_of(model)}")
+        raise CheckpointError(f"models of two stages alone become int8, this is a {kind_of(model)}", subject=path)
     require("onnx", "onnxscript", "onnxruntime")
     import onnx
 
@@ -81,7 +81,7 @@ def export(
             program = _step(real(model)) if stream else _whole(real(model))
         except REFUSALS as error:
             reason = str(error).strip().partition("\n")[0]
-            raise CheckpointError(f"{path}: a {kind_of(model)} does not become ONNX: {reason}") from None
+            raise CheckpointError(f"a {kind_of(model)} does not become ONNX: {reason}", subject=path) from None
     says = header(model, stream, provenance)
     program.model.metadata_props.update(says.as_metadata())
     with TemporaryDirectory() as folder:
@@ -89,7 +89,9 @@ def export(
         program.save(float_file)
         deviation = difference(model, OnnxEnhancer(float_file))
         if not deviation <= TOLERANCE:
-            raise CheckpointError(f"{path}: differs from PyTorch by {deviation:.1e}, above {TOLERANCE}; not written")
+            raise CheckpointError(
+                f"differs from PyTorch by {deviation:.1e}, above {TOLERANCE}; not written", subject=path
+            )
         if speech is not None:
             assert isinstance(model, TwoStage)
             float_file = _quantized(float_file, replace(says, int8=True), speech)

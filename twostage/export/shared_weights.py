@@ -54,7 +54,7 @@ def share_weights(model: EnhancerModule, source: Path, target: Path, files: Sequ
     whole = onnx.load(source)
     places = {name: place for file in files for name, place in _places(file)}
     if not _put_aside(whole.graph, places):
-        raise CheckpointError(f"{source}: holds none of the weights of {', '.join(map(str, files))}")
+        raise CheckpointError(f"holds none of the weights of {', '.join(map(str, files))}", subject=source)
     if isinstance(model, TwoStage):
         _compute_waves(whole.graph, model.mel.stft)
     _merge_equal(whole.graph)
@@ -65,7 +65,7 @@ def share_weights(model: EnhancerModule, source: Path, target: Path, files: Sequ
         partial.write_bytes(whole.SerializeToString())
         away = difference(model, OnnxEnhancer(partial))
         if not away <= TOLERANCE:
-            raise CheckpointError(f"{target}: differs from PyTorch by {away:.1e}, above {TOLERANCE}; not written")
+            raise CheckpointError(f"differs from PyTorch by {away:.1e}, above {TOLERANCE}; not written", subject=target)
     return away
 
 

@@ -69,7 +69,7 @@ def _of_array(audio: Any, name: str) -> Samples:
     try:
         array = np.asarray(audio)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise AudioError(f"{name}: no array of numbers ({error})") from None
+        raise AudioError(f"no array of numbers ({error})", subject=name) from None
     kind = array.dtype
     if isinstance(audio, np.ma.MaskedArray):
         raise AudioError(f"{name} {_is(name)} masked in places; fill them first")

@@ -38,7 +38,9 @@ class TorchChunks:
 
 def _module(model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"{type(model).__name__}: a causal model must be a torch module, whose leaves hold its state")
+        raise ConfigError(
+            "a causal model must be a torch module, whose leaves hold its state", subject=type(model).__name__
+        )
     return model
 
 

@@ -79,7 +79,7 @@ def run_virtual_microphone(
     sweep()
     microphone = microphone or default_source()
     if microphone not in sources():
-        raise AudioError(f"{microphone}: no such microphone; there are {', '.join(sources()) or 'none'}")
+        raise AudioError(f"no such microphone; there are {', '.join(sources()) or 'none'}", subject=microphone)
     if microphone == name or name in sources():
         raise ConfigError(f"--virtual-microphone {name}: there is a source of that name already")
     warm_up(stream, hop)

@@ -59,7 +59,7 @@ def save(
     tensors = {key: tensor.to("cpu", dtype).contiguous() for key, tensor in plain_state(model).items()}
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise CheckpointError(f"{path}: {key} is not finite as {dtype}, not written")
+            raise CheckpointError(f"{key} is not finite as {dtype}, not written", subject=path)
     config: Any = model.config
     metadata = {
         "format": "twostage",
@@ -98,7 +98,7 @@ def _load(paths: tuple[str | Path, ...], *, folded: bool) -> EnhancerModule:
     model = next(iter(models.values())) if len(models) == 1 else _join(models)
     if not isinstance(model, EnhancerModule):
         other = "restorer" if isinstance(model, Vocoder) else "vocoder"
-        raise CheckpointError(f"{files[0]}: holds a {kind_of(model)} alone; give a {other}'s file beside it")
+        raise CheckpointError(f"holds a {kind_of(model)} alone; give a {other}'s file beside it", subject=files[0])
     return model
 
 
@@ -113,7 +113,7 @@ def load_stage(path: str | Path, kind: str | None = None, *, folded: bool = Fals
     try:
         model = module(build(config_class, header.config, header.kind))
     except (ConfigError, RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{file}: settings inside do not make a {header.kind}: {error}") from None
+        raise CheckpointError(f"settings inside do not make a {header.kind}: {error}", subject=file) from None
     model = fold_weight_norm(model) if folded else model  # before, so that plain weights arrive bit by bit
     assign(model, tensors, str(file))
     return model
@@ -131,14 +131,14 @@ def read_header(path: str | Path) -> Header:
         metadata = file.metadata() or {}
     if metadata.get("format") != "twostage" or metadata.get("kind") not in KINDS:
         raise CheckpointError(
-            f"{path}: safetensors, but not of twostage (no kind that is known: {metadata.get('kind')})"
+            f"safetensors, but not of twostage (no kind that is known: {metadata.get('kind')})", subject=path
         )
     try:
         config, provenance = parse_json(metadata["config"]), parse_json(metadata.get("provenance", "{}"))
     except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path}: settings inside cannot be read: {error!r}") from None
+        raise CheckpointError(f"settings inside cannot be read: {error!r}", subject=path) from None
     if not isinstance(config, dict) or not isinstance(provenance, dict):
-        raise CheckpointError(f"{path}: settings inside cannot be read: not a JSON object")
+        raise CheckpointError("settings inside cannot be read: not a JSON object", subject=path)
     return Header(metadata["kind"], translated(KINDS[metadata["kind"]][0], config), provenance)
 
 
@@ -214,14 +214,16 @@ def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
 def load_state(path: str | Path) -> dict[str, Any]:
     """Read a training's state, weights-only. Raises CheckpointError; damage does not go unnoticed."""
     if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such file")
+        raise CheckpointError("no such file", subject=path)
     try:
         _check_sums(path)
         state = unpickled(path)
     except Exception:  # bytes that are no state can trip the unpickler anywhere
-        raise CheckpointError(f"{path}: not a training state, damaged, or it holds code, which is not run") from None
+        raise CheckpointError(
+            "not a training state, damaged, or it holds code, which is not run", subject=path
+        ) from None
     if not isinstance(state, dict) or "step" not in state:
-        raise CheckpointError(f"{path}: not a training state")
+        raise CheckpointError("not a training state", subject=path)
     return state
 
 
@@ -254,13 +256,13 @@ def _check_sums(path: str | Path) -> None:
 
 def _open(path: Path) -> Any:
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+        raise CheckpointError("no such file", subject=path)
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         if _is_pointer(path):
-            raise CheckpointError(f"{path}: a pointer of Git LFS, `git lfs pull` fetches the weights") from None
-        raise CheckpointError(f"{path}: not a safetensors file, or damaged ({_first_line(error)})") from None
+            raise CheckpointError("a pointer of Git LFS, `git lfs pull` fetches the weights", subject=path) from None
+        raise CheckpointError(f"not a safetensors file, or damaged ({_first_line(error)})", subject=path) from None
 
 
 def _is_pointer(path: Path) -> bool:
@@ -274,9 +276,9 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
             written = (file.metadata() or {}).get("sha256")
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: damaged ({_first_line(error)})") from None
+        raise CheckpointError(f"damaged ({_first_line(error)})", subject=path) from None
     if written and written != _digest(tensors):  # files from before have none
-        raise CheckpointError(f"{path}: damaged, the weights are not those that were written")
+        raise CheckpointError("damaged, the weights are not those that were written", subject=path)
     return tensors
 
 
@@ -292,12 +294,14 @@ def _check(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str
     for problem, keys in (("missing", own.keys() - tensors.keys()), ("unexpected", tensors.keys() - own.keys())):
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise CheckpointError(f"{source}: {min(keys)}{more} {problem}")
+            raise CheckpointError(f"{min(keys)}{more} {problem}", subject=source)
     for key, tensor in tensors.items():
         if tensor.shape != own[key].shape:
-            raise CheckpointError(f"{source}: {key} has shape {tuple(tensor.shape)}, wanted {tuple(own[key].shape)}")
+            raise CheckpointError(
+                f"{key} has shape {tuple(tensor.shape)}, wanted {tuple(own[key].shape)}", subject=source
+            )
         if not tensor.isfinite().all():
-            raise CheckpointError(f"{source}: {key} is not finite")
+            raise CheckpointError(f"{key} is not finite", subject=source)
 
 
 def _read(path: str | Path, kind: str | None) -> tuple[Path, Header, dict[str, Tensor]]:
@@ -307,13 +311,13 @@ def _read(path: str | Path, kind: str | None) -> tuple[Path, Header, dict[str, T
         files = [file for file in files if read_header(file).kind in (kind, "two-stage")]
     if len(files) != 1:
         raise CheckpointError(
-            f"{path}: holds {len(files)} {SUFFIX} files{f' with a {kind}' if kind else ''}, wanted one"
+            f"holds {len(files)} {SUFFIX} files{f' with a {kind}' if kind else ''}, wanted one", subject=path
         )
     file, header, tensors = files[0], read_header(files[0]), _tensors(files[0])
     if kind in (None, header.kind):
         return file, header, tensors
     if header.kind != "two-stage":
-        raise CheckpointError(f"{file}: holds a {header.kind}, wanted a {kind}")
+        raise CheckpointError(f"holds a {header.kind}, wanted a {kind}", subject=file)
     part = {key.removeprefix(f"{kind}."): t for key, t in tensors.items() if key.startswith(f"{kind}.")}
     return file, Header(str(kind), header.config.get(str(kind), {}), header.provenance), part
 
@@ -324,14 +328,14 @@ def _join(models: Mapping[str, nn.Module]) -> TwoStage:
     stages = {kind_of(model): model for model in models.values()}
     if len(models) != 2 or stages.keys() != STAGES.keys():
         kinds = ", ".join(kind_of(model) for model in models.values())
-        raise CheckpointError(f"{files}: wanted a restorer and a vocoder, found: {kinds}")
+        raise CheckpointError(f"wanted a restorer and a vocoder, found: {kinds}", subject=files)
     restorer, vocoder = stages["restorer"], stages["vocoder"]
     assert isinstance(restorer, Restorer)
     assert isinstance(vocoder, Vocoder)
     try:
         model = TwoStage(TwoStageConfig(restorer.config, vocoder.config))
     except ConfigError as error:
-        raise CheckpointError(f"{files}: {error}") from None
+        raise CheckpointError(f"{error}", subject=files) from None
     model.restorer, model.vocoder = restorer, vocoder
     return model
 

@@ -44,7 +44,7 @@ def import_hifigan(weights: str | Path, config: str | Path, out: str | Path, *, 
     of the wrong size, and if ``out`` exists.
     """
     if Path(out).exists() and not overwrite:
-        raise CheckpointError(f"{out}: exists already")
+        raise CheckpointError("exists already", subject=out)
     model = Vocoder(read_config(config))
     checkpoint.assign(model, _renamed(_read_tensors(Path(weights)), weights), str(weights))
     provenance = {"imported from": Path(weights).name, "sha256": sha256(Path(weights).read_bytes()).hexdigest()}
@@ -57,24 +57,24 @@ def read_config(path: str | Path) -> VocoderConfig:
     try:
         values = parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
+        raise ConfigError(f"{error.strerror}", subject=path) from None
     except ValueError as error:
-        raise ConfigError(f"{path}: not JSON: {error}") from None
+        raise ConfigError(f"not JSON: {error}", subject=path) from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: not a JSON object")
+        raise ConfigError("not a JSON object", subject=path)
     try:
         return _config(values)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{error}", subject=path) from None
 
 
 def _config(values: Mapping[str, Any]) -> VocoderConfig:
     for key in (*MEL, *NETWORK):
         if key not in values:
-            raise ConfigError(f"{key}: missing")
+            raise ConfigError("missing", subject=key)
     for key in values:
         if key not in (*MEL, *NETWORK, *TRAINING, LOSS):
-            raise ConfigError(f"{key}: no setting of the published generator, so its meaning is not known")
+            raise ConfigError("no setting of the published generator, so its meaning is not known", subject=key)
     mel = {ours: values[theirs] for theirs, ours in MEL.items()}
     if mel["fmax"] is None and isinstance(mel["sample_rate"], int):
         mel["fmax"] = mel["sample_rate"] / 2
@@ -91,18 +91,22 @@ def _config(values: Mapping[str, Any]) -> VocoderConfig:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+        raise CheckpointError("no such file", subject=path)
     try:
         state = checkpoint.unpickled(path)
     except Exception:  # bytes that are no tensors can trip the unpickler anywhere
-        raise CheckpointError(f"{path}: not a file of tensors, damaged, or it holds code, which is not run") from None
+        raise CheckpointError(
+            "not a file of tensors, damaged, or it holds code, which is not run", subject=path
+        ) from None
     if isinstance(state, dict) and isinstance(state.get("generator"), dict):
         others = ", ".join(map(str, state.keys() - {"generator"}))
         if others:
-            raise CheckpointError(f"{path}: holds {others} beside the generator; not a published generator's file")
+            raise CheckpointError(
+                f"holds {others} beside the generator; not a published generator's file", subject=path
+            )
         state = state["generator"]
     if not isinstance(state, dict) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise CheckpointError(f"{path}: holds no generator (wanted tensors, or 'generator' with tensors)")
+        raise CheckpointError("holds no generator (wanted tensors, or 'generator' with tensors)", subject=path)
     return {str(key): tensor.float() for key, tensor in state.items()}
 
 
@@ -111,7 +115,7 @@ def _renamed(tensors: Mapping[str, Tensor], source: str | Path) -> dict[str, Ten
     for length, direction in (("weight_g", "weight_v"), ("weight_v", "weight_g")):
         for key in tensors:
             if key.endswith(f".{length}") and key.replace(f".{length}", f".{direction}") not in tensors:
-                raise CheckpointError(f"{source}: {key} stands without its {direction}")
+                raise CheckpointError(f"{key} stands without its {direction}", subject=source)
     names = {".weight_g": checkpoint.LENGTH, ".weight_v": checkpoint.DIRECTION}
     return {_replace_end(key, names): tensor for key, tensor in tensors.items()}
 

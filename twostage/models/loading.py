@@ -47,7 +47,7 @@ def onnx_for(*paths: str | Path) -> Path | None:
     for path in paths:
         if onnx := onnx_file(path):
             if len(paths) > 1:
-                raise CheckpointError(f"{path}: holds a model of its own; give it alone")
+                raise CheckpointError("holds a model of its own; give it alone", subject=path)
             return onnx
     if installed("torch"):
         return None
@@ -55,4 +55,4 @@ def onnx_for(*paths: str | Path) -> Path | None:
         return beside
     what = ", ".join(map(str, paths)) or DEFAULT
     ready = ", ".join(names_with_onnx()) or "none of the shipped models"
-    raise CheckpointError(f"{what}: {WITHOUT_TORCH}; without it, ONNX files can be used, and {ready}")
+    raise CheckpointError(f"{WITHOUT_TORCH}; without it, ONNX files can be used, and {ready}", subject=what)

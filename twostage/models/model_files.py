@@ -50,7 +50,7 @@ def stage_files(path: str | Path) -> list[Path]:
             return [place / f"{name}{SUFFIX}"]
     files = sorted(place.glob(f"*{SUFFIX}"))
     if not 1 <= len(files) <= 2:
-        raise CheckpointError(f"{place}: holds {len(files)} {SUFFIX} files, wanted one or two")
+        raise CheckpointError(f"holds {len(files)} {SUFFIX} files, wanted one or two", subject=place)
     return files
 
 
@@ -61,12 +61,12 @@ def _find(path: str | Path) -> Path:
                 return home / path
     if not Path(path).exists():
         if Path(path).is_symlink():
-            raise CheckpointError(f"{path}: a link to {os.readlink(path)}, which is not there")
+            raise CheckpointError(f"a link to {os.readlink(path)}, which is not there", subject=path)
         for file in (home / f"{path}{SUFFIX}" for home in SHIPPED):  # one stage of a shipped model: default/vocoder
             if file.is_file():
                 return file
         raise CheckpointError(
-            f"{path}: no such file, folder or shipped model ({', '.join(names()) or 'none are shipped'})"
+            f"no such file, folder or shipped model ({', '.join(names()) or 'none are shipped'})", subject=path
         )
     return _snapshot(Path(path))
 
@@ -82,7 +82,7 @@ def _snapshot(path: Path) -> Path:
     revisions = sorted(folder.name for folder in (path / "snapshots").iterdir())
     if revision not in revisions:
         raise CheckpointError(
-            f"{path}: no snapshot of main; name one of {', '.join(revisions) or 'none'} in snapshots/"
+            f"no snapshot of main; name one of {', '.join(revisions) or 'none'} in snapshots/", subject=path
         )
     return path / "snapshots" / revision
 

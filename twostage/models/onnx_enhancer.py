@@ -53,11 +53,11 @@ class OnnxHeader:
     def of(cls, metadata: Mapping[str, str], source: str) -> "OnnxHeader":
         """Raises CheckpointError that names ``source``."""
         if metadata.get("format") != "twostage":
-            raise CheckpointError(f"{source}: ONNX, but not of twostage (`twostage export` makes such files)")
+            raise CheckpointError("ONNX, but not of twostage (`twostage export` makes such files)", subject=source)
         try:
             return build(cls, {f.name: parse_json(metadata[f.name]) for f in fields(cls) if f.name in metadata})
         except (ValueError, ConfigError) as error:
-            raise CheckpointError(f"{source}: settings inside cannot be read: {error}") from None
+            raise CheckpointError(f"settings inside cannot be read: {error}", subject=source) from None
 
 
 class OnnxEnhancer:
@@ -199,7 +199,7 @@ def require(*packages: str) -> None:
 
 def _session(path: Path, threads: int) -> Any:
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+        raise CheckpointError("no such file", subject=path)
     require("onnxruntime")
     import onnxruntime
 
@@ -209,7 +209,7 @@ def _session(path: Path, threads: int) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own, one for each way in which a file can be damaged
         reason = one_line(str(error).strip().partition("\n")[0])  # which begins with what is wrong
-        raise CheckpointError(f"{path}: not an ONNX file, or damaged ({reason})") from None
+        raise CheckpointError(f"not an ONNX file, or damaged ({reason})", subject=path) from None
 
 
 def _checked_weights(path: Path, header: OnnxHeader) -> list[Path]:
@@ -217,5 +217,7 @@ def _checked_weights(path: Path, header: OnnxHeader) -> list[Path]:
     files = {path.parent / Path(name).name: digest for name, digest in header.weights.items()}
     for file, digest in files.items():
         if not file.is_file() or sha256(file.read_bytes()).hexdigest() != digest:
-            raise CheckpointError(f"{path}: was made for other weights than those in {file.name}, or that is damaged")
+            raise CheckpointError(
+                f"was made for other weights than those in {file.name}, or that is damaged", subject=path
+            )
     return list(files)

@@ -289,7 +289,7 @@ def with_new_names(cls: type[RunConfig], values: Any) -> Any:
 def _merged(cls: type[RunConfig], files: Iterable[str], overrides: Sequence[str], stored: bool = False) -> Any:
     for override in overrides:
         if "=" not in override or override.startswith("="):
-            raise ConfigError(f"{override}: neither a YAML file nor key=value")
+            raise ConfigError("neither a YAML file nor key=value", subject=override)
     try:
         parts = [_of(cls, OmegaConf.to_container(_read(_find(file)))) for file in files]
         parts = [with_new_names(cls, part) for part in parts] if stored else parts
@@ -350,7 +350,7 @@ def _find(name: str) -> Path:
     for place in places:
         if place.is_file():
             return place
-    raise ConfigError(f"{name}: no such file or shipped configuration ({', '.join(shipped())})")
+    raise ConfigError(f"no such file or shipped configuration ({', '.join(shipped())})", subject=name)
 
 
 def shipped() -> list[str]:
@@ -363,9 +363,9 @@ def _read(path: Path) -> Any:
     try:
         values = OmegaConf.load(path)
     except (YAMLError, ValueError, RecursionError, OSError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {_first_line(error)}") from None
+        raise ConfigError(f"not readable as YAML: {_first_line(error)}", subject=path) from None
     if not OmegaConf.is_dict(values):
-        raise ConfigError(f"{path}: not a mapping of fields to values")
+        raise ConfigError("not a mapping of fields to values", subject=path)
     return values
 
 

@@ -90,7 +90,7 @@ class RunLog:
         try:
             yield
         except OSError as error:
-            raise OutputError(f"{self.directory}: logs cannot be written ({error.strerror or error})") from None
+            raise OutputError(f"logs cannot be written ({error.strerror or error})", subject=self.directory) from None
 
     def _of_a_thread(self, args: threading.ExceptHookArgs) -> None:
         """TensorBoard's writer has a thread; what it raises is raised again where the log is written to next."""

@@ -67,8 +67,9 @@ class Monitor:
         name = optim.first_not_finite({**means, "weight": largest})
         if name:
             raise TwoStageError(
-                f"{self.settings.run_dir}: {name} is not finite at step {training.step}, stopped before it was kept; "
-                "a lower optimizer.learning_rate or an optimizer.grad_clip may help"
+                f"{name} is not finite at step {training.step}, stopped before it was kept; "
+                "a lower optimizer.learning_rate or an optimizer.grad_clip may help",
+                subject=self.settings.run_dir,
             )
         return {name: float(mean) for name, mean in means.items()}
 

@@ -180,7 +180,7 @@ def begin(settings: RunConfig, resume: bool) -> dict[str, Any] | None:
     stored = build(type(settings), _without_checks(stored, settings), f"{path}: settings")
     changed = difference(settings, stored)
     if changed:
-        raise ConfigError(f"{path}: cannot go on with other settings: {changed}")
+        raise ConfigError(f"cannot go on with other settings: {changed}", subject=path)
     return state
 
 
