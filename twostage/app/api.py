@@ -1,4 +1,4 @@
-"""What programs ask for over HTTP, without the HTTP: a file in, a restored file and its report out; the models."""
+"""The HTTP interface for programs, without HTTP: a file in, a restored file and its report out; the models."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -48,12 +48,12 @@ LONGEST = 100  # bytes of a file's name
 
 
 class Busy(TwoStageError):
-    """As many requests wait as may."""
+    """The queue of requests is full."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a request is not answered with what it asks for: an HTTP ``status`` and a sentence."""
+    """The reason why a request is refused: an HTTP ``status`` and a message."""
 
     status: int
     text: str

@@ -1,4 +1,4 @@
-"""The page itself: the only file that knows gradio. It works without a network, and asks for nothing outside itself."""
+"""The page itself, the only file that imports gradio. It works without a network and loads nothing from elsewhere."""
 
 import os
 from collections.abc import Iterator, Mapping

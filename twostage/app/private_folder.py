@@ -1,4 +1,4 @@
-"""The folder that a server writes to and nobody else reads: gone when the server ends, swept when it was killed."""
+"""The private folder of a server: deleted when the server ends, or by the next server if it was killed."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Folders that `twostage evaluate` and `twostage compare` wrote below a root. Nothing outside the root is read."""
+"""Results of `twostage evaluate` and `twostage compare` below a root folder. Nothing outside the root is read."""
 
 import os
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ DEPTH = 4  # folders below the root that are looked through
 
 @dataclass(frozen=True)
 class ResultFolders:
-    """The folders below ``root`` that hold a table, by their name below it; not links, not hidden ones.
+    """The folders below ``root`` that contain a table, by their name below it; without links and hidden folders.
 
-    A name that `names` does not give leads nowhere: neither "..", nor an absolute path, nor a link.
+    A name that `names` does not return is refused: "..", an absolute path, or a link.
     """
 
     root: Path

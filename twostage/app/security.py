@@ -1,4 +1,4 @@
-"""What stands between the page and whoever asks for it: nothing is fetched from outside, in neither direction."""
+"""Security of the page: browsers load nothing from elsewhere, and the server fetches nothing."""
 
 import json
 import re
@@ -38,7 +38,7 @@ MOST = 1 << 20  # bytes of a request that is not an upload: names and settings
 
 
 class SecurityMiddleware:
-    """ASGI: tells browsers to load nothing from elsewhere, and refuses requests that name a file of another server."""
+    """ASGI: tells browsers to load nothing from elsewhere, and refuses requests for a file of another server."""
 
     def __init__(self, app: App) -> None:
         self._app = app

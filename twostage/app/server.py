@@ -1,4 +1,4 @@
-"""The server: the only file that knows starlette and uvicorn. What programs ask for is in `api`, the page in `page`."""
+"""The server, the only file that imports starlette and uvicorn. `api` is its interface for programs."""
 
 import asyncio
 import base64
@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Address:
-    """Where is served; ``port`` 0 takes any that is free."""
+    """The address that is served; ``port`` 0 takes any free port."""
 
     host: str = "127.0.0.1"
     port: int = 7860
@@ -150,7 +150,7 @@ def warning_for(host: str) -> str:
 
 
 class Programs:
-    """The answers to programs."""
+    """The endpoints for programs."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -253,7 +253,7 @@ def _json(values: dict[str, Any], media_type: str, path: Path) -> Iterator[bytes
 
 
 class Last(Response):
-    """An answer after which its folder is removed, whether it arrived or not."""
+    """A response after which its folder is deleted, whether it arrived or not."""
 
     def __init__(self, answer: Response, folder: Path) -> None:
         super().__init__()
@@ -271,7 +271,7 @@ def _retry(status: int) -> dict[str, str]:
 
 
 class Log:
-    """ASGI: tells the log who asked for what, without the query, which may hold a token."""
+    """ASGI: logs the requests and their senders, without the query, which may contain a token."""
 
     def __init__(self, app: App) -> None:
         self._app = app

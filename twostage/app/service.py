@@ -1,4 +1,4 @@
-"""What the buttons of the page do: requests in, sentences and what the player shows out. Knows nothing of gradio."""
+"""The actions of the page: requests in, messages and contents of the player out. It does not depend on gradio."""
 
 import logging
 import shutil
@@ -27,14 +27,14 @@ Check = Callable[[], None]  # raises Cancelled when nobody waits any more for wh
 
 
 class PageProgress(Protocol):
-    """Hears of the part that is done, 0 to 1, and of what is being done."""
+    """Receives the part that is done, 0 to 1, and a description of the work."""
 
     def __call__(self, part: float, *, desc: str) -> Any: ...
 
 
 @dataclass(frozen=True)
 class RestoreRequest:
-    """How a visitor wants files restored: a model's label, and settings as `twostage restore` has them."""
+    """How a visitor wants files restored: a model's label, and the settings of `twostage restore`."""
 
     model: str
     device: str
@@ -47,9 +47,9 @@ class RestoreRequest:
 
 @dataclass(frozen=True)
 class Service:
-    """Works for visitors in folders of ``storage``, and removes them; ``publish`` keeps what shall outlast a request.
+    """Processes requests in folders of ``storage`` and deletes them; ``publish`` keeps files that outlive a request.
 
-    It is given plain values with paths in them, and returns what the page hands out instead.
+    Its arguments are plain values with paths in them, and it returns the published files instead of its own.
     """
 
     storage: Storage

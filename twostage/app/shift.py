@@ -1,4 +1,4 @@
-"""Who is worked for, in the order of coming; and how it ends: work under way is stopped and waited for, none begins."""
+"""The queue of work, in order of arrival, and its end: running work is stopped and waited for, and none is started."""
 
 import threading
 from collections import deque
@@ -12,11 +12,11 @@ GLANCE = 0.5  # seconds between two looks whether somebody still waits for what 
 
 
 class Closing(TwoStageError):
-    """The server closes before what was asked for is done."""
+    """The server closes before the requested work is done."""
 
 
 class Shift:
-    """A time of work between its making and `close`, for ``jobs`` at once; whoever works calls `go_on` now and then."""
+    """A queue that runs until `close`, with ``jobs`` at once; running work calls `go_on` now and then."""
 
     def __init__(self, jobs: int = 1) -> None:
         self._state, self._jobs, self._working, self._closed = threading.Condition(), jobs, 0, False

@@ -1,4 +1,4 @@
-"""Who still listens: a visitor of the page keeps a stream of events open, and has left when it is closed."""
+"""Tracks connected visitors: a visitor of the page keeps a stream of events open until leaving."""
 
 import time
 from collections import Counter
@@ -43,7 +43,7 @@ class Visitors:
 
 
 class Listening:
-    """ASGI: notes whose stream of events is open."""
+    """ASGI: records which streams of events are open."""
 
     def __init__(self, app: App, visitors: Visitors) -> None:
         self._app, self._visitors = app, visitors

@@ -1,4 +1,4 @@
-"""What is done for a visitor: restore files as `twostage restore` does, simulate a sensor, pack what came out."""
+"""Work for a visitor: restore files as `twostage restore` does, simulate a sensor, and pack the outputs."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ Fraction = Callable[[float], None]
 
 
 class Models:
-    """Models by label, loaded when they are first asked for and kept."""
+    """Models by label, loaded on first use and kept."""
 
     def __init__(self, paths: Mapping[str, Sequence[str]]) -> None:
         self._paths, self._lock = dict(paths), threading.Lock()
@@ -50,7 +50,7 @@ class Models:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Views of what came out, a line for each file that did not, warnings, and all outputs in one archive."""
+    """Views of the outputs, a line for each file that failed, warnings, and all outputs in one archive."""
 
     views: list[dict[str, Any]]
     failures: list[str]

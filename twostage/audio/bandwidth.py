@@ -1,7 +1,7 @@
-"""What a restorer was not made for, as far as it is measured: a band that is there, sound without pauses, clipping.
+"""Detects input that a restorer was not made for: a band that is not missing, no pauses, clipping.
 
-Levels by band are percentiles over frames, so that neither pauses nor a click decide them, and they are relative to the
-band that every sensor hears, so that gain does not either.
+Levels by band are percentiles over frames, so that neither pauses nor a click affect them. They are relative to the
+band that every sensor picks up, so that gain does not affect them either.
 """
 
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ CLIPPED_SHARE, TOUCH = 2e-4, 1e-4  # samples in a row at the peak, of all; how n
 
 @dataclass(frozen=True)
 class ChannelBand:
-    """Of one channel: ``high_db``, how far 2 to 7.5 kHz stand above 200 to 800 Hz; None where too little is heard.
+    """One channel: ``high_db``, the level of 2 to 7.5 kHz relative to 200 to 800 Hz; None with too little sound.
 
-    ``range_db`` and ``high_range_db``: how far loud frames stand above quiet ones, in the low and the high bands.
-    ``clipped``: the share of samples that lie in a row at the peak.
+    ``range_db`` and ``high_range_db``: the level of loud frames relative to quiet ones, in the low and the high bands.
+    ``clipped``: the share of samples that are consecutive at the peak.
     """
 
     high_db: float | None
@@ -53,7 +53,7 @@ class ChannelBand:
 
 
 class BandMeter:
-    """Levels by band of a stream of blocks (C, T), in a memory that does not grow with it."""
+    """Levels by band of a stream of blocks (C, T), in constant memory."""
 
     def __init__(self, channels: int, sample_rate: int) -> None:
         self.sample_rate = sample_rate
@@ -128,7 +128,7 @@ def _level(counts: NDArray[np.int64], share: float) -> float:
 
 
 class ClipMeter:
-    """How many samples of a stream of blocks (C, T) lie in a row at the peak, above or below."""
+    """Counts samples of a stream of blocks (C, T) that are consecutive at the peak, positive or negative."""
 
     def __init__(self, channels: int) -> None:
         self._peak = np.zeros((channels, 2, 1))

@@ -1,4 +1,4 @@
-"""Sample rates and lengths of streams of sound: the only place that touches soxr."""
+"""Sample rates and lengths of streams of sound: the only module that imports soxr."""
 
 from collections.abc import Iterable, Iterator
 

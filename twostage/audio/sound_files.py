@@ -1,8 +1,8 @@
-"""Sound files: with ``reading``, the only place that touches soundfile.
+"""Sound files: with ``reading``, the only module that imports soundfile.
 
-Everything streams: a file is read and written in blocks (C, T) of float32, full scale 1.0, and never held whole unless
-asked to (``read``). Written files appear under their name only when they are complete. What decodes is read, whatever
-number of samples a header gives; what is missing is said.
+Everything is streamed: a file is read and written in blocks (C, T) of float32, full scale 1.0, and is held in memory as
+a whole only on request (``read``). Written files appear under their name only when they are complete. Everything that
+can be decoded is read, whatever length a header states; missing data is reported.
 """
 
 import io
@@ -56,7 +56,7 @@ MOST_CHANNELS = {"OGG": 255}  # of containers whose encoder crashes with more, w
 
 
 class Writer:
-    """A sound file being written: blocks (C, T) go to a hidden file beside ``path``, which takes its name at the end.
+    """Writes a sound file: blocks (C, T) go to a hidden file beside ``path``, which is renamed to it at the end.
 
     Used in a ``with`` block; leaving it by an exception, KeyboardInterrupt included, removes what was written.
     """

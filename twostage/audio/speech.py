@@ -1,4 +1,4 @@
-"""Speech of sound files as everything but restoring wants it: one channel, one rate, nothing below speech."""
+"""Speech of sound files for everything except restoring: one channel, one rate, nothing below speech."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""A corpus through one model: what its files are called when they are restored, which are done, and the work itself.
+"""Restores a corpus with one model: the names of its restored files, which files are done, and the work itself.
 
-Nothing here knows how the work is spread over machines; `ray_cluster` does. A file may be restored twice, when a
+Nothing here knows how the work is distributed over machines; `ray_cluster` does. A file may be restored twice, if a
 process dies between its output and its row: the second time gives the same file, and the table keeps one row.
 """
 
@@ -37,7 +37,7 @@ UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')  # means something to one file sy
 
 @dataclass(frozen=True)
 class Item:
-    """One file's way: from ``source``, a path or URL, to ``name`` below the corpus's folder."""
+    """One file: ``source``, a path or URL, is restored to ``name`` below the corpus's folder."""
 
     source: str
     name: str
@@ -45,7 +45,7 @@ class Item:
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """A model's files by name, in memory: what is sent to the machines that work with it."""
+    """The files of a model by name, in memory, as they are sent to the machines of a cluster."""
 
     files: tuple[tuple[str, bytes], ...]
 
@@ -72,9 +72,10 @@ class ModelWeights:
 
 @dataclass(frozen=True)
 class CorpusJob:
-    """What is done to every file: restored into the folder ``dest``, a path or URL.
+    """How every file is restored, into the folder ``dest``, a path or URL.
 
-    ``suffix`` ("flac") is the format of the outputs, that of the input if empty; ``model`` the digest of the weights.
+    ``suffix`` ("flac") is the format of the outputs, that of the input if empty; ``model`` is the digest of the
+    weights.
     """
 
     dest: str
@@ -99,7 +100,7 @@ class CorpusJob:
 
 
 class Worker:
-    """A model that restores files of a job, some at a time; their results go to the table and are returned."""
+    """A model that restores files of a job, a few at a time. The results are written to the table and returned."""
 
     def __init__(self, job: CorpusJob, weights: ModelWeights, device: str = "cpu", threads: int = 1) -> None:
         torch.set_num_threads(threads)

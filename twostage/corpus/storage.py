@@ -1,7 +1,7 @@
-"""Folders and files that may lie elsewhere: local paths and the URLs that fsspec knows, such as s3:// and gs://.
+"""Folders and files that may be remote: local paths and the URLs that fsspec supports, such as s3:// and gs://.
 
-What is written appears under its name only when it is complete: locally and on servers of files by renaming, in object
-stores because a put is all or nothing.
+Written files appear under their name only when they are complete: locally and on file servers by renaming, and in
+object stores because an upload is all or nothing.
 """
 
 import shutil

@@ -1,7 +1,7 @@
-"""The table of a corpus: what became of each file, in Parquet. The only module that imports pyarrow.
+"""The table of a corpus in Parquet, with the result for each file. This and ``data.parquet`` import pyarrow.
 
 Every piece of work adds a part of its own, so that nothing is lost with a process and no two write to one file. A piece
-may be done twice, so a file may have several rows; reading keeps one. Parts are folded into the table now and then.
+may be done twice, so a file may have several rows; reading keeps one. The parts are merged into the table now and then.
 """
 
 import io
@@ -20,7 +20,7 @@ RESTORED, FAILED = "restored", "failed"
 
 @dataclass(frozen=True)
 class Result:
-    """What became of the file at ``path``: it is ``output``, relative to the table, unless ``status`` is "failed".
+    """The result for the file at ``path``: its ``output``, relative to the table, unless ``status`` is "failed".
 
     ``seconds`` of audio, ``sample_rate`` of the output; ``model`` is the digest of its weights; ``finished`` in seconds
     since 1970.

@@ -1,4 +1,4 @@
-"""How the two channels of a pair lie in time, and whether the pair is fit for use."""
+"""Measures the time alignment of the two channels of a pair, and whether the pair can be used."""
 
 import math
 from collections import defaultdict
@@ -43,7 +43,7 @@ class AlignConfig:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found about a pair; ``problem`` is empty if it is fit for use.
+    """The measurements of a pair; ``problem`` is empty if the pair can be used.
 
     ``seconds`` that both channels have; ``delay`` of bone in seconds, ``drift`` and its standard error in ppm, levels
     in dB; ``peak`` and ``opposite`` as in `twostage.data.timing.Timing`.
@@ -65,7 +65,7 @@ class Verdict:
 
 
 class _Channel(NamedTuple):
-    """A recording (T,) at ``rate``, and what was measured on its way there."""
+    """A recording (T,) at ``rate``, and what was measured while it was read."""
 
     audio: Floats
     rate: int

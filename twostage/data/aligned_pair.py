@@ -1,4 +1,4 @@
-"""A pair of recordings in step: the only place that applies delay, drift and polarity, to files and to segments."""
+"""Aligns pairs: the only module that applies delay, drift and polarity, to files and to segments."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Read = Callable[[int, int], Audio]  # (start, samples) -> (samples,); a start be
 
 
 class AlignedPair(NamedTuple):
-    """Both channels of a pair (T,) and (T',) from the first moment that both have; one may go on for longer."""
+    """Both channels of a pair (T,) and (T',) from the first moment that both have; one may be longer."""
 
     degraded: Audio
     clean: Audio
@@ -33,11 +33,11 @@ class AlignedPair(NamedTuple):
 
 @dataclass(frozen=True)
 class Alignment:
-    """How the degraded channel of a pair lies against the clean one, counted in samples at one rate.
+    """The alignment of the degraded channel of a pair relative to the clean one, in samples at one rate.
 
-    The sensor keeps its polarity, since that is what a model will hear in use: where the two disagree, the clean
-    channel is inverted. The clean channel keeps its clock: where the two drift apart, the degraded one, which has
-    nothing at the top of the band, is interpolated.
+    The sensor keeps its polarity, since that is what a model receives in use: if the channels disagree, the clean
+    channel is inverted. The clean channel keeps its clock: if the clocks drift apart, the degraded channel, which
+    contains nothing at the top of the band, is interpolated.
     """
 
     name: str  # for messages

@@ -1,7 +1,7 @@
-"""Manifests: which files there are, who speaks in them, and which belong together.
+"""Manifests: lists of files, their speakers, and which files form pairs.
 
-A manifest is JSONL, one `Entry` a line, or a CSV with the columns `path` or `bone` and `air`, and `speaker`. Its paths
-are relative to the manifest itself, so that a corpus can be moved as a whole.
+A manifest is JSONL with one `Entry` in each line, or a CSV with the columns `path` or `bone` and `air`, and `speaker`.
+Its paths are relative to the manifest itself, so that a corpus can be moved as a whole.
 """
 
 import csv

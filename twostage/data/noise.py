@@ -1,4 +1,4 @@
-"""The air microphone of a headset that has both: clean speech in noise, beside what the sensor on the body picks up."""
+"""Simulates the air microphone of a headset with two microphones: clean speech in noise, beside the body sensor."""
 
 from dataclasses import dataclass
 

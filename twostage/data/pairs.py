@@ -138,11 +138,11 @@ class Cache:
 class PairDataset:
     """Draws segments of pairs, real or simulated, from the entries of manifests.
 
-    With ``air_snr_db``, an air microphone is made of the clean side. What leaks into a simulated bone sensor, if that
-    is of the noise folder, is what the air microphone hears.
+    With ``air_snr_db``, an air microphone is simulated from the clean side. If the sound that leaks into a simulated
+    bone sensor comes from the noise folder, the air microphone gets the same noise.
 
     Entries with both channels are real pairs; entries with clean speech alone are degraded by the sensors. Both
-    channels are brought to LEVEL, by the level of the whole file; what was simulated, to that of its source.
+    channels are brought to LEVEL, by the level of the whole file or, for simulated ones, by that of their source.
     ``noise``: files of room sound for the simulator and the air microphone.
     """
 

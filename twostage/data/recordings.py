@@ -1,4 +1,4 @@
-"""A simulated recording of a sound file, as a file."""
+"""Simulates a recording of a sound file and writes it to a file."""
 
 from pathlib import Path
 

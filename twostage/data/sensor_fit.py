@@ -1,4 +1,4 @@
-"""A sensor's character from a few minutes of pairs: measured by band, and fitted so that the simulator repeats it."""
+"""Fits a sensor to a few minutes of pairs: its statistics are measured by band, and the simulator is fitted to them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -33,7 +33,7 @@ DROP = 20.0  # dB within 400 Hz that make a band limit
 
 
 class Recording(NamedTuple):
-    """A pair in step to the sample: (T,) each at one sample rate."""
+    """An aligned pair: (T,) each at one sample rate."""
 
     clean: Floats
     degraded: Floats
@@ -41,7 +41,7 @@ class Recording(NamedTuple):
 
 @dataclass(frozen=True)
 class SensorStatistics:
-    """What pairs of channels show, by band; both channels at the same active level. dB unless said otherwise."""
+    """Statistics of pairs of channels by band, with both at the same active level. dB unless stated otherwise."""
 
     frequencies: Floats  # Hz, centers of the bands (K,)
     response_db: Floats  # power of the degraded speech over that of the clean speech, noise taken off
@@ -59,7 +59,7 @@ class SensorStatistics:
 
 @dataclass(frozen=True)
 class FittedSensor:
-    """A sensor for the simulator, what it was fitted to, and what comes out when it is simulated."""
+    """A sensor for the simulator, the statistics that it was fitted to, and those of its simulation."""
 
     sensor: Sensor
     measured: SensorStatistics

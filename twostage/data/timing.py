@@ -1,9 +1,10 @@
-"""How two recordings of one event lie in time: offset, drift of the clocks and polarity, found from the sound alone.
+"""Time alignment of two recordings of one event: offset, clock drift and polarity, estimated from the sound alone.
 
-The envelopes of four bands tell the offset first, over all that the recordings could have in common. Then short windows
-are correlated by their waveforms, and the straight line on which their correlations add up best gives the delay to a
-fraction of a sample, and the drift. The windows lie within seconds of where the recordings agree best at first, then
-ever wider apart: an hour is as cheap as a minute, and no drift runs out of a window's sight.
+The envelopes of four bands give the offset first, over all overlaps that are possible. Then short windows of the
+waveforms are correlated. The straight line along which the sum of their correlations is largest gives the drift, and
+the delay to a fraction of a sample. The windows are at first within seconds of the place where the recordings agree
+best, then ever wider apart: an hour costs as little as a minute, and the drift never leaves the search range of a
+window.
 """
 
 from dataclasses import dataclass
@@ -34,11 +35,11 @@ GROUPS = 4  # of windows, whose drifts are compared
 
 @dataclass(frozen=True)
 class Timing:
-    """Where the time of air is in bone: at ``delay + (1 + drift / 1e6) * time``, in seconds of either's own clock.
+    """Maps the time of air to that of bone: ``delay + (1 + drift / 1e6) * time``, in seconds of their own clocks.
 
     ``peak``: normalized cross-correlation of 80 to 1500 Hz along that line, negative if the polarity is inverted;
     ``opposite``: the largest of the other sign within some milliseconds; ``drift_error``: standard error in ppm;
-    ``seconds``: how long there are both.
+    ``seconds``: the duration that both have.
     """
 
     delay: float = 0.0
@@ -76,7 +77,7 @@ def estimate_timing(
 
 
 class _Line(NamedTuple):
-    """Delays in seconds, by time in air: ``delay`` at ``time``, ``slope`` more of it for every second."""
+    """Delays in seconds by time in air: ``delay`` at ``time``, and ``slope`` more for every second."""
 
     time: float
     delay: float

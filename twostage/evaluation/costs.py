@@ -1,4 +1,4 @@
-"""What a model costs: multiply-accumulates for a second of audio, parameters, time."""
+"""Costs of a model: multiply-accumulates for a second of audio, parameters, time."""
 
 import time
 from collections.abc import Callable
@@ -18,10 +18,10 @@ from twostage.models.onnx_enhancer import OnnxEnhancer
 
 @dataclass(frozen=True)
 class Costs:
-    """``gmac`` a second of audio; ``real_time_factor`` is seconds of work for a second of audio on this machine.
+    """``gmac`` for a second of audio; ``real_time_factor`` is seconds of work for a second of audio on this machine.
 
-    ``latency``: seconds that an output sample waits for input after its own, in whatever chunks that comes; None where
-    it waits for all of the signal.
+    ``latency``: seconds between an input sample and its output sample, for chunks of any size; None if the model needs
+    the whole signal.
     """
 
     parameters: int
@@ -38,7 +38,7 @@ def parameters(model: nn.Module) -> int:
 
 
 class Recurrences(TorchFunctionMode):
-    """Counts LSTMs and GRUs by their weights, instead of step by step; what they give is not worked out."""
+    """Counts LSTMs and GRUs by their weights instead of step by step; their output is not computed."""
 
     macs = 0
 

@@ -1,11 +1,11 @@
 """Objective scores of an estimate of clean speech: pure functions of (T,) arrays.
 
-Those of ``METRICS`` hear the clean speech too, those of ``NO_REFERENCE`` the estimate alone.
-Every score is taken at 16 kHz, for which wide-band PESQ, the bands and the frames are made: arrays of another
-``sample_rate`` are resampled to that first, so that scores of models of different rates compare. What lies above 8 kHz
-is not assessed. Every score is a float. What cannot be scored (silence, too short, not finite) is NaN with a
-``MetricWarning`` that says why; ``score`` gives all of them at once, with the reasons. The packages behind them are the
-``eval`` extra.
+The scores in ``METRICS`` compare with the clean speech; those in ``NO_REFERENCE`` use the estimate alone. Every score
+is computed at 16 kHz, for which wide-band PESQ, the bands and the frames are defined. Arrays of another ``sample_rate``
+are resampled first, so that scores of models with different rates are comparable. Content above 8 kHz is not assessed.
+Every score is a float. A pair that cannot be scored (silence, too short, not finite) gives NaN and a ``MetricWarning``
+with the reason; ``score`` returns all scores together with the reasons. The packages behind them are the ``eval``
+extra.
 """
 
 import warnings
@@ -47,11 +47,11 @@ DB = 10 / np.log(10)  # from a difference of natural-log powers to dB
 
 
 class MetricWarning(UserWarning):
-    """A score is NaN; the message says which and why."""
+    """A score is NaN; the message says which score and why."""
 
 
 class Unscorable(Exception):
-    """Why a pair of signals has no score. Public functions turn it into NaN."""
+    """The reason why a pair of signals has no score. Public functions turn it into NaN."""
 
 
 def _nan_if_unscorable(metric: Callable[[Array, Array], float]) -> Metric:
@@ -316,7 +316,7 @@ def _stft() -> Stft:
 
 
 class Alignment(NamedTuple):
-    """Two (T,) arrays of one length, and by how many samples the second came too late and was longer than the first."""
+    """Two (T,) arrays of the same length, and by how many samples the second was late and longer than the first."""
 
     reference: Array
     estimate: Array

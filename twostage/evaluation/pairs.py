@@ -1,4 +1,4 @@
-"""What is scored: pairs of degraded and clean speech, as recorded or simulated."""
+"""The test data: pairs of degraded and clean speech, recorded or simulated."""
 
 import os
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ from twostage.utils.errors import DataError
 
 @dataclass(frozen=True)
 class PairSource:
-    """Where utterances come from: as recorded in pairs, or simulated from clean speech as `twostage simulate` does.
+    """The source of utterances: recorded pairs, or clean speech degraded as by `twostage simulate`.
 
-    With ``air``, a noisy air microphone is made beside that on the body.
+    With ``air``, a noisy air microphone is simulated in addition to the one on the body.
     """
 
     folder: Path  # that names are relative to

@@ -1,4 +1,4 @@
-"""Some utterances of an evaluation to look at and to listen to."""
+"""Pictures and sound files of some utterances of an evaluation."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -32,9 +32,9 @@ DRAWS = 2000
 
 @dataclass(frozen=True)
 class Row:
-    """One system's scores on one utterance; ``delay`` and ``longer`` in samples at 16 kHz, undone before scoring.
+    """One system's scores on one utterance; ``delay`` and ``longer`` in samples at 16 kHz, compensated before scoring.
 
-    A metric that was not measured has no place in ``scores``; one that has no value is NaN there.
+    A metric that was not measured is not in ``scores``; one that has no value is NaN there.
     """
 
     utterance: str

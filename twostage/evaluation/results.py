@@ -1,4 +1,4 @@
-"""The folder of an evaluation: its files, going on with one that stopped, joining several."""
+"""The folder of an evaluation: its files, how a stopped evaluation continues, how several are joined."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -19,7 +19,7 @@ PICTURES, SOUNDS = "spectrograms", "sounds"
 
 @dataclass
 class EvaluationResults:
-    """Rows so far and what failed, one line a file."""
+    """The rows so far, and the failures with one line for each file."""
 
     rows: list[Row] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)

@@ -1,6 +1,7 @@
 """Score the raw input, restored speech, copy-synthesis and the clean speech itself, utterance by utterance.
 
-All scores are taken at 16 kHz on the first channel, after delays and differences of length up to 20 ms are undone.
+All scores are computed at 16 kHz on the first channel, after delays and length differences of up to 20 ms are
+compensated.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Scores of one estimate, taken in this process or in several beside it."""
+"""Computes the scores of one estimate, in this process or in several worker processes."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -30,7 +30,7 @@ def scoring_pool(jobs: int) -> Executor:
 
 
 class _Here(Executor):
-    """Runs what is submitted at once, in this process."""
+    """Runs submitted work at once, in this process."""
 
     def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -42,7 +42,7 @@ class _Here(Executor):
 
 
 class _DeafProcess(SpawnProcess):
-    """Ctrl-C goes to all processes of a terminal; whoever began this one hears it and ends it."""
+    """A process that ignores Ctrl-C, which all processes of a terminal receive; its parent handles it and ends it."""
 
     def start(self) -> None:
         with interrupt_blocked():

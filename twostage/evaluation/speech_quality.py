@@ -1,8 +1,8 @@
-"""How good listeners would find a sound, foretold by networks that others trained; no reference is heard.
+"""Speech quality as predicted by published networks that were trained on listeners' ratings; without a reference.
 
-They score sound, not truth: a restorer that says another word in a fine voice is scored for the voice. Both hear (T,)
-arrays at 16 kHz. Their packages, of the ``eval`` extra, hold the weights, and nothing is downloaded. A network is
-loaded once a process, and computes on the CPU with torch's number of threads.
+They measure sound quality, not correctness: a restorer that says another word in a good voice gets a good score. Both
+take (T,) arrays at 16 kHz. Their packages, in the ``eval`` extra, contain the weights, and nothing is downloaded. A
+network is loaded once in each process and computes on the CPU with torch's number of threads.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""What is compared: the raw input, restoration by each model, and copy-synthesis.
+"""The systems that are compared: the raw input, restoration by each model, and copy-synthesis.
 
-Copy-synthesis sends the clean speech itself through a model's mel and vocoder: what stage two could reach if stage one
+Copy-synthesis passes the clean speech itself through a model's mel and vocoder: what stage two could reach if stage one
 made no error.
 """
 
@@ -37,9 +37,9 @@ WITH_SENSOR = ", with the sensor"  # stands before it, of a vocoder that is fed 
 
 
 class CopySynthesis(EnhancerModule):
-    """A vocoder fed with the mel of what it should say: (B, 1, T) -> (B, 1, T // hop_length * hop_length).
+    """A vocoder whose input is the mel of the target: (B, 1, T) -> (B, 1, T // hop_length * hop_length).
 
-    A vocoder that hears the sensor is given silence; ``with_sensor``, the degraded waveform, a second channel.
+    A vocoder with sensor input gets silence or, ``with_sensor``, the degraded waveform as a second channel.
     """
 
     def __init__(self, vocoder: Vocoder, *, with_sensor: bool = False) -> None:
@@ -72,7 +72,7 @@ class CopySynthesis(EnhancerModule):
 
 @dataclass(frozen=True)
 class System:
-    """A row of the table: an enhancer, and whether it is given the clean speech or the degraded one."""
+    """A row of the table: an enhancer, and whether its input is the clean speech or the degraded speech."""
 
     name: str
     model: Enhancer

@@ -1,4 +1,4 @@
-"""int8 for the convolutions of an exported model: static, a scale for each channel, calibrated on what comes in."""
+"""int8 for the convolutions of an exported model: static, one scale for each channel, calibrated on inputs."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Models as ONNX: the whole at once, of any length, or one step of a stream with its states as inputs and outputs."""
+"""Exports models to ONNX: for whole signals of any length, or one step of a stream with explicit states."""
 
 import shutil
 import warnings
@@ -38,9 +38,9 @@ REFUSALS = (RuntimeError, NotImplementedError, UserError)  # torch's, of what it
 
 @dataclass(frozen=True)
 class Written:
-    """A file: its size in bytes and operators, and what it does otherwise than PyTorch.
+    """A written file: its size in bytes, its operators, and its difference from PyTorch.
 
-    That is the largest difference between two samples, or, of int8, the mean difference between two log-mels.
+    The difference is the largest between two samples or, for int8, the mean difference between two log-mels.
     """
 
     size: int
@@ -191,7 +191,7 @@ def _program(program: torch.export.ExportedProgram, inputs: list[str], outputs: 
 
 
 class Step(nn.Module):
-    """A causal model's next chunk: audio (1, inputs, stride) and states -> restored audio and states."""
+    """The next chunk of a causal model: audio (1, inputs, stride) and states -> restored audio and states."""
 
     def __init__(self, model: StreamingModule) -> None:
         super().__init__()
@@ -212,9 +212,9 @@ class Step(nn.Module):
 
 
 class RealStft(Stft):
-    """The same spectrogram in real numbers, all that ONNX's operators take: (B, 1, T) -> (2, B, n_fft // 2 + 1, L).
+    """``Stft`` in real numbers, as ONNX's operators require: (B, 1, T) -> (2, B, n_fft // 2 + 1, L).
 
-    Fourier's transform as a convolution, that is a matrix product: onnxruntime is the faster at it.
+    The Fourier transform is a convolution, that is a matrix product, which is faster in onnxruntime.
     """
 
     kernel: Tensor
@@ -239,7 +239,7 @@ def waves(stft: Stft) -> Tensor:
 
 
 class RealGriffinLim(GriffinLim):
-    """The same on spectrograms of RealStft."""
+    """``GriffinLim`` on spectrograms of RealStft."""
 
     share: Tensor
 

@@ -1,7 +1,7 @@
-"""ONNX files that hold no weights: they read those in the safetensors files beside them, where they lie.
+"""ONNX files without weights, which read the weights from the safetensors files beside them.
 
-Safetensors are plain arrays one after the other, and ONNX lets a tensor lie at a place of another file. So a released
-model needs its weights once for both, and a folder is what is copied to where it runs.
+Safetensors files are plain arrays one after the other, and ONNX allows a tensor to be stored at a position in another
+file. A released model therefore needs its weights only once for both formats, and its folder is copied as a whole.
 """
 
 import json
@@ -29,7 +29,7 @@ TYPES = {"F16": (np.float16, "FLOAT16"), "F32": (np.float32, "FLOAT")}  # safete
 
 
 class Place(NamedTuple):
-    """Where a tensor lies; ``offset`` and ``length`` in bytes."""
+    """The position of a tensor; ``offset`` and ``length`` are in bytes."""
 
     file: Path
     offset: int

@@ -1,4 +1,4 @@
-"""Arrays and tensors of samples at the border: checked, taken as float, and given back as what they were."""
+"""Arrays and tensors of samples at the interface: checked, converted to float, and back to the original type."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,9 +19,9 @@ Floats = NDArray[np.float32] | NDArray[np.float64]
 
 
 class Samples(NamedTuple):
-    """Samples (T,) or (C, T) at full scale 1, as exact as they came; and the way back to their type, dtype and device.
+    """Samples (T,) or (C, T) at full scale 1, in their original precision, with their original type, dtype and device.
 
-    ``step`` is what two values of an integer are apart; 0 of floats.
+    ``step`` is the difference between two adjacent values of an integer type; 0 for floats.
     """
 
     audio: Floats

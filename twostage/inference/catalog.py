@@ -1,4 +1,4 @@
-"""What there is to say of a model before it is used: rate, size, license, how late its stream is."""
+"""The properties of a model that can be listed before it is used: rate, size, license, latency of its stream."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from twostage.utils.packages import installed
 class ModelInfo:
     """A model: ``bytes`` of its files, ``license`` of its card (an SPDX identifier, or empty).
 
-    ``runtime``, "PyTorch" or "ONNX Runtime", is what runs it here.
-    ``latency_ms`` is what a stream waits for, in windows of a second if the model looks ahead; None: it cannot stream,
-    being one stage alone or in need of the whole signal.
+    ``runtime`` is what runs it here, "PyTorch" or "ONNX Runtime". ``latency_ms`` is the latency of a stream, in windows
+    of a second if the model looks ahead. None: it cannot stream, because it is one stage alone or needs the whole
+    signal.
     """
 
     name: str

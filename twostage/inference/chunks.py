@@ -1,6 +1,6 @@
-"""A stream of sound through an enhancer, equal to the whole at once however it is cut.
+"""A stream of sound through an enhancer, equal to the output for the whole signal however it is cut into chunks.
 
-A causal model carries its state from chunk to chunk; any other sees windows, with the context that they need.
+A causal model carries its state from chunk to chunk. Any other model runs in windows, with the context that they need.
 """
 
 from collections.abc import Iterable, Iterator
@@ -39,7 +39,7 @@ class Channel(Protocol):
 
 
 class ChunkedChannel:
-    """A causal model, fed multiples of its stride; it waits for one stride at most."""
+    """A causal model, which is fed multiples of its stride. It waits for one stride at most."""
 
     def __init__(self, model: Enhancer) -> None:
         self._step = chunk_runner(model)
@@ -82,10 +82,10 @@ class ChunkedChannel:
 
 
 class WindowedChannel:
-    """A model that looks ahead, run on windows of ``keep`` samples with their context; it waits for both.
+    """A model that looks ahead, run on windows of ``keep`` samples with their context. It waits for both.
 
-    ``keep`` is a multiple of the stride. The first window keeps ``first``, if that is given. ``batch`` windows go
-    through the model at once, which may change the last bits.
+    ``keep`` is a multiple of the stride. The first window keeps ``first`` samples, if that is given. ``batch`` windows
+    are processed by the model at once, which may change the last bits.
     """
 
     def __init__(self, model: Enhancer, keep: int, context: int, *, first: int | None = None, batch: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""Many files, of which a bad one does not stop the rest: the one loop of the command line, the page and a corpus."""
+"""The one loop over many files in which a file that fails does not stop the others, for all front ends."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Outcome = TypeVar("Outcome")
 
 @dataclass(frozen=True)
 class Failure:
-    """Why nothing came of an item: a line that begins with its name."""
+    """The reason why an item failed: a line that begins with its name."""
 
     error: str
 

@@ -1,4 +1,4 @@
-"""Which file is restored into which: inputs as the user named them -> a list of jobs."""
+"""Maps inputs, as the user named them, to a list of jobs: which file is restored to which output."""
 
 import os
 import re
@@ -15,9 +15,9 @@ FILE_ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}")
 
 @dataclass(frozen=True)
 class RestoreJob:
-    """One file's way; ``error`` says, without naming ``source``, why there is none.
+    """One file and its output. ``error`` is the reason why there is no output, without the name of ``source``.
 
-    ``rivals``: files before it that would write the same target. It is done if none of them was.
+    ``rivals``: earlier files that would write the same target. The job is done only if none of them was.
     """
 
     source: Path

@@ -1,4 +1,4 @@
-"""What a live stream says of itself while it runs: level, load, how late it is, what was lost."""
+"""The status of a live stream while it runs: level, load, latency, lost sound."""
 
 import time
 from collections.abc import Callable
@@ -12,9 +12,9 @@ QUIET = 1e-6  # full scale: the lowest level that is told
 
 
 class Meter:
-    """Hears of every hop, and tells ``say`` in a line every ``pace`` seconds; nothing if that is 0.
+    """Receives every hop and passes a line to ``say`` every ``pace`` seconds, or never if that is 0.
 
-    ``latency``: seconds of the stream and of the devices together, to which what waits at the moment is added.
+    ``latency``: seconds of the stream and of the devices together. The sound that waits at the moment is added to it.
     """
 
     def __init__(self, hop_seconds: float, latency: float, say: Callable[[str], None], pace: float) -> None:

@@ -1,4 +1,4 @@
-"""Standard input and output in place of files: kept on disk meanwhile, for sound is gone through twice."""
+"""Standard input and output in place of files. They are stored on disk meanwhile, because sound is read twice."""
 
 import shutil
 import sys
@@ -17,7 +17,7 @@ NAMES = {"stdin": "standard input", "stdout": "standard output"}
 
 @dataclass(frozen=True)
 class Ends:
-    """What is restored into what: files' names, some of them below ``folder``, in place of "-"."""
+    """Inputs and outputs of a restoration: names of files, some of them below ``folder``, in place of "-"."""
 
     inputs: tuple[str, ...]
     out: str

@@ -1,4 +1,4 @@
-"""What goes through a Stream: raw PCM of pipes, a file hop by hop against the clock, a microphone."""
+"""Sources of a stream: raw PCM from pipes, a file in real time hop by hop, a microphone."""
 
 import os
 import time
@@ -25,7 +25,7 @@ LONGEST = 2**31 - 1  # milliseconds, 24 days: what a C long holds everywhere
 
 @dataclass(frozen=True)
 class Timing:
-    """How a stream kept up: milliseconds of work for a ``hop`` of ``hop_ms``, and of waiting (``latency_ms``)."""
+    """Timing of a stream: milliseconds of work for a ``hop`` of ``hop_ms``, and of waiting (``latency_ms``)."""
 
     hops: int
     hop_ms: float
@@ -68,7 +68,7 @@ class Timing:
 
 
 class Pcm:
-    """Raw samples, to and from bytes that may arrive cut anywhere: ``channels`` interleaved come in, one goes out."""
+    """Raw samples to and from bytes, cut anywhere: ``channels`` interleaved at the input, one at the output."""
 
     def __init__(self, name: str, channels: int = 1) -> None:
         self._type, self._channels, self._rest, self.clipped = FORMATS[name], channels, b"", 0

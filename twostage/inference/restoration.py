@@ -1,8 +1,8 @@
-"""Restore recordings of any rate, length and number of channels: arrays, tensors and files, always as a stream.
+"""Restores recordings of any rate, length and number of channels: arrays, tensors and files, always as a stream.
 
-What lies below speech is taken away as it comes in. A first pass measures each channel's level; a second brings it to
-the level that models are trained at, restores it in chunks, and spools the result to a temporary file, because its
-loudness and peak must be known before it is written.
+Everything below speech is removed as the sound is read. A first pass measures the level of each channel. A second pass
+brings it to the level that models are trained at, restores it in chunks, and spools the result to a temporary file,
+because its loudness and peak must be known before it is written.
 """
 
 import io
@@ -66,9 +66,9 @@ Cancel = Callable[[], bool]  # asked before every block of sound whether to stop
 class Options:
     """How to restore: ``seconds`` of a window, ``level`` "input" or "model", ``keep_low_band`` in Hz (0: nothing).
 
-    ``sample_rate`` of the output file: "model" or "input". ``batch`` windows go through the model at once.
-    ``salvage`` takes what there is of a file that is cut or damaged, with a warning that says what is missing.
-    ``if_full_band``, what becomes of a channel whose band is not missing: "restore", with a warning, "copy" or "error".
+    ``sample_rate`` of the output file: "model" or "input". ``batch`` windows are processed by the model at once.
+    ``salvage`` restores the readable part of a truncated or damaged file, with a warning that says what is missing.
+    ``if_full_band``: how to treat a channel that is already full-band: "restore", with a warning, "copy" or "error".
     """
 
     seconds: float = 10.0
@@ -101,10 +101,10 @@ class Options:
 
 @dataclass
 class RestorationReport:
-    """What became of one file. ``seconds`` are of audio, ``elapsed`` of work; their quotient is ``realtime_factor``.
+    """The result for one file. ``seconds`` are of audio, ``elapsed`` of work; their quotient is ``realtime_factor``.
 
-    ``high_band_db``: of each channel that is heard, how far 2 to 7.5 kHz stand above 200 to 800 Hz, None where there is
-    too little sound; ``copied``: the channels, counted from 1, that were left as they are.
+    ``high_band_db``: for each channel that is an input of the model, the level of 2 to 7.5 kHz relative to 200 to 800
+    Hz, or None if there is too little sound; ``copied``: the channels, counted from 1, that were left as they are.
     """
 
     source: str
@@ -137,9 +137,9 @@ class AudioSource:
 
 @dataclass(frozen=True)
 class InputLevels:
-    """What the first pass finds at the model's rate: samples, each channel's active level in dBFS, peak (C,), band.
+    """Results of the first pass at the model's rate: samples, each channel's active level in dBFS, peak (C,), band.
 
-    A channel is silent if it is quieter than its source can tell from nothing (``resolution``, (C,), an amplitude).
+    A channel is silent if it is too quiet for its source to represent (``resolution``, (C,), an amplitude).
     """
 
     frames: int
@@ -185,7 +185,7 @@ class InputLevels:
 
 
 class SpoolFile:
-    """Blocks (C, T) put aside in a binary file and read back."""
+    """Blocks (C, T) that are written to a binary file and read back."""
 
     def __init__(self, file: BinaryIO, channels: int) -> None:
         self._file, self._channels = file, channels
@@ -415,7 +415,7 @@ def _speech(blocks: Iterator[NDArray[Any]], source: AudioSource, sample_rate: in
 
 @dataclass(frozen=True)
 class Rendering:
-    """How a spooled restoration is to be played: gains (C, 1), and a limiter that keeps it below ``peak``."""
+    """How a spooled restoration is written: gains (C, 1), and a limiter that keeps it below ``peak``."""
 
     gains: Audio
     peak: float

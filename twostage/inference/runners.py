@@ -1,4 +1,4 @@
-"""Models on arrays: ONNX files by onnxruntime, modules by PyTorch, which is imported for them alone."""
+"""Runs models on arrays: ONNX files with ONNX Runtime, modules with PyTorch, which is imported for modules alone."""
 
 from collections.abc import Callable
 from math import ceil
@@ -12,7 +12,7 @@ from twostage.models.protocol import Enhancer
 
 
 class ChunkRunner(Protocol):
-    """A causal model with state of its own."""
+    """A causal model with a state of its own."""
 
     def reset(self) -> None:
         """Go back to the start of a stream."""

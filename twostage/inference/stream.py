@@ -1,4 +1,4 @@
-"""Speech as it comes: pushed in chunks of any size, restored as soon as the model can."""
+"""Streaming: speech is pushed in chunks of any size and restored as soon as the model can."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -20,19 +20,19 @@ LOUDEST = 200.0  # dB of gain: more than from the quietest bit of 32 to full sca
 
 
 class Stream:
-    """One channel of speech at ``model.sample_rate``, which comes out ``latency`` samples after it went in.
+    """Restores one channel of speech at ``model.sample_rate``; the output is ``latency`` samples late.
 
-    A model of two inputs makes it of two, bone and air: what is pushed is (2, T) then.
+    For a model with two inputs, bone and air, the pushed chunks have the shape (2, T).
 
-    What lies below speech (an offset, a drift, movement) is taken away first, unless it has been by ``audio.highpass``
-    already (``highpassed``). All that ``push`` and ``flush`` return, joined, is as long as what was pushed and equals
-    ``model`` of the whole without that.
-    A causal model carries its state from chunk to chunk; any other runs in windows that keep ``seconds`` each, with
-    the context that they need on both sides, for which it waits. ``gain_db`` is applied to what goes in and taken back
-    from what comes out: models are trained on speech at an active level of -26 dBFS. Two of them, for two inputs, are
-    each channel's; what comes out is as the first.
+    Everything below speech (an offset, a drift, movement) is removed first, unless ``audio.highpass`` has already
+    removed it (``highpassed``). The concatenated output of ``push`` and ``flush`` is as long as what was pushed and
+    equals the output of ``model`` for the whole of that signal. A causal model carries its state from chunk to chunk.
+    Any other model runs in windows that keep ``seconds`` each; it waits for the context that they need on both sides.
+    ``gain_db`` is applied to the input and removed from the output, because models are trained on speech at an active
+    level of -26 dBFS. For two inputs, it can be two values, one for each channel; the output is then scaled like the
+    first channel.
 
-    Streams do not disturb each other, nor the model. A ``with`` block closes one at its end.
+    Streams do not affect each other or the model. A ``with`` block closes the stream at its end.
 
     Raises:
         ConfigError: the model needs all of the signal at once, or a setting is out of range.
@@ -116,7 +116,7 @@ class Stream:
 
 
 class _HighPass:
-    """What lies below speech, taken away as ``restore`` does it for the same model; or nothing, if it has been."""
+    """Removes everything below speech as ``restore`` does for the same model, or nothing if it was removed already."""
 
     def __init__(self, model: Enhancer, done: bool) -> None:
         self._done, self._causal = done, model.causal

@@ -1,4 +1,4 @@
-"""Modules on arrays: the border between numpy, in which sound is read, cut and written, and PyTorch."""
+"""Runs modules on arrays: the interface between numpy, in which sound is read, cut and written, and PyTorch."""
 
 import copy
 from collections.abc import Callable

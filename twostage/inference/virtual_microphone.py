@@ -1,10 +1,11 @@
-"""A microphone that other programs can choose, whose sound is what a stream makes of a real one: PulseAudio's protocol.
+"""A virtual microphone that other programs can select: the restored sound of a real one, over PulseAudio's protocol.
 
-PipeWire speaks it too. Nothing plays aloud: what is restored goes into a sink without a loudspeaker (module-null-sink),
-and what would be heard there is a source of its own (module-remap-source), which programs offer as a microphone. The
-sink has a clock, so a program hears silence, and does not stand still, while nothing comes.
+PipeWire uses the same protocol. Nothing is played aloud: the restored sound is written to a sink without a loudspeaker
+(module-null-sink), and the sound of that sink is provided as a source (module-remap-source), which programs list as a
+microphone. The sink has a clock, so that programs receive silence, and do not stall, while there is no sound.
 
-A pipe into the server (module-pipe-source) needs fewer parts, but has no clock, and what nobody reads makes it late.
+A pipe into the server (module-pipe-source) would need fewer parts, but it has no clock, and sound that nobody reads
+adds latency.
 """
 
 import os
@@ -42,7 +43,7 @@ Say = Callable[[str], None]
 
 
 class ServerLost(AudioError):
-    """The sound server went away."""
+    """The sound server has disappeared."""
 
 
 def sources() -> list[str]:
@@ -228,7 +229,7 @@ def _format(sample_rate: int, channels: int, buffer: int) -> list[str]:
 
 
 class Watch:
-    """Which sources there are, told by the server as it changes."""
+    """The list of sources, updated by the server when they change."""
 
     def __init__(self, events: IO[str]) -> None:
         self._events, self._known, self._alive = events, set(sources()), True

@@ -1,4 +1,4 @@
-"""Windows of one signal through both stages, equal to the whole at once, without making twice what windows share."""
+"""Runs both stages on windows of one signal, equal to the whole signal at once, and computes shared parts only once."""
 
 from math import ceil
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from twostage.models.two_stage import TwoStage
 
 
 class Tail(NamedTuple):
-    """What a window has made past its end: restored log-mels, spectra of the input, and samples before Griffin-Lim."""
+    """What a window has computed past its end: restored log-mels, input spectra, and samples before Griffin-Lim."""
 
     mel: Tensor
     input_spectra: InputSpectra
@@ -24,10 +24,10 @@ class Tail(NamedTuple):
 
 
 class WindowedInference:
-    """Windows of one signal, in their order: every frame is restored once, every sample generated once.
+    """Processes the windows of one signal in order: every frame is restored once, and every sample is generated once.
 
-    Griffin-Lim alone goes over its context again, and the encoder of a generator that hears the sensor over its own.
-    For models that are not causal; those carry their state.
+    Only Griffin-Lim processes its context again, and so does the encoder of a generator with sensor input. This is for
+    models that are not causal; causal ones carry their state.
     """
 
     def __init__(self, model: TwoStage) -> None:

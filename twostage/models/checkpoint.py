@@ -1,7 +1,7 @@
-"""The only reader and writer of weights: safetensors with the settings and the provenance inside, and training states.
+"""The only reader and writer of weights: safetensors with settings and provenance inside, and training states.
 
-A file of weights holds plain weights, weight normalization folded in; it loads into models with and without
-normalization. Nothing is ever unpickled but tensors and plain containers (``torch.load(weights_only=True)``).
+A file of weights contains plain weights, with weight normalization folded in, and loads into models with and without
+normalization. Only tensors and plain containers are ever unpickled (``torch.load(weights_only=True)``).
 """
 
 import json
@@ -41,7 +41,7 @@ LENGTH, DIRECTION = ".parametrizations.weight.original0", ".parametrizations.wei
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself: kind of model, its settings as plain values, where it came from."""
+    """The metadata of a file: the kind of model, its settings as plain values, and its provenance."""
 
     kind: str
     config: dict[str, Any]

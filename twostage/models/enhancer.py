@@ -1,6 +1,6 @@
-"""Models as modules: ``EnhancerModule`` answers most of what an ``Enhancer`` is asked, ``StreamingModule`` streams.
+"""Base classes of models: ``EnhancerModule`` implements most of ``Enhancer``, ``StreamingModule`` adds streaming.
 
-What is asked stands in ``models.protocol``.
+The interface itself is declared in ``models.protocol``.
 """
 
 from collections.abc import Iterable, Iterator
@@ -32,7 +32,7 @@ def evaluating(model: object) -> Iterator[None]:
 
 
 class EnhancerConfig:
-    """What the settings of every enhancer say, besides their own fields."""
+    """What the settings of every enhancer contain, in addition to their own fields."""
 
     @property
     def inputs(self) -> int:
@@ -41,7 +41,7 @@ class EnhancerConfig:
 
 
 class EnhancerModule(nn.Module):
-    """A module that is an enhancer. Its own are ``config``, ``sample_rate`` and ``context``; the rest has defaults."""
+    """An enhancer as a module. Subclasses define ``config``, ``sample_rate`` and ``context``; the rest has defaults."""
 
     config: Any  # a frozen dataclass; what the module was built from
 
@@ -103,7 +103,7 @@ class EnhancerModule(nn.Module):
 
 
 class StreamingModule(EnhancerModule):
-    """A module whose forward is the only chunk of its stream: ``forward_chunk`` gives audio ``delay`` samples late."""
+    """A module whose forward is a stream of one chunk; ``forward_chunk`` returns audio ``delay`` samples late."""
 
     def forward(self, audio: Tensor) -> Tensor:
         return offline(self, audio)

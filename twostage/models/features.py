@@ -1,4 +1,4 @@
-"""Log-mel and magnitude spectrograms: the contract in which the two stages meet."""
+"""Log-mel and magnitude spectrograms: the representation that the two stages share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -54,7 +54,7 @@ def mel_basis(config: MelConfig, bins: int) -> Tensor:
 
 
 class InputSpectra(NamedTuple):
-    """What is known of the input, as complex spectrograms (B, n_fft // 2 + 1, L): see ``Stft.input_spectra``."""
+    """Complex spectrograms of the input (B, n_fft // 2 + 1, L): see ``Stft.input_spectra``."""
 
     bone: Tensor  # of the microphone on the body
     compressed: Tensor  # of the signed root of its samples, whose harmonics go on where its own end
@@ -74,9 +74,9 @@ class InputSpectra(NamedTuple):
 class Stft(nn.Module):
     """Magnitude spectrogram without centering: (B, 1, T) -> (B, n_fft // 2 + 1, T // hop_length).
 
-    The signal is padded by (n_fft - hop_length) / 2 samples a side, by reflection where it is long enough and by zeros
-    beyond, so that every length gives exactly T // hop_length frames (Kong et al., HiFi-GAN, 2020, reference code).
-    If ``causal``, by n_fft - hop_length zeros before it.
+    The signal is padded by (n_fft - hop_length) / 2 samples on each side, by reflection where it is long enough and by
+    zeros beyond, so that every length gives exactly T // hop_length frames (Kong et al., HiFi-GAN, 2020, reference
+    code). If ``causal``, n_fft - hop_length zeros are prepended instead.
     """
 
     window: Tensor
@@ -128,8 +128,9 @@ class Stft(nn.Module):
 class Istft(nn.Module):
     """Inverse of ``Stft.spectrum``, by least squares: (B, n_fft // 2 + 1, L) -> (B, 1, L * hop_length).
 
-    Of causal frames, ``delay`` samples late: a sample is complete when the last frame that it lies in is there.
-    Source: Griffin and Lim, "Signal estimation from modified short-time Fourier transform", TASSP 1984, equation 6.
+    If the frames are causal, the output is ``delay`` samples late, because a sample is complete only when the last
+    frame that contains it has arrived. Source: Griffin and Lim, "Signal estimation from modified short-time Fourier
+    transform", TASSP 1984, equation 6.
     """
 
     window: Tensor

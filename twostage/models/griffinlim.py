@@ -1,11 +1,12 @@
-"""Griffin-Lim from a vocoder's waveform: its phase is made consistent with the magnitudes that the mel asks for.
+"""Griffin-Lim from a vocoder's waveform: its phase is made consistent with the magnitudes of the mel.
 
-A vocoder that is not trained to the end repeats itself from frame to frame, which is heard as a buzz at the frame rate
-and shows as lines at its multiples. A few iterations take that away.
+A vocoder that is not fully trained repeats its phase from frame to frame. This is heard as a buzz at the frame rate and
+visible as lines at its multiples. A few iterations remove it.
 
-Where the input is speech as well, only duller, it knows what a mel cannot say: the harmonics of this voice and their
-phase. Below `input_phase_below` they are taken from it. In bins where it holds nothing, the phase is that of the
-compressed input, whose harmonics go on: it does not repeat itself from frame to frame as that of a young vocoder.
+If the input is speech without its high band, it contains what a mel lacks: the harmonics of this voice and their phase.
+Below `input_phase_below` they are taken from the input. In bins where the input contains nothing, the phase is that of
+the compressed input, whose harmonics continue upward: unlike that of a briefly trained vocoder, it does not repeat
+itself from frame to frame.
 """
 
 from functools import reduce
@@ -34,17 +35,17 @@ OPPOSED = 0.01  # squared: where two phases all but cancel, their sum's is as ar
 class GriffinLim(nn.Module):
     """Audio (B, 1, L * hop_length) and the log-mels (B, n_mels, L) it should have -> audio of the same shape.
 
-    ``input_phase_below`` in Hz: the input's harmonics, and its phase or that of the compressed input, count fully at
-    0 Hz, ever less up to there, and not above.
+    The input's harmonics, and its phase or that of the compressed input, have full weight at 0 Hz. The weight decreases
+    to zero at ``input_phase_below`` Hz.
 
-    With causal mels, one iteration alone: it waits for the last frame that a sample is in, so what comes out is late by
-    ``delay`` samples, zeros at the start; a second iteration would wait once more.
+    With causal mels there is one iteration only: it waits for the last frame that contains a sample, so that the output
+    is ``delay`` samples late, with zeros at the start. A second iteration would wait once more.
 
     Sources: Griffin and Lim, "Signal estimation from modified short-time Fourier transform", TASSP 1984, for the two
     projections; Luke, "Relaxed averaged alternating reflections for diffraction imaging" (RAAR), Inverse Problems 2005,
-    for how they are combined; Peer, Welker and Gerkmann, "Beyond Griffin-Lim", IWAENC 2022, for RAAR on speech;
-    Makhoul and Berouti, "High-frequency regeneration in speech coding systems", ICASSP 1979, for harmonics from a
-    memoryless distortion.
+    for how they are combined; Peer, Welker and Gerkmann, "Beyond Griffin-Lim", IWAENC 2022, for RAAR on speech; Makhoul
+    and Berouti, "High-frequency regeneration in speech coding systems", ICASSP 1979, for harmonics from a memoryless
+    distortion.
     """
 
     spread: Tensor

@@ -1,4 +1,4 @@
-"""The door to every model: ``load``. PyTorch is imported for files of weights, not for ONNX files."""
+"""``load``, which opens every kind of model. PyTorch is imported for files of weights, but not for ONNX files."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where models lie: the files that names, folders and paths stand for. Nothing is read but the names of files."""
+"""Finds the files of a model by its name, folder or path. Only the names of files are read."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Models in ONNX files, run by onnxruntime: an enhancer like any other, its settings inside the file."""
+"""Models in ONNX files, run by ONNX Runtime: an enhancer like any other, with its settings inside the file."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -25,9 +25,9 @@ Values = dict[str, Audio]
 
 @dataclass(frozen=True)
 class OnnxHeader:
-    """What a file says of itself. ``streaming``: it is one step; ``int8``: most convolutions are quantized.
+    """The metadata of a file. ``streaming``: it is one step of a stream; ``int8``: most convolutions are quantized.
 
-    Lengths in samples as in ``TwoStage``; ``gmac``, a second of audio, and ``parameters`` as in ``Costs``.
+    Lengths are in samples, as in ``TwoStage``. ``gmac``, for a second of audio, and ``parameters`` are as in ``Costs``.
     """
 
     kind: str
@@ -63,8 +63,8 @@ class OnnxHeader:
 class OnnxEnhancer:
     """Audio (B, inputs, T) -> (B, 1, T // hop_length * hop_length) by onnxruntime, on the CPU; arrays or tensors.
 
-    A file of one step runs step after step; what comes out is the same. ``threads``: None is PyTorch's number where
-    that is in use, else all cores.
+    A file of one step is run step after step, with the same result. ``threads``: None is PyTorch's number of threads if
+    PyTorch is in use, otherwise all cores.
     """
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
@@ -167,7 +167,7 @@ class OnnxEnhancer:
 
 
 class OnnxStream:
-    """One stream through a file of one step; its states from call to call."""
+    """One stream through a file of one step. It keeps the states from call to call."""
 
     def __init__(self, model: OnnxEnhancer) -> None:
         self._model = model

@@ -1,6 +1,7 @@
-"""The arithmetic of convolutions: float32 everywhere, bfloat16 where a machine computes in it.
+"""The arithmetic of convolutions: float32 everywhere, bfloat16 on machines that support it.
 
-Spectrograms, log-mels, Griffin-Lim and audio are float32 in either: eight bits are too few for a logarithm or a phase.
+Spectrograms, log-mels, Griffin-Lim and audio are float32 in both cases: eight bits are too few for a logarithm or a
+phase.
 """
 
 from typing import TypeVar

@@ -1,6 +1,6 @@
-"""What windows, streams, exports, costs and trainings ask of a model; without PyTorch, which may be missing.
+"""The interface that windows, streams, exports, costs and trainings require of a model. It does not import PyTorch.
 
-``models.enhancer`` has a module that answers most of it.
+``models.enhancer`` has a module that implements most of it.
 """
 
 from typing import TYPE_CHECKING, Protocol, TypeGuard
@@ -65,7 +65,7 @@ class Enhancer(Protocol):
 
 
 class CausalEnhancer(Enhancer, Protocol):
-    """An enhancer that sees the past alone. It is a module, whose leaves hold the state (``nn.streaming``)."""
+    """An enhancer that uses past samples only. It is a module, and its leaves hold the state (``nn.streaming``)."""
 
     def forward_chunk(self, audio: "Tensor", /) -> "Tensor":
         """The next chunk of a stream, (B, inputs, T), T a multiple of ``stride`` -> (B, 1, T), ``delay`` samples late.

@@ -40,7 +40,7 @@ class RestorerConfig:
     """Sizes of the U-Net.
 
     With ``mel.causal``, a frame depends on the frames up to its own or, where time is pooled, on those pooled with it.
-    With two inputs the mask is still added to the log-mel of the microphone on the body.
+    With two inputs, the mask is still added to the log-mel of the bone-conduction microphone.
     """
 
     mel: MelConfig = field(default_factory=MelConfig)  # the contract with the vocoder
@@ -114,7 +114,8 @@ class ResBlock(nn.Module):
 class Restorer(nn.Module):
     """ResUNet: (B, n_mels, L) log-mels of bone-conducted speech -> (B, n_mels, L) log-mels of clean speech.
 
-    With more inputs, and features, their rows follow those bands: (B, sum(config.rows), L), as of ``RestorerFeatures``.
+    With more inputs and features, the input has the shape (B, sum(config.rows), L) of ``RestorerFeatures``: their rows
+    follow the log-mel of the bone channel.
     """
 
     def __init__(self, config: RestorerConfig) -> None:

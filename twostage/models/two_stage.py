@@ -1,4 +1,4 @@
-"""Both stages as one enhancer: the only place that sees the restorer and the vocoder together."""
+"""Both stages as one enhancer: the only module that knows the restorer and the vocoder together."""
 
 from dataclasses import dataclass, field
 
@@ -33,7 +33,7 @@ class TwoStageConfig(EnhancerConfig):
 class TwoStage(StreamingModule):
     """Bone-conducted audio (B, 1, T) -> restored audio (B, 1, T // hop_length * hop_length).
 
-    Of a restorer with two inputs, bone and air: (B, 2, T) -> (B, 1, T // hop_length * hop_length).
+    If the restorer has two inputs, bone and air: (B, 2, T) -> (B, 1, T // hop_length * hop_length).
     """
 
     config: TwoStageConfig

@@ -1,8 +1,8 @@
 """Stage two: the HiFi-GAN generator, log-mels to a waveform.
 
-Source: Kong, Kim and Bae, "HiFi-GAN: Generative Adversarial Networks for Efficient and High Fidelity Speech
-Synthesis", NeurIPS 2020, section 2.2 and appendix A.1. Module names are those of the authors' checkpoints. With
-``sensor_input`` the sensor's waveform is heard too, by ``models/sensor_encoder.py``.
+Source: Kong, Kim and Bae, "HiFi-GAN: Generative Adversarial Networks for Efficient and High Fidelity Speech Synthesis",
+NeurIPS 2020, section 2.2 and appendix A.1. Module names are those of the authors' checkpoints. With ``sensor_input``
+the sensor's waveform is an additional input (``models/sensor_encoder.py``).
 """
 
 from dataclasses import dataclass, field, replace

@@ -1,6 +1,6 @@
-"""Layers that see time around them or, if causal, before them alone; weight normalization that folds away.
+"""Layers with optional causality, which then use past steps only, and weight normalization that can be folded away.
 
-Causal or not, a layer has the same weights under the same names.
+Causal and non-causal layers have the same weights under the same names.
 """
 
 from collections.abc import Iterable
@@ -118,7 +118,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 
 
 class GRU(nn.GRU):
-    """A GRU of one direction over (B, L, C), which carries its hidden state: -> (B, L, hidden_size)."""
+    """A unidirectional GRU over (B, L, C) that carries its hidden state: -> (B, L, hidden_size)."""
 
     def __init__(self, inputs: int, hidden_size: int, layers: int = 1) -> None:
         super().__init__(inputs, hidden_size, layers, batch_first=True)
@@ -131,7 +131,7 @@ class GRU(nn.GRU):
 
 
 class LSTM(nn.LSTM):
-    """An LSTM of one direction over (B, L, C), which carries hidden state and cell: -> (B, L, hidden_size)."""
+    """A unidirectional LSTM over (B, L, C) that carries its hidden state and cell: -> (B, L, hidden_size)."""
 
     def __init__(self, inputs: int, hidden_size: int, layers: int = 1) -> None:
         super().__init__(inputs, hidden_size, layers, batch_first=True)

@@ -1,7 +1,8 @@
 """Convolutions of a few positions as one matrix product.
 
-torch's own are made for long inputs and spend a chunk of a stream on preparing; these give the same to rounding, for a
-batch of one, without gradient. Fastest where the channels of a position, in ``x`` and ``weight``, lie side by side.
+torch's convolutions are made for long inputs and spend most of the time of a short chunk on preparation. These give the
+same result up to rounding, for a batch of one and without gradient. They are fastest if the channels of a position lie
+side by side in ``x`` and ``weight``.
 """
 
 from collections.abc import Sequence

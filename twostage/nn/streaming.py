@@ -1,7 +1,7 @@
-"""What a causal layer carries from one chunk of a signal to the next; the whole at once is the stream's only chunk.
+"""State that causal layers carry from one chunk of a signal to the next. Offline processing is a stream of one chunk.
 
-Leaves alone hold state. A causal convolution is ``Past`` and a convolution without padding; a transposed one ends in
-``Overlap``. Time is the last axis everywhere.
+Only leaf modules hold state. A causal convolution is ``Past`` followed by a convolution without padding; a transposed
+convolution ends in ``Overlap``. Time is the last axis everywhere.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ FADE = 512  # samples over which the last one of a signal fades out behind its e
 
 
 class StreamState(nn.Module):
-    """A leaf that keeps ``value`` for the next call within ``streaming``; outside, every call is the first."""
+    """A leaf that keeps ``value`` for the next call within ``streaming``; outside of it, every call starts a stream."""
 
     value: Any  # a tensor, or several by name; None at the start
 
@@ -30,7 +30,7 @@ class StreamState(nn.Module):
 
 
 class Past(StreamState):
-    """The ``steps`` before what comes in, zeros at the start, and what comes in: (..., L) -> (..., steps + L)."""
+    """Prepends the last ``steps`` steps of the previous chunks, or zeros at the start: (..., L) -> (..., steps + L)."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()
@@ -47,14 +47,14 @@ class Past(StreamState):
 
 
 class DelayLine(Past):
-    """What comes in, ``steps`` later, zeros at the start: (..., L) -> (..., L)."""
+    """Delays a stream by ``steps`` steps, with zeros at the start: (..., L) -> (..., L)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[..., : x.shape[-1]]
 
 
 class Overlap(StreamState):
-    """Adds what hung over the end of the last chunk, holds back what hangs over this: (..., L + steps) -> (..., L)."""
+    """Adds the tail of the previous chunk and holds back that of this chunk: (..., L + steps) -> (..., L)."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def reset_streaming(model: nn.Module) -> None:
 
 
 class Delayed(Protocol):
-    """A model that streams, as far as ``offline`` needs to know it; lengths in samples."""
+    """The part of a streaming model that ``offline`` needs. Lengths are in samples."""
 
     @property
     def hop_length(self) -> int: ...

@@ -73,7 +73,7 @@ class DataConfig(PairConfig):
 
 @dataclass(frozen=True)
 class ValidConfig:
-    """Measuring on held-out speech, with the averaged weights."""
+    """Validation on held-out speech, with the averaged weights."""
 
     every: int = 1000  # steps from one measurement to the next
     items: int = 16  # files, spread over the manifests
@@ -101,7 +101,7 @@ class ValidConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What every training has."""
+    """Settings that every training has."""
 
     run_dir: str  # directory of the training
     steps: int  # how many, in all
@@ -146,7 +146,7 @@ class RunConfig:
 class RestorerRun(RunConfig):
     """Stage one.
 
-    ``adversary`` is of log-mels; it takes part if one of its weights, ``adv`` and ``fm``, is not zero.
+    ``adversary`` is a discriminator of log-mels; it is used if one of its weights, ``adv`` and ``fm``, is not zero.
     """
 
     restorer: RestorerConfig = field(default_factory=RestorerConfig)  # the model

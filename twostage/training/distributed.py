@@ -1,4 +1,4 @@
-"""Several processes that train one model: what torchrun's environment says, and DistributedDataParallel."""
+"""Several processes that train one model: torchrun's environment, and DistributedDataParallel."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True)
 class Team:
-    """This process among ``world``; the one with ``rank`` 0 writes files."""
+    """This process among ``world`` processes; the one with ``rank`` 0 writes files."""
 
     device: torch.device
     rank: int = 0

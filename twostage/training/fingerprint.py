@@ -1,7 +1,7 @@
-"""What a training learns from and is measured on, in a few numbers: enough to notice that a resumption has other data.
+"""A fingerprint of the training and validation data in a few numbers, which detects a resumption with other data.
 
-Paths may change between a training and its resumption, contents may not: names of folders do not count, and sound is
-compared by its levels, so that a file that was moved, or coded anew without loss, is the same.
+Paths may change between a training and its resumption, contents may not. Names of folders are therefore ignored, and
+sound is compared by its levels, so that a file that was moved or recoded without loss is the same.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,8 @@
-"""Losses that pull alike: each is divided by the length of its gradient at the last layer, averaged over steps.
+"""Balances losses: each is divided by the norm of its gradient at the last layer, averaged over steps.
 
-Source: Defossez et al., "High Fidelity Neural Audio Compression" (EnCodec), 2022, section 3.4, as the authors of EBEN
-have it: gradients at the last layer's weights, a momentum of 0.9, an average that begins at the first length.
+Source: Defossez et al., "High Fidelity Neural Audio Compression" (EnCodec), 2022, section 3.4, in the form used by the
+authors of EBEN: gradients at the last layer's weights, a momentum of 0.9, and an average that starts from the first
+norm.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ LEAST, MOST = 1e-4, 1e4  # of a length, and of a factor
 
 
 class LossBalancer:
-    """Keeps the averaged ``lengths`` by name of loss, which go into the state of a training."""
+    """Keeps the averaged ``lengths`` of gradients by name of loss. They are part of the state of a training."""
 
     def __init__(self) -> None:
         self.lengths: dict[str, Tensor] = {}

@@ -98,10 +98,10 @@ class MultiResolutionStft(nn.Module):
 
 
 class MultiScaleMel(nn.Module):
-    """Log-mel L1 at many resolutions, from the pulse to the harmonic, mean over them: two (B, 1, T) -> scalar.
+    """Log-mel L1 at many resolutions, from single pulses to single harmonics, mean over them: two (B, 1, T) -> scalar.
 
-    Source: Kumar et al., "High-Fidelity Audio Compression with Improved RVQGAN" (DAC), NeurIPS 2023, section 3.4.
-    Bands grow with the window, as many as are each a bin wide at least.
+    Source: Kumar et al., "High-Fidelity Audio Compression with Improved RVQGAN" (DAC), NeurIPS 2023, section 3.4. The
+    number of bands grows with the window, as long as each band is at least one bin wide.
     """
 
     def __init__(self, config: MelConfig, n_ffts: Sequence[int] = (64, 128, 256, 512, 1024, 2048)) -> None:
@@ -151,12 +151,12 @@ def ssim_distance(fake: Tensor, real: Tensor, *, floor: float, span: float = 12.
 
 
 class Intelligibility(nn.Module):
-    """One minus the mean of STOI and ESTOI, both read off log-mels: two (B, n_mels, L) -> scalar in [0, 2].
+    """One minus the mean of STOI and ESTOI, both approximated from log-mels: two (B, n_mels, L) -> scalar in [0, 2].
 
     Envelopes of third-octave bands from 150 Hz are correlated over 384 ms, band by band (Taal et al., "An Algorithm for
     Intelligibility Prediction of Time-Frequency Weighted Noisy Speech", TASLP 2011, section II) and frame by frame
-    (Jensen and Taal, TASLP 2016, section III). Differs from them in the mel's frames and bands, no clipping, and
-    stretches weighted by the clean speech's energy instead of silent frames being left out.
+    (Jensen and Taal, TASLP 2016, section III). What differs from them: the frames and bands are those of the mel, there
+    is no clipping, and segments are weighted by the energy of the clean speech instead of leaving out silent frames.
     """
 
     octaves: Tensor

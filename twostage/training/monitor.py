@@ -1,4 +1,4 @@
-"""What a training does besides learning: it reports, measures itself on held-out speech, and keeps its state."""
+"""Everything that a training does besides learning: logging, validation on held-out speech, saving its state."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ STATE, BEST, LAST = "state.pt", "best.safetensors", "last.safetensors"
 
 
 class Monitor:
-    """Hears of every step of ``fit``. Its intervals are those of the settings; the last step counts as due for all."""
+    """Called after every step of ``fit``. The intervals are those of the settings; the last step is due for all."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""How weights move: AdamW, its learning rate over the steps, clipping, and the moving average of weights."""
+"""Optimization: AdamW, its learning rate schedule, gradient clipping, and the moving average of weights."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from twostage.utils.errors import ConfigError
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter, 2019) as HiFi-GAN sets it. Lengths in steps."""
+    """AdamW (Loshchilov and Hutter, 2019) with the defaults of HiFi-GAN. Lengths are in steps."""
 
     learning_rate: float = 2e-4  # at its highest
     betas: tuple[float, float] = (0.8, 0.99)  # decay of the averages of gradients and of their squares

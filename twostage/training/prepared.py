@@ -1,4 +1,4 @@
-"""A training, prepared: its data read and checked, what it goes on from opened; then run."""
+"""A prepared training: its data are read and checked and its initial state is loaded before it runs."""
 
 from collections.abc import Callable, Generator
 from contextlib import closing, nullcontext
@@ -35,9 +35,9 @@ PREPARED = 64  # batches that statistics of the training set are gathered from
 
 @dataclass(frozen=True)
 class Plan:
-    """What differs between trainings; ``listener`` is a frozen vocoder for held-out speech.
+    """What differs between trainings. ``listener`` is a frozen vocoder for held-out speech.
 
-    ``last_layer``: of a model, the weight at which an adaptive adversarial loss is balanced.
+    ``last_layer`` returns the weight of a model at which an adaptive adversarial loss is balanced.
     """
 
     model: nn.Module
@@ -52,7 +52,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class PreparedTraining:
-    """A training that can be run: what is trained by what rules, on which data, from which state on."""
+    """A training that is ready to run: the model, the task, the data and the initial state."""
 
     settings: RunConfig
     plan: Plan

@@ -1,4 +1,4 @@
-"""What is trained on what, by which losses: one function a training. `prepared` runs it."""
+"""One function for each training: which model is trained on which data with which losses. `prepared` runs it."""
 
 from functools import partial
 from typing import Any

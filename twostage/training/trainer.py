@@ -1,4 +1,4 @@
-"""The one training loop: mel regression, the GAN vocoder and fine-tuning differ in what is passed in."""
+"""The one training loop: mel regression, the GAN vocoder and fine-tuning differ in the arguments."""
 
 import copy
 import time
@@ -21,7 +21,7 @@ from twostage.utils.errors import TwoStageError
 
 
 class TaskModule(nn.Module):
-    """A model with its task as one forward, which is what DistributedDataParallel needs."""
+    """A model with its task as one forward, as DistributedDataParallel requires."""
 
     def __init__(self, model: nn.Module, task: Task) -> None:
         super().__init__()
@@ -33,9 +33,9 @@ class TaskModule(nn.Module):
 
 @dataclass
 class Training:
-    """All that a training is at one moment. ``best`` is the best score so far, ``settings`` plain values.
+    """The complete state of a training. ``best`` is the best score so far, ``settings`` are plain values.
 
-    ``data`` is the fingerprint of what is learned from and measured on.
+    ``data`` is the fingerprint of the training and validation data.
     """
 
     model: nn.Module
@@ -79,7 +79,7 @@ class Training:
 
 @dataclass(frozen=True)
 class StepResult:
-    """One step's outcome: unweighted loss terms and gradient norms, seconds spent waiting for data and in all."""
+    """The result of one step: unweighted loss terms, gradient norms, and seconds spent waiting for data and in all."""
 
     values: dict[str, Tensor]
     waited: float

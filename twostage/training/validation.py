@@ -1,4 +1,4 @@
-"""Held-out speech: a fixed set of pairs, what a model makes of it, and objective scores."""
+"""Validation: a fixed set of held-out pairs, the output of a model for them, and objective scores."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -32,7 +32,7 @@ class Example(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What a model made of an example: log-mels (n_mels, L) and, if there is sound, audio (T,) of L * hop_length."""
+    """The output of a model for an example: log-mels (n_mels, L) and, with sound, audio (T,) of L * hop_length."""
 
     mel: Tensor
     audio: Array | None

@@ -1,4 +1,4 @@
-"""Files that take their names when they are complete, and the folders that they lie in."""
+"""Files that appear under their names when they are complete, and the folders that contain them."""
 
 import os
 import secrets

@@ -1,4 +1,4 @@
-"""The C library's heap: what is freed stays with the process, for the next tensor of that size."""
+"""The heap of the C library: freed memory stays with the process, for the next tensor of the same size."""
 
 import ctypes
 import sys

@@ -1,4 +1,4 @@
-"""What is installed: PyTorch and the packages of extras are asked for here, and not imported to find out."""
+"""Finds out whether PyTorch and the packages of extras are installed, without importing them."""
 
 import sys
 from importlib.util import find_spec

@@ -1,4 +1,4 @@
-"""Dataclasses from plain values: what YAML, JSON and the command line hand over, checked and made into settings."""
+"""Builds dataclasses from plain values of YAML, JSON and the command line, and checks them."""
 
 import json
 from collections.abc import Mapping

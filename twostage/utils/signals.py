@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: either ends the work as Ctrl-C does, with nothing half-written left. Owns `signal`."""
+"""SIGINT and SIGTERM: either ends the work like Ctrl-C, with nothing half-written left. Owns `signal`."""
 
 import os
 import signal
@@ -15,9 +15,9 @@ AGAIN = 0.01  # seconds after which a signal that could not be answered is sent 
 
 
 class DebouncedInterrupt:
-    """A handler of SIGINT and SIGTERM that raises KeyboardInterrupt, and not again at once.
+    """A handler of SIGINT and SIGTERM that raises KeyboardInterrupt, but not twice in quick succession.
 
-    Whoever stops a process often signals it twice, and the second must not cut short what the first has begun.
+    A process is often signaled twice, and the second signal must not interrupt the cleanup that the first has started.
     """
 
     def __init__(self) -> None:
