@@ -26,9 +26,10 @@ def one_by_one(
     name: Callable[[Item], object],
     catch: tuple[type[Exception], ...] = FAILURES,
 ) -> Iterator[tuple[Item, Outcome | Failure]]:
-    """Each item with what ``work`` makes of it, as it is done; where that fails, with a Failure.
+    """Yield each item with the result of ``work`` as it is done, or with a Failure if it failed.
 
-    ``name`` is what messages call an item. What is not in ``catch``, KeyboardInterrupt always, stops the rest.
+    ``name`` returns the name of an item for messages. Exceptions that are not in ``catch``, and always
+    KeyboardInterrupt, stop the loop.
     """
     for item in items:
         try:

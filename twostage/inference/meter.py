@@ -26,7 +26,7 @@ class Meter:
         self._since, self._power, self._work, self._count, self._waiting = time.monotonic(), 0.0, 0.0, 0, 0.0
 
     def hop(self, samples: Audio, work: float, waiting: float = 0.0) -> None:
-        """A hop (T,) that took ``work`` seconds, while ``waiting`` seconds of sound had still to be done."""
+        """Count a hop (T,) that took ``work`` seconds, while ``waiting`` seconds of sound were still waiting."""
         self.hops += 1
         self.late_hops += work > self._hop
         self._count += 1
@@ -38,11 +38,11 @@ class Meter:
             self._begin()
 
     def xrun(self) -> None:
-        """The device had no sound for us, or we none for it."""
+        """Count an underrun or overrun of the device."""
         self.xruns += 1
 
     def lost(self, seconds: float) -> None:
-        """Sound that was left out in order to catch up."""
+        """Count sound that was left out in order to catch up."""
         self.xruns += 1
         self.lost_seconds += seconds
 

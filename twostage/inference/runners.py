@@ -15,7 +15,7 @@ class ChunkRunner(Protocol):
     """A causal model with a state of its own."""
 
     def reset(self) -> None:
-        """Go back to the start of a stream."""
+        """Return to the start of a stream."""
         ...
 
     def __call__(self, audio: Audio, /) -> Audio:

@@ -62,12 +62,12 @@ class Stream:
         self._closed = False
 
     def push(self, samples: Any) -> Any:
-        """Samples (T,), or (2, T), T of any size, in; those that are ready now, (T',), out.
+        """Push samples (T,), or (2, T), of any length T; returns the samples that are ready now, (T',).
 
-        Arrays and tensors of any dtype that ``restore`` takes, integers at their full scale; what comes out, of
-        ``flush`` too, is as what was pushed last. Raises AudioError for another shape or dtype, samples that are not
-        finite, a stream that is closed; nothing is taken in. So does what comes out where it is not finite, of samples
-        far beyond full scale.
+        Arrays and tensors of any dtype that ``restore`` takes are accepted, integers at their full scale. The output,
+        also of ``flush``, has the type of what was pushed last. Raises AudioError for another shape or dtype, for
+        samples that are not finite, and for a closed stream; nothing is pushed in these cases. It is also raised if the
+        output is not finite, for samples far beyond full scale.
         """
         if self._closed:
             raise AudioError("the stream is closed")
@@ -79,25 +79,25 @@ class Stream:
         return converted.give_back(self._out(self._work.push(self._high.push(audio) * self._gain)))
 
     def flush(self) -> Any:
-        """The rest, (T',): the signal ends here; the next push begins another."""
+        """End the signal and return the rest, (T',); the next push begins another signal."""
         filtered = self._high.flush() * self._gain
         rest = self._out(chain(self._work.push(filtered), self._work.flush()))
         self.reset()
         return self._give_back(rest)
 
     def reset(self) -> None:
-        """Forget what was pushed and has not come out; the next push begins another signal."""
+        """Discard what was pushed and has not been returned; the next push begins another signal."""
         self._work.reset()
         self._high.reset()
 
     def _wanted(self, shape: tuple[int, ...]) -> str:
-        """What is said of a shape that is not this stream's; nothing if it is."""
+        """A description of the expected shape if this one is wrong; empty otherwise."""
         if self.inputs == 1:
             return "" if len(shape) == 1 else "(T,): a stream is of one channel"
         return "" if len(shape) == 2 and shape[0] == self.inputs else f"({self.inputs}, T): bone and air"
 
     def close(self) -> None:
-        """Let the state go; nothing can be pushed any more."""
+        """Release the state; nothing can be pushed any more."""
         self.reset()
         self._closed = True
 

@@ -62,11 +62,11 @@ class InputSpectra(NamedTuple):
 
     @property
     def channels(self) -> list[Tensor]:
-        """Those of the microphones themselves: bone, or bone and air."""
+        """The spectra of the microphones themselves: bone, or bone and air."""
         return [self.bone] if self.air is None else [self.bone, self.air]
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "InputSpectra":
-        """``change`` made to every spectrogram."""
+        """``change`` applied to every spectrogram."""
         air = None if self.air is None else change(self.air)
         return InputSpectra(change(self.bone), change(self.compressed), air)
 
@@ -91,7 +91,7 @@ class Stft(nn.Module):
         return magnitudes(self.spectrum(audio))
 
     def spectrum(self, audio: Tensor) -> Tensor:
-        """The complex spectrogram, of the shape of the magnitudes."""
+        """The complex spectrogram, in the shape of the magnitudes."""
         frames = audio.shape[-1] // self.hop_length
         audio = audio[..., 0, : frames * self.hop_length].float()
         if frames == 0:
@@ -150,7 +150,7 @@ class Istft(nn.Module):
             return self._complete(self._overlapped(frames)) / self._coverage(frames.shape[-1])
 
     def _coverage(self, frames: int) -> Tensor:
-        """How much of L frames' squared windows lies on each sample: (1, 1, L * hop_length)."""
+        """The sum of the squared windows of L frames at each sample: (1, 1, L * hop_length)."""
         squares = self.window.square()
         if self.overlap is None:
             return self._complete(self._overlapped(squares.expand(1, -1, frames)))
@@ -159,12 +159,12 @@ class Istft(nn.Module):
         return hops.sum(0).repeat(frames)[None, None]
 
     def _overlapped(self, frames: Tensor) -> Tensor:
-        """Add frames (B, n_fft, L), each a hop after the one before: (B, 1, (L - 1) * hop_length + n_fft)."""
+        """Overlap-add of frames (B, n_fft, L): (B, 1, (L - 1) * hop_length + n_fft)."""
         size = (1, (frames.shape[-1] - 1) * self.hop_length + self.n_fft)
         return F.fold(frames, size, (1, self.n_fft), stride=(1, self.hop_length))[:, :, 0]
 
     def _complete(self, audio: Tensor) -> Tensor:
-        """Without the padding, or what hangs over the end of it: (B, 1, L * hop_length)."""
+        """Remove the padding, or the part that extends past the end: (B, 1, L * hop_length)."""
         if self.overlap is not None:
             complete: Tensor = self.overlap(audio)
             return complete
@@ -183,7 +183,7 @@ def as_complex(parts: Tensor) -> Tensor:
 
 
 def complex_product(one: Tensor, other: Tensor) -> Tensor:
-    """Of two spectrograms as real and imaginary parts, (B, 2, F, L)."""
+    """The product of two spectrograms as real and imaginary parts, (B, 2, F, L)."""
     (a, b), (c, d) = one.unbind(1), other.unbind(1)
     return torch.stack([a * c - b * d, a * d + b * c], 1)
 
@@ -195,7 +195,7 @@ def power(spectrum: Tensor) -> Tensor:
 
 
 def magnitudes(spectrum: Tensor) -> Tensor:
-    """Of a spectrogram as ``power`` takes it; the clamp keeps the square root's slope finite at digital silence."""
+    """Magnitudes of a spectrogram as for ``power``; the clamp keeps the root's slope finite at digital silence."""
     return power(spectrum).clamp_min(1e-10).sqrt()
 
 
@@ -218,6 +218,6 @@ class LogMel(nn.Module):
         return self.of(self.stft.spectrum(audio))
 
     def of(self, spectrum: Tensor) -> Tensor:
-        """The same of what ``self.stft.spectrum`` gives, (B, n_fft // 2 + 1, L)."""
+        """The log-mel of a spectrogram from ``self.stft.spectrum``, (B, n_fft // 2 + 1, L)."""
         with torch.autocast(spectrum.device.type, enabled=False):  # eight bits of mantissa are too few for a logarithm
             return (self.basis @ magnitudes(spectrum)).clamp_min(self.config.clamp).log()

@@ -72,7 +72,7 @@ class GriffinLim(nn.Module):
         self.register_buffer("trust", trust[:, None], persistent=False)
 
     def forward(self, audio: Tensor, mel: Tensor, input_spectra: InputSpectra | None = None) -> Tensor:
-        """``input_spectra``: of the input that was restored."""
+        """``input_spectra`` are those of the input that was restored."""
         with torch.autocast(audio.device.type, enabled=False):
             if not self.iterations or not mel.shape[-1]:
                 return audio
@@ -88,7 +88,7 @@ class GriffinLim(nn.Module):
 
     @staticmethod
     def _size(spectrum: Tensor, faint: float) -> Tensor:
-        """Magnitudes (B, n_fft // 2 + 1, L), those of bins that hold nothing at a floor."""
+        """Magnitudes (B, n_fft // 2 + 1, L), with a floor for empty bins."""
         size = power(spectrum).sqrt()
         # not "+ TINY", which the exporter takes for nothing: digital silence would be divided by zero
         return (size + faint * size.amax(1, keepdim=True)).clamp_min(TINY)
@@ -110,16 +110,16 @@ class GriffinLim(nn.Module):
         return magnitudes.clamp_min(TINY).log()
 
     def _fitted(self, estimate: Tensor, wanted: Tensor) -> Tensor:
-        """Correct each bin (B, L, F) by the ratios of the bands that it lies in, geometrically averaged."""
+        """Correct each bin (B, L, F) by the geometric mean of the ratios of the bands that it belongs to."""
         for _ in range(ROUGH if self.mel.config.causal else INVERSIONS):
             ratio = wanted / (estimate @ self.mel.basis.T).clamp_min(TINY)
             estimate = estimate * (ratio.clamp_min(TINY).log() @ self.spread.T).exp_()
         return estimate
 
     def _iterate(self, audio: Tensor, magnitudes: Tensor, held: Tensor | None = None) -> Tensor:
-        """``held``: phase to keep to, as complex numbers whose size, up to 1, says how firmly.
+        """``held`` is the phase to keep, as complex numbers whose magnitude, up to 1, is the weight.
 
-        Within, the bins of a frame lie side by side, (B, L, F), as a Fourier transform takes and gives them.
+        Internally, the bins of a frame are adjacent, (B, L, F), as a Fourier transform takes and returns them.
         """
         coverage, size = self._coverage(magnitudes.shape[-1]), magnitudes.mT.contiguous()
         soft = (SOFTNESS * size).square().clamp_min(TINY**2)
@@ -143,16 +143,16 @@ class GriffinLim(nn.Module):
         return self._overlap(frames) / coverage
 
     def _coverage(self, frames: int) -> Tensor:
-        """How much of L frames' squared windows lies on each sample: (1, 1, L * hop_length)."""
+        """The sum of the squared windows of L frames at each sample: (1, 1, L * hop_length)."""
         squares = self.mel.stft.window.square()
         if self.overlap is not None:  # every frame that a sample could be in is there or will be
             return squares.unflatten(0, (-1, self.mel.config.hop_length)).sum(0).repeat(frames)[None, None]
         return self._overlap(squares.expand(1, frames, -1)).clamp_min(TINY)
 
     def _overlap(self, frames: Tensor) -> Tensor:
-        """Add frames (B, L, n_fft), each a hop after the one before, without the padding: (B, 1, L * hop_length).
+        """Overlap-add of frames (B, L, n_fft), without the padding: (B, 1, L * hop_length).
 
-        Causal ones are padded at the start alone; their sum is complete, and let go, from there on.
+        Causal frames are padded at the start alone; from there on their sum is complete and is returned.
         """
         hop, length = self.mel.config.hop_length, frames.shape[1]
         parts = frames.unflatten(-1, (-1, hop))
@@ -167,12 +167,12 @@ class GriffinLim(nn.Module):
 
     @property
     def delay(self) -> int:
-        """Samples by which the output is late."""
+        """The number of samples by which the output is late."""
         return self.overlap.steps if self.overlap is not None and self.iterations else 0
 
     @property
     def context(self) -> int:
-        """Frames that an output sample depends on, on each side, to 1e-7 of full scale."""
+        """The number of frames on each side that an output sample depends on, to 1e-7 of full scale."""
         sides = 2 if self.overlap is not None else 1  # all of it in the past
         overlap = ceil(self.mel.config.n_fft / self.mel.config.hop_length)
         return sides * min(self.iterations * (overlap - 1) + 1, FADED * overlap)

@@ -111,7 +111,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _renamed(tensors: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
-    """Published names of normalized weights, weight_g and weight_v, as torch spells them now."""
+    """Published names of normalized weights, weight_g and weight_v, in torch's present names."""
     for length, direction in (("weight_g", "weight_v"), ("weight_v", "weight_g")):
         for key in tensors:
             if key.endswith(f".{length}") and key.replace(f".{length}", f".{direction}") not in tensors:

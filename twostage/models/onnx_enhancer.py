@@ -103,7 +103,7 @@ class OnnxEnhancer:
 
     @property
     def causal(self) -> bool:
-        """Whether the file is of one step."""
+        """Whether the file is one step of a stream."""
         return self.header.streaming
 
     @property
@@ -112,7 +112,7 @@ class OnnxEnhancer:
 
     @property
     def device(self) -> "torch.device":
-        """As PyTorch has it, which is imported for that: for who has tensors."""
+        """The CPU as a PyTorch device; PyTorch is imported for it, for callers with tensors."""
         import torch
 
         return torch.device("cpu")
@@ -125,7 +125,7 @@ class OnnxEnhancer:
         return torch.from_numpy(self.enhanced(audio.detach().float().cpu().numpy()))
 
     def enhanced(self, audio: NDArray[np.floating]) -> Audio:
-        """As calling it, of arrays."""
+        """The same as a call, for arrays."""
         audio = np.asarray(audio, np.float32)
         length = audio.shape[-1] // self.hop_length * self.hop_length
         if not length:
@@ -136,7 +136,7 @@ class OnnxEnhancer:
         return np.concatenate(outputs)[..., delay : delay + length]
 
     def runs(self, audio: Audio) -> Iterator[tuple[Values, Values]]:
-        """What goes in and what comes out, run by run, for audio (inputs, T); of whole hops, but for a step."""
+        """Inputs and outputs, run by run, for audio (inputs, T); T is a multiple of the hop, except for a step."""
         if not self.causal:
             values = {AUDIO: np.ascontiguousarray(audio[None])}
             yield values, self.run(values)
@@ -146,7 +146,7 @@ class OnnxEnhancer:
         yield from self.stream().steps(continued(audio, tail)[:, : (length + tail) // self.stride * self.stride])
 
     def stream(self) -> "OnnxStream":
-        """The start of a stream; of a file of one step."""
+        """A new stream, for a file of one step."""
         return OnnxStream(self)
 
     def silence(self) -> Values:
@@ -158,11 +158,11 @@ class OnnxEnhancer:
         return dict(zip(self._outputs, self._session.run(self._outputs, values), strict=True))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Itself: it holds no state."""
+        """The object itself, because it holds no state."""
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as the path of its file, which is opened again: a session belongs to its process."""
+        """Pickled as the path of its file, which is opened again, because a session belongs to its process."""
         return OnnxEnhancer, (self.path, self._threads)
 
 
@@ -213,7 +213,7 @@ def _session(path: Path, threads: int) -> Any:
 
 
 def _checked_weights(path: Path, header: OnnxHeader) -> list[Path]:
-    """The files of weights beside ``path`` that it reads. Raises CheckpointError if they are others than they were."""
+    """The files of weights beside ``path`` that it reads. Raises CheckpointError if they have changed."""
     files = {path.parent / Path(name).name: digest for name, digest in header.weights.items()}
     for file, digest in files.items():
         if not file.is_file() or sha256(file.read_bytes()).hexdigest() != digest:

@@ -27,6 +27,6 @@ class RestorerFeatures(nn.Module):
         return self.of(mel, mel.stft.spectrum(rows).chunk(self.inputs, -3))
 
     def of(self, mel: LogMel, spectra: Sequence[Tensor]) -> Tensor:
-        """The same of each channel's spectrogram, as ``mel.stft.spectrum`` gives it."""
+        """The features for the spectrogram of each channel, as ``mel.stft.spectrum`` returns it."""
         rows = [mel.of(spectrum) for spectrum in spectra]
         return torch.cat(rows if self.pitch is None else [*rows, self.pitch(spectra[0])], 1)

@@ -20,7 +20,7 @@ KERNEL = 7  # of the first convolution, as of the generator's last
 
 
 def silent(conv: Conv1d) -> Conv1d:
-    """A convolution that begins as zero."""
+    """A convolution that is initialized with zeros."""
     for parameter in conv.parameters():
         nn.init.zeros_(parameter)
     return conv

@@ -15,7 +15,7 @@ POSITIONS = 512  # above about as many, torch's convolutions are the faster
 
 
 def is_short(x: Tensor) -> bool:
-    """Whether ``x`` (B, C, L) or (B, C, F, L) is better taken here."""
+    """Whether ``x`` (B, C, L) or (B, C, F, L) is processed faster here."""
     return (
         not torch.compiler.is_exporting()  # first: of any length, what is exported holds no decision on one
         and not torch.is_grad_enabled()

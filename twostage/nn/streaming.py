@@ -72,12 +72,12 @@ class Overlap(StreamState):
 
 
 def stream_states(model: nn.Module) -> dict[str, StreamState]:
-    """Every leaf of ``model`` that holds state, by name."""
+    """All leaves of ``model`` that hold state, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, StreamState)}
 
 
 def reset_streaming(model: nn.Module) -> None:
-    """Go back to the start of a stream."""
+    """Return to the start of a stream."""
     for leaf in stream_states(model).values():
         leaf.value = None
 
@@ -117,21 +117,21 @@ def continued(audio: Tensor, steps: int) -> Tensor:
 
 
 def tail_length(model: Delayed) -> int:
-    """Samples of ``continued`` with which the last output of a causal model comes, however long the signal is."""
+    """The number of samples of ``continued`` after which the last output of a causal model is complete."""
     return model.delay + model.stride - 1
 
 
 def with_tail(model: Delayed, audio: Tensor) -> Tensor:
-    """A signal (..., T), continued until the last sample of its last whole hop comes out: whole strides."""
+    """Continue a signal (..., T) until the last sample of its last whole hop is output: a multiple of the stride."""
     length = audio.shape[-1] // model.hop_length * model.hop_length
     needed = (length + tail_length(model)) // model.stride * model.stride
     return continued(audio, tail_length(model))[..., :needed]
 
 
 def offline(model: Delayed, audio: Tensor) -> Tensor:
-    """What ``forward_chunk`` makes of all of a signal, in time: (B, C, T) -> (B, 1, T // hop_length * hop_length).
+    """Run ``forward_chunk`` on a whole signal, without its delay: (B, C, T) -> (B, 1, T // hop_length * hop_length).
 
-    ``forward_chunk`` takes multiples of ``stride`` and gives as many samples, ``delay`` later.
+    ``forward_chunk`` takes multiples of ``stride`` and returns as many samples, ``delay`` late.
     """
     length = audio.shape[-1] // model.hop_length * model.hop_length
     return model.forward_chunk(with_tail(model, audio))[..., model.delay : model.delay + length]
@@ -139,9 +139,9 @@ def offline(model: Delayed, audio: Tensor) -> Tensor:
 
 @contextmanager
 def streaming(model: nn.Module) -> Iterator[None]:
-    """Within, calls of ``model`` are chunks of one signal, from its start on.
+    """A context in which calls of ``model`` are chunks of one signal, from its start on.
 
-    Under ``torch.inference_mode`` or ``no_grad``: else the graph of every chunk hangs on the next.
+    Use it under ``torch.inference_mode`` or ``no_grad``: otherwise the graph of every chunk is connected to the next.
     """
     reset_streaming(model)
     for leaf in stream_states(model).values():

@@ -62,7 +62,7 @@ class AdversaryRules:
             )
 
     def discriminators(self) -> nn.Module:
-        """New discriminators: of what is real or fake to lists of maps, the last of each its logits."""
+        """New discriminators: from real or fake signals to lists of maps, the last of each its logits."""
         raise NotImplementedError
 
 
@@ -112,7 +112,7 @@ class Adversary:
         precision: Precision = nullcontext,
         wrap: Callable[[nn.Module], nn.Module] = nn.Module.train,
     ) -> None:
-        """``precision`` makes the context (autocast) of forwards, ``wrap`` distributes the loss module."""
+        """``precision`` returns the context (autocast) of forwards; ``wrap`` distributes the loss module."""
         self.config, self._optimizing, self._precision = config, optimizer, precision
         self.discriminators = config.discriminators().to(device)
         self.optimizer = optim.adamw(self.discriminators.parameters(), optimizer)
@@ -120,7 +120,7 @@ class Adversary:
         self._discriminator_loss = wrap(DiscriminatorLoss(self.discriminators, config.loss))
 
     def train_step(self, fake: Tensor, real: Tensor, rate: float) -> dict[str, Tensor]:
-        """One step at the learning rate ``rate``; the generator gets no gradient from it."""
+        """Train the discriminators for one step with learning rate ``rate``, without a gradient for the generator."""
         with self._precision():
             loss = self._discriminator_loss(fake.detach(), real)
         loss.backward()

@@ -27,7 +27,7 @@ class Team:
         return DistributedDataParallel(module, broadcast_buffers=False)
 
     def gather(self, value: Any) -> list[Any]:
-        """What every process calls this with, by rank."""
+        """The values that all processes pass to this call, by rank."""
         if self.world == 1:
             return [value]
         values = [None] * self.world
@@ -37,7 +37,7 @@ class Team:
 
 @contextmanager
 def team(device: str) -> Iterator[Team]:
-    """Join the processes that torchrun started; alone if it started none. ``device``: auto, cpu or cuda."""
+    """Join the processes that torchrun started; a team of one if it started none. ``device``: auto, cpu or cuda."""
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     local = int(os.environ.get("LOCAL_RANK", 0))
     chosen = torch.device(kind, local) if kind == "cuda" else torch.device(kind)

@@ -93,7 +93,7 @@ class RunLog:
             raise OutputError(f"logs cannot be written ({error.strerror or error})", subject=self.directory) from None
 
     def _of_a_thread(self, args: threading.ExceptHookArgs) -> None:
-        """TensorBoard's writer has a thread; what it raises is raised again where the log is written to next."""
+        """Raise exceptions of the thread of TensorBoard's writer where the log is written to next."""
         if not isinstance(args.exc_value, OSError):
             self._told(args)
 

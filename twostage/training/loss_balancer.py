@@ -21,7 +21,7 @@ class LossBalancer:
         self.lengths: dict[str, Tensor] = {}
 
     def factors(self, losses: Mapping[str, Tensor], last_layer: Tensor) -> dict[str, Tensor]:
-        """What to multiply each of ``losses`` with, in (0, MOST], without gradient; one step of the averages."""
+        """The factors of ``losses``, in (0, MOST], without gradient; updates the averages by one step."""
         gradients = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in losses.values()]
         lengths = mean_of_processes(torch.stack([gradient.norm() for gradient in gradients]).detach())
         for name, length in zip(losses, lengths.unbind(), strict=True):
@@ -31,7 +31,7 @@ class LossBalancer:
 
 
 def mean_of_processes(value: Tensor) -> Tensor:
-    """The mean over the processes of a distributed training; ``value`` itself where there is one."""
+    """The mean over the processes of a distributed training; ``value`` itself without one."""
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(value, torch.distributed.ReduceOp.SUM)
         value = value / torch.distributed.get_world_size()

@@ -102,7 +102,7 @@ class Monitor:
         self._shown = True
 
     def _tell_bounds(self, step: int) -> None:
-        """Between which scores those of the model are to be read; they never change."""
+        """Log the scores of the input and of the clean speech, the bounds for those of the model; they never change."""
         for side, scores in bounds(self.held_out, self.settings.valid.metrics, self.settings.data.sample_rate).items():
             self.log.scalars(step, scores, f"valid_{side}")
             self.log.say(f"held out, {side}: " + " ".join(f"{name} {value:.4f}" for name, value in scores.items()))
@@ -134,7 +134,7 @@ class Monitor:
 
 
 def provenance(settings: RunConfig, step: int, scores: dict[str, float]) -> dict[str, Any]:
-    """What weights say of the training that they come from."""
+    """The provenance of weights: the training that they come from."""
     return {
         "made_by": f"twostage {__version__}, torch {torch.__version__}",
         "training": type(settings).__name__.removesuffix("Run").lower(),

@@ -218,7 +218,7 @@ class WaveformTerms(nn.Module):
 
 
 def named(weights: LossWeights) -> dict[str, float]:
-    """Weights by the names of their terms, a system's own among them."""
+    """Weights by the names of their terms, including those of a system's own."""
     by_name = asdict(weights)
     return by_name | by_name.pop("own", {})
 
