@@ -59,7 +59,7 @@ OWNERS = {
 HEAVY = {"torch", "numpy", "scipy", "librosa", "matplotlib", "soundfile", "omegaconf", "safetensors", "tqdm"}
 HEAVY |= {"gradio", "ray"}
 
-LIGHT = ("utils.errors", "utils.logs", "utils.memory", "utils.signals")
+LIGHT = ("utils.devices", "utils.packages", "utils.errors", "utils.logs", "utils.memory", "utils.signals")
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.stem != "__init__")
 

@@ -12,11 +12,11 @@ from twostage.commands.options import (
     PRECISIONS,
     add_air_arguments,
     air_for,
-    device_for,
     is_quiet,
     models_by_label,
     precision_for,
 )
+from twostage.utils.devices import DEVICE_HELP, DEVICES, device_for
 from twostage.utils.errors import one_line
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--pictures", metavar="N", type=int, default=3, help="utterances to plot and save as sound (default: 3)"
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help=DEVICE_HELP)
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help=PRECISION_HELP)
     parser.add_argument(
         "--costs",
@@ -103,7 +103,7 @@ def run(args: Namespace) -> int:
     _check(args)
     names = _metrics(args.metrics)
     source, entries, problems = _entries(args)
-    device = device_for(args.device)
+    device = device_for(args.device, "--device")
     args.precision = precision_for(args.precision, device)
     compared = systems.load_systems(models_by_label(args.model), device, args.precision)
     systems.check_inputs(compared, source)

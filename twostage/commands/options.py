@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from twostage.utils.devices import DEVICE_HELP, DEVICES
 from twostage.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,21 +30,6 @@ def is_quiet(args: Namespace) -> bool:
     return getattr(args, "quiet", False)
 
 
-def device_for(name: str) -> str:
-    """The device that --device means: auto, cpu or cuda."""
-    from twostage.utils.packages import WITHOUT_TORCH, installed
-
-    if name == "cpu" or (name == "auto" and not installed("torch")):
-        return "cpu"
-    if not installed("torch"):
-        raise ConfigError(f"--device {name}: {WITHOUT_TORCH}")
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: there is no CUDA device that torch can use")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
 def precision_for(name: str, device: str) -> str:
     """The precision that --precision means: "float32", with a word on stderr, where ``device`` has nothing less."""
     if name == "float32":
@@ -59,7 +45,7 @@ def precision_for(name: str, device: str) -> str:
 def add_restoration_arguments(parser: ArgumentParser) -> None:
     """Those that say how files are restored, for ``restoration_options``."""
     add = parser.add_argument
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto is cuda where there is one")
+    add("--device", choices=DEVICES, default="auto", help=DEVICE_HELP)
     add("--precision", choices=PRECISIONS, default="float32", help=PRECISION_HELP)
     add("--sample-rate", choices=("model", "input"), default="model", help="rate of the output (default: model)")
     add("--format", choices=FORMATS, help="format of the outputs (default: that of the input)")

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from twostage.commands.options import (
     add_restoration_arguments,
-    device_for,
     is_quiet,
     precision_for,
     restoration_options,
 )
+from twostage.utils.devices import device_for
 from twostage.utils.errors import AudioError, ConfigError, OutputError, TwoStageError, one_line
 
 if TYPE_CHECKING:
@@ -111,10 +111,10 @@ def _where(args: argparse.Namespace, loading: bool) -> tuple[str, str]:
     from twostage.models.loading import onnx_for
 
     if not (loading and onnx_for(*args.model or [])):
-        device = device_for(args.device)
+        device = device_for(args.device, "--device")
         return device, precision_for(args.precision, device)
-    if args.device == "cuda":
-        device_for(args.device)  # that there is none is said all the same
+    if args.device != "auto":
+        device_for(args.device, "--device")  # that there is none is said all the same
     if args.precision != "float32":
         logger.warning("--precision %s: ONNX runs as it was written", args.precision)
     return "cpu", "float32"

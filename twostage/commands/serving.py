@@ -8,7 +8,8 @@ from argparse import ArgumentParser, Namespace
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from twostage.commands.options import device_for, models_by_label
+from twostage.commands.options import models_by_label
+from twostage.utils.devices import DEVICE_HELP, DEVICES, available_devices, device_for
 from twostage.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,9 +46,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     add(
         "--device",
-        choices=("auto", "cpu", "cuda"),
+        choices=DEVICES,
         default="auto",
-        help="device that is selected at first (default: auto)",
+        help=f"device that is selected at first; {DEVICE_HELP}",
     )
     add("--seconds", type=float, default=10.0, help="length of a window: bounds the memory (default: 10)")
     add("--max-mb", type=int, default=100, metavar="N", help="largest size of one upload (default: 100)")
@@ -113,10 +114,8 @@ def offered(args: Namespace) -> dict[str, list[str]]:
 
 def devices(chosen: str) -> list[str]:
     """The chosen device, then the others that there are."""
-    import torch
-
-    available = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    return sorted(available, key=lambda name: name != device_for(chosen))
+    first = device_for(chosen, "--device")
+    return sorted(available_devices(), key=lambda name: name != first)
 
 
 def serve(served: AbstractContextManager[str], host: str, what: str) -> int:

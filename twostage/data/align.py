@@ -75,13 +75,13 @@ class _Channel(NamedTuple):
 
 
 def align_pair(bone: Floats, air: Floats, sample_rate: int, config: AlignConfig, *, name: str = "") -> Verdict:
-    """Measure one pair of channels, (T,) and (T',), and say whether it is fit for use."""
+    """Measure one pair of channels, (T,) and (T',), and decide whether it can be used."""
     bone_channel, clean = (_channel([x[None]], sample_rate, sample_rate) for x in (bone, air))
     return _assessed(bone_channel, clean, config, name)
 
 
 def _channel(blocks: "Sequence[Floats] | Iterator[Floats]", sample_rate: int, rate: int) -> _Channel:
-    """The first channel of a stream of blocks (C, T), brought from ``sample_rate`` to ``rate``."""
+    """The first channel of a stream of blocks (C, T), resampled from ``sample_rate`` to ``rate``."""
     meter = LevelMeter(1, sample_rate)
     clipped = total = 0
     finite = True
@@ -129,7 +129,7 @@ def _assessed(bone: _Channel, air: _Channel, config: AlignConfig, name: str) -> 
 
 
 def _settled(timing: Timing, air_seconds: float) -> Timing:
-    """Without a drift that may be chance, or that is too small to matter; the delay in the middle stays as it is."""
+    """Remove a drift that may be chance, or that is too small to matter; the delay in the middle stays the same."""
     if abs(timing.drift) >= SURE * timing.drift_error and abs(timing.drift) * 1e-6 * timing.seconds >= HEARD:
         return timing
     begin = max(0.0, -timing.delay)
@@ -171,7 +171,7 @@ def _filled(entry: Entry, verdict: Verdict) -> Entry:
 
 
 def agree_on_polarity(verdicts: Sequence[tuple[Entry, Verdict]]) -> list[tuple[Entry, Verdict]]:
-    """Pairs whose polarity is not sure get that which most of their corpus have: it is a property of the device."""
+    """Set an uncertain polarity of pairs to that of most pairs of the corpus: it is a property of the device."""
     votes: dict[str, float] = defaultdict(float)
     for entry, verdict in verdicts:
         if not verdict.problem and verdict.opposite < UNSURE * abs(verdict.peak):

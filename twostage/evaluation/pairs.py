@@ -33,7 +33,7 @@ class PairSource:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of what every utterance is heard through."""
+        """The names of the microphones that record every utterance."""
         return (RAW, AIR) if self.air else (RAW,)
 
     def name(self, entry: Entry) -> str:
@@ -41,7 +41,7 @@ class PairSource:
         return Path(os.path.relpath(path or "", self.folder)).as_posix()
 
     def read(self, entry: Entry) -> tuple[Audio, Audio]:
-        """Degraded and clean speech at 16 kHz, (T,) each, lengths as they are; with an air channel, degraded (2, T)."""
+        """Degraded and clean speech at 16 kHz, (T,) each, of any lengths; with an air channel, degraded (2, T)."""
         bone, clean = self._bone(entry)
         if not self.air:
             return bone, clean

@@ -16,7 +16,7 @@ from twostage.utils.signals import interrupt_blocked
 
 
 def score(row: Row, clean: Audio, estimate: Audio, names: Sequence[str]) -> Row:
-    """``row`` with the scores ``names`` of an estimate (T,) of clean speech (T'), both at 16 kHz, once aligned."""
+    """Align an estimate (T,) with clean speech (T'), both at 16 kHz, and add the scores ``names`` to ``row``."""
     aligned = metrics.align(clean, estimate)
     exact, reasons = metrics.score(aligned.reference, aligned.estimate, names)
     # the digits that the CSV has: ESTOI is noisy behind them, and a resumed evaluation must give the same summary
@@ -25,7 +25,7 @@ def score(row: Row, clean: Audio, estimate: Audio, names: Sequence[str]) -> Row:
 
 
 def scoring_pool(jobs: int) -> Executor:
-    """Where ``score`` is submitted to: ``jobs`` processes, or with one this process, which works at once."""
+    """An executor for ``score``: ``jobs`` processes, or this process, if that is one."""
     return ProcessPoolExecutor(jobs, _Undisturbed(), torch.set_num_threads, (1,)) if jobs > 1 else _Here()
 
 

@@ -22,6 +22,8 @@ def computes_bfloat16(device: str | torch.device) -> bool:
     """Whether ``device`` has instructions for bfloat16; torch emulates them elsewhere, several times slower."""
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.device(device).type != "cpu":
+        return False
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in INSTRUCTIONS)
 

@@ -27,6 +27,7 @@ from twostage.training.tasks import (
     VocodingWeights,
     named,
 )
+from twostage.utils.devices import DEVICES
 from twostage.utils.errors import ConfigError
 from twostage.utils.renamed import translated
 from twostage.utils.schema import build, complete
@@ -108,7 +109,7 @@ class RunConfig:
     data: DataConfig  # which speech
     seed: int = 0  # of weights and data
     init_from: str = ""  # weights to start from: a name, a folder or a file; of both stages, the one that is trained
-    device: str = "auto"  # auto, cpu or cuda
+    device: str = "auto"  # auto (cuda where there is one, else cpu), cpu, cuda or mps
     precision: str = "float32"  # float32 or bfloat16, of the networks
     threads: int = 0  # of the CPU; 0: as many as there are
     log_every: int = 50  # steps between two lines of the log
@@ -119,8 +120,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.run_dir:
             raise ConfigError("run_dir is empty, must name the directory of the training")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ConfigError(f"device is {self.device!r}, must be auto, cpu or cuda")
+        if self.device not in DEVICES:
+            raise ConfigError(f"device is {self.device!r}, must be one of {', '.join(DEVICES)}")
         if self.precision not in ("float32", "bfloat16"):
             raise ConfigError(f"precision is {self.precision!r}, must be float32 or bfloat16")
         if min(self.steps, self.log_every, self.save_every) < 1 or self.threads < 0:

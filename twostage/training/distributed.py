@@ -10,6 +10,8 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from twostage.utils.devices import device_for
+
 
 @dataclass(frozen=True)
 class Team:
@@ -37,8 +39,8 @@ class Team:
 
 @contextmanager
 def team(device: str) -> Iterator[Team]:
-    """Join the processes that torchrun started; a team of one if it started none. ``device``: auto, cpu or cuda."""
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    """Join the processes that torchrun started; a team of one if it started none. ``device``: one of ``DEVICES``."""
+    kind = device_for(device)
     local = int(os.environ.get("LOCAL_RANK", 0))
     chosen = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
     if "WORLD_SIZE" not in os.environ:
