@@ -36,7 +36,7 @@ class ModelInfo:
 
 
 def catalog() -> list[ModelInfo]:
-    """All shipped models that can be used here, those first that restore by themselves, of those the default."""
+    """All shipped models that can be used here: those that restore by themselves first, beginning with the default."""
     if not installed("torch"):
         return [describe(name, [name], load(name)) for name in names_with_onnx()]
     from twostage.models.checkpoint import shipped
@@ -47,12 +47,12 @@ def catalog() -> list[ModelInfo]:
 
 
 def unusable() -> list[str]:
-    """Names of the shipped models that need PyTorch, where it is not installed."""
+    """Names of the shipped models that need PyTorch, if it is not installed."""
     return [] if installed("torch") else [name for name in names() if name not in names_with_onnx()]
 
 
 def describe_one(paths: Sequence[str | Path]) -> ModelInfo:
-    """What ``paths`` stand for: an enhancer, or one stage. Raises CheckpointError."""
+    """The model that ``paths`` name: an enhancer, or one stage. Raises CheckpointError."""
     alone = not onnx_for(*paths) and _is_stage([file for path in paths for file in model_files(path)])
     return _describe_stage(paths[0]) if alone else describe(" + ".join(map(str, paths)), paths, load(*paths))
 
@@ -124,6 +124,6 @@ def _latency(model: Any) -> float | None:
 
 
 def _license(files: Sequence[Path]) -> str:
-    """That of the cards beside the files, if they agree."""
+    """The license of the cards beside the files, if they agree."""
     licenses = {str(read_card(file.parent).get("license") or "") for file in files}
     return licenses.pop() if len(licenses) == 1 else ""

@@ -27,7 +27,7 @@ WindowRunner = Callable[[Audio, int, int], Audio]
 
 
 def chunk_runner(model: Enhancer) -> ChunkRunner:
-    """Raises ConfigError for one that is neither ONNX nor a module."""
+    """Raises ConfigError if the model is neither ONNX nor a module."""
     if isinstance(model, OnnxEnhancer):
         return model.stream()
     from twostage.inference.torch_runners import TorchChunks

@@ -18,7 +18,7 @@ class Tail(NamedTuple):
     audio: Tensor
 
     def followed_by(self, mel: Tensor, input_spectra: InputSpectra) -> tuple[Tensor, InputSpectra]:
-        """The same frames, and then those of the next window."""
+        """The same frames, followed by those of the next window."""
         joined = (torch.cat(pair, -1) for pair in zip(self.input_spectra[:2], input_spectra[:2], strict=True))
         return torch.cat([self.mel, mel], -1), InputSpectra(*joined)
 
@@ -77,7 +77,7 @@ class WindowedInference:
         return mel[..., begin - lead : end - lead], bone
 
     def _generated(self, mel: Tensor, sensor: Tensor, begin: int, end: int) -> Tensor:
-        """Samples of frames from ``begin`` to ``end`` of ``mel``, at whose start ``sensor`` starts too."""
+        """Samples of the frames from ``begin`` to ``end`` of ``mel``; ``sensor`` starts at the same place."""
         context, hop = self._model.vocoder.generator_context, self._model.hop_length
         lead = max(0, begin - context)
         sound = self._model.vocoder.generate(mel[..., lead : end + context], sensor[..., lead * hop :])

@@ -47,7 +47,7 @@ class Windower:
 
 
 def windows(blocks: Iterable[Audio], keep: int, context: int) -> Iterator[Window]:
-    """All windows of a stream of (C, T) blocks; the last alone is of another size, so memory that served one fits."""
+    """All windows of a stream of (C, T) blocks; only the last has another size, so that memory is reused."""
     windower = Windower(keep, context, first=keep + context)
     for block in blocks:
         yield from windower.push(block)
