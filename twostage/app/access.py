@@ -51,7 +51,7 @@ class Access:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``."""
+    """Whether ``host`` can be reached from this machine only."""
     try:
         return ipaddress.ip_address(_name_of(host)).is_loopback
     except ValueError:
@@ -123,7 +123,7 @@ class Door:
 
 
 def _cookie_name(scope: Message) -> str:
-    """Cookies of a host are shared by all of its ports."""
+    """The name of the cookie; it contains the port, because cookies of a host are shared by all of its ports."""
     server = scope.get("server") or ("", 0)
     return f"twostage-{server[1]}"
 

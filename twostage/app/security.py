@@ -90,7 +90,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 def _names_remote(body: bytes) -> bool:
-    """Whether a file in a request has another server for its place: gradio would fetch it."""
+    """Whether a file in a request is on another server, from which gradio would fetch it."""
     try:
         nodes = [json.loads(body)]
     except ValueError:

@@ -24,7 +24,7 @@ class Shift:
 
     @contextmanager
     def work(self, check: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """One of the jobs, when it is free; ``check`` raises if nobody waits for it any more."""
+        """Wait for one of the jobs; ``check`` raises if the client has left."""
         self._begin(check)
         try:
             yield
@@ -50,7 +50,7 @@ class Shift:
 
     @property
     def waiting(self) -> int:
-        """Requests that have no job yet."""
+        """The number of requests without a job."""
         return len(self._waiting)
 
     def go_on(self) -> None:
@@ -59,7 +59,7 @@ class Shift:
             raise Closing("The page is closing; nothing more is done.")
 
     def close(self) -> None:
-        """End the shift: when this returns nobody works, or the patience is over."""
+        """Close the queue: when this returns, no work is running, or the time to wait for it is over."""
         with self._state:
             self._closed = True
             self._state.notify_all()

@@ -41,7 +41,7 @@ class Storage:
 
     @contextmanager
     def reserve(self, size: int) -> Iterator[Reservation]:
-        """Room for ``size`` bytes while the block lasts. Raises StorageFull."""
+        """Reserve ``size`` bytes within the block. Raises StorageFull."""
         promise = Reservation(size)
         with self._lock:
             taken = self.used() + sum(other.size for other in self._promised)

@@ -27,7 +27,7 @@ class Visitors:
             del self._open[session]
 
     def check(self, session: str | None) -> Callable[[], None]:
-        """A function to be called now and then on behalf of ``session``; raises Cancelled when it has left."""
+        """A function that work for ``session`` calls now and then; it raises Cancelled when the visitor has left."""
         absent: float | None = None
 
         def check() -> None:

@@ -39,12 +39,12 @@ class ChannelBand:
 
     @property
     def full_band(self) -> bool:
-        """Speech is heard where a sensor on the body hears nearly none."""
+        """Whether there is speech in the band where a sensor on the body picks up hardly any."""
         return self.high_db is not None and self.high_db > FULL_BAND_DB and self.high_range_db > ALIVE_DB
 
     @property
     def unbroken(self) -> bool:
-        """No pauses, as one voice without noise has them."""
+        """Whether there are no pauses, which one voice without noise has."""
         return self.high_db is not None and self.range_db < PAUSES_DB
 
     @property
@@ -85,7 +85,7 @@ class BandMeter:
             counts += np.bincount(place, minlength=places)
 
     def bands(self) -> list[ChannelBand]:
-        """What was found, channel by channel."""
+        """The measurements of each channel."""
         return [self._band(counts) for counts in self._counts]
 
     def _band(self, counts: NDArray[np.int64]) -> ChannelBand:
@@ -102,9 +102,9 @@ class BandMeter:
 
 
 def unsuited(bands: Sequence[ChannelBand], silent: NDArray[np.bool_], *, copied: bool) -> list[str]:
-    """What a restorer was not made for, a line each, of the channels that are not ``silent`` (C,).
+    """Warnings about unsuitable input of a restorer, a line each, for the channels that are not ``silent`` (C,).
 
-    ``copied``: channels whose band is there are left as they are.
+    ``copied``: full-band channels are left as they are.
     """
     least = max((band.high_db or 0.0 for band in bands if band.full_band), default=0.0)
     done = "copied" if copied else "restored all the same, which can make it worse"
@@ -122,7 +122,7 @@ def unsuited(bands: Sequence[ChannelBand], silent: NDArray[np.bool_], *, copied:
 
 
 def _level(counts: NDArray[np.int64], share: float) -> float:
-    """The level in dB that ``share`` of the frames stay below."""
+    """The level in dB below which a ``share`` of the frames lies."""
     below = np.cumsum(counts)
     return FLOOR + STEP * (float(np.searchsorted(below, share * below[-1])) + 0.5)
 
@@ -146,5 +146,5 @@ class ClipMeter:
         self._total += block.shape[1]
 
     def shares(self) -> NDArray[np.float64]:
-        """Of each channel, between 0 and 1."""
+        """The share of each channel, between 0 and 1."""
         return self._count.sum(axis=1) / max(1, self._total)

@@ -114,7 +114,7 @@ class Reader:
             self.notes.append(text)
 
     def lacking(self, text: str) -> None:
-        """Of sound that is missing: an error, or a note where there is to be salvaged what there is."""
+        """Raise an error for missing sound, or add a note if the rest is to be salvaged."""
         if not self._salvage:
             raise AudioError(f"{text} {SALVAGE}", subject=self.path)
         self.note(text)
@@ -337,7 +337,7 @@ def _one_chunked(reader: Reader, data: SoundData, begin: int) -> _SndPart:
 
 
 def _is_rubbish(part: _SndPart, end: int) -> bool:
-    """Whether what follows the sample ``end``, taken for sound, is none."""
+    """Whether the bytes after the sample ``end`` are not sound."""
     begin = max(0, end - PROBED)
     before, after = (next(part.blocks(PROBED, place), None) for place in (begin, end))
     if before is None or after is None:

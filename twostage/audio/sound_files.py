@@ -133,7 +133,7 @@ class Writer:
 
 
 def coding_for(path: str | Path, subtype: str | None = None) -> tuple[str, str]:
-    """libsndfile's container and coding for a file name; ``subtype`` (that of the input, say) is kept where it fits."""
+    """libsndfile's container and encoding for a file name; ``subtype`` (of the input, say) is kept if it fits."""
     suffix = Path(path).suffix.lower().lstrip(".")
     if suffix not in FORMATS:
         raise AudioError(f"cannot write .{suffix} files; the formats are {', '.join(FORMATS)}", subject=path)
@@ -144,7 +144,7 @@ def coding_for(path: str | Path, subtype: str | None = None) -> tuple[str, str]:
 
 
 def info(path: str | Path) -> Info:
-    """What the header of a sound file says."""
+    """The properties in the header of a sound file."""
     with Reader(path) as reader:
         return reader.info
 
@@ -159,7 +159,7 @@ def read(path: str | Path, *, start: int = 0, frames: int | None = None) -> tupl
 
 
 def decode(content: bytes, name: str) -> tuple[Audio, Info]:
-    """Samples (C, T) of a sound file that is in memory; ``name`` is for messages. Raises AudioError."""
+    """Decode samples (C, T) of a sound file in memory; ``name`` is for messages. Raises AudioError."""
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             info = Info(file.samplerate, file.channels, file.frames, file.format, file.subtype)

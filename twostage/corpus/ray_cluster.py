@@ -73,10 +73,10 @@ class Actor:
 
 @contextmanager
 def cluster(config: ClusterConfig) -> Iterator[ClusterResources]:
-    """Join a cluster, or start one, for as long as the block lasts.
+    """Join a cluster, or start one, within the block.
 
-    Within it Ray's loggers are silent, and so is stdout, where Ray tells of a worker's death: keep one from before.
-    Raises ConfigError if there is no cluster, or it is too small.
+    In the block Ray's loggers are silent, and so is stdout, where Ray reports the death of workers: keep a copy from
+    before. Raises ConfigError if there is no cluster, or it is too small.
     """
     require("ray", "pyarrow", "pandas")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -106,7 +106,7 @@ def restored(
     *,
     worker: type[Worker] = Worker,
 ) -> Iterator[list[Result]]:
-    """Restore ``items`` on the cluster joined; yields results as they come, one for each item in the end.
+    """Restore ``items`` on the joined cluster; yields results as they arrive, one for each item in the end.
 
     Raises ConfigError if the cluster cannot do any work.
     """

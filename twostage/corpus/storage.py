@@ -37,7 +37,7 @@ class Store:
         return Path(self._root or "/") if "file" in _protocols(self._files) else None
 
     def path(self, name: str) -> str:
-        """How messages name a file."""
+        """The name of a file in messages."""
         return str(self.local / name) if self.local is not None else f"{self.url.rstrip('/')}/{name}"
 
     def holds(self, source: str) -> bool:
@@ -88,7 +88,7 @@ class Store:
             raise OutputError(f"cannot be written ({error.strerror or error})", subject=target) from None
 
     def remove(self, names: Sequence[str]) -> None:
-        """Delete files; one that is gone already is no error."""
+        """Delete files; a file that does not exist is not an error."""
         for name in names:
             try:
                 self._files.rm_file(self._at(name))
@@ -163,7 +163,7 @@ def read_text(source: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in a line."""
+    """The reason of an error, in one line."""
     said = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
     return said or type(error).__name__
 

@@ -16,7 +16,7 @@ Curve = tuple[float, ...]
 
 
 def as_curve(values: NDArray[np.floating]) -> Curve:
-    """Values (K,) as the plain numbers that a sensor holds."""
+    """Values (K,) as the plain numbers that a sensor stores."""
     return tuple(values.tolist())
 
 
@@ -96,7 +96,7 @@ class Sensor:
             raise ConfigError(f"sensor.q and sensor.gain_seconds must be positive: {self.q}, {self.gain_seconds}")
 
     def sample(self, rng: np.random.Generator) -> "Sensor":
-        """The sensor of one recording; of a family (`AnySensor`), a member of it."""
+        """The sensor of one recording; for a family (`AnySensor`), a random member of it."""
         return self
 
 

@@ -55,11 +55,11 @@ def estimate_timing(
 ) -> Timing:
     """Offset, drift and polarity of ``bone`` (T,) against ``air`` (T',), which need not begin or end together.
 
-    Offsets beyond ``max_delay`` seconds, or with less than ``min_overlap`` seconds in common, are not looked for.
+    Offsets beyond ``max_delay`` seconds, or with less than ``min_overlap`` seconds in common, are not considered.
 
-    Plain correlation, not GCC-PHAT: the whitening of PHAT gives the bands that the body took away, which hold nothing
-    but noise, the same say as those with speech. The signals are whitened by their own smoothed spectrum in the band
-    instead, to the power of one half, so that the lowest harmonics do not make the peak as wide as their period.
+    Plain correlation is used instead of GCC-PHAT: the whitening of PHAT gives bands that the body has removed, which
+    contain only noise, the same weight as those with speech. The signals are instead whitened by the square root of
+    their own smoothed spectrum in the band, so that the lowest harmonics do not make the peak as wide as their period.
     """
     pair = _Pair(_Side(np.asarray(bone, np.float32), sample_rate), _Side(np.asarray(air, np.float32), sample_rate))
     max_offset = min(COARSE, max_delay)
@@ -146,7 +146,7 @@ class _Pair:
     air: _Side
 
     def shared(self, line: _Line) -> tuple[float, float]:
-        """From when to when, in seconds of air, there are both."""
+        """The time that both have, from and to, in seconds of air."""
         begin, end = ((at - line.at(0.0)) / (1 + line.slope) for at in (0.0, self.bone.length))
         return max(0.0, begin), min(self.air.length, end)
 
@@ -156,7 +156,7 @@ class _Pair:
 
 
 def _most_in_common(pair: _Pair, fits: list[_Fit]) -> _Fit:
-    """The best fit; of those about as good, as with sentences that are said twice, that with the most in common."""
+    """The best fit; among fits that are about as good, as for repeated sentences, the one with the most in common."""
     best = max(abs(fit.peak) for fit in fits)
     return max((fit for fit in fits if abs(fit.peak) > 0.95 * best), key=lambda fit: pair.seconds(fit.line))
 
