@@ -171,7 +171,7 @@ BASH = """source "$0"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _twostage; pri
 COMPLETIONS = [
     (["twostage", "restore-"], {"restore-corpus"}),
     (["twostage", "restore", "--de"], {"--device"}),
-    (["twostage", "restore", "a.wav", "--device", ""], {"auto", "cpu", "cuda"}),
+    (["twostage", "restore", "a.wav", "--device", ""], {"auto", "cpu", "cuda", "mps"}),
     (["twostage", "restore", "a.wav", "-o", "b.wav", "--model", "caus"], {"causal", "causal-base"}),
     (["twostage", "-q", "manifest", ""], {"scan", "pair", "align", "split", "import"}),
     (["twostage", "manifest", "align", "--max"], {"--max-delay", "--max-drift"}),
