@@ -1,4 +1,4 @@
-"""The command line: ``twostage COMMAND ...``. Commands are light to import; what they need is imported as they run."""
+"""The command line: ``twostage COMMAND ...``. Commands import what they need only when they run."""
 
 import argparse
 import os
@@ -61,7 +61,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class Parser(argparse.ArgumentParser):
-    """Says of files whose names begin as options do how they are to be given."""
+    """Explains how to give files whose names begin like options."""
 
     _words: Sequence[str] = ()
 
@@ -127,7 +127,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; its exit code. 1 is a failure that a line on stderr explains, 2 wrong usage, 130 Ctrl-C."""
+    """Run a command and return its exit code: 1 is a failure, explained on stderr, 2 wrong usage, 130 Ctrl-C."""
     _open_streams()
     args = parse(argv)
     keep_freed()

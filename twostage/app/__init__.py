@@ -1,1 +1,1 @@
-"""A page in the browser: `page` draws it with gradio, the other files do what it shows and know nothing of gradio."""
+"""The web interface: `page` draws it with gradio; the other files do the work and do not depend on gradio."""

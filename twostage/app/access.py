@@ -1,4 +1,4 @@
-"""Who may ask: requests that name this server, come from its own page, and carry its token if it has one."""
+"""Access control: requests must name this server, come from its own page, and carry its token if it has one."""
 
 import hmac
 import ipaddress
@@ -17,9 +17,9 @@ ASK = """<!doctype html><meta charset="utf-8"><title>twostage</title>
 
 @dataclass(frozen=True)
 class Access:
-    """``host`` that is served on, further names that it is ``allowed`` to be called by, and a ``token`` or none.
+    """The served ``host``, further host names that are ``allowed``, and a ``token`` or none.
 
-    A browser sends the name that its visitor typed. An attacker's name that resolves to this machine is none of ours.
+    A browser sends the name that its visitor typed, so a foreign name that resolves to this machine is not one of ours.
     """
 
     host: str
@@ -51,7 +51,7 @@ class Access:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``."""
+    """Whether ``host`` can be reached from this machine only."""
     try:
         return ipaddress.ip_address(_name_of(host)).is_loopback
     except ValueError:
@@ -70,7 +70,7 @@ def _name_of(host: str) -> str:
 
 
 class Door:
-    """ASGI: lets in whom ``access`` lets in. A token may come in a header, in a cookie, or once in the address."""
+    """ASGI: admits the requests that ``access`` allows. A token comes in a header, a cookie, or once in the address."""
 
     def __init__(self, app: App, access: Access) -> None:
         self._app, self._access = app, access
@@ -123,7 +123,7 @@ class Door:
 
 
 def _cookie_name(scope: Message) -> str:
-    """Cookies of a host are shared by all of its ports."""
+    """The name of the cookie; it contains the port, because cookies of a host are shared by all of its ports."""
     server = scope.get("server") or ("", 0)
     return f"twostage-{server[1]}"
 

@@ -1,4 +1,4 @@
-"""What programs ask for over HTTP, without the HTTP: a file in, a restored file and its report out; the models."""
+"""The HTTP interface for programs, without HTTP: a file in, a restored file and its report out; the models."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -48,19 +48,19 @@ LONGEST = 100  # bytes of a file's name
 
 
 class Busy(TwoStageError):
-    """As many requests wait as may."""
+    """The queue of requests is full."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a request is not answered with what it asks for: an HTTP ``status`` and a sentence."""
+    """The reason why a request is refused: an HTTP ``status`` and a message."""
 
     status: int
     text: str
 
 
 def restore_request(values: Mapping[str, str], service: Service) -> RestoreRequest:
-    """A request's parameters. Raises ConfigError that names the parameter and the value."""
+    """The request from its parameters. Raises ConfigError that names the parameter and the value."""
     for name in values:
         if name not in PARAMETERS:
             raise ConfigError(f"no such parameter; there are {', '.join(PARAMETERS)}", subject=name)
@@ -99,7 +99,7 @@ def file_name(name: str, media_type: str = "") -> str:
 
 
 def named_by_content(path: Path) -> Path:
-    """The file under a name that says its format, if it has none that does."""
+    """Rename the file so that its name tells its format, if it does not."""
     if path.suffix.lower().lstrip(".") in FORMATS:
         return path
     try:
@@ -112,7 +112,7 @@ def named_by_content(path: Path) -> Path:
 
 
 def check_queue(service: Service) -> None:
-    """Raises Busy if as many requests wait as may."""
+    """Raise Busy if the queue is full."""
     if service.shift.waiting >= service.limits.queue:
         raise Busy(f"{service.shift.waiting} requests wait already; try again in a moment.")
 
@@ -152,7 +152,7 @@ def report_of(report: RestorationReport) -> dict[str, Any]:
 
 
 def models(service: Service) -> list[dict[str, Any]]:
-    """The models that are offered, the one first that is taken by default."""
+    """The available models, the default first."""
     described = []
     for label in service.models.labels:
         model = service.models.get(label, service.devices[0])
@@ -161,7 +161,7 @@ def models(service: Service) -> list[dict[str, Any]]:
 
 
 def refusal(error: Exception, source: Path) -> Refusal:
-    """What one of FAILURES is in HTTP."""
+    """The HTTP response for one of FAILURES."""
     assert isinstance(error, FAILURES)
     of_file = isinstance(error, AudioError) or not isinstance(error, TwoStageError)
     text = explain(error, source.name) if of_file else str(error)

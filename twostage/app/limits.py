@@ -1,4 +1,4 @@
-"""What a visitor of the page, or a program, may ask of this machine."""
+"""Limits on the requests of visitors and programs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -9,15 +9,15 @@ from twostage.utils.errors import AudioError, ConfigError
 
 
 class TooMuch(AudioError):
-    """More files or sound than one request may hold."""
+    """More files or sound than one request may contain."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """``mb`` of one upload; ``seconds`` of sound in one request, files and channels added up; ``files`` of one request.
+    """``mb`` of one upload; ``seconds`` of sound in one request, over its files and channels; ``files`` of one request.
 
-    ``queue`` requests wait while ``jobs`` are worked on; uploads and results are deleted after ``keep`` seconds, and
-    have ``total_mb`` on the disk at any time, whoever's they are.
+    ``queue`` requests wait while ``jobs`` are processed. Uploads and results are deleted after ``keep`` seconds and
+    take at most ``total_mb`` on the disk at any time, summed over all users.
     """
 
     mb: int = 100

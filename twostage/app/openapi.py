@@ -1,4 +1,4 @@
-"""What the server answers to programs, as an OpenAPI document."""
+"""The HTTP interface for programs as an OpenAPI document."""
 
 from dataclasses import fields
 from types import UnionType

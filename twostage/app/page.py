@@ -1,4 +1,4 @@
-"""The page itself: the only file that knows gradio. It works without a network, and asks for nothing outside itself."""
+"""The page itself, the only file that imports gradio. It works without a network and loads nothing from elsewhere."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -54,9 +54,10 @@ def serving(
     seconds: float = 10.0,
     access: Access | None = None,
 ) -> Iterator[str]:
-    """Serve the page, and programs, and yield the address; when the block ends, uploads and results are gone.
+    """Serve the page and the interface for programs, and yield the address.
 
-    ``models`` are paths by label, the first label and the first device the ones chosen.
+    At the end of the block, uploads and results are deleted. ``models`` are paths by label. The first label and the
+    first device are the defaults.
     """
     limits = limits or Limits()
     with (
@@ -234,7 +235,7 @@ def _results_tab(service: Service, page: Any, visitors: Visitors) -> None:
 
 
 def _work_on(event: Any, do: Any, inputs: list[Any], outputs: list[Any], service: Service) -> None:
-    """What takes time waits in one queue, whatever it is; the first output tells of its progress."""
+    """Put work that takes time into one queue; the first output shows its progress."""
     shared = {"concurrency_id": "work", "concurrency_limit": service.limits.jobs}
     _on(event, do, inputs, outputs, show_progress_on=outputs[0], scroll_to_output=True, **shared)
 
@@ -257,7 +258,7 @@ def _publishing(service: Service, player: Any) -> Service:
 
 
 def _files(value: Any) -> Any:
-    """Plain values with their paths as gradio's files."""
+    """Plain values, with their paths as gradio's files."""
     if isinstance(value, Path):
         return gr.FileData(path=str(value), orig_name=value.name).model_dump()
     if isinstance(value, dict):

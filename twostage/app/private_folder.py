@@ -1,4 +1,4 @@
-"""The folder that a server writes to and nobody else reads: gone when the server ends, swept when it was killed."""
+"""The private folder of a server: deleted when the server ends, or by the next server if it was killed."""
 
 import logging
 import os
@@ -37,7 +37,7 @@ def private_folder(parent: str | Path | None = None) -> Iterator[Path]:
 
 
 def sweep_abandoned(place: Path) -> int:
-    """Remove the folders in ``place`` whose server is dead; how many there were."""
+    """Remove the folders in ``place`` whose server has ended; returns their number."""
     abandoned = [folder for folder in place.glob(f"{PREFIX}*") if _is_ours(folder) and _is_abandoned(folder)]
     for folder in abandoned:
         shutil.rmtree(folder, ignore_errors=True)
@@ -63,7 +63,7 @@ def _temporary_files_in(folder: Path) -> Iterator[None]:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether it is a folder of this user and no link: others can put what they like into a shared place."""
+    """Whether it is a folder of this user and not a link: other users can write to a shared place."""
     try:
         about = folder.lstat()
     except OSError:

@@ -1,4 +1,4 @@
-"""Folders that `twostage evaluate` and `twostage compare` wrote below a root. Nothing outside the root is read."""
+"""Results of `twostage evaluate` and `twostage compare` below a root folder. Nothing outside the root is read."""
 
 import os
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ DEPTH = 4  # folders below the root that are looked through
 
 @dataclass(frozen=True)
 class ResultFolders:
-    """The folders below ``root`` that hold a table, by their name below it; not links, not hidden ones.
+    """The folders below ``root`` that contain a table, by their name below it; without links and hidden folders.
 
-    A name that `names` does not give leads nowhere: neither "..", nor an absolute path, nor a link.
+    A name that `names` does not return is refused: "..", an absolute path, or a link.
     """
 
     root: Path
@@ -38,7 +38,7 @@ class ResultFolders:
                 yield folder
 
     def unrooted(self, error: Exception) -> Exception:
-        """``error`` without the root in the name of its subject, which is none of a visitor's business."""
+        """``error`` without the root in the name of its subject, which visitors must not see."""
         if isinstance(error, TwoStageError):
             error.subject = error.subject.removeprefix(f"{self.root}/")
         return error
@@ -58,7 +58,7 @@ class ResultFolders:
         return self._inside([*folder.glob("*.png"), *folder.glob(f"{PICTURES}/*.png")])
 
     def sounds(self, name: str) -> dict[str, dict[str, Path]]:
-        """Of each utterance that was kept, the sound of each system: the raw input first, the clean speech last."""
+        """The sounds of each kept utterance by system: the raw input first, the clean speech last."""
         by_utterance: dict[str, dict[str, Path]] = {}
         files = self._inside(self._folder(name).glob(f"{SOUNDS}/*/*.flac"))
         for path in sorted(files, key=lambda path: (path.stem == CLEAN, path.stem != file_name(RAW))):
@@ -75,5 +75,5 @@ class ResultFolders:
         return sorted(inside, key=lambda path: (len(path.parts), path.name))
 
     def _is_inside(self, path: Path) -> bool:
-        """A regular file that no link leads to."""
+        """Whether it is a regular file that is not reached through a link."""
         return path.is_file() and path.resolve() == self.root.resolve() / path.relative_to(self.root)

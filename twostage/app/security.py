@@ -1,4 +1,4 @@
-"""What stands between the page and whoever asks for it: nothing is fetched from outside, in neither direction."""
+"""Security of the page: browsers load nothing from elsewhere, and the server fetches nothing."""
 
 import json
 import re
@@ -38,7 +38,7 @@ MOST = 1 << 20  # bytes of a request that is not an upload: names and settings
 
 
 class SecurityMiddleware:
-    """ASGI: tells browsers to load nothing from elsewhere, and refuses requests that name a file of another server."""
+    """ASGI: tells browsers to load nothing from elsewhere, and refuses requests for a file of another server."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -90,7 +90,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 def _names_remote(body: bytes) -> bool:
-    """Whether a file in a request has another server for its place: gradio would fetch it."""
+    """Whether a file in a request is on another server, from which gradio would fetch it."""
     try:
         nodes = [json.loads(body)]
     except ValueError:

@@ -1,4 +1,4 @@
-"""The server: the only file that knows starlette and uvicorn. What programs ask for is in `api`, the page in `page`."""
+"""The server, the only file that imports starlette and uvicorn. `api` is its interface for programs."""
 
 import asyncio
 import base64
@@ -52,14 +52,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Address:
-    """Where is served; ``port`` 0 takes any that is free."""
+    """The address that is served; ``port`` 0 takes any free port."""
 
     host: str = "127.0.0.1"
     port: int = 7860
 
 
 def application(service: Service, access: Access, visitors: Visitors | None = None) -> Starlette:
-    """What answers programs, behind everything that stands between the service and whoever asks for it."""
+    """The interface for programs, behind all security layers."""
     programs = Programs(service)
     routes = [
         Route("/v1/restore", programs.restore, methods=["POST"]),
@@ -87,7 +87,7 @@ def serving(
     seconds: float = 10.0,
     access: Access | None = None,
 ) -> Iterator[str]:
-    """Serve programs, without a page, and yield the address; what was given is gone when the block ends."""
+    """Serve programs, without a page, and yield the address; at the end, received files are deleted."""
     with serving_from(models, devices, limits or Limits(), seconds=seconds) as service:
         app = application(service, access or Access(address.host))
         with listening(app, address, service) as url:
@@ -143,14 +143,14 @@ def _url(host: str, port: int) -> str:
 
 
 def warning_for(host: str) -> str:
-    """What whoever serves on ``host`` ought to know; empty if only this machine can ask."""
+    """A warning for those who serve on ``host``; empty if only this machine can connect."""
     if is_loopback(host):
         return ""
     return f"--host {host}: other machines can ask for work, if they have the token; it and all sound travel in clear"
 
 
 class Programs:
-    """The answers to programs."""
+    """The endpoints for programs."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -233,7 +233,7 @@ async def _received(request: Request, name: str, folder: Path, most: int) -> Pat
 
 
 def _answer(request: Request, report: RestorationReport, folder: Path) -> Response:
-    """The restored file or, for who accepts JSON, its report with the sound inside. ``folder`` goes with the answer."""
+    """The restored file or, for clients that accept JSON, its report with the sound; ``folder`` is deleted then."""
     path, values = Path(report.target), api.report_of(report)
     media_type = api.MEDIA_TYPES[path.suffix.lower().lstrip(".")]
     if JSON in request.headers.get("accept", ""):
@@ -244,7 +244,7 @@ def _answer(request: Request, report: RestorationReport, folder: Path) -> Respon
 
 
 def _json(values: dict[str, Any], media_type: str, path: Path) -> Iterator[bytes]:
-    """A JSON object chunk by chunk: the sound need not fit into memory."""
+    """A JSON object chunk by chunk, because the sound may not fit into memory."""
     yield f'{{"report": {json.dumps(values)}, "media_type": {json.dumps(media_type)}, "audio": "'.encode()
     with path.open("rb") as file:
         while data := file.read(CHUNK):
@@ -253,7 +253,7 @@ def _json(values: dict[str, Any], media_type: str, path: Path) -> Iterator[bytes
 
 
 class Last(Response):
-    """An answer after which its folder is removed, whether it arrived or not."""
+    """A response after which its folder is deleted, whether it arrived or not."""
 
     def __init__(self, answer: Response, folder: Path) -> None:
         super().__init__()
@@ -271,7 +271,7 @@ def _retry(status: int) -> dict[str, str]:
 
 
 class Log:
-    """ASGI: tells the log who asked for what, without the query, which may hold a token."""
+    """ASGI: logs the requests and their senders, without the query, which may contain a token."""
 
     def __init__(self, app: App) -> None:
         self._app = app

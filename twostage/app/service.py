@@ -1,4 +1,4 @@
-"""What the buttons of the page do: requests in, sentences and what the player shows out. Knows nothing of gradio."""
+"""The actions of the page: requests in, messages and contents of the player out. It does not depend on gradio."""
 
 import logging
 import shutil
@@ -27,14 +27,14 @@ Check = Callable[[], None]  # raises Cancelled when nobody waits any more for wh
 
 
 class PageProgress(Protocol):
-    """Hears of the part that is done, 0 to 1, and of what is being done."""
+    """Receives the part that is done, 0 to 1, and a description of the work."""
 
     def __call__(self, part: float, *, desc: str) -> Any: ...
 
 
 @dataclass(frozen=True)
 class RestoreRequest:
-    """How a visitor wants files restored: a model's label, and settings as `twostage restore` has them."""
+    """How a visitor wants files restored: a model's label, and the settings of `twostage restore`."""
 
     model: str
     device: str
@@ -47,9 +47,9 @@ class RestoreRequest:
 
 @dataclass(frozen=True)
 class Service:
-    """Works for visitors in folders of ``storage``, and removes them; ``publish`` keeps what shall outlast a request.
+    """Processes requests in folders of ``storage`` and deletes them; ``publish`` keeps files that outlive a request.
 
-    It is given plain values with paths in them, and returns what the page hands out instead.
+    Its arguments are plain values with paths in them, and it returns the published files instead of its own.
     """
 
     storage: Storage
@@ -68,7 +68,7 @@ class Service:
     def restore(
         self, files: Sequence[str], request: RestoreRequest, progress: PageProgress, check: Check = lambda: None
     ) -> tuple[str, Any]:
-        """Restored files: what to say, and what the player shows."""
+        """Restore files; returns a message and the contents of the player."""
         try:
             sources = [Path(path) for path in files]
             self.limits.check_count(sources)
@@ -89,7 +89,7 @@ class Service:
         progress: PageProgress,
         check: Check = lambda: None,
     ) -> tuple[str, Any]:
-        """Clean speech, what a sensor would hear of it, and what is restored from that."""
+        """Clean speech, its simulated recording by a sensor, and the restored recording."""
         source = Path(file or "nothing")
         try:
             self.limits.check_count([source] if file else [])
@@ -142,7 +142,7 @@ class Service:
         return str(shutil.copyfile(original, place / original.name))
 
     def options(self, request: RestoreRequest) -> Options:
-        """Raises ConfigError for what is impossible or not offered."""
+        """Raises ConfigError for options that are impossible or not offered."""
         if request.device not in self.devices:
             raise ConfigError(f"device {request.device}: none of {', '.join(self.devices)}")
         return Options(
@@ -176,7 +176,7 @@ class Service:
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
-        """A new folder for as long as the block lasts."""
+        """A new folder within the block."""
         folder = Path(mkdtemp(prefix="work-", dir=self.home))
         try:
             yield folder
@@ -193,7 +193,7 @@ def serving_from(
     results: ResultFolders | None = None,
     seconds: float = 10.0,
 ) -> Iterator[Service]:
-    """A service in a private folder, for as long as the block lasts; ``models`` are paths by label."""
+    """A service in a private folder, within the block; ``models`` are paths by label."""
     with private_folder() as home:
         storage = Storage(home, limits.total_mb)
         shift = Shift(limits.jobs)
@@ -206,12 +206,12 @@ def _stopped(reason: Cancelled) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Why a request as a whole came to nothing."""
+    """The reason why a request failed as a whole."""
     return str(error) if isinstance(error, TwoStageError) else explain(error, "this request")
 
 
 def summary_html(outcome: Outcome, request: RestoreRequest) -> str:
-    """What became of the files, as HTML."""
+    """The results of the files as HTML."""
     done, failed = len(outcome.views), len(outcome.failures)
     words = f"{done} restored" + (f", {failed} failed" if failed else "")
     pace = f"; {outcome.seconds:.1f} s of sound in {outcome.elapsed:.1f} s on {request.device}" if done else ""
@@ -220,7 +220,7 @@ def summary_html(outcome: Outcome, request: RestoreRequest) -> str:
 
 
 def complaints(lines: Sequence[str]) -> str:
-    """What went wrong, as HTML."""
+    """The errors as HTML."""
     return "".join(f'<p class="ts-bad">{escape(line)}</p>' for line in lines)
 
 

@@ -1,4 +1,4 @@
-"""Who is worked for, in the order of coming; and how it ends: work under way is stopped and waited for, none begins."""
+"""The queue of work, in order of arrival, and its end: running work is stopped and waited for, and none is started."""
 
 import threading
 from collections import deque
@@ -12,11 +12,11 @@ GLANCE = 0.5  # seconds between two looks whether somebody still waits for what 
 
 
 class Closing(TwoStageError):
-    """The server closes before what was asked for is done."""
+    """The server closes before the requested work is done."""
 
 
 class Shift:
-    """A time of work between its making and `close`, for ``jobs`` at once; whoever works calls `go_on` now and then."""
+    """A queue that runs until `close`, with ``jobs`` at once; running work calls `go_on` now and then."""
 
     def __init__(self, jobs: int = 1) -> None:
         self._state, self._jobs, self._working, self._closed = threading.Condition(), jobs, 0, False
@@ -24,7 +24,7 @@ class Shift:
 
     @contextmanager
     def work(self, check: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """One of the jobs, when it is free; ``check`` raises if nobody waits for it any more."""
+        """Wait for one of the jobs; ``check`` raises if the client has left."""
         self._begin(check)
         try:
             yield
@@ -50,7 +50,7 @@ class Shift:
 
     @property
     def waiting(self) -> int:
-        """Requests that have no job yet."""
+        """The number of requests without a job."""
         return len(self._waiting)
 
     def go_on(self) -> None:
@@ -59,7 +59,7 @@ class Shift:
             raise Closing("The page is closing; nothing more is done.")
 
     def close(self) -> None:
-        """End the shift: when this returns nobody works, or the patience is over."""
+        """Close the queue: when this returns, no work is running, or the time to wait for it is over."""
         with self._state:
             self._closed = True
             self._state.notify_all()

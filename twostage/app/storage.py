@@ -1,4 +1,4 @@
-"""How much a server keeps on its disk, all visitors together: uploads, work and results."""
+"""Limits the disk space of a server, over all visitors: uploads, intermediate files and results."""
 
 import os
 import threading
@@ -10,11 +10,11 @@ from twostage.utils.errors import TwoStageError
 
 
 class StorageFull(TwoStageError):
-    """There is no room for more until something that was uploaded or restored is deleted."""
+    """There is no space left until uploaded or restored files are deleted."""
 
 
 class Reservation:
-    """Bytes that are promised to somebody; what has ``arrived`` on the disk is counted there."""
+    """Bytes that are reserved; those that have ``arrived`` on the disk are counted there."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -24,7 +24,7 @@ class Reservation:
 
 
 class Storage:
-    """At most ``mb`` megabytes in ``home`` and on their way there."""
+    """At most ``mb`` megabytes in ``home`` and on the way to it."""
 
     def __init__(self, home: Path, mb: int) -> None:
         self.home, self._mb = home, mb
@@ -41,7 +41,7 @@ class Storage:
 
     @contextmanager
     def reserve(self, size: int) -> Iterator[Reservation]:
-        """Room for ``size`` bytes while the block lasts. Raises StorageFull."""
+        """Reserve ``size`` bytes within the block. Raises StorageFull."""
         promise = Reservation(size)
         with self._lock:
             taken = self.used() + sum(other.size for other in self._promised)

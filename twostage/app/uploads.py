@@ -1,4 +1,4 @@
-"""What is uploaded has room on the disk before it comes, and a sender that falls silent is dropped."""
+"""Reserves disk space before an upload arrives, and drops senders that stop sending."""
 
 import asyncio
 from contextlib import suppress
@@ -13,7 +13,7 @@ STILL = 30.0  # seconds without a byte
 
 
 class Uploads:
-    """ASGI: reserves the bytes of an upload, or answers that there are too many of them."""
+    """ASGI: reserves the bytes of an upload, or answers that there are too many."""
 
     def __init__(self, app: App, storage: Storage, limits: Limits) -> None:
         self._app, self._storage, self._largest = app, storage, limits.mb << 20

@@ -1,4 +1,4 @@
-"""What the page shows of sounds that belong together: a copy to listen to, a spectrogram and levels of each."""
+"""Views of related sounds for the page: for each one a copy to listen to, a spectrogram, and levels."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Who still listens: a visitor of the page keeps a stream of events open, and has left when it is closed."""
+"""Tracks connected visitors: a visitor of the page keeps a stream of events open until leaving."""
 
 import time
 from collections import Counter
@@ -27,7 +27,7 @@ class Visitors:
             del self._open[session]
 
     def check(self, session: str | None) -> Callable[[], None]:
-        """A function to be called now and then on behalf of ``session``; raises Cancelled when it has left."""
+        """A function that work for ``session`` calls now and then; it raises Cancelled when the visitor has left."""
         absent: float | None = None
 
         def check() -> None:
@@ -43,7 +43,7 @@ class Visitors:
 
 
 class Listening:
-    """ASGI: notes whose stream of events is open."""
+    """ASGI: records which streams of events are open."""
 
     def __init__(self, app: App, visitors: Visitors) -> None:
         self._app, self._visitors = app, visitors

@@ -1,4 +1,4 @@
-"""What is done for a visitor: restore files as `twostage restore` does, simulate a sensor, pack what came out."""
+"""Work for a visitor: restore files as `twostage restore` does, simulate a sensor, and pack the outputs."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ Fraction = Callable[[float], None]
 
 
 class Models:
-    """Models by label, loaded when they are first asked for and kept."""
+    """Models by label, loaded on first use and kept."""
 
     def __init__(self, paths: Mapping[str, Sequence[str]]) -> None:
         self._paths, self._lock = dict(paths), threading.Lock()
@@ -36,7 +36,7 @@ class Models:
         return list(self._paths)
 
     def paths(self, label: str) -> list[str]:
-        """What `twostage.load` takes."""
+        """The paths for `twostage.load`."""
         return list(self._paths[label])
 
     def get(self, label: str, device: str) -> Enhancer:
@@ -50,7 +50,7 @@ class Models:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Views of what came out, a line for each file that did not, warnings, and all outputs in one archive."""
+    """Views of the outputs, a line for each file that failed, warnings, and all outputs in one archive."""
 
     views: list[dict[str, Any]]
     failures: list[str]
@@ -70,7 +70,7 @@ def restore_all(
     suffix: str | None = None,
     progress: Fraction = lambda fraction: None,
 ) -> Outcome:
-    """Restore files into ``folder``, format by ``suffix`` (None: their own); one bad file does not stop the rest."""
+    """Restore files into ``folder``, in the format ``suffix`` (None: their own); a bad file does not stop the rest."""
     limits.check_count(sources)
     reports, views, failures, taken = list[RestorationReport](), list[dict[str, Any]](), list[str](), 0.0
     step = _fraction(sum(_seconds(source, limits) for source in sources), progress)
@@ -108,7 +108,7 @@ def restore_all(
 
 
 def simulate_one(source: Path, folder: Path, limits: Limits, *, sensor: str, seed: int = 0) -> Path:
-    """Clean speech as the preset ``sensor`` would hear it: the file that `twostage simulate` makes of it, as WAV."""
+    """Clean speech through the preset ``sensor``, as WAV: the file that `twostage simulate` writes."""
     if sensor not in PRESETS:
         raise ConfigError(f"sensor {sensor}: none of {', '.join(PRESETS)}")
     target = folder / f"{source.stem}-{sensor}.wav"
@@ -119,17 +119,17 @@ def simulate_one(source: Path, folder: Path, limits: Limits, *, sensor: str, see
 
 
 def sample(name: str) -> Path | None:
-    """A recording of the project's own: samples/NAME.flac, installed or in the repository."""
+    """A sample recording of the project: samples/NAME.flac, installed or in the repository."""
     return next((home / f"{name}.flac" for home in SAMPLES if (home / f"{name}.flac").is_file()), None)
 
 
 def named_as_given(*paths: Path) -> AbstractContextManager[None]:
-    """Errors about these files name them as a visitor knows them, without a folder of this machine."""
+    """Errors about these files name them as the visitor does, without a folder of this machine."""
     return called({str(path): path.name for path in paths})
 
 
 def room_for(source: Path, limits: Limits, sample_rate: int | None) -> int:
-    """Bytes at most that restoring ``source`` takes, with what is shown of it; at its own rate if none is given."""
+    """The largest number of bytes that restoring ``source`` needs, with its views; at its own rate if none is given."""
     try:
         limits.check_length(source)
         about = info(source)
@@ -142,7 +142,7 @@ def room_for(source: Path, limits: Limits, sample_rate: int | None) -> int:
 
 
 def bounded(source: Path, limits: Limits, step: ProgressCallback) -> ProgressCallback:
-    """Also stops a file that has more sound than its header says."""
+    """A callback that raises TooMuch if a file has more sound than its header states and the limits allow."""
     done = 0.0
 
     def hear(seconds: float) -> None:

@@ -1,7 +1,7 @@
-"""What a restorer was not made for, as far as it is measured: a band that is there, sound without pauses, clipping.
+"""Detects input that a restorer was not made for: a band that is not missing, no pauses, clipping.
 
-Levels by band are percentiles over frames, so that neither pauses nor a click decide them, and they are relative to the
-band that every sensor hears, so that gain does not either.
+Levels by band are percentiles over frames, so that neither pauses nor a click affect them. They are relative to the
+band that every sensor picks up, so that gain does not affect them either.
 """
 
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ CLIPPED_SHARE, TOUCH = 2e-4, 1e-4  # samples in a row at the peak, of all; how n
 
 @dataclass(frozen=True)
 class ChannelBand:
-    """Of one channel: ``high_db``, how far 2 to 7.5 kHz stand above 200 to 800 Hz; None where too little is heard.
+    """One channel: ``high_db``, the level of 2 to 7.5 kHz relative to 200 to 800 Hz; None with too little sound.
 
-    ``range_db`` and ``high_range_db``: how far loud frames stand above quiet ones, in the low and the high bands.
-    ``clipped``: the share of samples that lie in a row at the peak.
+    ``range_db`` and ``high_range_db``: the level of loud frames relative to quiet ones, in the low and the high bands.
+    ``clipped``: the share of samples that are consecutive at the peak.
     """
 
     high_db: float | None
@@ -39,12 +39,12 @@ class ChannelBand:
 
     @property
     def full_band(self) -> bool:
-        """Speech is heard where a sensor on the body hears nearly none."""
+        """Whether there is speech in the band where a sensor on the body picks up hardly any."""
         return self.high_db is not None and self.high_db > FULL_BAND_DB and self.high_range_db > ALIVE_DB
 
     @property
     def unbroken(self) -> bool:
-        """No pauses, as one voice without noise has them."""
+        """Whether there are no pauses, which one voice without noise has."""
         return self.high_db is not None and self.range_db < PAUSES_DB
 
     @property
@@ -53,7 +53,7 @@ class ChannelBand:
 
 
 class BandMeter:
-    """Levels by band of a stream of blocks (C, T), in a memory that does not grow with it."""
+    """Levels by band of a stream of blocks (C, T), in constant memory."""
 
     def __init__(self, channels: int, sample_rate: int) -> None:
         self.sample_rate = sample_rate
@@ -85,7 +85,7 @@ class BandMeter:
             counts += np.bincount(place, minlength=places)
 
     def bands(self) -> list[ChannelBand]:
-        """What was found, channel by channel."""
+        """The measurements of each channel."""
         return [self._band(counts) for counts in self._counts]
 
     def _band(self, counts: NDArray[np.int64]) -> ChannelBand:
@@ -102,9 +102,9 @@ class BandMeter:
 
 
 def unsuited(bands: Sequence[ChannelBand], silent: NDArray[np.bool_], *, copied: bool) -> list[str]:
-    """What a restorer was not made for, a line each, of the channels that are not ``silent`` (C,).
+    """Warnings about unsuitable input of a restorer, a line each, for the channels that are not ``silent`` (C,).
 
-    ``copied``: channels whose band is there are left as they are.
+    ``copied``: full-band channels are left as they are.
     """
     least = max((band.high_db or 0.0 for band in bands if band.full_band), default=0.0)
     done = "copied" if copied else "restored all the same, which can make it worse"
@@ -122,13 +122,13 @@ def unsuited(bands: Sequence[ChannelBand], silent: NDArray[np.bool_], *, copied:
 
 
 def _level(counts: NDArray[np.int64], share: float) -> float:
-    """The level in dB that ``share`` of the frames stay below."""
+    """The level in dB below which a ``share`` of the frames lies."""
     below = np.cumsum(counts)
     return FLOOR + STEP * (float(np.searchsorted(below, share * below[-1])) + 0.5)
 
 
 class ClipMeter:
-    """How many samples of a stream of blocks (C, T) lie in a row at the peak, above or below."""
+    """Counts samples of a stream of blocks (C, T) that are consecutive at the peak, positive or negative."""
 
     def __init__(self, channels: int) -> None:
         self._peak = np.zeros((channels, 2, 1))
@@ -146,5 +146,5 @@ class ClipMeter:
         self._total += block.shape[1]
 
     def shares(self) -> NDArray[np.float64]:
-        """Of each channel, between 0 and 1."""
+        """The share of each channel, between 0 and 1."""
         return self._count.sum(axis=1) / max(1, self._total)

@@ -1,4 +1,4 @@
-"""What is heard after the end of a signal, for causal models, whose last samples come out behind it."""
+"""The samples that follow the end of a signal, which causal models need because their output is late."""
 
 import numpy as np
 from numpy.typing import NDArray

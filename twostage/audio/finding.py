@@ -1,4 +1,4 @@
-"""Sound files below folders and behind patterns, found by their names, or by their first bytes where they have none."""
+"""Finds sound files below folders and by patterns: by their extensions, or by their first bytes if they have none."""
 
 import fnmatch
 import os

@@ -1,4 +1,4 @@
-"""What the headers of sound files promise: where the sound lies, and how many bytes of it there should be."""
+"""Headers of sound files: where the sound is stored, and how many bytes of it there should be."""
 
 import os
 import struct
@@ -20,10 +20,10 @@ W64_DATA = b"data" + bytes.fromhex("f3acd3118cd100c04f8edb8a")
 
 @dataclass(frozen=True)
 class SoundData:
-    """Bytes of sound in a file: from ``start``, ``promised`` by the header (None: it does not know), ``there`` found.
+    """Bytes of sound in a file: from ``start``, ``promised`` by the header (None: not stated), ``there`` present.
 
-    ``behind``: bytes after them that no header announces. ``next_file``: where a file begins that was joined to this.
-    ``patches``: bytes by their place, which say the length where the header has none that readers understand.
+    ``behind``: bytes after them that no header announces. ``next_file``: the start of a file that was appended.
+    ``patches``: bytes by their position that state the length where the header has none that readers understand.
     """
 
     start: int
@@ -42,7 +42,7 @@ class SoundData:
 
 @dataclass(frozen=True)
 class Promise:
-    """What a header says; ``chunks``: the order of the bytes in the chunks that may follow the sound, if any may."""
+    """The statement of a header; ``chunks``: the byte order of the chunks that may follow the sound, if any may."""
 
     start: int
     length: int | None

@@ -1,9 +1,9 @@
-"""Takes away what lies below speech: offset, drift, movement.
+"""Removes everything below speech: offset, drift, movement.
 
-A high-pass (Chebyshev's second kind, which delays the lowest voices less than a Butterworth filter that takes as much
-away). Its state at the start of a signal, whose past nobody knows, is the one that leaves the least energy: so an
-offset or a drift that was there before the recording began makes no jump in it. Causal models, which stream, hear it
-forward alone; others forward and backward, without delay at any frequency.
+The filter is a high-pass (Chebyshev type II, which delays the lowest voices less than a Butterworth filter with the
+same attenuation). The past of a signal is unknown; its initial state is the one that leaves the least energy, so that
+an offset or a drift that existed before the recording began causes no jump. Causal models, which stream, use the filter
+forward only; others use it forward and backward, without delay at any frequency.
 """
 
 from collections.abc import Iterable, Iterator
@@ -28,9 +28,9 @@ Floats = NDArray[np.float64]
 
 
 class Design(NamedTuple):
-    """Second-order sections, and the responses (N, ORDER) that a state may leave.
+    """Second-order sections, and the responses (N, ORDER) that a state may cause.
 
-    The responses are orthonormal; N samples are what they take to decay.
+    The responses are orthonormal and decay within N samples.
     """
 
     sections: SosDesign
@@ -63,10 +63,10 @@ def chebyshev(order: int, depth: float) -> tuple[Complexes, Complexes]:
 
 
 class CausalHighPass:
-    """Forward alone: blocks (C, T) of any size in, as much out; the same however the signal is cut.
+    """Forward only: takes blocks (C, T) of any size and returns as much; the result does not depend on the blocks.
 
-    Until the start has decayed, each sample is what is left of it when the state that suits all samples up to it best
-    has been taken for that at the start: recursive least squares, as of a Kalman filter that knows nothing beforehand.
+    Until the initial state has decayed, each sample is the residual for the initial state that best fits all samples up
+    to it: recursive least squares, as in a Kalman filter without prior knowledge.
     """
 
     def __init__(self, channels: int, sample_rate: int) -> None:
@@ -105,9 +105,10 @@ def _sums(before: Floats, terms: Floats) -> Floats:
 
 
 class ZeroPhaseHighPass:
-    """Forward and backward: blocks (C, T) in, what is ready out, ``latency`` samples later at most, the rest by flush.
+    """Forward and backward: takes blocks (C, T), returns what is ready, at most ``latency`` samples late.
 
-    ``chunk`` samples are filtered backward at once, from so far behind them that where it began has decayed.
+    ``flush`` returns the rest. ``chunk`` samples are filtered backward at once, starting so far behind them that the
+    initial state has decayed.
     """
 
     def __init__(self, channels: int, sample_rate: int, chunk: int = BLOCK) -> None:

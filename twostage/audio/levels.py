@@ -1,9 +1,9 @@
-"""How loud speech is: levels of audio in dB re full scale, pauses left out, and what is not speech with them.
+"""Speech levels in dB re full scale, without pauses and without sounds that are not speech.
 
-The active level is the RMS over the frames of 20 ms within 20 dB of the loudest: of the loudest of the speech, for a
-tap on the sensor or a door is louder and must not decide. ITU-T P.56 is no help there: it shares all of the energy out
-over the time that is active, and one tap can have more of it than the speech. What lies below the lowest voice (hum of
-the mains, rumble, movement) is not measured at all.
+The active level is the RMS over the frames of 20 ms within 20 dB of the loudest frame of speech: a tap on the sensor or
+a door is louder and must not affect it. ITU-T P.56 does not help here: it distributes all of the energy over the active
+time, and one tap can have more energy than the speech. Sound below the lowest voice (mains hum, rumble, movement) is
+not measured at all.
 """
 
 from functools import lru_cache
@@ -61,7 +61,7 @@ def _weighting(sample_rate: int) -> SosDesign:
 
 
 class LevelMeter:
-    """The active level and the peak of a stream of blocks (C, T), in a memory of one number for every 20 ms."""
+    """The active level and the peak of a stream of blocks (C, T), with one number of memory for every 20 ms."""
 
     def __init__(self, channels: int, sample_rate: int) -> None:
         self.frame = max(1, round(FRAME * sample_rate))

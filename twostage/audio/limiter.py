@@ -1,4 +1,4 @@
-"""A look-ahead limiter: turns sound down around what is too loud, and leaves the rest as it is."""
+"""A look-ahead limiter: attenuates the signal around samples that are too loud, and leaves the rest as it is."""
 
 from collections.abc import Iterable, Iterator
 

@@ -1,4 +1,4 @@
-"""Sound in the containers of phones, browsers and films: the only place that touches PyAV, an extra."""
+"""Sound in the containers of phones, browsers and videos: the only module that imports PyAV, an extra."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress

@@ -1,4 +1,4 @@
-"""Frames of an MPEG audio file (ISO 11172-3, 13818-3), counted: what its header announces is often a guess."""
+"""Counts the frames of an MPEG audio file (ISO 11172-3, 13818-3), because its header is often only an estimate."""
 
 import struct
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ SURE = 3  # frames that must follow each other for noise not to be taken for sou
 
 @dataclass(frozen=True)
 class Frame:
-    """What the four bytes at the head of a frame say; ``samples`` a channel, ``length`` in bytes."""
+    """The four-byte header of a frame; ``samples`` for each channel, ``length`` in bytes."""
 
     version: float
     layer: int
@@ -44,9 +44,10 @@ class Frame:
 
 @dataclass
 class MpegPart:
-    """A stream in a file: bytes ``start`` to ``end``, its frames with sound, and how many it announces itself.
+    """A stream in a file: bytes ``start`` to ``end``, its frames with sound, and the number that it announces itself.
 
-    ``count_place`` is where in the file the announced number of frames stands (32 bits, big-endian), 0 if nowhere.
+    ``count_place`` is the position of the announced number of frames in the file (32 bits, big-endian), 0 if there is
+    none.
     """
 
     start: int
@@ -64,7 +65,7 @@ class MpegPart:
 
 @dataclass(frozen=True)
 class MpegParts:
-    """The streams of a file, and whether its last frame is cut."""
+    """The streams of a file, and whether its last frame is truncated."""
 
     parts: tuple[MpegPart, ...]
     cut: bool

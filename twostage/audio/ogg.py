@@ -1,4 +1,4 @@
-"""Pages of an Ogg file (RFC 3533): streams that follow each other in it, and whether its last page is all there."""
+"""Pages of an Ogg file (RFC 3533): streams that follow each other in it, and whether its last page is complete."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,9 @@ LONGEST = 65307  # bytes of a page
 
 @dataclass(frozen=True)
 class OggParts:
-    """Where streams begin that follow each other, where the ``last`` whole page begins and ends, and what is wrong.
+    """Starts of consecutive streams, start and end of the ``last`` complete page, and what is wrong.
 
-    ``cut``: the last page is not all there; ``open``: it is not marked as the last one, as recorders leave it that were
+    ``cut``: the last page is incomplete; ``open``: it is not marked as the last one, as recorders leave it that were
     stopped in haste.
     """
 

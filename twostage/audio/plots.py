@@ -77,7 +77,7 @@ def no_backend() -> Iterator[None]:
 
 @contextmanager
 def optional(path: str | Path, complain: Callable[[str], object]) -> Iterator[None]:
-    """Draw ``path`` in this block if that can be done; else tell why not: nothing else is to end with it."""
+    """Draw ``path`` in this block if possible, otherwise report the reason: a picture must not end anything else."""
     try:
         yield
     except TwoStageError as error:
@@ -120,7 +120,7 @@ def draw(path: str | Path, panels: Sequence[Panel], *, top: float | None = None,
 
 
 def paint(path: str | Path, panel: Panel, *, top: float) -> None:
-    """Write a panel alone as a PNG, up to ``top`` Hz whether it reaches that or not: a point a band and column."""
+    """Write a panel alone as a PNG, up to ``top`` Hz in any case: one pixel for each band and frame."""
     with no_backend():
         from matplotlib.image import imsave
 
@@ -142,7 +142,7 @@ def before_after(
 ) -> None:
     """Draw the spectrograms of two sound files up to ``top`` Hz (default: what both of them reach).
 
-    ``salvage``: also of what there is of one that is cut or damaged.
+    ``salvage``: also of the readable part of a truncated or damaged file.
     """
     draw(path, [_of_file(before, "before", salvage), _of_file(after, "after")], top=top, overwrite=overwrite)
 

@@ -1,6 +1,6 @@
-"""Sound files that are read: what decodes is read, whatever number of samples a header gives; what is missing is said.
+"""Reads sound files: everything that can be decoded is read, whatever length a header states; missing data is reported.
 
-A file is read in blocks (C, T) of float32, full scale 1.0, and never held whole.
+A file is read in blocks (C, T) of float32, full scale 1.0, and is never held in memory as a whole.
 """
 
 import os
@@ -42,7 +42,7 @@ CAREFUL = 1024  # samples read at once where a file may be damaged: what is lost
 
 @dataclass(frozen=True)
 class Info:
-    """What a sound file says about itself; ``frames`` are samples a channel."""
+    """The properties that a sound file states; ``frames`` are samples for each channel."""
 
     sample_rate: int
     channels: int
@@ -56,7 +56,7 @@ class Info:
 
 
 class Part(Protocol):
-    """One of the streams that a file holds one after the other."""
+    """One of the consecutive streams of a file."""
 
     info: Info
 
@@ -67,10 +67,10 @@ class Part(Protocol):
 
 
 class Reader:
-    """An open sound file. Raises AudioError, naming the file, for whatever keeps it from being read whole.
+    """An open sound file. Raises AudioError, naming the file, for everything that prevents reading the whole of it.
 
-    ``salvage`` takes what there is of a file that is cut or damaged. ``notes`` then tell what is missing, and of a file
-    that can be read whole what is odd about it. They are complete once it has been read.
+    ``salvage`` reads the readable part of a truncated or damaged file. ``notes`` then say what is missing, and for a
+    complete file what is unusual about it. They are complete once the file has been read.
     """
 
     def __init__(self, path: str | Path, *, salvage: bool = False) -> None:
@@ -114,7 +114,7 @@ class Reader:
             self.notes.append(text)
 
     def lacking(self, text: str) -> None:
-        """Of sound that is missing: an error, or a note where there is to be salvaged what there is."""
+        """Raise an error for missing sound, or add a note if the rest is to be salvaged."""
         if not self._salvage:
             raise AudioError(f"{text} {SALVAGE}", subject=self.path)
         self.note(text)
@@ -163,8 +163,8 @@ class Reader:
 class _SndPart:
     """A stream that libsndfile reads.
 
-    ``open`` gives it from its start; the first ``skip`` samples are none of it, and there are ``frames`` (None: as many
-    as libsndfile says). ``exact``: fewer are an error.
+    ``open`` returns it from its start. The first ``skip`` samples are not part of it, and it has ``frames`` (None: as
+    many as libsndfile reports). ``exact``: fewer are an error.
     """
 
     def __init__(
@@ -337,7 +337,7 @@ def _one_chunked(reader: Reader, data: SoundData, begin: int) -> _SndPart:
 
 
 def _is_rubbish(part: _SndPart, end: int) -> bool:
-    """Whether what follows the sample ``end``, taken for sound, is none."""
+    """Whether the bytes after the sample ``end`` are not sound."""
     begin = max(0, end - PROBED)
     before, after = (next(part.blocks(PROBED, place), None) for place in (begin, end))
     if before is None or after is None:

@@ -1,4 +1,4 @@
-"""Sample rates and lengths of streams of sound: the only place that touches soxr."""
+"""Sample rates and lengths of streams of sound: the only module that imports soxr."""
 
 from collections.abc import Iterable, Iterator
 
@@ -10,7 +10,7 @@ Audio = NDArray[np.float32]
 
 
 def resampled(blocks: Iterable[Audio], from_rate: int, to_rate: int, channels: int) -> Iterator[Audio]:
-    """Resample a stream of blocks (C, T) to exactly ``resampled_length`` of what goes in."""
+    """Resample a stream of blocks (C, T) to exactly ``resampled_length`` of its length."""
     if from_rate == to_rate:
         yield from blocks
         return
@@ -29,7 +29,7 @@ def resampled(blocks: Iterable[Audio], from_rate: int, to_rate: int, channels: i
 
 
 def exactly(blocks: Iterable[Audio], frames: int, channels: int) -> Iterator[Audio]:
-    """The first ``frames`` samples of a stream of (C, T) blocks, with zeros behind it if it is shorter."""
+    """The first ``frames`` samples of a stream of (C, T) blocks, padded with zeros if it is shorter."""
     left = frames
     for block in blocks:
         yield block[:, :left]
@@ -38,7 +38,7 @@ def exactly(blocks: Iterable[Audio], frames: int, channels: int) -> Iterator[Aud
 
 
 def resampled_length(frames: int, from_rate: int, to_rate: int) -> int:
-    """Samples at ``to_rate`` that last as long as ``frames`` at ``from_rate``; at least one of at least one."""
+    """The length at ``to_rate`` of ``frames`` samples at ``from_rate``; at least one of at least one."""
     return max(min(frames, 1), round(frames * to_rate / from_rate))
 
 
@@ -50,6 +50,6 @@ def resample(audio: Audio, from_rate: int, to_rate: int) -> Audio:
 
 
 def match_length(audio: Audio, frames: int) -> Audio:
-    """Cut (..., T) to ``frames``, or add zeros at its end."""
+    """Cut (..., T) to ``frames``, or pad it with zeros."""
     missing = max(0, frames - audio.shape[-1])
     return np.pad(audio[..., :frames], [(0, 0)] * (audio.ndim - 1) + [(0, missing)]) if missing else audio[..., :frames]

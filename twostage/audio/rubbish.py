@@ -1,4 +1,4 @@
-"""Bytes that are no sound, told from sound by what they are when they are taken for it."""
+"""Distinguishes bytes that are not sound from sound, by their values when they are interpreted as sound."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""What kind of file bytes are the beginning of: those that a pipe must not play as raw samples."""
+"""Recognizes the type of a file by its first bytes, so that a pipe does not play it as raw samples."""
 
 ENOUGH = 4096  # bytes that tell every kind: two frames of MP3 lie within them
 

@@ -1,8 +1,8 @@
 """Recursive filters in numpy alone: high-passes as second-order sections, run as matrix products over blocks.
 
-A recursive filter is a linear system with a state, so a block of its output is one matrix times the block of input and
-another times the state at its start. numpy has no loop over samples that is fast; matrix products are, and scipy, whose
-sosfilt has one, need not be installed or imported for a file to be restored.
+A recursive filter is a linear system with a state. A block of its output is therefore one matrix times the block of
+input plus another times the initial state of the block. numpy has no fast loop over samples, but fast matrix products.
+scipy, which has sosfilt, need not be installed or imported to restore a file.
 """
 
 from functools import cached_property
@@ -129,10 +129,10 @@ def _powers(matrix: Floats, count: int) -> list[Floats]:
 
 
 class SosFilter:
-    """A signal through sections: (C, T) of any T in, as much out, the same to the bit however the signal is cut.
+    """A signal through sections: (C, T) of any T in, as much out, identical bit by bit however it is cut.
 
-    It begins in ``state`` (C, N). Groups of blocks begin at fixed places of the signal; one that is not whole yet is
-    filtered with zeros behind it, and again when it goes on.
+    It starts in ``state`` (C, N). Groups of blocks begin at fixed positions of the signal. An incomplete group is
+    filtered with zeros behind it, and again when the signal continues.
     """
 
     def __init__(self, design: SosDesign, state: Floats) -> None:

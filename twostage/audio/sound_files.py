@@ -1,8 +1,8 @@
-"""Sound files: with ``reading``, the only place that touches soundfile.
+"""Sound files: with ``reading``, the only module that imports soundfile.
 
-Everything streams: a file is read and written in blocks (C, T) of float32, full scale 1.0, and never held whole unless
-asked to (``read``). Written files appear under their name only when they are complete. What decodes is read, whatever
-number of samples a header gives; what is missing is said.
+Everything is streamed: a file is read and written in blocks (C, T) of float32, full scale 1.0, and is held in memory as
+a whole only on request (``read``). Written files appear under their name only when they are complete. Everything that
+can be decoded is read, whatever length a header states; missing data is reported.
 """
 
 import io
@@ -56,7 +56,7 @@ MOST_CHANNELS = {"OGG": 255}  # of containers whose encoder crashes with more, w
 
 
 class Writer:
-    """A sound file being written: blocks (C, T) go to a hidden file beside ``path``, which takes its name at the end.
+    """Writes a sound file: blocks (C, T) go to a hidden file beside ``path``, which is renamed to it at the end.
 
     Used in a ``with`` block; leaving it by an exception, KeyboardInterrupt included, removes what was written.
     """
@@ -133,7 +133,7 @@ class Writer:
 
 
 def coding_for(path: str | Path, subtype: str | None = None) -> tuple[str, str]:
-    """libsndfile's container and coding for a file name; ``subtype`` (that of the input, say) is kept where it fits."""
+    """libsndfile's container and encoding for a file name; ``subtype`` (of the input, say) is kept if it fits."""
     suffix = Path(path).suffix.lower().lstrip(".")
     if suffix not in FORMATS:
         raise AudioError(f"cannot write .{suffix} files; the formats are {', '.join(FORMATS)}", subject=path)
@@ -144,7 +144,7 @@ def coding_for(path: str | Path, subtype: str | None = None) -> tuple[str, str]:
 
 
 def info(path: str | Path) -> Info:
-    """What the header of a sound file says."""
+    """The properties in the header of a sound file."""
     with Reader(path) as reader:
         return reader.info
 
@@ -159,7 +159,7 @@ def read(path: str | Path, *, start: int = 0, frames: int | None = None) -> tupl
 
 
 def decode(content: bytes, name: str) -> tuple[Audio, Info]:
-    """Samples (C, T) of a sound file that is in memory; ``name`` is for messages. Raises AudioError."""
+    """Decode samples (C, T) of a sound file in memory; ``name`` is for messages. Raises AudioError."""
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             info = Info(file.samplerate, file.channels, file.frames, file.format, file.subtype)

@@ -1,4 +1,4 @@
-"""Speech of sound files as everything but restoring wants it: one channel, one rate, nothing below speech."""
+"""Speech of sound files for everything except restoring: one channel, one rate, nothing below speech."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ ENDS = 0.1  # seconds at either end that do not count for that, where speech and
 def read_speech(path: str | Path, sample_rate: int | None = None) -> tuple[Audio, int]:
     """The first channel (T,) of a sound file at ``sample_rate`` (default: its own), and that rate.
 
-    A sample that is not finite makes all of them so: whoever reads says what that means.
+    A sample that is not finite makes all of them so; the caller decides what that means.
     """
     sound, rate = sound_files.read(path)
     wanted = sample_rate or rate
@@ -24,7 +24,7 @@ def read_speech(path: str | Path, sample_rate: int | None = None) -> tuple[Audio
 
 
 def without_drift(audio: Audio, sample_rate: int) -> Audio:
-    """Audio (..., T) without what lies below speech; as it is, to the bit, where that is next to nothing."""
+    """Audio (..., T) without everything below speech; identical to the input if there is hardly anything below."""
     high = highpass(audio, sample_rate)
     end = round(ENDS * sample_rate)
     inside = slice(end, -end) if audio.shape[-1] > 3 * end else slice(None)

@@ -1,4 +1,4 @@
-"""A part of a file as a file of its own, with other bytes before it or in place of some."""
+"""A part of a file as a file of its own, with a prefix or with some bytes replaced."""
 
 import io
 import os
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 class Window(io.RawIOBase):
-    """Bytes ``start`` to ``end`` of the file ``path``, behind ``prefix``; read only.
+    """Bytes ``start`` to ``end`` of the file ``path``, after ``prefix``; read-only.
 
-    ``patches`` are bytes that stand in place of the file's own, by their place in the file.
+    ``patches`` are bytes that replace the file's own, by their position in the file.
     """
 
     def __init__(

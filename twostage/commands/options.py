@@ -43,7 +43,7 @@ def precision_for(name: str, device: str) -> str:
 
 
 def add_restoration_arguments(parser: ArgumentParser) -> None:
-    """Those that say how files are restored, for ``restoration_options``."""
+    """Add the arguments for ``restoration_options``."""
     add = parser.add_argument
     add("--device", choices=DEVICES, default="auto", help=DEVICE_HELP)
     add("--precision", choices=PRECISIONS, default="float32", help=PRECISION_HELP)
@@ -66,7 +66,7 @@ def add_restoration_arguments(parser: ArgumentParser) -> None:
 
 
 def restoration_options(args: Namespace, *, overwrite: bool = False, batch: int = 1) -> "Options":
-    """What the arguments of ``add_restoration_arguments`` mean."""
+    """The options of a restoration, from the arguments of ``add_restoration_arguments``."""
     from twostage.inference.restoration import Options
 
     return Options(
@@ -78,7 +78,7 @@ def restoration_options(args: Namespace, *, overwrite: bool = False, batch: int 
 
 
 def models_by_label(arguments: "Sequence[Sequence[str]] | None") -> dict[str, list[str]]:
-    """Label -> paths. A label is given by ``LABEL=``, else the name or the paths themselves."""
+    """Label -> paths. A label is given by ``LABEL=``, otherwise it is the name or the paths themselves."""
     models: dict[str, list[str]] = {}
     for first, *rest in arguments or [["default"]]:
         label, equals, path = first.partition("=")
@@ -91,14 +91,14 @@ def models_by_label(arguments: "Sequence[Sequence[str]] | None") -> dict[str, li
 
 
 def add_air_arguments(parser: ArgumentParser) -> None:
-    """Those of an air microphone beside the sensor, for ``air_for``."""
+    """Add the arguments of an air microphone, for ``air_for``."""
     add = parser.add_argument
     add("--air-snr", metavar="DB", type=float, help="add an air microphone as a second channel, with noise at this SNR")
     add("--noise", metavar="FOLDER", help="folder of noise recordings for --air-snr (default: pink noise)")
 
 
 def air_for(args: Namespace) -> "Air | None":
-    """The air microphone that --air-snr, --noise and --seed mean."""
+    """The air microphone, from --air-snr, --noise and --seed."""
     from math import isfinite
 
     from twostage.audio import sound_files
@@ -115,7 +115,7 @@ def air_for(args: Namespace) -> "Air | None":
 
 
 def add_training_arguments(parser: ArgumentParser) -> None:
-    """Those of the commands that train, for ``training_settings``."""
+    """Add the arguments of the commands that train, for ``training_settings``."""
     parser.add_argument(
         "settings",
         nargs="*",
@@ -133,7 +133,7 @@ def add_training_arguments(parser: ArgumentParser) -> None:
 
 
 def training_settings(args: Namespace, schema: type[S]) -> S:
-    """The settings of a training. One that goes on without CONFIG takes those that it began with."""
+    """The settings of a training. A training that is resumed without CONFIG uses those that it was started with."""
     from twostage.training.config import CONFIG_FILE, load_config
 
     files = [text for text in args.settings if "=" not in text]

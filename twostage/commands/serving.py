@@ -71,7 +71,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def access_for(args: Namespace) -> "Access":
-    """Who may ask, by --host, --allow-host and --token."""
+    """Access control, from --host, --allow-host and --token."""
     from twostage.app.access import Access, is_loopback
 
     token = args.token or os.environ.get(TOKEN, "")
@@ -97,7 +97,7 @@ def limits_for(args: Namespace) -> "Limits":
 
 
 def offered(args: Namespace) -> dict[str, list[str]]:
-    """Paths of models by label, those given first. What cannot be used is said now, not to a visitor."""
+    """Paths of models by label, the given ones first. Unusable models are reported now, and not to a visitor."""
     from twostage.inference.restoration import Options
     from twostage.models.checkpoint import shipped
     from twostage.models.loading import load
@@ -113,13 +113,13 @@ def offered(args: Namespace) -> dict[str, list[str]]:
 
 
 def devices(chosen: str) -> list[str]:
-    """The chosen device, then the others that there are."""
+    """The chosen device, then the other available ones."""
     first = device_for(chosen, "--device")
     return sorted(available_devices(), key=lambda name: name != first)
 
 
 def serve(served: AbstractContextManager[str], host: str, what: str) -> int:
-    """Say where ``what`` is served, and wait for Ctrl-C."""
+    """Print the address where ``what`` is served, and wait for Ctrl-C."""
     from threading import Event
 
     from twostage.app.server import warning_for

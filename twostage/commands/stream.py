@@ -1,4 +1,4 @@
-"""``twostage stream``: speech restored as it comes, between pipes, from a file against the clock, or live."""
+"""``twostage stream``: restore speech in real time, between pipes, from a file, or live."""
 
 import argparse
 import json

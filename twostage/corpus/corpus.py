@@ -1,6 +1,6 @@
-"""A corpus through one model: what its files are called when they are restored, which are done, and the work itself.
+"""Restores a corpus with one model: the names of its restored files, which files are done, and the work itself.
 
-Nothing here knows how the work is spread over machines; `ray_cluster` does. A file may be restored twice, when a
+Nothing here knows how the work is distributed over machines; `ray_cluster` does. A file may be restored twice, if a
 process dies between its output and its row: the second time gives the same file, and the table keeps one row.
 """
 
@@ -37,7 +37,7 @@ UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')  # means something to one file sy
 
 @dataclass(frozen=True)
 class Item:
-    """One file's way: from ``source``, a path or URL, to ``name`` below the corpus's folder."""
+    """One file: ``source``, a path or URL, is restored to ``name`` below the corpus's folder."""
 
     source: str
     name: str
@@ -45,24 +45,24 @@ class Item:
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """A model's files by name, in memory: what is sent to the machines that work with it."""
+    """The files of a model by name, in memory, as they are sent to the machines of a cluster."""
 
     files: tuple[tuple[str, bytes], ...]
 
     @classmethod
     def read(cls, *names: str) -> "ModelWeights":
-        """The files that ``loading.load`` would take. Raises CheckpointError."""
+        """The files that ``loading.load`` would read. Raises CheckpointError."""
         paths = [path for name in names or (DEFAULT,) for path in stage_files(name)]
         return cls(tuple((path.name, path.read_bytes()) for path in paths))
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the file, or of the digests of several, in whatever order they were named."""
+        """SHA-256 of the file, or of the digests of several files in any order."""
         digests = sorted(sha256(content).hexdigest() for _, content in self.files)
         return digests[0] if len(digests) == 1 else sha256("\n".join(digests).encode()).hexdigest()
 
     def load(self, device: str = "cpu", precision: str = "float32") -> Enhancer:
-        """The model, as ``loading.load`` gives it."""
+        """The model, as ``loading.load`` returns it."""
         with tempfile.TemporaryDirectory(prefix="twostage-") as folder:
             paths = [Path(folder) / f"{index}-{name}" for index, (name, _) in enumerate(self.files)]
             for path, (_, content) in zip(paths, self.files, strict=True):
@@ -72,9 +72,10 @@ class ModelWeights:
 
 @dataclass(frozen=True)
 class CorpusJob:
-    """What is done to every file: restored into the folder ``dest``, a path or URL.
+    """How every file is restored, into the folder ``dest``, a path or URL.
 
-    ``suffix`` ("flac") is the format of the outputs, that of the input if empty; ``model`` the digest of the weights.
+    ``suffix`` ("flac") is the format of the outputs, that of the input if empty; ``model`` is the digest of the
+    weights.
     """
 
     dest: str
@@ -85,7 +86,7 @@ class CorpusJob:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes outputs different, and must not change within a corpus."""
+        """The settings that change the output, which must be the same within a corpus."""
         options = self.options
         return {
             "model": self.model,
@@ -99,7 +100,7 @@ class CorpusJob:
 
 
 class Worker:
-    """A model that restores files of a job, some at a time; their results go to the table and are returned."""
+    """A model that restores files of a job, a few at a time. The results are written to the table and returned."""
 
     def __init__(self, job: CorpusJob, weights: ModelWeights, device: str = "cpu", threads: int = 1) -> None:
         torch.set_num_threads(threads)
@@ -116,7 +117,7 @@ class Worker:
         return results
 
     def restore(self, item: Item) -> Result:
-        """Restore one file. Raises what goes wrong with it."""
+        """Restore one file. Raises all errors."""
         with self._store.scratch() as folder:
             output = folder / f"made{PurePosixPath(item.name).suffix}"
             local = fetch(item.source, folder)
@@ -142,9 +143,9 @@ def failure(item: Item, error: str, model: str) -> Result:
 
 
 def begin(job: CorpusJob, *, overwrite: bool = False) -> dict[str, Result]:
-    """Make ``job.dest`` a corpus's folder, or go on with one; what is restored already, by the path of its source.
+    """Make ``job.dest`` the folder of a corpus, or continue with one; returns restored files by the path of the source.
 
-    ``overwrite`` forgets what is done. Raises OutputError if the folder holds something else, ConfigError if it was
+    ``overwrite`` ignores what is done. Raises OutputError if the folder contains something else, ConfigError if it was
     begun with other settings.
     """
     store = Store(job.dest)
@@ -189,9 +190,9 @@ def sources(manifest: str) -> tuple[list[str], str]:
 
 
 def plan(sources: Iterable[str], home: str, done: Mapping[str, Result], *, suffix: str = "") -> Iterator[Item]:
-    """The way of every source that is not done. No two lead to one name, capitals and small letters being the same.
+    """An item for every source that is not done; no two names are equal, nor equal but for upper and lower case.
 
-    A name that another file has is given the digest of its source.
+    If another file has the name already, the digest of the source is added to it.
     """
     taken = {_folded(result.output): path for path, result in done.items()}
     for source in sources:
@@ -206,7 +207,7 @@ def plan(sources: Iterable[str], home: str, done: Mapping[str, Result], *, suffi
 
 
 def refused(items: Iterable[Item], job: CorpusJob) -> dict[str, Result]:
-    """Items that cannot be done, by source: those that lie among the outputs."""
+    """Items that cannot be restored, by source: those that lie among the outputs."""
     store = Store(job.dest)
     results = {}
     for item in items:
@@ -242,7 +243,7 @@ def safe_name(source: str, home: str) -> str:
 
 
 def _located(path: str, home: str) -> str:
-    """A path of a manifest in the folder ``home``, as one that any process can open."""
+    """A path in a manifest in the folder ``home``, in a form that any process can open."""
     if _is_url(path):
         return path
     if _is_url(home):

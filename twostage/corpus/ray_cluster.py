@@ -1,7 +1,7 @@
-"""A corpus restored on many machines, or on many processes of one: the only module that imports Ray.
+"""Restores a corpus on many machines, or with many processes on one: the only module that imports Ray.
 
-Every actor holds a model and takes some files at a time. Ray does the work of one that dies again on another; work
-that kills whoever does it is done once more file by file, so that only the file at fault is given up.
+Every actor holds a model and takes a few files at a time. If an actor dies, Ray does its work again on another one.
+Work that kills every actor is done once more file by file, so that only the file at fault is given up.
 """
 
 import logging
@@ -30,10 +30,10 @@ MEMORY = 256 * 2**20  # bytes that a cluster of this machine sets aside for what
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """Where and how wide: ``workers`` hold a model each, 0 is as many as fit, and compute with ``threads``.
+    """The cluster and its size: ``workers`` hold a model each (0: as many as fit) and compute with ``threads``.
 
     ``address`` is that of a running cluster ("auto": the one that this machine is part of); without it, one is started
-    on this machine. ``device`` "auto" is cuda where the cluster has GPUs, one of them for each worker.
+    on this machine. ``device`` "auto" is cuda if the cluster has GPUs, one of them for each worker.
     """
 
     address: str = ""
@@ -52,7 +52,7 @@ class ClusterConfig:
 
 @dataclass(frozen=True)
 class ClusterResources:
-    """What a cluster gives to a job."""
+    """The resources of a cluster for a job."""
 
     workers: int
     threads: int
@@ -60,7 +60,7 @@ class ClusterResources:
 
 
 class Actor:
-    """A worker as Ray Data calls it: Arrow tables in and out."""
+    """A worker in the form that Ray Data calls: Arrow tables in and out."""
 
     def __init__(self, worker: type[Worker], job: CorpusJob, weights: Any, device: str, threads: int) -> None:
         import ray
@@ -73,10 +73,10 @@ class Actor:
 
 @contextmanager
 def cluster(config: ClusterConfig) -> Iterator[ClusterResources]:
-    """Join a cluster, or start one, for as long as the block lasts.
+    """Join a cluster, or start one, within the block.
 
-    Within it Ray's loggers are silent, and so is stdout, where Ray tells of a worker's death: keep one from before.
-    Raises ConfigError if there is no cluster, or it is too small.
+    In the block Ray's loggers are silent, and so is stdout, where Ray reports the death of workers: keep a copy from
+    before. Raises ConfigError if there is no cluster, or it is too small.
     """
     require("ray", "pyarrow", "pandas")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -106,7 +106,7 @@ def restored(
     *,
     worker: type[Worker] = Worker,
 ) -> Iterator[list[Result]]:
-    """Restore ``items`` on the cluster joined; yields results as they come, one for each item in the end.
+    """Restore ``items`` on the joined cluster; yields results as they arrive, one for each item in the end.
 
     Raises ConfigError if the cluster cannot do any work.
     """

@@ -1,7 +1,7 @@
-"""Folders and files that may lie elsewhere: local paths and the URLs that fsspec knows, such as s3:// and gs://.
+"""Folders and files that may be remote: local paths and the URLs that fsspec supports, such as s3:// and gs://.
 
-What is written appears under its name only when it is complete: locally and on servers of files by renaming, in object
-stores because a put is all or nothing.
+Written files appear under their name only when they are complete: locally and on file servers by renaming, and in
+object stores because an upload is all or nothing.
 """
 
 import shutil
@@ -37,7 +37,7 @@ class Store:
         return Path(self._root or "/") if "file" in _protocols(self._files) else None
 
     def path(self, name: str) -> str:
-        """How messages name a file."""
+        """The name of a file in messages."""
         return str(self.local / name) if self.local is not None else f"{self.url.rstrip('/')}/{name}"
 
     def holds(self, source: str) -> bool:
@@ -88,7 +88,7 @@ class Store:
             raise OutputError(f"cannot be written ({error.strerror or error})", subject=target) from None
 
     def remove(self, names: Sequence[str]) -> None:
-        """Delete files; one that is gone already is no error."""
+        """Delete files; a file that does not exist is not an error."""
         for name in names:
             try:
                 self._files.rm_file(self._at(name))
@@ -163,7 +163,7 @@ def read_text(source: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in a line."""
+    """The reason of an error, in one line."""
     said = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
     return said or type(error).__name__
 

@@ -1,7 +1,7 @@
-"""The table of a corpus: what became of each file, in Parquet. The only module that imports pyarrow.
+"""The table of a corpus in Parquet, with the result for each file. This and ``data.parquet`` import pyarrow.
 
 Every piece of work adds a part of its own, so that nothing is lost with a process and no two write to one file. A piece
-may be done twice, so a file may have several rows; reading keeps one. Parts are folded into the table now and then.
+may be done twice, so a file may have several rows; reading keeps one. The parts are merged into the table now and then.
 """
 
 import io
@@ -20,7 +20,7 @@ RESTORED, FAILED = "restored", "failed"
 
 @dataclass(frozen=True)
 class Result:
-    """What became of the file at ``path``: it is ``output``, relative to the table, unless ``status`` is "failed".
+    """The result for the file at ``path``: its ``output``, relative to the table, unless ``status`` is "failed".
 
     ``seconds`` of audio, ``sample_rate`` of the output; ``model`` is the digest of its weights; ``finished`` in seconds
     since 1970.
@@ -45,17 +45,17 @@ class Table:
         self._store = store
 
     def add(self, results: Sequence[Result]) -> None:
-        """Write a part, under a name that the same work would give it again."""
+        """Write a part, under a name that depends on the work alone."""
         if results:
             name = blake2b("\n".join(result.path for result in results).encode(), digest_size=12).hexdigest()
             self._store.write(f"{PARTS}/{name}.parquet", encode(results))
 
     def read(self) -> dict[str, Result]:
-        """One result a file, by its path."""
+        """One result for each file, by its path."""
         return distinct(row for _, content in self._contents() for row in content)
 
     def fold(self) -> dict[str, Result]:
-        """Put all parts into the table; what it holds then. Killed at any moment, it loses nothing."""
+        """Merge all parts into the table and return its contents. If it is killed at any moment, nothing is lost."""
         contents = self._contents()
         results = distinct(row for _, content in contents for row in content)
         if parts := [name for name, _ in contents if name != TABLE]:
@@ -79,7 +79,7 @@ class Table:
 
 
 def distinct(results: Iterable[Result]) -> dict[str, Result]:
-    """One result a file, by its path: one that was restored before one that failed, then the last."""
+    """One result for each file, by its path: restored results before failed ones, then the last one."""
     kept: dict[str, Result] = {}
     for result in results:
         before = kept.get(result.path)

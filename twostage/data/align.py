@@ -1,4 +1,4 @@
-"""How the two channels of a pair lie in time, and whether the pair is fit for use."""
+"""Measures the time alignment of the two channels of a pair, and whether the pair can be used."""
 
 import math
 from collections import defaultdict
@@ -43,7 +43,7 @@ class AlignConfig:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found about a pair; ``problem`` is empty if it is fit for use.
+    """The measurements of a pair; ``problem`` is empty if the pair can be used.
 
     ``seconds`` that both channels have; ``delay`` of bone in seconds, ``drift`` and its standard error in ppm, levels
     in dB; ``peak`` and ``opposite`` as in `twostage.data.timing.Timing`.
@@ -65,7 +65,7 @@ class Verdict:
 
 
 class _Channel(NamedTuple):
-    """A recording (T,) at ``rate``, and what was measured on its way there."""
+    """A recording (T,) at ``rate``, and what was measured while it was read."""
 
     audio: Floats
     rate: int
@@ -75,13 +75,13 @@ class _Channel(NamedTuple):
 
 
 def align_pair(bone: Floats, air: Floats, sample_rate: int, config: AlignConfig, *, name: str = "") -> Verdict:
-    """Measure one pair of channels, (T,) and (T',), and say whether it is fit for use."""
+    """Measure one pair of channels, (T,) and (T',), and decide whether it can be used."""
     bone_channel, clean = (_channel([x[None]], sample_rate, sample_rate) for x in (bone, air))
     return _assessed(bone_channel, clean, config, name)
 
 
 def _channel(blocks: "Sequence[Floats] | Iterator[Floats]", sample_rate: int, rate: int) -> _Channel:
-    """The first channel of a stream of blocks (C, T), brought from ``sample_rate`` to ``rate``."""
+    """The first channel of a stream of blocks (C, T), resampled from ``sample_rate`` to ``rate``."""
     meter = LevelMeter(1, sample_rate)
     clipped = total = 0
     finite = True
@@ -129,7 +129,7 @@ def _assessed(bone: _Channel, air: _Channel, config: AlignConfig, name: str) -> 
 
 
 def _settled(timing: Timing, air_seconds: float) -> Timing:
-    """Without a drift that may be chance, or that is too small to matter; the delay in the middle stays as it is."""
+    """Remove a drift that may be chance, or that is too small to matter; the delay in the middle stays the same."""
     if abs(timing.drift) >= SURE * timing.drift_error and abs(timing.drift) * 1e-6 * timing.seconds >= HEARD:
         return timing
     begin = max(0.0, -timing.delay)
@@ -171,7 +171,7 @@ def _filled(entry: Entry, verdict: Verdict) -> Entry:
 
 
 def agree_on_polarity(verdicts: Sequence[tuple[Entry, Verdict]]) -> list[tuple[Entry, Verdict]]:
-    """Pairs whose polarity is not sure get that which most of their corpus have: it is a property of the device."""
+    """Set an uncertain polarity of pairs to that of most pairs of the corpus: it is a property of the device."""
     votes: dict[str, float] = defaultdict(float)
     for entry, verdict in verdicts:
         if not verdict.problem and verdict.opposite < UNSURE * abs(verdict.peak):

@@ -1,4 +1,4 @@
-"""A pair of recordings in step: the only place that applies delay, drift and polarity, to files and to segments."""
+"""Aligns pairs: the only module that applies delay, drift and polarity, to files and to segments."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Read = Callable[[int, int], Audio]  # (start, samples) -> (samples,); a start be
 
 
 class AlignedPair(NamedTuple):
-    """Both channels of a pair (T,) and (T',) from the first moment that both have; one may go on for longer."""
+    """Both channels of a pair (T,) and (T',) from the first moment that both have; one may be longer."""
 
     degraded: Audio
     clean: Audio
@@ -33,11 +33,11 @@ class AlignedPair(NamedTuple):
 
 @dataclass(frozen=True)
 class Alignment:
-    """How the degraded channel of a pair lies against the clean one, counted in samples at one rate.
+    """The alignment of the degraded channel of a pair relative to the clean one, in samples at one rate.
 
-    The sensor keeps its polarity, since that is what a model will hear in use: where the two disagree, the clean
-    channel is inverted. The clean channel keeps its clock: where the two drift apart, the degraded one, which has
-    nothing at the top of the band, is interpolated.
+    The sensor keeps its polarity, since that is what a model receives in use: if the channels disagree, the clean
+    channel is inverted. The clean channel keeps its clock: if the clocks drift apart, the degraded channel, which
+    contains nothing at the top of the band, is interpolated.
     """
 
     name: str  # for messages
@@ -51,7 +51,7 @@ class Alignment:
         return cls(entry.name, delay if entry.drift else round(delay), entry.drift * 1e-6, entry.inverted)
 
     def shared(self, clean: int, degraded: int) -> tuple[int, int]:
-        """The part of the clean channel that the degraded one has as well, of channels of so many samples: [from, to).
+        """The part [from, to) of the clean channel that the degraded one has as well, for channels of these lengths.
 
         Raises DataError if there is none.
         """
@@ -64,7 +64,7 @@ class Alignment:
         return first, last
 
     def length(self, degraded: int) -> int:
-        """Where the degraded channel of so many samples ends, on the clean channel's clock."""
+        """The end of a degraded channel of this length, on the clean channel's clock."""
         return floor((degraded - 1 - self.delay) / (1 + self.drift)) + 1
 
     def degraded_segment(self, read: Read, start: int, samples: int) -> Audio:
@@ -76,19 +76,19 @@ class Alignment:
         return interpolate(read(first, floor(places[-1]) + TAPS // 2 + 1 - first), places - first)
 
     def clean_segment(self, read: Read, start: int, samples: int) -> Audio:
-        """The clean channel (samples,) from ``start`` on, of the polarity that the degraded one has."""
+        """The clean channel (samples,) from ``start`` on, with the polarity of the degraded one."""
         segment = read(start, samples)
         return -segment if self.inverted else segment
 
 
 def open_pair(entry: Entry, sample_rate: int) -> AlignedPair:
-    """The first channels of a paired entry at ``sample_rate``, in step to the sample and of one polarity.
+    """The first channels of a paired entry at ``sample_rate``, aligned to the sample and with one polarity.
 
-    A delay of either sign takes away the beginning that one channel lacks; the ends stay as they are. A drift is undone
-    by interpolating the degraded channel, an opposite polarity by inverting the clean one.
+    A delay of either sign removes the beginning that one channel lacks; the ends stay as they are. A drift is
+    compensated by interpolating the degraded channel, an opposite polarity by inverting the clean one.
 
     Raises:
-        AudioError: a file cannot be read, or holds samples that are not finite.
+        AudioError: a file cannot be read, or contains samples that are not finite.
         DataError: the entry has only one channel, or its delay leaves nothing in common.
     """
     if entry.clean is None or entry.degraded is None:
@@ -137,9 +137,9 @@ def _cut(audio: Audio, start: int, samples: int) -> Audio:
 
 
 def read_mono(path: str, sample_rate: int) -> Audio:
-    """The first channel of a sound file (T,) at ``sample_rate``, without what lies below speech.
+    """The first channel of a sound file (T,) at ``sample_rate``, without everything below speech.
 
-    AudioError also for samples that are not finite.
+    Raises AudioError also for samples that are not finite.
     """
     sound, _ = read_speech(path, sample_rate)
     if not np.isfinite(sound).all():

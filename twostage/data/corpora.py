@@ -65,7 +65,7 @@ CORPORA = {
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """What is taken of a corpus."""
+    """Which part of a corpus is imported."""
 
     corpus: str
     air: str  # column of the microphone in the air
@@ -111,7 +111,7 @@ class Shard(NamedTuple):
 
 @dataclass
 class Imported:
-    """What an import left: manifests by split, rows that could not be used, files that were passed over."""
+    """The result of an import: manifests by split, rows that could not be used, files that were passed over."""
 
     manifests: dict[str, list[Entry]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Spectral gating: takes the steady noise of a room out of clean speech, lest a restorer learn to make it."""
+"""Spectral gating: removes the steady noise of a room from clean speech, so that a restorer does not learn it."""
 
 import numpy as np
 from scipy.ndimage import uniform_filter

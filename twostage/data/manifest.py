@@ -1,7 +1,7 @@
-"""Manifests: which files there are, who speaks in them, and which belong together.
+"""Manifests: lists of files, their speakers, and which files form pairs.
 
-A manifest is JSONL, one `Entry` a line, or a CSV with the columns `path` or `bone` and `air`, and `speaker`. Its paths
-are relative to the manifest itself, so that a corpus can be moved as a whole.
+A manifest is JSONL with one `Entry` in each line, or a CSV with the columns `path` or `bone` and `air`, and `speaker`.
+Its paths are relative to the manifest itself, so that a corpus can be moved as a whole.
 """
 
 import csv
@@ -51,7 +51,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """The path that stands for the entry in messages: the degraded file's, else the clean one's."""
+        """The path that names the entry in messages: the degraded file's, else the clean one's."""
         return self.degraded or self.clean or ""
 
 
@@ -60,8 +60,8 @@ def read_manifest(
 ) -> list[Entry]:
     """Read the entries of one or more manifests (.jsonl or .csv), without those of ``exclude_speakers``.
 
-    A CSV without a column ``seconds`` has its sound files looked at. Those that cannot be read are left out and named
-    in ``problems`` where it is given, else they raise AudioError.
+    For a CSV without a column ``seconds``, the sound files are opened. Unreadable files are left out and named in
+    ``problems`` if it is given, otherwise they raise AudioError.
 
     Raises DataError if a file is missing or malformed, if nothing is left, or if a speaker to exclude is in none of
     them: a mistyped name must not let a held-out speaker into a training.
@@ -86,10 +86,10 @@ def write_manifest(path: str | os.PathLike[str], entries: Iterable[Entry], *, ov
 
 
 def read_paths(text: str, name: str) -> list[str]:
-    """The path that stands for each entry of a manifest's ``text``, as it is written there; see ``Entry.name``.
+    """The path that names each entry of a manifest's ``text``, as it is written there; see ``Entry.name``.
 
-    ``name`` is the manifest's: a CSV, or else JSONL, which may hold a CSV's fields as well. No file is looked at, and
-    neither speaker nor length need be there. Raises DataError.
+    ``name`` is the manifest's: a CSV, or else JSONL, which may contain a CSV's fields as well. No file is opened, and
+    neither speaker nor length is required. Raises DataError.
     """
     rows: Iterable[tuple[int, Any]] = _csv_rows(text, name)
     if not name.lower().endswith(".csv"):
@@ -109,8 +109,8 @@ def read_paths(text: str, name: str) -> list[str]:
 def split_by_speaker(entries: Sequence[Entry], fraction: float, seed: int = 0) -> tuple[list[Entry], list[Entry]]:
     """Split into (training, held out) with no speaker in both; the held-out side has about ``fraction`` of the time.
 
-    Speakers are taken in an order that depends on the seed and their name alone, so that a speaker who joins the corpus
-    later moves few others across.
+    Speakers are taken in an order that depends only on the seed and their names, so that a speaker who is added to the
+    corpus later moves few others to the other side.
     """
     if not 0 < fraction < 1:
         raise DataError(f"fraction is {fraction}, must be between 0 and 1")
@@ -185,7 +185,7 @@ def _files(root: Path, problems: list[str]) -> list[Path]:
 
 
 def _add(files: dict[str, Path], side: str, file: Path, problems: list[str]) -> None:
-    """Make ``file`` a side of an utterance; of two files for one side, the first that can be read is it."""
+    """Add ``file`` as a side of an utterance; of two files for one side, the first readable one is used."""
     other = files.setdefault(side, file)
     if other == file:
         return
@@ -198,7 +198,7 @@ def _add(files: dict[str, Path], side: str, file: Path, problems: list[str]) -> 
 
 
 def _side(file: Path, bone: str, air: str) -> tuple[str, str]:
-    """Tell a file's utterance (its path without the side and the extension) and its side: bone, air or clean."""
+    """The utterance of a file (its path without the side and the extension) and its side: bone, air or clean."""
     *folders, stem = file.with_suffix("").parts
     for side, name in (("bone", bone), ("air", air)):
         if name in folders:

@@ -1,4 +1,4 @@
-"""The air microphone of a headset that has both: clean speech in noise, beside what the sensor on the body picks up."""
+"""Simulates the air microphone of a headset with two microphones: clean speech in noise, beside the body sensor."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ def noisy(speech: Audio, noise: Audio, sample_rate: int, snr_db: float, *, level
 
 
 def pink(samples: int, sample_rate: int, rng: np.random.Generator) -> Audio:
-    """Noise (samples,) whose power falls by 3 dB an octave, from 50 Hz on: that of the simulator's rooms."""
+    """Noise (samples,) whose power falls by 3 dB an octave, from 50 Hz on, as in the simulator's rooms."""
     size = fft.next_fast_len(samples, real=True)
     frequencies = np.arange(size // 2 + 1) * (sample_rate / size)
     real, imaginary = rng.standard_normal((2, len(frequencies)), np.float32)
@@ -33,7 +33,7 @@ def pink(samples: int, sample_rate: int, rng: np.random.Generator) -> Audio:
 
 
 def looped(noise: Audio, samples: int, start: int) -> Audio:
-    """Samples (samples,) of noise (T,) from ``start`` on; it begins again where it ends."""
+    """Samples (samples,) of noise (T,) from ``start`` on; it is repeated when it ends."""
     return np.take(noise, np.arange(start, start + samples), mode="wrap")
 
 

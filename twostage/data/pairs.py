@@ -79,7 +79,7 @@ class PairConfig:
 
     @property
     def channels(self) -> int:
-        """Of the degraded side: bone, or bone and air."""
+        """The channels of the degraded side: bone, or bone and air."""
         return 2 if self.air_snr_db else 1
 
 
@@ -138,11 +138,11 @@ class Cache:
 class PairDataset:
     """Draws segments of pairs, real or simulated, from the entries of manifests.
 
-    With ``air_snr_db``, an air microphone is made of the clean side. What leaks into a simulated bone sensor, if that
-    is of the noise folder, is what the air microphone hears.
+    With ``air_snr_db``, an air microphone is simulated from the clean side. If the sound that leaks into a simulated
+    bone sensor comes from the noise folder, the air microphone gets the same noise.
 
     Entries with both channels are real pairs; entries with clean speech alone are degraded by the sensors. Both
-    channels are brought to LEVEL, by the level of the whole file; what was simulated, to that of its source.
+    channels are brought to LEVEL, by the level of the whole file or, for simulated ones, by that of their source.
     ``noise``: files of room sound for the simulator and the air microphone.
     """
 
@@ -166,7 +166,7 @@ class PairDataset:
         self._clean_odds, self._real_odds = _odds(self.clean), _odds(self.real)
 
     def check_delays(self) -> None:
-        """Raise DataError, which names the pair, for one whose delay leaves nothing in common: it would be silence."""
+        """Raise DataError, which names the pair, if its delay leaves nothing in common, because it would be silence."""
         for entry in self.real:
             if entry.delay and entry.clean and entry.degraded:
                 lengths = (self._length(path) for path in (entry.clean, entry.degraded))
@@ -231,7 +231,7 @@ class PairDataset:
         return degraded, clean, ambient[0] if ambient else None
 
     def _air(self, clean: Floats, room: Floats | None, rng: np.random.Generator) -> Floats:
-        """Clean speech (T,) at LEVEL in noise, ``room`` or a stretch of a file, as loud together as it was alone."""
+        """Clean speech (T,) at LEVEL in noise, ``room`` or a segment of a file; the sum has the level of the speech."""
         lowest, highest = self.config.air_snr_db
         snr = rng.uniform(lowest, highest)
         noise = self._noise(rng) if room is None else room
@@ -249,7 +249,7 @@ class PairDataset:
         return looped(self._degraded.segment(path, 0, length), samples, int(rng.integers(length)))
 
     def _pace(self, rng: np.random.Generator) -> tuple[int, int]:
-        """The rate in Hz that a segment is taken to have, and the samples that fill it then."""
+        """The assumed sample rate in Hz of a segment, and the number of samples that it then needs."""
         rate = round(self.config.sample_rate * (1 + rng.uniform(-self.config.speed, self.config.speed)))
         return rate, -(-self.config.segment_length * rate // self.config.sample_rate)
 
@@ -271,7 +271,7 @@ class PairDataset:
 def batches(
     dataset: PairDataset, batch: int, seed: int, start: int = 0, *, rank: int = 0, world: int = 1, prefetch: int = 4
 ) -> Generator[Pair, None, None]:
-    """Endless batches from number ``start``, ``prefetch`` of them made ahead by a thread; close it to stop that."""
+    """Endless batches from number ``start``, ``prefetch`` of them prepared by a thread; close it to stop the thread."""
     pool = ThreadPoolExecutor(1, "pairs")
     waiting: deque[Future[Pair]] = deque()
     step = start
@@ -296,7 +296,7 @@ def equalize(signal: Floats, sample_rate: int, spread_db: float, rng: np.random.
 
 
 def _odds(entries: Sequence[Entry]) -> Floats:
-    """Cumulative chances of entries, in proportion to their duration: every second is as likely."""
+    """Cumulative probabilities of entries, in proportion to their duration: every second is equally likely."""
     return np.cumsum([entry.seconds for entry in entries]) if entries else np.zeros(0)
 
 
@@ -305,7 +305,7 @@ def _pick(odds: Floats, rng: np.random.Generator) -> int:
 
 
 def _start(length: int, samples: int, rng: np.random.Generator) -> int:
-    """Where a segment begins; before the file, if that is shorter."""
+    """The start of a segment; before the file, if the file is shorter."""
     return int(rng.integers(min(0, length - samples), max(0, length - samples) + 1))
 
 

@@ -1,4 +1,4 @@
-"""Rows of Parquet files, a few at a time: the sound and the words of a corpus as Hugging Face stores them."""
+"""Reads rows of Parquet files, a few at a time: sound and texts of a corpus in the format of Hugging Face."""
 
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec

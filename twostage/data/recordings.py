@@ -1,4 +1,4 @@
-"""A simulated recording of a sound file, as a file."""
+"""Simulates a recording of a sound file and writes it to a file."""
 
 from pathlib import Path
 
@@ -23,9 +23,9 @@ def simulate_recording(
     air: Air | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write what ``sensor`` would hear of ``source``, a function of the sound, ``seed`` and ``name``. AudioError.
+    """Write the simulated recording of ``source`` by ``sensor``, a function of the sound, ``seed`` and ``name``.
 
-    With ``air``, a second channel is what the microphone in the air beside it hears.
+    With ``air``, the second channel is that of the air microphone. Raises AudioError.
     """
     check_writable(target, overwrite)
     sound_files.coding_for(target)

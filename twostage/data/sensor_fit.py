@@ -1,4 +1,4 @@
-"""A sensor's character from a few minutes of pairs: measured by band, and fitted so that the simulator repeats it."""
+"""Fits a sensor to a few minutes of pairs: its statistics are measured by band, and the simulator is fitted to them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -33,7 +33,7 @@ DROP = 20.0  # dB within 400 Hz that make a band limit
 
 
 class Recording(NamedTuple):
-    """A pair in step to the sample: (T,) each at one sample rate."""
+    """An aligned pair: (T,) each at one sample rate."""
 
     clean: Floats
     degraded: Floats
@@ -41,7 +41,7 @@ class Recording(NamedTuple):
 
 @dataclass(frozen=True)
 class SensorStatistics:
-    """What pairs of channels show, by band; both channels at the same active level. dB unless said otherwise."""
+    """Statistics of pairs of channels by band, with both at the same active level. dB unless stated otherwise."""
 
     frequencies: Floats  # Hz, centers of the bands (K,)
     response_db: Floats  # power of the degraded speech over that of the clean speech, noise taken off
@@ -59,7 +59,7 @@ class SensorStatistics:
 
 @dataclass(frozen=True)
 class FittedSensor:
-    """A sensor for the simulator, what it was fitted to, and what comes out when it is simulated."""
+    """A sensor for the simulator, the statistics that it was fitted to, and those of its simulation."""
 
     sensor: Sensor
     measured: SensorStatistics
@@ -117,11 +117,11 @@ def measure_sensor(recordings: Iterable[Recording], sample_rate: int) -> SensorS
 
 
 def fit_sensor(recordings: Sequence[Recording], sample_rate: int, *, rounds: int = 4, seed: int = 0) -> FittedSensor:
-    """Fit a sensor to pairs so that their clean channels, simulated, show the measured character.
+    """Fit a sensor to pairs so that their clean channels, simulated, show the measured statistics.
 
-    The measured curves are the first guess. They cannot be the last: gains that move lower the coherence, finite frames
-    scatter without any gain, noise fills quiet bands. So the clean channels are simulated and measured alike, and the
-    settings corrected by the difference, ``rounds`` times.
+    The measured curves are the initial guess. They are not sufficient: time-varying gains lower the coherence, finite
+    frames scatter without any gain, and noise fills quiet bands. The clean channels are therefore simulated and
+    measured in the same way, and the settings are corrected by the difference, ``rounds`` times.
     """
     measured = measure_sensor(recordings, sample_rate)
     sensor = _first_guess(measured)
@@ -169,7 +169,7 @@ def _rounding(measured: SensorStatistics) -> float | None:
 
 
 def _corrected(sensor: Sensor, wanted: SensorStatistics, got: SensorStatistics) -> Sensor:
-    """Move every setting against its error, as far as it can be moved."""
+    """Correct every setting against its error, within its limits."""
 
     def moved(name: str, step: float, low: float, high: float) -> Curve:
         error = getattr(wanted, name) - getattr(got, name)
@@ -194,7 +194,7 @@ def _corrected(sensor: Sensor, wanted: SensorStatistics, got: SensorStatistics) 
 
 
 def _held(sensor: Sensor) -> Sensor:
-    """Every curve as it is in the last whole band below the band limit: what is cut off above tells nothing."""
+    """Extend every curve from the last whole band below the band limit; there is no information above."""
     if not sensor.band_limit:
         return sensor
     last = max(0, sum(f < 0.95 * sensor.band_limit for f in sensor.frequencies) - 1)
@@ -236,7 +236,7 @@ def _view(recording: Recording, sample_rate: int) -> _View:
 
 
 def _noise(views: list[_View], starts: Starts) -> tuple[Floats, float]:
-    """Noise power (K,) of the degraded channel's pauses, and its deviation between recordings in dB."""
+    """Noise power (K,) in the pauses of the degraded channel, and its deviation between recordings in dB."""
     pauses = [_by_band(power(view.degraded[view.quiet]), starts) for view in views if view.quiet.sum() >= 5]
     if not pauses:  # speech without a pause: its quietest frames
         pauses = [np.quantile(_by_band(power(view.degraded), starts), 0.05, axis=0)[None] for view in views]
@@ -246,7 +246,7 @@ def _noise(views: list[_View], starts: Starts) -> tuple[Floats, float]:
 
 
 def _mean_ratio(view: _View, starts: Starts, noise: Floats) -> Floats:
-    """Degraded over clean power (K,) in a recording's speech, in dB, the noise taken off."""
+    """Degraded over clean power (K,) in a recording's speech, in dB, with the noise subtracted."""
     clean, degraded = (_by_band(power(x[view.active]), starts).mean(0) for x in (view.clean, view.degraded))
     return decibels(np.maximum(degraded - noise, 0.03 * degraded) / (clean + 1e-9))
 
@@ -268,7 +268,7 @@ def _regression(views: list[_View], starts: Starts, grid: Floats) -> tuple[Float
 
 
 def _coherence(views: list[_View]) -> Floats:
-    """Magnitude-squared coherence (F,), mean of the recordings', less what chance alone would show."""
+    """Magnitude-squared coherence (F,), mean over recordings, minus what chance alone would give."""
     return np.mean([_coherence_of(view) for view in views], axis=0)
 
 
@@ -280,7 +280,7 @@ def _coherence_of(view: _View) -> Floats:
 
 
 def _band_limit(views: list[_View], grid: Floats) -> float:
-    """Frequency above which the degraded channel has nothing and the clean channel goes on; 0 if there is none."""
+    """The frequency above which only the clean channel has content; 0 if there is none."""
     curves = [
         decibels(np.mean([power(x).mean(0) for x in side], axis=0))
         for side in zip(*[v[:2] for v in views], strict=True)

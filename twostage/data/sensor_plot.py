@@ -1,4 +1,4 @@
-"""A fitted sensor drawn: what was measured beside what its simulation shows."""
+"""Plots a fitted sensor: the measured statistics and those of its simulation."""
 
 import os
 from pathlib import Path

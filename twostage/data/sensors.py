@@ -1,4 +1,4 @@
-"""Sensors: what the simulator has to know of one, presets from the literature, and their YAML files."""
+"""Sensors: the parameters of the simulator, presets from the literature, and their YAML files."""
 
 import os
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ Curve = tuple[float, ...]
 
 
 def as_curve(values: NDArray[np.floating]) -> Curve:
-    """Values (K,) as the plain numbers that a sensor holds."""
+    """Values (K,) as the plain numbers that a sensor stores."""
     return tuple(values.tolist())
 
 
@@ -35,7 +35,7 @@ MOVING = ("slope", "voice_slope", "gain_spread_db", "coherence")
 
 @dataclass(frozen=True)
 class Sensor:
-    """Everything the simulator knows of a sensor. Hz, seconds, dB; curves stand on the grid ``frequencies``.
+    """All parameters of a sensor for the simulator. Hz, seconds, dB; curves are given on the grid ``frequencies``.
 
     Levels in dB are relative to the active level of the speech at the sensor.
     """
@@ -96,7 +96,7 @@ class Sensor:
             raise ConfigError(f"sensor.q and sensor.gain_seconds must be positive: {self.q}, {self.gain_seconds}")
 
     def sample(self, rng: np.random.Generator) -> "Sensor":
-        """The sensor of one recording; of a family (`AnySensor`), a member of it."""
+        """The sensor of one recording; for a family (`AnySensor`), a random member of it."""
         return self
 
 
@@ -239,10 +239,10 @@ TEMPLE = Sensor(
 
 
 class AnySensor(Sensor):
-    """A family: every recording has another sensor, from a throat's to an ear's and beyond what is likely.
+    """A family of sensors: every recording has another one, from throat to ear and beyond the likely range.
 
-    For a restorer that shall meet sensors which nobody has measured (domain randomisation; Tobin et al., IROS 2017).
-    The ranges enclose the presets and nothing in them was fitted.
+    It is for a restorer that must handle sensors which nobody has measured (domain randomization; Tobin et al., IROS
+    2017). The ranges enclose the presets, and nothing in them was fitted.
     """
 
     def sample(self, rng: np.random.Generator) -> Sensor:

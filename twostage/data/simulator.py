@@ -43,12 +43,13 @@ def simulate(
     ambient: tuple[Floats, float] | None = None,
     recording: np.random.Generator | None = None,
 ) -> Floats:
-    """Turn clean speech (T,) into what ``sensor`` would pick up, (T,) float32, without delay and at the same level.
+    """Simulate the recording of clean speech (T,) by ``sensor``: (T,) float32, without delay and at the same level.
 
-    ``level``: active level in dB of the speech that ``audio`` is a part of, to which noise is related (default: that of
-    ``audio``); with it, a pause is not silent. ``ambient``: sound of the room (T,) and the dB that it leaks in at;
-    without it, pink noise at ``sensor.ambient_db``. ``recording`` draws what holds for a whole recording (filter,
-    response, noise level), ``rng``, and without ``recording`` everything: parts of a long file share the one alone.
+    ``level``: active level in dB of the speech that ``audio`` is a part of, relative to which noise is set (default:
+    that of ``audio``); with it, a pause is not silent. ``ambient``: sound of the room (T,) and the dB that it leaks in
+    at; without it, pink noise at ``sensor.ambient_db``. ``recording`` draws everything that is constant in a recording
+    (filter, response, noise level) and ``rng`` the rest; without ``recording``, ``rng`` draws everything. Parts of a
+    long file share ``recording`` alone.
     """
     clean = np.asarray(audio, np.float32)
     if clean.ndim != 1:
@@ -76,16 +77,16 @@ def simulate(
 
 
 def seeded(seed: int, *names: object) -> np.random.Generator:
-    """Generator that depends on the seed and the names alone: the same on every machine and in every process."""
+    """A generator that depends on the seed and the names alone: the same on every machine and in every process."""
     digest = blake2b("/".join(map(str, names)).encode(), digest_size=16).digest()
     return np.random.default_rng([seed, *np.frombuffer(digest, "<u4").tolist()])
 
 
 def simulate_file(audio: Floats, sample_rate: int, sensor: Sensor, seed: int, name: str) -> Floats:
-    """A recording (C, T) as the sensor would give it: a function of the sound, the seed and the name.
+    """A simulated recording (C, T) by the sensor: a function of the sound, the seed and the name.
 
-    Every channel is a recording of its own. Long ones are made in parts of a minute, faded into each other, so that
-    memory stays bounded; the sensor's response and its noise stay the same all along.
+    Every channel is a recording of its own. Long ones are made in parts of a minute with crossfades, so that memory
+    stays bounded; the sensor's response and its noise are constant throughout.
     """
     return np.stack([_channel(x, sample_rate, sensor, seed, f"{name}#{c}") for c, x in enumerate(audio)])
 
@@ -134,7 +135,7 @@ def _grid(sample_rate: int) -> Floats:
 
 
 def _curve(sensor: Sensor, name: str, frequencies: Floats) -> Floats:
-    """A sensor's curve at other frequencies: straight lines on the octave scale, level beyond the ends."""
+    """A sensor's curve at other frequencies: linear on the octave scale, constant beyond the ends."""
     values = np.asarray(getattr(sensor, name), np.float32)
     if not len(values):
         return np.zeros(len(frequencies), np.float32)
@@ -182,7 +183,7 @@ def _body(
 
 
 def gain_coherence(spread_db: Floats) -> Floats:
-    """Coherence that log-normal gains of this deviation leave: E[g]^2 / E[g^2]."""
+    """The coherence that remains with log-normal gains of this deviation: E[g]^2 / E[g^2]."""
     return np.exp(-((spread_db * np.log(10) / 20) ** 2))
 
 
@@ -227,13 +228,13 @@ def _decohere(
 
 
 def _smear(powers: Floats, width: int = 9) -> Floats:
-    """Running mean over ``width`` bins (about 280 Hz) of (L, F): the harmonics go, the envelope stays."""
+    """Running mean over ``width`` bins (about 280 Hz) of (L, F), which removes harmonics and keeps the envelope."""
     # its running sum leaves rounding below zero where there is nothing
     return np.maximum(ndimage.uniform_filter1d(powers, width, axis=1, mode="nearest"), 0)
 
 
 def _body_sounds(length: int, sample_rate: int, sensor: Sensor, rng: np.random.Generator) -> Floats:
-    """Heartbeat, bumps and breath (T,) for speech of level 1."""
+    """Heartbeat, bumps and breath (T,) relative to speech of level 1."""
     total = np.zeros(length, np.float32)
     seconds = length / sample_rate
     if sensor.heart_db is not None:

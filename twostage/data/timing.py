@@ -1,9 +1,10 @@
-"""How two recordings of one event lie in time: offset, drift of the clocks and polarity, found from the sound alone.
+"""Time alignment of two recordings of one event: offset, clock drift and polarity, estimated from the sound alone.
 
-The envelopes of four bands tell the offset first, over all that the recordings could have in common. Then short windows
-are correlated by their waveforms, and the straight line on which their correlations add up best gives the delay to a
-fraction of a sample, and the drift. The windows lie within seconds of where the recordings agree best at first, then
-ever wider apart: an hour is as cheap as a minute, and no drift runs out of a window's sight.
+The envelopes of four bands give the offset first, over all overlaps that are possible. Then short windows of the
+waveforms are correlated. The straight line along which the sum of their correlations is largest gives the drift, and
+the delay to a fraction of a sample. The windows are at first within seconds of the place where the recordings agree
+best, then ever wider apart: an hour costs as little as a minute, and the drift never leaves the search range of a
+window.
 """
 
 from dataclasses import dataclass
@@ -34,11 +35,11 @@ GROUPS = 4  # of windows, whose drifts are compared
 
 @dataclass(frozen=True)
 class Timing:
-    """Where the time of air is in bone: at ``delay + (1 + drift / 1e6) * time``, in seconds of either's own clock.
+    """Maps the time of air to that of bone: ``delay + (1 + drift / 1e6) * time``, in seconds of their own clocks.
 
     ``peak``: normalized cross-correlation of 80 to 1500 Hz along that line, negative if the polarity is inverted;
     ``opposite``: the largest of the other sign within some milliseconds; ``drift_error``: standard error in ppm;
-    ``seconds``: how long there are both.
+    ``seconds``: the duration that both have.
     """
 
     delay: float = 0.0
@@ -54,11 +55,11 @@ def estimate_timing(
 ) -> Timing:
     """Offset, drift and polarity of ``bone`` (T,) against ``air`` (T',), which need not begin or end together.
 
-    Offsets beyond ``max_delay`` seconds, or with less than ``min_overlap`` seconds in common, are not looked for.
+    Offsets beyond ``max_delay`` seconds, or with less than ``min_overlap`` seconds in common, are not considered.
 
-    Plain correlation, not GCC-PHAT: the whitening of PHAT gives the bands that the body took away, which hold nothing
-    but noise, the same say as those with speech. The signals are whitened by their own smoothed spectrum in the band
-    instead, to the power of one half, so that the lowest harmonics do not make the peak as wide as their period.
+    Plain correlation is used instead of GCC-PHAT: the whitening of PHAT gives bands that the body has removed, which
+    contain only noise, the same weight as those with speech. The signals are instead whitened by the square root of
+    their own smoothed spectrum in the band, so that the lowest harmonics do not make the peak as wide as their period.
     """
     pair = _Pair(_Side(np.asarray(bone, np.float32), sample_rate), _Side(np.asarray(air, np.float32), sample_rate))
     max_offset = min(COARSE, max_delay)
@@ -76,7 +77,7 @@ def estimate_timing(
 
 
 class _Line(NamedTuple):
-    """Delays in seconds, by time in air: ``delay`` at ``time``, ``slope`` more of it for every second."""
+    """Delays in seconds by time in air: ``delay`` at ``time``, and ``slope`` more for every second."""
 
     time: float
     delay: float
@@ -145,7 +146,7 @@ class _Pair:
     air: _Side
 
     def shared(self, line: _Line) -> tuple[float, float]:
-        """From when to when, in seconds of air, there are both."""
+        """The time that both have, from and to, in seconds of air."""
         begin, end = ((at - line.at(0.0)) / (1 + line.slope) for at in (0.0, self.bone.length))
         return max(0.0, begin), min(self.air.length, end)
 
@@ -155,7 +156,7 @@ class _Pair:
 
 
 def _most_in_common(pair: _Pair, fits: list[_Fit]) -> _Fit:
-    """The best fit; of those about as good, as with sentences that are said twice, that with the most in common."""
+    """The best fit; among fits that are about as good, as for repeated sentences, the one with the most in common."""
     best = max(abs(fit.peak) for fit in fits)
     return max((fit for fit in fits if abs(fit.peak) > 0.95 * best), key=lambda fit: pair.seconds(fit.line))
 

@@ -30,10 +30,10 @@ PRICES = {  # axis -> what it is of a system's costs
 
 
 def compare(folders: Sequence[Path], out: Path, *, metric: str = "estoi", title: str = "Comparison") -> str:
-    """Join what `twostage evaluate` left in ``folders``; the table, which is in ``out`` as well, with the pictures.
+    """Join the results of `twostage evaluate` in ``folders``; writes the table and pictures to ``out``.
 
-    Spectrograms and errors by frequency are of the utterances that every folder has kept sounds of. Raises DataError if
-    a folder holds no evaluation, or two of them differ on one system.
+    Returns the table. Spectrograms and errors by frequency are of the utterances whose sounds are in every folder.
+    Raises DataError if a folder contains no evaluation, or two of them differ on one system.
     """
     if metric not in COLUMNS:
         raise DataError(f"no metric {metric!r}; there are {', '.join(COLUMNS)}")
@@ -81,7 +81,7 @@ def cost_charts(results: EvaluationResults, costs: Mapping[str, Costs], metric: 
 
 
 def kept_sounds(folders: Sequence[Path], systems: Sequence[str]) -> dict[str, dict[str, Audio]]:
-    """Of each utterance that all folders have kept: sounds (T,) by system, the clean speech last."""
+    """The sounds (T,) by system, the clean speech last, of each utterance whose sounds are in all folders."""
     names = [{path.name for path in (folder / SOUNDS).glob("*")} for folder in folders]
     kept = {}
     for name in sorted(set.intersection(*names)) if names else []:
@@ -96,7 +96,7 @@ def kept_sounds(folders: Sequence[Path], systems: Sequence[str]) -> dict[str, di
 
 
 def mean_errors(kept: Mapping[str, Mapping[str, Audio]]) -> dict[str, NDArray[np.float64]]:
-    """Of each system, the mean error in dB by band over the utterances."""
+    """For each system, the mean error in dB by band over the utterances."""
     errors: dict[str, list[NDArray[np.float64]]] = {}
     for sounds in kept.values():
         for system, sound in sounds.items():

@@ -1,4 +1,4 @@
-"""What a model costs: multiply-accumulates for a second of audio, parameters, time."""
+"""Costs of a model: multiply-accumulates for a second of audio, parameters, time."""
 
 import time
 from collections.abc import Callable
@@ -18,10 +18,10 @@ from twostage.models.onnx_enhancer import OnnxEnhancer
 
 @dataclass(frozen=True)
 class Costs:
-    """``gmac`` a second of audio; ``real_time_factor`` is seconds of work for a second of audio on this machine.
+    """``gmac`` for a second of audio; ``real_time_factor`` is seconds of work for a second of audio on this machine.
 
-    ``latency``: seconds that an output sample waits for input after its own, in whatever chunks that comes; None where
-    it waits for all of the signal.
+    ``latency``: seconds between an input sample and its output sample, for chunks of any size; None if the model needs
+    the whole signal.
     """
 
     parameters: int
@@ -33,12 +33,12 @@ class Costs:
 
 
 def parameters(model: nn.Module) -> int:
-    """Numbers that were learnt; of a folded model, its plain weights."""
+    """The number of learned values; of a folded model, its plain weights."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 class Recurrences(TorchFunctionMode):
-    """Counts LSTMs and GRUs by their weights, instead of step by step; what they give is not worked out."""
+    """Counts LSTMs and GRUs by their weights instead of step by step; their output is not computed."""
 
     macs = 0
 
@@ -71,10 +71,10 @@ def gmac_per_second(model: Enhancer, seconds: float = 2.0) -> float:
 
 
 def real_time_factor(model: Enhancer, seconds: float = 10.0, repeats: int = 3) -> float:
-    """Seconds of work for a second of audio: the fastest of ``repeats`` forwards of ``seconds``, after one to warm up.
+    """Seconds of work for a second of audio: the fastest of ``repeats`` forwards of ``seconds``, after a warm-up.
 
-    The fastest, because whatever else the machine does can only add to the work; on one thread of a CPU, the time of
-    the processor, which other programs beside hardly move.
+    The fastest is used because other work on the machine can only add to the time. On one thread of a CPU, processor
+    time is measured, which other programs hardly affect.
     """
     audio, elapsed = _noise(model, seconds), []
     alone = torch.get_num_threads() == 1 and model.device.type == "cpu"
@@ -88,7 +88,7 @@ def real_time_factor(model: Enhancer, seconds: float = 10.0, repeats: int = 3) -
 
 
 def measure_model(model: Enhancer, *, seconds: float = 10.0, repeats: int = 3) -> Costs:
-    """All costs of a model where it stands, at torch's present number of threads; time on ``seconds`` of audio."""
+    """All costs of a model on its device, with torch's present number of threads; time on ``seconds`` of audio."""
     device, threads = str(model.device), torch.get_num_threads()
     speed = real_time_factor(model, seconds, repeats)
     if isinstance(model, OnnxEnhancer):
@@ -98,7 +98,7 @@ def measure_model(model: Enhancer, *, seconds: float = 10.0, repeats: int = 3) -
 
 
 def latency(model: Enhancer) -> float | None:
-    """As ``Costs`` has it."""
+    """The latency as defined in ``Costs``."""
     return model.latency / model.sample_rate if isfinite(model.latency) else None
 
 

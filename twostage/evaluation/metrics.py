@@ -1,11 +1,11 @@
 """Objective scores of an estimate of clean speech: pure functions of (T,) arrays.
 
-Those of ``METRICS`` hear the clean speech too, those of ``NO_REFERENCE`` the estimate alone.
-Every score is taken at 16 kHz, for which wide-band PESQ, the bands and the frames are made: arrays of another
-``sample_rate`` are resampled to that first, so that scores of models of different rates compare. What lies above 8 kHz
-is not assessed. Every score is a float. What cannot be scored (silence, too short, not finite) is NaN with a
-``MetricWarning`` that says why; ``score`` gives all of them at once, with the reasons. The packages behind them are the
-``eval`` extra.
+The scores in ``METRICS`` compare with the clean speech; those in ``NO_REFERENCE`` use the estimate alone. Every score
+is computed at 16 kHz, for which wide-band PESQ, the bands and the frames are defined. Arrays of another ``sample_rate``
+are resampled first, so that scores of models with different rates are comparable. Content above 8 kHz is not assessed.
+Every score is a float. A pair that cannot be scored (silence, too short, not finite) gives NaN and a ``MetricWarning``
+with the reason; ``score`` returns all scores together with the reasons. The packages behind them are the ``eval``
+extra.
 """
 
 import warnings
@@ -47,15 +47,15 @@ DB = 10 / np.log(10)  # from a difference of natural-log powers to dB
 
 
 class MetricWarning(UserWarning):
-    """A score is NaN; the message says which and why."""
+    """A score is NaN; the message says which score and why."""
 
 
 class Unscorable(Exception):
-    """Why a pair of signals has no score. Public functions turn it into NaN."""
+    """The reason why a pair of signals has no score. Public functions turn it into NaN."""
 
 
 def _nan_if_unscorable(metric: Callable[[Array, Array], float]) -> Metric:
-    """A metric of arrays at SAMPLE_RATE as one of arrays at any rate, NaN where there is no score."""
+    """Turn a metric of arrays at SAMPLE_RATE into one of arrays at any rate, which is NaN if there is no score."""
 
     @wraps(metric)
     def scored(reference: Array, estimate: Array, sample_rate: int = SAMPLE_RATE) -> float:
@@ -86,7 +86,7 @@ def _check_one(name: str, audio: Array) -> None:
 
 
 def at_rate_of_scores(reference: Array, estimate: Array, sample_rate: int) -> tuple[Array, Array]:
-    """Both (T,) at SAMPLE_RATE, as they are where that is their rate."""
+    """Both (T,) resampled to SAMPLE_RATE, if that is not their rate."""
     if sample_rate == SAMPLE_RATE:
         return reference, estimate
     one, other = (resample(side, sample_rate, SAMPLE_RATE) for side in (reference, estimate))
@@ -94,12 +94,12 @@ def at_rate_of_scores(reference: Array, estimate: Array, sample_rate: int) -> tu
 
 
 def missing_package(name: str) -> str | None:
-    """The package that the metric ``name`` lacks here, if it lacks one."""
+    """The package that the metric ``name`` needs and that is not installed, if there is one."""
     return next((package for package in PACKAGES.get(name, ()) if find_spec(package) is None), None)
 
 
 def require_packages(names: Iterable[str]) -> None:
-    """Raise TwoStageError, which says what to install, if one of the metrics cannot be had."""
+    """Raise TwoStageError, which says what to install, if one of the metrics is not available."""
     for package in filter(None, map(missing_package, names)):
         raise _missing(package)
 
@@ -223,12 +223,12 @@ def si_sdr(reference: Array, estimate: Array) -> float:
 
 
 def mos(estimate: Array, sample_rate: int = SAMPLE_RATE) -> float:
-    """DistillMOS, how good listeners would find the sound, 1 to 5; see ``speech_quality``."""
+    """DistillMOS, the predicted rating of listeners, 1 to 5; see ``speech_quality``."""
     return _quality("mos", speech_quality.distillmos, estimate, sample_rate)
 
 
 def dnsmos(estimate: Array, sample_rate: int = SAMPLE_RATE) -> float:
-    """DNSMOS P.835's overall quality, about 1 to 4.2, at the level that all are aligned to; see ``speech_quality``."""
+    """DNSMOS P.835's overall quality, about 1 to 4.2, at the common level; see ``speech_quality``."""
 
     def leveled(audio: Array) -> float:
         return speech_quality.dnsmos(_pcm((audio * (RMS / rms(audio))).astype(np.float32)))
@@ -286,8 +286,8 @@ def band_errors(
 ) -> NDArray[np.float64]:
     """Mean absolute difference in dB of the power in bands of ``width`` Hz, levels aligned: (8000 / width,).
 
-    Frames are those of ``lsd``; what lies 60 dB below the loudest band of either signal counts as that. NaN where a
-    signal is silent or shorter than a frame.
+    Frames are those of ``lsd``. Levels are clamped to 60 dB below the loudest band of either signal. NaN if a signal is
+    silent or shorter than a frame.
     """
     bands = round(SAMPLE_RATE / 2 / width)
     reference, estimate = at_rate_of_scores(reference, estimate, sample_rate)
@@ -316,7 +316,7 @@ def _stft() -> Stft:
 
 
 class Alignment(NamedTuple):
-    """Two (T,) arrays of one length, and by how many samples the second came too late and was longer than the first."""
+    """Two (T,) arrays of the same length, and by how many samples the second was late and longer than the first."""
 
     reference: Array
     estimate: Array
@@ -327,12 +327,12 @@ class Alignment(NamedTuple):
 def align(
     reference: Array, estimate: Array, max_seconds: float = 0.02, *, sample_rate: int = SAMPLE_RATE, sure: float = 0.5
 ) -> Alignment:
-    """Undo a difference of length or a delay of at most ``max_seconds``; ``DataError`` where lengths differ by more.
+    """Compensate a difference of length or a delay of at most ``max_seconds``; ``DataError`` if lengths differ by more.
 
     The delay is the peak of the magnitude of the normalized cross-correlation of the waveforms, exact to the sample.
-    What keeps no phase, such as a mel vocoder's output, has peaks at multiples of the pitch that mean nothing, but they
-    stay below ``sure``; then the envelopes of mel bands are correlated, which is good to a millisecond, and a delay of
-    two or more counts.
+    Signals without their phase, such as the output of a mel vocoder, have meaningless peaks at multiples of the pitch,
+    but these stay below ``sure``. In this case the envelopes of mel bands are correlated, which is accurate to a
+    millisecond, and only a delay of two or more is compensated.
     """
     most, longer = round(max_seconds * sample_rate), len(estimate) - len(reference)
     if abs(longer) > most:

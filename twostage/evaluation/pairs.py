@@ -1,4 +1,4 @@
-"""What is scored: pairs of degraded and clean speech, as recorded or simulated."""
+"""The test data: pairs of degraded and clean speech, recorded or simulated."""
 
 import os
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ from twostage.utils.errors import DataError
 
 @dataclass(frozen=True)
 class PairSource:
-    """Where utterances come from: as recorded in pairs, or simulated from clean speech as `twostage simulate` does.
+    """The source of utterances: recorded pairs, or clean speech degraded as by `twostage simulate`.
 
-    With ``air``, a noisy air microphone is made beside that on the body.
+    With ``air``, a noisy air microphone is simulated in addition to the one on the body.
     """
 
     folder: Path  # that names are relative to
@@ -33,7 +33,7 @@ class PairSource:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of what every utterance is heard through."""
+        """The names of the microphones that record every utterance."""
         return (RAW, AIR) if self.air else (RAW,)
 
     def name(self, entry: Entry) -> str:
@@ -41,7 +41,7 @@ class PairSource:
         return Path(os.path.relpath(path or "", self.folder)).as_posix()
 
     def read(self, entry: Entry) -> tuple[Audio, Audio]:
-        """Degraded and clean speech at 16 kHz, (T,) each, lengths as they are; with an air channel, degraded (2, T)."""
+        """Degraded and clean speech at 16 kHz, (T,) each, of any lengths; with an air channel, degraded (2, T)."""
         bone, clean = self._bone(entry)
         if not self.air:
             return bone, clean

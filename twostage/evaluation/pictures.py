@@ -1,4 +1,4 @@
-"""Some utterances of an evaluation to look at and to listen to."""
+"""Pictures and sound files of some utterances of an evaluation."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,10 @@ from twostage.evaluation.systems import System, estimates
 def show(
     folder: Path, entries: Sequence[Entry], source: PairSource, systems: Sequence[System], keep_low_band: float = 0.0
 ) -> None:
-    """Input, estimates and clean speech to look at and to listen to, in two folders below ``folder``.
+    """Write pictures and sounds of input, estimates and clean speech to two folders below ``folder``.
 
-    Of an entry, a PNG with their spectrograms above each other, and a folder of FLAC files at 16 kHz. Files that cannot
-    be used are passed over: ``evaluate`` names them.
+    For each entry, there is a PNG with the spectrograms above each other, and a folder of FLAC files at 16 kHz. Files
+    that cannot be used are skipped: ``evaluate`` reports them.
     """
     for entry in entries:
         name = source.name(entry)
@@ -34,7 +34,7 @@ def show(
 
 
 def draw(path: Path, sounds: Mapping[str, Audio]) -> None:
-    """Spectrograms of sounds (T,) at 16 kHz, by title, above each other."""
+    """Draw spectrograms of sounds (T,) at 16 kHz, by title, above each other."""
     panels = [plots.spectrogram([sound[None]], SAMPLE_RATE, len(sound), title) for title, sound in sounds.items()]
     plots.draw(path, panels, overwrite=True)
 

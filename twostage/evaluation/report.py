@@ -32,9 +32,9 @@ DRAWS = 2000
 
 @dataclass(frozen=True)
 class Row:
-    """One system's scores on one utterance; ``delay`` and ``longer`` in samples at 16 kHz, undone before scoring.
+    """One system's scores on one utterance; ``delay`` and ``longer`` in samples at 16 kHz, compensated before scoring.
 
-    A metric that was not measured has no place in ``scores``; one that has no value is NaN there.
+    A metric that was not measured is not in ``scores``; one that has no value is NaN there.
     """
 
     utterance: str
@@ -78,7 +78,7 @@ def bootstrap(values: Iterable[float], seed: int = 0) -> Interval:
 
 
 def metrics_of(rows: Sequence[Row]) -> list[str]:
-    """The metrics that any of the rows was scored by, in the order of ``COLUMNS``."""
+    """The metrics that are in any of the rows, in the order of ``COLUMNS``."""
     return [metric for metric in COLUMNS if any(metric in row.scores for row in rows)]
 
 
@@ -95,7 +95,7 @@ def summarize(rows: Sequence[Row]) -> dict[str, dict[str, Interval]]:
 
 
 def gains(rows: Sequence[Row]) -> dict[str, dict[str, Interval]]:
-    """The same of the differences to the raw input of the same utterance: far narrower, since speakers cancel out."""
+    """Intervals of the differences to the raw input of the same utterance: far narrower, since speakers cancel out."""
     raw = {row.utterance: row.scores for row in rows if row.system == RAW}
     paired = [
         Row(row.utterance, row.corpus, row.speaker, row.seconds, row.system, _minus(row.scores, raw[row.utterance]))

@@ -1,4 +1,4 @@
-"""The folder of an evaluation: its files, going on with one that stopped, joining several."""
+"""The folder of an evaluation: its files, how a stopped evaluation continues, how several are joined."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -19,22 +19,22 @@ PICTURES, SOUNDS = "spectrograms", "sounds"
 
 @dataclass
 class EvaluationResults:
-    """Rows so far and what failed, one line a file."""
+    """The rows so far, and the failures with one line for each file."""
 
     rows: list[Row] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
     def done(self, systems: Iterable[str]) -> set[str]:
-        """Utterances that have a row of every system."""
+        """Utterances that have a row for every system."""
         keys = {row.key for row in self.rows}
         wanted = list(systems)
         return {row.utterance for row in self.rows if all((row.utterance, system) in keys for system in wanted)}
 
     @contextmanager
     def collecting(self, name: str, path: str) -> Iterator[None]:
-        """What goes wrong in this block with the utterance ``name``, a file at ``path``, is one more failure.
+        """A context that turns an error with the utterance ``name``, a file at ``path``, into a failure.
 
-        It does not stop the rest.
+        It does not stop the others.
         """
         try:
             with called({path: name}):
@@ -46,7 +46,7 @@ class EvaluationResults:
 
 
 def known_costs(path: Path, fingerprints: Mapping[str, str]) -> dict[str, Costs]:
-    """Costs of systems as the summary of another evaluation has them, which must have been of the same weights.
+    """Costs of systems from the summary of another evaluation, which must have used the same weights.
 
     ``fingerprints``: digest of each system's weights, by its name.
     """
@@ -69,7 +69,7 @@ def _costs(summary: Mapping[str, Any], path: Path) -> dict[str, Costs]:
 
 
 def resume(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> EvaluationResults:
-    """Rows of an evaluation that began in ``folder`` with the same settings; none where there is none.
+    """Rows of an evaluation that was begun in ``folder`` with the same settings; empty if there is none.
 
     Raises DataError if the folder holds an evaluation with other settings, unless ``overwrite``.
     """
@@ -89,9 +89,9 @@ def resume(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False
 
 
 def merge(folders: Sequence[Path]) -> tuple[EvaluationResults, dict[str, Costs]]:
-    """Join the rows, failures and costs of several evaluations; what several hold alike (the raw input) counts once.
+    """Join the rows, failures and costs of several evaluations; rows that several share (the raw input) count once.
 
-    Where they measured different metrics, a row has all of them. Raises DataError if two hold different scores of one
+    If they measured different metrics, a row has all of them. Raises DataError if two contain different scores of one
     system on one utterance.
     """
     merged: dict[tuple[str, str], tuple[Row, Path]] = {}
@@ -114,7 +114,7 @@ def merge(folders: Sequence[Path]) -> tuple[EvaluationResults, dict[str, Costs]]
 
 
 def _agree(one: Row, other: Row) -> bool:
-    """Whether two rows can be of one estimate: alike in whatever both measured."""
+    """Whether two rows can be of the same estimate: equal in everything that both measured."""
     both = one.scores.keys() & other.scores.keys()
     known = [replace(row, scores={name: row.scores[name] for name in sorted(both)}, note="") for row in (one, other)]
     return repr(known[0]) == repr(known[1])  # NaN differs from itself, its name does not

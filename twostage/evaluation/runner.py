@@ -1,6 +1,7 @@
 """Score the raw input, restored speech, copy-synthesis and the clean speech itself, utterance by utterance.
 
-All scores are taken at 16 kHz on the first channel, after delays and differences of length up to 20 ms are undone.
+All scores are computed at 16 kHz on the first channel, after delays and length differences of up to 20 ms are
+compensated.
 """
 
 import time
@@ -35,7 +36,7 @@ def evaluate(
     save: Callable[[], None] = lambda: None,
     progress: Callable[[], None] = lambda: None,
 ) -> None:
-    """Score every entry that ``results`` has not by the metrics ``names``, adding to it.
+    """Score every entry that is missing in ``results`` by the metrics ``names``, and add the scores to it.
 
     The clean speech has a row of its own for the metrics that need no reference. ``save`` is called from time to time,
     and at the end.
@@ -83,7 +84,7 @@ def _collect(waiting: Waiting, most: int, results: EvaluationResults, progress: 
 def _rows(
     entry: Entry, name: str, source: PairSource, systems: Sequence[System], keep_low_band: float
 ) -> list[tuple[Row, Audio, Audio]]:
-    """Rows without scores yet, with the clean speech and the estimate that they are of."""
+    """Rows that have no scores yet, with their clean speech and estimate."""
     degraded, clean = source.read(entry)
     rows = []
     for label, estimate in estimates(degraded, clean, systems, keep_low_band):

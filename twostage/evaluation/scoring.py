@@ -1,4 +1,4 @@
-"""Scores of one estimate, taken in this process or in several beside it."""
+"""Computes the scores of one estimate, in this process or in several worker processes."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -16,7 +16,7 @@ from twostage.utils.signals import interrupt_blocked
 
 
 def score(row: Row, clean: Audio, estimate: Audio, names: Sequence[str]) -> Row:
-    """``row`` with the scores ``names`` of an estimate (T,) of clean speech (T'), both at 16 kHz, once aligned."""
+    """Align an estimate (T,) with clean speech (T'), both at 16 kHz, and add the scores ``names`` to ``row``."""
     aligned = metrics.align(clean, estimate)
     exact, reasons = metrics.score(aligned.reference, aligned.estimate, names)
     # the digits that the CSV has: ESTOI is noisy behind them, and a resumed evaluation must give the same summary
@@ -25,12 +25,12 @@ def score(row: Row, clean: Audio, estimate: Audio, names: Sequence[str]) -> Row:
 
 
 def scoring_pool(jobs: int) -> Executor:
-    """Where ``score`` is submitted to: ``jobs`` processes, or with one this process, which works at once."""
+    """An executor for ``score``: ``jobs`` processes, or this process, if that is one."""
     return ProcessPoolExecutor(jobs, _Undisturbed(), torch.set_num_threads, (1,)) if jobs > 1 else _Here()
 
 
 class _Here(Executor):
-    """Runs what is submitted at once, in this process."""
+    """Runs submitted work at once, in this process."""
 
     def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -42,7 +42,7 @@ class _Here(Executor):
 
 
 class _DeafProcess(SpawnProcess):
-    """Ctrl-C goes to all processes of a terminal; whoever began this one hears it and ends it."""
+    """A process that ignores Ctrl-C, which all processes of a terminal receive; its parent handles it and ends it."""
 
     def start(self) -> None:
         with interrupt_blocked():

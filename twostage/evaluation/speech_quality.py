@@ -1,8 +1,8 @@
-"""How good listeners would find a sound, foretold by networks that others trained; no reference is heard.
+"""Speech quality as predicted by published networks that were trained on listeners' ratings; without a reference.
 
-They score sound, not truth: a restorer that says another word in a fine voice is scored for the voice. Both hear (T,)
-arrays at 16 kHz. Their packages, of the ``eval`` extra, hold the weights, and nothing is downloaded. A network is
-loaded once a process, and computes on the CPU with torch's number of threads.
+They measure sound quality, not correctness: a restorer that says another word in a good voice gets a good score. Both
+take (T,) arrays at 16 kHz. Their packages, in the ``eval`` extra, contain the weights, and nothing is downloaded. A
+network is loaded once in each process and computes on the CPU with torch's number of threads.
 """
 
 import math
@@ -34,8 +34,8 @@ def distillmos(audio: Array) -> float:
     """DistillMOS, 1 to 5: the mean over windows of 7.68 s, a second or less apart.
 
     Stahl and Gamper, "Distillation and Pruning for Scalable Self-Supervised Representation-Based Speech Quality
-    Assessment", 2025. Each window is brought to one peak, so gain does not matter. What is shorter than a window gets
-    silence behind it, which the network holds against it: clean speech of 2 s scores about 3, of 6 s 4.4.
+    Assessment", 2025. Each window is brought to one peak, so gain does not matter. Recordings shorter than a window are
+    padded with silence, which lowers the score: clean speech of 2 s scores about 3, of 6 s 4.4.
     """
     model = _distillmos()
     padded = np.pad(audio, (0, max(0, DISTILLMOS_WINDOW - len(audio))))
@@ -50,7 +50,7 @@ def dnsmos(audio: Array) -> float:
     """DNSMOS P.835's overall quality, about 1 to 4.2: the mean over windows of 9.01 s.
 
     Reddy, Gopal and Cutler, "DNSMOS P.835: A Non-Intrusive Perceptual Objective Speech Quality Metric to Evaluate Noise
-    Suppressors", 2022. What is shorter is repeated. The level counts: at 0.3 of the amplitude a file can lose 0.4.
+    Suppressors", 2022. Shorter recordings are repeated. The level matters: at 0.3 of the amplitude a file can lose 0.4.
     """
     session = _dnsmos()
     while len(audio) < DNSMOS_WINDOW:
@@ -91,7 +91,7 @@ def _torchaudio_left_out() -> Iterator[None]:
 
 @lru_cache(1)
 def _dnsmos() -> Any:
-    """The session of the network alone: the package would give it every core, and compute three other scores."""
+    """The session of the network alone: the package would use every core and compute three other scores."""
     import onnxruntime
 
     package = find_spec("speechmos")

@@ -1,6 +1,6 @@
-"""What is compared: the raw input, restoration by each model, and copy-synthesis.
+"""The systems that are compared: the raw input, restoration by each model, and copy-synthesis.
 
-Copy-synthesis sends the clean speech itself through a model's mel and vocoder: what stage two could reach if stage one
+Copy-synthesis passes the clean speech itself through a model's mel and vocoder: what stage two could reach if stage one
 made no error.
 """
 
@@ -37,9 +37,9 @@ WITH_SENSOR = ", with the sensor"  # stands before it, of a vocoder that is fed 
 
 
 class CopySynthesis(EnhancerModule):
-    """A vocoder fed with the mel of what it should say: (B, 1, T) -> (B, 1, T // hop_length * hop_length).
+    """A vocoder whose input is the mel of the target: (B, 1, T) -> (B, 1, T // hop_length * hop_length).
 
-    A vocoder that hears the sensor is given silence; ``with_sensor``, the degraded waveform, a second channel.
+    A vocoder with sensor input gets silence or, ``with_sensor``, the degraded waveform as a second channel.
     """
 
     def __init__(self, vocoder: Vocoder, *, with_sensor: bool = False) -> None:
@@ -49,7 +49,7 @@ class CopySynthesis(EnhancerModule):
 
     @property
     def inputs(self) -> int:
-        """Channels: the clean speech, or the clean speech and the degraded."""
+        """The number of channels: the clean speech, or the clean speech and the degraded one."""
         return 1 + self.with_sensor
 
     @property
@@ -72,7 +72,7 @@ class CopySynthesis(EnhancerModule):
 
 @dataclass(frozen=True)
 class System:
-    """A row of the table: an enhancer, and whether it is given the clean speech or the degraded one."""
+    """A row of the table: an enhancer, and whether its input is the clean speech or the degraded speech."""
 
     name: str
     model: Enhancer
@@ -82,7 +82,7 @@ class System:
 def load_systems(models: Mapping[str, Sequence[str]], device: str = "cpu", precision: str = "float32") -> list[System]:
     """Restoration and copy-synthesis of each model, by label; a vocoder alone gives copy-synthesis only.
 
-    Of a vocoder that hears the sensor there are two: with silence for the sensor, and with what it hears.
+    A vocoder with sensor input has two rows of copy-synthesis: with silence, and with the waveform of the sensor.
     """
     systems = []
     for label, paths in models.items():
@@ -111,14 +111,14 @@ def _load(paths: Sequence[str], device: str, precision: str) -> Enhancer | Vocod
 
 
 def check_inputs(systems: Iterable[System], source: PairSource) -> None:
-    """Raise ConfigError for a model that hears more than there is."""
+    """Raise ConfigError for a model that needs more channels than there are."""
     for system in systems:
         if not system.hears_clean and system.model.inputs > len(source.inputs):
             raise ConfigError(f"--model {system.name}: hears bone and air, and there is no air channel: see --air-snr")
 
 
 def fingerprint(systems: Iterable[System]) -> dict[str, str]:
-    """Digest of every system's weights: a resumed evaluation must be of the same ones."""
+    """A digest of every system's weights, which must be the same when an evaluation is resumed."""
     return {system.name: _digest(system.model) for system in systems}
 
 
@@ -135,9 +135,9 @@ def _digest(model: object) -> str:
 def estimates(
     degraded: Audio, clean: Audio, systems: Sequence[System], keep_low_band: float = 0.0
 ) -> Iterator[tuple[str, Audio]]:
-    """The raw input, (T,) or bone and air (2, T), and what every system makes of it: name and (T,) at 16 kHz.
+    """The raw input, (T,) or bone and air (2, T), and the output of every system: name and (T,) at 16 kHz.
 
-    A system of one input hears the bone alone.
+    A system with one input gets the bone channel alone.
     """
     channels = np.atleast_2d(degraded)
     yield from zip((RAW, AIR), channels, strict=False)

@@ -19,7 +19,8 @@ SECONDS = 10.0  # of each
 def calibration_speech(source: str | Path, sensor: Sensor | None, sample_rate: int) -> Iterator[Audio]:
     """First channels (T,) at ``sample_rate`` and the level that models are trained at.
 
-    ``source``: a folder or a manifest of bone-conducted recordings, or, with ``sensor``, of clean speech that it hears.
+    ``source``: a folder or a manifest of bone-conducted recordings or, with ``sensor``, of clean speech to simulate it
+    from.
     """
     files = _files(Path(source), clean=sensor is not None)
     count = min(UTTERANCES, len(files))

@@ -1,4 +1,4 @@
-"""int8 for the convolutions of an exported model: static, a scale for each channel, calibrated on what comes in."""
+"""int8 for the convolutions of an exported model: static, one scale for each channel, calibrated on inputs."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -23,9 +23,9 @@ class Calibration(quantization.CalibrationDataReader):
 
 
 def quantize(source: Path, target: Path, inputs: Iterable[Values], metadata: Mapping[str, str]) -> None:
-    """Write ``source`` with most convolutions in int8; mels, Griffin-Lim and all between two convolutions stay float.
+    """Write ``source`` with most convolutions in int8; mels, Griffin-Lim and all other operators stay in float.
 
-    ``inputs``: inputs, whose ranges become those of the activations. ``metadata``: what the file shall say of itself.
+    ``inputs``: example inputs that determine the ranges of the activations. ``metadata``: the metadata of the file.
     """
     quantization.quantize_static(
         source,
@@ -46,6 +46,6 @@ def quantize(source: Path, target: Path, inputs: Iterable[Values], metadata: Map
 
 
 def convolutions(model: Any) -> list[str]:
-    """Names of the operators to quantize: those whose weights are a layer's, but for FLOAT."""
+    """Names of the operators to quantize: those with the weights of a layer, except FLOAT."""
     weights = {node.name: node.input[1].split(".") for node in model.graph.node if node.op_type == "Conv"}
     return [name for name, path in weights.items() if path[-1] == "weight" and path[-2] not in FLOAT]

@@ -1,4 +1,4 @@
-"""Models as ONNX: the whole at once, of any length, or one step of a stream with its states as inputs and outputs."""
+"""Exports models to ONNX: for whole signals of any length, or one step of a stream with explicit states."""
 
 import shutil
 import warnings
@@ -38,9 +38,9 @@ REFUSALS = (RuntimeError, NotImplementedError, UserError)  # torch's, of what it
 
 @dataclass(frozen=True)
 class Written:
-    """A file: its size in bytes and operators, and what it does otherwise than PyTorch.
+    """A written file: its size in bytes, its operators, and its difference from PyTorch.
 
-    That is the largest difference between two samples, or, of int8, the mean difference between two log-mels.
+    The difference is the largest between two samples or, for int8, the mean difference between two log-mels.
     """
 
     size: int
@@ -56,11 +56,11 @@ def export(
     stream: bool = False,
     speech: Iterable[Audio] | None = None,
 ) -> Written:
-    """Write ``model``, a module, as ONNX, once it was found equal to PyTorch; an existing file is replaced.
+    """Write ``model``, a module, as ONNX after comparing it with PyTorch; an existing file is replaced.
 
-    Audio (1, inputs, T) -> (1, 1, T), T a multiple of ``unit``; or, with ``stream``, a causal model's step: audio
-    (1, inputs, stride) and states, zeros at the start, -> restored audio, ``delay`` samples late, and states for the
-    next. With ``speech`` (T,) as the model hears it, int8, calibrated on that (a model of one input).
+    Audio (1, inputs, T) -> (1, 1, T), T a multiple of ``unit``; or, with ``stream``, a causal model's step: audio (1,
+    inputs, stride) and states, zeros at the start, -> restored audio, ``delay`` samples late, and states for the next
+    step. With ``speech`` (T,), an example of the model's input, in int8, calibrated on that (a model of one input).
 
     Raises CheckpointError if the model cannot be exported so, or its file differs from PyTorch by more than TOLERANCE.
     """
@@ -114,7 +114,7 @@ def _quantized(source: Path, says: OnnxHeader, speech: Iterable[Audio]) -> Path:
 
 
 def unit(model: EnhancerModule) -> int:
-    """Samples that a file's audio is a multiple of; of a one-stage system its stride, so that it has nothing to pad."""
+    """The length of a file's audio is a multiple of it; for a one-stage system, the stride: nothing is padded."""
     return model.hop_length if isinstance(model, TwoStage) else model.stride
 
 
@@ -137,7 +137,7 @@ def header(model: EnhancerModule, stream: bool, provenance: Mapping[str, Any]) -
 
 
 def difference(model: EnhancerModule, other: OnnxEnhancer) -> float:
-    """The largest between samples of the two, at several lengths, and on speech that stops; NaN if one of them is."""
+    """The largest difference between samples of the two, at several lengths, and on speech that stops; may be NaN."""
     voices = _voices(model)
     stopped = voices[-1].clone()
     stopped[..., stopped.shape[-1] // 2 :] = 0
@@ -146,14 +146,14 @@ def difference(model: EnhancerModule, other: OnnxEnhancer) -> float:
 
 
 def mel_difference(model: TwoStage, other: OnnxEnhancer) -> float:
-    """The mean between log-mels of the two, at the longest length."""
+    """The mean difference between log-mels of the two, at the longest length."""
     mel, audio = LogMel(model.config.vocoder.mel), _voices(model)[-1]
     with torch.inference_mode():
         return float((mel(model(audio)) - mel(other(audio))).abs().mean())
 
 
 def _voices(model: EnhancerModule) -> list[Tensor]:
-    """Something like speech (1, inputs, T) of HOPS lengths; every further channel has more noise."""
+    """Synthetic voices (1, inputs, T) of HOPS lengths; every further channel has more noise."""
     generator, voices = torch.Generator().manual_seed(0), []
     for hops in HOPS:
         time = torch.arange(hops * unit(model)) / model.sample_rate
@@ -191,7 +191,7 @@ def _program(program: torch.export.ExportedProgram, inputs: list[str], outputs: 
 
 
 class Step(nn.Module):
-    """A causal model's next chunk: audio (1, inputs, stride) and states -> restored audio and states."""
+    """The next chunk of a causal model: audio (1, inputs, stride) and states -> restored audio and states."""
 
     def __init__(self, model: StreamingModule) -> None:
         super().__init__()
@@ -212,9 +212,9 @@ class Step(nn.Module):
 
 
 class RealStft(Stft):
-    """The same spectrogram in real numbers, all that ONNX's operators take: (B, 1, T) -> (2, B, n_fft // 2 + 1, L).
+    """``Stft`` in real numbers, as ONNX's operators require: (B, 1, T) -> (2, B, n_fft // 2 + 1, L).
 
-    Fourier's transform as a convolution, that is a matrix product: onnxruntime is the faster at it.
+    The Fourier transform is a convolution, that is a matrix product, which is faster in onnxruntime.
     """
 
     kernel: Tensor
@@ -231,7 +231,7 @@ class RealStft(Stft):
 
 
 def waves(stft: Stft) -> Tensor:
-    """Cosines and negative sines under the window: (2 (n_fft // 2 + 1), 1, n_fft)."""
+    """Windowed cosines and negative sines: (2 (n_fft // 2 + 1), 1, n_fft)."""
     before = (stft.n_fft - stft.win_length) // 2
     window = F.pad(stft.window.double(), (before, stft.n_fft - stft.win_length - before))
     spectrum = torch.fft.rfft(torch.diag(window)).T
@@ -239,7 +239,7 @@ def waves(stft: Stft) -> Tensor:
 
 
 class RealGriffinLim(GriffinLim):
-    """The same on spectrograms of RealStft."""
+    """``GriffinLim`` on spectrograms of RealStft."""
 
     share: Tensor
 
@@ -260,7 +260,7 @@ class RealGriffinLim(GriffinLim):
 
 
 def real(model: EnhancerModule) -> EnhancerModule:
-    """A copy that computes the same; of two stages, without complex numbers."""
+    """A copy that computes the same; for two stages, without complex numbers."""
     model = deepcopy(model)
     if not isinstance(model, TwoStage):
         return model.eval()
@@ -273,7 +273,7 @@ def real(model: EnhancerModule) -> EnhancerModule:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the exporter's remarks on packages that are not there and on its own future."""
+    """Without the exporter's warnings about packages that are not installed and about its own future."""
     with quieted(*TALKERS), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,7 +1,7 @@
-"""ONNX files that hold no weights: they read those in the safetensors files beside them, where they lie.
+"""ONNX files without weights, which read the weights from the safetensors files beside them.
 
-Safetensors are plain arrays one after the other, and ONNX lets a tensor lie at a place of another file. So a released
-model needs its weights once for both, and a folder is what is copied to where it runs.
+Safetensors files are plain arrays one after the other, and ONNX allows a tensor to be stored at a position in another
+file. A released model therefore needs its weights only once for both formats, and its folder is copied as a whole.
 """
 
 import json
@@ -29,7 +29,7 @@ TYPES = {"F16": (np.float16, "FLOAT16"), "F32": (np.float32, "FLOAT")}  # safete
 
 
 class Place(NamedTuple):
-    """Where a tensor lies; ``offset`` and ``length`` in bytes."""
+    """The position of a tensor; ``offset`` and ``length`` are in bytes."""
 
     file: Path
     offset: int
@@ -110,7 +110,7 @@ def _put_aside(graph: Any, places: Mapping[str, Place]) -> set[str]:
 
 
 def _compute_waves(graph: Any, stft: Stft) -> None:
-    """In place of the numbers of ``export.onnx.waves``, what they are computed from: one period and the window."""
+    """Replace the numbers of ``export.onnx.waves`` by their computation from one period and the window."""
     from onnx import TensorProto, helper, numpy_helper
 
     before = (stft.n_fft - stft.win_length) // 2
@@ -150,7 +150,7 @@ def _compute_waves(graph: Any, stft: Stft) -> None:
 
 
 def _merge_equal(graph: Any) -> None:
-    """Hold an initializer once that stands there several times."""
+    """Store an initializer once if there are several equal ones."""
     kept: dict[tuple[object, ...], str] = {}
     other: dict[str, str] = {}
     for tensor in list(graph.initializer):
@@ -165,7 +165,7 @@ def _merge_equal(graph: Any) -> None:
 
 
 def _prepend(graph: Any, nodes: Sequence[Any]) -> None:
-    """Put nodes before those that use what they give."""
+    """Put nodes before those that use their outputs."""
     rest = list(graph.node)
     del graph.node[:]
     graph.node.extend([*nodes, *rest])

@@ -1,4 +1,4 @@
-"""Arrays and tensors of samples at the border: checked, taken as float, and given back as what they were."""
+"""Arrays and tensors of samples at the interface: checked, converted to float, and back to the original type."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,9 +19,9 @@ Floats = NDArray[np.float32] | NDArray[np.float64]
 
 
 class Samples(NamedTuple):
-    """Samples (T,) or (C, T) at full scale 1, as exact as they came; and the way back to their type, dtype and device.
+    """Samples (T,) or (C, T) at full scale 1, in their original precision, with their original type, dtype and device.
 
-    ``step`` is what two values of an integer are apart; 0 of floats.
+    ``step`` is the difference between two adjacent values of an integer type; 0 for floats.
     """
 
     audio: Floats
@@ -39,7 +39,7 @@ def check_sample_rate(sample_rate: Any) -> int:
 
 
 def wanted_shape(shape: tuple[int, ...]) -> str:
-    """What is said of a shape that is not (T,) or (C, T); nothing of one that is."""
+    """A description of the expected shape if it is not (T,) or (C, T); empty otherwise."""
     if len(shape) not in (1, 2) or (len(shape) == 2 and shape[0] == 0):
         return "(T,) or (C, T)"
     return "(C, T): it is of more channels than samples" if len(shape) == 2 and shape[0] > max(PAIR, shape[1]) else ""
@@ -110,12 +110,12 @@ def _floats(array: NDArray[Any]) -> Floats:
 
 
 def _range(bits: int, *, signed: bool) -> tuple[float, float]:
-    """What integers of so many bits have for silence, and for full scale beside it."""
+    """The values of integers with so many bits for silence and for full scale above it."""
     scale = 2.0 ** (bits - 1)
     return (0.0 if signed else scale), scale
 
 
 def _whole(out: Audio, middle: float, scale: float) -> NDArray[np.float64]:
-    """The nearest whole numbers, none beyond the range."""
+    """The nearest integers, clipped to the range."""
     highest = scale - max(1.0, float(np.spacing(scale)))  # of 64 bits, the last that a float has
     return np.clip(np.round(out.astype(np.float64) * scale), -scale, highest) + middle

@@ -1,4 +1,4 @@
-"""What there is to say of a model before it is used: rate, size, license, how late its stream is."""
+"""The properties of a model that can be listed before it is used: rate, size, license, latency of its stream."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from twostage.utils.packages import installed
 class ModelInfo:
     """A model: ``bytes`` of its files, ``license`` of its card (an SPDX identifier, or empty).
 
-    ``runtime``, "PyTorch" or "ONNX Runtime", is what runs it here.
-    ``latency_ms`` is what a stream waits for, in windows of a second if the model looks ahead; None: it cannot stream,
-    being one stage alone or in need of the whole signal.
+    ``runtime`` is what runs it here, "PyTorch" or "ONNX Runtime". ``latency_ms`` is the latency of a stream, in windows
+    of a second if the model looks ahead. None: it cannot stream, because it is one stage alone or needs the whole
+    signal.
     """
 
     name: str
@@ -36,7 +36,7 @@ class ModelInfo:
 
 
 def catalog() -> list[ModelInfo]:
-    """All shipped models that can be used here, those first that restore by themselves, of those the default."""
+    """All shipped models that can be used here: those that restore by themselves first, beginning with the default."""
     if not installed("torch"):
         return [describe(name, [name], load(name)) for name in names_with_onnx()]
     from twostage.models.checkpoint import shipped
@@ -47,12 +47,12 @@ def catalog() -> list[ModelInfo]:
 
 
 def unusable() -> list[str]:
-    """Names of the shipped models that need PyTorch, where it is not installed."""
+    """Names of the shipped models that need PyTorch, if it is not installed."""
     return [] if installed("torch") else [name for name in names() if name not in names_with_onnx()]
 
 
 def describe_one(paths: Sequence[str | Path]) -> ModelInfo:
-    """What ``paths`` stand for: an enhancer, or one stage. Raises CheckpointError."""
+    """The model that ``paths`` name: an enhancer, or one stage. Raises CheckpointError."""
     alone = not onnx_for(*paths) and _is_stage([file for path in paths for file in model_files(path)])
     return _describe_stage(paths[0]) if alone else describe(" + ".join(map(str, paths)), paths, load(*paths))
 
@@ -124,6 +124,6 @@ def _latency(model: Any) -> float | None:
 
 
 def _license(files: Sequence[Path]) -> str:
-    """That of the cards beside the files, if they agree."""
+    """The license of the cards beside the files, if they agree."""
     licenses = {str(read_card(file.parent).get("license") or "") for file in files}
     return licenses.pop() if len(licenses) == 1 else ""

@@ -1,6 +1,6 @@
-"""A stream of sound through an enhancer, equal to the whole at once however it is cut.
+"""A stream of sound through an enhancer, equal to the output for the whole signal however it is cut into chunks.
 
-A causal model carries its state from chunk to chunk; any other sees windows, with the context that they need.
+A causal model carries its state from chunk to chunk. Any other model runs in windows, with the context that they need.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,20 +26,20 @@ class Channel(Protocol):
     latency: int
 
     def push(self, audio: Audio) -> Iterator[Audio]:
-        """The signal goes on; what is ready, in parts."""
+        """Process more of the signal; returns what is ready, in parts."""
         ...
 
     def flush(self) -> Iterator[Audio]:
-        """The signal has ended; the rest."""
+        """End the signal; returns the rest."""
         ...
 
     def reset(self) -> None:
-        """Forget what was pushed: the next push begins another signal."""
+        """Discard what was pushed: the next push begins another signal."""
         ...
 
 
 class ChunkedChannel:
-    """A causal model, fed multiples of its stride; it waits for one stride at most."""
+    """A causal model, which is fed multiples of its stride. It waits for one stride at most."""
 
     def __init__(self, model: Enhancer) -> None:
         self._step = chunk_runner(model)
@@ -82,10 +82,10 @@ class ChunkedChannel:
 
 
 class WindowedChannel:
-    """A model that looks ahead, run on windows of ``keep`` samples with their context; it waits for both.
+    """A model that looks ahead, run on windows of ``keep`` samples with their context. It waits for both.
 
-    ``keep`` is a multiple of the stride. The first window keeps ``first``, if that is given. ``batch`` windows go
-    through the model at once, which may change the last bits.
+    ``keep`` is a multiple of the stride. The first window keeps ``first`` samples, if that is given. ``batch`` windows
+    are processed by the model at once, which may change the last bits.
     """
 
     def __init__(self, model: Enhancer, keep: int, context: int, *, first: int | None = None, batch: int = 1) -> None:
@@ -128,7 +128,7 @@ def _shape(window: Window) -> tuple[object, ...]:
 
 
 def live(model: Enhancer, seconds: float) -> Channel:
-    """A signal that comes sample by sample: windows keep ``seconds``, and nothing waits longer than it must.
+    """A channel for a signal that arrives sample by sample: windows keep ``seconds``, with the least possible delay.
 
     Raises ConfigError if the model needs all of the signal at once.
     """
@@ -140,7 +140,7 @@ def live(model: Enhancer, seconds: float) -> Channel:
 
 
 def _recorded(model: Enhancer, seconds: float, batch: int) -> Channel:
-    """A signal that is there already. Every window but the last is of one size, so memory that served one fits."""
+    """A channel for a complete signal. All windows but the last have the same size, so that memory is reused."""
     if model.causal:
         return ChunkedChannel(model)
     keep = _whole_strides(model, seconds if isfinite(model.context) else LONGEST)
@@ -151,11 +151,12 @@ def _recorded(model: Enhancer, seconds: float, batch: int) -> Channel:
 def enhance(
     model: Enhancer, blocks: Iterable[Audio], seconds: float, channels: Iterable[int], batch: int = 1
 ) -> Iterator[tuple[Audio, Audio]]:
-    """Yield (input, enhanced) blocks (C, T) of a stream at the model's rate, each of ``channels`` by itself.
+    """Yield (input, enhanced) blocks (C, T) of a stream at the model's rate, each of ``channels`` separately.
 
-    Of a model with several inputs, each so many channels of the stream make one, whose input is the first of them.
-    Chunks and windows are of ``seconds``, or all of it, if that or the context of a model that looks ahead is infinite;
-    other channels come out as zeros. ``batch`` windows go through the model at once, which may change the last bits.
+    For a model with several inputs, as many channels of the stream form one signal, whose input is the first of them.
+    Chunks and windows have ``seconds``, or the whole signal if that or the context of a model that looks ahead is
+    infinite. All other channels are output as zeros. ``batch`` windows are processed at once, which may change the last
+    bits.
     """
     seconds = min(seconds, LONGEST)
     work = {place: _recorded(model, seconds, batch) for place in channels}
@@ -182,10 +183,10 @@ def _done(waiting: list[Audio], outputs: dict[int, list[Audio]]) -> Iterator[tup
 
 
 def _context(model: Enhancer) -> int:
-    """Samples, a multiple of the stride."""
+    """The context in samples, a multiple of the stride."""
     return ceil(model.context / model.stride) * model.stride
 
 
 def _whole_strides(model: Enhancer, seconds: float) -> int:
-    """Samples, one stride at least."""
+    """A number of samples that is a multiple of the stride, at least one."""
     return max(1, round(seconds * model.sample_rate / model.stride)) * model.stride

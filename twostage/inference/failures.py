@@ -1,4 +1,4 @@
-"""Many files, of which a bad one does not stop the rest: the one loop of the command line, the page and a corpus."""
+"""The one loop over many files in which a file that fails does not stop the others, for all front ends."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Outcome = TypeVar("Outcome")
 
 @dataclass(frozen=True)
 class Failure:
-    """Why nothing came of an item: a line that begins with its name."""
+    """The reason why an item failed: a line that begins with its name."""
 
     error: str
 
@@ -26,9 +26,10 @@ def one_by_one(
     name: Callable[[Item], object],
     catch: tuple[type[Exception], ...] = FAILURES,
 ) -> Iterator[tuple[Item, Outcome | Failure]]:
-    """Each item with what ``work`` makes of it, as it is done; where that fails, with a Failure.
+    """Yield each item with the result of ``work`` as it is done, or with a Failure if it failed.
 
-    ``name`` is what messages call an item. What is not in ``catch``, KeyboardInterrupt always, stops the rest.
+    ``name`` returns the name of an item for messages. Exceptions that are not in ``catch``, and always
+    KeyboardInterrupt, stop the loop.
     """
     for item in items:
         try:

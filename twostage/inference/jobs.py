@@ -1,4 +1,4 @@
-"""Which file is restored into which: inputs as the user named them -> a list of jobs."""
+"""Maps inputs, as the user named them, to a list of jobs: which file is restored to which output."""
 
 import os
 import re
@@ -15,9 +15,9 @@ FILE_ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}")
 
 @dataclass(frozen=True)
 class RestoreJob:
-    """One file's way; ``error`` says, without naming ``source``, why there is none.
+    """One file and its output. ``error`` is the reason why there is no output, without the name of ``source``.
 
-    ``rivals``: files before it that would write the same target. It is done if none of them was.
+    ``rivals``: earlier files that would write the same target. The job is done only if none of them was.
     """
 
     source: Path
@@ -27,7 +27,7 @@ class RestoreJob:
     rivals: tuple[Path, ...] = ()
 
     def beaten_by(self, done: Mapping[Path, Path]) -> str | None:
-        """Why the job cannot be done any more, if its target is among those that were written, by source."""
+        """The reason why the job cannot be done any more, if its target is among those that were written, by source."""
         winner = next((rival for rival in self.rivals if done.get(rival) == self.target), None)
         return f"would write {self.target}, which {winner} writes" if winner else None
 
@@ -99,12 +99,12 @@ def _ending(path: Path) -> str:
 
 
 def _real(path: Path) -> Path:
-    """Without symbolic links; Path.resolve would raise RuntimeError where they lead in a circle."""
+    """The path without symbolic links; Path.resolve would raise RuntimeError if they lead in a circle."""
     return Path(os.path.realpath(path))
 
 
 def renamed(path: Path, suffix: str | None = None) -> Path:
-    """The name of a restored file: with ``suffix``, else its own where that can be written, else WAV."""
+    """The name of a restored file: with ``suffix``, else its own suffix if that can be written, else WAV."""
     own = _ending(path)
     if suffix is None and own in FORMATS:
         return path
@@ -113,7 +113,7 @@ def renamed(path: Path, suffix: str | None = None) -> Path:
 
 
 def _distinct(jobs: Sequence[RestoreJob]) -> list[RestoreJob]:
-    """Jobs without repetition; those that would write the same file follow each other and know of those before."""
+    """Jobs without repetition; those that would write the same file are adjacent and know their predecessors."""
     groups: dict[object, list[RestoreJob]] = {}
     for job in jobs:
         group = groups.setdefault(job.source if job.error else _real(job.target), [])

@@ -1,4 +1,4 @@
-"""What a live stream says of itself while it runs: level, load, how late it is, what was lost."""
+"""The status of a live stream while it runs: level, load, latency, lost sound."""
 
 import time
 from collections.abc import Callable
@@ -12,9 +12,9 @@ QUIET = 1e-6  # full scale: the lowest level that is told
 
 
 class Meter:
-    """Hears of every hop, and tells ``say`` in a line every ``pace`` seconds; nothing if that is 0.
+    """Receives every hop and passes a line to ``say`` every ``pace`` seconds, or never if that is 0.
 
-    ``latency``: seconds of the stream and of the devices together, to which what waits at the moment is added.
+    ``latency``: seconds of the stream and of the devices together. The sound that waits at the moment is added to it.
     """
 
     def __init__(self, hop_seconds: float, latency: float, say: Callable[[str], None], pace: float) -> None:
@@ -26,7 +26,7 @@ class Meter:
         self._since, self._power, self._work, self._count, self._waiting = time.monotonic(), 0.0, 0.0, 0, 0.0
 
     def hop(self, samples: Audio, work: float, waiting: float = 0.0) -> None:
-        """A hop (T,) that took ``work`` seconds, while ``waiting`` seconds of sound had still to be done."""
+        """Count a hop (T,) that took ``work`` seconds, while ``waiting`` seconds of sound were still waiting."""
         self.hops += 1
         self.late_hops += work > self._hop
         self._count += 1
@@ -38,11 +38,11 @@ class Meter:
             self._begin()
 
     def xrun(self) -> None:
-        """The device had no sound for us, or we none for it."""
+        """Count an underrun or overrun of the device."""
         self.xruns += 1
 
     def lost(self, seconds: float) -> None:
-        """Sound that was left out in order to catch up."""
+        """Count sound that was left out in order to catch up."""
         self.xruns += 1
         self.lost_seconds += seconds
 

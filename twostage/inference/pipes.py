@@ -1,4 +1,4 @@
-"""Standard input and output in place of files: kept on disk meanwhile, for sound is gone through twice."""
+"""Standard input and output in place of files. They are stored on disk meanwhile, because sound is read twice."""
 
 import shutil
 import sys
@@ -17,7 +17,7 @@ NAMES = {"stdin": "standard input", "stdout": "standard output"}
 
 @dataclass(frozen=True)
 class Ends:
-    """What is restored into what: files' names, some of them below ``folder``, in place of "-"."""
+    """Inputs and outputs of a restoration: names of files, some of them below ``folder``, in place of "-"."""
 
     inputs: tuple[str, ...]
     out: str
@@ -25,7 +25,7 @@ class Ends:
     to_stdout: bool = False
 
     def shown(self, text: str) -> str:
-        """A message as it may be shown: with the streams' names in place of those of the files."""
+        """A message in which the names of the streams replace those of the files."""
         if self.folder is None:
             return text
         if self.to_stdout:
@@ -33,7 +33,7 @@ class Ends:
         return text.replace(str(self.folder / "stdin"), NAMES["stdin"])
 
     def deliver(self) -> None:
-        """Copy what was made to standard output, if it was."""
+        """Copy the output to standard output, if it goes there."""
         if self.to_stdout and Path(self.out).exists():
             with open(self.out, "rb") as output:
                 shutil.copyfileobj(output, sys.stdout.buffer)
@@ -42,9 +42,9 @@ class Ends:
 
 @contextmanager
 def ends(inputs: Sequence[str], out: str, suffix: str | None) -> Iterator[Ends]:
-    """Files that stand for "-" among ``inputs`` and as ``out``, for as long as the block lasts.
+    """Files that replace "-" among ``inputs`` and as ``out``, within the block.
 
-    What goes to standard output is of the format ``suffix``, else that of the input's name, else WAV.
+    The format of standard output is ``suffix``, else that of the input's name, else WAV.
     """
     if STANDARD not in (*inputs, out):
         yield Ends(tuple(inputs), out)

@@ -1,4 +1,4 @@
-"""What goes through a Stream: raw PCM of pipes, a file hop by hop against the clock, a microphone."""
+"""Sources of a stream: raw PCM from pipes, a file in real time hop by hop, a microphone."""
 
 import os
 import time
@@ -25,7 +25,7 @@ LONGEST = 2**31 - 1  # milliseconds, 24 days: what a C long holds everywhere
 
 @dataclass(frozen=True)
 class Timing:
-    """How a stream kept up: milliseconds of work for a ``hop`` of ``hop_ms``, and of waiting (``latency_ms``)."""
+    """Timing of a stream: milliseconds of work for a ``hop`` of ``hop_ms``, and of waiting (``latency_ms``)."""
 
     hops: int
     hop_ms: float
@@ -39,7 +39,7 @@ class Timing:
 
     @classmethod
     def of(cls, work: list[float], hop: float, latency: float, seconds: float) -> "Timing":
-        """Of the ``work`` of each hop; all in seconds."""
+        """The timing from the ``work`` of each hop; all in seconds."""
         times = np.array(work or [0.0]) * 1000
         median, p99 = np.percentile(times, [50, 99])
         return cls(
@@ -68,7 +68,7 @@ class Timing:
 
 
 class Pcm:
-    """Raw samples, to and from bytes that may arrive cut anywhere: ``channels`` interleaved come in, one goes out."""
+    """Raw samples to and from bytes, cut anywhere: ``channels`` interleaved at the input, one at the output."""
 
     def __init__(self, name: str, channels: int = 1) -> None:
         self._type, self._channels, self._rest, self.clipped = FORMATS[name], channels, b"", 0
@@ -91,7 +91,7 @@ class Pcm:
 
 
 def pipe(stream: Stream, source: BinaryIO, sink: BinaryIO, pcm: Pcm) -> None:
-    """Raw PCM from ``source`` to its end, through the stream, to ``sink``, each chunk as soon as it is there."""
+    """Stream raw PCM from ``source`` to ``sink`` until its end, each chunk as soon as it is available."""
     for data in _raw(source):
         sink.write(pcm.encode(stream.push(pcm.decode(data))))
         sink.flush()
@@ -100,7 +100,7 @@ def pipe(stream: Stream, source: BinaryIO, sink: BinaryIO, pcm: Pcm) -> None:
 
 
 def _raw(source: BinaryIO) -> Iterator[bytes]:
-    """What a pipe gives, as it comes. Raises AudioError if it begins as a sound file does, which would be noise."""
+    """The bytes of a pipe as they arrive. Raises AudioError for a sound file, which would be played as noise."""
     head = b""
     while undecided(head) and (data := os.read(source.fileno(), CHUNK)):
         head += data
@@ -115,14 +115,14 @@ def _raw(source: BinaryIO) -> Iterator[bytes]:
 
 
 def warm_up(stream: Stream, hop: int) -> None:
-    """Take what only the first pushes cost, imports of a second among it, before there is sound that could be late."""
+    """Run the parts that only the first pushes need, such as imports of a second, before there is sound to delay."""
     for _ in range(WARM):
         stream.push(np.zeros(hop if stream.inputs == 1 else (stream.inputs, hop), np.float32))
     stream.reset()
 
 
 def run_realtime(stream: Stream, blocks: Iterable[Audio], hop: int, work: list[float]) -> Iterator[Audio]:
-    """Push blocks (T,), or (C, T), hop by hop; yield what comes out, and append to ``work`` each hop's seconds."""
+    """Push blocks (T,), or (C, T), hop by hop; yield the output, and append the seconds of each hop to ``work``."""
     warm_up(stream, hop)
     for block in rechunk(blocks, hop):
         began = time.perf_counter()
@@ -145,7 +145,7 @@ def rechunk(blocks: Iterable[Audio], hop: int) -> Iterator[Audio]:
 
 
 def device_list() -> str:
-    """The sound devices that there are, a line each, with their numbers. Raises ConfigError without sounddevice."""
+    """The available sound devices with their numbers, one in each line. Raises ConfigError without sounddevice."""
     return str(_sounddevice().query_devices())
 
 
@@ -164,10 +164,10 @@ def run_duplex(
     seconds: float,
     meter: Meter | None = None,
 ) -> int:
-    """Microphone to loudspeaker for ``seconds`` (0: until interrupted); the number of times that sound was lost.
+    """Microphone to loudspeaker for ``seconds`` (0: until interrupted); returns how often sound was lost.
 
-    It goes on when sound is lost, and when a device gives samples that are no sound; ``meter`` hears of every hop.
-    Raises ConfigError if sounddevice is missing, AudioError if a device cannot be opened at the stream's rate.
+    It continues when sound is lost and when a device provides samples that are not finite; ``meter`` receives every
+    hop. Raises ConfigError if sounddevice is missing, AudioError if a device cannot be opened at the stream's rate.
     """
     sounddevice = _sounddevice()
     meter = meter or Meter(hop / stream.sample_rate, 0.0, print, pace=0.0)

@@ -1,8 +1,8 @@
-"""Restore recordings of any rate, length and number of channels: arrays, tensors and files, always as a stream.
+"""Restores recordings of any rate, length and number of channels: arrays, tensors and files, always as a stream.
 
-What lies below speech is taken away as it comes in. A first pass measures each channel's level; a second brings it to
-the level that models are trained at, restores it in chunks, and spools the result to a temporary file, because its
-loudness and peak must be known before it is written.
+Everything below speech is removed as the sound is read. A first pass measures the level of each channel. A second pass
+brings it to the level that models are trained at, restores it in chunks, and spools the result to a temporary file,
+because its loudness and peak must be known before it is written.
 """
 
 import io
@@ -66,9 +66,9 @@ Cancel = Callable[[], bool]  # asked before every block of sound whether to stop
 class Options:
     """How to restore: ``seconds`` of a window, ``level`` "input" or "model", ``keep_low_band`` in Hz (0: nothing).
 
-    ``sample_rate`` of the output file: "model" or "input". ``batch`` windows go through the model at once.
-    ``salvage`` takes what there is of a file that is cut or damaged, with a warning that says what is missing.
-    ``if_full_band``, what becomes of a channel whose band is not missing: "restore", with a warning, "copy" or "error".
+    ``sample_rate`` of the output file: "model" or "input". ``batch`` windows are processed by the model at once.
+    ``salvage`` restores the readable part of a truncated or damaged file, with a warning that says what is missing.
+    ``if_full_band``: how to treat a channel that is already full-band: "restore", with a warning, "copy" or "error".
     """
 
     seconds: float = 10.0
@@ -101,10 +101,10 @@ class Options:
 
 @dataclass
 class RestorationReport:
-    """What became of one file. ``seconds`` are of audio, ``elapsed`` of work; their quotient is ``realtime_factor``.
+    """The result for one file. ``seconds`` are of audio, ``elapsed`` of work; their quotient is ``realtime_factor``.
 
-    ``high_band_db``: of each channel that is heard, how far 2 to 7.5 kHz stand above 200 to 800 Hz, None where there is
-    too little sound; ``copied``: the channels, counted from 1, that were left as they are.
+    ``high_band_db``: for each channel that is an input of the model, the level of 2 to 7.5 kHz relative to 200 to 800
+    Hz, or None if there is too little sound; ``copied``: the channels, counted from 1, that were left as they are.
     """
 
     source: str
@@ -137,9 +137,9 @@ class AudioSource:
 
 @dataclass(frozen=True)
 class InputLevels:
-    """What the first pass finds at the model's rate: samples, each channel's active level in dBFS, peak (C,), band.
+    """Results of the first pass at the model's rate: samples, each channel's active level in dBFS, peak (C,), band.
 
-    A channel is silent if it is quieter than its source can tell from nothing (``resolution``, (C,), an amplitude).
+    A channel is silent if it is too quiet for its source to represent (``resolution``, (C,), an amplitude).
     """
 
     frames: int
@@ -153,7 +153,7 @@ class InputLevels:
         return self.levels < 20 * np.log10(self.resolution)
 
     def spoken(self, inputs: int) -> "InputLevels":
-        """Of the first of every ``inputs`` channels: one for each that comes out."""
+        """The first of every ``inputs`` channels: one for each output channel."""
         chosen = slice(None, None, inputs)
         return InputLevels(
             self.frames, self.levels[chosen], self.peaks[chosen], self.resolution[chosen], self.bands[chosen]
@@ -161,7 +161,7 @@ class InputLevels:
 
     @property
     def full_band(self) -> NDArray[np.bool_]:
-        """Whether the band of each channel (C,) is there already."""
+        """Whether each channel (C,) is already full-band."""
         return np.array([band.full_band for band in self.bands]) & ~self.silent
 
     def copied(self, options: Options) -> NDArray[np.bool_]:
@@ -169,7 +169,7 @@ class InputLevels:
         return self.full_band & (options.if_full_band == "copy")
 
     def complaints(self, inputs: int, options: Options) -> list[str]:
-        """About what a model of so many ``inputs`` was not made for."""
+        """Warnings about input that a model with so many ``inputs`` was not made for."""
         spoken = self.spoken(inputs)
         return [*self._silence(inputs), *unsuited(spoken.bands, spoken.silent, copied=options.if_full_band == "copy")]
 
@@ -185,7 +185,7 @@ class InputLevels:
 
 
 class SpoolFile:
-    """Blocks (C, T) put aside in a binary file and read back."""
+    """Blocks (C, T) that are written to a binary file and read back."""
 
     def __init__(self, file: BinaryIO, channels: int) -> None:
         self._file, self._channels = file, channels
@@ -214,31 +214,32 @@ def restore(
     progress: ProgressCallback = lambda seconds: None,
     cancel: Cancel = lambda: False,
 ) -> A:
-    """Restore bone-conducted speech: (T,) or (C, T) -> the same at ``model.sample_rate``, each channel by itself.
+    """Restore bone-conducted speech: (T,) or (C, T) -> the same at ``model.sample_rate``, each channel separately.
 
-    A model of two inputs makes (1, T) of (2, T), bone and air; what is said of the input's level and band is of bone.
-    A batch is a list or tuple of such arrays, of any lengths, or one array (B, C, T); what comes out is a list or
-    (B, C, T'), each item restored as it would be alone.
+    A model with two inputs maps (2, T), bone and air, to (1, T); warnings about the level and the band concern bone. A
+    batch is a list or tuple of such arrays, of any lengths, or one array (B, C, T). The result is then a list or (B, C,
+    T'), with each item restored as it would be alone.
 
-    ``audio`` is a numpy array or a tensor; the result is of its type, dtype and device. Integers are taken at their
-    full scale, unsigned ones around the middle of their range; floats may be in any unit. The length is
-    ``round(T * model.sample_rate / sample_rate)``. ``seconds`` of a window bound the memory, they do not change the
-    result; ``level`` "input" gives each channel the active level that it came with, "model" leaves the model's; below
-    ``keep_low_band`` Hz the input itself is kept. Speech whose band is not missing, noise, music and clipping are
-    warned of; ``if_full_band`` "copy" leaves a channel whose band is there as it is, "error" refuses it. ``batch``
-    windows go through the model at once, which is for GPUs, and may change the last bits.
+    ``audio`` is a numpy array or a tensor; the result has its type, dtype and device. Integers are taken at their full
+    scale, unsigned ones around the middle of their range; floats may be in any unit. The length is
+    ``round(T * model.sample_rate / sample_rate)``. ``seconds`` of a window limit the memory and do not change the
+    result. With ``level`` "input", each channel keeps its active level; with "model", it has the level of the model's
+    output. Below ``keep_low_band`` Hz the input itself is kept. Speech whose band is not missing, noise, music and
+    clipping cause warnings; with ``if_full_band`` "copy", a channel that is already full-band stays as it is, with
+    "error" it is refused. ``batch`` windows are processed by the model at once, which is for GPUs and may change the
+    last bits.
 
-    ``progress`` is called after each window with the seconds of sound that were done since its last call;
-    ``cancel`` is asked before each block of at most 65536 samples, and the work ends when it returns True.
+    ``progress`` is called after each window with the seconds of sound that were done since its last call. ``cancel`` is
+    called before each block of at most 65536 samples, and the work ends when it returns True.
 
-    What lies below speech (an offset, a drift, movement) is taken away first. A peak beyond full scale, or beyond that
-    of floats which go further themselves, is turned down with what is around it. The model runs as for use, even if
-    it was left in training mode.
+    Everything below speech (an offset, a drift, movement) is removed first. A peak beyond full scale, or beyond that of
+    floats which exceed full scale themselves, is attenuated together with its surroundings. The model runs in
+    evaluation mode, even if it was left in training mode.
 
     Raises:
-        AudioError: the shape or dtype is not what can be restored, ``sample_rate`` is not what files may have, there
-            are no samples, or some are not finite; or the band is there, and ``if_full_band`` is "error".
-        ConfigError: ``model`` is no model, or a setting is out of range.
+        AudioError: the shape or dtype cannot be restored, ``sample_rate`` is not one that files may have, there are no
+            samples, or some are not finite; or a channel is full-band, and ``if_full_band`` is "error".
+        ConfigError: ``model`` is not a model, or a setting is out of range.
         Cancelled: ``cancel`` returned True.
     """
     if not callable(model):
@@ -296,10 +297,10 @@ def restore_file(
     progress: ProgressCallback = lambda seconds: None,
     cancel: Cancel = lambda: False,
 ) -> RestorationReport:
-    """Restore one sound file into another, format by the suffix of ``target``; ``progress`` hears of seconds done.
+    """Restore one sound file into another, in the format of ``target``'s suffix; ``progress`` receives seconds done.
 
     ``target`` appears only when it is complete. Raises AudioError, one line that names the file and what is wrong, and
-    Cancelled when ``cancel``, which is asked before each block of sound, returns True.
+    Cancelled if ``cancel``, which is called before each block of sound, returns True.
     """
     options, target, started = options or Options(), Path(target), time.perf_counter()
     if target.exists() and Path(source).exists() and target.samefile(source):
@@ -342,12 +343,12 @@ def restore_file(
 
 
 def step_of(subtype: str) -> float:
-    """What two values of a sound file's coding are apart, at full scale 1; 0 of floats."""
+    """The difference between two adjacent values of a sound file's encoding, at full scale 1; 0 for floats."""
     return STEPS.get(subtype, STEP_16)
 
 
 def _cancellable(source: AudioSource, cancel: Cancel) -> AudioSource:
-    """The same sound, whose blocks end with Cancelled as soon as ``cancel`` returns True."""
+    """The same sound, whose blocks raise Cancelled as soon as ``cancel`` returns True."""
 
     def blocks() -> Iterator[Audio]:
         for block in source.blocks():
@@ -359,7 +360,7 @@ def _cancellable(source: AudioSource, cancel: Cancel) -> AudioSource:
 
 
 def _outputs(model: Enhancer, source: AudioSource) -> int:
-    """Channels that ``model`` makes of the source's. AudioError if it does not take as many."""
+    """The number of channels that ``model`` outputs for the source. AudioError if it does not take as many."""
     inputs = model.inputs
     if inputs > 1 and source.channels != inputs:
         has = f"{source.channels} channel" + "s" * (source.channels > 1)
@@ -415,7 +416,7 @@ def _speech(blocks: Iterator[NDArray[Any]], source: AudioSource, sample_rate: in
 
 @dataclass(frozen=True)
 class Rendering:
-    """How a spooled restoration is to be played: gains (C, 1), and a limiter that keeps it below ``peak``."""
+    """How a spooled restoration is written: gains (C, 1), and a limiter that keeps it below ``peak``."""
 
     gains: Audio
     peak: float
@@ -437,7 +438,7 @@ def _render(
     peak: float,
     progress: ProgressCallback,
 ) -> Rendering:
-    """Restore ``source`` into ``spool`` at ``rate``; how to play it."""
+    """Restore ``source`` into ``spool`` at ``rate``; returns how to play it."""
     if options.keep_low_band >= model.sample_rate / 2:
         raise ConfigError(f"keep_low_band is {options.keep_low_band} Hz, must be below {model.sample_rate / 2} Hz")
     gains = np.where(input_levels.silent, 0, _amplitude(LEVEL - np.where(input_levels.silent, 0, input_levels.levels)))[
@@ -510,7 +511,7 @@ def _amplitude(decibels: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _check_space(target: Path, needed: int) -> None:
-    """An error now rather than after an hour of work if the disk cannot take ``needed`` bytes."""
+    """Raise an error now, rather than after an hour of work, if the disk has no room for ``needed`` bytes."""
     make_folder(target.parent)
     free = shutil.disk_usage(target.parent).free
     if free < needed:
@@ -520,7 +521,7 @@ def _check_space(target: Path, needed: int) -> None:
 
 @contextmanager
 def _spool_beside(target: Path, channels: int) -> Iterator[SpoolFile]:
-    """A nameless temporary file on the disk that the output goes to: nothing can stay behind."""
+    """A nameless temporary file on the disk of the output, which cannot be left behind."""
     try:
         with TemporaryFile(dir=target.parent, buffering=0) as file:
             yield SpoolFile(file, channels)

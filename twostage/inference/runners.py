@@ -1,4 +1,4 @@
-"""Models on arrays: ONNX files by onnxruntime, modules by PyTorch, which is imported for them alone."""
+"""Runs models on arrays: ONNX files with ONNX Runtime, modules with PyTorch, which is imported for modules alone."""
 
 from collections.abc import Callable
 from math import ceil
@@ -12,10 +12,10 @@ from twostage.models.protocol import Enhancer
 
 
 class ChunkRunner(Protocol):
-    """A causal model with state of its own."""
+    """A causal model with a state of its own."""
 
     def reset(self) -> None:
-        """Go back to the start of a stream."""
+        """Return to the start of a stream."""
         ...
 
     def __call__(self, audio: Audio, /) -> Audio:
@@ -27,7 +27,7 @@ WindowRunner = Callable[[Audio, int, int], Audio]
 
 
 def chunk_runner(model: Enhancer) -> ChunkRunner:
-    """Raises ConfigError for one that is neither ONNX nor a module."""
+    """Raises ConfigError if the model is neither ONNX nor a module."""
     if isinstance(model, OnnxEnhancer):
         return model.stream()
     from twostage.inference.torch_runners import TorchChunks

@@ -1,4 +1,4 @@
-"""Speech as it comes: pushed in chunks of any size, restored as soon as the model can."""
+"""Streaming: speech is pushed in chunks of any size and restored as soon as the model can."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -20,19 +20,19 @@ LOUDEST = 200.0  # dB of gain: more than from the quietest bit of 32 to full sca
 
 
 class Stream:
-    """One channel of speech at ``model.sample_rate``, which comes out ``latency`` samples after it went in.
+    """Restores one channel of speech at ``model.sample_rate``; the output is ``latency`` samples late.
 
-    A model of two inputs makes it of two, bone and air: what is pushed is (2, T) then.
+    For a model with two inputs, bone and air, the pushed chunks have the shape (2, T).
 
-    What lies below speech (an offset, a drift, movement) is taken away first, unless it has been by ``audio.highpass``
-    already (``highpassed``). All that ``push`` and ``flush`` return, joined, is as long as what was pushed and equals
-    ``model`` of the whole without that.
-    A causal model carries its state from chunk to chunk; any other runs in windows that keep ``seconds`` each, with
-    the context that they need on both sides, for which it waits. ``gain_db`` is applied to what goes in and taken back
-    from what comes out: models are trained on speech at an active level of -26 dBFS. Two of them, for two inputs, are
-    each channel's; what comes out is as the first.
+    Everything below speech (an offset, a drift, movement) is removed first, unless ``audio.highpass`` has already
+    removed it (``highpassed``). The concatenated output of ``push`` and ``flush`` is as long as what was pushed and
+    equals the output of ``model`` for the whole of that signal. A causal model carries its state from chunk to chunk.
+    Any other model runs in windows that keep ``seconds`` each; it waits for the context that they need on both sides.
+    ``gain_db`` is applied to the input and removed from the output, because models are trained on speech at an active
+    level of -26 dBFS. For two inputs, it can be two values, one for each channel; the output is then scaled like the
+    first channel.
 
-    Streams do not disturb each other, nor the model. A ``with`` block closes one at its end.
+    Streams do not affect each other or the model. A ``with`` block closes the stream at its end.
 
     Raises:
         ConfigError: the model needs all of the signal at once, or a setting is out of range.
@@ -62,12 +62,12 @@ class Stream:
         self._closed = False
 
     def push(self, samples: Any) -> Any:
-        """Samples (T,), or (2, T), T of any size, in; those that are ready now, (T',), out.
+        """Push samples (T,), or (2, T), of any length T; returns the samples that are ready now, (T',).
 
-        Arrays and tensors of any dtype that ``restore`` takes, integers at their full scale; what comes out, of
-        ``flush`` too, is as what was pushed last. Raises AudioError for another shape or dtype, samples that are not
-        finite, a stream that is closed; nothing is taken in. So does what comes out where it is not finite, of samples
-        far beyond full scale.
+        Arrays and tensors of any dtype that ``restore`` takes are accepted, integers at their full scale. The output,
+        also of ``flush``, has the type of what was pushed last. Raises AudioError for another shape or dtype, for
+        samples that are not finite, and for a closed stream; nothing is pushed in these cases. It is also raised if the
+        output is not finite, for samples far beyond full scale.
         """
         if self._closed:
             raise AudioError("the stream is closed")
@@ -79,25 +79,25 @@ class Stream:
         return converted.give_back(self._out(self._work.push(self._high.push(audio) * self._gain)))
 
     def flush(self) -> Any:
-        """The rest, (T',): the signal ends here; the next push begins another."""
+        """End the signal and return the rest, (T',); the next push begins another signal."""
         filtered = self._high.flush() * self._gain
         rest = self._out(chain(self._work.push(filtered), self._work.flush()))
         self.reset()
         return self._give_back(rest)
 
     def reset(self) -> None:
-        """Forget what was pushed and has not come out; the next push begins another signal."""
+        """Discard what was pushed and has not been returned; the next push begins another signal."""
         self._work.reset()
         self._high.reset()
 
     def _wanted(self, shape: tuple[int, ...]) -> str:
-        """What is said of a shape that is not this stream's; nothing if it is."""
+        """A description of the expected shape if this one is wrong; empty otherwise."""
         if self.inputs == 1:
             return "" if len(shape) == 1 else "(T,): a stream is of one channel"
         return "" if len(shape) == 2 and shape[0] == self.inputs else f"({self.inputs}, T): bone and air"
 
     def close(self) -> None:
-        """Let the state go; nothing can be pushed any more."""
+        """Release the state; nothing can be pushed any more."""
         self.reset()
         self._closed = True
 
@@ -116,7 +116,7 @@ class Stream:
 
 
 class _HighPass:
-    """What lies below speech, taken away as ``restore`` does it for the same model; or nothing, if it has been."""
+    """Removes everything below speech as ``restore`` does for the same model, or nothing if it was removed already."""
 
     def __init__(self, model: Enhancer, done: bool) -> None:
         self._done, self._causal = done, model.causal

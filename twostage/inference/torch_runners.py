@@ -1,4 +1,4 @@
-"""Modules on arrays: the border between numpy, in which sound is read, cut and written, and PyTorch."""
+"""Runs modules on arrays: the interface between numpy, in which sound is read, cut and written, and PyTorch."""
 
 import copy
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def _module(model: object) -> nn.Module:
 
 
 def _twin(model: M) -> M:
-    """A model with state of its own and the same weights, not copies of them; in use, not in training."""
+    """A model with a state of its own that shares its weights, in evaluation mode."""
     module = _module(model)
     twin = copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
     return cast(M, twin.eval())

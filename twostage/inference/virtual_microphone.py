@@ -1,10 +1,11 @@
-"""A microphone that other programs can choose, whose sound is what a stream makes of a real one: PulseAudio's protocol.
+"""A virtual microphone that other programs can select: the restored sound of a real one, over PulseAudio's protocol.
 
-PipeWire speaks it too. Nothing plays aloud: what is restored goes into a sink without a loudspeaker (module-null-sink),
-and what would be heard there is a source of its own (module-remap-source), which programs offer as a microphone. The
-sink has a clock, so a program hears silence, and does not stand still, while nothing comes.
+PipeWire uses the same protocol. Nothing is played aloud: the restored sound is written to a sink without a loudspeaker
+(module-null-sink), and the sound of that sink is provided as a source (module-remap-source), which programs list as a
+microphone. The sink has a clock, so that programs receive silence, and do not stall, while there is no sound.
 
-A pipe into the server (module-pipe-source) needs fewer parts, but has no clock, and what nobody reads makes it late.
+A pipe into the server (module-pipe-source) would need fewer parts, but it has no clock, and sound that nobody reads
+adds latency.
 """
 
 import os
@@ -42,35 +43,36 @@ Say = Callable[[str], None]
 
 
 class ServerLost(AudioError):
-    """The sound server went away."""
+    """The sound server has disappeared."""
 
 
 def sources() -> list[str]:
-    """Names of all that can be recorded from, monitors of sinks included. Raises AudioError without a server."""
+    """Names of all sources that can be recorded, including monitors of sinks. Raises AudioError without a server."""
     return [line.split("\t")[1] for line in _pactl("list", "short", "sources").splitlines() if "\t" in line]
 
 
 def source_list() -> str:
-    """The same, a line each, with a mark at the system's choice. Raises ConfigError without the tools."""
+    """The names of ``sources``, one in each line, with a mark at the default. Raises ConfigError without the tools."""
     require()
     chosen = default_source()
     return "\n".join(f"{'*' if name == chosen else ' '} {name}" for name in sources())
 
 
 def default_source() -> str:
-    """The microphone that the system has chosen."""
+    """The default microphone of the system."""
     return _pactl("get-default-source").strip()
 
 
 def run_virtual_microphone(
     stream: Stream, hop: int, name: str, microphone: str | None, seconds: float, say: Say, *, meter: Meter
 ) -> None:
-    """Restore what ``microphone`` (default: the system's) hears into a microphone ``name``, for ``seconds`` (0: ever).
+    """Restore the sound of ``microphone`` (default: the system's) into a microphone ``name``, for ``seconds`` (0:
+    ever).
 
-    Both a microphone that is unplugged and a server that restarts are waited for, while ``say`` hears of it.
+    If a microphone is unplugged or the server restarts, it waits for their return and reports this to ``say``.
 
     Raises:
-        ConfigError: the name is none, or taken, or the tools of PulseAudio are missing.
+        ConfigError: the name is invalid or taken, or the tools of PulseAudio are missing.
         AudioError: there is no server, or no such microphone, at the start.
     """
     if not NAME.fullmatch(name):
@@ -96,7 +98,7 @@ def run_virtual_microphone(
 
 
 def _run(stream: Stream, hop: int, microphone: str, sink: str, until: float, say: Say, meter: Meter) -> None:
-    """From the microphone to the sink, across all of the times that the microphone is lost."""
+    """Stream from the microphone to the sink, and continue whenever the microphone was lost."""
     with _watching() as watch, _playing(sink, stream.sample_rate) as playback:
         while time.monotonic() < until:
             watch.check(microphone)
@@ -117,7 +119,7 @@ def _run(stream: Stream, hop: int, microphone: str, sink: str, until: float, say
 def _relay(
     stream: Stream, hop: int, capture: IO[bytes], playback: IO[bytes], going: Callable[[], bool], meter: Meter
 ) -> None:
-    """Hop after hop, until the microphone says nothing any more or ``going`` is False."""
+    """Stream hop after hop, until the microphone stops or ``going`` is False."""
     frame = FLOAT.itemsize * stream.inputs
     while going():
         waiting = _waiting(capture) / frame / stream.sample_rate
@@ -144,7 +146,7 @@ def _relay(
 
 
 def require() -> None:
-    """Raises ConfigError where there are no tools of PulseAudio."""
+    """Raise ConfigError if the tools of PulseAudio are not installed."""
     if not sys.platform.startswith("linux"):
         raise ConfigError("--virtual-microphone needs Linux; elsewhere a virtual cable does it (docs: In a call)")
     missing = [tool for tool in ("pactl", "parec", "pacat") if not shutil.which(tool)]
@@ -153,7 +155,7 @@ def require() -> None:
 
 
 def sweep() -> None:
-    """Unload what processes that are dead had loaded."""
+    """Unload the modules that processes which have ended had loaded."""
     for line in reversed(_pactl("list", "short", "modules").splitlines()):
         owner = re.search(rf"{re.escape(OWNER)}=(\d+)", line)
         if owner and not os.path.exists(f"/proc/{owner[1]}"):
@@ -163,7 +165,7 @@ def sweep() -> None:
 
 @contextmanager
 def _loaded(name: str, sample_rate: int) -> Iterator[str]:
-    """The virtual microphone, and the name of the sink that it hears; both go with the block, or with this process."""
+    """The virtual microphone and the name of its sink; both are removed with the block, or with this process."""
     sink, owner = f"{name}.input", f"{OWNER}={os.getpid()}"
     modules: list[str] = []
     keeper: subprocess.Popen[bytes] | None = None
@@ -187,7 +189,7 @@ def _loaded(name: str, sample_rate: int) -> Iterator[str]:
 
 
 def _load(module: str, name: str, *options: str, sink: bool, owner: str) -> str:
-    """Load a module that makes a sink or source of one channel; its number."""
+    """Load a module that makes a sink or source of one channel; returns its number."""
     kind, shown = ("sink", f"{name.removesuffix('.input')}-input") if sink else ("source", name)
     properties = f'{kind}_properties="device.description={shown} {owner}"'
     shape = [] if sink else ["remix=no"]
@@ -197,7 +199,7 @@ def _load(module: str, name: str, *options: str, sink: bool, owner: str) -> str:
 
 @contextmanager
 def _recording(microphone: str, stream: Stream) -> Iterator[IO[bytes]]:
-    """Raw samples of a microphone, as they come."""
+    """The raw samples of a microphone as they arrive."""
     command = ["parec", f"--device={microphone}", *_format(stream.sample_rate, stream.inputs, CAPTURE)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0) as process:
         assert process.stdout is not None
@@ -209,7 +211,7 @@ def _recording(microphone: str, stream: Stream) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _playing(sink: str, sample_rate: int) -> Iterator[IO[bytes]]:
-    """What is written is played into ``sink``; little waits on its way."""
+    """Play what is written into ``sink``, with little buffering."""
     command = ["pacat", "--playback", f"--device={sink}", *_format(sample_rate, 1, PLAYBACK)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0) as process:
         assert process.stdin is not None
@@ -228,7 +230,7 @@ def _format(sample_rate: int, channels: int, buffer: int) -> list[str]:
 
 
 class Watch:
-    """Which sources there are, told by the server as it changes."""
+    """The list of sources, updated by the server when they change."""
 
     def __init__(self, events: IO[str]) -> None:
         self._events, self._known, self._alive = events, set(sources()), True
@@ -239,12 +241,12 @@ class Watch:
         return source in self._known and self._alive
 
     def check(self, source: str) -> None:
-        """Raises ServerLost."""
+        """Raise ServerLost if the server has disappeared."""
         if not self._alive:
             raise ServerLost(f"{source}: the sound server is gone")
 
     def join(self) -> None:
-        """Wait for the end of the events, which comes with that of the process that gives them."""
+        """Wait for the end of the events, which comes with the end of the process that provides them."""
         self._thread.join(SETTLE)
 
     def _follow(self) -> None:
@@ -269,7 +271,7 @@ def _watching() -> Iterator[Watch]:
 
 
 def _read(capture: IO[bytes], size: int) -> bytes | None:
-    """``size`` bytes; None if they do not come."""
+    """``size`` bytes; None if they do not arrive."""
     data = b""
     while len(data) < size:
         if not select.select([capture], [], [], SILENT)[0]:
@@ -282,7 +284,7 @@ def _read(capture: IO[bytes], size: int) -> bytes | None:
 
 
 def _waiting(capture: IO[bytes]) -> int:
-    """Bytes that can be read at once."""
+    """The number of bytes that can be read at once."""
     import fcntl
     import termios
 
@@ -305,7 +307,7 @@ def _is_there() -> bool:
 
 
 def _pactl(*words: str) -> str:
-    """What pactl prints. Raises AudioError, one line, if the server does not do it."""
+    """The output of pactl. Raises AudioError, one line, if the server refuses."""
     try:
         done = subprocess.run(
             ["pactl", *words], capture_output=True, text=True, timeout=SETTLE, env=_plain(), check=False

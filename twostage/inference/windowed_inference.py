@@ -1,4 +1,4 @@
-"""Windows of one signal through both stages, equal to the whole at once, without making twice what windows share."""
+"""Runs both stages on windows of one signal, equal to the whole signal at once, and computes shared parts only once."""
 
 from math import ceil
 from typing import NamedTuple
@@ -11,23 +11,23 @@ from twostage.models.two_stage import TwoStage
 
 
 class Tail(NamedTuple):
-    """What a window has made past its end: restored log-mels, spectra of the input, and samples before Griffin-Lim."""
+    """What a window has computed past its end: restored log-mels, input spectra, and samples before Griffin-Lim."""
 
     mel: Tensor
     input_spectra: InputSpectra
     audio: Tensor
 
     def followed_by(self, mel: Tensor, input_spectra: InputSpectra) -> tuple[Tensor, InputSpectra]:
-        """The same frames, and then those of the next window."""
+        """The same frames, followed by those of the next window."""
         joined = (torch.cat(pair, -1) for pair in zip(self.input_spectra[:2], input_spectra[:2], strict=True))
         return torch.cat([self.mel, mel], -1), InputSpectra(*joined)
 
 
 class WindowedInference:
-    """Windows of one signal, in their order: every frame is restored once, every sample generated once.
+    """Processes the windows of one signal in order: every frame is restored once, and every sample is generated once.
 
-    Griffin-Lim alone goes over its context again, and the encoder of a generator that hears the sensor over its own.
-    For models that are not causal; those carry their state.
+    Only Griffin-Lim processes its context again, and so does the encoder of a generator with sensor input. This is for
+    models that are not causal; causal ones carry their state.
     """
 
     def __init__(self, model: TwoStage) -> None:
@@ -77,7 +77,7 @@ class WindowedInference:
         return mel[..., begin - lead : end - lead], bone
 
     def _generated(self, mel: Tensor, sensor: Tensor, begin: int, end: int) -> Tensor:
-        """Samples of frames from ``begin`` to ``end`` of ``mel``, at whose start ``sensor`` starts too."""
+        """Samples of the frames from ``begin`` to ``end`` of ``mel``; ``sensor`` starts at the same place."""
         context, hop = self._model.vocoder.generator_context, self._model.hop_length
         lead = max(0, begin - context)
         sound = self._model.vocoder.generate(mel[..., lead : end + context], sensor[..., lead * hop :])

@@ -1,4 +1,4 @@
-"""A stream of sound cut into windows with the context that they need; and the splice of the low band."""
+"""Cuts a stream of sound into windows with the context that they need, and splices the low band."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ CROSSOVER = 0.032  # seconds: length of the crossover's filter; its slope is abo
 
 @dataclass(frozen=True)
 class Window:
-    """Audio (C, T) of which ``keep`` samples from ``skip`` on are wanted; the rest is context."""
+    """Audio (C, T), of which the ``keep`` samples from ``skip`` on are used; the rest is context."""
 
     audio: Audio
     skip: int
@@ -20,10 +20,10 @@ class Window:
 
 
 class Windower:
-    """Cuts (C, T) blocks as they come into windows of ``keep`` samples and ``context`` each side.
+    """Cuts a stream of (C, T) blocks into windows of ``keep`` samples with ``context`` on each side.
 
-    At the ends of the stream there is no context; the last window keeps what is left, at most ``keep + context``. The
-    first keeps ``first``, if that is given.
+    At the ends of the stream there is no context. The last window keeps the remaining samples, at most
+    ``keep + context``. The first window keeps ``first`` samples, if that is given.
     """
 
     def __init__(self, keep: int, context: int, first: int | None = None) -> None:
@@ -47,7 +47,7 @@ class Windower:
 
 
 def windows(blocks: Iterable[Audio], keep: int, context: int) -> Iterator[Window]:
-    """All windows of a stream of (C, T) blocks; the last alone is of another size, so memory that served one fits."""
+    """All windows of a stream of (C, T) blocks; only the last has another size, so that memory is reused."""
     windower = Windower(keep, context, first=keep + context)
     for block in blocks:
         yield from windower.push(block)

@@ -1,4 +1,4 @@
-"""Model cards: the YAML header of Markdown that says license, languages and more, as Hugging Face has it."""
+"""Model cards: their YAML header in Markdown with license, languages and more, in the format of Hugging Face."""
 
 from pathlib import Path
 from typing import Any

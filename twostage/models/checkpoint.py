@@ -1,7 +1,7 @@
-"""The only reader and writer of weights: safetensors with the settings and the provenance inside, and training states.
+"""The only reader and writer of weights: safetensors with settings and provenance inside, and training states.
 
-A file of weights holds plain weights, weight normalization folded in; it loads into models with and without
-normalization. Nothing is ever unpickled but tensors and plain containers (``torch.load(weights_only=True)``).
+A file of weights contains plain weights, with weight normalization folded in, and loads into models with and without
+normalization. Only tensors and plain containers are ever unpickled (``torch.load(weights_only=True)``).
 """
 
 import json
@@ -41,7 +41,7 @@ LENGTH, DIRECTION = ".parametrizations.weight.original0", ".parametrizations.wei
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself: kind of model, its settings as plain values, where it came from."""
+    """The metadata of a file: the kind of model, its settings as plain values, and its provenance."""
 
     kind: str
     config: dict[str, Any]
@@ -88,7 +88,7 @@ def load(*paths: str | Path, device: str | torch.device = "cpu", precision: str 
 
 
 def load_for_training(*paths: str | Path) -> EnhancerModule:
-    """The same enhancer with weight normalization, on the CPU, all of its weights ready to learn."""
+    """Load an enhancer with weight normalization, on the CPU, with all of its weights trainable."""
     return _load(paths, folded=False)
 
 
@@ -103,9 +103,9 @@ def _load(paths: tuple[str | Path, ...], *, folded: bool) -> EnhancerModule:
 
 
 def load_stage(path: str | Path, kind: str | None = None, *, folded: bool = False) -> nn.Module:
-    """Whatever model a file or folder holds, on the CPU; with weight normalization unless ``folded``.
+    """The model that a file or folder contains, on the CPU; with weight normalization unless ``folded``.
 
-    With ``kind``, "restorer" or "vocoder", that stage, also of a place that holds both: a shipped model's name, a
+    With ``kind``, "restorer" or "vocoder", that stage, also from a place that contains both: a shipped model's name, a
     folder of two files, a file of kind two-stage. Raises CheckpointError.
     """
     file, header, tensors = _read(path, kind)
@@ -120,7 +120,7 @@ def load_stage(path: str | Path, kind: str | None = None, *, folded: bool = Fals
 
 
 def initialize(model: nn.Module, path: str | Path) -> None:
-    """Set ``model``'s weights from what ``path`` holds of its kind, found as in ``load_stage``."""
+    """Set ``model``'s weights from those of the same kind in ``path``, found as in ``load_stage``."""
     file, _, tensors = _read(path, kind_of(model))
     assign(model, tensors, str(file))
 
@@ -143,7 +143,7 @@ def read_header(path: str | Path) -> Header:
 
 
 def provenances(*paths: str | Path) -> dict[str, Any]:
-    """Where the weights that ``load`` would take came from, by kind of file."""
+    """The provenance of the weights that ``load`` would use, by kind of file."""
     headers = [read_header(file) for path in paths or (DEFAULT,) for file in stage_files(path)]
     return {header.kind: header.provenance for header in headers}
 
@@ -156,7 +156,7 @@ def shipped() -> list[str]:
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
-    """``model.state_dict()`` with every parametrized weight as the plain one it stands for."""
+    """``model.state_dict()`` with every parametrized weight replaced by the plain weight."""
     state = dict(model.state_dict())
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module, "weight"):
@@ -166,7 +166,7 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def assign(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Set all weights of ``model`` from ``tensors``, both of them folded or not. Strict.
+    """Set all weights of ``model`` from ``tensors``; either both are folded or neither is. Strict.
 
     Raises CheckpointError that names ``source`` and the key that is missing, unexpected, wrongly shaped or not finite.
     """
@@ -185,7 +185,7 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None
 
 
 def fold_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Lengths and directions of weight normalization multiplied to plain weights; other tensors as they are."""
+    """Multiply lengths and directions of weight normalization to plain weights; other tensors stay as they are."""
     plain = {}
     for key, tensor in tensors.items():
         if key.endswith(DIRECTION) and key.replace(DIRECTION, LENGTH) in tensors:
@@ -212,7 +212,7 @@ def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
-    """Read a training's state, weights-only. Raises CheckpointError; damage does not go unnoticed."""
+    """Read a training's state, weights-only. Raises CheckpointError; damage is detected."""
     if not Path(path).is_file():
         raise CheckpointError("no such file", subject=path)
     try:
@@ -248,7 +248,7 @@ def unpickled(path: str | Path) -> Any:
 
 
 def _check_sums(path: str | Path) -> None:
-    """Raise BadZipFile if the contents of a state are not what was written, which torch itself does not look at."""
+    """Raise BadZipFile if the contents of a state differ from their checksums, which torch itself does not verify."""
     with ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise BadZipFile(damaged)
@@ -283,7 +283,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names and values, whatever their order."""
+    """SHA-256 of names and values, independent of their order."""
     digest = sha256()
     for key in sorted(tensors):
         digest.update(key.encode() + tensors[key].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -305,7 +305,7 @@ def _check(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str
 
 
 def _read(path: str | Path, kind: str | None) -> tuple[Path, Header, dict[str, Tensor]]:
-    """The one file that ``path`` stands for, its header and its weights; with ``kind``, those of that stage in it."""
+    """The one file that ``path`` names, its header and its weights; with ``kind``, those of that stage in it."""
     files = stage_files(path)
     if kind and len(files) > 1:
         files = [file for file in files if read_header(file).kind in (kind, "two-stage")]
@@ -323,7 +323,7 @@ def _read(path: str | Path, kind: str | None) -> tuple[Path, Header, dict[str, T
 
 
 def _join(models: Mapping[str, nn.Module]) -> TwoStage:
-    """Both stages as one. Raises CheckpointError that names the mel setting in which they differ."""
+    """Combine both stages. Raises CheckpointError that names the mel setting in which they differ."""
     files = " and ".join(models)
     stages = {kind_of(model): model for model in models.values()}
     if len(models) != 2 or stages.keys() != STAGES.keys():

@@ -1,6 +1,6 @@
-"""Models as modules: ``EnhancerModule`` answers most of what an ``Enhancer`` is asked, ``StreamingModule`` streams.
+"""Base classes of models: ``EnhancerModule`` implements most of ``Enhancer``, ``StreamingModule`` adds streaming.
 
-What is asked stands in ``models.protocol``.
+The interface itself is declared in ``models.protocol``.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ from twostage.nn.streaming import offline
 
 @contextmanager
 def evaluating(model: object) -> Iterator[None]:
-    """Within, a module runs as for use, whatever mode a training left it or its parts in; then as it was."""
+    """A context in which a module runs in evaluation mode; afterwards, every part is in its previous mode again."""
     parts = list(model.modules()) if isinstance(model, nn.Module) else []
     trained = [part for part in parts if part.training]
     for part in trained:
@@ -32,69 +32,69 @@ def evaluating(model: object) -> Iterator[None]:
 
 
 class EnhancerConfig:
-    """What the settings of every enhancer say, besides their own fields."""
+    """What the settings of every enhancer contain, in addition to their own fields."""
 
     @property
     def inputs(self) -> int:
-        """Channels that the enhancer hears at once."""
+        """The number of input channels."""
         return 1
 
 
 class EnhancerModule(nn.Module):
-    """A module that is an enhancer. Its own are ``config``, ``sample_rate`` and ``context``; the rest has defaults."""
+    """An enhancer as a module. Subclasses define ``config``, ``sample_rate`` and ``context``; the rest has defaults."""
 
     config: Any  # a frozen dataclass; what the module was built from
 
     @property
     def sample_rate(self) -> int:
-        """Hz, of what comes in and of what goes out."""
+        """The sample rate of input and output in Hz."""
         raise NotImplementedError(f"{type(self).__name__}.sample_rate")
 
     @property
     def context(self) -> float:
-        """Samples that an output sample depends on, on each side, at most."""
+        """The largest number of samples on each side that an output sample depends on."""
         raise NotImplementedError(f"{type(self).__name__}.context")
 
     @property
     def inputs(self) -> int:
-        """Channels that are heard at once."""
+        """The number of input channels."""
         return 1
 
     @property
     def hop_length(self) -> int:
-        """Samples that what goes out is a multiple of."""
+        """The length of the output is a multiple of this number of samples."""
         return 1
 
     @property
     def stride(self) -> int:
-        """Samples that a window of a longer signal, or a chunk of a stream, begins at a multiple of."""
+        """Windows of a longer signal, and chunks of a stream, begin at multiples of this number of samples."""
         return self.hop_length
 
     @property
     def causal(self) -> bool:
-        """Whether it takes a stream chunk by chunk."""
+        """Whether it processes a stream chunk by chunk."""
         return False
 
     @property
     def delay(self) -> int:
-        """Samples by which what it makes of a chunk is late."""
+        """The number of samples by which the output of ``forward_chunk`` is late."""
         return 0
 
     @property
     def latency(self) -> float:
-        """Samples that an output sample waits for, from its own on."""
+        """The number of samples between an input sample and the output sample of the same time, in a stream."""
         return self.stride + (self.delay if self.causal else self.context)
 
     @property
     def device(self) -> torch.device:
-        """That of its weights and buffers; the CPU if it has none."""
+        """The device of its weights and buffers; the CPU if it has none."""
         return next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
 
     def prepare(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Measure what is to be measured on pairs of degraded and clean audio before the first step: here nothing."""
+        """Measure statistics on pairs of degraded and clean audio before the first step; none by default."""
 
     def terms(self, degraded: Tensor, clean: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Enhanced audio, and loss terms of the system's own by name, which ``weights.own`` weighs: here none."""
+        """Enhanced audio, and the system's own loss terms by name, which ``weights.own`` weights; none by default."""
         return self(degraded), {}
 
     def fold(self) -> Self:
@@ -103,11 +103,11 @@ class EnhancerModule(nn.Module):
 
 
 class StreamingModule(EnhancerModule):
-    """A module whose forward is the only chunk of its stream: ``forward_chunk`` gives audio ``delay`` samples late."""
+    """A module whose forward is a stream of one chunk; ``forward_chunk`` returns audio ``delay`` samples late."""
 
     def forward(self, audio: Tensor) -> Tensor:
         return offline(self, audio)
 
     def forward_chunk(self, audio: Tensor) -> Tensor:
-        """As ``CausalEnhancer.forward_chunk``; of one that is not causal, the chunk is all of the signal."""
+        """As ``CausalEnhancer.forward_chunk``. If the module is not causal, the chunk is the whole signal."""
         raise NotImplementedError(f"{type(self).__name__}.forward_chunk")

@@ -1,4 +1,4 @@
-"""Log-mel and magnitude spectrograms: the contract in which the two stages meet."""
+"""Log-mel and magnitude spectrograms: the representation that the two stages share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -54,7 +54,7 @@ def mel_basis(config: MelConfig, bins: int) -> Tensor:
 
 
 class InputSpectra(NamedTuple):
-    """What is known of the input, as complex spectrograms (B, n_fft // 2 + 1, L): see ``Stft.input_spectra``."""
+    """Complex spectrograms of the input (B, n_fft // 2 + 1, L): see ``Stft.input_spectra``."""
 
     bone: Tensor  # of the microphone on the body
     compressed: Tensor  # of the signed root of its samples, whose harmonics go on where its own end
@@ -62,11 +62,11 @@ class InputSpectra(NamedTuple):
 
     @property
     def channels(self) -> list[Tensor]:
-        """Those of the microphones themselves: bone, or bone and air."""
+        """The spectra of the microphones themselves: bone, or bone and air."""
         return [self.bone] if self.air is None else [self.bone, self.air]
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "InputSpectra":
-        """``change`` made to every spectrogram."""
+        """``change`` applied to every spectrogram."""
         air = None if self.air is None else change(self.air)
         return InputSpectra(change(self.bone), change(self.compressed), air)
 
@@ -74,9 +74,9 @@ class InputSpectra(NamedTuple):
 class Stft(nn.Module):
     """Magnitude spectrogram without centering: (B, 1, T) -> (B, n_fft // 2 + 1, T // hop_length).
 
-    The signal is padded by (n_fft - hop_length) / 2 samples a side, by reflection where it is long enough and by zeros
-    beyond, so that every length gives exactly T // hop_length frames (Kong et al., HiFi-GAN, 2020, reference code).
-    If ``causal``, by n_fft - hop_length zeros before it.
+    The signal is padded by (n_fft - hop_length) / 2 samples on each side, by reflection where it is long enough and by
+    zeros beyond, so that every length gives exactly T // hop_length frames (Kong et al., HiFi-GAN, 2020, reference
+    code). If ``causal``, n_fft - hop_length zeros are prepended instead.
     """
 
     window: Tensor
@@ -91,7 +91,7 @@ class Stft(nn.Module):
         return magnitudes(self.spectrum(audio))
 
     def spectrum(self, audio: Tensor) -> Tensor:
-        """The complex spectrogram, of the shape of the magnitudes."""
+        """The complex spectrogram, in the shape of the magnitudes."""
         frames = audio.shape[-1] // self.hop_length
         audio = audio[..., 0, : frames * self.hop_length].float()
         if frames == 0:
@@ -128,8 +128,9 @@ class Stft(nn.Module):
 class Istft(nn.Module):
     """Inverse of ``Stft.spectrum``, by least squares: (B, n_fft // 2 + 1, L) -> (B, 1, L * hop_length).
 
-    Of causal frames, ``delay`` samples late: a sample is complete when the last frame that it lies in is there.
-    Source: Griffin and Lim, "Signal estimation from modified short-time Fourier transform", TASSP 1984, equation 6.
+    If the frames are causal, the output is ``delay`` samples late, because a sample is complete only when the last
+    frame that contains it has arrived. Source: Griffin and Lim, "Signal estimation from modified short-time Fourier
+    transform", TASSP 1984, equation 6.
     """
 
     window: Tensor
@@ -149,7 +150,7 @@ class Istft(nn.Module):
             return self._complete(self._overlapped(frames)) / self._coverage(frames.shape[-1])
 
     def _coverage(self, frames: int) -> Tensor:
-        """How much of L frames' squared windows lies on each sample: (1, 1, L * hop_length)."""
+        """The sum of the squared windows of L frames at each sample: (1, 1, L * hop_length)."""
         squares = self.window.square()
         if self.overlap is None:
             return self._complete(self._overlapped(squares.expand(1, -1, frames)))
@@ -158,12 +159,12 @@ class Istft(nn.Module):
         return hops.sum(0).repeat(frames)[None, None]
 
     def _overlapped(self, frames: Tensor) -> Tensor:
-        """Add frames (B, n_fft, L), each a hop after the one before: (B, 1, (L - 1) * hop_length + n_fft)."""
+        """Overlap-add of frames (B, n_fft, L): (B, 1, (L - 1) * hop_length + n_fft)."""
         size = (1, (frames.shape[-1] - 1) * self.hop_length + self.n_fft)
         return F.fold(frames, size, (1, self.n_fft), stride=(1, self.hop_length))[:, :, 0]
 
     def _complete(self, audio: Tensor) -> Tensor:
-        """Without the padding, or what hangs over the end of it: (B, 1, L * hop_length)."""
+        """Remove the padding, or the part that extends past the end: (B, 1, L * hop_length)."""
         if self.overlap is not None:
             complete: Tensor = self.overlap(audio)
             return complete
@@ -182,7 +183,7 @@ def as_complex(parts: Tensor) -> Tensor:
 
 
 def complex_product(one: Tensor, other: Tensor) -> Tensor:
-    """Of two spectrograms as real and imaginary parts, (B, 2, F, L)."""
+    """The product of two spectrograms as real and imaginary parts, (B, 2, F, L)."""
     (a, b), (c, d) = one.unbind(1), other.unbind(1)
     return torch.stack([a * c - b * d, a * d + b * c], 1)
 
@@ -194,7 +195,7 @@ def power(spectrum: Tensor) -> Tensor:
 
 
 def magnitudes(spectrum: Tensor) -> Tensor:
-    """Of a spectrogram as ``power`` takes it; the clamp keeps the square root's slope finite at digital silence."""
+    """Magnitudes of a spectrogram as for ``power``; the clamp keeps the root's slope finite at digital silence."""
     return power(spectrum).clamp_min(1e-10).sqrt()
 
 
@@ -217,6 +218,6 @@ class LogMel(nn.Module):
         return self.of(self.stft.spectrum(audio))
 
     def of(self, spectrum: Tensor) -> Tensor:
-        """The same of what ``self.stft.spectrum`` gives, (B, n_fft // 2 + 1, L)."""
+        """The log-mel of a spectrogram from ``self.stft.spectrum``, (B, n_fft // 2 + 1, L)."""
         with torch.autocast(spectrum.device.type, enabled=False):  # eight bits of mantissa are too few for a logarithm
             return (self.basis @ magnitudes(spectrum)).clamp_min(self.config.clamp).log()

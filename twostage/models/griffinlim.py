@@ -1,11 +1,12 @@
-"""Griffin-Lim from a vocoder's waveform: its phase is made consistent with the magnitudes that the mel asks for.
+"""Griffin-Lim from a vocoder's waveform: its phase is made consistent with the magnitudes of the mel.
 
-A vocoder that is not trained to the end repeats itself from frame to frame, which is heard as a buzz at the frame rate
-and shows as lines at its multiples. A few iterations take that away.
+A vocoder that is not fully trained repeats its phase from frame to frame. This is heard as a buzz at the frame rate and
+visible as lines at its multiples. A few iterations remove it.
 
-Where the input is speech as well, only duller, it knows what a mel cannot say: the harmonics of this voice and their
-phase. Below `input_phase_below` they are taken from it. In bins where it holds nothing, the phase is that of the
-compressed input, whose harmonics go on: it does not repeat itself from frame to frame as that of a young vocoder.
+If the input is speech without its high band, it contains what a mel lacks: the harmonics of this voice and their phase.
+Below `input_phase_below` they are taken from the input. In bins where the input contains nothing, the phase is that of
+the compressed input, whose harmonics continue upward: unlike that of a briefly trained vocoder, it does not repeat
+itself from frame to frame.
 """
 
 from functools import reduce
@@ -34,17 +35,17 @@ OPPOSED = 0.01  # squared: where two phases all but cancel, their sum's is as ar
 class GriffinLim(nn.Module):
     """Audio (B, 1, L * hop_length) and the log-mels (B, n_mels, L) it should have -> audio of the same shape.
 
-    ``input_phase_below`` in Hz: the input's harmonics, and its phase or that of the compressed input, count fully at
-    0 Hz, ever less up to there, and not above.
+    The input's harmonics, and its phase or that of the compressed input, have full weight at 0 Hz. The weight decreases
+    to zero at ``input_phase_below`` Hz.
 
-    With causal mels, one iteration alone: it waits for the last frame that a sample is in, so what comes out is late by
-    ``delay`` samples, zeros at the start; a second iteration would wait once more.
+    With causal mels there is one iteration only: it waits for the last frame that contains a sample, so that the output
+    is ``delay`` samples late, with zeros at the start. A second iteration would wait once more.
 
     Sources: Griffin and Lim, "Signal estimation from modified short-time Fourier transform", TASSP 1984, for the two
     projections; Luke, "Relaxed averaged alternating reflections for diffraction imaging" (RAAR), Inverse Problems 2005,
-    for how they are combined; Peer, Welker and Gerkmann, "Beyond Griffin-Lim", IWAENC 2022, for RAAR on speech;
-    Makhoul and Berouti, "High-frequency regeneration in speech coding systems", ICASSP 1979, for harmonics from a
-    memoryless distortion.
+    for how they are combined; Peer, Welker and Gerkmann, "Beyond Griffin-Lim", IWAENC 2022, for RAAR on speech; Makhoul
+    and Berouti, "High-frequency regeneration in speech coding systems", ICASSP 1979, for harmonics from a memoryless
+    distortion.
     """
 
     spread: Tensor
@@ -71,7 +72,7 @@ class GriffinLim(nn.Module):
         self.register_buffer("trust", trust[:, None], persistent=False)
 
     def forward(self, audio: Tensor, mel: Tensor, input_spectra: InputSpectra | None = None) -> Tensor:
-        """``input_spectra``: of the input that was restored."""
+        """``input_spectra`` are those of the input that was restored."""
         with torch.autocast(audio.device.type, enabled=False):
             if not self.iterations or not mel.shape[-1]:
                 return audio
@@ -87,7 +88,7 @@ class GriffinLim(nn.Module):
 
     @staticmethod
     def _size(spectrum: Tensor, faint: float) -> Tensor:
-        """Magnitudes (B, n_fft // 2 + 1, L), those of bins that hold nothing at a floor."""
+        """Magnitudes (B, n_fft // 2 + 1, L), with a floor for empty bins."""
         size = power(spectrum).sqrt()
         # not "+ TINY", which the exporter takes for nothing: digital silence would be divided by zero
         return (size + faint * size.amax(1, keepdim=True)).clamp_min(TINY)
@@ -109,16 +110,16 @@ class GriffinLim(nn.Module):
         return magnitudes.clamp_min(TINY).log()
 
     def _fitted(self, estimate: Tensor, wanted: Tensor) -> Tensor:
-        """Correct each bin (B, L, F) by the ratios of the bands that it lies in, geometrically averaged."""
+        """Correct each bin (B, L, F) by the geometric mean of the ratios of the bands that it belongs to."""
         for _ in range(ROUGH if self.mel.config.causal else INVERSIONS):
             ratio = wanted / (estimate @ self.mel.basis.T).clamp_min(TINY)
             estimate = estimate * (ratio.clamp_min(TINY).log() @ self.spread.T).exp_()
         return estimate
 
     def _iterate(self, audio: Tensor, magnitudes: Tensor, held: Tensor | None = None) -> Tensor:
-        """``held``: phase to keep to, as complex numbers whose size, up to 1, says how firmly.
+        """``held`` is the phase to keep, as complex numbers whose magnitude, up to 1, is the weight.
 
-        Within, the bins of a frame lie side by side, (B, L, F), as a Fourier transform takes and gives them.
+        Internally, the bins of a frame are adjacent, (B, L, F), as a Fourier transform takes and returns them.
         """
         coverage, size = self._coverage(magnitudes.shape[-1]), magnitudes.mT.contiguous()
         soft = (SOFTNESS * size).square().clamp_min(TINY**2)
@@ -142,16 +143,16 @@ class GriffinLim(nn.Module):
         return self._overlap(frames) / coverage
 
     def _coverage(self, frames: int) -> Tensor:
-        """How much of L frames' squared windows lies on each sample: (1, 1, L * hop_length)."""
+        """The sum of the squared windows of L frames at each sample: (1, 1, L * hop_length)."""
         squares = self.mel.stft.window.square()
         if self.overlap is not None:  # every frame that a sample could be in is there or will be
             return squares.unflatten(0, (-1, self.mel.config.hop_length)).sum(0).repeat(frames)[None, None]
         return self._overlap(squares.expand(1, frames, -1)).clamp_min(TINY)
 
     def _overlap(self, frames: Tensor) -> Tensor:
-        """Add frames (B, L, n_fft), each a hop after the one before, without the padding: (B, 1, L * hop_length).
+        """Overlap-add of frames (B, L, n_fft), without the padding: (B, 1, L * hop_length).
 
-        Causal ones are padded at the start alone; their sum is complete, and let go, from there on.
+        Causal frames are padded at the start alone; from there on their sum is complete and is returned.
         """
         hop, length = self.mel.config.hop_length, frames.shape[1]
         parts = frames.unflatten(-1, (-1, hop))
@@ -166,12 +167,12 @@ class GriffinLim(nn.Module):
 
     @property
     def delay(self) -> int:
-        """Samples by which the output is late."""
+        """The number of samples by which the output is late."""
         return self.overlap.steps if self.overlap is not None and self.iterations else 0
 
     @property
     def context(self) -> int:
-        """Frames that an output sample depends on, on each side, to 1e-7 of full scale."""
+        """The number of frames on each side that an output sample depends on, to 1e-7 of full scale."""
         sides = 2 if self.overlap is not None else 1  # all of it in the past
         overlap = ceil(self.mel.config.n_fft / self.mel.config.hop_length)
         return sides * min(self.iterations * (overlap - 1) + 1, FADED * overlap)

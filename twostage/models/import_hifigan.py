@@ -1,9 +1,9 @@
-"""Published HiFi-GAN generators as vocoders of ours.
+"""Imports published HiFi-GAN generators as vocoders of this package.
 
-Source: the authors' reference code of Kong, Kim and Bae, "HiFi-GAN", NeurIPS 2020. The network is the same, also in
+Source: the authors' reference code of Kong, Kim and Bae, "HiFi-GAN", NeurIPS 2020. The network is the same, including
 the slope of 0.01 before the last convolution. Their mel adds 1e-9 to the power of a bin before the root, where ours
-keeps it at 1e-10 or more: what differs are bands that speech leaves nearly empty, by less than 0.06, on average over a
-recording by less than 0.001.
+clamps it to at least 1e-10. The difference is limited to bands that speech leaves nearly empty: it is less than 0.06,
+and less than 0.001 on average over a recording.
 """
 
 from collections.abc import Mapping
@@ -111,7 +111,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _renamed(tensors: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
-    """Published names of normalized weights, weight_g and weight_v, as torch spells them now."""
+    """Published names of normalized weights, weight_g and weight_v, in torch's present names."""
     for length, direction in (("weight_g", "weight_v"), ("weight_v", "weight_g")):
         for key in tensors:
             if key.endswith(f".{length}") and key.replace(f".{length}", f".{direction}") not in tensors:

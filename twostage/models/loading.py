@@ -1,4 +1,4 @@
-"""The door to every model: ``load``. PyTorch is imported for files of weights, not for ONNX files."""
+"""``load``, which opens every kind of model. PyTorch is imported for files of weights, but not for ONNX files."""
 
 import logging
 from pathlib import Path
@@ -21,13 +21,15 @@ def load(
 ) -> Enhancer:
     """An enhancer ready for inference: folded, in eval mode, on ``device``.
 
-    No path is the default model. One path is the name of a shipped model, or of one of its stages, such as
-    "default/vocoder", a folder of weights or a file; a restorer's file and a vocoder's, in any order, make a TwoStage;
-    an ONNX file runs on the CPU, as it was written, whatever the device and the precision. Where PyTorch is not
-    installed, a shipped model or a folder is the ONNX file that lies in it. A folder may be a snapshot
-    that huggingface_hub has downloaded, or the folder of its cache around it; nothing is downloaded here.
-    ``precision`` "bfloat16", or "bf16", is that of convolutions; a machine that does not compute in it takes float32,
-    and warns. ``threads`` of the processor are the model's own if it is ONNX, else those of PyTorch in all of this
+    Without a path, the default model is loaded. One path is the name of a shipped model or of one of its stages, such
+    as "default/vocoder", or a folder of weights, or a file. A restorer's file and a vocoder's, in any order, are
+    combined to a TwoStage. An ONNX file runs on the CPU in the precision in which it was written, whatever the device
+    and the precision are. If PyTorch is not installed, a shipped model or a folder is loaded from the ONNX file in it.
+    A folder may be a snapshot that huggingface_hub has downloaded, or the cache folder that contains it; nothing is
+    downloaded here.
+
+    ``precision`` "bfloat16", or "bf16", is that of convolutions; on machines that do not support it, float32 is used,
+    with a warning. ``threads`` is the number of threads of an ONNX model, otherwise that of PyTorch in the whole
     process; None: as many as PyTorch has, or all cores. Raises CheckpointError, one line that names the file.
     """
     if onnx := onnx_for(*paths):
@@ -43,7 +45,7 @@ def load(
 
 
 def onnx_for(*paths: str | Path) -> Path | None:
-    """The ONNX file that ``load`` takes; None: it takes weights, with PyTorch. Raises CheckpointError if it cannot."""
+    """The ONNX file that ``load`` uses; None if it uses weights and PyTorch. Raises CheckpointError if it cannot."""
     for path in paths:
         if onnx := onnx_file(path):
             if len(paths) > 1:

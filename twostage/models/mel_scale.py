@@ -1,4 +1,4 @@
-"""The triangles of the mel scale: librosa's values, without its import, which takes longer than PyTorch's."""
+"""The triangular filters of the mel scale: librosa's values without its import, which takes longer than PyTorch's."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Where models lie: the files that names, folders and paths stand for. Nothing is read but the names of files."""
+"""Finds the files of a model by its name, folder or path. Only the names of files are read."""
 
 import os
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def names() -> list[str]:
 
 
 def names_with_onnx() -> list[str]:
-    """Names of the shipped models that an ONNX file lies beside, the default first."""
+    """Names of the shipped models with an ONNX file beside them, the default first."""
     folders = {file.parent.name for home in SHIPPED for file in home.glob(f"*/*{ONNX}")}
     return sorted(folders, key=lambda name: (name != DEFAULT, name))
 
@@ -30,7 +30,7 @@ def model_files(path: str | Path) -> list[Path]:
 
 
 def onnx_file(path: str | Path) -> Path | None:
-    """The ONNX file that a path stands for: itself, or the one in a folder that holds no other weights."""
+    """The ONNX file that a path names: itself, or the one in a folder that contains no other weights."""
     if Path(path).suffix == ONNX:
         return Path(path)
     if not Path(path).is_dir():
@@ -41,7 +41,7 @@ def onnx_file(path: str | Path) -> Path | None:
 
 
 def stage_files(path: str | Path) -> list[Path]:
-    """The files that a name, folder or path stands for: one, or a folder's two stages."""
+    """The files that a name, folder or path names: one, or a folder's two stages."""
     place = _find(path)
     if place.is_file():
         return [place]
@@ -72,7 +72,7 @@ def _find(path: str | Path) -> Path:
 
 
 def _snapshot(path: Path) -> Path:
-    """Of a model's folder in the cache of huggingface_hub, the snapshot of its main branch; else the path itself."""
+    """The snapshot of the main branch, for a model's folder in the cache of huggingface_hub; else the path itself."""
     if not ((path / "snapshots").is_dir() and (path / "refs").is_dir()):
         return path
     try:
@@ -88,7 +88,7 @@ def _snapshot(path: Path) -> Path:
 
 
 def onnx_beside(paths: Sequence[str | Path]) -> Path | None:
-    """The ONNX file of the one folder or shipped model that ``paths`` name, beside its weights; none: the default."""
+    """The ONNX file beside the weights of the folder or shipped model in ``paths``; without paths, the default's."""
     folder = _find(paths[0] if paths else DEFAULT)
     files = sorted(folder.glob(f"*{ONNX}")) if folder.is_dir() else []
     return files[0] if len(paths) <= 1 and len(files) == 1 else None

@@ -1,4 +1,4 @@
-"""Models in ONNX files, run by onnxruntime: an enhancer like any other, its settings inside the file."""
+"""Models in ONNX files, run by ONNX Runtime: an enhancer like any other, with its settings inside the file."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -25,9 +25,9 @@ Values = dict[str, Audio]
 
 @dataclass(frozen=True)
 class OnnxHeader:
-    """What a file says of itself. ``streaming``: it is one step; ``int8``: most convolutions are quantized.
+    """The metadata of a file. ``streaming``: it is one step of a stream; ``int8``: most convolutions are quantized.
 
-    Lengths in samples as in ``TwoStage``; ``gmac``, a second of audio, and ``parameters`` as in ``Costs``.
+    Lengths are in samples, as in ``TwoStage``. ``gmac``, for a second of audio, and ``parameters`` are as in ``Costs``.
     """
 
     kind: str
@@ -63,8 +63,8 @@ class OnnxHeader:
 class OnnxEnhancer:
     """Audio (B, inputs, T) -> (B, 1, T // hop_length * hop_length) by onnxruntime, on the CPU; arrays or tensors.
 
-    A file of one step runs step after step; what comes out is the same. ``threads``: None is PyTorch's number where
-    that is in use, else all cores.
+    A file of one step is run step after step, with the same result. ``threads``: None is PyTorch's number of threads if
+    PyTorch is in use, otherwise all cores.
     """
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
@@ -103,7 +103,7 @@ class OnnxEnhancer:
 
     @property
     def causal(self) -> bool:
-        """Whether the file is of one step."""
+        """Whether the file is one step of a stream."""
         return self.header.streaming
 
     @property
@@ -112,7 +112,7 @@ class OnnxEnhancer:
 
     @property
     def device(self) -> "torch.device":
-        """As PyTorch has it, which is imported for that: for who has tensors."""
+        """The CPU as a PyTorch device; PyTorch is imported for it, for callers with tensors."""
         import torch
 
         return torch.device("cpu")
@@ -125,7 +125,7 @@ class OnnxEnhancer:
         return torch.from_numpy(self.enhanced(audio.detach().float().cpu().numpy()))
 
     def enhanced(self, audio: NDArray[np.floating]) -> Audio:
-        """As calling it, of arrays."""
+        """The same as a call, for arrays."""
         audio = np.asarray(audio, np.float32)
         length = audio.shape[-1] // self.hop_length * self.hop_length
         if not length:
@@ -136,7 +136,7 @@ class OnnxEnhancer:
         return np.concatenate(outputs)[..., delay : delay + length]
 
     def runs(self, audio: Audio) -> Iterator[tuple[Values, Values]]:
-        """What goes in and what comes out, run by run, for audio (inputs, T); of whole hops, but for a step."""
+        """Inputs and outputs, run by run, for audio (inputs, T); T is a multiple of the hop, except for a step."""
         if not self.causal:
             values = {AUDIO: np.ascontiguousarray(audio[None])}
             yield values, self.run(values)
@@ -146,7 +146,7 @@ class OnnxEnhancer:
         yield from self.stream().steps(continued(audio, tail)[:, : (length + tail) // self.stride * self.stride])
 
     def stream(self) -> "OnnxStream":
-        """The start of a stream; of a file of one step."""
+        """A new stream, for a file of one step."""
         return OnnxStream(self)
 
     def silence(self) -> Values:
@@ -158,16 +158,16 @@ class OnnxEnhancer:
         return dict(zip(self._outputs, self._session.run(self._outputs, values), strict=True))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Itself: it holds no state."""
+        """The object itself, because it holds no state."""
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as the path of its file, which is opened again: a session belongs to its process."""
+        """Pickled as the path of its file, which is opened again, because a session belongs to its process."""
         return OnnxEnhancer, (self.path, self._threads)
 
 
 class OnnxStream:
-    """One stream through a file of one step; its states from call to call."""
+    """One stream through a file of one step. It keeps the states from call to call."""
 
     def __init__(self, model: OnnxEnhancer) -> None:
         self._model = model
@@ -213,7 +213,7 @@ def _session(path: Path, threads: int) -> Any:
 
 
 def _checked_weights(path: Path, header: OnnxHeader) -> list[Path]:
-    """The files of weights beside ``path`` that it reads. Raises CheckpointError if they are others than they were."""
+    """The files of weights beside ``path`` that it reads. Raises CheckpointError if they have changed."""
     files = {path.parent / Path(name).name: digest for name, digest in header.weights.items()}
     for file, digest in files.items():
         if not file.is_file() or sha256(file.read_bytes()).hexdigest() != digest:

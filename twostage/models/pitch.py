@@ -1,4 +1,4 @@
-"""The pitch of a voice, frame by frame, from the spectrum that log-mels are made of."""
+"""The pitch of a voice for each frame, computed from the spectrum that the log-mels are made of."""
 
 from math import log2
 
@@ -21,7 +21,7 @@ class Pitch(nn.Module):
 
     Voicing is the peak of the normalized autocorrelation of the frame's lower band, from 0 to 1. Autocorrelation and
     its division by that of the window: Boersma, "Accurate short-term analysis of the fundamental frequency and the
-    harmonics-to-noise ratio of a sampled sound", IFA Proceedings 17, 1993. A frame is looked at by itself.
+    harmonics-to-noise ratio of a sampled sound", IFA Proceedings 17, 1993. Each frame is analyzed by itself.
     """
 
     waves: Tensor

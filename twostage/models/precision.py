@@ -1,6 +1,7 @@
-"""The arithmetic of convolutions: float32 everywhere, bfloat16 where a machine computes in it.
+"""The arithmetic of convolutions: float32 everywhere, bfloat16 on machines that support it.
 
-Spectrograms, log-mels, Griffin-Lim and audio are float32 in either: eight bits are too few for a logarithm or a phase.
+Spectrograms, log-mels, Griffin-Lim and audio are float32 in both cases: eight bits are too few for a logarithm or a
+phase.
 """
 
 from typing import TypeVar
@@ -28,7 +29,7 @@ def computes_bfloat16(device: str | torch.device) -> bool:
 
 
 def shortfall(precision: str, device: str | torch.device) -> str:
-    """Why ``device`` gets float32 although ``precision`` asks for less; empty if it gets what is asked for."""
+    """The reason why ``device`` gets float32 although ``precision`` is lower; empty if it gets ``precision``."""
     if precision not in PRECISIONS:
         raise ConfigError(f"precision is {precision!r}, must be one of {', '.join(PRECISIONS)}")
     if PRECISIONS[precision] is torch.float32 or computes_bfloat16(device):
@@ -37,7 +38,7 @@ def shortfall(precision: str, device: str | torch.device) -> str:
 
 
 def convert(model: M, precision: str) -> M:
-    """Keep and run the convolutions below ``model``, folded, in ``precision``; returns ``model``."""
+    """Store and run the convolutions below ``model``, folded, in ``precision``; returns ``model``."""
     for module in model.modules():
         if isinstance(module, CONVOLUTIONS):
             module.to(PRECISIONS[precision])

@@ -1,6 +1,6 @@
-"""What windows, streams, exports, costs and trainings ask of a model; without PyTorch, which may be missing.
+"""The interface that windows, streams, exports, costs and trainings require of a model. It does not import PyTorch.
 
-``models.enhancer`` has a module that answers most of it.
+``models.enhancer`` has a module that implements most of it.
 """
 
 from typing import TYPE_CHECKING, Protocol, TypeGuard
@@ -18,63 +18,64 @@ class Enhancer(Protocol):
 
     @property
     def sample_rate(self) -> int:
-        """Hz, of what comes in and of what goes out."""
+        """The sample rate of input and output in Hz."""
         ...
 
     @property
     def inputs(self) -> int:
-        """Channels that are heard at once: 1, or 2, the microphone on the body first and the one in the air second."""
+        """The number of input channels: 1, or 2, the body-conduction microphone first and the air microphone second."""
         ...
 
     @property
     def hop_length(self) -> int:
-        """What goes out is a multiple of it."""
+        """The length of the output is a multiple of it."""
         ...
 
     @property
     def stride(self) -> int:
-        """A window that begins at a multiple of it gives what the whole signal gives there; a multiple of the hop."""
+        """A window that begins at a multiple of it gives the output of the whole signal; a multiple of the hop."""
         ...
 
     @property
     def context(self) -> float:
-        """An output sample depends on at most so many input samples on each side; infinite: on all of them."""
+        """The largest number of input samples on each side that an output sample depends on; infinite: all of them."""
         ...
 
     @property
     def causal(self) -> bool:
-        """Whether it takes a stream chunk by chunk: a ``CausalEnhancer``."""
+        """Whether it processes a stream chunk by chunk, as a ``CausalEnhancer``."""
         ...
 
     @property
     def delay(self) -> int:
-        """Samples by which what a causal one makes of a chunk is late; what it makes of the whole is not."""
+        """The number of samples by which the output of ``forward_chunk`` is late; the output of ``forward`` is not."""
         ...
 
     @property
     def latency(self) -> float:
-        """Samples that an output sample waits for input, from its own on."""
+        """The number of samples between an input sample and the output sample of the same time, in a stream."""
         ...
 
     @property
     def device(self) -> "torch.device":
-        """Where audio must be."""
+        """The device on which audio must be."""
         ...
 
     def __call__(self, audio: "Tensor", /) -> "Tensor": ...
 
 
 class CausalEnhancer(Enhancer, Protocol):
-    """An enhancer that sees the past alone. It is a module, whose leaves hold the state (``nn.streaming``)."""
+    """An enhancer that uses past samples only. It is a module, and its leaves hold the state (``nn.streaming``)."""
 
     def forward_chunk(self, audio: "Tensor", /) -> "Tensor":
-        """The next chunk of a stream, (B, inputs, T), T a multiple of ``stride`` -> (B, 1, T), ``delay`` samples late.
+        """Process the next chunk, (B, inputs, T), T a multiple of ``stride`` -> (B, 1, T), ``delay`` samples late.
 
-        Calls follow each other within ``nn.streaming.streaming``; outside, every call is the first of a stream.
+        Within ``nn.streaming.streaming``, calls continue one stream; outside of it, every call is the first of a
+        stream.
         """
         ...
 
 
 def is_causal(model: Enhancer) -> TypeGuard[CausalEnhancer]:
-    """``model.causal``, in a way that a type checker understands."""
+    """``model.causal``, as a type guard."""
     return model.causal

@@ -1,4 +1,4 @@
-"""What a checkpoint can hold: names of kinds, their settings and their modules."""
+"""The kinds of models that a checkpoint can contain: their names, settings and modules."""
 
 from typing import Any
 

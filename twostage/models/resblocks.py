@@ -1,4 +1,4 @@
-"""Residual blocks of HiFi-GAN, which the generator and its encoder of the sensor are made of.
+"""Residual blocks of HiFi-GAN, used by the generator and by the encoder of the sensor's waveform.
 
 Source: Kong et al., "HiFi-GAN", NeurIPS 2020, appendix A.1: types 1 and 2.
 """

@@ -40,7 +40,7 @@ class RestorerConfig:
     """Sizes of the U-Net.
 
     With ``mel.causal``, a frame depends on the frames up to its own or, where time is pooled, on those pooled with it.
-    With two inputs the mask is still added to the log-mel of the microphone on the body.
+    With two inputs, the mask is still added to the log-mel of the bone-conduction microphone.
     """
 
     mel: MelConfig = field(default_factory=MelConfig)  # the contract with the vocoder
@@ -81,19 +81,19 @@ class RestorerConfig:
 
     @property
     def strides(self) -> list[tuple[int, int]]:
-        """Of each pooling, in bands and in time."""
+        """The strides of each pooling layer, in bands and in time."""
         return list(zip(self.band_strides or [2] * len(self.time_strides), self.time_strides, strict=True))
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """Of what a restorer is told: the bands of each input, then those of each feature."""
+        """The numbers of input rows: the bands of each input, then the rows of each feature."""
         return (self.mel.n_mels,) * self.inputs + tuple(FEATURES[name] for name in self.features)
 
 
 def with_frequency(mel: Tensor) -> Tensor:
-    """Log-mels (B, n_mels, L), normalized, and where each band is: (B, 2, n_mels, L).
+    """Normalized log-mels (B, n_mels, L) and the frequency coordinate of each band: (B, 2, n_mels, L).
 
-    Convolutions cannot tell a low band from a high one.
+    Without it, convolutions could not distinguish a low band from a high one.
     """
     frequency = torch.linspace(-1, 1, mel.shape[-2], device=mel.device)[:, None].expand_as(mel)
     return torch.stack([(mel - MEAN) / SCALE, frequency], 1)
@@ -114,7 +114,8 @@ class ResBlock(nn.Module):
 class Restorer(nn.Module):
     """ResUNet: (B, n_mels, L) log-mels of bone-conducted speech -> (B, n_mels, L) log-mels of clean speech.
 
-    With more inputs, and features, their rows follow those bands: (B, sum(config.rows), L), as of ``RestorerFeatures``.
+    With more inputs and features, the input has the shape (B, sum(config.rows), L) of ``RestorerFeatures``: their rows
+    follow the log-mel of the bone channel.
     """
 
     def __init__(self, config: RestorerConfig) -> None:
@@ -148,7 +149,7 @@ class Restorer(nn.Module):
         return restored.clamp_min(log(self.config.mel.clamp))
 
     def _layers(self, features: Tensor) -> Tensor:
-        """Rows (B, R, L) as layers (B, C, n_mels, L): bone with its frequency, air, features the same in every band."""
+        """Rows (B, R, L) to layers (B, C, n_mels, L): bone with its frequency, air, features in all bands."""
         inputs, n_mels = self.config.inputs, self.config.mel.n_mels
         bone, *others = features.split(self.config.rows, 1)
         air = [(mel[:, None] - MEAN) / SCALE for mel in others[: inputs - 1]]
@@ -171,12 +172,12 @@ class Restorer(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Frames that pool into one at the bottom: windows of a file must begin at multiples of it."""
+        """The number of frames that are pooled into one at the bottom; windows of a file begin at multiples of it."""
         return prod(self.config.time_strides)
 
     @property
     def context(self) -> int:
-        """Frames of mel that a restored frame depends on, on each side, at most."""
+        """The largest number of mel frames on each side that a restored frame depends on."""
         frames, stride = 2, 1
         for step in self.config.time_strides:
             frames += 2 * 2 * self.config.blocks * stride + (step - 1) * stride

@@ -1,4 +1,4 @@
-"""What a restorer is told of the microphones: log-mels of each, and what else its settings ask for."""
+"""The input features of a restorer: the log-mels of each microphone, and the additional features of its settings."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,8 @@ from twostage.models.restorer import RestorerConfig
 class RestorerFeatures(nn.Module):
     """Audio (B, inputs, T), bone first -> (B, inputs * n_mels + rows of features, L), as ``Restorer`` takes it.
 
-    Features are of the bone channel, which hears the wearer alone. The ``mel`` is its owner's: the spectrograms that it
-    makes of a stream serve the vocoder as well.
+    Additional features are computed from the bone channel, which picks up the wearer alone. ``mel`` belongs to the
+    owner of this module: the spectrograms that it computes of a stream are used by the vocoder as well.
     """
 
     def __init__(self, config: RestorerConfig) -> None:
@@ -27,6 +27,6 @@ class RestorerFeatures(nn.Module):
         return self.of(mel, mel.stft.spectrum(rows).chunk(self.inputs, -3))
 
     def of(self, mel: LogMel, spectra: Sequence[Tensor]) -> Tensor:
-        """The same of each channel's spectrogram, as ``mel.stft.spectrum`` gives it."""
+        """The features for the spectrogram of each channel, as ``mel.stft.spectrum`` returns it."""
         rows = [mel.of(spectrum) for spectrum in spectra]
         return torch.cat(rows if self.pitch is None else [*rows, self.pitch(spectra[0])], 1)

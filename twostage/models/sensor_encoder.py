@@ -1,10 +1,10 @@
-"""The encoder by which the generator hears the sensor: a waveform to activations at every rate of the generator.
+"""The encoder of the sensor's waveform: audio to activations at every rate of the generator.
 
-A mel says neither where the harmonics lie nor what their phase is; the sensor's waveform says both for the low band.
-Compare Andreev et al., "HiFi++: a Unified Framework for Bandwidth Extension and Speech Enhancement", ICASSP 2023, which
-puts a waveform U-Net behind a HiFi-GAN generator; here the generator is the upward half of the U-Net. Strided layers
-lie as the generator's transposed ones do, so that every activation is added where its samples are; causal, a step sees
-no sample after its own, and a frame none after its hop.
+A mel contains neither the exact frequencies of the harmonics nor their phase; the sensor's waveform contains both, for
+the low band. Compare Andreev et al., "HiFi++: a Unified Framework for Bandwidth Extension and Speech Enhancement",
+ICASSP 2023, which puts a waveform U-Net behind a HiFi-GAN generator; here the generator is the decoder half of the
+U-Net. Strided layers are aligned with the generator's transposed ones, so that every activation is added at the
+position of its samples. In causal models, a step depends on no sample after its own, and a frame on none after its hop.
 """
 
 from collections.abc import Sequence
@@ -20,18 +20,18 @@ KERNEL = 7  # of the first convolution, as of the generator's last
 
 
 def silent(conv: Conv1d) -> Conv1d:
-    """A convolution that begins as zero."""
+    """A convolution that is initialized with zeros."""
     for parameter in conv.parameters():
         nn.init.zeros_(parameter)
     return conv
 
 
 class SensorEncoder(nn.Module):
-    """Sensor audio (B, 1, L * hop_length) -> what is added to the generator's activations, from the frame rate upwards.
+    """Sensor audio (B, 1, L * hop_length) -> the activations to add in the generator, from the frame rate upwards.
 
-    ``channels``, ``rates`` and ``kernel_sizes`` are the generator's: channels of the frame rate and of each level
-    behind an upsampling, whose rates the encoder strides by in reverse. The output layers begin at zero, so that the
-    generator begins as it is without an encoder.
+    ``channels``, ``rates`` and ``kernel_sizes`` are those of the generator: the channels at the frame rate and after
+    each upsampling layer, whose rates are the encoder's strides in reverse. The output layers are initialized with
+    zeros, so that the generator starts as one without an encoder.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Both stages as one enhancer: the only place that sees the restorer and the vocoder together."""
+"""Both stages as one enhancer: the only module that knows the restorer and the vocoder together."""
 
 from dataclasses import dataclass, field
 
@@ -26,14 +26,14 @@ class TwoStageConfig(EnhancerConfig):
 
     @property
     def inputs(self) -> int:
-        """Channels that the restorer hears: bone, or bone and air."""
+        """The number of input channels of the restorer: bone, or bone and air."""
         return self.restorer.inputs
 
 
 class TwoStage(StreamingModule):
     """Bone-conducted audio (B, 1, T) -> restored audio (B, 1, T // hop_length * hop_length).
 
-    Of a restorer with two inputs, bone and air: (B, 2, T) -> (B, 1, T // hop_length * hop_length).
+    If the restorer has two inputs, bone and air: (B, 2, T) -> (B, 1, T // hop_length * hop_length).
     """
 
     config: TwoStageConfig
@@ -51,9 +51,10 @@ class TwoStage(StreamingModule):
         return super().forward(audio) if self.causal else self.forward_chunk(audio)
 
     def forward_chunk(self, audio: Tensor) -> Tensor:
-        """The next chunk of a stream, a multiple of ``stride`` long, ``delay`` samples late.
+        """Process the next chunk of a stream, a multiple of ``stride`` long; the output is ``delay`` samples late.
 
-        Calls follow each other within ``nn.streaming.streaming``; not causal, the chunk is all of the signal.
+        Within ``nn.streaming.streaming``, calls continue one stream. If the model is not causal, the chunk is the whole
+        signal.
         """
         input_spectra = self.mel.stft.input_spectra(audio)
         return self.vocoder.forward_chunk(self.restored(input_spectra), input_spectra, audio[:, :1])
@@ -65,17 +66,17 @@ class TwoStage(StreamingModule):
 
     @property
     def causal(self) -> bool:
-        """Whether ``forward_chunk`` can take a stream in chunks."""
+        """Whether ``forward_chunk`` can process a stream in chunks."""
         return self.config.vocoder.mel.causal
 
     @property
     def inputs(self) -> int:
-        """Channels of audio: bone, or bone and air."""
+        """The number of channels of audio: bone, or bone and air."""
         return self.config.restorer.inputs
 
     @property
     def delay(self) -> int:
-        """Samples by which what ``forward_chunk`` gives is late."""
+        """The number of samples by which the output of ``forward_chunk`` is late."""
         return self.vocoder.delay
 
     @property
@@ -88,15 +89,15 @@ class TwoStage(StreamingModule):
 
     @property
     def stride(self) -> int:
-        """Samples that a window of a longer signal must begin at a multiple of."""
+        """Windows of a longer signal begin at multiples of this number of samples."""
         return self.hop_length * self.restorer.stride
 
     @property
     def context(self) -> int:
-        """Samples that an output sample depends on, on each side, at most."""
+        """The largest number of samples on each side that an output sample depends on."""
         return self.hop_length * (self.restorer_context + self.vocoder.context)
 
     @property
     def restorer_context(self) -> int:
-        """Frames of the input, on each side, that a restored frame depends on, at most."""
+        """The largest number of input frames on each side that a restored frame depends on."""
         return -(-self.config.vocoder.mel.n_fft // self.hop_length) + self.restorer.context

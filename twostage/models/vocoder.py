@@ -1,8 +1,8 @@
 """Stage two: the HiFi-GAN generator, log-mels to a waveform.
 
-Source: Kong, Kim and Bae, "HiFi-GAN: Generative Adversarial Networks for Efficient and High Fidelity Speech
-Synthesis", NeurIPS 2020, section 2.2 and appendix A.1. Module names are those of the authors' checkpoints. With
-``sensor_input`` the sensor's waveform is heard too, by ``models/sensor_encoder.py``.
+Source: Kong, Kim and Bae, "HiFi-GAN: Generative Adversarial Networks for Efficient and High Fidelity Speech Synthesis",
+NeurIPS 2020, section 2.2 and appendix A.1. Module names are those of the authors' checkpoints. With ``sensor_input``
+the sensor's waveform is an additional input (``models/sensor_encoder.py``).
 """
 
 from dataclasses import dataclass, field, replace
@@ -86,7 +86,7 @@ class VocoderConfig:
 
     @property
     def mel_of_losses(self) -> MelConfig:
-        """Settings of the log-mels of a training's losses: those of ``mel`` up to ``fmax_for_loss``."""
+        """The settings of the log-mels in a training's losses: those of ``mel`` up to ``fmax_for_loss``."""
         return replace(self.mel, fmax=self.fmax_for_loss or self.mel.sample_rate / 2)
 
 
@@ -118,9 +118,10 @@ class Vocoder(nn.Module):
             self.griffin_lim = GriffinLim(config.mel, config.griffin_lim, config.input_phase_below)
 
     def forward(self, mel: Tensor, input_spectra: InputSpectra | None = None, sensor: Tensor | None = None) -> Tensor:
-        """``input_spectra``: of what was restored, for Griffin-Lim, if there is any.
+        """``input_spectra`` are those of the restored input, for Griffin-Lim, if it is used.
 
-        ``sensor`` (B, 1, L * hop_length): what was restored, for a generator with ``sensor_input``; None is silence.
+        ``sensor`` (B, 1, L * hop_length): the waveform of the input, for a generator with ``sensor_input``; None is
+        silence.
         """
         if not self.delay or not mel.shape[-1]:
             return self.forward_chunk(mel, input_spectra, sensor)
@@ -135,11 +136,11 @@ class Vocoder(nn.Module):
     def forward_chunk(
         self, mel: Tensor, input_spectra: InputSpectra | None = None, sensor: Tensor | None = None
     ) -> Tensor:
-        """The next chunk of a stream, of frames as ``forward`` takes them, ``delay`` samples late."""
+        """Process the next chunk of a stream, frames as in ``forward``; the output is ``delay`` samples late."""
         return self.finish(self.generate(mel, sensor), mel, input_spectra)
 
     def generate(self, mel: Tensor, sensor: Tensor | None = None) -> Tensor:
-        """What the generator alone makes of log-mels, without Griffin-Lim; ``sensor`` as in ``forward``."""
+        """The output of the generator alone, without Griffin-Lim; ``sensor`` as in ``forward``."""
         x, (skip, *skips) = self.conv_pre(mel.to(next(self.conv_pre.parameters()).dtype)), self._skips(mel, sensor)
         x = x if skip is None else x + skip
         for up, blocks, skip in zip(self.ups, self._levels(), skips, strict=True):
@@ -149,7 +150,7 @@ class Vocoder(nn.Module):
         return torch.tanh(self.conv_post(F.leaky_relu_(x, LAST_SLOPE)).float())
 
     def _skips(self, mel: Tensor, sensor: Tensor | None) -> list[Tensor] | list[None]:
-        """What is added to the activations of each rate, from the frame rate upwards; nothing without an encoder."""
+        """The activations of the encoder for each rate, from the frame rate upwards; empty without an encoder."""
         if self.encoder is None:
             return [None] * (1 + len(self.ups))
         samples = mel.shape[-1] * self.config.mel.hop_length
@@ -159,7 +160,7 @@ class Vocoder(nn.Module):
         return skips
 
     def finish(self, audio: Tensor, mel: Tensor, input_spectra: InputSpectra | None) -> Tensor:
-        """What ``generate`` made of ``mel``, with Griffin-Lim, if there is any and this is no training."""
+        """The output of ``generate`` for ``mel``, after Griffin-Lim, if it is used and the model is not in training."""
         return self.griffin_lim(audio, mel, input_spectra) if self.griffin_lim and not self.training else audio
 
     def _levels(self) -> list[list[nn.Module]]:
@@ -173,22 +174,22 @@ class Vocoder(nn.Module):
 
     @property
     def delay(self) -> int:
-        """Samples by which what ``forward_chunk`` gives is late: those that Griffin-Lim waits for."""
+        """The number of samples by which the output of ``forward_chunk`` is late: those that Griffin-Lim waits for."""
         return self.griffin_lim.delay if self.griffin_lim and not self.training else 0
 
     @property
     def context(self) -> int:
-        """Frames of mel, and of the sensor's waveform, that an output sample depends on, on each side, at most."""
+        """The largest number of frames, of mel and sensor waveform, on each side that an output sample depends on."""
         return self.generator_context + self.finish_context
 
     @property
     def finish_context(self) -> int:
-        """Frames that ``finish`` depends on, on each side, at most."""
+        """The largest number of frames on each side that ``finish`` depends on."""
         return self.griffin_lim.context if self.griffin_lim else 0
 
     @property
     def generator_context(self) -> int:
-        """Frames that ``generate`` depends on, on each side, at most."""
+        """The largest number of frames on each side that ``generate`` depends on."""
         config, rate, frames = self.config, 1, 3.0
         if self.encoder is not None:  # which sees further than the convolution of mels beside it
             frames = self.encoder.receptive_field

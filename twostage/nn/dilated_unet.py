@@ -17,10 +17,10 @@ BOTTOM = 7  # kernel size of the convolutions at the bottom
 
 
 class DilatedUnet(nn.Module):
-    """(B, channels, L) -> (B, channels, L), L a multiple of ``stride``. Every level has twice the channels of the last.
+    """(B, channels, L) -> (B, channels, L), L a multiple of ``stride``. Each level doubles the channels.
 
-    ``unit`` makes a residual unit of kernel size 3 from its channels and dilation; ``strides``, all even, are those of
-    the levels, ``bottleneck`` the channels in the middle of the bottom.
+    ``unit`` makes a residual unit of kernel size 3 from its channels and dilation. ``strides``, all even, are those of
+    the levels; ``bottleneck`` is the number of channels inside the bottleneck.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Layers that see time around them or, if causal, before them alone; weight normalization that folds away.
+"""Layers with optional causality, which then use past steps only, and weight normalization that can be folded away.
 
-Causal or not, a layer has the same weights under the same names.
+Causal and non-causal layers have the same weights under the same names.
 """
 
 from collections.abc import Iterable
@@ -118,7 +118,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 
 
 class GRU(nn.GRU):
-    """A GRU of one direction over (B, L, C), which carries its hidden state: -> (B, L, hidden_size)."""
+    """A unidirectional GRU over (B, L, C) that carries its hidden state: -> (B, L, hidden_size)."""
 
     def __init__(self, inputs: int, hidden_size: int, layers: int = 1) -> None:
         super().__init__(inputs, hidden_size, layers, batch_first=True)
@@ -131,7 +131,7 @@ class GRU(nn.GRU):
 
 
 class LSTM(nn.LSTM):
-    """An LSTM of one direction over (B, L, C), which carries hidden state and cell: -> (B, L, hidden_size)."""
+    """A unidirectional LSTM over (B, L, C) that carries its hidden state and cell: -> (B, L, hidden_size)."""
 
     def __init__(self, inputs: int, hidden_size: int, layers: int = 1) -> None:
         super().__init__(inputs, hidden_size, layers, batch_first=True)
@@ -145,7 +145,7 @@ class LSTM(nn.LSTM):
 
 
 def _level(x: Tensor) -> Tensor:
-    """(B, C, L) -> (B, C, 1, L): torch lays out the channels of two-dimensional convolutions alone."""
+    """(B, C, L) -> (B, C, 1, L), because torch optimizes the memory layout of two-dimensional convolutions only."""
     return _channels_together(x[:, :, None])
 
 
@@ -156,7 +156,7 @@ def _channels_together(x: Tensor) -> Tensor:
 
 
 def weight_norm(module: M, std: float | None = None) -> M:
-    """Reparametrize ``module.weight`` as direction times length, first drawing it from N(0, std) where given.
+    """Reparametrize ``module.weight`` as direction times length; it is first drawn from N(0, std) if ``std`` is given.
 
     Source: Salimans and Kingma, "Weight Normalization", 2016, equation 2.
     """
@@ -171,7 +171,7 @@ def weight_norm(module: M, std: float | None = None) -> M:
 
 
 def fold_weight_norm(model: M) -> M:
-    """Replace every normalized weight below ``model`` by the plain one it stands for. Idempotent; returns ``model``."""
+    """Replace every normalized weight below ``model`` by the plain weight. Idempotent; returns ``model``."""
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight")

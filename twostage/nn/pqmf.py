@@ -1,4 +1,4 @@
-"""Pseudo-quadrature mirror filters: audio as bands at a fraction of its rate, and back, all but perfectly.
+"""Pseudo-quadrature mirror filters: audio to bands at a fraction of its rate, and back, almost without error.
 
 Sources: Nguyen, "Near-perfect-reconstruction pseudo-QMF banks", IEEE Transactions on Signal Processing 1994, eq. 1, for
 the bank; Lin and Vaidyanathan, "A Kaiser window approach for the design of prototype filters of cosine modulated

@@ -1,7 +1,8 @@
 """Convolutions of a few positions as one matrix product.
 
-torch's own are made for long inputs and spend a chunk of a stream on preparing; these give the same to rounding, for a
-batch of one, without gradient. Fastest where the channels of a position, in ``x`` and ``weight``, lie side by side.
+torch's convolutions are made for long inputs and spend most of the time of a short chunk on preparation. These give the
+same result up to rounding, for a batch of one and without gradient. They are fastest if the channels of a position lie
+side by side in ``x`` and ``weight``.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ POSITIONS = 512  # above about as many, torch's convolutions are the faster
 
 
 def is_short(x: Tensor) -> bool:
-    """Whether ``x`` (B, C, L) or (B, C, F, L) is better taken here."""
+    """Whether ``x`` (B, C, L) or (B, C, F, L) is processed faster here."""
     return (
         not torch.compiler.is_exporting()  # first: of any length, what is exported holds no decision on one
         and not torch.is_grad_enabled()

@@ -1,7 +1,7 @@
-"""What a causal layer carries from one chunk of a signal to the next; the whole at once is the stream's only chunk.
+"""State that causal layers carry from one chunk of a signal to the next. Offline processing is a stream of one chunk.
 
-Leaves alone hold state. A causal convolution is ``Past`` and a convolution without padding; a transposed one ends in
-``Overlap``. Time is the last axis everywhere.
+Only leaf modules hold state. A causal convolution is ``Past`` followed by a convolution without padding; a transposed
+convolution ends in ``Overlap``. Time is the last axis everywhere.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ FADE = 512  # samples over which the last one of a signal fades out behind its e
 
 
 class StreamState(nn.Module):
-    """A leaf that keeps ``value`` for the next call within ``streaming``; outside, every call is the first."""
+    """A leaf that keeps ``value`` for the next call within ``streaming``; outside of it, every call starts a stream."""
 
     value: Any  # a tensor, or several by name; None at the start
 
@@ -30,7 +30,7 @@ class StreamState(nn.Module):
 
 
 class Past(StreamState):
-    """The ``steps`` before what comes in, zeros at the start, and what comes in: (..., L) -> (..., steps + L)."""
+    """Prepends the last ``steps`` steps of the previous chunks, or zeros at the start: (..., L) -> (..., steps + L)."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()
@@ -47,14 +47,14 @@ class Past(StreamState):
 
 
 class DelayLine(Past):
-    """What comes in, ``steps`` later, zeros at the start: (..., L) -> (..., L)."""
+    """Delays a stream by ``steps`` steps, with zeros at the start: (..., L) -> (..., L)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[..., : x.shape[-1]]
 
 
 class Overlap(StreamState):
-    """Adds what hung over the end of the last chunk, holds back what hangs over this: (..., L + steps) -> (..., L)."""
+    """Adds the tail of the previous chunk and holds back that of this chunk: (..., L + steps) -> (..., L)."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()
@@ -72,18 +72,18 @@ class Overlap(StreamState):
 
 
 def stream_states(model: nn.Module) -> dict[str, StreamState]:
-    """Every leaf of ``model`` that holds state, by name."""
+    """All leaves of ``model`` that hold state, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, StreamState)}
 
 
 def reset_streaming(model: nn.Module) -> None:
-    """Go back to the start of a stream."""
+    """Return to the start of a stream."""
     for leaf in stream_states(model).values():
         leaf.value = None
 
 
 class Delayed(Protocol):
-    """A model that streams, as far as ``offline`` needs to know it; lengths in samples."""
+    """The part of a streaming model that ``offline`` needs. Lengths are in samples."""
 
     @property
     def hop_length(self) -> int: ...
@@ -117,21 +117,21 @@ def continued(audio: Tensor, steps: int) -> Tensor:
 
 
 def tail_length(model: Delayed) -> int:
-    """Samples of ``continued`` with which the last output of a causal model comes, however long the signal is."""
+    """The number of samples of ``continued`` after which the last output of a causal model is complete."""
     return model.delay + model.stride - 1
 
 
 def with_tail(model: Delayed, audio: Tensor) -> Tensor:
-    """A signal (..., T), continued until the last sample of its last whole hop comes out: whole strides."""
+    """Continue a signal (..., T) until the last sample of its last whole hop is output: a multiple of the stride."""
     length = audio.shape[-1] // model.hop_length * model.hop_length
     needed = (length + tail_length(model)) // model.stride * model.stride
     return continued(audio, tail_length(model))[..., :needed]
 
 
 def offline(model: Delayed, audio: Tensor) -> Tensor:
-    """What ``forward_chunk`` makes of all of a signal, in time: (B, C, T) -> (B, 1, T // hop_length * hop_length).
+    """Run ``forward_chunk`` on a whole signal, without its delay: (B, C, T) -> (B, 1, T // hop_length * hop_length).
 
-    ``forward_chunk`` takes multiples of ``stride`` and gives as many samples, ``delay`` later.
+    ``forward_chunk`` takes multiples of ``stride`` and returns as many samples, ``delay`` late.
     """
     length = audio.shape[-1] // model.hop_length * model.hop_length
     return model.forward_chunk(with_tail(model, audio))[..., model.delay : model.delay + length]
@@ -139,9 +139,9 @@ def offline(model: Delayed, audio: Tensor) -> Tensor:
 
 @contextmanager
 def streaming(model: nn.Module) -> Iterator[None]:
-    """Within, calls of ``model`` are chunks of one signal, from its start on.
+    """A context in which calls of ``model`` are chunks of one signal, from its start on.
 
-    Under ``torch.inference_mode`` or ``no_grad``: else the graph of every chunk hangs on the next.
+    Use it under ``torch.inference_mode`` or ``no_grad``: otherwise the graph of every chunk is connected to the next.
     """
     reset_streaming(model)
     for leaf in stream_states(model).values():

@@ -1,4 +1,4 @@
-"""The adversary of a generator: discriminators with their optimizer.
+"""Adversarial training of a generator: the discriminators with their optimizer.
 
 Source of the procedure: Kong et al., "HiFi-GAN", 2020, section 2.4.
 """
@@ -36,11 +36,11 @@ Precision = Callable[[], AbstractContextManager[object]]
 
 @dataclass(frozen=True, kw_only=True)
 class AdversaryRules:
-    """What holds for every adversary, whatever it is of.
+    """Settings that every adversary has.
 
-    ``adaptive`` scales the adversarial loss so that its gradient at the generator's last layer is as long as that of
-    all other losses together, before its weight (Esser et al., VQGAN, 2021); or, as "each", every loss so that its
-    gradient there has the length of its weight (``LossBalancer``).
+    ``adaptive`` scales the adversarial loss so that the norm of its gradient at the generator's last layer equals that
+    of all other losses together, before its weight (Esser et al., VQGAN, 2021). With "each", every loss is scaled so
+    that the norm of its gradient there equals its weight (``LossBalancer``).
     """
 
     loss: str = "least_squares"  # least_squares, hinge, or bounded_hinge (logits above one gain nothing)
@@ -62,13 +62,13 @@ class AdversaryRules:
             )
 
     def discriminators(self) -> nn.Module:
-        """New discriminators: of what is real or fake to lists of maps, the last of each its logits."""
+        """New discriminators: from real or fake signals to lists of maps, the last of each its logits."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class AdversaryConfig(AdversaryRules):
-    """The adversary of a vocoder, whose discriminators are of audio (B, 1, T)."""
+    """The adversary of a vocoder: discriminators of audio (B, 1, T)."""
 
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)  # of audio
 
@@ -78,9 +78,9 @@ class AdversaryConfig(AdversaryRules):
 
 @dataclass(frozen=True)
 class MelAdversaryConfig(AdversaryRules):
-    """The adversary of a restorer, whose discriminator is of log-mels (B, n_mels, L).
+    """The adversary of a restorer: a discriminator of log-mels (B, n_mels, L).
 
-    Its section has a name of its own, so that one file can hold the discriminators of both stages.
+    Its section has a name of its own, so that one file can contain the discriminators of both stages.
     """
 
     mel_discriminator: MelDiscriminatorConfig = field(default_factory=MelDiscriminatorConfig)  # of log-mels
@@ -90,7 +90,7 @@ class MelAdversaryConfig(AdversaryRules):
 
 
 class DiscriminatorLoss(nn.Module):
-    """The discriminators' loss as one forward, which is what DistributedDataParallel needs."""
+    """The loss of the discriminators as one forward, as DistributedDataParallel requires."""
 
     def __init__(self, discriminators: nn.Module, loss: str) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class DiscriminatorLoss(nn.Module):
 
 
 class Adversary:
-    """Tells real from fake, audio or log-mels as its configuration says, and tells a generator how well it fools."""
+    """Discriminators of real and fake audio or log-mels, and the adversarial loss of the generator."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Adversary:
         precision: Precision = nullcontext,
         wrap: Callable[[nn.Module], nn.Module] = nn.Module.train,
     ) -> None:
-        """``precision`` makes the context (autocast) of forwards, ``wrap`` distributes the loss module."""
+        """``precision`` returns the context (autocast) of forwards; ``wrap`` distributes the loss module."""
         self.config, self._optimizing, self._precision = config, optimizer, precision
         self.discriminators = config.discriminators().to(device)
         self.optimizer = optim.adamw(self.discriminators.parameters(), optimizer)
@@ -120,7 +120,7 @@ class Adversary:
         self._discriminator_loss = wrap(DiscriminatorLoss(self.discriminators, config.loss))
 
     def train_step(self, fake: Tensor, real: Tensor, rate: float) -> dict[str, Tensor]:
-        """One step at the learning rate ``rate``; the generator gets no gradient from it."""
+        """Train the discriminators for one step with learning rate ``rate``, without a gradient for the generator."""
         with self._precision():
             loss = self._discriminator_loss(fake.detach(), real)
         loss.backward()

@@ -74,7 +74,7 @@ class DataConfig(PairConfig):
 
 @dataclass(frozen=True)
 class ValidConfig:
-    """Measuring on held-out speech, with the averaged weights."""
+    """Validation on held-out speech, with the averaged weights."""
 
     every: int = 1000  # steps from one measurement to the next
     items: int = 16  # files, spread over the manifests
@@ -102,7 +102,7 @@ class ValidConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What every training has."""
+    """Settings that every training has."""
 
     run_dir: str  # directory of the training
     steps: int  # how many, in all
@@ -128,7 +128,7 @@ class RunConfig:
             raise ConfigError("steps, log_every and save_every must be at least 1, threads not negative")
 
     def check_mel(self, mel: MelConfig) -> None:
-        """Raise ConfigError if segments do not suit the mel settings."""
+        """Raise ConfigError if the length of segments does not fit the mel settings."""
         if self.data.sample_rate != mel.sample_rate:
             raise ConfigError(f"data.sample_rate is {self.data.sample_rate}, mel.sample_rate {mel.sample_rate}")
         if self.data.segment_length % mel.hop_length:
@@ -137,7 +137,7 @@ class RunConfig:
             )
 
     def check_inputs(self, name: str, inputs: int) -> None:
-        """Raise ConfigError if a model of so many ``inputs``, a setting of that ``name``, gets other channels."""
+        """Raise ConfigError if the data do not have the channels of a model with ``inputs``, the setting ``name``."""
         if inputs != self.data.channels:
             channels = f"{list(self.data.air_snr_db)}: 2 channels" if self.data.air_snr_db else "empty"
             raise ConfigError(f"{name} is {inputs}, but data.air_snr_db is {channels}")
@@ -147,7 +147,7 @@ class RunConfig:
 class RestorerRun(RunConfig):
     """Stage one.
 
-    ``adversary`` is of log-mels; it takes part if one of its weights, ``adv`` and ``fm``, is not zero.
+    ``adversary`` is a discriminator of log-mels; it is used if one of its weights, ``adv`` and ``fm``, is not zero.
     """
 
     restorer: RestorerConfig = field(default_factory=RestorerConfig)  # the model
@@ -232,14 +232,14 @@ class EnhancerRun(RunConfig):
 
     @property
     def architecture(self) -> EnhancerConfig:
-        """``model`` as the system's own settings."""
+        """``model`` as the settings of the system itself."""
         return build(ENHANCERS[self.enhancer][0], self.model, "model")
 
 
 def check_adaptive(adversary: AdversaryRules, weights: LossWeights, beside: Collection[str] = ()) -> None:
-    """Raise ConfigError for an adaptive adversary that losses of these weights cannot be balanced with.
+    """Raise ConfigError for an adaptive adversary that cannot be balanced with losses of these weights.
 
-    ``beside``: terms whose gradient does not reach the layer where they are balanced.
+    ``beside``: terms whose gradient does not reach the layer where losses are balanced.
     """
     count = {name for name, weight in named(weights).items() if weight}
     if not adversary.adaptive or not count & set(ADVERSARIAL):
@@ -263,23 +263,23 @@ C = TypeVar("C", bound=RunConfig)
 def load_config(cls: type[C], files: Iterable[str], overrides: Sequence[str] = (), *, stored: bool = False) -> C:
     """Merge YAML files and ``key=value`` overrides, left to right, into checked settings.
 
-    A name without a folder is looked up here and among the shipped configurations. A file may hold sections of several
-    trainings: those of others are left out. Files that a training ``stored`` may have settings under the names that
-    they had then. Raises ConfigError, one line that names the file or the field.
+    A name without a folder is looked up in the current folder and among the shipped configurations. A file may contain
+    sections of several trainings: those of others are left out. Files that a training ``stored`` may have settings
+    under their former names. Raises ConfigError, one line that names the file or the field.
     """
     return build(cls, _merged(cls, files, overrides, stored))
 
 
 def preview(cls: type[RunConfig], files: Iterable[str], overrides: Sequence[str] = ()) -> str:
-    """The same settings as YAML, with every default, before they are complete: ??? stands for what must be given.
+    """The same settings as YAML, with all defaults, possibly incomplete: ??? marks settings that must be given.
 
-    Names and types are checked as in ``load_config``, not whether values are possible or files exist.
+    Names and types are checked as in ``load_config``, but not whether values are possible or files exist.
     """
     return OmegaConf.to_yaml(OmegaConf.create(_plain(complete(cls, _merged(cls, files, overrides)))))
 
 
 def with_new_names(cls: type[RunConfig], values: Any) -> Any:
-    """What a training of the kind ``cls`` stored of its settings, under the names that they have now."""
+    """The settings that a training of the kind ``cls`` stored, under their present names."""
     values = translated(cls, values)
     system = values.get("enhancer") if isinstance(values, dict) else None
     if system in ENHANCERS and "model" in values:
@@ -301,7 +301,7 @@ def _merged(cls: type[RunConfig], files: Iterable[str], overrides: Sequence[str]
 
 
 def to_yaml(settings: RunConfig) -> str:
-    """The text of a file that ``load_config`` makes the same settings of."""
+    """The YAML text from which ``load_config`` makes the same settings."""
     return OmegaConf.to_yaml(OmegaConf.create(plain(settings)))
 
 

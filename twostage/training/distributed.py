@@ -1,4 +1,4 @@
-"""Several processes that train one model: what torchrun's environment says, and DistributedDataParallel."""
+"""Several processes that train one model: torchrun's environment, and DistributedDataParallel."""
 
 import os
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from twostage.utils.devices import device_for
 
 @dataclass(frozen=True)
 class Team:
-    """This process among ``world``; the one with ``rank`` 0 writes files."""
+    """This process among ``world`` processes; the one with ``rank`` 0 writes files."""
 
     device: torch.device
     rank: int = 0
@@ -29,7 +29,7 @@ class Team:
         return DistributedDataParallel(module, broadcast_buffers=False)
 
     def gather(self, value: Any) -> list[Any]:
-        """What every process calls this with, by rank."""
+        """The values that all processes pass to this call, by rank."""
         if self.world == 1:
             return [value]
         values = [None] * self.world
@@ -39,7 +39,7 @@ class Team:
 
 @contextmanager
 def team(device: str) -> Iterator[Team]:
-    """Join the processes that torchrun started; alone if it started none. ``device``: one of ``DEVICES``."""
+    """Join the processes that torchrun started; a team of one if it started none. ``device``: one of ``DEVICES``."""
     kind = device_for(device)
     local = int(os.environ.get("LOCAL_RANK", 0))
     chosen = torch.device(kind, local) if kind == "cuda" else torch.device(kind)

@@ -1,7 +1,7 @@
-"""What a training learns from and is measured on, in a few numbers: enough to notice that a resumption has other data.
+"""A fingerprint of the training and validation data in a few numbers, which detects a resumption with other data.
 
-Paths may change between a training and its resumption, contents may not: names of folders do not count, and sound is
-compared by its levels, so that a file that was moved, or coded anew without loss, is the same.
+Paths may change between a training and its resumption, contents may not. Names of folders are therefore ignored, and
+sound is compared by its levels, so that a file that was moved or recoded without loss is the same.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ SPEECH, NOISE, HELD_OUT, LISTENER = "data.train", "data.noise", "data.valid", "v
 def fingerprint(
     entries: Sequence[Entry], noise: Iterable[str], held_out: Sequence[Example], listener: nn.Module | None
 ) -> dict[str, Any]:
-    """Tensors and texts by the setting that they are of, for a training's state."""
+    """Tensors and texts for a training's state, by the setting that they belong to."""
     speech = sorted((_leaf(e.clean), _leaf(e.degraded), round(e.delay, 6), round(e.seconds, 2)) for e in entries)
     weights = sorted(listener.state_dict().items()) if listener else []
     return {
@@ -35,9 +35,9 @@ def fingerprint(
 
 
 def changed(ours: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
-    """The first setting whose contents are not those that were stored; empty if there is none, or nothing was stored.
+    """The first setting whose contents differ from the stored ones; empty if there is none, or nothing was stored.
 
-    States from before there were fingerprints have none.
+    States of earlier versions have no fingerprints.
     """
     for name in (SPEECH, NOISE, LISTENER):
         if name in stored and ours[name] != stored[name]:
@@ -48,7 +48,7 @@ def changed(ours: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
 
 
 def _levels(example: Example) -> Tensor:
-    """Samples, and the levels of both sides in PARTS stretches."""
+    """The samples, and the levels of both sides in PARTS segments."""
     both = torch.cat([example.degraded, example.clean], 1)[0].double().cpu()
     levels = [part.square().mean(-1).sqrt() for part in both.tensor_split(PARTS, -1) if part.shape[-1]]
     return torch.cat([torch.tensor([float(both.shape[-1])], dtype=torch.float64), *levels])

@@ -1,4 +1,4 @@
-"""What a training tells: TensorBoard (scalars, sound, pictures), a JSONL file and lines on the console."""
+"""Logs of a training: TensorBoard (scalars, sound, pictures), a JSONL file and lines on the console."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ COLORS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252,
 
 
 class RunLog:
-    """The logs of one run directory, from ``step`` on: what an interrupted run logged beyond it is dropped.
+    """The logs of one run directory from ``step`` on; entries of an interrupted run after that step are dropped.
 
     Used in a ``with`` block. Raises OutputError, one line, where the logs cannot be written.
     """
@@ -93,7 +93,7 @@ class RunLog:
             raise OutputError(f"logs cannot be written ({error.strerror or error})", subject=self.directory) from None
 
     def _of_a_thread(self, args: threading.ExceptHookArgs) -> None:
-        """TensorBoard's writer has a thread; what it raises is raised again where the log is written to next."""
+        """Raise exceptions of the thread of TensorBoard's writer where the log is written to next."""
         if not isinstance(args.exc_value, OSError):
             self._told(args)
 
@@ -108,7 +108,7 @@ class RunLog:
 
 
 class Clock:
-    """Steps a second, the time that is left, and the share of time spent waiting for data."""
+    """Steps per second, the remaining time, and the share of time spent waiting for data."""
 
     def __init__(self) -> None:
         self.steps, self.waited, self.seconds = 0, 0.0, 0.0

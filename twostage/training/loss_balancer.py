@@ -1,7 +1,8 @@
-"""Losses that pull alike: each is divided by the length of its gradient at the last layer, averaged over steps.
+"""Balances losses: each is divided by the norm of its gradient at the last layer, averaged over steps.
 
-Source: Defossez et al., "High Fidelity Neural Audio Compression" (EnCodec), 2022, section 3.4, as the authors of EBEN
-have it: gradients at the last layer's weights, a momentum of 0.9, an average that begins at the first length.
+Source: Defossez et al., "High Fidelity Neural Audio Compression" (EnCodec), 2022, section 3.4, in the form used by the
+authors of EBEN: gradients at the last layer's weights, a momentum of 0.9, and an average that starts from the first
+norm.
 """
 
 from collections.abc import Mapping
@@ -14,13 +15,13 @@ LEAST, MOST = 1e-4, 1e4  # of a length, and of a factor
 
 
 class LossBalancer:
-    """Keeps the averaged ``lengths`` by name of loss, which go into the state of a training."""
+    """Keeps the averaged ``lengths`` of gradients by name of loss. They are part of the state of a training."""
 
     def __init__(self) -> None:
         self.lengths: dict[str, Tensor] = {}
 
     def factors(self, losses: Mapping[str, Tensor], last_layer: Tensor) -> dict[str, Tensor]:
-        """What to multiply each of ``losses`` with, in (0, MOST], without gradient; one step of the averages."""
+        """The factors of ``losses``, in (0, MOST], without gradient; updates the averages by one step."""
         gradients = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in losses.values()]
         lengths = mean_of_processes(torch.stack([gradient.norm() for gradient in gradients]).detach())
         for name, length in zip(losses, lengths.unbind(), strict=True):
@@ -30,7 +31,7 @@ class LossBalancer:
 
 
 def mean_of_processes(value: Tensor) -> Tensor:
-    """The mean over the processes of a distributed training; ``value`` itself where there is one."""
+    """The mean over the processes of a distributed training; ``value`` itself without one."""
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(value, torch.distributed.ReduceOp.SUM)
         value = value / torch.distributed.get_world_size()

@@ -37,15 +37,15 @@ def generator_hinge(fake: Maps) -> Tensor:
 
 
 def generator_bounded_hinge(fake: Maps) -> Tensor:
-    """Generator's hinge loss as SEANet and EBEN have it: logits above one gain nothing."""
+    """Generator's hinge loss in the form of SEANet and EBEN: logits above one have no gradient."""
     return torch.stack([F.relu(1 - f[-1]).mean() for f in fake]).sum()
 
 
 def feature_matching(real: Maps, fake: Maps, *, logits: bool = True) -> Tensor:
-    """L1 between maps, mean of each, summed (Kumar et al., MelGAN, 2019; HiFi-GAN, equation 4).
+    """L1 between feature maps, mean of each, summed (Kumar et al., MelGAN, 2019; HiFi-GAN, equation 4).
 
-    With ``logits`` the last map of each sub-discriminator counts too, as in HiFi-GAN's code, whose weight of 2 is for
-    that; without, hidden maps alone, as in MelGAN's and EBEN's.
+    With ``logits``, the last map of each sub-discriminator is included, as in HiFi-GAN's code, whose weight of 2
+    belongs to that; without, only the hidden maps are, as in MelGAN's and EBEN's.
     """
     last = None if logits else -1
     pairs = [(r, f) for rs, fs in zip(real, fake, strict=True) for r, f in zip(rs[:last], fs[:last], strict=True)]
@@ -58,17 +58,17 @@ def mel_l1(fake: Tensor, real: Tensor) -> Tensor:
 
 
 def mel_quantile(fake: Tensor, real: Tensor, quantile: float = 0.5) -> Tensor:
-    """Twice the pinball loss, whose least value is at the quantile of what ``real`` could be; 0.5 gives ``mel_l1``.
+    """Twice the pinball loss, which is minimized by a quantile of ``real`` given the input; 0.5 gives ``mel_l1``.
 
-    Source: Koenker and Bassett, "Regression quantiles", Econometrica 1978. Below 0.5, bands whose level cannot be known
-    come out quieter, the less they can be known the more, and bands that are certain as they are.
+    Source: Koenker and Bassett, "Regression quantiles", Econometrica 1978. Below 0.5, bands with an uncertain level
+    become quieter, the more the less certain they are, and bands with a certain level stay as they are.
     """
     short = real - fake
     return 2 * torch.maximum(quantile * short, (quantile - 1) * short).mean()
 
 
 def negative_si_sdr(fake: Tensor, real: Tensor) -> Tensor:
-    """Minus the mean scale-invariant signal-to-distortion ratio of audio (B, 1, T), dB; means are taken off.
+    """Minus the mean scale-invariant signal-to-distortion ratio of audio (B, 1, T) in dB; means are subtracted.
 
     Source: Le Roux et al., "SDR - half-baked or well done?", ICASSP 2019, equation 3.
     """
@@ -98,10 +98,10 @@ class MultiResolutionStft(nn.Module):
 
 
 class MultiScaleMel(nn.Module):
-    """Log-mel L1 at many resolutions, from the pulse to the harmonic, mean over them: two (B, 1, T) -> scalar.
+    """Log-mel L1 at many resolutions, from single pulses to single harmonics, mean over them: two (B, 1, T) -> scalar.
 
-    Source: Kumar et al., "High-Fidelity Audio Compression with Improved RVQGAN" (DAC), NeurIPS 2023, section 3.4.
-    Bands grow with the window, as many as are each a bin wide at least.
+    Source: Kumar et al., "High-Fidelity Audio Compression with Improved RVQGAN" (DAC), NeurIPS 2023, section 3.4. The
+    number of bands grows with the window, as long as each band is at least one bin wide.
     """
 
     def __init__(self, config: MelConfig, n_ffts: Sequence[int] = (64, 128, 256, 512, 1024, 2048)) -> None:
@@ -114,7 +114,7 @@ class MultiScaleMel(nn.Module):
 
 
 def adaptive_weight(content: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """Weight that levels the two losses' gradients at ``last_layer``, in [0, 1e4], without gradient.
+    """The weight that equalizes the two losses' gradients at ``last_layer``, in [0, 1e4], without gradient.
 
     Source: Esser, Rombach and Ommer, "Taming Transformers" (VQGAN), CVPR 2021, equation 7.
     """
@@ -126,19 +126,19 @@ def adaptive_weight(content: Tensor, adversarial: Tensor, last_layer: Tensor) ->
 def delta_l1(fake: Tensor, real: Tensor) -> Tensor:
     """Mean absolute difference of the slopes of two log-mels (B, n_mels, L) along time and along frequency, summed.
 
-    It sees what an L1 of levels smooths away: onsets and the edges of formants.
+    It penalizes what an L1 of levels smooths away: onsets and the edges of formants.
     """
     return F.l1_loss(fake.diff(dim=-1), real.diff(dim=-1)) + F.l1_loss(fake.diff(dim=-2), real.diff(dim=-2))
 
 
 def ssim_distance(fake: Tensor, real: Tensor, *, floor: float, span: float = 12.0, size: int = 7) -> Tensor:
-    """One minus the mean structural similarity of two log-mels (B, n_mels, L), in [0, 2]: blur costs, as lost contrast.
+    """One minus the mean structural similarity of two log-mels (B, n_mels, L), in [0, 2]; it penalizes blur.
 
     Source: Wang, Bovik, Sheikh and Simoncelli, "Image Quality Assessment: From Error Visibility to Structural
     Similarity", TIP 2004, equation 13. Pictures have no values below black, so ``floor``, the least log-mel, in nepers,
     counts as zero. ``span``, in nepers, is the paper's dynamic range L: speech reaches about 12 above a floor of
-    log(1e-5). K1 and K2 are the paper's. Windows are ``size`` bands by ``size`` frames, all of one weight; at the edges
-    they hold what there is.
+    log(1e-5). K1 and K2 are the paper's. Windows are ``size`` bands by ``size`` frames, all with the same weight; at
+    the edges they contain only existing values.
     """
     c1, c2 = (0.01 * span) ** 2, (0.03 * span) ** 2
     x, y = fake.float() - floor, real.float() - floor
@@ -151,12 +151,12 @@ def ssim_distance(fake: Tensor, real: Tensor, *, floor: float, span: float = 12.
 
 
 class Intelligibility(nn.Module):
-    """One minus the mean of STOI and ESTOI, both read off log-mels: two (B, n_mels, L) -> scalar in [0, 2].
+    """One minus the mean of STOI and ESTOI, both approximated from log-mels: two (B, n_mels, L) -> scalar in [0, 2].
 
     Envelopes of third-octave bands from 150 Hz are correlated over 384 ms, band by band (Taal et al., "An Algorithm for
     Intelligibility Prediction of Time-Frequency Weighted Noisy Speech", TASLP 2011, section II) and frame by frame
-    (Jensen and Taal, TASLP 2016, section III). Differs from them in the mel's frames and bands, no clipping, and
-    stretches weighted by the clean speech's energy instead of silent frames being left out.
+    (Jensen and Taal, TASLP 2016, section III). What differs from them: the frames and bands are those of the mel, there
+    is no clipping, and segments are weighted by the energy of the clean speech instead of leaving out silent frames.
     """
 
     octaves: Tensor

@@ -1,4 +1,4 @@
-"""What a training does besides learning: it reports, measures itself on held-out speech, and keeps its state."""
+"""Everything that a training does besides learning: logging, validation on held-out speech, saving its state."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ STATE, BEST, LAST = "state.pt", "best.safetensors", "last.safetensors"
 
 
 class Monitor:
-    """Hears of every step of ``fit``. Its intervals are those of the settings; the last step counts as due for all."""
+    """Called after every step of ``fit``. The intervals are those of the settings; the last step is due for all."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Monitor:
         self._shown = True
 
     def _tell_bounds(self, step: int) -> None:
-        """Between which scores those of the model are to be read; they never change."""
+        """Log the scores of the input and of the clean speech, the bounds for those of the model; they never change."""
         for side, scores in bounds(self.held_out, self.settings.valid.metrics, self.settings.data.sample_rate).items():
             self.log.scalars(step, scores, f"valid_{side}")
             self.log.say(f"held out, {side}: " + " ".join(f"{name} {value:.4f}" for name, value in scores.items()))
@@ -134,7 +134,7 @@ class Monitor:
 
 
 def provenance(settings: RunConfig, step: int, scores: dict[str, float]) -> dict[str, Any]:
-    """What weights say of the training that they come from."""
+    """The provenance of weights: the training that they come from."""
     return {
         "made_by": f"twostage {__version__}, torch {torch.__version__}",
         "training": type(settings).__name__.removesuffix("Run").lower(),

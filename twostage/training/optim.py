@@ -1,4 +1,4 @@
-"""How weights move: AdamW, its learning rate over the steps, clipping, and the moving average of weights."""
+"""Optimization: AdamW, its learning rate schedule, gradient clipping, and the moving average of weights."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from twostage.utils.errors import ConfigError
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter, 2019) as HiFi-GAN sets it. Lengths in steps."""
+    """AdamW (Loshchilov and Hutter, 2019) with the defaults of HiFi-GAN. Lengths are in steps."""
 
     learning_rate: float = 2e-4  # at its highest
     betas: tuple[float, float] = (0.8, 0.99)  # decay of the averages of gradients and of their squares
@@ -37,7 +37,7 @@ class OptimizerConfig:
 
 
 def adamw(parameters: Iterable[Tensor], config: OptimizerConfig) -> AdamW:
-    """The optimizer of the parameters that learn."""
+    """The optimizer of the trainable parameters."""
     return AdamW(
         [p for p in parameters if p.requires_grad],
         lr=config.learning_rate,
@@ -60,7 +60,7 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
 
 def apply(optimizer: AdamW, config: OptimizerConfig, rate: float) -> Tensor:
-    """Step with the gradients that are there, clipped; their norm before clipping."""
+    """Clip the present gradients and take a step; returns their norm before clipping."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -74,7 +74,8 @@ def apply(optimizer: AdamW, config: OptimizerConfig, rate: float) -> Tensor:
 def average(ema: nn.Module, model: nn.Module, config: OptimizerConfig, step: int) -> None:
     """Move ``ema``'s weights towards ``model``'s; the decay is min(ema_decay, (1 + step) / (10 + step)).
 
-    The ramp lets the first, poor weights fade quickly (TensorFlow's ExponentialMovingAverage). Buffers are copied.
+    The ramp lets the weights of the first steps fade quickly (TensorFlow's ExponentialMovingAverage). Buffers are
+    copied.
     """
     decay = min(config.ema_decay, (1 + step) / (10 + step)) if config.ema_decay else 0.0
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
@@ -83,5 +84,5 @@ def average(ema: nn.Module, model: nn.Module, config: OptimizerConfig, step: int
 
 
 def first_not_finite(tensors: dict[str, Tensor]) -> str:
-    """Name of the first that is not finite; empty if all are."""
+    """The name of the first tensor that is not finite; empty if all are."""
     return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), "")

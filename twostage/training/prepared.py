@@ -1,4 +1,4 @@
-"""A training, prepared: its data read and checked, what it goes on from opened; then run."""
+"""A prepared training: its data are read and checked and its initial state is loaded before it runs."""
 
 from collections.abc import Callable, Generator
 from contextlib import closing, nullcontext
@@ -35,9 +35,9 @@ PREPARED = 64  # batches that statistics of the training set are gathered from
 
 @dataclass(frozen=True)
 class Plan:
-    """What differs between trainings; ``listener`` is a frozen vocoder for held-out speech.
+    """What differs between trainings. ``listener`` is a frozen vocoder for held-out speech.
 
-    ``last_layer``: of a model, the weight at which an adaptive adversarial loss is balanced.
+    ``last_layer`` returns the weight of a model at which an adaptive adversarial loss is balanced.
     """
 
     model: nn.Module
@@ -52,7 +52,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class PreparedTraining:
-    """A training that can be run: what is trained by what rules, on which data, from which state on."""
+    """A training that is ready to run: the model, the task, the data and the initial state."""
 
     settings: RunConfig
     plan: Plan
@@ -64,7 +64,7 @@ class PreparedTraining:
 
     @classmethod
     def of(cls, settings: RunConfig, plan: Plan, state: dict[str, Any] | None) -> Self:
-        """Read the data that the settings name. Raises TwoStageError for what the user can mend."""
+        """Read the data that the settings name. Raises TwoStageError for errors that the user can fix."""
         data, valid = settings.data, settings.valid
         entries = read_manifest(*data.train, exclude_speakers=data.exclude_speakers)
         noise = [str(path) for path, _ in sound_files.find([data.noise])] if data.noise else []
@@ -115,7 +115,7 @@ class PreparedTraining:
         return self.dataset.batch(self.settings.data.batch_size, self.settings.seed, step)
 
     def _feed(self, step: int, mates: Team) -> Generator[Pair, None, None]:
-        """Batches from number ``step`` on, those of this process."""
+        """The batches of this process from number ``step`` on."""
         data, seed = self.settings.data, self.settings.seed
         return batches(
             self.dataset, data.batch_size, seed, step, rank=mates.rank, world=mates.world, prefetch=data.prefetch
@@ -139,7 +139,7 @@ class PreparedTraining:
         )
 
     def _lead(self, training: Training, mates: Team, learn: Callable[..., None], interruption: Interruption) -> None:
-        """Learn as the process that writes files, and watches."""
+        """Train as the process that writes files and watches the training."""
         run_dir = Path(self.settings.run_dir)
         sweep(run_dir)
         with replacing(run_dir / CONFIG_FILE) as partial_file:
@@ -156,10 +156,10 @@ class PreparedTraining:
 
 
 def begin(settings: RunConfig, resume: bool) -> dict[str, Any] | None:
-    """Seed, and return the state to go on from: None at the start of a training.
+    """Set the seed, and return the state to continue from: None at the start of a training.
 
-    Raises ConfigError if the run directory holds a training and ``resume`` is not asked for, or its settings differ, or
-    if it holds none and ``resume`` is.
+    Raises ConfigError if the run directory contains a training and ``resume`` is not set or its settings differ, or if
+    it contains none and ``resume`` is set.
     """
     torch.manual_seed(settings.seed)
     path = Path(settings.run_dir, STATE)
@@ -185,14 +185,14 @@ def begin(settings: RunConfig, resume: bool) -> dict[str, Any] | None:
 
 
 def _without_checks(stored: dict[str, Any], settings: RunConfig) -> dict[str, Any]:
-    """``stored`` with today's paths: files that have moved since must not stop the comparison."""
+    """``stored`` with the present paths, because files that have moved must not stop the comparison."""
     today = plain(settings)
     data = stored["data"] | {name: today["data"][name] for name in ("train", "valid", "noise")}
     return stored | {"data": data, "run_dir": settings.run_dir}
 
 
 def _check_same(mates: Team, settings: RunConfig, step: int, files: int) -> None:
-    """Raise ConfigError if a process has other settings, another step or other data: they would not learn one model."""
+    """Raise ConfigError if processes differ in settings, step or data, because they would not train one model."""
     for rank, (theirs, their_step, their_files) in enumerate(mates.gather((settings, step, files))):
         if changed := difference(settings, theirs, "there"):
             raise ConfigError(f"process {mates.rank} differs from process {rank}: {changed}")
@@ -208,7 +208,7 @@ def _keep(settings: RunConfig, model: nn.Module) -> None:
 
 
 def _check_best(best: str, held_out: list[Example]) -> None:
-    """Raise ConfigError if ``best`` is of one kind of pairs and all are of one kind."""
+    """Raise ConfigError if ``best`` names one kind of pairs and all pairs are of one kind."""
     if best.endswith(("_real", "_simulated")) and len({example.real for example in held_out}) == 1:
         kind = "real" if held_out[0].real else "simulated"
         raise ConfigError(f"valid.best is {best!r}, but all held-out pairs are {kind}: leave the ending out")
@@ -239,7 +239,7 @@ def _training(settings: RunConfig, plan: Plan, mates: Team, state: dict[str, Any
 
 
 def _borrow(adversary: Adversary, path: str) -> None:
-    """Begin with the discriminators of another training's state."""
+    """Initialize the discriminators from another training's state."""
     state = checkpoint.load_state(path).get("adversary")
     if not state:
         raise CheckpointError(f"adversary.init_from: {path}: holds no discriminators")

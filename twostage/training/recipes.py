@@ -1,4 +1,4 @@
-"""What is trained on what, by which losses: one function a training. `prepared` runs it."""
+"""One function for each training: which model is trained on which data with which losses. `prepared` runs it."""
 
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from twostage.utils.errors import ConfigError
 
 
 def train_restorer(settings: RestorerRun, *, resume: bool = False) -> None:
-    """Stage one: mel regression, and an adversary if it has weight. Raises TwoStageError for what the user can mend."""
+    """Stage one: mel regression, and an adversary if it has weight. Raises TwoStageError for errors of the user."""
     state, weights = begin(settings, resume), settings.weights
     mel, model, listener = LogMel(settings.restorer.mel), Restorer(settings.restorer), None
     task = Restoring(settings.restorer, weights, settings.quantile)
@@ -39,7 +39,7 @@ def train_restorer(settings: RestorerRun, *, resume: bool = False) -> None:
 
 
 def train_vocoder(settings: VocoderRun, *, resume: bool = False) -> None:
-    """Stage two: the GAN vocoder on clean speech alone; without adversarial weights, its content losses alone."""
+    """Stage two: the GAN vocoder on clean speech alone; without adversarial weights, with content losses alone."""
     state = begin(settings, resume)
     mel, model, weights = LogMel(settings.vocoder.mel), Vocoder(settings.vocoder), settings.weights
 
@@ -55,7 +55,7 @@ def train_vocoder(settings: VocoderRun, *, resume: bool = False) -> None:
 
 
 def finetune(settings: FinetuneRun, *, resume: bool = False) -> None:
-    """Both stages on pairs: what learns is ``settings.train``, the other stage is frozen."""
+    """Both stages on pairs: ``settings.train`` names the stages that are trained, the other one is frozen."""
     state = begin(settings, resume)
     model, weights = checkpoint.load_for_training(*settings.models), settings.weights
     if not isinstance(model, TwoStage):

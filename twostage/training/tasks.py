@@ -1,6 +1,6 @@
-"""What a training asks of a model: pairs in, loss terms out, and the weights of those terms.
+"""Training tasks: they map pairs to loss terms, and hold the weights of those terms.
 
-A task computes a term only if its weight is not zero; ``total`` checks that names of terms and weights match both ways.
+A task computes a term only if its weight is not zero. ``total`` checks that the names of terms and weights agree.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -30,9 +30,9 @@ from twostage.utils.errors import ConfigError
 
 
 class Output(NamedTuple):
-    """Loss terms of one batch; ``fake`` and ``real`` for an adversary, where there can be one.
+    """Loss terms of one batch, and ``fake`` and ``real`` for an adversary, if the task can have one.
 
-    These are audio (B, 1, T) of a task that makes audio, and log-mels (B, n_mels, L) of one that makes log-mels.
+    They are audio (B, 1, T) if the task outputs audio, and log-mels (B, n_mels, L) if it outputs log-mels.
     """
 
     terms: dict[str, Tensor]
@@ -45,7 +45,7 @@ Task = Callable[[nn.Module, Pair], Output]
 
 @dataclass(frozen=True)
 class RestoringWeights:
-    """What each loss counts in a training of stage one; 0 leaves it out."""
+    """Weights of the losses of stage one; a loss with weight 0 is left out."""
 
     mel: float = 1.0  # L1 of log-mels, or the pinball loss of quantile
     delta: float = 0.0  # L1 of the slopes of log-mels
@@ -57,7 +57,7 @@ class RestoringWeights:
 
 @dataclass(frozen=True)
 class VocodingWeights:
-    """What each loss counts in a training of stage two; the defaults are HiFi-GAN's."""
+    """Weights of the losses of stage two; the defaults are HiFi-GAN's."""
 
     mel: float = 45.0  # L1 of log-mels
     multi_mel: float = 0.0  # L1 of log-mels at many resolutions
@@ -69,7 +69,7 @@ class VocodingWeights:
 
 @dataclass(frozen=True)
 class FinetuningWeights:
-    """What each loss counts in a training of both stages."""
+    """Weights of the losses of a training of both stages."""
 
     mel: float = 45.0  # L1 of log-mels
     multi_mel: float = 0.0  # L1 of log-mels at many resolutions
@@ -82,7 +82,7 @@ class FinetuningWeights:
 
 @dataclass(frozen=True)
 class EnhancingWeights:
-    """What each loss counts in a training of a one-stage system."""
+    """Weights of the losses of a one-stage system."""
 
     wave: float = 0.0  # L1 of samples
     mel: float = 0.0  # L1 of log-mels
@@ -105,7 +105,7 @@ ADVERSARIAL = ("adv", "fm")
 
 
 class Restoring(nn.Module):
-    """Stage one: log-mels of degraded speech become those of the clean, or a ``quantile`` of what these could be."""
+    """Stage one: predicts log-mels of clean speech, or a ``quantile`` of them, from log-mels of degraded speech."""
 
     def __init__(self, restorer: RestorerConfig, weights: RestoringWeights, quantile: float = 0.5) -> None:
         super().__init__()
@@ -126,10 +126,9 @@ class Restoring(nn.Module):
 
 
 class Vocoding(nn.Module):
-    """Stage two: log-mels of clean speech become its waveform. The degraded side is for a generator that hears it.
+    """Stage two: generates waveforms from log-mels of clean speech and, with sensor input, from degraded speech.
 
-    Losses on log-mels are of ``loss_mel``, whose highest frequency may lie above that of ``mel``, which the vocoder
-    sees.
+    Losses on log-mels use ``loss_mel``, whose highest frequency may be above that of ``mel``, the input of the vocoder.
     """
 
     def __init__(self, mel: MelConfig, weights: VocodingWeights, loss_mel: MelConfig | None = None) -> None:
@@ -145,10 +144,10 @@ class Vocoding(nn.Module):
 
 
 class Finetuning(nn.Module):
-    """Both stages: degraded speech becomes clean speech by way of restored log-mels.
+    """Both stages: predicts clean speech from degraded speech via restored log-mels.
 
-    The restorer sees the whole pair, for context; the vocoder the middle ``frames`` of it. If no weight of the restorer
-    learns, it runs without gradient. ``mel`` is that of the losses on log-mels of audio.
+    The restorer processes the whole pair, for context, and the vocoder the middle ``frames`` of it. If no weight of the
+    restorer is trained, the restorer runs without gradient. ``mel`` is used by the losses on log-mels of audio.
     """
 
     def __init__(self, mel: MelConfig, weights: FinetuningWeights, frames: int) -> None:
@@ -171,9 +170,10 @@ class Finetuning(nn.Module):
 
 
 class Enhancing(nn.Module):
-    """A one-stage system: degraded speech becomes clean speech.
+    """A one-stage system: predicts clean speech from degraded speech.
 
-    One with terms of its own has ``terms(degraded, clean) -> (audio, terms)``, asked in place of its forward.
+    If the system has loss terms of its own, ``terms(degraded, clean) -> (audio, terms)`` is called instead of its
+    forward.
     """
 
     def __init__(self, mel: MelConfig, weights: EnhancingWeights) -> None:
@@ -218,7 +218,7 @@ class WaveformTerms(nn.Module):
 
 
 def named(weights: LossWeights) -> dict[str, float]:
-    """Weights by the names of their terms, a system's own among them."""
+    """Weights by the names of their terms, including those of a system's own."""
     by_name = asdict(weights)
     return by_name | by_name.pop("own", {})
 

@@ -1,4 +1,4 @@
-"""The one training loop: mel regression, the GAN vocoder and fine-tuning differ in what is passed in."""
+"""The one training loop: mel regression, the GAN vocoder and fine-tuning differ in the arguments."""
 
 import copy
 import time
@@ -21,7 +21,7 @@ from twostage.utils.errors import TwoStageError
 
 
 class TaskModule(nn.Module):
-    """A model with its task as one forward, which is what DistributedDataParallel needs."""
+    """A model with its task as one forward, as DistributedDataParallel requires."""
 
     def __init__(self, model: nn.Module, task: Task) -> None:
         super().__init__()
@@ -33,9 +33,9 @@ class TaskModule(nn.Module):
 
 @dataclass
 class Training:
-    """All that a training is at one moment. ``best`` is the best score so far, ``settings`` plain values.
+    """The complete state of a training. ``best`` is the best score so far, ``settings`` are plain values.
 
-    ``data`` is the fingerprint of what is learned from and measured on.
+    ``data`` is the fingerprint of the training and validation data.
     """
 
     model: nn.Module
@@ -79,7 +79,7 @@ class Training:
 
 @dataclass(frozen=True)
 class StepResult:
-    """One step's outcome: unweighted loss terms and gradient norms, seconds spent waiting for data and in all."""
+    """The result of one step: unweighted loss terms, gradient norms, and seconds spent waiting for data and in all."""
 
     values: dict[str, Tensor]
     waited: float
@@ -101,10 +101,10 @@ def fit(
     wrap: Callable[[nn.Module], nn.Module] = nn.Module.train,
     last_layer: Tensor | None = None,
 ) -> None:
-    """Train from ``training.step`` to ``steps``; ``batches`` begin at the former. ``report`` hears of every step.
+    """Train from ``training.step``, where ``batches`` begin, to ``steps``; ``report`` is called after every step.
 
-    ``precision`` makes the context (autocast) of the task, ``wrap`` distributes the model with its task; ``last_layer``
-    is the weight at which an adaptive adversarial loss is balanced.
+    ``precision`` returns the context (autocast) of the task, ``wrap`` distributes the model with its task;
+    ``last_layer`` is the weight at which an adaptive adversarial loss is balanced.
     """
     device = next(training.model.parameters()).device
     task_module = wrap(TaskModule(training.model.train(), task))
@@ -124,7 +124,7 @@ def fit(
 def _learn(
     training: Training, output: Output, weights: LossWeights, rate: float, last_layer: Tensor | None
 ) -> dict[str, Tensor]:
-    """One step of the adversary, if it is its turn, and one of the model."""
+    """One step of the discriminators, if it is due, and one of the model."""
     adversary, terms, logs, factors = training.adversary, output.terms, {}, {}
     pending = ADVERSARIAL if adversary else ()
     if adversary and training.step >= adversary.config.start:
@@ -146,7 +146,7 @@ def _learn(
 def _factors(
     adversary: Adversary, terms: dict[str, Tensor], weights: LossWeights, last_layer: Tensor
 ) -> dict[str, Tensor]:
-    """What an adaptive adversary multiplies losses with, by their names."""
+    """The factors of the losses of an adaptive adversary, by their names."""
     if adversary.config.adaptive == "each":
         pulling = named(weights)
         return adversary.balancer.factors({name: term for name, term in terms.items() if pulling.get(name)}, last_layer)

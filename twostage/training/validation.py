@@ -1,4 +1,4 @@
-"""Held-out speech: a fixed set of pairs, what a model makes of it, and objective scores."""
+"""Validation: a fixed set of held-out pairs, the output of a model for them, and objective scores."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -32,7 +32,7 @@ class Example(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What a model made of an example: log-mels (n_mels, L) and, if there is sound, audio (T,) of L * hop_length."""
+    """The output of a model for an example: log-mels (n_mels, L) and, with sound, audio (T,) of L * hop_length."""
 
     mel: Tensor
     audio: Array | None
@@ -50,10 +50,10 @@ def examples(
     hop_length: int,
     noise: Sequence[str] = (),
 ) -> list[Example]:
-    """At most ``items`` of the entries, evenly spread, cut to ``seconds``; the same ones whenever it is called.
+    """At most ``items`` of the entries, evenly spread, cut to ``seconds``; the same in every call.
 
-    Clean speech alone is degraded by the config's sensors in turn, seeded by its place in the manifest; so is the air
-    channel, if there is to be one, with a file of ``noise``.
+    Clean speech alone is degraded by the config's sensors in turn, seeded by its position in the manifest. The air
+    channel, if there is one, is simulated in the same way, with a file of ``noise``.
     """
     usable = [entry for entry in entries if entry.clean]
     if not usable:
@@ -88,7 +88,7 @@ def _example(entry: Entry, config: PairConfig, place: int, seconds: float, hop_l
 
 
 def _pair(entry: Entry, config: PairConfig, place: int) -> AlignedPair:
-    """Both channels, in step and each at LEVEL: as recorded, or the degraded one simulated."""
+    """Both channels, aligned and each at LEVEL: as recorded, or with the degraded one simulated."""
     rate = config.sample_rate
     if entry.paired:
         degraded, clean = (leveled(side, rate) for side in open_pair(entry, rate))
@@ -104,10 +104,10 @@ def _pair(entry: Entry, config: PairConfig, place: int) -> AlignedPair:
 def score_examples(
     model: nn.Module, estimate: Estimator, held_out: Sequence[Example], names: Sequence[str], mel: LogMel
 ) -> dict[str, float]:
-    """Mean scores of ``model``; with real and simulated examples, those of each kind besides.
+    """Mean scores of ``model``; with real and simulated examples, also those of each kind.
 
-    "mel_l1" is that of the log-mels where there is no sound, and of level-aligned sound where there is. Sound is scored
-    at the rate at which metrics hold, whatever that of ``mel``.
+    "mel_l1" is that of the log-mels if there is no sound, otherwise that of level-aligned sound. Sound is scored at the
+    sample rate for which the metrics are defined, whatever that of ``mel`` is.
     """
     rows: list[tuple[bool, dict[str, float]]] = []
     for example in held_out:
@@ -128,9 +128,9 @@ def score_examples(
 
 
 def bounds(held_out: Sequence[Example], names: Sequence[str], sample_rate: int) -> dict[str, dict[str, float]]:
-    """Mean scores of the input ("raw") and of the clean speech ("clean"), by those of ``names`` that need no reference.
+    """Mean scores of the input ("raw") and of the clean speech ("clean"), by those of ``names`` without a reference.
 
-    Such a score says little alone. Empty where none of the metrics is of that kind.
+    Such a score says little alone. Empty if none of the metrics is of that kind.
     """
     wanted = [name for name in names if name in NO_REFERENCE]
     sides = {
@@ -146,6 +146,6 @@ def bounds(held_out: Sequence[Example], names: Sequence[str], sample_rate: int) 
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Mean of what could be scored; NaN if nothing could."""
+    """The mean of the scores that are not NaN; NaN if there are none."""
     finite = [value for value in values if np.isfinite(value)]
     return float(np.mean(finite)) if finite else float("nan")

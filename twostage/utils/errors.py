@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend. The command line prints them as one line; everything else is a bug."""
+"""Errors that the user can fix. The command line prints them as one line; every other exception is a bug."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -76,4 +76,4 @@ class DataError(TwoStageError):
 
 
 class Cancelled(Exception):
-    """Work that was asked to stop. Not an error of the input, so nothing that goes on after a bad file swallows it."""
+    """Work that was asked to stop. It is not an error of the input: loops that go on after a bad file raise it."""

@@ -1,4 +1,4 @@
-"""Files that take their names when they are complete, and the folders that they lie in."""
+"""Files that appear under their names when they are complete, and the folders that contain them."""
 
 import os
 import secrets
@@ -13,7 +13,7 @@ LATER_BYTES = bytes(range(0x80, 0xC0))  # of a character of UTF-8 that was cut
 
 
 def check_writable(path: Path, overwrite: bool) -> None:
-    """An error if ``path`` exists already and may not be replaced."""
+    """Raise an error if ``path`` exists already and may not be replaced."""
     try:
         if path.is_dir():
             raise OutputError("is a folder", subject=path)
@@ -31,23 +31,23 @@ def make_folder(path: Path) -> None:
 
 
 def partial_name(path: Path) -> Path:
-    """A hidden name beside ``path`` for what is not complete yet: nobody else's, and no longer than disks take.
+    """A hidden name beside ``path`` for an incomplete file, unique and no longer than file systems allow.
 
-    It ends with this process's number, which machines that share a disk may have in common; hence the rest.
+    It ends with this process's number, which machines that share a disk may have in common; hence the random part.
     """
     kept = os.fsdecode(os.fsencode(path.name)[-100:].lstrip(LATER_BYTES))
     return path.with_name(f".{kept}.{secrets.token_hex(4)}.{os.getpid()}{PARTIAL}")
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a process that was killed had begun to write in ``folder``, which nobody else may write to now."""
+    """Remove incomplete files of killed processes in ``folder``, which no other process may write to now."""
     for path in folder.glob(f".*{PARTIAL}"):
         path.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
-    """A hidden name to write to, which becomes ``path`` when the block ends well; nothing is left when it does not.
+    """A hidden name to write to, which is renamed to ``path`` if the block succeeds; otherwise it is removed.
 
     Raises OutputError if ``path`` cannot be written, or exists and may not be replaced.
     """
@@ -66,10 +66,10 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterat
 
 
 def publish(partial: Path, path: Path) -> None:
-    """Have ``partial``, complete and on the same disk, take the name ``path``: the one way that a file of ours appears.
+    """Rename ``partial``, complete and on the same disk, to ``path``: the one way in which our files appear.
 
-    Whoever reads ``path``, after a kill or a crash of the machine at any moment too, finds the old file or the new one
-    as a whole: the content is on the disk before it has its name, and the name is when this returns. Raises OSError.
+    A reader of ``path``, even after a kill or a crash of the machine, finds either the whole old file or the whole new
+    one: the content is on the disk before it has its name, and the name is when this returns. Raises OSError.
     """
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
@@ -78,7 +78,7 @@ def publish(partial: Path, path: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Have the names in ``folder`` reach the disk, where the system lets a folder be opened and flushed."""
+    """Flush the names in ``folder`` to the disk, if the system allows folders to be opened and flushed."""
     with suppress(OSError):  # Windows opens none, and some file systems flush none: PermissionError, EINVAL
         descriptor = os.open(folder, os.O_RDONLY)
         try:

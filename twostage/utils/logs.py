@@ -35,7 +35,7 @@ class Lines(logging.Handler):
 
 @contextmanager
 def shown(verbosity: int = 0) -> Iterator[None]:
-    """Let the package's loggers write to stderr while the block lasts: errors at -1, warnings at 0, more at 1 and 2."""
+    """Let the package's loggers write to stderr within the block: errors at -1, warnings at 0, more at 1 and 2."""
     logger, handler = logging.getLogger(NAME), Lines()
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
@@ -51,10 +51,10 @@ def shown(verbosity: int = 0) -> Iterator[None]:
 
 @contextmanager
 def quieted(*packages: str, level: int = logging.ERROR) -> Iterator[None]:
-    """Let the loggers of ``packages`` say nothing below ``level`` while the block lasts; all others are left alone.
+    """Silence the loggers of ``packages`` below ``level`` within the block; all others are left alone.
 
-    Some packages log to the root logger itself: of that, what their files say is left out, and handlers that they put
-    there are taken away again.
+    Some packages log to the root logger itself. Records from their files are filtered out there, and handlers that they
+    added are removed.
     """
     before = {logger: logger.level for logger in _loggers_of(packages)}
     root, handlers = logging.root, logging.root.handlers[:]

@@ -1,4 +1,4 @@
-"""The C library's heap: what is freed stays with the process, for the next tensor of that size."""
+"""The heap of the C library: freed memory stays with the process, for the next tensor of the same size."""
 
 import ctypes
 import sys
@@ -10,11 +10,11 @@ LARGEST = 2**31 - 1  # bytes
 
 
 def keep_freed() -> bool:
-    """Have the heap serve blocks of up to 2 GB and give nothing back until the process ends; False where it cannot.
+    """Let the heap serve blocks of up to 2 GB and never return memory; False where this is impossible.
 
-    As glibc comes, a tensor of 10 MB is mapped afresh every time, and the system clears its pages at every first touch:
-    a seventh of the time of restoring. The most memory that is ever held stays the same, it is only held for longer.
-    For programs that do little else: a library must not decide it for its host.
+    By default, glibc maps a tensor of 10 MB anew every time, and the system clears its pages at the first access, which
+    takes a seventh of the time of restoring. The peak of the memory stays the same; it is only held until the process
+    ends. This is for programs that do little else: a library must not decide it for its host.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     return mallopt is not None and all(mallopt(option, LARGEST) for option in (MMAP_THRESHOLD, TRIM_THRESHOLD))

@@ -1,4 +1,4 @@
-"""What is installed: PyTorch and the packages of extras are asked for here, and not imported to find out."""
+"""Finds out whether PyTorch and the packages of extras are installed, without importing them."""
 
 import sys
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ def installed(package: str) -> bool:
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether ``value`` is a tensor of PyTorch, which somebody has imported then; it is not imported for that."""
+    """Whether ``value`` is a tensor of PyTorch, without importing PyTorch, which must then be imported already."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 

@@ -25,13 +25,13 @@ RENAMED = {
 
 
 def new_name(cls: type, name: object) -> str:
-    """What the field that the dataclass ``cls`` once called ``name`` is called now; empty if it never did."""
+    """The present name of the field that the dataclass ``cls`` once called ``name``; empty if there was none."""
     known = (RENAMED.get(base.__name__, {}) for base in cls.__mro__)
     return next((names[name] for names in known if isinstance(name, str) and name in names), "")
 
 
 def translated(cls: type, values: Any) -> Any:
-    """``values`` of the dataclass ``cls``, nested ones too, with every old name replaced by today's."""
+    """``values`` of the dataclass ``cls``, including nested ones, with every old name replaced by the present one."""
     if not isinstance(values, Mapping):
         return values
     hints = get_type_hints(cls)

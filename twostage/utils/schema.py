@@ -1,4 +1,4 @@
-"""Dataclasses from plain values: what YAML, JSON and the command line hand over, checked and made into settings."""
+"""Builds dataclasses from plain values of YAML, JSON and the command line, and checks them."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 100, 100
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The values of a JSON text. Raises ValueError, of one line, for all that Python's parser stumbles over."""
+    """The values of a JSON text. Raises ValueError, of one line, for everything that Python's parser cannot handle."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -30,7 +30,7 @@ def parse_json(text: str | bytes) -> Any:
 def build(cls: type[T], values: object, name: str = "") -> T:
     """An instance of the dataclass ``cls`` from a mapping; lists become tuples, nested mappings nested dataclasses.
 
-    ``name`` is where the mapping stands and prefixes the fields in messages. Raises ConfigError for a field that is
+    ``name`` is the position of the mapping and prefixes the fields in messages. Raises ConfigError for a field that is
     unknown, missing or of the wrong type.
     """
     if not isinstance(values, Mapping):

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: either ends the work as Ctrl-C does, with nothing half-written left. Owns `signal`."""
+"""SIGINT and SIGTERM: either ends the work like Ctrl-C, with nothing half-written left. Owns `signal`."""
 
 import os
 import signal
@@ -15,9 +15,9 @@ AGAIN = 0.01  # seconds after which a signal that could not be answered is sent 
 
 
 class DebouncedInterrupt:
-    """A handler of SIGINT and SIGTERM that raises KeyboardInterrupt, and not again at once.
+    """A handler of SIGINT and SIGTERM that raises KeyboardInterrupt, but not twice in quick succession.
 
-    Whoever stops a process often signals it twice, and the second must not cut short what the first has begun.
+    A process is often signaled twice, and the second signal must not interrupt the cleanup that the first has started.
     """
 
     def __init__(self) -> None:
@@ -51,24 +51,24 @@ class Interruption:
 
     @contextmanager
     def watch(self) -> Iterator["Interruption"]:
-        """Answer both signals for as long as the block lasts."""
+        """Handle both signals within the block."""
         with answered(self):
             yield self
 
 
 def answer(handler: Any) -> dict[int, Any]:
-    """Have SIGINT and SIGTERM answered by ``handler``; the handlers that they had."""
+    """Install ``handler`` for SIGINT and SIGTERM; returns their previous handlers."""
     return {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
 
 
 def ignore() -> None:
-    """Have neither signal change what is left of the process."""
+    """Ignore both signals for the rest of the process."""
     answer(signal.SIG_IGN)
 
 
 @contextmanager
 def answered(handler: Any) -> Iterator[None]:
-    """Have SIGINT and SIGTERM answered by ``handler`` for as long as the block lasts."""
+    """Handle SIGINT and SIGTERM with ``handler`` within the block."""
     before = answer(handler)
     try:
         yield
@@ -79,7 +79,7 @@ def answered(handler: Any) -> Iterator[None]:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM end the work as Ctrl-C does, with nothing half-written left."""
+    """Let SIGTERM end the work like Ctrl-C, with nothing half-written left."""
     if not _in_main_thread() or isinstance(signal.getsignal(signal.SIGTERM), DebouncedInterrupt):
         yield
         return
@@ -89,7 +89,7 @@ def terminable() -> Iterator[None]:
 
 @contextmanager
 def termination_kept() -> Iterator[None]:
-    """After the block, SIGTERM has the handler that it had before: some libraries put one of their own there."""
+    """Restore the handler of SIGTERM after the block, because some libraries install their own."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -100,7 +100,7 @@ def termination_kept() -> Iterator[None]:
 
 @contextmanager
 def interrupt_blocked() -> Iterator[None]:
-    """Block SIGINT, where the system can: a process that is started in the block inherits that, and never hears it."""
+    """Block SIGINT, if the system can: a process that is started in the block inherits this and never receives it."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -1,1 +1,1 @@
-"""The field's published enhancers: one a file, audio in, audio out."""
+"""Published enhancers, one in each file, from audio to audio."""

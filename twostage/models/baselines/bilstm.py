@@ -51,8 +51,8 @@ class BilstmConfig(EnhancerConfig):
 class Bilstm(EnhancerModule):
     """Audio (B, 1, T) -> (B, 1, T // hop_length * hop_length).
 
-    ``bone`` and ``air`` (2, n_fft // 2 + 1) are mean and deviation of the channels' log-magnitudes, by bin, measured
-    by ``prepare`` and kept with the weights.
+    ``bone`` and ``air`` (2, n_fft // 2 + 1) are the mean and deviation of the channels' log-magnitudes by bin. They are
+    measured by ``prepare`` and stored with the weights.
     """
 
     bone: Tensor

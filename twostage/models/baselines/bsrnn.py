@@ -84,7 +84,7 @@ class Split(nn.Module):
 
 
 class Residual(nn.Module):
-    """Adds to sequences (B, L, N) what a norm, an LSTM, ``causal`` or both ways, and a dense layer make of them."""
+    """Adds the output of a norm, an LSTM (``causal`` or bidirectional) and a dense layer to sequences (B, L, N)."""
 
     def __init__(self, features: int, *, causal: bool) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Residual(nn.Module):
 
 
 class Pair(nn.Module):
-    """(B, K, L, N) -> (B, K, L, N): along time, every band by itself, then across bands, every frame by itself."""
+    """(B, K, L, N) -> (B, K, L, N): along time, each band by itself, then across bands, each frame by itself."""
 
     def __init__(self, config: BsrnnConfig) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Pair(nn.Module):
 
 
 class Estimate(nn.Module):
-    """Features of K bands (B, K, L, N) -> complex numbers of bins, ``parts`` a bin: (B, 2 parts, F, L)."""
+    """Features of K bands (B, K, L, N) -> ``parts`` complex numbers for each bin: (B, 2 parts, F, L)."""
 
     def __init__(self, config: BsrnnConfig) -> None:
         super().__init__()

@@ -50,9 +50,9 @@ class BweConfig(EnhancerConfig):
 
 
 class GatedLayer(nn.Module):
-    """A dilated convolution of which half gates half: (B, C, T) -> the next layer's input and a share of the output.
+    """A gated dilated convolution: (B, C, T) -> the next layer's input and a contribution to the output.
 
-    Both are (B, C, T); the ``last`` layer has no next, and its input comes back as it is.
+    Both are (B, C, T). The ``last`` layer has no next one, and its input is returned unchanged.
     """
 
     def __init__(self, channels: int, kernel_size: int, dilation: int, *, last: bool = False) -> None:

@@ -49,7 +49,7 @@ MASKINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class DccrnConfig(EnhancerConfig):
     """Sizes of the network. Channels and units count real and imaginary parts, so they are even.
 
-    ``masking`` E is at most 1: it takes noise away and cannot put in what the body took, as the others can.
+    ``masking`` E is at most 1: it removes noise but, unlike the others, cannot restore what the body has removed.
     """
 
     sample_rate: int = 16000  # Hz
@@ -90,10 +90,10 @@ class DccrnConfig(EnhancerConfig):
 
 
 class Complex(nn.Module):
-    """A complex linear layer: two real ones, of its real and imaginary part.
+    """A complex linear layer: two real ones, for its real and imaginary part.
 
-    What comes in holds real parts and, after them along ``axis``, imaginary ones; so does what goes out (equation 3; of
-    an LSTM, equation 7).
+    The input contains real parts and, after them along ``axis``, imaginary ones; so does the output (equation 3; of an
+    LSTM, equation 7).
     """
 
     def __init__(self, make: Callable[[], nn.Module], axis: int = 1) -> None:
@@ -158,7 +158,7 @@ class ComplexNorm(nn.Module):
 
 
 class Down(nn.Module):
-    """(B, C, F, L) -> (B, C', F / 2, L); a frame sees the one before it too."""
+    """(B, C, F, L) -> (B, C', F / 2, L); a frame depends on the one before it too."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -171,9 +171,9 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """(B, C, F, L) and the encoder's, which it is joined with, -> (B, C', 2 F, L); the ``last`` is not normalized.
+    """(B, C, F, L), joined with the encoder's output, -> (B, C', 2 F, L); the ``last`` is not normalized.
 
-    What comes in is ``lookahead`` frames late, and so the encoder's is made.
+    The input is ``lookahead`` frames late, and the encoder's output is delayed by as many.
     """
 
     def __init__(self, inputs: int, outputs: int, lookahead: int, *, last: bool = False) -> None:

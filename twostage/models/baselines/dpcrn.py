@@ -29,8 +29,8 @@ WIDE, NARROW = 5, 3  # bands that the first and the others see
 class DpcrnConfig(EnhancerConfig):
     """Sizes of the network.
 
-    ``norm``: "instant", by statistics of one frame over bands and channels, or "instance", by a channel's over an
-    utterance in training, and their average in use.
+    ``norm``: "instant", by statistics of one frame over bands and channels, or "instance", by those of each channel
+    over an utterance in training, and by their average in use.
     """
 
     sample_rate: int = 16000  # Hz
@@ -91,7 +91,7 @@ def norm(config: DpcrnConfig, channels: int, bands: int) -> nn.Module:
 
 
 class Down(nn.Module):
-    """(B, C, F, L) -> (B, C', F // stride, L); a frame sees the one before it too."""
+    """(B, C, F, L) -> (B, C', F // stride, L); a frame depends on the one before it too."""
 
     def __init__(self, inputs: int, outputs: int, bands: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """(B, C, F, L) and the encoder's, which it is joined with, -> (B, C', bands, L); the ``last`` is not normalized."""
+    """(B, C, F, L), joined with the encoder's output, -> (B, C', bands, L); the ``last`` is not normalized."""
 
     def __init__(self, inputs: int, outputs: int, bands: int, kernel: int, stride: int, *, last: bool = False) -> None:
         super().__init__()

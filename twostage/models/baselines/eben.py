@@ -53,7 +53,7 @@ class EbenConfig(EnhancerConfig):
 
 
 class EbenUnit(nn.Module):
-    """A dilated convolution and one of single steps, added to what came in: (B, C, L) -> (B, C, L)."""
+    """A residual unit: a dilated convolution and one of kernel size 1: (B, C, L) -> (B, C, L)."""
 
     def __init__(self, channels: int, dilation: int, causal: bool) -> None:
         super().__init__()

@@ -30,13 +30,13 @@ DECIBELS = 20 / log(10)  # of a neper
 
 @dataclass(frozen=True)
 class LowpassConfig(EnhancerConfig):
-    """There is nothing to set."""
+    """A configuration without settings."""
 
     sample_rate: int = 16000  # Hz
 
 
 class Lowpass(EnhancerModule):
-    """Audio (B, 1, T) as it came: what the body's low-pass leaves of speech."""
+    """Audio (B, 1, T), unchanged: the speech that the body's low-pass leaves."""
 
     context, latency = 0, 0.0
 
@@ -54,7 +54,7 @@ class Lowpass(EnhancerModule):
 
 @dataclass(frozen=True)
 class ShiftConfig(EnhancerConfig):
-    """What lies between ``source`` and ``cutoff`` is copied to where nothing is, from ``cutoff`` on."""
+    """The band between ``source`` and ``cutoff`` is copied to the empty band from ``cutoff`` on."""
 
     sample_rate: int = 16000  # Hz
     cutoff: float = 1500.0  # Hz
@@ -96,9 +96,9 @@ class ShiftConfig(EnhancerConfig):
 
 
 class Shift(EnhancerModule):
-    """Audio (B, 1, T) -> (B, 1, T // hop_length * hop_length), its band above the cutoff made of that below.
+    """Audio (B, 1, T) -> (B, 1, T // hop_length * hop_length); the band above the cutoff is made from that below.
 
-    No parameters; ``correction``, in dB by band, is fitted in closed form and kept with the weights.
+    It has no parameters; ``correction``, in dB by band, is fitted in closed form and stored with the weights.
     """
 
     origin: Tensor

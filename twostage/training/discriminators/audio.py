@@ -1,7 +1,8 @@
 """Discriminators of waveforms: audio (B, 1, T) to a list of lists of feature maps, the last of each its logits.
 
-Source: Kong et al., "HiFi-GAN", 2020, section 2.3, whose multi-scale ones are after those of Kumar et al., "MelGAN",
-2019, section 2.2, which are here too; the multi-resolution ones after Jang et al., "UnivNet", Interspeech 2021.
+Sources: Kong et al., "HiFi-GAN", 2020, section 2.3, for multi-period and multi-scale discriminators; Kumar et al.,
+"MelGAN", 2019, section 2.2, for the multi-scale ones that HiFi-GAN's are based on; Jang et al., "UnivNet", Interspeech
+2021, for the multi-resolution ones.
 """
 
 from collections.abc import Iterable
@@ -24,7 +25,7 @@ COMPRESSION = 0.3  # power of a magnitude
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """Which discriminators there are, and how large. Those that count 0, or have nothing to look at, are left out."""
+    """The kinds of discriminators and their sizes. Kinds with a count of 0 or an empty list are left out."""
 
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)  # samples, of HiFi-GAN's multi-period discriminators
     scales: int = 3  # of HiFi-GAN's multi-scale discriminators: sample rates 1, 1/2, 1/4, ...
@@ -93,10 +94,10 @@ class ScaleDiscriminator(nn.Module):
 
 
 class SpectrogramDiscriminator(nn.Module):
-    """Convolutions on a magnitude spectrogram, strided along frequency; frames are a quarter of ``n_fft`` apart.
+    """Convolutions on a magnitude spectrogram, strided along frequency; the hop is a quarter of ``n_fft``.
 
-    Magnitudes are raised to COMPRESSION, as before the discriminator of Cao et al., "CMGAN", Interspeech 2022: as they
-    are, loud harmonics would drown what is wrong between them.
+    Magnitudes are raised to the power COMPRESSION, as before the discriminator of Cao et al., "CMGAN", Interspeech
+    2022: otherwise loud harmonics would mask errors between them.
     """
 
     def __init__(self, n_fft: int, width: float = 1.0) -> None:
@@ -119,7 +120,7 @@ class SpectrogramDiscriminator(nn.Module):
 class MelganDiscriminator(nn.Module):
     """Grouped convolutions on the raw waveform at one resolution, each at a quarter of the rate of the one before.
 
-    As many ``groups`` as its channels divide by where that is less; 0: of four channels each.
+    ``groups`` is reduced to a divisor of the channels where necessary; 0: groups of four channels each.
     """
 
     def __init__(self, width: float = 1.0, groups: int = 0) -> None:
@@ -142,7 +143,7 @@ class MelganDiscriminator(nn.Module):
 
 
 class Family(nn.Module):
-    """Discriminators of one kind, (B, 1, T) -> list of maps each."""
+    """Discriminators of one kind, (B, 1, T) -> a list of maps for each."""
 
     def __init__(self, discriminators: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -153,7 +154,7 @@ class Family(nn.Module):
 
 
 class Halving(Family):
-    """Discriminators of one kind, each at half the rate of the one before, (B, 1, T) -> list of maps each."""
+    """Discriminators of one kind, each at half the rate of the one before, (B, 1, T) -> a list of maps for each."""
 
     def forward(self, audio: Tensor) -> list[list[Tensor]]:
         results = []
@@ -179,7 +180,7 @@ def multi_resolution(resolutions: Iterable[int], width: float = 1.0) -> Family:
 
 
 class Discriminators(nn.Module):
-    """All that a configuration names as one: (B, 1, T) -> list of lists of maps."""
+    """All discriminators of a configuration as one module: (B, 1, T) -> list of lists of maps."""
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()

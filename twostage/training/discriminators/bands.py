@@ -1,8 +1,8 @@
-"""EBEN's discriminators of bands: each hears the upper bands of audio side by side, at steps of its own.
+"""EBEN's discriminators of bands: each one analyzes the upper bands of audio jointly, with a dilation of its own.
 
 Source: Hauret et al., "EBEN", ICASSP 2023, section 2.2; sizes, slope and dilations are those of the authors' code. What
-differs: every convolution keeps the length, or halves it, whatever its dilation; and a number of bands that 30, the
-channels of the first layer, does not divide by has a few channels less.
+differs: every convolution keeps the length, or halves it, whatever its dilation; and if 30, the number of channels of
+the first layer, is not divisible by the number of bands, there are a few channels less.
 """
 
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ TAPS = 8  # of the bands' filters, for each band
 
 
 class BandDiscriminator(nn.Module):
-    """Dilated convolutions, a group of channels to each band, which the last alone mixes: (B, bands, L) -> maps."""
+    """Dilated convolutions with a group of channels for each band; only the last mixes bands: (B, bands, L) -> maps."""
 
     def __init__(self, bands: int, dilation: int, width: float = 1.0) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class BandDiscriminator(nn.Module):
 
 
 class MultiBand(nn.Module):
-    """One discriminator a dilation, all of the upper ``bands`` out of ``of_bands``: (B, 1, T) -> list of maps each."""
+    """One discriminator for each dilation, on the upper ``bands`` of ``of_bands``: (B, 1, T) -> lists of maps."""
 
     def __init__(self, bands: int, of_bands: int, width: float = 1.0) -> None:
         super().__init__()

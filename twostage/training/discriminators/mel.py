@@ -1,8 +1,8 @@
-"""A discriminator of log-mels: it tells restored ones, smoothed by an L1, from those of clean speech, patch by patch.
+"""A discriminator of log-mels: restored ones, smoothed by an L1, against clean ones, patch by patch.
 
 Source: the patches of Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks" (pix2pix), CVPR
-2017, section 3.2.2, and its layout: every convolution but the last hidden one halves the map. Much narrower, with
-normalized weights as in the other discriminators.
+2017, section 3.2.2, and its layout: every convolution but the last hidden one halves the map. It is much narrower, and
+its weights are normalized as in the other discriminators.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class MelDiscriminatorConfig:
 
 
 class MelDiscriminator(nn.Module):
-    """(B, n_mels, L) log-mels -> a list of one list of maps, as a family of discriminators gives them; logits last."""
+    """(B, n_mels, L) log-mels -> a list of one list of maps, like a family of discriminators; the logits are last."""
 
     def __init__(self, config: MelDiscriminatorConfig) -> None:
         super().__init__()
