@@ -46,7 +46,7 @@ from twostage.training.config import VocoderRun, load_config
 from twostage.training.losses import generator_least_squares, mel_l1
 from twostage.utils.errors import TwoStageError
 from twostage.utils.files import make_folder
-from twostage.utils.memory import keep_freed
+from twostage.utils.memory import keep_freed, peak_memory
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "throat.flac"
 MATRIX = 2048  # rows and columns of the products that set the machine's rate
@@ -77,13 +77,6 @@ def matrices() -> Callable[[], Tensor]:
 
 def gigaflops(seconds: float) -> float:
     return 2 * MATRIX**3 / seconds / 1e9
-
-
-def peak_memory() -> float:
-    """MB that this process has held at most."""
-    # getrusage would count the parent's as well, which is the child's own for a moment
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e3
 
 
 def speech(seconds: float, multiple: int = 1) -> np.ndarray:

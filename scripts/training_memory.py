@@ -10,7 +10,6 @@ step on; the most memory that the process held is what counts. Linux and macOS.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from twostage.audio import sound_files
+from twostage.utils.memory import peak_memory
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 # name -> command, configurations and settings of its own
@@ -67,8 +67,7 @@ def child(words: list[str]) -> int:
     from twostage.cli import main as twostage
 
     code = twostage(words)
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes of what getrusage counts
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
+    print(peak_memory())
     return code
 
 

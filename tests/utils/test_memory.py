@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from twostage.utils.memory import peak_memory
 
 FAULTS = """
 import resource, sys
@@ -32,3 +35,10 @@ def test_freed_memory_is_used_again() -> None:
     if kept == "False":
         pytest.skip("this C library has no mallopt")
     assert after < 20 <= before  # a new mapping is touched for the first time once at least, by pages of any size
+
+
+def test_the_peak_is_that_of_this_process_and_grows() -> None:
+    before = peak_memory()
+    block = np.ones(int(before * 1e6 / 8 + 2e7))  # more than there has been at any time
+    assert peak_memory() > before + 100
+    assert block.sum() > 0

@@ -1,9 +1,10 @@
-"""The heap of the C library: freed memory stays with the process, for the next tensor of the same size."""
+"""Memory of the process: the heap, where freed memory stays for the next tensor of the same size, and the peak."""
 
 import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers of M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
 LARGEST = 2**31 - 1  # bytes
@@ -29,3 +30,14 @@ def raise_memory_error() -> Iterator[None]:
         if "can't allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
             raise MemoryError(str(error)) from None
         raise
+
+
+def peak_memory() -> float:
+    """MB of memory that this process has held at most. Linux and macOS."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage counts the parent's as well here, which is the child's own for a moment
+        lines = status.read_text(encoding="ascii", errors="replace").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e3
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
