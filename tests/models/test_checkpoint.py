@@ -291,6 +291,25 @@ def test_a_foreign_training_state_is_one_line_and_never_runs(tmp_path: Path, con
     assert "\n" not in str(caught.value)
 
 
+class Touch:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self.path,))
+
+
+def test_code_in_a_whole_archive_of_torch_is_not_run(tmp_path: Path) -> None:
+    torch.save({"step": 1, "model": Touch(tmp_path / "ran")}, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match=r"state\.pt: not a training state, damaged, or it holds code"):
+        checkpoint.load_state(tmp_path / "state.pt")
+    assert not (tmp_path / "ran").exists()
+    torch.load(tmp_path / "state.pt", weights_only=False)  # it would have been
+    assert (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("place", [0.3, 0.5, 0.7])
 def test_a_state_with_a_turned_bit_is_noticed(tmp_path: Path, place: float) -> None:
     """torch.load gives other numbers and says nothing."""
