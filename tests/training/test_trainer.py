@@ -72,13 +72,13 @@ def test_a_state_holds_all_that_a_training_is():
     one, other = training(), training()
     fit(one, Restoring(RESTORER, RestoringWeights()), pairs(), RestoringWeights(), steps=2)
     one.best = 0.5
-    drawn = torch.rand(3)
+    earlier = torch.rand(3)
     state = one.state_dict()
     later = torch.rand(3)
     other.load_state_dict(state)
     assert (other.step, other.best) == (2, 0.5)
     assert torch.equal(torch.rand(3), later)  # random numbers go on where they were
-    assert not torch.equal(drawn, later)
+    assert not torch.equal(earlier, later)
     for mine, theirs in ((one.model, other.model), (one.ema, other.ema)):
         for key, tensor in mine.state_dict().items():
             assert torch.equal(tensor, theirs.state_dict()[key])
