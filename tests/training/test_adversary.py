@@ -167,7 +167,7 @@ def run(sound, steps, weights=None, rate=1e-3, **settings):
         ({"start": 1, "generator_steps": 2}, [False, True, False, True, False, True]),
     ],
 )
-def test_the_judges_learn_at_their_turn(sound, settings, learnt):
+def test_the_discriminators_learn_at_their_turn(sound, settings, learnt):
     assert run(sound, 6, **settings)[0] == learnt
 
 
