@@ -11,7 +11,7 @@ nothing. Settings as key=value go to every training.
 A budget is the time for the training of all systems together. Each has an even share of it, whichever are chosen, so
 that they can be trained in several calls; cpu-hour and cpu-half-hour count the time of one core, in whatever thread,
 and not the wall clock. Steps follow from a few that are timed first, which is not counted. What is equal: speech,
-simulated sensors, augmentation, and that time. What is not: steps, and with them the segments that a system is trained on. Each
+simulated sensors, augmentation, and that time. What is not: steps, and with them how many segments. Each
 keeps its YAML's recipe but for lengths in steps, which shrink with the training, and for the settings below that suit a
 budget. An adversary joins where it did, as a share of the steps; the learning rate rises over the first twentieth and
 falls over the last third.
