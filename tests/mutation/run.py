@@ -168,9 +168,9 @@ def table(changes: Sequence[Change], results: dict[str, str]) -> str:
 
 def write_report(path: Path, text: str) -> None:
     """Put ``text`` between the marks of a document."""
-    before, rest = path.read_text().split(BEGIN)
+    before, rest = path.read_text(encoding="utf-8").split(BEGIN)
     after = rest.split(END)[1]
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
 def main() -> int:
