@@ -68,6 +68,25 @@ def test_the_first_average_is_that_of_the_ramp_after_one_step():
         torch.testing.assert_close(one.ema.state_dict()[key], before[key].lerp(now, 1 - 2 / 11))
 
 
+def test_a_state_holds_all_that_a_training_is():
+    one, other = training(), training()
+    fit(one, Restoring(RESTORER, RestoringWeights()), pairs(), RestoringWeights(), steps=2)
+    one.best = 0.5
+    drawn = torch.rand(3)
+    state = one.state_dict()
+    later = torch.rand(3)
+    other.load_state_dict(state)
+    assert (other.step, other.best) == (2, 0.5)
+    assert torch.equal(torch.rand(3), later)  # random numbers go on where they were
+    assert not torch.equal(drawn, later)
+    for mine, theirs in ((one.model, other.model), (one.ema, other.ema)):
+        for key, tensor in mine.state_dict().items():
+            assert torch.equal(tensor, theirs.state_dict()[key])
+    moments = [t.optimizer.state_dict()["state"][0]["exp_avg"] for t in (one, other)]
+    assert torch.equal(*moments)
+    assert moments[0].any()
+
+
 def test_a_batch_comes_first_for_the_step_that_is_next():
     one, taken = training(), []
     one.step = 2
