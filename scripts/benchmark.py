@@ -11,7 +11,7 @@ nothing. Settings as key=value go to every training.
 A budget is the time for the training of all systems together. Each has an even share of it, whichever are chosen, so
 that they can be trained in several calls; cpu-hour and cpu-half-hour count the time of one core, in whatever thread,
 and not the wall clock. Steps follow from a few that are timed first, which is not counted. What is equal: speech,
-simulated sensors, augmentation, and that time. What is not: steps, and with them the segments that a system hears. Each
+simulated sensors, augmentation, and that time. What is not: steps, and with them how many segments. Each
 keeps its YAML's recipe but for lengths in steps, which shrink with the training, and for the settings below that suit a
 budget. An adversary joins where it did, as a share of the steps; the learning rate rises over the first twentieth and
 falls over the last third.
@@ -373,7 +373,7 @@ def settled(plan: Mapping[str, Any]) -> list[str]:
         "Equal: speech, simulated sensors, augmentation, and that time. Not equal: steps, hence the speech that",
     ]
     lines += [
-        "was heard. Not in the time: what the vocoder behind the two-stage restorers learnt before, on clean speech."
+        "was heard. Not in the time: what the vocoder behind the two-stage restorers learned before, on clean speech."
     ]
     if plan["settings"]:
         lines += ["", f"Settings of all: `{' '.join(plan['settings'])}`."]

@@ -1,4 +1,4 @@
-"""Score a restorer's adaptation to a sensor on speakers that it has not heard, one training a speaker left out.
+"""Score a restorer's adaptation to a sensor on speakers that it was not trained on, one training a speaker left out.
 
     python scripts/leave_one_out.py --pairs pairs.csv --clean train.csv --init base --vocoder default -o results/loo
 

@@ -72,7 +72,7 @@ leave_one_out() {
 }
 
 # a command in one line, without the settings that do not decide what comes out
-told() {
+reproducible() {
   local word
   for word in "$@"; do
     case $word in
@@ -86,7 +86,7 @@ told() {
 step() {
   local name=$1 mark=$RESULTS/done/$1 command
   shift
-  command=$(told "$@")
+  command=$(reproducible "$@")
   if [[ -e $mark ]]; then
     [[ $(<"$mark") == "$command" ]] || fail "$mark: this step was made by another command; name another folder"
     echo "$NAME: $name: complete, skipped"

@@ -2,8 +2,8 @@
 
     python scripts/what_limits.py --pairs pairs.csv results/loo
 
-The folder is one of scripts/leave_one_out.py, whose models have not heard the speaker that they are scored on. A table
-of means over the pairs goes to the standard output.
+The folder is one of scripts/leave_one_out.py, whose models were not trained on the speaker that they are scored on. A
+table of means over the pairs goes to the standard output.
 """
 
 import argparse

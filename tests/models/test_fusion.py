@@ -267,14 +267,14 @@ def test_two_channels_go_in_and_one_comes_out(fusion_path: Path, headset: np.nda
     output, rate = sound_files.read(tmp_path / "out.wav")
     assert (output.shape, rate) == ((1, headset.shape[1]), RATE)
     assert main([*restoring, str(tmp_path / "no.wav"), str(tmp_path / "one.wav")]) == 1
-    assert "one.wav: has 1 channel; this model hears 2, bone and air" in capsys.readouterr().err
+    assert "one.wav: has 1 channel; this model takes 2, bone and air" in capsys.readouterr().err
     assert not (tmp_path / "no.wav").exists()
     streaming = ["stream", "--model", str(fusion_path), "--file"]
     assert main([*streaming, str(tmp_path / "two.wav"), "-o", str(tmp_path / "stream.wav")]) == 0
     streamed = sound_files.read(tmp_path / "stream.wav")[0]
     assert np.abs(streamed).max() > 0.01
     assert streamed.shape == output.shape
-    with pytest.raises(AudioError, match="has 3 channels; this model hears 2"):
+    with pytest.raises(AudioError, match="has 3 channels; this model takes 2"):
         twostage.restore(load(fusion_path), np.zeros((3, 999)), RATE)
     with pytest.warns(UserWarning, match="the audio is channel 2 silent$"):
         twostage.restore(load(fusion_path), headset * [[1], [0]], RATE)
@@ -304,7 +304,7 @@ def test_an_evaluation_has_rows_of_both_microphones(
 def test_a_fusion_cannot_be_evaluated_without_air(fusion_path: Path, corpus: Path, capsys) -> None:
     overrides = ["evaluate", "--clean", str(corpus), "--simulate", "eben"]
     assert main([*overrides, "--model", f"both={fusion_path}"]) != 0
-    assert "--model both: hears bone and air, and there is no air channel: see --air-snr" in capsys.readouterr().err
+    assert "--model both: takes bone and air, and there is no air channel: see --air-snr" in capsys.readouterr().err
     assert main([*overrides, "--noise", "x"]) != 0
     assert "--noise x: goes with --air-snr" in capsys.readouterr().err
 
@@ -372,7 +372,7 @@ def test_an_exported_fusion_says_what_pytorch_says(headset: np.ndarray, tmp_path
 def test_int8_is_for_one_input(fusion_path: Path, tmp_path: Path, capsys) -> None:
     arguments = [str(fusion_path), str(tmp_path / "m.onnx"), "--int8", "--calibrate", str(tmp_path)]
     assert main(["export", *arguments]) != 0
-    assert "hears 2 channels; --int8 is for models of one" in capsys.readouterr().err
+    assert "takes 2 channels; --int8 is for models of one" in capsys.readouterr().err
     assert not (tmp_path / "m.onnx").exists()
 
 

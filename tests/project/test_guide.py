@@ -66,13 +66,13 @@ def log_of(run: Path) -> list[float]:
     return [line["mel_l1"] for line in lines if line["kind"] == "valid"]
 
 
-TOLD = [(page.stem, arguments) for page in PAGES for arguments in shells(page)]
-TRAINED = [arguments for _, arguments in TOLD if arguments[0] in SCHEMAS and "--resume" not in arguments]
+DOCUMENTED = [(page.stem, arguments) for page in PAGES for arguments in shells(page)]
+TRAINED = [arguments for _, arguments in DOCUMENTED if arguments[0] in SCHEMAS and "--resume" not in arguments]
 
 
 def test_every_page_tells_commands() -> None:
-    assert {name for name, _ in TOLD} == {"own-sensor", "few-pairs", "add-an-enhancer", "corpora"}
-    assert len(TOLD) > 30
+    assert {name for name, _ in DOCUMENTED} == {"own-sensor", "few-pairs", "add-an-enhancer", "corpora"}
+    assert len(DOCUMENTED) > 30
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

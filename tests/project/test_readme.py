@@ -72,7 +72,7 @@ def documented() -> Iterator[list[str]]:
 
 
 # each once: the site tells some of the README again
-TOLD = [shlex.split(line) for line in dict.fromkeys(shlex.join(arguments) for arguments in documented())]
+DOCUMENTED = [shlex.split(line) for line in dict.fromkeys(shlex.join(arguments) for arguments in documented())]
 SCRIPTS = [words[1:] for _, block in blocks(*SHELL) for words in lines(block) if words[:1] == ["python"]]
 SCRIPTS = [words for words in SCRIPTS if words[0].startswith(("scripts/", "tests/"))]
 MENTIONED = sorted(
@@ -87,16 +87,18 @@ PYTHON = [(name, number, block) for number, (name, block) in enumerate(blocks("p
 
 
 def test_there_are_commands_for_every_subcommand() -> None:
-    assert {arguments[0] for arguments in TOLD} == cli.COMMANDS.keys()
-    assert len(TOLD) > 25
+    assert {arguments[0] for arguments in DOCUMENTED} == cli.COMMANDS.keys()
+    assert len(DOCUMENTED) > 25
 
 
-@pytest.mark.parametrize("arguments", TOLD, ids=" ".join)
+@pytest.mark.parametrize("arguments", DOCUMENTED, ids=" ".join)
 def test_a_command_that_is_told_exists_with_these_options(arguments: list[str]) -> None:
     cli.parse(arguments)  # exits if not
 
 
-@pytest.mark.parametrize("arguments", [a for a in TOLD if a[0] in TRAININGS and "--resume" not in a], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [a for a in DOCUMENTED if a[0] in TRAININGS and "--resume" not in a], ids=" ".join
+)
 def test_the_settings_that_are_told_are_ones_that_a_training_takes(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

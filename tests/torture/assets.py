@@ -42,7 +42,7 @@ class Assets:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def _made(self, name: str, make: Callable[[Path], Any]) -> Path:
+    def _asset(self, name: str, make: Callable[[Path], Any]) -> Path:
         path = self.folder / name
         if not path.exists():
             place = Place(self.folder / "making" / name)
@@ -53,20 +53,20 @@ class Assets:
 
     @property
     def tiny(self) -> Path:
-        return self._made("tiny.safetensors", lambda path: checkpoint.save(path, tiny(), provenance={}))
+        return self._asset("tiny.safetensors", lambda path: checkpoint.save(path, tiny(), provenance={}))
 
     @property
     def causal(self) -> Path:
         mel = MelConfig(causal=True)
-        return self._made("causal.safetensors", lambda path: checkpoint.save(path, tiny(mel), provenance={}))
+        return self._asset("causal.safetensors", lambda path: checkpoint.save(path, tiny(mel), provenance={}))
 
     @property
     def restorer(self) -> Path:
-        return self._made("restorer.safetensors", lambda path: checkpoint.save(path, tiny().restorer, provenance={}))
+        return self._asset("restorer.safetensors", lambda path: checkpoint.save(path, tiny().restorer, provenance={}))
 
     @property
     def vocoder(self) -> Path:
-        return self._made("vocoder.safetensors", lambda path: checkpoint.save(path, tiny().vocoder, provenance={}))
+        return self._asset("vocoder.safetensors", lambda path: checkpoint.save(path, tiny().vocoder, provenance={}))
 
     @property
     def onnx(self) -> Path:
@@ -79,21 +79,23 @@ class Assets:
     def _exported(self, name: str, weights: Path, *, stream: bool) -> Path:
         from twostage.export.onnx import export
 
-        return self._made(name, lambda path: export(checkpoint.load(weights), path, stream=stream, provenance={}) and 0)
+        return self._asset(
+            name, lambda path: export(checkpoint.load(weights), path, stream=stream, provenance={}) and 0
+        )
 
     @property
     def sensor(self) -> Path:
-        return self._made("sensor.yaml", lambda path: save_sensor(path, PRESETS["throat"]))
+        return self._asset("sensor.yaml", lambda path: save_sensor(path, PRESETS["throat"]))
 
     @property
     def corpus(self) -> Path:
         """A folder of three clean files of two speakers and two pairs, with manifests of both, JSONL and CSV."""
-        return self._made("corpus", _corpus)
+        return self._asset("corpus", _corpus)
 
     @property
     def published(self) -> Path:
         """A folder with a generator as HiFi-GAN's authors publish it."""
-        return self._made("published", _published)
+        return self._asset("published", _published)
 
 
 def _corpus(folder: Path) -> None:

@@ -16,8 +16,8 @@ from torture.assets import Assets, training
 from torture.harness import Child, Limits, Place, Session, complaints, noted
 from twostage.models import checkpoint
 
-JUDGED = ("weights.adv=1", "weights.fm=1", "adversary.mel_discriminator.channels=[4,8]")
-STAGES: dict[str, tuple[str, ...]] = {"train-restorer": JUDGED, "train-vocoder": ()}
+ADVERSARIAL = ("weights.adv=1", "weights.fm=1", "adversary.mel_discriminator.channels=[4,8]")
+STAGES: dict[str, tuple[str, ...]] = {"train-restorer": ADVERSARIAL, "train-vocoder": ()}
 KEPT = ("best.safetensors", "last.safetensors")
 MOST = 40  # kills of one training, after which it may come to its end
 LIMITS = Limits(120, addresses=0)

@@ -31,7 +31,7 @@ def many(session: Session, assets: Assets, count: int = 10_000) -> None:
         before: dict[str, int] = {}
         for part, kind in ((1 / 3, signal.SIGTERM), (2 / 3, signal.SIGINT), (2.0, None)):
             child = place.start(words, Limits(1800, addresses=0))
-            sizes = _watched(child, lambda: _made(place) >= part * count, kind)  # noqa: B023
+            sizes = _watched(child, lambda: _count_outputs(place) >= part * count, kind)  # noqa: B023
             outcome = child.wait()
             noted(row, outcome, complaints(outcome, codes=(130,) if kind else (0,)))
             now = {name: os.stat(place.work / name).st_mtime_ns for name in place.files() if name.startswith("out/")}
@@ -51,7 +51,7 @@ def many(session: Session, assets: Assets, count: int = 10_000) -> None:
         session.note(f"{count} files: " + "; ".join(grown))
 
 
-def _made(place: Place) -> int:
+def _count_outputs(place: Place) -> int:
     return sum(len(files) for _, _, files in os.walk(place.work / "out"))
 
 

@@ -63,7 +63,7 @@ def test_it_learns_to_tell_real_from_fake(sound, discriminators):
     assert last < 0.6 * first
 
 
-def test_learning_leaves_the_generator_alone_and_judging_the_judges(sound):
+def test_learning_leaves_the_generator_alone_and_training_the_discriminators(sound):
     discriminator, (fake, real) = adversary(), sound
     fake = fake.clone().requires_grad_()
     discriminator.train_step(fake, real, 1e-3)
@@ -143,7 +143,7 @@ def test_spectral_normalization_is_part_of_the_state(sound):
 
 
 def run(sound, steps, weights=None, rate=1e-3, **settings):
-    """A training on one batch: whether the discriminators learnt at each step, what was reported, the training."""
+    """A training on one batch: whether the discriminators learned at each step, what was reported, the training."""
     weights = weights or VocodingWeights()
     torch.manual_seed(1)
     training = Training(Vocoder(VOCODER), OptimizerConfig(learning_rate=rate, ema_decay=0), adversary(**settings))
@@ -159,7 +159,7 @@ def run(sound, steps, weights=None, rate=1e-3, **settings):
 
 
 @pytest.mark.parametrize(
-    ("settings", "learnt"),
+    ("settings", "learned"),
     [
         ({}, [True] * 6),
         ({"generator_steps": 3}, [True, False, False, True, False, False]),
@@ -167,8 +167,8 @@ def run(sound, steps, weights=None, rate=1e-3, **settings):
         ({"start": 1, "generator_steps": 2}, [False, True, False, True, False, True]),
     ],
 )
-def test_the_judges_learn_at_their_turn(sound, settings, learnt):
-    assert run(sound, 6, **settings)[0] == learnt
+def test_the_discriminators_learn_at_their_turn(sound, settings, learned):
+    assert run(sound, 6, **settings)[0] == learned
 
 
 def test_content_alone_before_the_adversary_joins(sound):

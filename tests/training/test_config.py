@@ -39,7 +39,7 @@ def test_an_overlay_gives_each_training_its_own_sections(overrides: list[str]) -
     assert load_config(VocoderRun, ["vocoder", "tiny"], overrides).vocoder.upsample_initial_channel == 8
 
 
-def test_an_adversary_takes_the_judges_of_its_training_alone(overrides: list[str], tmp_path: Path) -> None:
+def test_an_adversary_takes_the_discriminators_of_its_training_alone(overrides: list[str], tmp_path: Path) -> None:
     (tmp_path / "both.yaml").write_text(
         "adversary: {loss: hinge, discriminator: {scales: 1}, mel_discriminator: {channels: [4, 8]}}\n"
     )
@@ -109,7 +109,7 @@ def test_what_is_wrong_is_named_in_one_line(overrides: list[str], setting: str, 
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
-def test_an_adversary_stored_before_it_had_more_judges_and_balance_is_the_same(adaptive: bool) -> None:
+def test_an_adversary_stored_before_it_had_more_discriminators_and_balance_is_the_same(adaptive: bool) -> None:
     stored = {"adaptive": adaptive, "discriminator": {"periods": [2], "scales": 1, "width": 0.25, "resolutions": []}}
     assert build(AdversaryConfig, stored) == AdversaryConfig(DiscriminatorConfig((2,), 1, 0.25), adaptive=adaptive)
 

@@ -99,7 +99,7 @@ def test_a_training_begins_with_given_weights(overrides: list[str], tmp_path: Pa
         torch.testing.assert_close(checkpoint.plain_state(again)[key], tensor, atol=1e-6, rtol=0)
 
 
-def test_an_adversary_begins_with_another_trainings_judges(overrides: list[str], tmp_path: Path) -> None:
+def test_an_adversary_begins_with_another_trainings_discriminators(overrides: list[str], tmp_path: Path) -> None:
     base = [*FAST, *overrides[:2]]
     recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], [*base, f"run_dir={tmp_path / 'one'}"]))
     borrowed = [

@@ -125,7 +125,7 @@ def test_sizes_of_the_papers_of_melgan_and_eben(config, millions):
 
 
 @pytest.mark.parametrize("length", [64, 1000, 1001, 2310])
-def test_judges_of_melgan_and_of_bands_with_logits_last(length):
+def test_discriminators_of_melgan_and_of_bands_with_logits_last(length):
     results = Discriminators(only(melgan=3, bands=3, width=0.0625))(torch.randn(2, 1, length))
     assert [len(maps) for maps in results] == [7] * 3 + [8] * 3
     assert [maps[0].shape[-1] for maps in results[:3]] == [length, length // 2 + 1, (length // 2 + 1) // 2 + 1]
@@ -133,7 +133,7 @@ def test_judges_of_melgan_and_of_bands_with_logits_last(length):
     assert all(maps[-1].ndim == 2 and len(maps[-1]) == 2 for maps in results)
 
 
-def test_judges_of_bands_do_not_hear_the_lowest():
+def test_discriminators_of_bands_do_not_hear_the_lowest():
     discriminators = Discriminators(only(bands=3, width=0.0625))
     time = torch.arange(8000.0)[None, None] / 16000
     low, high = (torch.sin(2 * torch.pi * hertz * time) for hertz in (600.0, 3000.0))

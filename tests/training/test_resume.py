@@ -177,16 +177,22 @@ def restorer(corpus: Path, run: Path, steps: int, *more: str) -> RestorerRun:
     return load_config(RestorerRun, ["restorer", "tiny"], [*files, *fast, *more])
 
 
-JUDGED = "weights.adv=1", "weights.fm=1", "weights.ssim=1", "adversary.mel_discriminator.channels=[4,8]"
+ADVERSARIAL = "weights.adv=1", "weights.fm=1", "weights.ssim=1", "adversary.mel_discriminator.channels=[4,8]"
 
 
 @pytest.mark.parametrize(
     "more",
     [
         ("precision=bfloat16", "weights.delta=1"),
-        JUDGED,
-        (*JUDGED, "precision=bfloat16", "adversary.start=1", "adversary.generator_steps=2", "adversary.adaptive=true"),
-        (*JUDGED, "adversary.adaptive=each"),
+        ADVERSARIAL,
+        (
+            *ADVERSARIAL,
+            "precision=bfloat16",
+            "adversary.start=1",
+            "adversary.generator_steps=2",
+            "adversary.adaptive=true",
+        ),
+        (*ADVERSARIAL, "adversary.adaptive=each"),
     ],
     ids=["content", "adversarial", "adversarial by all rules", "balanced"],
 )

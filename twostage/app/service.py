@@ -102,7 +102,7 @@ class Service:
                 (restored,) = outcome.views
                 sounds = {"clean": source, sensor: bone, "restored": restored["file"]}
                 seen = view(bone.name, sounds, folder / "seen", top=restored["top"])
-                # what came back is told of the sensor's sound, not of the clean speech
+                # what came back is reported for the sensor's sound, not of the clean speech
                 seen |= {name: restored[name] for name in ("gained", "file")}
                 return summary_html(outcome, request), self._player([seen])
         except Cancelled as reason:

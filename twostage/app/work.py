@@ -145,13 +145,13 @@ def bounded(source: Path, limits: Limits, step: ProgressCallback) -> ProgressCal
     """A callback that raises TooMuch if a file has more sound than its header states and the limits allow."""
     done = 0.0
 
-    def hear(seconds: float) -> None:
+    def add(seconds: float) -> None:
         nonlocal done
         done += seconds
         limits.check_seconds(source, done)
         step(seconds)
 
-    return hear
+    return add
 
 
 def _seconds(source: Path, limits: Limits) -> float:
@@ -159,18 +159,18 @@ def _seconds(source: Path, limits: Limits) -> float:
         limits.check_length(source)
         return info(source).seconds
     except AudioError:
-        return 0.0  # its turn to complain comes
+        return 0.0  # the error is reported when the file is restored
 
 
 def _fraction(total: float, progress: Fraction) -> ProgressCallback:
     done = 0.0
 
-    def hear(seconds: float) -> None:
+    def add(seconds: float) -> None:
         nonlocal done
         done += seconds
         progress(min(1.0, done / total) if total else 1.0)
 
-    return hear
+    return add
 
 
 def _renamed(path: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twostage.utils.errors import AudioError
+from twostage.utils.errors import AudioError, first_line
 
 EXTRA = "pip install 'twostage[media]'"
 # words at the start of a file, their place, and what it is
@@ -170,4 +170,4 @@ def _stream(container: Any, path: str | Path) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    return str(getattr(error, "strerror", None) or error).partition("\n")[0]
+    return getattr(error, "strerror", None) or first_line(error)

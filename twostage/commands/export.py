@@ -52,7 +52,7 @@ def run(args: Namespace) -> int:
     if isinstance(model, OnnxEnhancer):
         raise CheckpointError("is ONNX already", subject=args.model[0])
     if args.int8 and model.inputs > 1:
-        raise CheckpointError(f"hears {model.inputs} channels; --int8 is for models of one", subject=args.model[0])
+        raise CheckpointError(f"takes {model.inputs} channels; --int8 is for models of one", subject=args.model[0])
     speech = _speech(args, model.sample_rate) if args.int8 else None
     written = export(model, args.out, stream=args.stream, provenance=provenances(*args.model), speech=speech)
     what = "log-mels within" if args.int8 else "within"

@@ -176,7 +176,7 @@ def _failed(job: "RestoreJob", error: str) -> "RestorationReport":
 def _is_done(job: "RestoreJob") -> bool:
     try:
         return job.target.exists()
-    except OSError:  # a name that is too long, say: its turn to complain comes
+    except OSError:  # such as a name that is too long, which is reported later
         return False
 
 
@@ -252,7 +252,7 @@ def _seconds(job: "RestoreJob") -> float:
     try:
         return info(job.source).seconds
     except TwoStageError:
-        return 0.0  # its turn to complain comes
+        return 0.0  # the error is reported when the file is restored
 
 
 def _summary(reports: "list[RestorationReport]") -> dict[str, Any]:

@@ -75,13 +75,13 @@ def run(args: argparse.Namespace) -> int:
     table.add(list(refused.values()))
     pending = [item for item in items if item.source not in refused]
     reporter = CorpusReporter(sys.stdout, len(items), len(sources) - len(items), quiet=is_quiet(args))
-    reporter.hear(list(refused.values()))
+    reporter.add(list(refused.values()))
     try:
         if pending:
             with cluster(config) as resources, terminable():  # Ray has put a handler of its own in place of ours
                 reporter.begin(f"{resources.workers} x {resources.device}")
                 for results in restored(pending, job, weights, resources):
-                    reporter.hear(results)
+                    reporter.add(results)
     finally:
         table.fold()
         Store(args.out).sweep()
@@ -104,7 +104,7 @@ class CorpusReporter:
         self._started = self._said = time.monotonic()
         self._line(f"{self._files} files to restore{self._where}, {self._skipped} done before")
 
-    def hear(self, results: "list[Result]") -> None:
+    def add(self, results: "list[Result]") -> None:
         for result in results:
             self.counts[result.status] += 1
             self._seconds += result.seconds

@@ -242,7 +242,7 @@ def _play(args: argparse.Namespace, model: "Enhancer", gain: list[float]) -> "Ti
 
 def _check_channels(path: str, channels: int, inputs: int) -> None:
     if channels < inputs:
-        raise AudioError(f"has {channels} channel; this model hears {inputs}, bone and air", subject=path)
+        raise AudioError(f"has {channels} channel; this model takes {inputs}, bone and air", subject=path)
 
 
 def _measured_gain(path: str, model: "Enhancer", inputs: int) -> list[float]:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from uuid import uuid4
 
-from twostage.utils.errors import AudioError, ConfigError, OutputError
+from twostage.utils.errors import AudioError, ConfigError, OutputError, first_line
 from twostage.utils.files import make_folder, publish, replacing
 
 SCRATCH = ".twostage"  # below a local folder: what is being made, on the disk that it goes to
@@ -164,8 +164,7 @@ def read_text(source: str) -> str:
 
 def reason(error: BaseException) -> str:
     """The reason of an error, in one line."""
-    said = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
-    return said or type(error).__name__
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def _opened(url: str) -> tuple[Any, str]:

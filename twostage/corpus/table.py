@@ -1,7 +1,8 @@
 """The table of a corpus in Parquet, with the result for each file. This and ``data.parquet`` import pyarrow.
 
-Every piece of work adds a part of its own, so that nothing is lost with a process and no two write to one file. A piece
-may be done twice, so a file may have several rows; reading keeps one. The parts are merged into the table now and then.
+Every share of the work adds a part of its own, so that nothing is lost with a process and no two write to one file. A
+share may be done twice, so a file may have several rows; reading keeps one. The parts are merged into the table now and
+then.
 """
 
 import io
@@ -12,7 +13,7 @@ from hashlib import blake2b
 from typing import Any
 
 from twostage.corpus.storage import Store, require
-from twostage.utils.errors import DataError
+from twostage.utils.errors import DataError, first_line
 
 TABLE, PARTS = "results.parquet", "results.parts"
 RESTORED, FAILED = "restored", "failed"
@@ -107,8 +108,7 @@ def decode(content: bytes, name: str) -> list[Result]:
         # a file handle of its own: pyarrow would take a column from a folder's name otherwise
         return [Result(**row) for row in pyarrow.parquet.ParquetFile(io.BytesIO(content)).read().to_pylist()]
     except (pyarrow.ArrowException, OSError, TypeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise DataError(f"not a table of results, or damaged ({reason})", subject=name) from None
+        raise DataError(f"not a table of results, or damaged ({first_line(error)})", subject=name) from None
 
 
 def _check_plain(content: bytes) -> None:

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from twostage.utils.errors import ConfigError, DataError
+from twostage.utils.errors import ConfigError, DataError, first_line
 
 BATCH = 16  # rows held at once
 
@@ -42,8 +42,7 @@ class ParquetRows:
         self._file.close()
 
     def _damaged(self, error: Exception) -> DataError:
-        reason = str(error).strip().partition("\n")[0]
-        return DataError(f"not a Parquet file that can be read ({reason})", subject=self.path)
+        return DataError(f"not a Parquet file that can be read ({first_line(error)})", subject=self.path)
 
 
 def _names(fields: Any) -> list[str]:

@@ -114,7 +114,7 @@ def check_inputs(systems: Iterable[System], source: PairSource) -> None:
     """Raise ConfigError for a model that needs more channels than there are."""
     for system in systems:
         if not system.hears_clean and system.model.inputs > len(source.inputs):
-            raise ConfigError(f"--model {system.name}: hears bone and air, and there is no air channel: see --air-snr")
+            raise ConfigError(f"--model {system.name}: takes bone and air, and there is no air channel: see --air-snr")
 
 
 def fingerprint(systems: Iterable[System]) -> dict[str, str]:

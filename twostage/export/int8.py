@@ -9,17 +9,17 @@ from onnxruntime import quantization
 
 from twostage.models.onnx_enhancer import Values
 
-FLOAT = ("conv_pre", "conv_post")  # first and last of each stage: little work, and errors there are heard at once
+FLOAT = ("conv_pre", "conv_post")  # first and last of each stage: little work, and errors there are audible at once
 
 
 class Calibration(quantization.CalibrationDataReader):
     """Inputs of a model, run by run."""
 
     def __init__(self, inputs: Iterable[Values]) -> None:
-        self._given: Iterator[Values] = iter(inputs)
+        self._inputs: Iterator[Values] = iter(inputs)
 
     def get_next(self) -> Values | None:
-        return next(self._given, None)
+        return next(self._inputs, None)
 
 
 def quantize(source: Path, target: Path, inputs: Iterable[Values], metadata: Mapping[str, str]) -> None:

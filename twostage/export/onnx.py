@@ -25,7 +25,7 @@ from twostage.models.onnx_enhancer import AUDIO, NEXT, RESTORED, OnnxEnhancer, O
 from twostage.models.registry import kind_of
 from twostage.models.two_stage import TwoStage
 from twostage.nn.streaming import stream_states, streaming
-from twostage.utils.errors import CheckpointError
+from twostage.utils.errors import CheckpointError, first_line
 from twostage.utils.files import replacing
 from twostage.utils.logs import quieted
 
@@ -80,7 +80,7 @@ def export(
         try:
             program = _step(real(model)) if stream else _whole(real(model))
         except REFUSALS as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = first_line(error)
             raise CheckpointError(f"a {kind_of(model)} does not become ONNX: {reason}", subject=path) from None
     says = header(model, stream, provenance)
     program.model.metadata_props.update(says.as_metadata())

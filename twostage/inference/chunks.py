@@ -163,7 +163,7 @@ def enhance(
     waiting: list[Audio] = []
     at_once = seconds if model.causal or isfinite(model.context) else LONGEST
     for chunk in windows(blocks, _whole_strides(model, at_once), 0):
-        grouped = chunk.audio.reshape(-1, model.inputs, chunk.audio.shape[1])  # by what is heard together
+        grouped = chunk.audio.reshape(-1, model.inputs, chunk.audio.shape[1])  # one signal for each group of inputs
         waiting.append(grouped[:, 0])
         yield from _done(waiting, {place: [*channel.push(grouped[place])] for place, channel in work.items()})
     if waiting:

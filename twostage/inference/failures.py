@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from twostage.utils.errors import TwoStageError
+from twostage.utils.errors import TwoStageError, first_line
 
 FAILURES = (TwoStageError, OSError, MemoryError)  # of one file, which must not stop the rest
 
@@ -51,5 +51,4 @@ def explain(error: Exception, name: str) -> str:
         return f"{name}: {error.strerror or error}"
     if isinstance(error, MemoryError):
         return f"{name}: out of memory; shorter windows (--seconds) need less"
-    said = str(error).strip().partition("\n")[0]
-    return f"{name}: {type(error).__name__}: {said or type(error).__name__}"
+    return f"{name}: {type(error).__name__}: {first_line(error)}"

@@ -8,7 +8,7 @@ import numpy as np
 
 from twostage.audio.sound_files import Audio
 
-QUIET = 1e-6  # full scale: the lowest level that is told
+QUIET = 1e-6  # full scale: the lowest level that is reported
 
 
 class Meter:

@@ -58,7 +58,7 @@ PEAK, LOSSY_PEAK = 0.99, 0.89  # decoders of lossy formats overshoot what was en
 
 logger = logging.getLogger(__name__)
 A = TypeVar("A", bound=Any)
-ProgressCallback = Callable[[float], None]  # hears of the seconds of sound that were done since it heard last
+ProgressCallback = Callable[[float], None]  # takes the seconds of sound that were done since its last call
 Cancel = Callable[[], bool]  # asked before every block of sound whether to stop
 
 
@@ -364,7 +364,7 @@ def _outputs(model: Enhancer, source: AudioSource) -> int:
     inputs = model.inputs
     if inputs > 1 and source.channels != inputs:
         has = f"{source.channels} channel" + "s" * (source.channels > 1)
-        raise AudioError(f"has {has}; this model hears {inputs}, bone and air", subject=source.name)
+        raise AudioError(f"has {has}; this model takes {inputs}, bone and air", subject=source.name)
     return source.channels // inputs
 
 
@@ -457,7 +457,7 @@ def _render(
     restored = keep_low_band(counted, options.keep_low_band, model.sample_rate)
     outputs = len(spoken.levels)
     stream = resampled(restored, model.sample_rate, rate, outputs)
-    if copied.any() and (copied | spoken.silent).all():  # what no model hears need not go through its rate
+    if copied.any() and (copied | spoken.silent).all():  # what no model processes need not go through its rate
         stream = resampled(_untouched(source, gains, model.inputs, progress), source.sample_rate, rate, outputs)
     meter = LevelMeter(outputs, rate)
     # back at the input's rate, the two roundings of the length must not show

@@ -68,7 +68,7 @@ class WindowedInference:
         return finished[..., skip - samples * hop :][..., :keep]
 
     def _restored(self, audio: Tensor, begin: int, end: int) -> tuple[Tensor, InputSpectra]:
-        """Log-mels of frames from ``begin`` to ``end``, restored, and what the vocoder hears of them: bone alone."""
+        """Log-mels of frames from ``begin`` to ``end``, restored, and the input spectra of bone for the vocoder."""
         whole, hop = self._model.restorer.stride, self._model.hop_length
         lead = max(0, begin - self._model.restorer_context) // whole * whole
         input_spectra = self._model.mel.stft.input_spectra(audio[..., lead * hop :])

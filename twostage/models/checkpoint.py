@@ -29,7 +29,7 @@ from twostage.models.restorer import Restorer
 from twostage.models.two_stage import TwoStage, TwoStageConfig
 from twostage.models.vocoder import Vocoder
 from twostage.nn.layers import fold_weight_norm
-from twostage.utils.errors import CheckpointError, ConfigError
+from twostage.utils.errors import CheckpointError, ConfigError, first_line
 from twostage.utils.files import replacing
 from twostage.utils.renamed import translated
 from twostage.utils.schema import build, parse_json
@@ -262,7 +262,7 @@ def _open(path: Path) -> Any:
     except (SafetensorError, OSError) as error:
         if _is_pointer(path):
             raise CheckpointError("a pointer of Git LFS, `git lfs pull` fetches the weights", subject=path) from None
-        raise CheckpointError(f"not a safetensors file, or damaged ({_first_line(error)})", subject=path) from None
+        raise CheckpointError(f"not a safetensors file, or damaged ({first_line(error)[:120]})", subject=path) from None
 
 
 def _is_pointer(path: Path) -> bool:
@@ -276,7 +276,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
             written = (file.metadata() or {}).get("sha256")
     except SafetensorError as error:
-        raise CheckpointError(f"damaged ({_first_line(error)})", subject=path) from None
+        raise CheckpointError(f"damaged ({first_line(error)[:120]})", subject=path) from None
     if written and written != _digest(tensors):  # files from before have none
         raise CheckpointError("damaged, the weights are not those that were written", subject=path)
     return tensors
@@ -338,7 +338,3 @@ def _join(models: Mapping[str, nn.Module]) -> TwoStage:
         raise CheckpointError(f"{error}", subject=files) from None
     model.restorer, model.vocoder = restorer, vocoder
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:120] or type(error).__name__

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from twostage.models.protocol import CausalEnhancer as CausalEnhancer
 from twostage.models.protocol import Enhancer as Enhancer
-from twostage.models.protocol import is_causal as is_causal
 from twostage.nn.layers import fold_weight_norm
 from twostage.nn.streaming import offline
 

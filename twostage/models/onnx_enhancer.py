@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twostage.audio.continuation import continued
-from twostage.utils.errors import CheckpointError, ConfigError, one_line
+from twostage.utils.errors import CheckpointError, ConfigError, first_line, one_line
 from twostage.utils.packages import installed, is_tensor, torch_threads
 from twostage.utils.schema import build, parse_json
 
@@ -208,7 +208,7 @@ def _session(path: Path, threads: int) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own, one for each way in which a file can be damaged
-        reason = one_line(str(error).strip().partition("\n")[0])  # which begins with what is wrong
+        reason = one_line(first_line(error))  # which begins with what is wrong
         raise CheckpointError(f"not an ONNX file, or damaged ({reason})", subject=path) from None
 
 

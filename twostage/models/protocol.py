@@ -3,7 +3,7 @@
 ``models.enhancer`` has a module that implements most of it.
 """
 
-from typing import TYPE_CHECKING, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ class Enhancer(Protocol):
 
     @property
     def causal(self) -> bool:
-        """Whether it processes a stream chunk by chunk, as a ``CausalEnhancer``."""
+        """Whether it processes a stream chunk by chunk: a ``CausalEnhancer``, or the ONNX file of a step."""
         ...
 
     @property
@@ -74,8 +74,3 @@ class CausalEnhancer(Enhancer, Protocol):
         stream.
         """
         ...
-
-
-def is_causal(model: Enhancer) -> TypeGuard[CausalEnhancer]:
-    """``model.causal``, as a type guard."""
-    return model.causal

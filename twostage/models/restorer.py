@@ -15,7 +15,7 @@ Source: Liu et al., "VoiceFixer: A Unified Framework for High-Fidelity Speech Re
   shortcut is such a convolution; leaky ReLUs have a slope of 0.1, theirs 0.01
 - a second channel says where in frequency a band lies; theirs has mels alone
 - the mask is the network's output; theirs first takes noise away, by a mask of linear layers and GRUs on the mel, and
-  hears the result besides the input
+  takes the result besides the input
 - with ``mel.causal``, every layer looks back alone
 """
 
@@ -31,7 +31,7 @@ from twostage.nn.layers import Conv2d, ConvTranspose2d, fold_weight_norm, weight
 from twostage.utils.errors import ConfigError
 
 SLOPE = 0.1
-FEATURES = {"pitch": 2}  # rows of what a restorer may be told besides log-mels
+FEATURES = {"pitch": 2}  # rows of each input feature besides log-mels
 MEAN, SCALE = -6.0, 2.5  # of the log-mels of speech, roughly: brings the network's input near zero mean, unit deviation
 
 
@@ -51,7 +51,7 @@ class RestorerConfig:
     dilations: tuple[int, ...] = (1, 2, 4)  # in frames, of the residual blocks at the bottom
     output: str = "mask"  # mask: a gain in the log domain, unbounded, added to the input; mapping: the log-mel itself
     inputs: int = 1  # microphones: 1, or 2, bone and then air
-    features: tuple[str, ...] = ()  # what it is told besides log-mels: "pitch"
+    features: tuple[str, ...] = ()  # input features besides log-mels: "pitch"
 
     def __post_init__(self) -> None:
         if len(self.channels) != len(self.time_strides) + 1:

@@ -38,7 +38,7 @@ class VocoderConfig:
     resblock_kernel_sizes: tuple[int, ...] = (3, 7)  # of the residual blocks that a level averages
     resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5))  # of each of them
     fmax_for_loss: float | None = None  # Hz, where the log-mels of a training's losses end; null: half the sample rate
-    sensor_input: bool = False  # the generator hears the sensor's waveform too; data.sensors, data.silent_prob
+    sensor_input: bool = False  # the generator takes the sensor's waveform too; data.sensors, data.silent_prob
     griffin_lim: int = 0  # iterations that finish the output, not in training; 0: the paper's vocoder
     input_phase_below: float = 0.0  # Hz, up to which they take phase and harmonics from the restored input; 0: nothing
 

@@ -28,7 +28,7 @@ from twostage.training.tasks import (
     named,
 )
 from twostage.utils.devices import DEVICES
-from twostage.utils.errors import ConfigError
+from twostage.utils.errors import ConfigError, first_line
 from twostage.utils.renamed import translated
 from twostage.utils.schema import build, complete
 
@@ -297,7 +297,7 @@ def _merged(cls: type[RunConfig], files: Iterable[str], overrides: Sequence[str]
         merged = OmegaConf.merge(*parts, OmegaConf.from_dotlist(list(overrides)))
         return OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise ConfigError(f"settings do not merge: {_first_line(error)}") from None
+        raise ConfigError(f"settings do not merge: {first_line(error)}") from None
 
 
 def to_yaml(settings: RunConfig) -> str:
@@ -364,11 +364,7 @@ def _read(path: Path) -> Any:
     try:
         values = OmegaConf.load(path)
     except (YAMLError, ValueError, RecursionError, OSError) as error:
-        raise ConfigError(f"not readable as YAML: {_first_line(error)}", subject=path) from None
+        raise ConfigError(f"not readable as YAML: {first_line(error)}", subject=path) from None
     if not OmegaConf.is_dict(values):
         raise ConfigError("not a mapping of fields to values", subject=path)
     return values
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

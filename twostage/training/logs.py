@@ -33,13 +33,13 @@ class RunLog:
         self.directory, self.console = Path(directory), console or sys.stderr
         make_folder(self.directory)
         self._lines = self.directory / "log.jsonl"
-        self._told, threading.excepthook = threading.excepthook, self._of_a_thread
+        self._previous_hook, threading.excepthook = threading.excepthook, self._of_a_thread
         try:
             with self._writing():
                 self._drop_after(step)
                 self._board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step + 1)
         except BaseException:
-            threading.excepthook = self._told
+            threading.excepthook = self._previous_hook
             raise
 
     def __enter__(self) -> Self:
@@ -83,7 +83,7 @@ class RunLog:
             with self._writing():
                 self._board.close()
         finally:
-            threading.excepthook = self._told
+            threading.excepthook = self._previous_hook
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -95,7 +95,7 @@ class RunLog:
     def _of_a_thread(self, args: threading.ExceptHookArgs) -> None:
         """Raise exceptions of the thread of TensorBoard's writer where the log is written to next."""
         if not isinstance(args.exc_value, OSError):
-            self._told(args)
+            self._previous_hook(args)
 
     def _drop_after(self, step: int) -> None:
         if not self._lines.exists():

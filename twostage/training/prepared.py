@@ -25,7 +25,7 @@ from twostage.training.monitor import LAST, STATE, Monitor, provenance
 from twostage.training.tasks import LossWeights
 from twostage.training.trainer import Training, fit
 from twostage.training.validation import Estimator, Example, examples
-from twostage.utils.errors import CheckpointError, ConfigError
+from twostage.utils.errors import CheckpointError, ConfigError, first_line
 from twostage.utils.files import replacing, sweep
 from twostage.utils.schema import build
 from twostage.utils.signals import Interruption
@@ -122,7 +122,7 @@ class PreparedTraining:
         )
 
     def _learner(self, training: Training, mates: Team, feed: Generator[Pair, None, None]) -> Callable[..., None]:
-        """``fit``, which may be told to ``report``."""
+        """``fit``, which takes ``report``, called after every step, or none."""
         adversary, last_layer = self.plan.adversary, None
         if self.plan.last_layer and adversary and adversary.adaptive:
             last_layer = self.plan.last_layer(training.model)
@@ -233,7 +233,7 @@ def _training(settings: RunConfig, plan: Plan, mates: Team, state: dict[str, Any
         try:
             training.load_state_dict(state)
         except (RuntimeError, KeyError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = first_line(error)
             raise CheckpointError(f"{settings.run_dir}/{STATE}: does not fit this training: {reason}") from None
     return training
 

@@ -116,6 +116,6 @@ def _last_that_learns(train: str, both: nn.Module) -> Tensor:
 
 def last_weight(model: nn.Module) -> Tensor:
     """The weight, or its direction, of what makes the output: modules are named in the order of the data's way."""
-    if isinstance(model, TwoStage):  # but for the encoder of a vocoder that hears the sensor, which stands behind
+    if isinstance(model, TwoStage):  # but for the encoder of a vocoder with sensor input, which stands behind
         model = model.vocoder.conv_post
     return [p for name, p in model.named_parameters() if p.ndim > 1 and not name.endswith("original0")][-1]

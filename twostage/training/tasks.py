@@ -92,7 +92,7 @@ class EnhancingWeights:
     intelligibility: float = 0.0  # one minus the mean of STOI and ESTOI, read off log-mels
     adv: float = 0.0  # adversarial
     fm: float = 0.0  # feature matching: L1 of what the discriminators make of fake and real
-    own: dict = field(default_factory=dict)  # a system's own terms, by name (see its file); others are not learnt from
+    own: dict = field(default_factory=dict)  # a system's own terms, by name (see its file); others do not count
 
     def __post_init__(self) -> None:
         for name, weight in self.own.items():

@@ -18,6 +18,17 @@ def one_line(text: object) -> str:
     return shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2]} ... {shown[5 - LONGEST // 2 :]}"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of another package's error, which says what is wrong; without a message, the name of its type.
+
+    >>> first_line(ValueError("bad header\\nread_header, line 7"))
+    'bad header'
+    >>> first_line(KeyboardInterrupt())
+    'KeyboardInterrupt'
+    """
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 class TwoStageError(Exception):
     """A file, setting or value that cannot be used: ``subject`` names it and ``reason`` says what is wrong with it.
 

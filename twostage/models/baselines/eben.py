@@ -1,9 +1,9 @@
 """EBEN: a U-Net on the lowest of a few bands, which gives all of them back; discriminators of bands and of sound.
 
 Source: Hauret, Joubaud, Zimpfer and Bavu, "EBEN: Extreme bandwidth extension network applied to speech signals captured
-with noise-resilient body-conduction microphones", ICASSP 2023, section 2; M, P and N as settings (``bands``, ``heard``,
-``taps``) are those of "Configurable EBEN", TASLP 2023. Sizes of layers, which have no biases, and where activations
-stand are those of the authors' code. What differs from them:
+with noise-resilient body-conduction microphones", ICASSP 2023, section 2; M, P and N as settings (``bands``,
+``input_bands``, ``taps``) are those of "Configurable EBEN", TASLP 2023. Sizes of layers, which have no biases, and
+where activations stand are those of the authors' code. What differs from them:
 - zeros before and after a signal, where theirs is reflected at every layer; a strided convolution looks as far back as
   ahead; a signal is continued to a whole number of strides, where theirs is cut to one
 - ``causal``, not in the papers: every layer looks back alone, and the bands' filters add 28 samples
