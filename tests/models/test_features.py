@@ -132,3 +132,12 @@ def test_the_bands_are_librosas_to_the_bit(sample_rate, n_fft, n_mels, fmin, fma
     expected = librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax)
     np.testing.assert_array_equal(slaney_basis(sample_rate, n_fft, n_mels, fmin, fmax), expected)
     assert expected.max() > 0
+
+
+def test_the_compressed_input_is_the_signed_root():
+    audio = 0.1 * torch.randn(1, 1, 4096, generator=torch.Generator().manual_seed(0))
+    stft = Stft(1024, 256)
+    spectra = stft.input_spectra(audio)
+    torch.testing.assert_close(spectra.compressed, stft.spectrum(audio.sign() * audio.abs().sqrt()))
+    torch.testing.assert_close(stft.input_spectra(-audio).compressed, -spectra.compressed)
+    assert spectra.air is None
