@@ -68,6 +68,20 @@ def test_the_first_average_is_that_of_the_ramp_after_one_step():
         torch.testing.assert_close(one.ema.state_dict()[key], before[key].lerp(now, 1 - 2 / 11))
 
 
+def test_a_model_learns_in_training_mode_and_its_average_stays_in_evaluation_mode():
+    one, modes = training(), []
+    one.model.eval()
+    fit(
+        one,
+        Restoring(RESTORER, RestoringWeights()),
+        pairs(),
+        RestoringWeights(),
+        steps=1,
+        report=lambda t, _: modes.append((t.model.training, t.ema.training)),
+    )
+    assert modes == [(True, False)]
+
+
 def test_a_state_holds_all_that_a_training_is():
     one, other = training(), training()
     fit(one, Restoring(RESTORER, RestoringWeights()), pairs(), RestoringWeights(), steps=2)

@@ -4,7 +4,7 @@ Causal and non-causal layers have the same weights under the same names.
 """
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -124,8 +124,9 @@ class GRU(nn.GRU):
         super().__init__(inputs, hidden_size, layers, batch_first=True)
         self.hidden = StreamState()
 
-    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
-        x, last = super().forward(x, self.hidden.value if hidden is None else hidden)  # type: ignore[has-type]
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        torch_gru: Any = super()  # whose types differ from version to version
+        x, last = torch_gru.forward(input, self.hidden.value if hx is None else hx)
         self.hidden.keep(last)
         return x
 
@@ -137,9 +138,10 @@ class LSTM(nn.LSTM):
         super().__init__(inputs, hidden_size, layers, batch_first=True)
         self.state = StreamState()
 
-    def forward(self, x: Tensor, state: Tensor | None = None) -> Tensor:
-        state = self.state.value if state is None else state
-        x, last = super().forward(x, None if state is None else tuple(state))  # type: ignore[has-type]
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        torch_lstm: Any = super()  # whose types differ from version to version
+        state = self.state.value if hx is None else hx
+        x, last = torch_lstm.forward(input, None if state is None else tuple(state))
         self.state.keep(torch.stack(last))
         return x
 
