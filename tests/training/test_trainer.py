@@ -77,6 +77,7 @@ def test_a_model_learns_in_training_mode_and_its_average_stays_in_evaluation_mod
         pairs(),
         RestoringWeights(),
         steps=1,
+        wrap=lambda module: module,  # as of a single process; the default puts it into training mode itself
         report=lambda t, _: modes.append((t.model.training, t.ema.training)),
     )
     assert modes == [(True, False)]
