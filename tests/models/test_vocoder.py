@@ -95,3 +95,12 @@ def test_settings_that_cannot_be_name_the_field(settings, what):
 def test_sizes_below_one_are_refused(sizes: dict) -> None:
     with pytest.raises(ConfigError, match="vocoder: rates, kernel sizes, dilations and channels must be at least 1"):
         VocoderConfig(**sizes)
+
+
+def test_griffin_lim_finishes_what_is_evaluated_and_not_what_is_trained():
+    torch.manual_seed(0)
+    model = Vocoder(VocoderConfig(upsample_initial_channel=16, griffin_lim=2))
+    mel = torch.randn(1, 80, 8) - 4
+    generated = model.train().generate(mel)
+    assert model.finish(generated, mel, None) is generated
+    assert (model.eval().finish(generated, mel, None) - generated).abs().max() > 1e-3
