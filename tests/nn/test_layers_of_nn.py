@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from twostage.nn.layers import Conv1d, fold_weight_norm, receptive_field, weight_norm
+from twostage.nn.layers import Conv1d, feature_maps, fold_weight_norm, receptive_field, weight_norm
 
 
 @pytest.mark.parametrize("layer", [nn.Conv1d(3, 4, 5), nn.ConvTranspose1d(3, 4, 4, 2), nn.Conv2d(2, 3, 3)])
@@ -53,3 +53,13 @@ def test_a_convolution_is_torchs_and_a_causal_one_ends_with_its_stride(kernel_si
         torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=0)
         if causal:
             assert actual.shape == (1, 5, 64 // stride)
+
+
+def test_maps_are_behind_their_activations_and_logits_are_flat():
+    torch.manual_seed(0)
+    hidden, last, x = nn.Conv2d(1, 3, 3), nn.Conv2d(3, 1, 1), torch.randn(2, 1, 6, 7)
+    maps = feature_maps(x, [hidden], last, 0.2)
+    activated = nn.functional.leaky_relu(hidden(x), 0.2)
+    torch.testing.assert_close(maps[0], activated)
+    torch.testing.assert_close(maps[1], last(activated).flatten(1))
+    assert maps[1].shape == (2, 4 * 5)
