@@ -1,9 +1,16 @@
-"""Models whose output depends on all of their context, so that a wrong sample anywhere is seen."""
+"""Small models, some whose output depends on all of their context, and what holds for every one of them."""
 
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
+
+import twostage
+from twostage.models import checkpoint
+from twostage.models.features import MelConfig
+from twostage.models.vocoder import VocoderConfig
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -18,3 +25,47 @@ def lively(model: M, dtype: torch.dtype = torch.float64) -> M:
     for weight in model.parameters():
         weight.copy_(torch.randn(weight.shape) * (weight[0].numel() if weight.ndim > 1 else 100) ** -0.5)
     return model
+
+
+def trained_a_little(model: M, steps: int, samples: int) -> M:
+    """``model`` in eval mode after so many batches of noise (4, 1, samples), which statistics of batches follow."""
+    model.train()
+    with torch.no_grad():
+        for _ in range(steps):
+            model(torch.randn(4, 1, samples))
+    return model.eval().requires_grad_(False)
+
+
+def small_vocoder(mel: MelConfig, channels: int = 8) -> VocoderConfig:
+    """Two levels of one residual block."""
+    return VocoderConfig(
+        mel=mel,
+        upsample_rates=(16, 16),
+        upsample_kernel_sizes=(32, 32),
+        upsample_initial_channel=channels,
+        resblock_kernel_sizes=(3,),
+        resblock_dilation_sizes=((1, 3),),
+    )
+
+
+def assert_a_stream_is_the_whole(model: Any, size: int, latency: int) -> None:
+    """Pushes of ``size`` samples give what the model makes of all of them."""
+    audio = 0.1 * np.random.default_rng(0).standard_normal(1003).astype(np.float32)
+    with twostage.Stream(model, highpassed=True) as stream:
+        assert stream.latency == latency
+        out = [stream.push(audio[start : start + size]) for start in range(0, len(audio), size)]
+        actual = np.concatenate([*out, stream.flush()])
+    with torch.no_grad():
+        expected = model(torch.from_numpy(audio)[None, None])[0, 0].numpy()
+    assert np.abs(expected).max() > 0.01
+    np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
+
+
+def assert_folding_and_a_file_keep_the_output(model: Any, folder: Path) -> None:
+    """The output is the same from a file in ``folder``, and without weight normalization."""
+    audio = torch.randn(1, 1, 200)
+    before = model(audio)
+    checkpoint.save(folder / "model.safetensors", model, provenance={})
+    torch.testing.assert_close(checkpoint.load(folder / "model.safetensors")(audio), before, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.fold()(audio), before, atol=1e-5, rtol=0)
+    assert not any("parametrizations" in key for key in model.state_dict())

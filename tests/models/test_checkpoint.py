@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lively import small_vocoder
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -15,19 +16,12 @@ from twostage.models import checkpoint, model_files
 from twostage.models.features import MelConfig
 from twostage.models.restorer import Restorer, RestorerConfig
 from twostage.models.two_stage import TwoStage, TwoStageConfig
-from twostage.models.vocoder import Vocoder, VocoderConfig
+from twostage.models.vocoder import Vocoder
 from twostage.utils.errors import CheckpointError, OutputError
 
 MEL = MelConfig(n_mels=16)
 RESTORER = RestorerConfig(mel=MEL, channels=(4, 8), time_strides=(2,), blocks=1, dilations=(1,))
-VOCODER = VocoderConfig(
-    mel=MEL,
-    upsample_rates=(16, 16),
-    upsample_kernel_sizes=(32, 32),
-    upsample_initial_channel=8,
-    resblock_kernel_sizes=(3,),
-    resblock_dilation_sizes=((1, 3),),
-)
+VOCODER = small_vocoder(MEL)
 
 
 def vocoder() -> Vocoder:

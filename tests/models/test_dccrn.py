@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from lively import trained_a_little
 from torch import nn
 
 import twostage
@@ -17,13 +18,8 @@ TINY = DccrnConfig(**SMALL, masking="C", lookahead=2)
 
 
 def lively(config=TINY):
-    """A model that was trained a little, as far as statistics go, in eval mode."""
     torch.manual_seed(0)
-    model = Dccrn(config).train()
-    with torch.no_grad():
-        for _ in range(20):
-            model(torch.randn(4, 1, 800))
-    return model.eval().requires_grad_(False)
+    return trained_a_little(Dccrn(config), steps=20, samples=800)
 
 
 def test_sizes_are_the_papers():

@@ -1,13 +1,10 @@
 """Claims about EBEN: sizes of the paper, what its bands hear, how far it sees, and a stream that is the whole."""
 
-import numpy as np
 import pytest
 import torch
-from lively import lively
+from lively import assert_a_stream_is_the_whole, assert_folding_and_a_file_keep_the_output, lively
 
-import twostage
 from twostage.evaluation.costs import gmac_per_second, parameters
-from twostage.models import checkpoint
 from twostage.models.baselines.eben import Eben, EbenConfig
 from twostage.utils.errors import ConfigError
 
@@ -79,26 +76,12 @@ def test_silence_and_noise_at_any_level_come_out_finite(level):
 
 @pytest.mark.parametrize("size", [1, 16, 100, 1003])
 def test_a_stream_of_the_causal_one_is_the_whole(size):
-    model = lively(Eben(CAUSAL), torch.float32)
-    audio = 0.1 * np.random.default_rng(0).standard_normal(1003).astype(np.float32)
-    with twostage.Stream(model, highpassed=True) as stream:
-        assert stream.latency == 16 + 28
-        out = [stream.push(audio[start : start + size]) for start in range(0, len(audio), size)]
-        actual = np.concatenate([*out, stream.flush()])
-    with torch.no_grad():
-        expected = model(torch.from_numpy(audio)[None, None])[0, 0].numpy()
-    assert np.abs(expected).max() > 0.01
-    np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
+    assert_a_stream_is_the_whole(lively(Eben(CAUSAL), torch.float32), size, latency=16 + 28)
 
 
 def test_folding_and_a_file_keep_the_output(tmp_path):
     torch.manual_seed(0)
-    model, audio = Eben(TINY).eval(), torch.randn(1, 1, 200)
-    before = model(audio)
-    checkpoint.save(tmp_path / "model.safetensors", model, provenance={})
-    torch.testing.assert_close(checkpoint.load(tmp_path / "model.safetensors")(audio), before, atol=1e-5, rtol=0)
-    torch.testing.assert_close(model.fold()(audio), before, atol=1e-5, rtol=0)
-    assert not any("parametrizations" in key for key in model.state_dict())
+    assert_folding_and_a_file_keep_the_output(Eben(TINY).eval(), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ from functools import partial
 
 import pytest
 import torch
+from lively import small_vocoder
 
 from twostage.data.pairs import Pair
 from twostage.models.features import MelConfig
-from twostage.models.vocoder import Vocoder, VocoderConfig
+from twostage.models.vocoder import Vocoder
 from twostage.training import losses
 from twostage.training.adversary import Adversary, AdversaryConfig
 from twostage.training.discriminators.audio import DiscriminatorConfig, Discriminators
@@ -22,14 +23,7 @@ SPECTRAL = DiscriminatorConfig(periods=(), scales=0, resolutions=(128, 256), wid
 MELGAN = DiscriminatorConfig(periods=(), scales=0, melgan=2, width=0.125)
 BANDS = DiscriminatorConfig(periods=(), scales=0, bands=3, width=0.125)
 MEL = MelConfig(n_mels=16)
-VOCODER = VocoderConfig(
-    mel=MEL,
-    upsample_rates=(16, 16),
-    upsample_kernel_sizes=(32, 32),
-    upsample_initial_channel=8,
-    resblock_kernel_sizes=(3,),
-    resblock_dilation_sizes=((1, 3),),
-)
+VOCODER = small_vocoder(MEL)
 
 
 def adversary(**settings) -> Adversary:

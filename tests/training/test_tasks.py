@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lively import small_vocoder
 
 from twostage.data.pairs import Pair
 from twostage.models.features import LogMel, MelConfig
 from twostage.models.restorer import Restorer, RestorerConfig
 from twostage.models.two_stage import TwoStage, TwoStageConfig
-from twostage.models.vocoder import Vocoder, VocoderConfig
+from twostage.models.vocoder import Vocoder
 from twostage.training.adversary import Adversary, AdversaryConfig
 from twostage.training.discriminators.audio import DiscriminatorConfig
 from twostage.training.losses import mel_l1, ssim_distance
@@ -29,14 +30,7 @@ from twostage.utils.errors import ConfigError
 
 MEL = MelConfig(n_mels=16)
 RESTORER = RestorerConfig(mel=MEL, channels=(8, 16), time_strides=(2,), blocks=1, dilations=(1,))
-VOCODER = VocoderConfig(
-    mel=MEL,
-    upsample_rates=(16, 16),
-    upsample_kernel_sizes=(32, 32),
-    upsample_initial_channel=16,
-    resblock_kernel_sizes=(3,),
-    resblock_dilation_sizes=((1, 3),),
-)
+VOCODER = small_vocoder(MEL, channels=16)
 
 
 @pytest.fixture

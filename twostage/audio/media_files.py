@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twostage.utils.errors import AudioError, first_line
+from twostage.utils.errors import AudioError, reason_of
 
 EXTRA = "pip install 'twostage[media]'"
 # words at the start of a file, their place, and what it is
@@ -105,8 +105,8 @@ class MediaFile:
             yield from container.decode(stream)
         except (av.error.FFmpegError, ValueError) as error:
             if not self._salvage:
-                raise AudioError(f"damaged ({_reason(error)}) {SALVAGE}", subject=self.path) from None
-            self.notes.append(f"damaged ({_reason(error)}); what comes before is taken")
+                raise AudioError(f"damaged ({reason_of(error)}) {SALVAGE}", subject=self.path) from None
+            self.notes.append(f"damaged ({reason_of(error)}); what comes before is taken")
 
     def _counted(self) -> int:
         """Samples of all packets: what a container says of its length is often a guess."""
@@ -126,7 +126,7 @@ class MediaFile:
                         total += seconds
             except av.error.FFmpegError as error:
                 if not self._salvage:
-                    raise AudioError(f"damaged ({_reason(error)}) {SALVAGE}", subject=self.path) from None
+                    raise AudioError(f"damaged ({reason_of(error)}) {SALVAGE}", subject=self.path) from None
             if container.duration is not None and any(name in container.format.name for name in EXACT):
                 last = container.duration / 1e6
         if last - end > SHORT:
@@ -145,7 +145,7 @@ def _named(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (av.error.FFmpegError, ValueError) as error:
-        raise AudioError(f"not a sound file that can be read ({_reason(error)})", subject=path) from None
+        raise AudioError(f"not a sound file that can be read ({reason_of(error)})", subject=path) from None
 
 
 def _opened(path: str | Path) -> Any:
@@ -155,7 +155,7 @@ def _opened(path: str | Path) -> Any:
     try:
         return av.open(str(path), metadata_errors="ignore")
     except (av.error.FFmpegError, ValueError, OSError) as error:
-        raise AudioError(f"not a sound file that can be read ({_reason(error)})", subject=path) from None
+        raise AudioError(f"not a sound file that can be read ({reason_of(error)})", subject=path) from None
 
 
 def _stream(container: Any, path: str | Path) -> Any:
@@ -167,7 +167,3 @@ def _stream(container: Any, path: str | Path) -> Any:
     if stream.codec_context is None:
         raise AudioError("its sound has a coding that cannot be read", subject=path)
     return stream
-
-
-def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or first_line(error)

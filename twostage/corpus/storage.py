@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from uuid import uuid4
 
-from twostage.utils.errors import AudioError, ConfigError, OutputError, first_line
+from twostage.utils.errors import AudioError, ConfigError, OutputError, reason_of
 from twostage.utils.files import make_folder, publish, replacing
 
 SCRATCH = ".twostage"  # below a local folder: what is being made, on the disk that it goes to
@@ -64,7 +64,7 @@ class Store:
         try:
             contents = self._files.cat([self._at(name) for name in names])
         except Exception as error:  # every kind of store has errors of its own
-            raise OutputError(f"cannot be read ({reason(error)})", subject=self.url) from None
+            raise OutputError(f"cannot be read ({reason_of(error)})", subject=self.url) from None
         return [contents[self._at(name)] for name in names]
 
     def write(self, name: str, content: bytes) -> None:
@@ -126,7 +126,7 @@ class Store:
             yield partial
             self._files.mv(partial, str(place))
         except Exception as error:  # as in read
-            raise OutputError(f"cannot be written ({reason(error)})", subject=self.path(name)) from None
+            raise OutputError(f"cannot be written ({reason_of(error)})", subject=self.path(name)) from None
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
@@ -143,7 +143,7 @@ def fetch(source: str, folder: Path) -> Path:
     except FileNotFoundError:
         raise AudioError("no such file", subject=source) from None
     except Exception as error:  # as in Store.read
-        raise AudioError(f"cannot be read ({reason(error)})", subject=source) from None
+        raise AudioError(f"cannot be read ({reason_of(error)})", subject=source) from None
     if not copy.is_file():
         raise AudioError("is a folder, not a sound file", subject=source)
     return copy
@@ -159,12 +159,7 @@ def read_text(source: str) -> str:
     except FileNotFoundError:
         raise ConfigError("no such file", subject=source) from None
     except Exception as error:  # as in Store.read
-        raise ConfigError(f"cannot be read ({reason(error)})", subject=source) from None
-
-
-def reason(error: BaseException) -> str:
-    """The reason of an error, in one line."""
-    return getattr(error, "strerror", None) or first_line(error)
+        raise ConfigError(f"cannot be read ({reason_of(error)})", subject=source) from None
 
 
 def _opened(url: str) -> tuple[Any, str]:
@@ -175,7 +170,7 @@ def _opened(url: str) -> tuple[Any, str]:
     try:
         files, path = url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise ConfigError(f"{reason(error)}", subject=url) from None
+        raise ConfigError(f"{reason_of(error)}", subject=url) from None
     return files, path
 
 

@@ -29,6 +29,11 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
+def reason_of(error: BaseException) -> str:
+    """What went wrong: the system's words where it was the system's error, else the first line of the message."""
+    return getattr(error, "strerror", None) or first_line(error)
+
+
 class TwoStageError(Exception):
     """A file, setting or value that cannot be used: ``subject`` names it and ``reason`` says what is wrong with it.
 
