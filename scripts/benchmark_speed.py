@@ -34,7 +34,8 @@ from twostage.audio import plots, sound_files
 from twostage.evaluation import costs
 from twostage.evaluation.metrics import score
 from twostage.evaluation.report import write_json, write_text
-from twostage.inference.restoration import Options, restore, restore_file
+from twostage.inference.restoration import restore, restore_file
+from twostage.inference.restore_options import Options
 from twostage.models.features import LogMel
 from twostage.models.loading import load
 from twostage.models.precision import computes_bfloat16, convert

@@ -22,7 +22,7 @@ from twostage.app.storage import Storage
 from twostage.audio import sound_files
 from twostage.audio.plots import spectrogram
 from twostage.cli import main
-from twostage.inference.restoration import Options
+from twostage.inference.restore_options import Options
 from twostage.models import checkpoint
 from twostage.utils.errors import AudioError, CheckpointError, ConfigError, DataError
 

@@ -17,7 +17,8 @@ from twostage.audio import sound_files
 from twostage.audio.bandwidth import FULL_BAND_DB, BandMeter, ClipMeter
 from twostage.cli import main
 from twostage.commands.options import restoration_options
-from twostage.inference.restoration import Options, restore, restore_file
+from twostage.inference.restoration import restore, restore_file
+from twostage.inference.restore_options import Options
 from twostage.models.checkpoint import load
 from twostage.models.enhancer import EnhancerModule
 from twostage.utils.errors import AudioError, ConfigError

@@ -15,7 +15,7 @@ from twostage.audio import levels, sound_files
 from twostage.cli import COMMANDS, main
 from twostage.commands import options
 from twostage.commands import restore as command
-from twostage.inference import jobs, restoration
+from twostage.inference import input_levels, jobs, restoration, spool
 from twostage.inference.jobs import plan
 
 Speech = Callable[..., np.ndarray]
@@ -183,7 +183,7 @@ def test_no_space_is_said_so(
     def full(self: object, block: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(restoration.SpoolFile, "write", full)
+    monkeypatch.setattr(spool.SpoolFile, "write", full)
     assert run(tiny_path, "in/good.wav", "-o", "out") == 1
     assert "out/good.wav: cannot be written (No space left on device)" in capsys.readouterr().err
     assert listing("out") == []
@@ -254,7 +254,7 @@ def test_what_another_process_made_meanwhile_is_skipped(
         sound_files.write("out/silent.wav", np.full(7, 0.1), 16000, overwrite=True)
         return original(model, source, *rest, **more)  # type: ignore[arg-type]
 
-    def late(source: restoration.AudioSource, rate: int, **more: bool) -> restoration.InputLevels:
+    def late(source: input_levels.AudioSource, rate: int, **more: bool) -> input_levels.InputLevels:
         if source.name == "in/one.wav":
             sound_files.write("out/one.wav", np.full(7, 0.1), 16000)
         return measure_levels(source, rate, **more)

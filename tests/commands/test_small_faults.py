@@ -12,7 +12,7 @@ from twostage.app.work import restore_all
 from twostage.audio import plots
 from twostage.cli import main
 from twostage.corpus import storage
-from twostage.inference.restoration import Options
+from twostage.inference.restore_options import Options
 from twostage.models.onnx_enhancer import OnnxEnhancer
 from twostage.models.two_stage import TwoStage
 from twostage.utils.errors import AudioError, CheckpointError

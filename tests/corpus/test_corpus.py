@@ -21,7 +21,7 @@ from twostage.corpus.corpus import CorpusJob, Item, ModelWeights, Worker, begin,
 from twostage.corpus.ray_cluster import ClusterConfig
 from twostage.corpus.storage import Store
 from twostage.corpus.table import PARTS, TABLE, Result, Table, decode, distinct, to_arrow
-from twostage.inference.restoration import Options
+from twostage.inference.restore_options import Options
 from twostage.utils.errors import CheckpointError, ConfigError, DataError, OutputError
 
 Speech = Callable[..., np.ndarray]

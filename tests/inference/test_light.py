@@ -19,7 +19,8 @@ from packaging.requirements import Requirement
 
 import twostage
 from twostage.audio import sound_files
-from twostage.inference.restoration import Options, restore_file
+from twostage.inference.restoration import restore_file
+from twostage.inference.restore_options import Options
 from twostage.models import checkpoint, loading, model_files
 from twostage.models.onnx_enhancer import OnnxEnhancer, _checked_weights
 from twostage.utils import packages

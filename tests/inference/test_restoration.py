@@ -13,9 +13,11 @@ import twostage
 from twostage.audio import levels, sound_files
 from twostage.audio.highpass import highpass
 from twostage.audio.sound_files import match_length
-from twostage.inference import restoration
+from twostage.inference import rendering, restoration, spool
 from twostage.inference.chunks import enhance
-from twostage.inference.restoration import Options, restore, restore_file
+from twostage.inference.input_levels import AudioSource, measure_levels
+from twostage.inference.restoration import restore, restore_file
+from twostage.inference.restore_options import Options
 from twostage.inference.windowed_inference import WindowedInference
 from twostage.inference.windows import keep_low_band, windows
 from twostage.models.enhancer import Enhancer, EnhancerModule
@@ -271,10 +273,10 @@ def test_an_interrupt_leaves_nothing_behind(speech: Speech, tmp_path: Path) -> N
 
 def test_a_full_disk_is_seen_before_the_work(speech: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sound_files.write(tmp_path / "a.wav", speech(20000), 16000)
-    monkeypatch.setattr(restoration.shutil, "disk_usage", lambda path: SimpleNamespace(free=79999))
+    monkeypatch.setattr(spool.shutil, "disk_usage", lambda path: SimpleNamespace(free=79999))
     with pytest.raises(AudioError, match=r"b\.wav: cannot be written \(No space left on device: 0\.1 MB are needed"):
         restore_file(Scale(float("nan")), tmp_path / "a.wav", tmp_path / "b.wav")
-    monkeypatch.setattr(restoration.shutil, "disk_usage", lambda path: SimpleNamespace(free=80000))
+    monkeypatch.setattr(spool.shutil, "disk_usage", lambda path: SimpleNamespace(free=80000))
     restore_file(Identity(), tmp_path / "a.wav", tmp_path / "b.wav")
 
 
@@ -318,7 +320,7 @@ def test_a_file_is_not_replaced_by_its_own_restoration(speech: Speech, tmp_path:
 
 
 def test_progress_adds_up_to_the_length(speech: Speech) -> None:
-    source = restoration.AudioSource("x", 16000, 1, lambda: iter([speech(50000)[None]]))
+    source = AudioSource("x", 16000, 1, lambda: iter([speech(50000)[None]]))
     done = sum(pair[0].shape[1] for pair in enhance(Identity(), source.blocks(), 0.2, [0]))
     assert done == 50000
 
@@ -333,11 +335,11 @@ def test_memory_does_not_grow_with_the_file(options: Options) -> None:
     block = np.random.default_rng(0).standard_normal((1, 65536), np.float32) * 0.1
 
     def peak(minutes: int) -> int:
-        source = restoration.AudioSource("x", 8000, 1, lambda: (block for _ in range(minutes * 60 * 8000 // 65536)))
+        source = AudioSource("x", 8000, 1, lambda: (block for _ in range(minutes * 60 * 8000 // 65536)))
         tracemalloc.start()
-        input_levels = restoration.measure_levels(source, 16000)
-        spool = restoration.SpoolFile(Nowhere(), 1)  # type: ignore[arg-type]
-        restoration._render(Identity(), source, input_levels, 16000, options, spool, 0.99, lambda _: None)
+        measured = measure_levels(source, 16000)
+        spool_file = spool.SpoolFile(Nowhere(), 1)  # type: ignore[arg-type]
+        rendering.render(Identity(), source, measured, 16000, options, spool_file, 0.99, lambda _: None)
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return most
@@ -362,13 +364,13 @@ def test_many_channels_take_no_more_memory_than_some(
     silent = np.zeros((channels - 1, inputs.shape[1]), np.float32)
     sound_files.write(tmp_path / "many.wav", np.concatenate([inputs, silent]), 16000, subtype="FLOAT")
     sound_files.write(tmp_path / "one.wav", inputs, 16000, subtype="FLOAT")
-    windows, blocks, original = list[float](), list[int](), restoration.enhance
+    windows, blocks, original = list[float](), list[int](), rendering.enhance
 
     def watched(model: object, inputs: Iterator[np.ndarray], seconds: float, *rest: object) -> object:
         windows.append(seconds)
         return original(model, (blocks.append(block.size) or block for block in inputs), seconds, *rest)  # type: ignore
 
-    monkeypatch.setattr(restoration, "enhance", watched)
+    monkeypatch.setattr(rendering, "enhance", watched)
     for name in ("many", "one"):
         restoration.restore_file(tiny, tmp_path / f"{name}.wav", tmp_path / f"{name}_out.wav")
     assert windows == [0.5, 10.0]

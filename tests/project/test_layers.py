@@ -4,6 +4,7 @@ A room is a folder of the package, or a module beside them. It imports rooms of 
 """
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from twostage.cli import COMMANDS
 
 PACKAGE = Path(__file__).parents[2] / "twostage"
+ARCHITECTURE = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 ROOMS = {
     "utils": 0,
@@ -157,3 +159,15 @@ def test_the_public_names_are_imported_when_asked():
     init = PACKAGE / "__init__.py"
     assert set(ours(imports(init))) == set(PUBLIC)
     assert not set(ours(imports(init, everywhere=False)))
+
+
+@pytest.mark.parametrize("walk", re.findall(r"^## (How .*)$", ARCHITECTURE, re.MULTILINE))
+def test_a_documented_walk_goes_from_room_to_room_without_turning_back(walk: str) -> None:
+    text = ARCHITECTURE.partition(f"## {walk}\n")[2].partition("\n## ")[0]
+    files = re.findall(r"`(twostage/[\w/]+\.py)`", "\n".join(re.split(r"\n(?=\d+\. )", text)[1:]).partition("\n\n")[0])
+    rooms = [ROOMS[Path(file).with_suffix("").parts[1]] for file in files]
+    assert all((PACKAGE.parent / file).is_file() for file in files)
+    assert len(files) >= 10
+    assert rooms == sorted(rooms, reverse=True)
+    assert len(set(rooms)) >= 4
+    assert 9 <= len(re.findall(r"^\d+\. ", text, re.MULTILINE)) <= 10

@@ -19,7 +19,7 @@ from twostage.app.views import view
 from twostage.app.work import Models, Outcome, restore_all, room_for, sample, simulate_one
 from twostage.audio.sound_files import info
 from twostage.inference.failures import FAILURES, explain
-from twostage.inference.restoration import Options
+from twostage.inference.restore_options import Options
 from twostage.utils.errors import Cancelled, ConfigError, TwoStageError
 
 logger = logging.getLogger(__name__)

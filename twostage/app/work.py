@@ -15,7 +15,9 @@ from twostage.data.recordings import simulate_recording
 from twostage.data.sensors import PRESETS
 from twostage.inference.failures import Failure, one_by_one
 from twostage.inference.jobs import RestoreJob, plan
-from twostage.inference.restoration import Options, ProgressCallback, RestorationReport, restore_file
+from twostage.inference.rendering import ProgressCallback
+from twostage.inference.restoration import RestorationReport, restore_file
+from twostage.inference.restore_options import Options
 from twostage.models.enhancer import Enhancer
 from twostage.models.loading import load
 from twostage.utils.errors import AudioError, ConfigError, called

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from twostage.data.noise import Air
-    from twostage.inference.restoration import Options
+    from twostage.inference.restore_options import Options
     from twostage.training.config import RunConfig
 
 S = TypeVar("S", bound="RunConfig")
@@ -67,7 +67,7 @@ def add_restoration_arguments(parser: ArgumentParser) -> None:
 
 def restoration_options(args: Namespace, *, overwrite: bool = False, batch: int = 1) -> "Options":
     """The options of a restoration, from the arguments of ``add_restoration_arguments``."""
-    from twostage.inference.restoration import Options
+    from twostage.inference.restore_options import Options
 
     return Options(
         *(args.seconds, args.level, args.keep_low_band, args.sample_rate, overwrite),

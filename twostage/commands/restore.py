@@ -17,12 +17,14 @@ from twostage.commands.options import (
     restoration_options,
 )
 from twostage.utils.devices import device_for
-from twostage.utils.errors import AudioError, ConfigError, OutputError, TwoStageError, one_line
+from twostage.utils.errors import AudioError, ConfigError, OutputError, TwoStageError, called, one_line
 
 if TYPE_CHECKING:
     from twostage.inference.jobs import RestoreJob
     from twostage.inference.pipes import Ends
-    from twostage.inference.restoration import Options, ProgressCallback, RestorationReport
+    from twostage.inference.rendering import ProgressCallback
+    from twostage.inference.restoration import RestorationReport
+    from twostage.inference.restore_options import Options
     from twostage.models.protocol import Enhancer
 
 HELP = "restore bone-conducted recordings: files, folders or patterns, of any length and number of channels"
@@ -90,15 +92,17 @@ def _restored(args: argparse.Namespace, names: "Ends") -> int:
 
         def work(job: "RestoreJob") -> "RestorationReport":
             needed = model if job in waiting else None
-            return _do(needed, job, options, progress, skip=args.skip_existing, written=written)
+            with called(names.names):
+                return _do(needed, job, options, progress, names, skip=args.skip_existing, written=written)
 
         try:
-            for job, outcome in one_by_one(jobs, work, name=lambda job: job.source):
+            for job, outcome in one_by_one(jobs, work, name=lambda job: names.name(job.source)):
                 report = _failed(job, outcome.error) if isinstance(outcome, Failure) else outcome
                 if report.status != "failed":
                     written[job.source] = job.target
-                reports.append(_named(report, names))
-                reporter.file(reports[-1])
+                report.source, report.target = names.name(report.source), names.name(report.target)
+                reports.append(report)
+                reporter.file(report)
         finally:
             reporter.summary(reports, len(jobs), device, len(passed_over))
             _write_report(args, reports, device, precision, passed_over)
@@ -120,33 +124,28 @@ def _where(args: argparse.Namespace, loading: bool) -> tuple[str, str]:
     return "cpu", "float32"
 
 
-def _named(report: "RestorationReport", names: "Ends") -> "RestorationReport":
-    """A report with the names of streams in place of those of the files that stand for them."""
-    report.source, report.target = names.shown(report.source), names.shown(report.target)
-    report.error = report.error and names.shown(report.error)
-    return report
-
-
 def _do(
     model: "Enhancer | None",
     job: "RestoreJob",
     options: "Options",
     progress: "ProgressCallback",
+    names: "Ends",
     *,
     skip: bool,
     written: Mapping[Path, Path],
 ) -> "RestorationReport":
-    """Restore one file, unless it is done, or another was that is written to its place. Raises what goes wrong."""
+    """Restore one file. It is skipped if its output exists, and refused if another input has been written there."""
     from twostage.audio.sound_files import info
     from twostage.inference.restoration import restore_file
     from twostage.utils.files import check_writable
 
     if job.error:
         raise AudioError(job.error, subject=job.source)
-    if beaten := job.beaten_by(written):
-        info(job.source)  # if it cannot be read, that is what is wrong with it
-        raise AudioError(beaten, subject=job.source)
-    if model is None or (skip and _is_done(job)):  # by now, maybe: of another process with the same folder
+    if winner := job.beaten_by(written):
+        info(job.source)  # a file that cannot be read is reported as that
+        what = f"would write {names.name(job.target)}, which {names.name(winner)} writes"
+        raise AudioError(what, subject=job.source)
+    if model is None or (skip and _is_done(job)):  # another process may restore the same folder
         return _skipped(job)
     if job.plot:
         check_writable(job.plot, options.overwrite)

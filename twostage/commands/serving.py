@@ -98,7 +98,7 @@ def limits_for(args: Namespace) -> "Limits":
 
 def offered(args: Namespace) -> dict[str, list[str]]:
     """Paths of models by label, the given ones first. Unusable models are reported now, and not to a visitor."""
-    from twostage.inference.restoration import Options
+    from twostage.inference.restore_options import Options
     from twostage.models.checkpoint import shipped
     from twostage.models.loading import load
 

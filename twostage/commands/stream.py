@@ -11,7 +11,6 @@ from twostage.utils.errors import AudioError, ConfigError
 
 if TYPE_CHECKING:
     from twostage.inference.meter import Meter
-    from twostage.inference.realtime import Timing
     from twostage.inference.stream import Stream
     from twostage.models.protocol import Enhancer
 
@@ -76,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.list_devices:
         return _list_devices()
+    from twostage.inference.stream import Stream
     from twostage.models.loading import load
 
     for name in ("out", "json"):
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     model = load(*args.model or ["causal"], threads=args.threads)
     if args.file:
         return _file(args, model, gain)
-    stream = _stream(args, model, gain or [0.0])
+    stream = Stream(model, seconds=args.seconds, gain_db=gain or [0.0])
     channels = "one channel" if stream.inputs == 1 else "bone and air"
     latency = stream.latency / stream.sample_rate * 1000
     if not is_quiet(args):
@@ -103,12 +103,6 @@ def run(args: argparse.Namespace) -> int:
     if args.virtual_microphone:
         return _virtual(args, stream, model.stride)
     return _live(args, stream, model.stride) if args.live else _pipe(args, stream)
-
-
-def _stream(args: argparse.Namespace, model: "Enhancer", gain_db: list[float], *, highpassed: bool = False) -> "Stream":
-    from twostage.inference.stream import Stream
-
-    return Stream(model, seconds=args.seconds, gain_db=gain_db, highpassed=highpassed)
 
 
 def _decibels(text: str) -> list[float]:
@@ -191,14 +185,15 @@ def _list_devices() -> int:
 def _file(args: argparse.Namespace, model: "Enhancer", gain: list[float] | None) -> int:
     from pathlib import Path
 
+    from twostage.inference.stream_file import measure_gain, stream_file
     from twostage.utils.files import check_writable, replacing
 
     for path in filter(None, (args.out, args.json)):
         check_writable(Path(path), args.overwrite)
-    gain = _measured_gain(args.file, model, model.inputs) if gain is None else gain
-    timing = _play(args, model, gain)
-    said, short = ", ".join(f"{g:+.1f}" for g in gain), ",".join(f"{g:.0f}" for g in gain)
-    print(f"{args.file}: gain {said} dB (for a live stream of this microphone: --gain {short})")
+    gain = measure_gain(model, args.file) if gain is None else gain
+    timing = stream_file(model, args.file, args.out, seconds=args.seconds, gain_db=gain, overwrite=args.overwrite)
+    exact, rounded = ", ".join(f"{g:+.1f}" for g in gain), ",".join(f"{g:.0f}" for g in gain)
+    print(f"{args.file}: gain {exact} dB (for a live stream of this microphone: --gain {rounded})")
     print("\n".join(timing.lines()))
     if args.json:
         with replacing(args.json) as partial:
@@ -207,58 +202,3 @@ def _file(args: argparse.Namespace, model: "Enhancer", gain: list[float] | None)
                 encoding="utf-8",
             )
     return 0
-
-
-def _play(args: argparse.Namespace, model: "Enhancer", gain: list[float]) -> "Timing":
-    from contextlib import ExitStack
-
-    from twostage.audio.highpass import highpassed
-    from twostage.audio.sound_files import Reader, Writer, resampled
-    from twostage.inference.realtime import Timing, run_realtime
-
-    rate, work, samples = model.sample_rate, list[float](), 0
-    with Reader(args.file) as reader, ExitStack() as stack:
-        given_rate = reader.info.sample_rate
-        # at another rate, an offset would ring in the resampler: what lies below speech is taken away before it
-        stream = stack.enter_context(_stream(args, model, gain, highpassed=given_rate != rate))
-        _check_channels(args.file, reader.info.channels, stream.inputs)
-        wanted_channels = (block[: stream.inputs] for block in reader.blocks())
-        speech = (
-            wanted_channels
-            if given_rate == rate
-            else highpassed(wanted_channels, given_rate, stream.inputs, causal=model.causal)
-        )
-        blocks = resampled(speech, given_rate, rate, stream.inputs)
-        writer = None
-        if args.out:
-            writer = stack.enter_context(Writer(args.out, rate, 1, overwrite=args.overwrite))
-        for out in run_realtime(stream, (b[0] if stream.inputs == 1 else b for b in blocks), model.stride, work):
-            samples += len(out)
-            if writer:
-                writer.write(out[None])
-        latency = stream.latency / rate
-    return Timing.of(work, model.stride / rate, latency, samples / rate)
-
-
-def _check_channels(path: str, channels: int, inputs: int) -> None:
-    if channels < inputs:
-        raise AudioError(f"has {channels} channel; this model takes {inputs}, bone and air", subject=path)
-
-
-def _measured_gain(path: str, model: "Enhancer", inputs: int) -> list[float]:
-    """What brings the first channels of a file to the level that models are trained at."""
-    from twostage.audio.levels import LEVEL
-    from twostage.audio.sound_files import Reader
-    from twostage.inference.restoration import AudioSource, measure_levels, step_of
-    from twostage.inference.stream import LOUDEST
-
-    with Reader(path) as reader:
-        info = reader.info
-        _check_channels(path, info.channels, inputs)
-        blocks = lambda: (block[:inputs] for block in reader.blocks())  # noqa: E731
-        source = AudioSource(path, info.sample_rate, inputs, blocks, step_of(info.subtype))
-        input_levels = measure_levels(source, model.sample_rate, causal=model.causal)
-    gains = (
-        0.0 if silent else LEVEL - level for level, silent in zip(input_levels.levels, input_levels.silent, strict=True)
-    )
-    return [float(min(max(gain, -LOUDEST), LOUDEST)) for gain in gains]

@@ -22,7 +22,8 @@ from twostage.corpus.table import FAILED, PARTS, RESTORED, TABLE, Result, Table
 from twostage.data.manifest import read_paths
 from twostage.inference.failures import Failure, one_by_one
 from twostage.inference.jobs import renamed
-from twostage.inference.restoration import Options, restore_file
+from twostage.inference.restoration import restore_file
+from twostage.inference.restore_options import Options
 from twostage.models.enhancer import Enhancer
 from twostage.models.loading import load
 from twostage.models.model_files import DEFAULT, stage_files

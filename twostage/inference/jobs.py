@@ -26,10 +26,9 @@ class RestoreJob:
     error: str | None = None
     rivals: tuple[Path, ...] = ()
 
-    def beaten_by(self, done: Mapping[Path, Path]) -> str | None:
-        """The reason why the job cannot be done any more, if its target is among those that were written, by source."""
-        winner = next((rival for rival in self.rivals if done.get(rival) == self.target), None)
-        return f"would write {self.target}, which {winner} writes" if winner else None
+    def beaten_by(self, done: Mapping[Path, Path]) -> Path | None:
+        """The rival that has written the target of this job, if one has; ``done`` maps sources to their outputs."""
+        return next((rival for rival in self.rivals if done.get(rival) == self.target), None)
 
 
 def plan(

@@ -2,9 +2,9 @@
 
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,25 +12,20 @@ from twostage.audio.sound_files import FORMATS
 from twostage.utils.errors import ConfigError
 
 STANDARD = "-"
-NAMES = {"stdin": "standard input", "stdout": "standard output"}
 
 
 @dataclass(frozen=True)
 class Ends:
-    """Inputs and outputs of a restoration: names of files, some of them below ``folder``, in place of "-"."""
+    """Inputs and outputs of a restoration, with temporary files in place of "-"."""
 
     inputs: tuple[str, ...]
     out: str
-    folder: Path | None = None
+    names: Mapping[str, str] = field(default_factory=dict)  # names of the streams by the files that replace them
     to_stdout: bool = False
 
-    def shown(self, text: str) -> str:
-        """A message in which the names of the streams replace those of the files."""
-        if self.folder is None:
-            return text
-        if self.to_stdout:
-            text = text.replace(self.out, NAMES["stdout"])
-        return text.replace(str(self.folder / "stdin"), NAMES["stdin"])
+    def name(self, path: object) -> str:
+        """The name that the user knows a file by: that of a stream, if it stands for one."""
+        return self.names.get(str(path), str(path))
 
     def deliver(self) -> None:
         """Copy the output to standard output, if it goes there."""
@@ -62,6 +57,7 @@ def ends(inputs: Sequence[str], out: str, suffix: str | None) -> Iterator[Ends]:
                 shutil.copyfileobj(sys.stdin.buffer, stdin_copy)
         ending = Path(inputs[0]).suffix.lower().lstrip(".")
         kind = suffix or (ending if ending in FORMATS else "wav")
-        named = tuple(str(folder / "stdin") if source == STANDARD else source for source in inputs)
-        target = str(folder / f"stdout.{kind}") if out == STANDARD else out
-        yield Ends(named, target, folder, out == STANDARD)
+        stdin, stdout = str(folder / "stdin"), str(folder / f"stdout.{kind}")
+        sources = tuple(stdin if source == STANDARD else source for source in inputs)
+        names = {stdin: "standard input", stdout: "standard output"}
+        yield Ends(sources, stdout if out == STANDARD else out, names, out == STANDARD)
