@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from twostage.audio.sound_files import Audio
+from twostage.audio.types import Audio
 from twostage.commands.options import models_by_label
 from twostage.data.manifest import read_manifest
 from twostage.data.sensors import load_sensor

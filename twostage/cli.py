@@ -31,7 +31,7 @@ from twostage.commands import (
     train_restorer,
     train_vocoder,
 )
-from twostage.utils.errors import TwoStageError, one_line
+from twostage.utils.errors import TwoStageError, one_line, reason_of
 from twostage.utils.logs import shown
 from twostage.utils.memory import keep_freed, raise_memory_error
 from twostage.utils.signals import DebouncedInterrupt, answer, ignore, terminable
@@ -164,7 +164,7 @@ def _run(args: argparse.Namespace) -> int:
         # a disk that is full or gone can fail every write, that to standard output included
         _give_up_output()
         named = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        return _failed(f"{named}{error.strerror or error}")
+        return _failed(f"{named}{reason_of(error)}")
 
 
 def _open_streams() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from twostage.evaluation.pictures import file_name
 from twostage.evaluation.report import CLEAN, RAW
 from twostage.evaluation.results import PICTURES, SOUNDS, TABLE
-from twostage.utils.errors import ConfigError, DataError, TwoStageError
+from twostage.utils.errors import ConfigError, DataError, TwoStageError, reason_of
 
 DEPTH = 4  # folders below the root that are looked through
 
@@ -49,7 +49,7 @@ class ResultFolders:
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or error
+            reason = reason_of(error)
             raise DataError(f"cannot be read ({reason})", subject=f"{name}/{TABLE}") from None
 
     def pictures(self, name: str) -> list[Path]:

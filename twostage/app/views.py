@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from twostage.audio.plots import Panel, paint, spectrogram
-from twostage.audio.sound_files import Audio, Reader, Writer
+from twostage.audio.sound_files import Reader, Writer
+from twostage.audio.types import Audio
 
 CENTERS = tuple(float(hertz) for hertz in 1000 * 2 ** (np.arange(-12, 9) / 3))  # third octaves, 63 Hz to 6.3 kHz
 CAME_BACK = 6.0  # dB that a band has to gain to be counted as back

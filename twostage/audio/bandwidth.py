@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Audio = NDArray[np.floating]
+from twostage.audio.types import AnyAudio
 
 FRAME = 0.032  # seconds; a new one each half
 LOW = (200.0, 800.0)  # Hz: what a microphone on the body hears as well as one in the air
@@ -64,7 +64,7 @@ class BandMeter:
         self._counts = np.zeros((channels, len(self._bands), round((TOP - FLOOR) / STEP)), np.int64)
         self._rest = np.zeros((channels, 0), np.float32)
 
-    def add(self, block: Audio) -> None:
+    def add(self, block: AnyAudio) -> None:
         audio = np.concatenate([self._rest, block], axis=1)
         hop = self._size // 2
         frames = max(0, (audio.shape[1] - self._size) // hop + 1)
@@ -75,7 +75,7 @@ class BandMeter:
             framed = np.lib.stride_tricks.sliding_window_view(row, self._size)[::hop][:frames]
             self._count(channel, np.abs(np.fft.rfft(framed * self._window, axis=1)) ** 2)
 
-    def _count(self, channel: int, power: Audio) -> None:
+    def _count(self, channel: int, power: AnyAudio) -> None:
         power = power[power.sum(axis=1) > 0]  # digital silence is no pause that a room made
         power = power * (2 / float(self._window @ self._window) / self._size)
         places = self._counts.shape[2]
@@ -135,7 +135,7 @@ class ClipMeter:
         self._count = np.zeros((channels, 2), np.int64)
         self._total = 0
 
-    def add(self, block: Audio) -> None:
+    def add(self, block: AnyAudio) -> None:
         sides = np.stack([block, -block], axis=1)
         loudest = sides.max(axis=2, keepdims=True, initial=0.0)
         higher = loudest > self._peak * (1 + TOUCH)

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twostage.audio.sos_filter import Complexes, SosDesign, SosFilter, highpass_sections
-from twostage.audio.sound_files import BLOCK, Audio, block_length
+from twostage.audio.sound_files import BLOCK, block_length
+from twostage.audio.types import Audio
 
 STOP, DEPTH = 9.0, 90.0  # Hz below which at least so many dB are taken away; at 30 Hz it is a tenth of one, above less
 ORDER = 7  # odd: an offset is taken away without rest

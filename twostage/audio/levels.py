@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twostage.audio.sos_filter import SosDesign, SosFilter, highpass_sections
+from twostage.audio.types import AnyAudio
 
-Audio = NDArray[np.floating]
 Floats = NDArray[np.float64]
 
 LEVEL = -26.0  # dBFS: active level that the models are trained at, and that every channel is brought to before them
@@ -44,13 +44,13 @@ LAG, CHANGE, SHARE = 5, 6.0, 80  # after 100 ms speech has changed by so many dB
 SHADOW = 5  # frames after something louder, in which the meter's filter still rings
 
 
-def rms(audio: Audio) -> float:
+def rms(audio: AnyAudio) -> float:
     """Root mean square over everything; 0 for nothing."""
     return float(np.sqrt(np.mean(np.square(audio, dtype=np.float64)))) if audio.size else 0.0
 
 
-def leveled(audio: Audio, sample_rate: int) -> Audio:
-    """Audio (..., T) at the active level LEVEL; silence stays silence."""
+def leveled(audio: AnyAudio, sample_rate: int) -> AnyAudio:
+    """AnyAudio (..., T) at the active level LEVEL; silence stays silence."""
     level = active_level(audio, sample_rate)
     return audio * np.float32(10 ** ((LEVEL - level) / 20)) if np.isfinite(level) else audio
 
@@ -73,7 +73,7 @@ class LevelMeter:
         self._rest = np.zeros((channels, 0))
         self._powers: list[Floats] = []
 
-    def add(self, block: Audio) -> None:
+    def add(self, block: AnyAudio) -> None:
         if not block.shape[1]:
             return
         self.total += block.shape[1]
@@ -99,7 +99,7 @@ class LevelMeter:
         return np.array([_active(channel) for channel in powers])
 
 
-def active_level(audio: Audio, sample_rate: int) -> float:
+def active_level(audio: AnyAudio, sample_rate: int) -> float:
     """Active level of (T,) or (C, T) audio in dB re full scale, over all its channels; -inf for silence."""
     meter = LevelMeter(1, sample_rate)
     for channel in np.atleast_2d(audio):

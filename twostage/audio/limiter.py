@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from twostage.audio.sound_files import Audio
+from twostage.audio.types import Audio
 
 HOLD, FADE = 0.01, 0.01  # seconds on either side for which the gain is held, longer than a pitch period, and then fades
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twostage.audio.sound_files import Audio, Reader
+from twostage.audio.sound_files import Reader
+from twostage.audio.types import Audio
 from twostage.utils.errors import AudioError, TwoStageError, one_line
 from twostage.utils.files import check_writable, replacing
 

@@ -14,17 +14,15 @@ from typing import Any, Protocol, Self, TypeGuard
 
 import numpy as np
 import soundfile
-from numpy.typing import NDArray
 
 from twostage.audio import finding, media_files
 from twostage.audio.headers import SoundData, flac_starts, sound_data
 from twostage.audio.mpeg import MpegPart, mpeg_parts, silent_frame
 from twostage.audio.ogg import marked_last, ogg_parts
 from twostage.audio.rubbish import is_loud_noise
+from twostage.audio.types import Audio
 from twostage.audio.window import Window
-from twostage.utils.errors import AudioError
-
-Audio = NDArray[np.float32]
+from twostage.utils.errors import AudioError, reason_of
 
 BLOCK = 1 << 16  # samples read at once, of each channel
 USUAL = 16  # channels; of more, fewer samples are taken at once, so that they need no more memory
@@ -124,7 +122,7 @@ class Reader:
         try:
             return list(_parts(self))
         except soundfile.LibsndfileError as error:
-            reason = reason_of(error)
+            reason = sndfile_reason(error)
         except TypeError:  # soundfile's word for a file named .raw
             raise AudioError(RAW, subject=path) from None
         kind = media_files.kind(path)
@@ -237,7 +235,7 @@ class _SndPart:
         return np.zeros((self.info.channels, 0), np.float32)
 
     def _damaged(self, error: soundfile.LibsndfileError) -> None:
-        self._reader.lacking(f"damaged ({reason_of(error)})")
+        self._reader.lacking(f"damaged ({sndfile_reason(error)})")
 
 
 class _MediaPart:
@@ -437,7 +435,7 @@ def _check_readable(path: Path) -> None:
     except FileNotFoundError:
         raise AudioError("no such file", subject=path) from None
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        raise AudioError(f"cannot be read ({getattr(error, 'strerror', error)})", subject=path) from None
+        raise AudioError(f"cannot be read ({reason_of(error)})", subject=path) from None
 
 
 def check_plausible(path: str | Path, info: Info) -> None:
@@ -445,7 +443,7 @@ def check_plausible(path: str | Path, info: Info) -> None:
         raise AudioError(f"its sample rate is {info.sample_rate} Hz, must be {SLOWEST} to {FASTEST}", subject=path)
 
 
-def reason_of(error: soundfile.LibsndfileError) -> str:
+def sndfile_reason(error: soundfile.LibsndfileError) -> str:
     text = str(error.error_string).removeprefix("Error : ").rstrip(".")
     # what it says of sound of MPEG's that it cannot make out
     return "Format not recognised" if "possibly a pipe" in text else text

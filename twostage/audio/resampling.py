@@ -4,9 +4,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import soxr
-from numpy.typing import NDArray
 
-Audio = NDArray[np.float32]
+from twostage.audio.types import Audio
 
 
 def resampled(blocks: Iterable[Audio], from_rate: int, to_rate: int, channels: int) -> Iterator[Audio]:

@@ -21,17 +21,17 @@ from twostage.audio.reading import BLOCK as BLOCK
 from twostage.audio.reading import FASTEST as FASTEST
 from twostage.audio.reading import SLOWEST as SLOWEST
 from twostage.audio.reading import USUAL as USUAL
-from twostage.audio.reading import Audio as Audio
 from twostage.audio.reading import Info as Info
 from twostage.audio.reading import Reader as Reader
 from twostage.audio.reading import block_length as block_length
-from twostage.audio.reading import check_plausible, reason_of
+from twostage.audio.reading import check_plausible, sndfile_reason
 from twostage.audio.resampling import exactly as exactly
 from twostage.audio.resampling import match_length as match_length
 from twostage.audio.resampling import resample as resample
 from twostage.audio.resampling import resampled as resampled
 from twostage.audio.resampling import resampled_length as resampled_length
-from twostage.utils.errors import AudioError
+from twostage.audio.types import Audio
+from twostage.utils.errors import AudioError, reason_of
 from twostage.utils.files import check_writable, make_folder, partial_name, publish
 
 # suffix -> libsndfile's container, and the coding that it has unless told otherwise
@@ -97,8 +97,8 @@ class Writer:
             with open(self._partial, "ab") as file:
                 file.write(bytes(1 << 16))
         except OSError as cause:
-            return AudioError(f"cannot be written ({cause.strerror})", subject=self.path)
-        reason = reason_of(error) if isinstance(error, soundfile.LibsndfileError) else str(error)
+            return AudioError(f"cannot be written ({reason_of(cause)})", subject=self.path)
+        reason = sndfile_reason(error) if isinstance(error, soundfile.LibsndfileError) else reason_of(error)
         return AudioError(f"cannot write {what} ({reason})", subject=self.path)
 
     def __enter__(self) -> Self:
@@ -129,7 +129,7 @@ class Writer:
         try:
             publish(self._partial, self.path)
         except OSError as error:
-            raise AudioError(f"cannot be written ({error.strerror})", subject=self.path) from None
+            raise AudioError(f"cannot be written ({reason_of(error)})", subject=self.path) from None
 
 
 def coding_for(path: str | Path, subtype: str | None = None) -> tuple[str, str]:
@@ -166,7 +166,7 @@ def decode(content: bytes, name: str) -> tuple[Audio, Info]:
             check_plausible(name, info)
             audio = file.read(dtype="float32", always_2d=True).T
     except soundfile.LibsndfileError as error:
-        raise AudioError(f"not a sound file that can be read ({reason_of(error)})", subject=name) from None
+        raise AudioError(f"not a sound file that can be read ({sndfile_reason(error)})", subject=name) from None
     return audio, info
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from twostage.audio import sound_files
 from twostage.audio.highpass import highpass
 from twostage.audio.levels import rms
-from twostage.audio.sound_files import Audio
+from twostage.audio.types import Audio
 
 HARMLESS = 0.01  # of the speech's amplitude: what lies below it and is no louder than that stays
 ENDS = 0.1  # seconds at either end that do not count for that, where speech and drift cannot be told apart

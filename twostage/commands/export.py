@@ -8,7 +8,7 @@ from twostage.utils.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from twostage.audio.sound_files import Audio
+    from twostage.audio.types import Audio
 
 HELP = "export a model to ONNX, for whole recordings or as one step of a stream"
 EXAMPLE = """

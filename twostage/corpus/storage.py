@@ -85,7 +85,7 @@ class Store:
         try:
             publish(file, target)  # flushed to the disk: a table must not know of a file that a crash can take back
         except OSError as error:
-            raise OutputError(f"cannot be written ({error.strerror or error})", subject=target) from None
+            raise OutputError(f"cannot be written ({reason_of(error)})", subject=target) from None
 
     def remove(self, names: Sequence[str]) -> None:
         """Delete files; a file that does not exist is not an error."""

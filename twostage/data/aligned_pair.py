@@ -9,8 +9,8 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from twostage.audio.sound_files import Audio
 from twostage.audio.speech import read_speech
+from twostage.audio.types import Audio
 from twostage.data.manifest import Entry
 from twostage.utils.errors import AudioError, DataError
 

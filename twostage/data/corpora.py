@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twostage.audio import sound_files
-from twostage.audio.sound_files import Audio
+from twostage.audio.types import Audio
 from twostage.data.manifest import Entry, read_manifest, write_manifest
 from twostage.data.parquet import ParquetRows
 from twostage.utils.errors import ConfigError, DataError, TwoStageError

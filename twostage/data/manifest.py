@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from twostage.audio import sound_files
-from twostage.utils.errors import AudioError, ConfigError, DataError, TwoStageError
+from twostage.utils.errors import AudioError, ConfigError, DataError, TwoStageError, reason_of
 from twostage.utils.files import replacing
 from twostage.utils.schema import build, parse_json
 
@@ -256,7 +256,7 @@ def _read_one(path: Path, problems: list[str] | None) -> list[Entry]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
+        reason = reason_of(error) if isinstance(error, OSError) else "not a text file"
         raise DataError(f"{reason}", subject=path) from None
     if path.suffix.lower() == ".csv":
         entries = []

@@ -6,8 +6,8 @@ import numpy as np
 from scipy import fft
 
 from twostage.audio.levels import active_level
-from twostage.audio.sound_files import Audio
 from twostage.audio.speech import read_speech
+from twostage.audio.types import Audio
 from twostage.data.simulator import seeded
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twostage.audio import plots, sound_files
-from twostage.audio.sound_files import Audio
+from twostage.audio.types import Audio
 from twostage.evaluation import metrics, report
 from twostage.evaluation.costs import Costs
 from twostage.evaluation.metrics import HIGHER_IS_BETTER, SAMPLE_RATE

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from twostage.audio import sound_files
-from twostage.audio.sound_files import Audio
+from twostage.audio.types import Audio
 from twostage.data.aligned_pair import open_pair, read_mono
 from twostage.data.manifest import Entry
 from twostage.data.noise import Air

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from twostage.audio import plots, sound_files
-from twostage.audio.sound_files import Audio
+from twostage.audio.types import Audio
 from twostage.data.manifest import Entry
 from twostage.evaluation.metrics import SAMPLE_RATE
 from twostage.evaluation.pairs import PairSource

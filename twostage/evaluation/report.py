@@ -12,7 +12,7 @@ import numpy as np
 
 from twostage.evaluation.costs import Costs
 from twostage.evaluation.metrics import HIGHER_IS_BETTER, SAMPLE_RATE
-from twostage.utils.errors import DataError
+from twostage.utils.errors import DataError, reason_of
 from twostage.utils.files import replacing
 
 RAW, AIR, CLEAN = "raw input", "noisy air", "clean"
@@ -237,7 +237,7 @@ def read_rows(path: Path) -> list[Row]:
     except csv.Error as error:
         raise DataError(f"not CSV: {error}", subject=path) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{getattr(error, 'strerror', None) or 'not a text file'}", subject=path) from None
+        raise DataError(reason_of(error) if isinstance(error, OSError) else "not a text file", subject=path) from None
 
 
 def _row(values: Mapping[str, str], where: str) -> Row:

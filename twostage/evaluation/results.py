@@ -10,7 +10,7 @@ from typing import Any
 from twostage.evaluation import report
 from twostage.evaluation.costs import Costs
 from twostage.evaluation.report import Row
-from twostage.utils.errors import ConfigError, DataError, TwoStageError, called
+from twostage.utils.errors import ConfigError, DataError, TwoStageError, called, reason_of
 from twostage.utils.schema import build, parse_json
 
 ROWS, SETTINGS_FILE, TABLE, SUMMARY = "utterances.csv", "settings.json", "table.md", "summary.json"
@@ -76,7 +76,7 @@ def resume(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"cannot make this folder ({error.strerror})", subject=folder) from None
+        raise DataError(f"cannot make this folder ({reason_of(error)})", subject=folder) from None
     before = _json(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).exists() and not overwrite else dict(settings)
     for key in sorted({*before, *settings}):
         if before.get(key) != settings.get(key):
@@ -124,7 +124,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         values = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"{error.strerror}", subject=path) from None
+        raise DataError(reason_of(error), subject=path) from None
     except ValueError as error:
         raise DataError(f"not JSON: {error}", subject=path) from None
     if not isinstance(values, dict):

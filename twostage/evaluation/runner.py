@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
-from twostage.audio.sound_files import Audio
+from twostage.audio.types import Audio
 from twostage.data.manifest import Entry
 from twostage.evaluation import metrics
 from twostage.evaluation.pairs import PairSource

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from twostage.audio.sound_files import Audio
+from twostage.audio.types import Audio
 from twostage.evaluation import metrics
 from twostage.evaluation.report import Row
 from twostage.utils.errors import TwoStageError

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from twostage.audio import sound_files
-from twostage.audio.sound_files import Audio
+from twostage.audio.types import Audio
 from twostage.evaluation.costs import Costs, measure_model
 from twostage.evaluation.metrics import SAMPLE_RATE
 from twostage.evaluation.pairs import PairSource

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from twostage.audio import sound_files
 from twostage.audio.levels import leveled
-from twostage.audio.sound_files import Audio
 from twostage.audio.speech import without_drift
+from twostage.audio.types import Audio
 from twostage.data.manifest import read_manifest
 from twostage.data.sensors import Sensor
 from twostage.data.simulator import simulate_file

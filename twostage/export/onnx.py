@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 from torch.nn import functional as F
 
-from twostage.audio.sound_files import Audio
+from twostage.audio.types import Audio
 from twostage.evaluation import costs
 from twostage.models.enhancer import Enhancer, EnhancerModule, StreamingModule
 from twostage.models.features import LogMel, Stft

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from twostage.audio.sound_files import FASTEST, SLOWEST, Audio
+from twostage.audio.sound_files import FASTEST, SLOWEST
+from twostage.audio.types import Audio
 from twostage.utils.errors import AudioError
 from twostage.utils.packages import is_tensor
 

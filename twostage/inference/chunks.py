@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from twostage.audio.continuation import continued
-from twostage.audio.sound_files import Audio
+from twostage.audio.types import Audio
 from twostage.inference.runners import chunk_runner, window_runner
 from twostage.inference.windows import Window, Windower, windows
 from twostage.models.protocol import Enhancer

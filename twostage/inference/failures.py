@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from twostage.utils.errors import TwoStageError, first_line
+from twostage.utils.errors import TwoStageError, first_line, reason_of
 
 FAILURES = (TwoStageError, OSError, MemoryError)  # of one file, which must not stop the rest
 
@@ -48,7 +48,7 @@ def explain(error: Exception, name: str) -> str:
     if isinstance(error, TwoStageError):
         return error.about(name)
     if isinstance(error, OSError):
-        return f"{name}: {error.strerror or error}"
+        return f"{name}: {reason_of(error)}"
     if isinstance(error, MemoryError):
         return f"{name}: out of memory; shorter windows (--seconds) need less"
     return f"{name}: {type(error).__name__}: {first_line(error)}"

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from twostage.audio.bandwidth import BandMeter, ChannelBand, ClipMeter, unsuited
 from twostage.audio.highpass import highpassed
 from twostage.audio.levels import LevelMeter
-from twostage.audio.sound_files import Audio, resampled
+from twostage.audio.sound_files import resampled
+from twostage.audio.types import Audio
 from twostage.inference.restore_options import Options
 from twostage.utils.errors import AudioError
 

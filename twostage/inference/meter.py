@@ -6,7 +6,7 @@ from math import log10
 
 import numpy as np
 
-from twostage.audio.sound_files import Audio
+from twostage.audio.types import Audio
 
 QUIET = 1e-6  # full scale: the lowest level that is reported
 

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from twostage.audio.signatures import container_of, undecided
-from twostage.audio.sound_files import Audio
+from twostage.audio.types import Audio
 from twostage.inference.meter import Meter
 from twostage.inference.stream import Stream
 from twostage.utils.errors import AudioError, ConfigError

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from twostage.audio.levels import LEVEL, LevelMeter
 from twostage.audio.limiter import limited
-from twostage.audio.sound_files import USUAL, Audio, exactly, resampled, resampled_length
+from twostage.audio.sound_files import USUAL, exactly, resampled, resampled_length
+from twostage.audio.types import Audio
 from twostage.inference.chunks import enhance
 from twostage.inference.input_levels import AudioSource, InputLevels, without_rumble
 from twostage.inference.restore_options import Options

@@ -19,12 +19,12 @@ import numpy as np
 from twostage.audio.sound_files import (
     BLOCK,
     LOSSY,
-    Audio,
     Reader,
     Writer,
     coding_for,
     resampled_length,
 )
+from twostage.audio.types import Audio
 from twostage.inference.arrays import check_sample_rate, taken
 from twostage.inference.input_levels import AudioSource, InputLevels, measure_levels, step_of
 from twostage.inference.rendering import ProgressCallback, render

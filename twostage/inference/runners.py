@@ -6,7 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
-from twostage.audio.sound_files import Audio, match_length
+from twostage.audio.sound_files import match_length
+from twostage.audio.types import Audio
 from twostage.models.onnx_enhancer import OnnxEnhancer
 from twostage.models.protocol import Enhancer
 

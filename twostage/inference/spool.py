@@ -1,6 +1,5 @@
 """Audio that is kept in a temporary file between its restoration and its output."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +9,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from twostage.audio.sound_files import Audio, block_length
-from twostage.utils.errors import AudioError
+from twostage.audio.sound_files import block_length
+from twostage.audio.types import Audio
+from twostage.utils.errors import AudioError, reason_of
 from twostage.utils.files import make_folder
 
 
@@ -48,6 +48,4 @@ def spool_beside(target: Path, channels: int) -> Iterator[SpoolFile]:
         with TemporaryFile(dir=target.parent, buffering=0) as file:
             yield SpoolFile(file, channels)
     except OSError as error:
-        raise AudioError(
-            f"cannot be written ({error.strerror or os.strerror(error.errno or 0)})", subject=target
-        ) from None
+        raise AudioError(f"cannot be written ({reason_of(error)})", subject=target) from None

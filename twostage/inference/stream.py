@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twostage.audio.highpass import CausalHighPass, ZeroPhaseHighPass
-from twostage.audio.sound_files import Audio
+from twostage.audio.types import Audio
 from twostage.inference.arrays import taken
 from twostage.inference.chunks import live
 from twostage.models.protocol import Enhancer

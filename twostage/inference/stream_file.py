@@ -6,7 +6,8 @@ from pathlib import Path
 
 from twostage.audio.highpass import highpassed
 from twostage.audio.levels import LEVEL
-from twostage.audio.sound_files import Audio, Reader, Writer, resampled
+from twostage.audio.sound_files import Reader, Writer, resampled
+from twostage.audio.types import Audio
 from twostage.inference.input_levels import AudioSource, measure_levels, step_of
 from twostage.inference.realtime import Timing, run_realtime
 from twostage.inference.stream import LOUDEST, Stream

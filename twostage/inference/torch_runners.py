@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from twostage.audio.sound_files import Audio
+from twostage.audio.types import Audio
 from twostage.inference.windowed_inference import WindowedInference
 from twostage.models.enhancer import CausalEnhancer, Enhancer, evaluating
 from twostage.models.two_stage import TwoStage

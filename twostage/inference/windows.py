@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from twostage.audio.sound_files import Audio, match_length
+from twostage.audio.sound_files import match_length
+from twostage.audio.types import Audio
 
 CROSSOVER = 0.032  # seconds: length of the crossover's filter; its slope is about 100 Hz wide
 

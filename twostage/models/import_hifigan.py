@@ -16,7 +16,7 @@ from torch import Tensor
 
 from twostage.models import checkpoint
 from twostage.models.vocoder import Vocoder, VocoderConfig
-from twostage.utils.errors import CheckpointError, ConfigError
+from twostage.utils.errors import CheckpointError, ConfigError, reason_of
 from twostage.utils.schema import build, parse_json
 
 MEL = {  # theirs -> ours
@@ -57,7 +57,7 @@ def read_config(path: str | Path) -> VocoderConfig:
     try:
         values = parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{error.strerror}", subject=path) from None
+        raise ConfigError(reason_of(error), subject=path) from None
     except ValueError as error:
         raise ConfigError(f"not JSON: {error}", subject=path) from None
     if not isinstance(values, dict):

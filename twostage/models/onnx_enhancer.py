@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twostage.audio.continuation import continued
+from twostage.audio.types import Audio
 from twostage.utils.errors import CheckpointError, ConfigError, first_line, one_line
 from twostage.utils.packages import installed, is_tensor, torch_threads
 from twostage.utils.schema import build, parse_json
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     import torch
 
 AUDIO, RESTORED, NEXT = "audio", "restored", "next."  # names in the graph; a state's new value is NEXT and its name
-Audio = NDArray[np.float32]
 Values = dict[str, Audio]
 
 

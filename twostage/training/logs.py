@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
-from twostage.utils.errors import OutputError
+from twostage.utils.errors import OutputError, reason_of
 from twostage.utils.files import make_folder, replacing
 from twostage.utils.schema import parse_json
 
@@ -90,7 +90,7 @@ class RunLog:
         try:
             yield
         except OSError as error:
-            raise OutputError(f"logs cannot be written ({error.strerror or error})", subject=self.directory) from None
+            raise OutputError(f"logs cannot be written ({reason_of(error)})", subject=self.directory) from None
 
     def _of_a_thread(self, args: threading.ExceptHookArgs) -> None:
         """Raise exceptions of the thread of TensorBoard's writer where the log is written to next."""

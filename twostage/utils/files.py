@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from twostage.utils.errors import OutputError
+from twostage.utils.errors import OutputError, reason_of
 
 PARTIAL = ".part"  # ends the names of files that are not complete
 LATER_BYTES = bytes(range(0x80, 0xC0))  # of a character of UTF-8 that was cut
@@ -20,14 +20,14 @@ def check_writable(path: Path, overwrite: bool) -> None:
         if path.exists() and not overwrite:
             raise OutputError("exists already (--overwrite replaces it)", subject=path)
     except OSError as error:
-        raise OutputError(f"cannot be written ({error.strerror})", subject=path) from None
+        raise OutputError(f"cannot be written ({reason_of(error)})", subject=path) from None
 
 
 def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot make this folder ({error.strerror})", subject=path) from None
+        raise OutputError(f"cannot make this folder ({reason_of(error)})", subject=path) from None
 
 
 def partial_name(path: Path) -> Path:
@@ -60,7 +60,7 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterat
         check_writable(path, overwrite)  # it may have come into being meanwhile
         publish(partial, path)
     except OSError as error:
-        raise OutputError(f"cannot be written ({error.strerror or error})", subject=path) from None
+        raise OutputError(f"cannot be written ({reason_of(error)})", subject=path) from None
     finally:
         partial.unlink(missing_ok=True)
 
