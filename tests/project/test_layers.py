@@ -36,7 +36,7 @@ PUBLIC = ("models.loading", "models.protocol", "models.two_stage", "inference.re
 
 OWNERS = {
     "signal": {"utils.signals"},
-    "soundfile": {"audio.reading", "audio.sound_files"},
+    "soundfile": {"audio.containers", "audio.parts", "audio.reading", "audio.sound_files"},
     "soxr": {"audio.resampling"},
     "av": {"audio.media_files"},
     "omegaconf": {"training.config"},

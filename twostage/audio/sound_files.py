@@ -1,4 +1,4 @@
-"""Sound files: with ``reading``, the only module that imports soundfile.
+"""The interface for sound files: reading, writing, resampling.
 
 Everything is streamed: a file is read and written in blocks (C, T) of float32, full scale 1.0, and is held in memory as
 a whole only on request (``read``). Written files appear under their name only when they are complete. Everything that
@@ -17,14 +17,15 @@ import numpy as np
 import soundfile
 
 from twostage.audio import finding
-from twostage.audio.reading import BLOCK as BLOCK
-from twostage.audio.reading import FASTEST as FASTEST
-from twostage.audio.reading import SLOWEST as SLOWEST
-from twostage.audio.reading import USUAL as USUAL
-from twostage.audio.reading import Info as Info
+from twostage.audio.file_info import BLOCK as BLOCK
+from twostage.audio.file_info import FASTEST as FASTEST
+from twostage.audio.file_info import SLOWEST as SLOWEST
+from twostage.audio.file_info import USUAL as USUAL
+from twostage.audio.file_info import Info as Info
+from twostage.audio.file_info import block_length as block_length
+from twostage.audio.file_info import check_plausible
+from twostage.audio.parts import sndfile_reason
 from twostage.audio.reading import Reader as Reader
-from twostage.audio.reading import block_length as block_length
-from twostage.audio.reading import check_plausible, sndfile_reason
 from twostage.audio.resampling import exactly as exactly
 from twostage.audio.resampling import match_length as match_length
 from twostage.audio.resampling import resample as resample
