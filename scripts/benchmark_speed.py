@@ -64,9 +64,9 @@ def interleaved(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[s
     """Median seconds of each piece of work; all take turns. Of two rounds or more, the first only warms up."""
     taken: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds + (rounds > 1)):
-        for name, piece in work.items():
+        for name, run in work.items():
             begun = clock()
-            piece()
+            run()
             taken[name].append(clock() - begun)
     return {name: statistics.median(seconds[-rounds:]) for name, seconds in taken.items()}
 

@@ -51,11 +51,11 @@ def page(tiny_path, scores):
     """The address of a page with a tiny model and narrow limits, whose server calls nobody."""
     called, listening = [], True
 
-    def hear(event, details):
+    def record(event, details):
         if listening and event == "socket.connect" and not is_here(details[1]):
             called.append(details[1])
 
-    sys.addaudithook(hear)
+    sys.addaudithook(record)
     limits = Limits(mb=1, seconds=20, files=3)
     with serving(Address(port=0), {"tiny": [str(tiny_path)]}, ["cpu"], limits, results=ResultFolders(scores)) as url:
         yield url

@@ -65,11 +65,11 @@ def test_a_gain_of_the_high_band_is_what_is_measured():
 
 
 def test_pieces_are_measured_as_the_whole():
-    stereo, whole, pieces = np.stack([speech(), muffled(speech())]), BandMeter(2, RATE), BandMeter(2, RATE)
+    stereo, whole, in_blocks = np.stack([speech(), muffled(speech())]), BandMeter(2, RATE), BandMeter(2, RATE)
     whole.add(stereo)
     for block in np.split(stereo, [1, 7, 5000, 5001, 40000], axis=1):
-        pieces.add(block)
-    assert whole.bands() == pieces.bands()
+        in_blocks.add(block)
+    assert whole.bands() == in_blocks.bands()
     assert [band.full_band for band in whole.bands()] == [True, False]
 
 

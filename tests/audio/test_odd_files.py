@@ -303,10 +303,10 @@ def encode(path: Path, sound: np.ndarray, codec: str, rate: int, container: str)
         frame.sample_rate, frame.pts = RATE, 0
         fifo = av.AudioFifo()
         resampler = av.AudioResampler(stream.format, "mono", rate)
-        for piece in [*resampler.resample(frame), *resampler.resample(None)]:
-            fifo.write(piece)
-        while (piece := fifo.read(stream.codec_context.frame_size or 1024, True)) is not None and piece.samples:
-            file.mux(stream.encode(piece))
+        for chunk in [*resampler.resample(frame), *resampler.resample(None)]:
+            fifo.write(chunk)
+        while (chunk := fifo.read(stream.codec_context.frame_size or 1024, True)) is not None and chunk.samples:
+            file.mux(stream.encode(chunk))
         file.mux(stream.encode(None))
 
 
@@ -331,10 +331,10 @@ def test_media_are_read_as_a_stream(
     assert (info.sample_rate, info.channels) == (rate, 1)
     assert info.seconds == pytest.approx(3.0, abs=0.15)
     assert actual.shape[1] / rate == pytest.approx(3.0, abs=0.15)
-    heard = sound_files.resample(actual, rate, RATE)[0]
-    lag = int(np.argmax(np.correlate(heard[: 2 * RATE], inputs[: 2 * RATE - 3000], "valid")))
-    size = min(len(heard) - lag, len(inputs)) - RATE
-    assert np.corrcoef(heard[lag : lag + size], inputs[:size])[0, 1] > 0.98
+    decoded = sound_files.resample(actual, rate, RATE)[0]
+    lag = int(np.argmax(np.correlate(decoded[: 2 * RATE], inputs[: 2 * RATE - 3000], "valid")))
+    size = min(len(decoded) - lag, len(inputs)) - RATE
+    assert np.corrcoef(decoded[lag : lag + size], inputs[:size])[0, 1] > 0.98
     with Reader(tmp_path / name) as reader:
         assert max(block.shape[1] for block in reader.blocks(5000)) == 5000
         assert np.array_equal(reader.read(9000, 800), actual[:, 9000:9800])

@@ -156,7 +156,7 @@ def test_who_asks_twice_gets_the_same_answer(
 
 def test_who_asks_again_later_is_heard(command: Callable[[Run], int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "PATIENCE", 0.05)
-    heard = list[int]()
+    arrived = list[int]()
 
     def run() -> int:
         for _ in range(2):
@@ -165,9 +165,9 @@ def test_who_asks_again_later_is_heard(command: Callable[[Run], int], monkeypatc
                 signal.raise_signal(signal.SIGTERM)
             except KeyboardInterrupt:
                 signal.raise_signal(signal.SIGTERM)
-                heard.append(1)
+                arrived.append(1)
             time.sleep(0.1)
-        return len(heard)
+        return len(arrived)
 
     assert command(run) == 2
 

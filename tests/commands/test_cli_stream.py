@@ -162,10 +162,10 @@ class FakeDevices(ModuleType):
         ]
         return nullcontext(SimpleNamespace(latency=(0.01, 0.02)))  # of the microphone and the loudspeaker
 
-    def _hop(self, callback: Any, heard: np.ndarray, first: bool) -> None:
-        spoken = np.full((len(heard), 1), np.nan, np.float32)
-        callback(heard[:, None], spoken, len(heard), None, "underflow" if first else "")
-        self.played.append(spoken[:, 0])
+    def _hop(self, callback: Any, recorded: np.ndarray, first: bool) -> None:
+        played = np.full((len(recorded), 1), np.nan, np.float32)
+        callback(recorded[:, None], played, len(recorded), None, "underflow" if first else "")
+        self.played.append(played[:, 0])
 
     def sleep(self, _milliseconds: int) -> None:
         self.run()

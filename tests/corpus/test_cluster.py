@@ -114,11 +114,11 @@ def test_work_that_kills_whoever_does_it_is_given_up_alone(
     sizes = []
 
     def deadly(items: list[Item], files: int, work: object, resources: ClusterResources) -> Iterator[list[Result]]:
-        pieces = [items[start : start + files] for start in range(0, len(items), files)]
-        sizes.extend(map(len, pieces))
-        for piece in pieces:
-            if not any(item.name == "66.wav" for item in piece):
-                yield [Result(item.source, item.name, RESTORED) for item in piece]
+        chunks = [items[start : start + files] for start in range(0, len(items), files)]
+        sizes.extend(map(len, chunks))
+        for chunk in chunks:
+            if not any(item.name == "66.wav" for item in chunk):
+                yield [Result(item.source, item.name, RESTORED) for item in chunk]
 
     monkeypatch.setattr(ray_cluster, "_map", deadly)
     items = [Item(f"/in/{index}.wav", f"{index}.wav") for index in range(100)]

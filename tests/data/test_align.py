@@ -111,8 +111,8 @@ def test_two_recorders(delay: float, ppm: float, sign: int, longer: float) -> No
 
 def test_a_pair_in_files_comes_out_in_step(tmp_path: Path) -> None:
     air = talk(30 * RATE)
-    heard = worn(air)
-    bone = np.concatenate([room(3), -another_clock(heard, 300)])
+    at_the_bone = worn(air)
+    bone = np.concatenate([room(3), -another_clock(at_the_bone, 300)])
     sound_files.write(tmp_path / "bone.wav", bone, RATE, subtype="FLOAT")
     sound_files.write(tmp_path / "air.wav", air, RATE, subtype="FLOAT")
     ((entry, _),) = align([Entry(str(tmp_path / "air.wav"), str(tmp_path / "bone.wav"), "p", 30.0)], AlignConfig())
@@ -123,7 +123,7 @@ def test_a_pair_in_files_comes_out_in_step(tmp_path: Path) -> None:
     np.testing.assert_allclose(clean, expected, atol=1e-6, rtol=0)
     for second in (1, 15, 28):  # against the same sensor without offset and drift, in step all the way
         part = slice(second * RATE, (second + 1) * RATE)
-        assert np.corrcoef(degraded[part], -heard[part])[0, 1] > 0.99
+        assert np.corrcoef(degraded[part], -at_the_bone[part])[0, 1] > 0.99
 
 
 def test_different_takes_do_not_match_at_any_offset() -> None:

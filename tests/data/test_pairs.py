@@ -256,9 +256,9 @@ def whistled(audio: torch.Tensor) -> list[int]:
 @pytest.mark.parametrize("share", [0.2, 0.8])
 def test_a_share_of_segments_hears_the_room(corpus: list[Entry], whistles: list[str], share: float) -> None:
     config = replace(STILL, ambient_prob=share, ambient_db=(-6.0, -6.0))
-    heard = whistled(PairDataset(corpus[:2], config, noise=whistles).batch(100, 0, 0).degraded[:, 0])
-    assert sum(map(bool, heard)) / 100 == pytest.approx(share, abs=0.12)
-    assert set(heard) == {0, 3000, 5000}
+    frequencies = whistled(PairDataset(corpus[:2], config, noise=whistles).batch(100, 0, 0).degraded[:, 0])
+    assert sum(map(bool, frequencies)) / 100 == pytest.approx(share, abs=0.12)
+    assert set(frequencies) == {0, 3000, 5000}
 
 
 def test_both_microphones_hear_one_room(corpus: list[Entry], whistles: list[str]) -> None:
@@ -287,8 +287,8 @@ def test_short_files_are_padded_and_long_ones_cut_anywhere(corpus: list[Entry]) 
 def test_every_second_of_speech_is_as_likely(corpus: list[Entry]) -> None:
     short, long = replace(corpus[0], seconds=1.0), replace(corpus[1], seconds=4.0)
     dataset = PairDataset([short, long], replace(STILL, sensors=(), segment_length=256))
-    drawn = [dataset.clean[_pick(dataset._clean_odds, np.random.default_rng(seed))].speaker for seed in range(400)]
-    assert drawn.count("s1") / 400 == pytest.approx(0.8, abs=0.06)
+    picked = [dataset.clean[_pick(dataset._clean_odds, np.random.default_rng(seed))].speaker for seed in range(400)]
+    assert picked.count("s1") / 400 == pytest.approx(0.8, abs=0.06)
 
 
 def test_what_does_not_fit_into_memory_is_not_kept(corpus: list[Entry]) -> None:

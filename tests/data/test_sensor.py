@@ -28,16 +28,16 @@ GRID = (0.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0)
 def babble(seconds: float, seed: int) -> np.ndarray:
     """Syllables of colored noise and voice, each of its own color, with pauses: speech to a meter of bands."""
     rng = np.random.default_rng(seed)
-    pieces, pitch = [], rng.uniform(90, 220)
-    while sum(map(len, pieces)) < seconds * RATE:
+    syllables, pitch = [], rng.uniform(90, 220)
+    while sum(map(len, syllables)) < seconds * RATE:
         length = int(rng.uniform(0.1, 0.3) * RATE)
         time = np.arange(length) / RATE
         tilt = rng.uniform(0.3, 1.5)
         voice = sum(np.sin(2 * np.pi * k * pitch * time + rng.uniform(0, 6)) / k**tilt for k in range(1, 35))
         hiss = np.diff(rng.standard_normal(length + 1))
         mixed = 10 ** rng.uniform(-1, 0) * voice + 10 ** rng.uniform(-1.5, 0.3) * hiss
-        pieces += [0.05 * np.hanning(length) * mixed, np.zeros(int(rng.uniform(0, 0.2) * RATE))]
-    clean = np.concatenate(pieces)[: int(seconds * RATE)]
+        syllables += [0.05 * np.hanning(length) * mixed, np.zeros(int(rng.uniform(0, 0.2) * RATE))]
+    clean = np.concatenate(syllables)[: int(seconds * RATE)]
     return (clean + 1e-5 * rng.standard_normal(len(clean))).astype(np.float32)
 
 
@@ -87,10 +87,10 @@ def test_simulation_with_the_fit_has_the_fitted_character(throat: tuple[list[Rec
         Recording(r.clean, simulate(r.clean, RATE, fitted.sensor, seeded(99, i))) for i, r in enumerate(recordings)
     ]
     wanted, got = fitted.measured, measure_sensor(output, RATE)
-    heard = (wanted.frequencies > 150) & (wanted.frequencies < 3700)
+    audible = (wanted.frequencies > 150) & (wanted.frequencies < 3700)
 
     def error(name: str) -> float:
-        return float(np.abs(getattr(wanted, name) - getattr(got, name))[heard].mean())
+        return float(np.abs(getattr(wanted, name) - getattr(got, name))[audible].mean())
 
     assert error("response_db") < 2.0
     assert error("coherence") < 0.06

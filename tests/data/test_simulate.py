@@ -336,15 +336,15 @@ def test_unknown_sensors_list_the_presets() -> None:
 
 
 def test_any_sensor_is_another_one_every_time_and_some_are_like_those_that_exist(tmp_path: Path) -> None:
-    drawn = [PRESETS["any"].sample(np.random.default_rng(seed)) for seed in range(300)]
-    assert PRESETS["any"].sample(np.random.default_rng(7)) == drawn[7]
-    assert len(set(drawn)) == len(drawn)
+    sensors = [PRESETS["any"].sample(np.random.default_rng(seed)) for seed in range(300)]
+    assert PRESETS["any"].sample(np.random.default_rng(7)) == sensors[7]
+    assert len(set(sensors)) == len(sensors)
     at = PRESETS["throat"].frequencies.index(1800.0)  # Hz
     for name in ("throat", "in-ear", "forehead", "temple"):
         preset = PRESETS[name]
         near = [
             abs(s.response_db[at] - preset.response_db[at]) < 6 and abs(s.slope[at] - preset.slope[at]) < 0.2
-            for s in drawn
+            for s in sensors
         ]
         assert any(near), name
     with pytest.raises(ConfigError, match="AnySensor is a family of sensors"):

@@ -46,7 +46,7 @@ def folders(tmp_path_factory, speech):
     sound_files.write(home / "a_bone.wav", clean, RATE)
     entry = Entry(str(home / "a_air.wav"), str(home / "a_bone.wav"), "a", 1.0)
     for name, limit in (("three", 3000.0), ("six", 6000.0)):
-        systems, results = [System(name, Muffled(limit), hears_clean=False)], EvaluationResults()
+        systems, results = [System(name, Muffled(limit), uses_clean=False)], EvaluationResults()
         evaluate([entry], PairSource(home), systems, results, names=["lsd", "estoi"])
         costs = {name: Costs(1000, limit / 1e3, 0.1, "cpu", 1, 0.05)}
         report.write_rows(home / name / ROWS, results.rows)

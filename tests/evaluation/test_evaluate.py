@@ -131,7 +131,7 @@ def test_costs_of_the_same_weights_are_taken_from_another_evaluation(corpus, tin
 def test_the_directory_of_a_vocoders_training_gives_copy_synthesis(tmp_path, tiny):
     checkpoint.save(tmp_path / "run" / "best.safetensors", tiny.vocoder, provenance={})
     (system,) = systems.load_systems({"voc": [str(tmp_path / "run")]})
-    assert (system.name, system.hears_clean) == ("voc, copy-synthesis", True)
+    assert (system.name, system.uses_clean) == ("voc, copy-synthesis", True)
 
 
 def test_keeping_all_of_the_input_scores_as_the_input(corpus, tiny_path):
@@ -346,7 +346,7 @@ class Deaf(EnhancerModule):
 def test_copy_synthesis_hears_the_clean_speech_and_keeps_nothing_of_it():
     clean, degraded = speech(0), speech(1)
     copied, restored = Deaf(), Deaf()
-    both = [systems.System("copied", copied, hears_clean=True), systems.System("restored", restored, hears_clean=False)]
+    both = [systems.System("copied", copied, uses_clean=True), systems.System("restored", restored, uses_clean=False)]
     outputs = dict(systems.estimates(degraded, clean, both, keep_low_band=1000.0))
     for model, wanted, other in ((copied, clean, degraded), (restored, degraded, clean)):
         likeness = [abs(np.corrcoef(model.inputs_seen[0][: len(clean)], side)[0, 1]) for side in (wanted, other)]

@@ -111,8 +111,8 @@ def test_pesq_of_a_long_signal_is_the_mean_of_its_pieces_with_speech():
     spoken, pause = babble(2), np.zeros(18 * RATE, np.float32)
     clean = np.concatenate([spoken, pause, 0 * spoken, pause, 0.5 * spoken, pause])  # no speech from 20 to 40 s
     noisy = with_noise(clean, 10)
-    pieces = [pesq_wb(clean[i : i + 20 * RATE], noisy[i : i + 20 * RATE]) for i in (0, 40 * RATE)]
-    assert pesq_wb(clean, noisy) == pytest.approx(np.mean(pieces))
+    parts = [pesq_wb(clean[i : i + 20 * RATE], noisy[i : i + 20 * RATE]) for i in (0, 40 * RATE)]
+    assert pesq_wb(clean, noisy) == pytest.approx(np.mean(parts))
 
 
 def test_unequal_lengths_are_a_bug():

@@ -19,10 +19,10 @@ class Remembering(StreamingModule):
 
     causal, context, sample_rate, hop_length, stride, delay = True, inf, 1000, 10, 10, 7
 
-    def __init__(self, heard):
+    def __init__(self, lengths):
         super().__init__()
         torch.manual_seed(0)
-        self.gru, self.later, self.note = GRU(10, 10), DelayLine(7), heard.append
+        self.gru, self.later, self.note = GRU(10, 10), DelayLine(7), lengths.append
 
     def forward_chunk(self, audio):
         self.note(audio.shape[-1])
@@ -30,25 +30,25 @@ class Remembering(StreamingModule):
 
 
 @pytest.fixture
-def heard():
+def lengths():
     return []
 
 
 @pytest.fixture
-def model(heard):
-    return Remembering(heard).eval().requires_grad_(False)
+def model(lengths):
+    return Remembering(lengths).eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("frames", [4, 333, 5000])
-def test_a_recording_in_pieces_is_the_whole(model, heard, frames):
+def test_a_recording_in_pieces_is_the_whole(model, lengths, frames):
     inputs = np.random.default_rng(0).standard_normal((3, frames)).astype(np.float32)
     whole = np.zeros_like(inputs)
     spoken = torch.from_numpy(inputs[[0, 2]])[:, None]
     late = model.forward_chunk(continued(spoken, 7 + -(frames + 7) % 10))
     whole[[0, 2]] = late[:, 0, 7 : 7 + frames].numpy()
-    del heard[:]
+    del lengths[:]
     pairs = list(enhance(model, np.array_split(inputs, 4, axis=1), 0.1, [0, 2]))
-    assert max(heard) <= 100
+    assert max(lengths) <= 100
     assert np.array_equal(np.concatenate([before for before, _ in pairs], axis=1), inputs)
     np.testing.assert_allclose(np.concatenate([after for _, after in pairs], axis=1), whole, atol=1e-5, rtol=0)
     assert frames < 100 or np.abs(whole[0] - whole[2]).max() > 0.1
@@ -60,10 +60,10 @@ def test_a_seam_would_be_heard(model):
     assert (model(inputs)[..., 500:] - model(inputs[..., 500:])).abs().max() > 1e-2
 
 
-def test_restoring_takes_pieces_too_and_ten_seconds_at_most(model, heard):
+def test_restoring_takes_pieces_too_and_ten_seconds_at_most(model, lengths):
     inputs = np.random.default_rng(0).standard_normal(25_003).astype(np.float32)
     whole, chunks = (restore(model, inputs, 1000, seconds=seconds, level="model") for seconds in (inf, 0.5))
-    assert max(heard) == 10_000
+    assert max(lengths) == 10_000
     np.testing.assert_allclose(chunks, whole, atol=1e-5, rtol=0)
 
 

@@ -380,16 +380,16 @@ def test_many_channels_take_no_more_memory_than_some(
 
 
 def test_progress_hears_of_all_seconds_and_cancel_ends_the_work(tiny: TwoStage, speech: Speech, tmp_path: Path) -> None:
-    sound, heard = speech(16000 * 5), list[float]()
-    restored = restore(tiny, sound, 16000, seconds=1.0, progress=heard.append)
-    assert len(heard) >= 4
-    assert sum(heard) == pytest.approx(5)
+    sound, seconds_done = speech(16000 * 5), list[float]()
+    restored = restore(tiny, sound, 16000, seconds=1.0, progress=seconds_done.append)
+    assert len(seconds_done) >= 4
+    assert sum(seconds_done) == pytest.approx(5)
     np.testing.assert_array_equal(restored, restore(tiny, sound, 16000, seconds=1.0))
     answers = iter([False] * 3 + [True])  # two blocks are measured, one is restored
-    heard.clear()
+    seconds_done.clear()
     with pytest.raises(Cancelled, match="audio: cancelled"):
-        restore(tiny, sound, 16000, seconds=1.0, progress=heard.append, cancel=lambda: next(answers))
-    assert 0 < sum(heard) < 5
+        restore(tiny, sound, 16000, seconds=1.0, progress=seconds_done.append, cancel=lambda: next(answers))
+    assert 0 < sum(seconds_done) < 5
     sound_files.write(tmp_path / "a.wav", sound, 16000)
     with pytest.raises(Cancelled, match=r"a\.wav: cancelled"):
         restore_file(tiny, tmp_path / "a.wav", tmp_path / "b.wav", cancel=lambda: True)

@@ -103,19 +103,19 @@ def wait_until(done: Any) -> None:
         time.sleep(0.05)
 
 
-def best_match(heard: np.ndarray, expected: np.ndarray) -> tuple[int, float]:
+def best_match(recorded: np.ndarray, expected: np.ndarray) -> tuple[int, float]:
     """Where ``heard`` is most like ``expected``, whatever its loudness, and the correlation there."""
-    heard, expected = heard.astype(np.float64), expected.astype(np.float64)
-    size, places = len(heard) + len(expected), len(heard) - len(expected) + 1
-    product = np.fft.irfft(np.fft.rfft(heard, size) * np.conj(np.fft.rfft(expected, size)), size)[:places]
-    energy = np.concatenate([[0.0], np.cumsum(heard**2)])
+    recorded, expected = recorded.astype(np.float64), expected.astype(np.float64)
+    size, places = len(recorded) + len(expected), len(recorded) - len(expected) + 1
+    product = np.fft.irfft(np.fft.rfft(recorded, size) * np.conj(np.fft.rfft(expected, size)), size)[:places]
+    energy = np.concatenate([[0.0], np.cumsum(recorded**2)])
     energy = np.maximum(energy[len(expected) :] - energy[: -len(expected)], 1e-6)
     like = product / np.sqrt(energy * (expected @ expected))
     place = int(np.argmax(like))
     return place, float(like[place])
 
 
-def restored_of(sound: np.ndarray, heard: np.ndarray) -> np.ndarray:
+def restored_of(sound: np.ndarray, recorded: np.ndarray) -> np.ndarray:
     """What the model makes of ``sound``, which began anywhere within a hop: where, is seen in what was ``heard``.
 
     The stream takes away what lies below speech first, and has heard silence before.
@@ -125,17 +125,17 @@ def restored_of(sound: np.ndarray, heard: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
         output = chain()(torch.from_numpy(np.stack(starts))[:, None])[:, 0].numpy()
     chunks = (4000, 5600, 7200)
-    like = [max(best_match(heard, row[place : place + 2 * CHUNK])[1] for place in chunks) for row in output]
+    like = [max(best_match(recorded, row[place : place + 2 * CHUNK])[1] for place in chunks) for row in output]
     first = int(np.argmax(like))
     with torch.inference_mode():
         whole = chain()(torch.from_numpy(np.pad(sound, (first, 512)))[None, None])[0, 0].numpy()
     return whole[first : first + len(sound)]
 
 
-def share_heard(heard: np.ndarray, expected: np.ndarray) -> float:
+def share_recorded(recorded: np.ndarray, expected: np.ndarray) -> float:
     """Of ``expected`` in chunks, how many are in ``heard``: a busy machine may lose some sound. By chance none is."""
     chunks = np.split(expected[: len(expected) // CHUNK * CHUNK], len(expected) // CHUNK)
-    return float(np.mean([best_match(heard, chunk)[1] > 0.95 for chunk in chunks]))
+    return float(np.mean([best_match(recorded, chunk)[1] > 0.95 for chunk in chunks]))
 
 
 class Call:
@@ -148,11 +148,11 @@ class Call:
             play(pulse, sound)
             time.sleep(1.0)
             self.before, self.after = before, after
-            self.microphone, self.heard = before.stop(), after.stop()
+            self.microphone, self.recorded = before.stop(), after.stop()
             self.share = 0.0
-            if self.heard.any():
-                self.restored = restored_of(sound, self.heard)
-                self.share = share_heard(self.heard, self.restored[4000:28000])
+            if self.recorded.any():
+                self.restored = restored_of(sound, self.recorded)
+                self.share = share_recorded(self.recorded, self.restored[4000:28000])
             if self.share > 0.2:
                 break
 
@@ -165,12 +165,12 @@ def test_a_call_hears_what_is_restored_soon(pulse: Pulse, model: str) -> None:
     sound = speech(2 * RATE)
     call = Call(pulse, sound)
     assert call.share > 0.2
-    assert share_heard(call.heard, sound[4000:28000]) == 0  # it is the model's sound, not the microphone's
+    assert share_recorded(call.recorded, sound[4000:28000]) == 0  # it is the model's sound, not the microphone's
     delays = []
     for first in range(4000, 28000, 800):
         chunk = slice(first, first + CHUNK)
         place_in, like_in = best_match(call.microphone, sound[chunk])
-        place_out, like_out = best_match(call.heard, call.restored[chunk])
+        place_out, like_out = best_match(call.recorded, call.restored[chunk])
         if min(like_in, like_out) > 0.95:
             delays.append(call.after.when(place_out) - call.before.when(place_in))
     print(f"latency {1000 * np.median(delays):.0f} ms, of which the model's are 48")

@@ -70,8 +70,8 @@ def commands(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def arrays(folder: Path) -> dict[str, Any]:
     audio, rate = sound_files.read(folder / "in.wav")
-    model, heard = twostage.load("causal", threads=1), list[float]()
-    np.save(folder / "array.npy", twostage.restore(model, audio, rate, progress=heard.append))
+    model, seconds_done = twostage.load("causal", threads=1), list[float]()
+    np.save(folder / "array.npy", twostage.restore(model, audio, rate, progress=seconds_done.append))
     whole = twostage.restore(model, (audio[:, :4000] * 32767).astype(np.int16), rate)
     with twostage.Stream(model) as stream:
         parts = [stream.push(part) for part in np.array_split(audio[0, :16000], 7)]
@@ -79,7 +79,7 @@ def arrays(folder: Path) -> dict[str, Any]:
     try:
         twostage.restore(model, np.full(100, np.nan), rate)
     except TwoStageError as error:
-        return {"dtype": str(whole.dtype), "progress": sum(heard), "nan": str(error)}
+        return {"dtype": str(whole.dtype), "progress": sum(seconds_done), "nan": str(error)}
     return {}
 
 

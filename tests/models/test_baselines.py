@@ -215,8 +215,8 @@ def test_a_file_is_restored(trained: tuple[str, Path], tmp_path: Path, speech) -
     assert main(["restore", str(tmp_path / "in.wav"), "-o", str(tmp_path / "out"), "--model", weights]) == 0
     (output,) = (tmp_path / "out").iterdir()
     restored = sound_files.read(output)[0][0]
-    heard = np.squeeze(sound_files.read(tmp_path / "in.wav")[0])
-    np.testing.assert_allclose(restored, restore(checkpoint.load(weights), heard, 16000).reshape(-1), atol=2e-4)
+    degraded = np.squeeze(sound_files.read(tmp_path / "in.wav")[0])
+    np.testing.assert_allclose(restored, restore(checkpoint.load(weights), degraded, 16000).reshape(-1), atol=2e-4)
     assert np.abs(restored).max() > 0.01
 
 

@@ -72,10 +72,10 @@ def test_a_band_keeps_its_level_beside_its_shape():
 @pytest.mark.parametrize("output", ["mask", "mapping", "both"])
 def test_what_comes_out_is_a_mask_a_spectrum_or_their_sum(output, monkeypatch):
     model, audio = lively(output=output), torch.randn(2, 1, 320)
-    heard, produced = model.stft.spectrum(audio), torch.randn(2, 4 if output == "both" else 2, 33, 20)
+    spectrum, produced = model.stft.spectrum(audio), torch.randn(2, 4 if output == "both" else 2, 33, 20)
     monkeypatch.setattr(model.estimate, "forward", lambda _: produced)
     one, two = as_complex(produced[:, :2]), as_complex(produced[:, -2:])
-    wanted = {"mask": one * heard, "mapping": one, "both": one * heard + two}[output]
+    wanted = {"mask": one * spectrum, "mapping": one, "both": one * spectrum + two}[output]
     torch.testing.assert_close(model(audio), model.istft(wanted), atol=1e-5, rtol=0)
 
 

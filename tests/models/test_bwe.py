@@ -61,10 +61,10 @@ def test_depth_does_not_add_up():
     """Residuals are halved in power: what enters the last layer is no louder after 40 layers than after 4."""
     levels = []
     for stacks in (1, 10):
-        model, heard = lively(Bwe(BweConfig(channels=32, layers=4, dilation_base=1, stacks=stacks))), []
-        model.layers[-1].register_forward_pre_hook(lambda _, inputs, heard=heard: heard.append(inputs[0].std()))
+        model, stds = lively(Bwe(BweConfig(channels=32, layers=4, dilation_base=1, stacks=stacks))), []
+        model.layers[-1].register_forward_pre_hook(lambda _, inputs, stds=stds: stds.append(inputs[0].std()))
         model(torch.randn(1, 1, 2000, dtype=torch.float64))
-        levels.append(float(heard[0]))
+        levels.append(float(stds[0]))
     assert 0 < levels[1] < levels[0]
 
 

@@ -81,9 +81,9 @@ def test_complex_normalization_whitens_and_remembers():
 
 
 def test_masks_are_the_papers():
-    mask, heard = torch.randn(2, 1, 2, 5, 7)
-    m, y = (torch.complex(*side.unbind(1)) for side in (mask, heard))
-    output = {name: torch.complex(*mix(mask, heard).unbind(1)) for name, mix in MASKINGS.items()}
+    mask, noisy = torch.randn(2, 1, 2, 5, 7)
+    m, y = (torch.complex(*side.unbind(1)) for side in (mask, noisy))
+    output = {name: torch.complex(*mix(mask, noisy).unbind(1)) for name, mix in MASKINGS.items()}
     torch.testing.assert_close(output["C"], m * y)
     torch.testing.assert_close(output["E"], torch.polar(y.abs() * m.abs().tanh(), y.angle() + m.angle()))
     torch.testing.assert_close(output["R"], torch.complex(m.real * y.real, m.imag * y.imag))

@@ -114,11 +114,11 @@ def test_the_compressed_input_takes_a_buzz_away_where_the_input_holds_nothing():
 
 
 @pytest.mark.parametrize(("iterations", "context"), [(4, 13), (16, 28)])
-@pytest.mark.parametrize("hears", [False, True])
-def test_the_context_is_enough_and_rounding_does_not_grow(hears: bool, iterations: int, context: int):
+@pytest.mark.parametrize("with_input", [False, True])
+def test_the_context_is_enough_and_rounding_does_not_grow(with_input: bool, iterations: int, context: int):
     audio, gl = voice(3.0), GriffinLim(CONFIG, iterations, input_phase_below=4000.0)
     assert gl.context == context
-    mel, input_spectra = LogMel(CONFIG)(audio), gl.mel.stft.input_spectra(audio) if hears else None
+    mel, input_spectra = LogMel(CONFIG)(audio), gl.mel.stft.input_spectra(audio) if with_input else None
     start = 0.05 * torch.randn(audio.shape, generator=torch.Generator().manual_seed(3))
     whole = gl(start, mel, input_spectra)
     first, last = 60 - gl.context, 100 + gl.context

@@ -12,7 +12,7 @@ from twostage.models.pitch import HIGHEST, LOWEST, Pitch
 RATE = 16000
 
 
-def heard(audio: np.ndarray, config: MelConfig) -> tuple[np.ndarray, np.ndarray]:
+def pitch_of(audio: np.ndarray, config: MelConfig) -> tuple[np.ndarray, np.ndarray]:
     """Pitch in Hz and voicing of audio (T,), (L,) each."""
     stft = Stft(config.n_fft, config.hop_length, config.win_length, causal=config.causal)
     spectrum = stft.spectrum(torch.from_numpy(audio.astype(np.float32))[None, None])
@@ -28,13 +28,13 @@ def voice(pitch: np.ndarray, harmonics: range = range(1, 20)) -> np.ndarray:
 @pytest.mark.parametrize("config", [MelConfig(), MelConfig(n_fft=768, win_length=768, causal=True)])
 @pytest.mark.parametrize("pitch", [80.0, 125.0, 220.0, 350.0])
 def test_the_pitch_of_a_voice_is_found(config: MelConfig, pitch: float) -> None:
-    actual, voicing = heard(voice(np.full(RATE, pitch)), config)
+    actual, voicing = pitch_of(voice(np.full(RATE, pitch)), config)
     np.testing.assert_allclose(actual[5:-5], pitch, rtol=0.02)
     assert voicing[5:-5].min() > 0.9
 
 
 def test_the_fundamental_may_be_missing() -> None:
-    actual, voicing = heard(voice(np.full(RATE, 125.0), range(2, 8)), MelConfig())
+    actual, voicing = pitch_of(voice(np.full(RATE, 125.0), range(2, 8)), MelConfig())
     np.testing.assert_allclose(actual[5:-5], 125, rtol=0.02)
     assert voicing[5:-5].min() > 0.9
 
@@ -44,7 +44,7 @@ def test_a_gliding_voice_through_a_body_is_followed_as_by_yin() -> None:
     truth = 160 * 2 ** (0.6 * np.sin(2 * np.pi * 0.8 * time))
     dull = signal.sosfilt(signal.butter(2, 600, fs=RATE, output="sos"), voice(truth))
     dull += 0.001 * np.random.default_rng(0).standard_normal(len(time))
-    actual, _ = heard(dull, MelConfig())
+    actual, _ = pitch_of(dull, MelConfig())
     yin = librosa.yin(dull, fmin=LOWEST, fmax=HIGHEST, sr=RATE, frame_length=1024, hop_length=256)
     inner = slice(6, -6)
     # librosa centers a frame on its first sample, the mel on its middle: half a hop
@@ -54,8 +54,8 @@ def test_a_gliding_voice_through_a_body_is_followed_as_by_yin() -> None:
 
 def test_noise_and_silence_are_not_voiced() -> None:
     white = 0.05 * np.random.default_rng(0).standard_normal(RATE)
-    assert np.median(heard(white, MelConfig())[1]) < 0.5
-    assert heard(np.zeros(RATE), MelConfig())[1].max() < 1e-3
+    assert np.median(pitch_of(white, MelConfig())[1]) < 0.5
+    assert pitch_of(np.zeros(RATE), MelConfig())[1].max() < 1e-3
 
 
 def test_a_frame_is_looked_at_by_itself() -> None:

@@ -29,9 +29,9 @@ def test_a_second_microphone_costs_one_more_channel_of_the_first_convolution():
     model = lively(Seanet(SeanetConfig(**SMALL, inputs=2)))
     out = model(pair)
     assert out.shape == (1, 1, 300)
-    for heard in range(2):
+    for channel in range(2):
         other = pair.clone()
-        other[:, heard] = 0
+        other[:, channel] = 0
         assert (model(other) - out).abs().max() > 1e-3
 
 

@@ -43,9 +43,9 @@ SIZES = {
 }
 
 
-def config(mel: MelConfig, *, hears: bool = True, griffin_lim: int = 0, **settings: object) -> VocoderConfig:
-    heard = 4000.0 if griffin_lim else 0.0
-    chosen = SIZES | {"sensor_input": hears, "griffin_lim": griffin_lim, "input_phase_below": heard} | settings
+def config(mel: MelConfig, *, sensor_input: bool = True, griffin_lim: int = 0, **settings: object) -> VocoderConfig:
+    below = 4000.0 if griffin_lim else 0.0
+    chosen = SIZES | {"sensor_input": sensor_input, "griffin_lim": griffin_lim, "input_phase_below": below} | settings
     return VocoderConfig(mel, **chosen)  # type: ignore[arg-type]
 
 
@@ -77,20 +77,20 @@ def noise(*shape: int, seed: int = 1) -> Tensor:
 
 @pytest.mark.parametrize("mel", [CENTERED, CAUSAL], ids=["centered", "causal"])
 def test_it_begins_as_the_plain_generator_to_the_bit(mel: MelConfig) -> None:
-    plain, hearing = Vocoder(config(mel, hears=False)).eval(), Vocoder(config(mel)).eval()
-    hearing.load_state_dict(plain.state_dict(), strict=False)
+    plain, with_sensor = Vocoder(config(mel, sensor_input=False)).eval(), Vocoder(config(mel)).eval()
+    with_sensor.load_state_dict(plain.state_dict(), strict=False)
     mels, sensor = noise(2, 16, 9) - 5, noise(2, 1, 9 * 256)
     with torch.no_grad():
-        assert torch.equal(hearing(mels, sensor=sensor), plain(mels))
-        nn.init.normal_(hearing.encoder.outs[2].weight, 0, 0.1)
-        assert (hearing(mels, sensor=sensor) - plain(mels)).abs().max() > 1e-6
+        assert torch.equal(with_sensor(mels, sensor=sensor), plain(mels))
+        nn.init.normal_(with_sensor.encoder.outs[2].weight, 0, 0.1)
+        assert (with_sensor(mels, sensor=sensor) - plain(mels)).abs().max() > 1e-6
         assert torch.equal(plain(mels, sensor=sensor), plain(mels))  # which has no ear
 
 
 def test_names_of_its_weights_are_the_generators_and_those_of_the_encoder() -> None:
     """Checkpoints of trainings hold them."""
     names = {name for name, _ in Vocoder(config(CENTERED)).fold().named_parameters()}
-    plain = {name for name, _ in Vocoder(config(CENTERED, hears=False)).fold().named_parameters()}
+    plain = {name for name, _ in Vocoder(config(CENTERED, sensor_input=False)).fold().named_parameters()}
     stems = {name.removesuffix(".weight").removesuffix(".bias") for name in names - plain}
     assert plain < names
     assert stems == {
@@ -127,9 +127,13 @@ def test_copy_synthesis_is_measured_with_and_without_the_sensor(tmp_path: Path, 
     assert unlike[names[2]] < 1e-5 < 0.1 * unlike[names[1]]
 
 
-@pytest.mark.parametrize("hears", [True, False])
-def test_folding_keeps_the_output(hears: bool) -> None:
-    model, mels, sensor = Vocoder(config(CENTERED, hears=hears)).eval(), noise(1, 16, 9) - 5, noise(1, 1, 9 * 256)
+@pytest.mark.parametrize("sensor_input", [True, False])
+def test_folding_keeps_the_output(sensor_input: bool) -> None:
+    model, mels, sensor = (
+        Vocoder(config(CENTERED, sensor_input=sensor_input)).eval(),
+        noise(1, 16, 9) - 5,
+        noise(1, 1, 9 * 256),
+    )
     awake(model)
     with torch.no_grad():
         before = model(mels, sensor=sensor)
@@ -233,13 +237,13 @@ def test_a_window_needs_the_context_of_the_encoder(speech: Speech, monkeypatch: 
 
 
 def test_the_bone_channel_is_what_the_vocoder_hears(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, audio, heard = both(CENTERED, inputs=2), noise(1, 2, 20 * 256 + 100), []
+    model, audio, sensors = both(CENTERED, inputs=2), noise(1, 2, 20 * 256 + 100), []
     generate = model.vocoder.generate
-    monkeypatch.setattr(model.vocoder, "generate", lambda mel, sensor: heard.append(sensor) or generate(mel, sensor))
+    monkeypatch.setattr(model.vocoder, "generate", lambda mel, sensor: sensors.append(sensor) or generate(mel, sensor))
     assert model(audio).shape == (1, 1, 20 * 256)
     WindowedInference(model)(audio[..., : 20 * 256], 0, 20 * 256)
-    assert torch.equal(heard[0], audio[:, :1])
-    assert torch.equal(heard[1], audio[:, :1, : 20 * 256])
+    assert torch.equal(sensors[0], audio[:, :1])
+    assert torch.equal(sensors[1], audio[:, :1, : 20 * 256])
 
 
 @pytest.mark.parametrize("learns", ["vocoder", "restorer"])
@@ -276,7 +280,7 @@ def test_the_weight_that_makes_the_output_is_not_the_encoders() -> None:
 
 
 def test_the_encoder_costs_what_can_be_counted_by_hand() -> None:
-    models = [Vocoder(config(CENTERED, hears=hears)).fold() for hears in (True, False)]
+    models = [Vocoder(config(CENTERED, sensor_input=sensor_input)).fold() for sensor_input in (True, False)]
     more, less = (costs.macs(model, noise(1, 16, 125)) for model in models)
     channels, rates, samples = [1, 2, 4, 8, 16], [1, 4, 16, 64, 256], 125 * 256
     residual = sum(2 * 3 * c * c * samples // r for c, r in zip(channels, rates, strict=True))
@@ -286,10 +290,10 @@ def test_the_encoder_costs_what_can_be_counted_by_hand() -> None:
 
 
 def test_costs_of_both_stages_count_it() -> None:
-    hearing = both(CENTERED)
-    plain = TwoStage(replace(hearing.config, vocoder=config(CENTERED, hears=False))).fold()
-    more = costs.gmac_per_second(hearing) - costs.gmac_per_second(plain)
-    vocoders = [costs.macs(model.vocoder, noise(1, 16, 125)) for model in (hearing, plain)]
+    with_sensor = both(CENTERED)
+    plain = TwoStage(replace(with_sensor.config, vocoder=config(CENTERED, sensor_input=False))).fold()
+    more = costs.gmac_per_second(with_sensor) - costs.gmac_per_second(plain)
+    vocoders = [costs.macs(model.vocoder, noise(1, 16, 125)) for model in (with_sensor, plain)]
     assert more == pytest.approx((vocoders[0] - vocoders[1]) / 1e9 / 2, rel=1e-6)
     assert costs.latency(both(CAUSAL)) == 0.016
 

@@ -155,8 +155,8 @@ def test_causal_frames_end_with_their_hop() -> None:
 def chain(time_strides: tuple[int, ...] = (1, 1), griffin_lim: int = 1) -> TwoStage:
     torch.manual_seed(0)
     restorer = RestorerConfig(MEL, channels=(4, 8, 8), time_strides=time_strides, band_strides=(4, 2), dilations=(1, 2))
-    heard = 4000.0 if griffin_lim else 0.0
-    vocoder = VocoderConfig(MEL, **SMALL, griffin_lim=griffin_lim, input_phase_below=heard)  # type: ignore[arg-type]
+    phase_below = 4000.0 if griffin_lim else 0.0
+    vocoder = VocoderConfig(MEL, **SMALL, griffin_lim=griffin_lim, input_phase_below=phase_below)  # type: ignore[arg-type]
     model = TwoStage(TwoStageConfig(restorer, vocoder)).eval().fold()
     for weight in model.restorer.conv_post.parameters():  # as drawn, the mask is all but nothing
         nn.init.normal_(weight, 0, 0.1)

@@ -158,7 +158,7 @@ def test_own_sensor_without_any_data_runs_as_written(workplace: Path, monkeypatc
 def test_the_example_of_an_enhancer_runs_as_written(workplace: Path) -> None:
     for arguments in run_as_written("add-an-enhancer.md"):
         assert cli.main(arguments) == 0, arguments
-    assert (heard := log_of(workplace / "trial" / "gru-gains"))[-1] < heard[0]
+    assert (losses := log_of(workplace / "trial" / "gru-gains"))[-1] < losses[0]
     restored, streamed = (
         sound_files.read(workplace / "trial" / f"{name}.flac")[0][0] for name in ("restored", "streamed")
     )

@@ -30,7 +30,19 @@ OLD_NAMES = {
 OLD_IN_CODE = {
     *("judge", "judges", "judged", "told", "found", "made", "given", "forget", "carried", "carries", "converse"),
     *("Relay", "Made", "Spill", "Survey", "Balance", "Guided", "Voice", "Guard", "Crew", "honest", "Once"),
-    *("Separation", "Character", "Late", "Pieces", "reach"),
+    *(
+        "Separation",
+        "Character",
+        "Late",
+        "Pieces",
+        "reach",
+        "heard",
+        "hears",
+        "hears_clean",
+        "piece",
+        "pieces",
+        "drawn",
+    ),
 }
 OLD_SETTINGS = re.compile(
     r"\b(data\.(samples|batch|ahead)|optimizer\.(ema|clip)|adversary\.init)\b(?!\()"

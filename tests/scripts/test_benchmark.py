@@ -173,9 +173,9 @@ def test_a_report_keeps_what_was_written_around_it(script, task, tmp_path, monke
     assert re.findall("^##? .*", text, re.MULTILINE) == ["# Comparison", "## Budget: smoke", *headings(script)]
     assert "| wave-unet | 2 |" in text
     assert "![cost: throat](comparison/throat-cost.png)" in text
-    drawn = list((tmp_path / "docs" / "comparison").iterdir())
-    assert [file.name for file in drawn] == ["throat-cost.png"]
-    assert 10_000 < drawn[0].stat().st_size < 20_000
+    pictures = list((tmp_path / "docs" / "comparison").iterdir())
+    assert [file.name for file in pictures] == ["throat-cost.png"]
+    assert 10_000 < pictures[0].stat().st_size < 20_000
     mine = text.replace("# Comparison\n", "# Comparison\n\nMine.\n", 1) + "\nMine too.\n"
     path.write_text(mine)
     script.report(task.out, tmp_path / "docs")

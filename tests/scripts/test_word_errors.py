@@ -35,11 +35,11 @@ def test_errors_are_substitutions_deletions_and_insertions(script, reference, wo
 
 
 def test_without_a_text_the_clean_speech_is_the_reference_and_has_no_errors(script):
-    heard = {0.0: ["one", "two"], 1.0: ["one", "too"], 2.0: []}
+    transcripts = {0.0: ["one", "two"], 1.0: ["one", "too"], 2.0: []}
     sounds = {"raw input": np.full(4, 2.0), "model": np.full(4, 1.0), "clean": np.zeros(4)}
-    actual = list(script.transcribe(sounds, "a.wav", lambda sound: heard[sound[0]]))
+    actual = list(script.transcribe(sounds, "a.wav", lambda sound: transcripts[sound[0]]))
     assert [(row.system, row.errors) for row in actual] == [("raw input", 2), ("model", 1), ("clean", 0)]
-    answer = list(script.transcribe(sounds, "a.wav", lambda sound: heard[sound[0]], ["one", "too", "three"]))
+    answer = list(script.transcribe(sounds, "a.wav", lambda sound: transcripts[sound[0]], ["one", "too", "three"]))
     assert [row.errors for row in answer] == [3, 1, 2]
     table = script.table(actual + answer)
     assert "| model | 2 | 5 | 40 [" in table

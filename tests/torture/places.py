@@ -281,21 +281,21 @@ def _pipe(session: Session, assets: Assets) -> None:
     """A stream between pipes that is ended in the middle, by a signal or by who listens."""
     for number, kind in enumerate((signal.SIGINT, signal.SIGTERM, None)):
         with session.case(f"pipe-{number}", f"{kind.name if kind else 'reader leaves'}: stream, pipe") as (place, row):
-            (take, give), (heard, said) = os.pipe(), os.pipe()
-            child = place.start(["stream", "--model", str(assets.causal)], FREE, stdin=take, stdout=said)
-            os.close(said)
+            (take, give), (read_end, write_end) = os.pipe(), os.pipe()
+            child = place.start(["stream", "--model", str(assets.causal)], FREE, stdin=take, stdout=write_end)
+            os.close(write_end)
             pcm = (speech(np.random.default_rng(0), 1.0) * 32767).astype("<i2").tobytes()
             os.write(give, pcm)
-            got = os.read(heard, 1 << 16)
+            got = os.read(read_end, 1 << 16)
             if kind:
                 child.send(kind)
             else:
-                os.close(heard)
+                os.close(read_end)
                 os.write(give, pcm)
             outcome = child.wait()
             os.close(give)
             if kind:
-                os.close(heard)
+                os.close(read_end)
             problems = complaints(outcome, codes=(130,) if kind else (1,), lines=2 if kind else 1)
             noted(row, outcome, [p for p in problems if kind or "say why" not in p])
             row.problems += ["no sound came out"] * (not got)

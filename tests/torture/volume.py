@@ -46,7 +46,8 @@ def many(session: Session, assets: Assets, count: int = 10_000) -> None:
             before = now
         row.problems += _compare(place, count)
         grown = [
-            f"{name} {said['outputs']}, memory grown by {said['growth, MB']} MB" for name, said in row.figures.items()
+            f"{name} {values['outputs']}, memory grown by {values['growth, MB']} MB"
+            for name, values in row.figures.items()
         ]
         session.note(f"{count} files: " + "; ".join(grown))
 
@@ -119,11 +120,11 @@ def _long_file(path: Path, minutes: float) -> None:
 
 def _streamed(place: Place, row: Any, minutes: float) -> tuple[float, int, list[float]]:
     """Raw PCM in and out of ``twostage stream``, a second at a time."""
-    (take, give), (heard, said) = os.pipe(), os.pipe()
-    child = place.start(["stream"], Limits(5400, addresses=0), stdin=take, stdout=said)
+    (take, give), (read_end, write_end) = os.pipe(), os.pipe()
+    child = place.start(["stream"], Limits(5400, addresses=0), stdin=take, stdout=write_end)
     os.close(take)
-    os.close(said)
-    os.set_blocking(heard, False)
+    os.close(write_end)
+    os.set_blocking(read_end, False)
     second = (speech(np.random.default_rng(0), 1.0) * 32767).astype("<i2").tobytes()
     samples, sizes = 0, list[float]()
     for _ in range(round(minutes * 60)):
@@ -134,14 +135,14 @@ def _streamed(place: Place, row: Any, minutes: float) -> tuple[float, int, list[
                 left = left[os.write(give, left) :]
             except BlockingIOError:
                 time.sleep(0.002)
-            samples += _drained(heard)
+            samples += _drained(read_end)
         sizes.append(child.resident())
     os.close(give)
     while child.poll() is None:
-        samples += _drained(heard)
+        samples += _drained(read_end)
         time.sleep(0.002)
-    samples += _drained(heard)
-    os.close(heard)
+    samples += _drained(read_end)
+    os.close(read_end)
     outcome = child.wait()
     noted(row, outcome, complaints(outcome, codes=(0,)))
     return outcome.seconds, samples // 2, sizes

@@ -137,8 +137,8 @@ def test_discriminators_of_bands_do_not_hear_the_lowest():
     discriminators = Discriminators(only(bands=3, width=0.0625))
     time = torch.arange(8000.0)[None, None] / 16000
     low, high = (torch.sin(2 * torch.pi * hertz * time) for hertz in (600.0, 3000.0))
-    heard = [float(discriminators.bands.pqmf.analysis(sound)[:, -3:, 50:].square().mean()) for sound in (low, high)]
-    assert heard[0] < 1e-4 * heard[1]
+    energies = [float(discriminators.bands.pqmf.analysis(sound)[:, -3:, 50:].square().mean()) for sound in (low, high)]
+    assert energies[0] < 1e-4 * energies[1]
     fades = torch.hann_window(8000)[None, None]  # its ends would be heard
     beside, inside = ((high + 0.1 * more) * fades for more in (low, high))
     assert change(discriminators, high * fades, beside) < 0.2 * change(discriminators, high * fades, inside)

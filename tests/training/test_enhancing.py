@@ -95,13 +95,13 @@ def test_terms_of_its_own_count_only_when_asked_for():
 def test_every_term_falls_while_it_is_learnt_from(term):
     generator = torch.Generator().manual_seed(0)
     clean = 0.1 * torch.randn(1, 1, 8192, generator=generator)
-    heard = clean + 0.1 * torch.randn(1, 1, 8192, generator=generator)
+    noisy = clean + 0.1 * torch.randn(1, 1, 8192, generator=generator)
     task = Enhancing(MelConfig(), EnhancingWeights(**{term: 1.0}))
 
     def of(audio: Tensor) -> float:
         return float(task(nn.Identity(), Pair(audio, clean)).terms[term])
 
-    values = [of(heard), of((heard + clean) / 2), of(clean)]
+    values = [of(noisy), of((noisy + clean) / 2), of(clean)]
     assert values == sorted(values, reverse=True)
     assert values[2] < values[0] - 0.01
 

@@ -124,7 +124,7 @@ def test_losses_hear_up_to_half_the_rate_where_nothing_else_is_said(noisy: tuple
         task = Vocoding(config.mel, VocodingWeights(adv=0, fm=0), config.mel_of_losses)
         model = Fixed(audio + whistle)
         output = task(model, type("Pair", (), {"degraded": audio, "clean": audio})())
-        assert model.heard == LogMel(MEL)(audio).shape
+        assert model.mel_shape == LogMel(MEL)(audio).shape
         return float(output.terms["mel"])
 
     low = LogMel(MEL)
@@ -139,8 +139,8 @@ class Fixed(nn.Module):
 
     def __init__(self, audio: torch.Tensor) -> None:
         super().__init__()
-        self.audio, self.heard = audio, torch.Size()
+        self.audio, self.mel_shape = audio, torch.Size()
 
     def forward(self, mel: torch.Tensor, sensor: torch.Tensor) -> torch.Tensor:
-        self.heard = mel.shape
+        self.mel_shape = mel.shape
         return self.audio

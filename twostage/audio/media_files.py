@@ -84,14 +84,14 @@ class MediaFile:
             fifo, resampler = av.AudioFifo(), None
             for frame in self._decoded(container, stream):
                 resampler = resampler or av.AudioResampler("fltp", frame.layout, self.info.sample_rate)
-                for piece in resampler.resample(frame):
-                    piece.pts = None
-                    fifo.write(piece)
+                for resampled in resampler.resample(frame):
+                    resampled.pts = None
+                    fifo.write(resampled)
                 while (block := fifo.read(frames)) is not None:
                     yield block.to_ndarray().astype(np.float32, copy=False)
-            for piece in resampler.resample(None) if resampler else ():
-                piece.pts = None
-                fifo.write(piece)
+            for resampled in resampler.resample(None) if resampler else ():
+                resampled.pts = None
+                fifo.write(resampled)
             if (rest := fifo.read(0, True)) is not None and rest.samples:
                 yield rest.to_ndarray().astype(np.float32, copy=False)
 

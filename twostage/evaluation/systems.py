@@ -76,7 +76,7 @@ class System:
 
     name: str
     model: Enhancer
-    hears_clean: bool
+    uses_clean: bool
 
 
 def load_systems(models: Mapping[str, Sequence[str]], device: str = "cpu", precision: str = "float32") -> list[System]:
@@ -90,14 +90,14 @@ def load_systems(models: Mapping[str, Sequence[str]], device: str = "cpu", preci
             raise ConfigError(f"--model {label}: is the name of another row; give it a LABEL=")
         model = _load(paths, device, precision)
         if not isinstance(model, Vocoder):
-            systems.append(System(label, model, hears_clean=False))
+            systems.append(System(label, model, uses_clean=False))
         vocoder = model.vocoder if isinstance(model, TwoStage) else model
         if isinstance(vocoder, Vocoder):
             copy = CopySynthesis(vocoder).eval().to(device)
-            systems.append(System(f"{label}{COPY}", copy, hears_clean=True))
+            systems.append(System(f"{label}{COPY}", copy, uses_clean=True))
         if isinstance(vocoder, Vocoder) and vocoder.config.sensor_input:
             copy = CopySynthesis(vocoder, with_sensor=True).eval().to(device)
-            systems.append(System(f"{label}{WITH_SENSOR}{COPY}", copy, hears_clean=True))
+            systems.append(System(f"{label}{WITH_SENSOR}{COPY}", copy, uses_clean=True))
     return systems
 
 
@@ -113,7 +113,7 @@ def _load(paths: Sequence[str], device: str, precision: str) -> Enhancer | Vocod
 def check_inputs(systems: Iterable[System], source: PairSource) -> None:
     """Raise ConfigError for a model that needs more channels than there are."""
     for system in systems:
-        if not system.hears_clean and system.model.inputs > len(source.inputs):
+        if not system.uses_clean and system.model.inputs > len(source.inputs):
             raise ConfigError(f"--model {system.name}: takes bone and air, and there is no air channel: see --air-snr")
 
 
@@ -143,11 +143,11 @@ def estimates(
     yield from zip((RAW, AIR), channels, strict=False)
     for system in systems:
         model_input = channels if system.model.inputs > 1 else channels[0]
-        if system.hears_clean and system.model.inputs > 1:  # the sensor as well
+        if system.uses_clean and system.model.inputs > 1:  # the sensor as well
             model_input = np.stack([clean, sound_files.match_length(channels[0], len(clean))])
-        elif system.hears_clean:
+        elif system.uses_clean:
             model_input = clean
-        low = 0.0 if system.hears_clean else keep_low_band
+        low = 0.0 if system.uses_clean else keep_low_band
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of silence: the scores' own note says so
             out = restore(system.model, model_input, SAMPLE_RATE, keep_low_band=low)
