@@ -23,38 +23,40 @@ WIDTH = "82"  # characters of a command's help
 
 
 def on_files(files: Files, config: Any, **_: Any) -> Files:
-    files.append(File.generated(config, "configuration.md", content=configuration()))
-    files.append(File.generated(config, "commands.md", content=commands()))
+    for name, content in (configuration() | {"commands.md": commands()}).items():
+        files.append(File.generated(config, name, content=content))
     return files
 
 
 def on_page_content(text: str, page: Any, **_: Any) -> str:
-    return f'<div class="settings">{text}</div>' if page.file.src_uri == "configuration.md" else text
+    return f'<div class="settings">{text}</div>' if page.file.src_uri.startswith("configuration") else text
 
 
-def configuration() -> str:
-    """Every field of every run, as tables."""
-    anchors: dict[type, str] = {}
-    parts = [_INTRODUCTION, "## Every training", _doc(RunConfig), *_section(RunConfig, anchors)]
+def configuration() -> dict[str, str]:
+    """Every field of every run, as tables: pages by their names. ``places`` says where a section stands already."""
+    places: dict[type, str] = {}
+    pages = {"configuration.md": [_INTRODUCTION, "## Every training", _doc(RunConfig)]}
+    pages["configuration.md"] += _section(RunConfig, places, "configuration.md")
     for command, run in TRAININGS.items():
-        parts += [f"## twostage {command}", _doc(run), *_section(run, anchors, own=True)]
-    parts += ["## Models of one stage", "Settings `model.…` of `twostage train-enhancer NAME`."]
+        name = f"configuration/{command}.md"
+        pages[name] = [f"# twostage {command}", _ALL_TRAININGS, _doc(run), *_section(run, places, name, own=True)]
+    systems = pages["configuration/train-enhancer.md"]
+    systems += ["## Systems", "Settings `model.…` of `twostage train-enhancer NAME`."]
     for name, (config, module) in ENHANCERS.items():
         if name != "two-stage":
-            parts += [f"### {name}", _doc(module), _doc(config), table(settings(config), "model.")]
-    parts += [
-        "## Sensors",
-        _SENSORS.format(", ".join(f"`{name}`" for name in PRESETS)),
-        _doc(Sensor),
-        table(settings(Sensor), ""),
-    ]
-    parts += ["## Shipped files", "As `configs/` has them; `twostage train-restorer restorer adapt` takes two of them."]
-    for path in [
-        path for part in (".", BASELINES, CORPORA) for path in sorted(ROOT.joinpath("configs", part).glob("*.yaml"))
-    ]:
-        name = path.relative_to(ROOT / "configs").with_suffix("")
-        parts += [f'??? note "{name}"\n\n    ```yaml\n{_indented(path.read_text(encoding="utf-8"))}\n    ```']
-    return "\n\n".join(filter(None, parts)) + "\n"
+            systems += [f"### {name}", _doc(module), _doc(config), table(settings(config), "model.")]
+    presets = ", ".join(f"`{name}`" for name in PRESETS)
+    pages["configuration/sensors.md"] = [_SENSORS.format(presets), _doc(Sensor), table(settings(Sensor), "")]
+    pages["configuration/files.md"] = [_FILES, *_shipped_files()]
+    return {name: "\n\n".join(filter(None, parts)) + "\n" for name, parts in pages.items()}
+
+
+def _shipped_files() -> Iterator[str]:
+    """Each file of ``configs/``, folded."""
+    for part in (".", BASELINES, CORPORA):
+        for path in sorted(ROOT.joinpath("configs", part).glob("*.yaml")):
+            name = path.relative_to(ROOT / "configs").with_suffix("")
+            yield f'??? note "{name}"\n\n    ```yaml\n{_indented(path.read_text(encoding="utf-8"))}\n    ```'
 
 
 _INTRODUCTION = """# Configuration
@@ -67,29 +69,39 @@ line before anything runs:
 twostage train-restorer restorer mine.yaml data.batch_size=8 optimizer.learning_rate=5e-4
 ```
 
-The merged settings lie in the training's directory as `config.yaml`. This page is made from the source
-(`twostage/training/config.py` and what it names); the defaults are those of the dataclasses, which the
-[shipped files](#shipped-files) change."""
+The merged settings are stored in the folder of the training as `config.yaml`. This page and the following ones are made
+from the source (`twostage/training/config.py` and what it names). The defaults are those of the dataclasses, which the
+[shipped files](configuration/files.md) change. The settings of [sensors](configuration/sensors.md) have a page of their
+own."""
 
-_SENSORS = """What a YAML file of `data.sensors` may say, and `twostage fit-sensor` writes. These presets need no file:
+_ALL_TRAININGS = "The settings of [every training](../configuration.md#every-training), and these:"
+
+_SENSORS = """# Sensors
+
+The fields of a YAML file that `data.sensors` names, and that `twostage fit-sensor` writes. These presets need no file:
 {}. `any` draws another sensor for every segment."""
 
+_FILES = """# Shipped files
 
-def _section(cls: type, anchors: dict[type, str], prefix: str = "", *, own: bool = False) -> Iterator[str]:
-    """The table of a dataclass, then those of its sections; of one that is ``anchors`` already, where."""
+The files of `configs/`. `twostage train-restorer restorer adapt` merges two of them."""
+
+
+def _section(cls: type, places: dict[type, str], page: str, prefix: str = "", *, own: bool = False) -> Iterator[str]:
+    """The table of a dataclass, then those of its sections; of one that has a place already, a link to it."""
     fields = settings(cls, own=own)
     yield table([one for one in fields if not one.section], prefix)
     for one in fields:
         if one.section:
-            name = f"{prefix}{one.name}"
-            anchor = anchors.get(one.section)
-            here = anchors.setdefault(one.section, f"{cls.__name__}.{one.name}".lower())
-            yield f"{'####' if prefix else '###'} {name}" + ("" if anchor else f" {{#{here}}}")
-            if anchor:
-                yield f"{one.meaning[0].upper()}{one.meaning[1:]}. Fields as [above](#{anchor})."
+            name, place = f"{prefix}{one.name}", places.get(one.section)
+            anchor = f"{cls.__name__}.{one.name}".lower()
+            places.setdefault(one.section, f"{page}#{anchor}")
+            yield f"{'###' if prefix else '##'} {name}" + ("" if place else f" {{#{anchor}}}")
+            if place:
+                link = os.path.relpath(place, Path(page).parent)
+                yield f"{one.meaning[0].upper()}{one.meaning[1:]}. Its fields are [those of the same type]({link})."
             else:
                 yield _doc(one.section)
-                yield from _section(one.section, anchors, f"{name}.")
+                yield from _section(one.section, places, page, f"{name}.")
 
 
 def _doc(cls: type) -> str:

@@ -9,12 +9,15 @@ Links stay as they are right in the repository; those that lead to a file that i
 
 import os
 import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+
+from twostage import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 # of the repository -> of the site
@@ -35,6 +38,14 @@ INCLUDE = re.compile(r"^\[README: .+?\]\([./]+/README\.md#(.+?)\)$", re.MULTILIN
 HEADING = re.compile(r"^#+ (.+)\n", re.MULTILINE)
 SOUND = re.compile(r'<a href="([^"]+\.flac)">(.*?)</a>')
 DRAWING = re.compile(r'<img alt="([^"]*)" src="([^"]+\.svg)" ?/?>')
+
+
+def on_config(config: Any, **_: Any) -> Any:
+    """The header shows the version, and the repository where pyproject.toml names one."""
+    config.site_name = f"{config.site_name} {__version__}"
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"].get("urls", {})
+    config.repo_url = urls.get("Repository", "")
+    return config
 
 
 def on_files(files: Files, config: Any, **_: Any) -> Files:

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from browser import chromium
 
-from twostage import cli
+from twostage import __version__, cli
 from twostage.data.sensors import Sensor
 from twostage.models.registry import ENHANCERS
 from twostage.training.config import EnhancerRun, FinetuneRun, RestorerRun, VocoderRun
@@ -193,10 +193,18 @@ def test_the_page_of_commands_has_every_option(site: Path) -> None:
         assert [o for action in parser._actions for o in action.option_strings if o not in text] == []
 
 
-def test_the_page_of_settings_has_every_field(site: Path) -> None:
-    text = (site / "configuration.html").read_text(encoding="utf-8")
+def test_the_pages_of_settings_have_every_field(site: Path) -> None:
+    pages = [site / "configuration.html", *(site / "configuration").glob("*.html")]
+    assert len(pages) == 7
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
     names = set(re.findall(r"<td><code>(?:[\w.]+\.)?(\w+)</code></td>", text))
     assert {setting.name for cls in CLASSES for setting in SETTINGS.settings(cls) if not setting.section} <= names
+
+
+def test_the_header_shows_the_version(site: Path) -> None:
+    header = re.search(r"<header.*?</header>", (site / "how-it-works.html").read_text(encoding="utf-8"), re.DOTALL)
+    assert header
+    assert f"twostage {__version__}" in header[0]
 
 
 def test_every_card_is_shown(site: Path) -> None:
