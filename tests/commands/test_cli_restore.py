@@ -334,7 +334,7 @@ def test_what_was_passed_over_is_counted(recordings: Path, tiny_path: Path, caps
 
 def test_salvage_says_what_is_missing(recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tiny_path, "in/cut.wav", "-o", "cut.wav") == 1
-    assert "--salvage takes what is there" in capsys.readouterr().err
+    assert "--salvage reads the rest" in capsys.readouterr().err
     assert run(tiny_path, "in/cut.wav", "-o", "cut.wav", "--salvage", "--plot") == 0
     assert "warning: in/cut.wav: truncated, 7044 of 12000 bytes of sound are missing" in capsys.readouterr().err
     assert sound_files.info("cut.wav").frames == (5000 - 44) // 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 VERSIONS = {0: 2.5, 2: 2, 3: 1}  # bits of a frame's header -> MPEG version
 RATES = {1: (44100, 48000, 32000), 2: (22050, 24000, 16000), 2.5: (11025, 12000, 8000)}
-KBPS = {  # by (version is 1, layer), from index 1 on
+KBPS = {  # kbit/s by (version is 1, layer); the first entry is for index 1
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -17,12 +17,12 @@ KBPS = {  # by (version is 1, layer), from index 1 on
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 INFO = (b"Xing", b"Info")
-SURE = 3  # frames that must follow each other for noise not to be taken for sound
+SURE = 3  # consecutive frames that are required, so that noise is not taken for a frame
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The four-byte header of a frame; ``samples`` for each channel, ``length`` in bytes."""
+    """The four-byte header of a frame; ``samples`` per channel, ``length`` in bytes."""
 
     version: float
     layer: int
@@ -33,18 +33,18 @@ class Frame:
 
     @property
     def kind(self) -> tuple[float, int, int, int]:
-        """What is the same in all frames of a stream."""
+        """The properties that all frames of a stream have in common."""
         return self.version, self.layer, self.sample_rate, self.channels
 
     @property
     def info_place(self) -> int:
-        """Where the word Xing or Info stands in a frame of layer III that tells of the others."""
+        """Offset of the word Xing or Info in a layer III frame that describes the stream."""
         return 4 + {(True, 2): 32, (True, 1): 17, (False, 2): 17, (False, 1): 9}[self.version == 1, self.channels]
 
 
 @dataclass
 class MpegPart:
-    """A stream in a file: bytes ``start`` to ``end``, its frames with sound, and the number that it announces itself.
+    """A stream in a file: bytes ``start`` to ``end``, its ``frames`` with sound, and the number that it announces.
 
     ``count_place`` is the position of the announced number of frames in the file (32 bits, big-endian), 0 if there is
     none.
@@ -74,18 +74,18 @@ class MpegParts:
 def mpeg_parts(path: str | Path, start: int = 0, end: int | None = None) -> MpegParts:
     """Walk the frames of a file, or of its bytes ``start`` to ``end``.
 
-    A new part begins where a stream tells of itself anew, behind a tag, or where it sounds of another kind.
+    A new part begins at a frame that describes a stream, after a tag, and where the kind of the frames changes.
     """
     parts: list[MpegPart] = []
     cut = False
     with open(path, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
         end = len(data) if end is None else min(end, len(data))
-        for place, head, fresh in _frames(data, start, end):
+        for place, head, after_tag in _frames(data, start, end):
             if place + head.length > end:
                 cut = True
                 break
             info = _info_word(data, place, head)
-            if info or fresh or parts[-1].head.kind != head.kind:
+            if info or after_tag or parts[-1].head.kind != head.kind:
                 parts.append(MpegPart(place, place, head, data[place : place + 4]))
             part = parts[-1]
             part.end = place + head.length
@@ -97,20 +97,20 @@ def mpeg_parts(path: str | Path, start: int = 0, end: int | None = None) -> Mpeg
 
 
 def silent_frame(part: MpegPart) -> bytes:
-    """A frame of silence that goes before a part, of the lowest bit rate.
+    """A silent frame of the lowest bit rate, to be put before a part.
 
-    A decoder that guesses the length from the first frame's bit rate then guesses too much, never too little.
+    A decoder that estimates the length from the bit rate of the first frame then overestimates it and reads everything.
     """
     head = bytearray(part.first)
     head[1] |= 1  # no checksum
     head[2] = head[2] & 0x0D | 0x10
     frame = parse(bytes(head))
-    assert frame is not None  # the head of a frame that was parsed before
+    assert frame is not None  # the header of a frame that was parsed before
     return bytes(head).ljust(frame.length, b"\0")
 
 
 def parse(head: bytes) -> Frame | None:
-    """The four bytes at the head of a frame; None if they are none, or of a free bit rate."""
+    """Parse the four-byte header of a frame; None if it is not one, or if its bit rate is free."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None
     version, layer = VERSIONS.get(head[1] >> 3 & 3), 4 - (head[1] >> 1 & 3)
@@ -126,37 +126,37 @@ def parse(head: bytes) -> Frame | None:
 
 
 def _frames(data: mmap, place: int, end: int) -> Iterator[tuple[int, Frame, bool]]:
-    """Frames with their places, and whether a tag or nothing stands before them; noise between them is passed over."""
-    fresh, followed = True, False
+    """Frames with their positions, and whether one is the first or follows a tag; noise between them is skipped."""
+    after_tag, synchronized = True, False
     while place + 4 <= end:
         if (length := _tag(data, place)) > 0:
-            place, fresh, followed = place + length, True, False
+            place, after_tag, synchronized = place + length, True, False
             continue
         head = parse(data[place : place + 4])
-        if head and (followed or _leads(data, place, head, end)):
-            yield place, head, fresh
-            place, fresh, followed = place + head.length, False, True
+        if head and (synchronized or _is_confirmed(data, place, head, end)):
+            yield place, head, after_tag
+            place, after_tag, synchronized = place + head.length, False, True
         else:
-            place, followed = data.find(b"\xff", place + 1, end), False
+            place, synchronized = data.find(b"\xff", place + 1, end), False
             if place < 0:
                 return
 
 
-def _leads(data: mmap, place: int, head: Frame, end: int) -> bool:
-    """Whether frames of its kind follow a frame, or the end."""
+def _is_confirmed(data: mmap, place: int, head: Frame, end: int) -> bool:
+    """Whether a frame is followed by frames of the same kind, a tag or the end."""
     for _ in range(SURE):
         place += head.length
         if place + 4 > end or _tag(data, place):
             return True
-        following = parse(data[place : place + 4])
-        if following is None or following.kind[:3] != head.kind[:3]:
+        next_head = parse(data[place : place + 4])
+        if next_head is None or next_head.kind[:3] != head.kind[:3]:
             return False
-        head = following
+        head = next_head
     return True
 
 
 def _tag(data: mmap, place: int) -> int:
-    """Bytes of a tag that begins at ``place``: ID3v2, ID3v1, APEv2; 0 if none does."""
+    """Length in bytes of a tag (ID3v2, ID3v1, APEv2) that begins at ``place``; 0 if there is none."""
     word = data[place : place + 3]
     if word == b"ID3":
         size = data[place + 6 : place + 10]
@@ -169,7 +169,7 @@ def _tag(data: mmap, place: int) -> int:
 
 
 def _info_word(data: mmap, place: int, head: Frame) -> int:
-    """Where the word of a frame stands that tells of the others; 0 if it is a frame of sound."""
+    """Position of the word Xing or Info in a frame that describes the stream; 0 if it is a frame with sound."""
     if head.layer != 3:
         return 0
     at = place + head.info_place
