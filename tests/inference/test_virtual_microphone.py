@@ -160,7 +160,7 @@ class Call:
 @pytest.mark.slow
 def test_a_call_hears_what_is_restored_soon(pulse: Pulse, model: str) -> None:
     process = serve(pulse, model, "--microphone", "bone")
-    wait_for_line(process, "restored is a microphone now, of what bone hears")
+    wait_for_line(process, "restored is a microphone now, with the restored sound of bone")
     assert "restored" in pulse.names("sources")
     sound = speech(2 * RATE)
     call = Call(pulse, sound)
@@ -229,7 +229,7 @@ def test_what_cannot_be_is_said_and_what_is_left_is_swept(
     for words, complaint in (
         (["a b"], "--virtual-microphone a b: must be letters, digits"),
         (["x", "--microphone", "none"], "none: no such microphone; there are body.monitor, bone, nothing"),
-        (["nothing", "--microphone", "bone"], "--virtual-microphone nothing: there is a source of that name"),
+        (["nothing", "--microphone", "bone"], "--virtual-microphone nothing: a source with this name exists already"),
     ):
         assert cli.main([*command, *words]) == 1
         assert complaint in capsys.readouterr().err
