@@ -159,8 +159,8 @@ STATE = generator(PUBLISHED)
     [
         (STATE | {"extra.weight": torch.zeros(1)}, "extra.weight unexpected"),
         (without(STATE, "ups.1.bias"), "ups.1.bias missing"),
-        (without(STATE, "ups.1.weight_g"), "ups.1.weight_v stands without its weight_g"),
-        (without(STATE, "ups.1.weight_v"), "ups.1.weight_g stands without its weight_v"),
+        (without(STATE, "ups.1.weight_g"), "ups.1.weight_v is there without its weight_g"),
+        (without(STATE, "ups.1.weight_v"), "ups.1.weight_g is there without its weight_v"),
         (without(without(STATE, "ups.1.weight_v"), "ups.1.weight_g"), "ups.1.weight missing"),
         (STATE | {"conv_post.bias": torch.zeros(2)}, r"conv_post.bias has shape \(2,\), wanted \(1,\)"),
         (STATE | {"conv_post.bias": torch.full((1,), torch.nan)}, "conv_post.bias is not finite"),

@@ -72,7 +72,7 @@ def test_a_frame_reaches_its_context_and_not_a_frame_further(config):
         ({"resblock_kernel_sizes": (3,)}, "differ in length"),
         ({"resblock_kernel_sizes": (3, 4)}, "must be odd"),
         ({"resblock": 3}, "vocoder.resblock is 3, must be 1 or 2"),
-        ({"upsample_initial_channel": 40}, "vocoder.upsample_initial_channel is 40, must divide by 16"),
+        ({"upsample_initial_channel": 40}, "vocoder.upsample_initial_channel is 40, must be divisible by 16"),
     ],
 )
 def test_settings_that_cannot_be_name_the_field(settings, what):
