@@ -287,7 +287,9 @@ def test_short_files_are_padded_and_long_ones_cut_anywhere(corpus: list[Entry]) 
 def test_every_second_of_speech_is_as_likely(corpus: list[Entry]) -> None:
     short, long = replace(corpus[0], seconds=1.0), replace(corpus[1], seconds=4.0)
     dataset = PairDataset([short, long], replace(STILL, sensors=(), segment_length=256))
-    picked = [dataset.clean[_pick(dataset._clean_odds, np.random.default_rng(seed))].speaker for seed in range(400)]
+    picked = [
+        dataset.clean[_pick(dataset._clean_cumulative, np.random.default_rng(seed))].speaker for seed in range(400)
+    ]
     assert picked.count("s1") / 400 == pytest.approx(0.8, abs=0.06)
 
 
@@ -296,7 +298,7 @@ def test_what_does_not_fit_into_memory_is_not_kept(corpus: list[Entry]) -> None:
     cache = Cache(RATE, room=2.0 * 2 * RATE)  # bytes: one file of two seconds, or two of one
     lengths = [cache.describe(path)[0] for path in paths]
     assert lengths == [RATE, 2 * RATE, RATE]
-    assert list(cache._kept) == [paths[0], paths[2]]
+    assert list(cache._samples) == [paths[0], paths[2]]
     assert cache.room == 0
 
 
