@@ -152,7 +152,7 @@ def test_other_weights_beside_an_onnx_file_are_refused(tmp_path: Path) -> None:
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    message = r"step\.onnx: was made for other weights than those in vocoder\.safetensors, or that is damaged"
+    message = r"step\.onnx: was exported for other weights than those in vocoder\.safetensors, or that file is damaged"
     with pytest.raises(CheckpointError, match=message):
         twostage.load(home / "step.onnx")
     weights.rename(home / "elsewhere.safetensors")
@@ -164,7 +164,7 @@ def test_other_weights_beside_an_onnx_file_are_refused(tmp_path: Path) -> None:
 def test_weights_that_a_file_names_are_looked_for_beside_it_alone(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"x")
     header = replace(OnnxEnhancer(ROOT / "checkpoints/causal/step.onnx").header, weights={"../secret": "0"})
-    with pytest.raises(CheckpointError, match=r"step\.onnx: was made for other weights than those in secret"):
+    with pytest.raises(CheckpointError, match=r"step\.onnx: was exported for other weights than those in secret"):
         _checked_weights(tmp_path / "folder" / "step.onnx", header)
 
 

@@ -109,7 +109,7 @@ def test_the_best_is_kept_by_the_rule_of_its_metric(training, watch, tmp_path, m
 
 def test_nothing_is_kept_of_what_is_not_finite(training, watch, tmp_path):
     monitor, _ = watch("mel_l1", [1.0, 1.0], "save_every=1")
-    with pytest.raises(TwoStageError, match="loss is not finite at step 1, stopped before it was kept"):
+    with pytest.raises(TwoStageError, match="loss is not finite at step 1, stopped before it was saved"):
         step(monitor, training, loss=float("nan"))
     assert not list(tmp_path.glob("*.safetensors"))
     assert not (tmp_path / "state.pt").exists()

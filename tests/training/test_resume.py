@@ -142,12 +142,12 @@ def test_an_interrupted_training_keeps_its_state_and_goes_on(corpus: Path, whole
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     step = checkpoint.load_state(run / "state.pt")["step"]
-    assert f"stopped at step {step}; go on with --resume" in said
+    assert f"stopped at step {step}; continue with --resume" in said
     assert "Traceback" not in said
 
 
 def test_a_training_is_not_begun_over_another(corpus: Path, whole: Path) -> None:
-    with pytest.raises(ConfigError, match=r"run_dir: .*whole holds a training; go on with --resume"):
+    with pytest.raises(ConfigError, match=r"run_dir: .*whole contains a training; continue it with --resume"):
         recipes.train_vocoder(vocoder(corpus, whole))
 
 

@@ -77,7 +77,7 @@ def test_a_state_from_before_there_were_fingerprints_goes_on(corpus: Path, begun
 
 
 def test_resuming_what_is_not_there_begins_nothing(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"run_dir: .*rnu holds no training to resume"):
+    with pytest.raises(ConfigError, match=r"run_dir: .*rnu contains no training to resume"):
         recipes.train_restorer(settings(corpus, corpus, tmp_path / "rnu"), resume=True)
     assert not (tmp_path / "rnu").exists()
 
