@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from twostage.models.two_stage import TwoStage as TwoStage
 
 __version__ = "0.1.0"
-logging.getLogger(__name__).addHandler(logging.NullHandler())  # who uses the package decides what is shown
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # the program that uses the package decides what is shown
 __all__ = ["Enhancer", "Stream", "TwoStage", "load", "restore"]
 
 

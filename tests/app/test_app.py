@@ -81,7 +81,7 @@ def test_one_bad_file_does_not_stop_the_rest_and_no_folder_is_told(recordings, d
     assert [item["name"] for item in shown["items"]] == ["take.wav"]
     assert "1 restored, 2 failed" in said
     assert "text.wav: not a sound file" in said
-    assert "long.wav: too long, the channels so far have 12 s of sound together; at most 10 s are taken here" in said
+    assert "long.wav: too long, the channels so far have 12 s of sound together; the limit is 10 s" in said
     assert str(recordings.parent) not in said
     assert list(desk.home.iterdir()) == []  # nothing but what was published outlasts a request
 
@@ -99,8 +99,8 @@ def test_files_of_one_name_are_both_in_the_archive(recordings, desk):
 @pytest.mark.parametrize(
     ("files", "wanted", "complaint"),
     [
-        ([], RestoreRequest("tiny", "cpu"), "Nothing to work on"),
-        (["a/take.wav"] * 4, RestoreRequest("tiny", "cpu"), "4 files at once are too many; at most 3 are taken here"),
+        ([], RestoreRequest("tiny", "cpu"), "Nothing to restore"),
+        (["a/take.wav"] * 4, RestoreRequest("tiny", "cpu"), "4 files at once are too many; the limit is 3"),
         (["a/take.wav"], RestoreRequest("other", "cpu"), "other: no such model; there are tiny"),
         (["a/take.wav"], RestoreRequest("tiny", "tpu"), "device tpu: none of cpu"),
         (["a/take.wav"], RestoreRequest("tiny", "cpu", level="x"), "level is &#x27;x&#x27;"),
@@ -136,7 +136,7 @@ def test_a_sensor_is_simulated_as_the_command_does(tmp_path, speech, desk):
     said, shown = desk.simulate(clean, "toe", 0, RestoreRequest("tiny", "cpu"), silent)
     assert "sensor toe: none of any, eben" in said
     said, shown = desk.simulate(None, "throat", 0, RestoreRequest("tiny", "cpu"), silent)
-    assert "Nothing to work on" in said
+    assert "Nothing to restore" in said
 
 
 def test_a_sample_is_handed_out_as_a_copy(desk):
@@ -202,7 +202,7 @@ def test_results_are_those_below_the_root_alone(scores):
     assert results.table("deep/two") == "# deep/two"
     assert [path.name for path in results.pictures("one")] == ["chart.png"]
     for name in ("..", "../secret", str(scores.parent / "secret"), "link", "linked", "one/../../secret", ".", ""):
-        with pytest.raises(DataError, match="no results of that name"):
+        with pytest.raises(DataError, match="no results with this name"):
             results.table(name)
     with pytest.raises(ConfigError, match="no such folder"):
         ResultFolders(scores / "none")
@@ -222,7 +222,7 @@ def test_results_are_shown_with_their_sounds(scores, desk, speech):
     assert [(picture["name"], picture["file"].read_bytes()) for picture in pictures] == [("chart", b"\x89PNG chart")]
     assert [track["label"] for track in player["items"][0]["tracks"]] == ["raw input", "default", "clean"]
     said, table, pictures, player = shower.show("../secret")
-    assert "../secret: no results of that name" in said
+    assert "../secret: no results with this name" in said
     assert (table, pictures, player) == ("", None, None)
 
 

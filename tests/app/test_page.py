@@ -205,7 +205,7 @@ def test_nothing_and_too_much_are_sentences(visit, tmp_path):
     tab = visit()
     tab.click("#restore")
     tab.wait_for_selector("#restored .ts-bad")
-    wait_to_read(tab, "#restored", "Nothing to work on")
+    wait_to_read(tab, "#restored", "Nothing to restore")
     (tmp_path / "big.wav").write_bytes(bytes(2 << 20))
     tab.set_input_files("#recordings input[type=file]", str(tmp_path / "big.wav"))
     tab.wait_for_selector("text=/exceed the maximum allowed size of 1.0 Mb/")

@@ -285,7 +285,7 @@ def test_more_than_may_wait_are_told_so(tiny_path: Path, take: Path, slow: Any) 
         wait_for(lambda: waiting(url) == 1)
         status, headers, body = ask(url, "v1/restore", take.read_bytes())
         assert (status, headers["retry-after"]) == (503, "5")
-        assert "1 requests wait already" in body.decode()
+        assert "1 requests are waiting already" in body.decode()
         go.set()
         assert [first.getresponse().status, second.getresponse().status] == [200, 200]
         assert ended == ["done", "done"]
@@ -341,7 +341,7 @@ def test_work_has_its_room_too(tiny_path: Path, tmp_path: Path) -> None:
     sound_files.write(tmp_path / "silence.flac", np.zeros((1, 16000 * 20)), 16000)  # of some hundred bytes
     with tiny_server(tiny_path, Limits(total_mb=1)) as url:
         answer = ask(url, "v1/restore", (tmp_path / "silence.flac").read_bytes())
-        assert (answer[0], "No room: 7.7 MB are wanted" in error_of(answer)) == (507, True)
+        assert (answer[0], "No room: 7.7 MB are needed" in error_of(answer)) == (507, True)
 
 
 def test_an_upload_says_its_length(url: str) -> None:

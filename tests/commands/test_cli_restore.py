@@ -127,7 +127,7 @@ def test_patterns_formats_and_levels(recordings: Path, tiny_path: Path) -> None:
     ("arguments", "message"),
     [
         (["nothing.wav", "-o", "out"], "nothing.wav: no such file"),
-        (["no*.wav", "-o", "out"], "no*.wav: no sound files there"),
+        (["no*.wav", "-o", "out"], "no*.wav: no sound files found"),
         (["in/good.wav", "-o", "a.m4a"], "a.m4a: cannot write .m4a files"),
         (["in", "-o", "a.wav"], "a.wav: is the name of a sound file"),
         (["in/good.wav", "-o", "a.wav", "--format", "flac"], "a.wav: its name says .wav, --format says flac"),
@@ -328,7 +328,7 @@ def test_a_bad_file_does_not_block_a_good_one_of_its_name(
 def test_what_was_passed_over_is_counted(recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("in/sub/picture.png").touch()
     assert run(tiny_path, "in", "-o", "out", "--json", "r.json") == 1
-    assert capsys.readouterr().out.splitlines()[-1].endswith("; 2 files passed over that are no sound by their names")
+    assert capsys.readouterr().out.splitlines()[-1].endswith("; 2 files passed over that are not sound by their names")
     assert json.loads(Path("r.json").read_text())["passed_over"] == ["in/notes.txt", "in/sub/picture.png"]
 
 

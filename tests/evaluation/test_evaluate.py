@@ -119,12 +119,12 @@ def test_costs_of_the_same_weights_are_taken_from_another_evaluation(corpus, tin
     assert len(measured) == 2
     first, second = (json.loads((corpus / name / "summary.json").read_text()) for name in ("first", "second"))
     assert first["costs"] == second["costs"]
-    with pytest.raises(DataError, match=r"summary.json: holds no costs of other with these weights"):
+    with pytest.raises(DataError, match=r"summary.json: contains no costs of other with these weights"):
         run(*arguments, "--model", f"other={tiny_path}", "-o", corpus / "third", *known)
     moved = deepcopy(tiny)
     next(moved.parameters()).add_(1)
     checkpoint.save(corpus / "moved.safetensors", moved, provenance={})
-    with pytest.raises(DataError, match=r"summary.json: holds no costs of ours with these weights"):
+    with pytest.raises(DataError, match=r"summary.json: contains no costs of ours with these weights"):
         run(*arguments, "--model", f"ours={corpus / 'moved.safetensors'}", "-o", corpus / "third", *known)
 
 

@@ -113,7 +113,7 @@ def test_the_list_of_models_says_what_runs_them(light: dict[str, Any]) -> None:
         ("again", "default.flac: exists already"),
         ("plot", "--plot: needs matplotlib, which is not installed (pip install matplotlib)"),
         ("cuda", "--device cuda: PyTorch is not installed"),
-        ("weights", "base: PyTorch is not installed (pip install twostage brings it); without it, ONNX files"),
+        ("weights", "base: PyTorch is not installed (pip install twostage installs it); without it, ONNX files"),
         ("missing", "nothing: no such file, folder or shipped model (base, "),
         ("no sound", "without_torch.py: not a sound file that can be read"),
         ("simulate", "needs scipy, which is not installed here"),

@@ -230,7 +230,7 @@ def test_it_is_exported_or_says_in_a_line_why_not(trained: tuple[str, Path], tmp
     if main(["export", str(weights), str(out)]):
         kind = checkpoint.read_header(weights).kind
         said = capsys.readouterr().err
-        assert re.fullmatch(rf"twostage: error: .*m\.onnx: a {kind} does not become ONNX: .+\n", said)
+        assert re.fullmatch(rf"twostage: error: .*m\.onnx: a {kind} cannot become ONNX: .+\n", said)
         assert not out.exists()
     else:
         assert OnnxEnhancer(out).header.kind == checkpoint.read_header(weights).kind

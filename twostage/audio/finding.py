@@ -76,7 +76,7 @@ def _find_one(name: str, suffixes: set[str], skipped: list[Path]) -> list[tuple[
     else:
         files = _glob(path, suffixes, skipped)
     if not files:
-        raise AudioError("no sound files there", subject=name)
+        raise AudioError("no sound files found", subject=name)
     return files
 
 

@@ -1,4 +1,4 @@
-"""``twostage evaluate``: score models on pairs, or on clean speech through the simulator."""
+"""``twostage evaluate``: scores models on pairs, or on simulated recordings of clean speech."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def _entries(args: Namespace) -> tuple[PairSource, list[Entry], list[str]]:
 
 
 def _settings(args: Namespace) -> dict[str, Any]:
-    """What decides the scores, to know whether an evaluation that stopped was the same one."""
+    """The settings that affect the scores; a resumed evaluation must have the same."""
     names = ("pairs", "clean", "simulate", "limit", "only_speaker", "keep_low_band", "seed", "precision")
     settings = {name: getattr(args, name) for name in (*names, "air_snr", "noise")}
     return settings | {"metrics": list(_metrics(args.metrics))}
@@ -186,7 +186,7 @@ def _merge(args: Namespace) -> int:
 def _publish(
     args: Namespace, scored: EvaluationResults, costs: Mapping[str, Costs], settings: Mapping[str, Any]
 ) -> int:
-    """Print the tables, write them and the summary, name the failures; the exit code."""
+    """Print the tables, write them and the summary, and report failures; returns the exit code."""
     from twostage.evaluation import report, results
 
     title = Path(args.pairs or args.clean or "merged").name + (f", simulated: {args.simulate}" if args.simulate else "")

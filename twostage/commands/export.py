@@ -1,4 +1,4 @@
-"""``twostage export``: a model as ONNX."""
+"""``twostage export``: exports a model to ONNX."""
 
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
@@ -65,7 +65,7 @@ def _check(args: Namespace) -> None:
     if not args.out.endswith(".onnx"):
         raise ConfigError("the name of the file to write must end in .onnx", subject=args.out)
     if args.int8 != bool(args.calibrate):
-        raise ConfigError("--int8 and --calibrate belong together: the speech that ranges are measured on")
+        raise ConfigError("--int8 and --calibrate belong together: the speech for calibrating the ranges")
     if args.simulate and not args.int8:
         raise ConfigError("--simulate belongs to --calibrate")
 

@@ -1,4 +1,4 @@
-"""Flags that several commands share, and what they mean."""
+"""Command-line options that several commands share."""
 
 import logging
 from argparse import ArgumentParser, Namespace
@@ -26,20 +26,20 @@ PRECISION_HELP = (
 
 
 def is_quiet(args: Namespace) -> bool:
-    """Whether -q was given, which the program adds to the options of every command."""
+    """Whether -q was given, an option that every command has."""
     return getattr(args, "quiet", False)
 
 
 def precision_for(name: str, device: str) -> str:
-    """The precision that --precision means: "float32", with a word on stderr, where ``device`` has nothing less."""
+    """The precision for --precision; "float32", with a warning, if ``device`` does not support another one."""
     if name == "float32":
         return name
     from twostage.models.precision import shortfall
 
-    lacking = shortfall(name, device)
-    if lacking:
-        logger.warning("--%s", lacking)
-    return "float32" if lacking else "bfloat16"
+    unsupported = shortfall(name, device)
+    if unsupported:
+        logger.warning("--%s", unsupported)
+    return "float32" if unsupported else "bfloat16"
 
 
 def add_restoration_arguments(parser: ArgumentParser) -> None:
@@ -122,7 +122,7 @@ def add_training_arguments(parser: ArgumentParser) -> None:
         metavar="CONFIG|key=value",
         help="YAML files (paths, or names of shipped ones), merged left to right, and single settings on top",
     )
-    # another name inside: `run` is the command's function
+    # `dest` differs because `run` is the function of the command
     parser.add_argument(
         "--run",
         dest="directory",
@@ -140,8 +140,8 @@ def training_settings(args: Namespace, schema: type[S]) -> S:
     overrides = [text for text in args.settings if "=" in text] + (
         [f"run_dir={args.directory}"] if args.directory else []
     )
-    if not files and args.resume and args.directory and (begun := Path(args.directory, CONFIG_FILE)).is_file():
-        return load_config(schema, [str(begun)], overrides, stored=True)
+    if not files and args.resume and args.directory and (stored_file := Path(args.directory, CONFIG_FILE)).is_file():
+        return load_config(schema, [str(stored_file)], overrides, stored=True)
     if not files:
         raise ConfigError("give a YAML file of settings, such as those in configs/, or --resume with --run DIR")
     return load_config(schema, files, overrides)

@@ -1,4 +1,4 @@
-"""``twostage simulate``: body-conducted speech from clean speech."""
+"""``twostage simulate``: simulates body-conducted speech from clean speech."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -73,7 +73,7 @@ def run(args: Namespace) -> int:
 
 
 def _check(args: Namespace, files: list[tuple[Path, Path]]) -> None:
-    """See before the work whether outputs may be written."""
+    """Check the outputs before the work begins."""
     out, source = Path(args.out).absolute(), Path(args.clean).absolute()
     if out == source or (source.is_dir() and source in out.parents):
         raise AudioError(f"lies in {args.clean}; simulated speech would be taken for clean speech", subject=args.out)
@@ -84,9 +84,9 @@ def _check(args: Namespace, files: list[tuple[Path, Path]]) -> None:
         if not file.exists():
             raise AudioError("no such file or folder", subject=file)
         target = _target(args, relative)
-        other = targets.setdefault(target, file)
-        if other != file and all(map(_can_be_read, (file, other))):
-            raise AudioError(f"has the same output as {other}: {target}", subject=file)
+        earlier = targets.setdefault(target, file)
+        if earlier != file and all(map(_can_be_read, (file, earlier))):
+            raise AudioError(f"has the same output as {earlier}: {target}", subject=file)
 
 
 def _can_be_read(file: Path) -> bool:

@@ -1,4 +1,4 @@
-"""``twostage stream``: restore speech in real time, between pipes, from a file, or live."""
+"""``twostage stream``: restores speech in real time, between pipes, from a file, or live."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 HELP = "restore speech in real time: raw PCM from standard input to standard output, a file, or a live microphone"
 logger = logging.getLogger(__name__)
-TERMINAL_PACE, LOG_PACE = 0.5, 60.0  # seconds between two lines of a live stream
+TERMINAL_PACE, LOG_PACE = 0.5, 60.0  # seconds between status lines, on a terminal and in a log
 EXAMPLE = """
 twostage stream --file recording.wav -o restored.wav --json timing.json
 arecord -q -t raw -f S16_LE -r 16000 -c 1 | twostage stream | aplay -q -t raw -f S16_LE -r 16000 -c 1
@@ -152,7 +152,7 @@ def _virtual(args: argparse.Namespace, stream: "Stream", hop: int) -> int:
 
 
 def _meter(args: argparse.Namespace, stream: "Stream", hop: int, *, devices: float) -> "Meter":
-    """Says how a live stream does: in one line of a terminal, or now and then in a log. ``devices``: their seconds."""
+    """The status of a live stream, on one line of a terminal or in a log. ``devices``: their latency in seconds."""
     from twostage.inference.meter import Meter
 
     terminal = sys.stderr.isatty()

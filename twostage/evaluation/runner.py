@@ -21,7 +21,7 @@ from twostage.evaluation.systems import System, estimates
 
 SAVE_EVERY = 10.0  # seconds
 
-Waiting = deque[tuple[str, str, list[Future[Row]]]]  # utterances being scored: name, path, a row a system
+Waiting = deque[tuple[str, str, list[Future[Row]]]]  # utterances being scored: name, path, one row per system
 
 
 def evaluate(
@@ -38,11 +38,11 @@ def evaluate(
 ) -> None:
     """Score every entry that is missing in ``results`` by the metrics ``names``, and add the scores to it.
 
-    The clean speech has a row of its own for the metrics that need no reference. ``save`` is called from time to time,
+    The clean speech has a separate row with the no-reference metrics. ``save`` is called every SAVE_EVERY seconds
     and at the end.
 
     A file that cannot be read or scored becomes one line of ``results.failures``, and none of its rows is added. With
-    ``jobs`` above 1, that many processes score while this one runs the models.
+    ``jobs`` above 1, so many processes compute scores while this one runs the models.
     """
     metrics.require_packages(names)
     reference_free = [name for name in names if name in metrics.NO_REFERENCE]
@@ -72,9 +72,9 @@ def evaluate(
         save()
 
 
-def _collect(waiting: Waiting, most: int, results: EvaluationResults, progress: Callable[[], None]) -> None:
-    """Wait for utterances until at most ``most`` are left; rows and failures in the order of the entries."""
-    while len(waiting) > most:
+def _collect(waiting: Waiting, max_pending: int, results: EvaluationResults, progress: Callable[[], None]) -> None:
+    """Wait until at most ``max_pending`` utterances are left; rows and failures keep the order of the entries."""
+    while len(waiting) > max_pending:
         name, path, futures = waiting.popleft()
         with results.collecting(name, path):
             results.rows += [future.result() for future in futures]
@@ -84,7 +84,7 @@ def _collect(waiting: Waiting, most: int, results: EvaluationResults, progress: 
 def _rows(
     entry: Entry, name: str, source: PairSource, systems: Sequence[System], keep_low_band: float
 ) -> list[tuple[Row, Audio, Audio]]:
-    """Rows that have no scores yet, with their clean speech and estimate."""
+    """Rows without scores, each with its clean speech and estimate."""
     degraded, clean = source.read(entry)
     rows = []
     for label, estimate in estimates(degraded, clean, systems, keep_low_band):
