@@ -174,7 +174,7 @@ def _open_streams() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process lives
     for output in (sys.stdout, sys.stderr):
         if isinstance(output, TextIOWrapper):
-            with suppress(OSError):  # a output that was replaced below Python is not changed
+            with suppress(OSError):  # an output that was redirected outside of Python is not changed
                 output.reconfigure(errors="backslashreplace")
 
 

@@ -75,7 +75,7 @@ def test_a_logarithmic_axis_has_few_plain_numbers(low: float, high: float) -> No
     axis = figure.subplots()
     axis.plot([low, high], [0, 1])
     axis.set_xscale("log")
-    plots._name_decades(axis, [low, high])
+    plots._set_log_ticks(axis, [low, high])
     FigureCanvasAgg(figure).draw()
     left, right = axis.get_xlim()
     places = [place for place in axis.get_xticks() if left <= place <= right]
@@ -86,7 +86,7 @@ def test_a_logarithmic_axis_has_few_plain_numbers(low: float, high: float) -> No
 
 
 def test_twenty_names_have_twenty_colors() -> None:
-    looks = plots._looks(30)
+    looks = plots._line_styles(30)
     assert len({look["color"] for look in looks}) == 20
     assert len({(look["color"], look["marker"]) for look in looks}) == 30
 

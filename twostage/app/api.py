@@ -94,7 +94,7 @@ def file_name(name: str, media_type: str = "") -> str:
     if safe:
         return safe
     kind = media_type.partition(";")[0].strip().lower().replace("/x-", "/")
-    suffix = next((suffix for suffix, known in MEDIA_TYPES.items() if known.replace("/x-", "/") == kind), "")
+    suffix = next((suffix for suffix, other_type in MEDIA_TYPES.items() if other_type.replace("/x-", "/") == kind), "")
     return f"recording.{suffix}" if suffix else "recording"
 
 

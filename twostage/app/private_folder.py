@@ -28,17 +28,17 @@ def private_folder(parent: str | Path | None = None) -> Iterator[Path]:
 
     Python's temporary files are created in it, too. Folders of killed servers are removed first.
     """
-    place = Path(parent or tempfile.gettempdir())
-    sweep_abandoned(place)
-    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=place, ignore_cleanup_errors=True) as name:
+    parent_folder = Path(parent or tempfile.gettempdir())
+    sweep_abandoned(parent_folder)
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent_folder, ignore_cleanup_errors=True) as name:
         home = Path(name).resolve()
         with _locked(home / LOCK), _temporary_files_in(home):
             yield home
 
 
-def sweep_abandoned(place: Path) -> int:
+def sweep_abandoned(parent: Path) -> int:
     """Remove the folders in ``place`` whose server has ended; returns their number."""
-    abandoned = [folder for folder in place.glob(f"{PREFIX}*") if _is_ours(folder) and _is_abandoned(folder)]
+    abandoned = [folder for folder in parent.glob(f"{PREFIX}*") if _is_ours(folder) and _is_abandoned(folder)]
     for folder in abandoned:
         shutil.rmtree(folder, ignore_errors=True)
         logger.info("removed %s, the folder of a server that was killed", folder)

@@ -126,9 +126,9 @@ def listening(app: Any, address: Address, service: Service) -> Iterator[str]:
         listener.close()
 
 
-def _wait_until(done: Callable[[], bool]) -> None:
+def _wait_until(is_done: Callable[[], bool]) -> None:
     deadline = time.monotonic() + STARTING
-    while not done() and time.monotonic() < deadline:
+    while not is_done() and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
@@ -138,8 +138,8 @@ def _url(host: str, port: int) -> str:
     >>> _url("0.0.0.0", 80), _url("::1", 81)
     ('http://127.0.0.1:80/', 'http://[::1]:81/')
     """
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host.strip("[]"), host.strip("[]"))
-    return f"http://[{shown}]:{port}/" if ":" in shown else f"http://{shown}:{port}/"
+    reachable_host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host.strip("[]"), host.strip("[]"))
+    return f"http://[{reachable_host}]:{port}/" if ":" in reachable_host else f"http://{reachable_host}:{port}/"
 
 
 def warning_for(host: str) -> str:

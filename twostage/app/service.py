@@ -101,10 +101,10 @@ class Service:
                     return summary_html(outcome, request), None
                 (restored,) = outcome.views
                 sounds = {"clean": source, sensor: bone, "restored": restored["file"]}
-                seen = view(bone.name, sounds, folder / "seen", top=restored["top"])
+                comparison = view(bone.name, sounds, folder / "seen", top=restored["top"])
                 # the regained band is relative to the simulated recording, not to the clean speech
-                seen |= {name: restored[name] for name in ("gained", "file")}
-                return summary_html(outcome, request), self._player([seen])
+                comparison |= {name: restored[name] for name in ("gained", "file")}
+                return summary_html(outcome, request), self._player([comparison])
         except Cancelled as reason:
             return _stopped(reason), None
         except FAILURES as error:
@@ -212,9 +212,9 @@ def _reason(error: Exception) -> str:
 
 def summary_html(outcome: Outcome, request: RestoreRequest) -> str:
     """The results of the files as HTML."""
-    done, failed = len(outcome.views), len(outcome.failures)
-    counts = f"{done} restored" + (f", {failed} failed" if failed else "")
-    pace = f"; {outcome.seconds:.1f} s of sound in {outcome.elapsed:.1f} s on {request.device}" if done else ""
+    restored, failed = len(outcome.views), len(outcome.failures)
+    counts = f"{restored} restored" + (f", {failed} failed" if failed else "")
+    pace = f"; {outcome.seconds:.1f} s of sound in {outcome.elapsed:.1f} s on {request.device}" if restored else ""
     warnings = "".join(f"<p>{escape(warning)}</p>" for warning in outcome.warnings)
     return f"<p>{counts}{pace}</p>{warnings}{complaints(outcome.failures)}"
 

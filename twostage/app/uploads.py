@@ -37,11 +37,11 @@ class Uploads:
 
     async def _discard(self, receive: Receive) -> None:
         """Read and discard up to the size of an upload, because clients read no response while they are sending."""
-        left = self._largest
+        remaining = self._largest
         with suppress(TimeoutError):
-            while left > 0:
+            while remaining > 0:
                 message = await asyncio.wait_for(receive(), STILL)
-                left -= len(message.get("body", b""))
+                remaining -= len(message.get("body", b""))
                 if not message.get("more_body"):
                     return
 

@@ -85,8 +85,8 @@ def gained(before: Sequence[float | None], after: Sequence[float | None]) -> str
             ranges[-1][1] = band
         else:
             ranges.append([band, band])
-    words = [f"{_kilohertz(low, -1)} to {_kilohertz(high, 1)} kHz" for low, high in ranges]
-    return f"Louder by {CAME_BACK:.0f} dB or more from {', '.join(words)}."
+    ranges_text = [f"{_kilohertz(low, -1)} to {_kilohertz(high, 1)} kHz" for low, high in ranges]
+    return f"Louder by {CAME_BACK:.0f} dB or more from {', '.join(ranges_text)}."
 
 
 def _kilohertz(band: int, side: int) -> str:

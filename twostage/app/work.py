@@ -176,17 +176,17 @@ def _fraction(total: float, progress: Fraction) -> ProgressCallback:
 
 
 def _renamed(path: Path) -> Path:
-    """The file under a name that a downloads folder can hold beside the original's."""
+    """Rename the file so that its name differs from the original's in a downloads folder."""
     return path.rename(path.with_name(f"{path.stem}-restored{path.suffix}"))
 
 
 def _packed(files: Sequence[Path], archive: Path) -> Path:
-    taken: set[str] = set()
+    used_names: set[str] = set()
     with ZipFile(archive, "w", ZIP_STORED) as packed:  # sound hardly compresses
         for file in files:
             name, number = file.name, 2
-            while name in taken:
+            while name in used_names:
                 name, number = f"{file.stem} ({number}){file.suffix}", number + 1
-            taken.add(name)
+            used_names.add(name)
             packed.write(file, name)
     return archive

@@ -138,12 +138,12 @@ class ClipMeter:
         self._total = 0
 
     def add(self, block: AnyAudio) -> None:
-        sides = np.stack([block, -block], axis=1)
-        loudest = sides.max(axis=2, keepdims=True, initial=0.0)
+        polarities = np.stack([block, -block], axis=1)
+        loudest = polarities.max(axis=2, keepdims=True, initial=0.0)
         higher = loudest > self._peak * (1 + TOUCH)
         self._count[higher[..., 0]] = 0
         self._peak = np.maximum(self._peak, loudest)
-        touching = (sides >= self._peak * (1 - TOUCH)) & (self._peak > 0)
+        touching = (polarities >= self._peak * (1 - TOUCH)) & (self._peak > 0)
         self._count += (touching[..., :-1] & touching[..., 1:]).sum(axis=2)
         self._total += block.shape[1]
 

@@ -90,11 +90,11 @@ def _below(folder: Path, suffixes: set[str], skipped: list[Path]) -> list[Path]:
 def _walk(folder: Path) -> Iterator[Path]:
     """All files, also those in linked folders; each folder is visited once, however many links lead to it."""
     root = os.path.realpath(folder)
-    seen = {root, *map(str, Path(root).parents)}  # a link to a parent folder would add files that were not named
+    visited = {root, *map(str, Path(root).parents)}  # a link to a parent folder would add files that were not named
     for parent, folders, names in os.walk(folder, followlinks=True):
         targets = {name: os.path.realpath(os.path.join(parent, name)) for name in sorted(folders)}
-        folders[:] = [name for name, target in targets.items() if target not in seen and not name.startswith(".")]
-        seen.update(targets.values())
+        folders[:] = [name for name, target in targets.items() if target not in visited and not name.startswith(".")]
+        visited.update(targets.values())
         yield from (Path(parent) / name for name in names)
 
 

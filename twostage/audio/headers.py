@@ -81,35 +81,35 @@ def flac_starts(path: str | Path) -> list[int]:
 
 
 def _compared(file: BinaryIO, promise: Promise, size: int) -> SoundData:
-    there = max(0, size - promise.start)
+    available = max(0, size - promise.start)
     if promise.length is None or any(abs(promise.length - value) <= NEAR for value in UNKNOWN):
-        length = struct.pack(">Q" if promise.extra else "<Q", there + promise.extra)
+        length = struct.pack(">Q" if promise.extra else "<Q", available + promise.extra)
         patches = {promise.place: length} if promise.place else {}
-        return SoundData(promise.start, None, there, big_endian=promise.big_endian, patches=patches)
-    there = min(there, promise.length)
+        return SoundData(promise.start, None, available, big_endian=promise.big_endian, patches=patches)
+    available = min(available, promise.length)
     behind, next_file = _rest(file, promise.start + promise.length, size, promise.chunks)
-    return SoundData(promise.start, promise.length, there, behind, next_file, promise.big_endian)
+    return SoundData(promise.start, promise.length, available, behind, next_file, promise.big_endian)
 
 
-def _rest(file: BinaryIO, place: int, size: int, order: str) -> tuple[int, int | None]:
-    """Count the bytes from ``place`` on that are neither chunks nor zeros; and find the start of an appended file."""
-    begin = place
-    while place + 8 <= size:
-        file.seek(place)
+def _rest(file: BinaryIO, position: int, size: int, order: str) -> tuple[int, int | None]:
+    """Count the bytes from ``position`` on that are neither chunks nor zeros; find the start of an appended file."""
+    begin = position
+    while position + 8 <= size:
+        file.seek(position)
         head = file.read(9)
         name, head_after_padding = head[:4], head[1:5]
         if name in FILES:
-            return 0, place
+            return 0, position
         if head_after_padding in FILES:  # after a padding byte, which makes the length even
-            return 0, place + 1
+            return 0, position + 1
         length = struct.unpack(f"{order}I", head[4:8])[0] if order else size
-        if place == begin and begin % 2 and not head[0]:
-            place += 1  # the padding byte
-        elif order and _is_chunk(name) and (place + 8 + length <= size or name in LATER):
-            place += 8 + length + length % 2
+        if position == begin and begin % 2 and not head[0]:
+            position += 1  # the padding byte
+        elif order and _is_chunk(name) and (position + 8 + length <= size or name in LATER):
+            position += 8 + length + length % 2
         else:
-            file.seek(place)
-            return (size - place if any(file.read(1 << 16)) else 0), None
+            file.seek(position)
+            return (size - position if any(file.read(1 << 16)) else 0), None
     return 0, None
 
 
@@ -122,12 +122,12 @@ def _riff(file: BinaryIO, begin: int, size: int) -> Promise | None:
     order = ">" if file.read(4) == b"RIFX" else "<"
     chunks = _chunks(file, begin + 12, size, order, b"data")
     start, length = chunks[b"data"]
-    place = 0
+    length_position = 0
     if b"ds64" in chunks and length == 0xFFFFFFFF:
-        place = chunks[b"ds64"][0] + 8
-        file.seek(place)
+        length_position = chunks[b"ds64"][0] + 8
+        file.seek(length_position)
         (length,) = struct.unpack("<Q", file.read(8))
-    return Promise(start, length or None, order == ">", order, place)
+    return Promise(start, length or None, order == ">", order, length_position)
 
 
 def _aiff(file: BinaryIO, begin: int, size: int) -> Promise | None:
@@ -145,25 +145,25 @@ def _aiff(file: BinaryIO, begin: int, size: int) -> Promise | None:
     return Promise(start + 8 + offset, length - 8 - offset if known else None, not little, ">")
 
 
-def _chunks(file: BinaryIO, place: int, size: int, order: str, last: bytes) -> dict[bytes, tuple[int, int]]:
+def _chunks(file: BinaryIO, position: int, size: int, order: str, last: bytes) -> dict[bytes, tuple[int, int]]:
     """Start and length of the content of each chunk, by name, up to and including the chunk ``last``."""
     chunks: dict[bytes, tuple[int, int]] = {}
-    while place + 8 <= size and last not in chunks:
-        file.seek(place)
+    while position + 8 <= size and last not in chunks:
+        file.seek(position)
         name, length = struct.unpack(f"{order}4sI", file.read(8))
-        chunks[name] = place + 8, length
-        place += 8 + length + length % 2
+        chunks[name] = position + 8, length
+        position += 8 + length + length % 2
     return chunks
 
 
 def _w64(file: BinaryIO, begin: int, size: int) -> Promise | None:
-    place = begin + 40
-    while place + 24 <= size:
-        file.seek(place)
+    position = begin + 40
+    while position + 24 <= size:
+        file.seek(position)
         name, length = struct.unpack("<16sQ", file.read(24))
         if name == W64_DATA:
-            return Promise(place + 24, length - 24 if length >= 24 else None)
-        place += max(24, -(-length // 8) * 8)
+            return Promise(position + 24, length - 24 if length >= 24 else None)
+        position += max(24, -(-length // 8) * 8)
     return None
 
 
@@ -204,16 +204,16 @@ def _nist(file: BinaryIO, begin: int, size: int) -> Promise | None:
 
 def _voc(file: BinaryIO, begin: int, size: int) -> Promise | None:
     file.seek(begin + 20)
-    (place,) = struct.unpack("<H", file.read(2))
-    place += begin
+    (position,) = struct.unpack("<H", file.read(2))
+    position += begin
     header_lengths = {1: 2, 9: 12}  # by type of sound block, the bytes before its samples
-    while place + 4 <= size:
-        file.seek(place)
+    while position + 4 <= size:
+        file.seek(position)
         (head,) = struct.unpack("<I", file.read(4))
         kind, length = head & 255, head >> 8
         if kind in header_lengths:
-            return Promise(place + 4 + header_lengths[kind], max(0, length - header_lengths[kind]))
-        place += 4 + length
+            return Promise(position + 4 + header_lengths[kind], max(0, length - header_lengths[kind]))
+        position += 4 + length
     return None
 
 

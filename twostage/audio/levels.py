@@ -83,10 +83,10 @@ class LevelMeter:
         if self._filter is None:  # as if the signal had been constant before its first sample
             self._filter = SosFilter(self._weighting, self._weighting.settled * exact[:, :1])
         filtered = np.concatenate([self._pending, self._filter.push(exact)], axis=1)
-        whole = filtered.shape[1] // self.frame * self.frame
-        self._pending = filtered[:, whole:].copy()
-        if whole:
-            self._powers.append(np.square(filtered[:, :whole].reshape(len(filtered), -1, self.frame)).mean(axis=2))
+        complete = filtered.shape[1] // self.frame * self.frame
+        self._pending = filtered[:, complete:].copy()
+        if complete:
+            self._powers.append(np.square(filtered[:, :complete].reshape(len(filtered), -1, self.frame)).mean(axis=2))
 
     def levels(self) -> Floats:
         """Active level of each channel (C,) in dB re full scale; -inf for silence.
@@ -134,8 +134,8 @@ def _without_events(frames: Floats) -> float:
     speech_like = [i for i in likely if _brief(frames > tops[i]) and _like_speech(frames, tops[i])]
     if not speech_like:
         return float(tops[0])
-    most = within[speech_like].max()
-    head = next(i for i in speech_like if within[i] >= FULL * most)
+    highest_count = within[speech_like].max()
+    head = next(i for i in speech_like if within[i] >= FULL * highest_count)
     return float(frames[frames <= tops[head]].max())
 
 
@@ -151,8 +151,8 @@ def _without_peaks(frames: Floats, top: float) -> float:
 
 def _brief(marked: NDArray[np.bool_]) -> bool:
     """Whether every run of marked frames, short gaps included, is short enough for a tap or a door."""
-    places = np.flatnonzero(marked)
-    runs = np.split(places, np.flatnonzero(np.diff(places) > GAP + 1) + 1)
+    positions = np.flatnonzero(marked)
+    runs = np.split(positions, np.flatnonzero(np.diff(positions) > GAP + 1) + 1)
     return all(run[-1] - run[0] < LONGEST for run in runs if len(run))
 
 

@@ -80,15 +80,15 @@ def mpeg_parts(path: str | Path, start: int = 0, end: int | None = None) -> Mpeg
     cut = False
     with open(path, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
         end = len(data) if end is None else min(end, len(data))
-        for place, head, after_tag in _frames(data, start, end):
-            if place + head.length > end:
+        for position, head, after_tag in _frames(data, start, end):
+            if position + head.length > end:
                 cut = True
                 break
-            info = _info_word(data, place, head)
+            info = _info_word(data, position, head)
             if info or after_tag or parts[-1].head.kind != head.kind:
-                parts.append(MpegPart(place, place, head, data[place : place + 4]))
+                parts.append(MpegPart(position, position, head, data[position : position + 4]))
             part = parts[-1]
-            part.end = place + head.length
+            part.end = position + head.length
             if info:
                 part.announced, part.count_place = _announced(data, info)
             else:
@@ -125,54 +125,54 @@ def parse(head: bytes) -> Frame | None:
     return Frame(version, layer, sample_rate, channels, samples, samples // 8 * bits // sample_rate + padding)
 
 
-def _frames(data: mmap, place: int, end: int) -> Iterator[tuple[int, Frame, bool]]:
+def _frames(data: mmap, position: int, end: int) -> Iterator[tuple[int, Frame, bool]]:
     """Frames with their positions, and whether one is the first or follows a tag; noise between them is skipped."""
     after_tag, synchronized = True, False
-    while place + 4 <= end:
-        if (length := _tag(data, place)) > 0:
-            place, after_tag, synchronized = place + length, True, False
+    while position + 4 <= end:
+        if (length := _tag(data, position)) > 0:
+            position, after_tag, synchronized = position + length, True, False
             continue
-        head = parse(data[place : place + 4])
-        if head and (synchronized or _is_confirmed(data, place, head, end)):
-            yield place, head, after_tag
-            place, after_tag, synchronized = place + head.length, False, True
+        head = parse(data[position : position + 4])
+        if head and (synchronized or _is_confirmed(data, position, head, end)):
+            yield position, head, after_tag
+            position, after_tag, synchronized = position + head.length, False, True
         else:
-            place, synchronized = data.find(b"\xff", place + 1, end), False
-            if place < 0:
+            position, synchronized = data.find(b"\xff", position + 1, end), False
+            if position < 0:
                 return
 
 
-def _is_confirmed(data: mmap, place: int, head: Frame, end: int) -> bool:
+def _is_confirmed(data: mmap, position: int, head: Frame, end: int) -> bool:
     """Whether a frame is followed by frames of the same kind, a tag or the end."""
     for _ in range(SURE):
-        place += head.length
-        if place + 4 > end or _tag(data, place):
+        position += head.length
+        if position + 4 > end or _tag(data, position):
             return True
-        next_head = parse(data[place : place + 4])
+        next_head = parse(data[position : position + 4])
         if next_head is None or next_head.kind[:3] != head.kind[:3]:
             return False
         head = next_head
     return True
 
 
-def _tag(data: mmap, place: int) -> int:
-    """Length in bytes of a tag (ID3v2, ID3v1, APEv2) that begins at ``place``; 0 if there is none."""
-    word = data[place : place + 3]
+def _tag(data: mmap, position: int) -> int:
+    """Length in bytes of a tag (ID3v2, ID3v1, APEv2) that begins at ``position``; 0 if there is none."""
+    word = data[position : position + 3]
     if word == b"ID3":
-        size = data[place + 6 : place + 10]
+        size = data[position + 6 : position + 10]
         return 10 + sum((byte & 127) << shift for byte, shift in zip(size, (21, 14, 7, 0), strict=False))
     if word == b"TAG":
         return 128
-    if word == b"APE" and data[place : place + 8] == b"APETAGEX":
-        return 32 + int.from_bytes(data[place + 12 : place + 16], "little")
+    if word == b"APE" and data[position : position + 8] == b"APETAGEX":
+        return 32 + int.from_bytes(data[position + 12 : position + 16], "little")
     return 0
 
 
-def _info_word(data: mmap, place: int, head: Frame) -> int:
+def _info_word(data: mmap, position: int, head: Frame) -> int:
     """Position of the word Xing or Info in a frame that describes the stream; 0 if it is a frame with sound."""
     if head.layer != 3:
         return 0
-    at = place + head.info_place
+    at = position + head.info_place
     return at if data[at : at + 4] in INFO else 0
 
 

@@ -28,16 +28,16 @@ class OggParts:
 def ogg_parts(path: str | Path) -> OggParts:
     """Walk the pages of an Ogg file."""
     starts: list[int] = []
-    place, in_headers, cut, flags = 0, False, False, 0
+    position, in_headers, cut, flags = 0, False, False, 0
     last = end = 0
     with open(path, "rb") as file:
-        while (page := _next_page(file, place)) is not None:
-            start, flags, length, whole = page
+        while (page := _next_page(file, position)) is not None:
+            start, flags, length, complete = page
             if flags & FIRST and not in_headers:
                 starts.append(start)
             in_headers = bool(flags & FIRST)  # multiplexed streams begin together
-            cut, place = not whole, start + length
-            last, end = (start, place) if whole else (last, end)
+            cut, position = not complete, start + length
+            last, end = (start, position) if complete else (last, end)
     return OggParts(tuple(starts), last, end, cut, not flags & LAST)
 
 
@@ -68,20 +68,20 @@ def _remainder(byte: int) -> int:
 REMAINDERS = [_remainder(byte) for byte in range(256)]
 
 
-def _next_page(file: BinaryIO, place: int) -> tuple[int, int, int, bool] | None:
-    """The next page from ``place`` on: its start, its flags, its length, and whether it is complete."""
+def _next_page(file: BinaryIO, position: int) -> tuple[int, int, int, bool] | None:
+    """The next page from ``position`` on: its start, its flags, its length, and whether it is complete."""
     while True:
-        file.seek(place)
+        file.seek(position)
         head = file.read(27 + 255)
         if not head.startswith(MAGIC):  # for example zeros after the end
-            file.seek(place)
+            file.seek(position)
             data = file.read(LONGEST)
             offset = data.find(MAGIC)
             if offset < 0 and len(data) < LONGEST:
                 return None
-            place += offset if offset >= 0 else LONGEST - len(MAGIC) + 1
+            position += offset if offset >= 0 else LONGEST - len(MAGIC) + 1
             continue
         if len(head) < 27 or len(head) < 27 + head[26]:
-            return place, head[5] if len(head) > 5 else 0, len(head), False
+            return position, head[5] if len(head) > 5 else 0, len(head), False
         length = 27 + head[26] + sum(head[27 : 27 + head[26]])
-        return place, head[5], length, file.seek(0, 2) >= place + length
+        return position, head[5], length, file.seek(0, 2) >= position + length

@@ -99,20 +99,20 @@ class SndPart:
         file.seekable = lambda: False
         return file
 
-    def _rewound(self, place: int) -> int:
-        """Seek to sample ``place``, or to the start if that is impossible; returns how many samples must be dropped."""
-        if self._at_start and place == 0:
+    def _rewound(self, position: int) -> int:
+        """Seek to a sample, or to the start if that is impossible; returns how many samples must be dropped."""
+        if self._at_start and position == 0:
             self._at_start = False
             return 0
         self._at_start = False
         try:
             with quiet_mpeg():
                 if soundfile.SoundFile.seekable(self._file) and self._file.frames < UNKNOWN:
-                    self._file.seek(min(place, self._file.frames))
+                    self._file.seek(min(position, self._file.frames))
                     return 0
             self._file.close()
             self._file = self._opened()
-            return place
+            return position
         except soundfile.LibsndfileError as error:
             self._report_damage(error)
         return 0

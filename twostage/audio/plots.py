@@ -186,9 +186,9 @@ def draw_charts(
     rows = -(-len(charts) // columns)
     figure = Figure(figsize=(3 + (7.5 if columns == 1 else 4.6 * columns), 0.8 + 3.4 * rows), layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    shown = {name for chart in charts for name in chart.lines}
+    drawn_names = {name for chart in charts for name in chart.lines}
     names = list(dict.fromkeys([*names, *(name for chart in charts for name in chart.lines)]))
-    styles = {name: style for name, style in zip(names, _line_styles(len(names)), strict=True) if name in shown}
+    styles = {name: style for name, style in zip(names, _line_styles(len(names)), strict=True) if name in drawn_names}
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, chart in zip(axes, charts, strict=False):
         for name, points in chart.lines.items():

@@ -29,11 +29,11 @@ def resampled(blocks: Iterable[Audio], from_rate: int, to_rate: int, channels: i
 
 def exactly(blocks: Iterable[Audio], frames: int, channels: int) -> Iterator[Audio]:
     """The first ``frames`` samples of a stream of (C, T) blocks, padded with zeros if it is shorter."""
-    left = frames
+    remaining = frames
     for block in blocks:
-        yield block[:, :left]
-        left = max(0, left - block.shape[1])
-    yield np.zeros((channels, left), np.float32)
+        yield block[:, :remaining]
+        remaining = max(0, remaining - block.shape[1])
+    yield np.zeros((channels, remaining), np.float32)
 
 
 def resampled_length(frames: int, from_rate: int, to_rate: int) -> int:

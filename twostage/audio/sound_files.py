@@ -92,7 +92,7 @@ class Writer:
             raise self._failure(error, "the sound") from None
         self.frames += block.shape[1]
 
-    def _failure(self, error: Exception, what: str) -> AudioError:
+    def _failure(self, error: Exception, content: str) -> AudioError:
         # libsndfile reports only "System error": another write yields the reason
         try:
             with open(self._partial, "ab") as file:
@@ -100,7 +100,7 @@ class Writer:
         except OSError as cause:
             return AudioError(f"cannot be written ({reason_of(cause)})", subject=self.path)
         reason = sndfile_reason(error) if isinstance(error, soundfile.LibsndfileError) else reason_of(error)
-        return AudioError(f"cannot write {what} ({reason})", subject=self.path)
+        return AudioError(f"cannot write {content} ({reason})", subject=self.path)
 
     def __enter__(self) -> Self:
         return self

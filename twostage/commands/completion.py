@@ -62,7 +62,7 @@ def values_of(action: Action) -> list[str]:
     if action.choices:
         return [str(choice) for choice in action.choices]
     folder, pattern = NAMED.get(action.dest, ("", ""))
-    files = {file for home in HOMES if folder for file in (home / folder).glob(pattern)}
+    files = {file for folder_root in HOMES if folder for file in (folder_root / folder).glob(pattern)}
     return sorted({file.parent.name if folder == "checkpoints" else file.stem for file in files})
 
 

@@ -55,9 +55,9 @@ def run(args: Namespace) -> int:
         raise CheckpointError(f"takes {model.inputs} channels; --int8 is for models of one", subject=args.model[0])
     speech = _speech(args, model.sample_rate) if args.int8 else None
     written = export(model, args.out, stream=args.stream, provenance=provenances(*args.model), speech=speech)
-    what = "log-mels within" if args.int8 else "within"
+    compared = "log-mels within" if args.int8 else "within"
     size = f"{written.size / 1e6:.1f} MB, {written.operators} operators"
-    print(f"{args.out}: {size}, {what} {written.difference:.1g} of PyTorch's")
+    print(f"{args.out}: {size}, {compared} {written.difference:.1g} of PyTorch's")
     return 0
 
 

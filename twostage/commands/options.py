@@ -80,13 +80,13 @@ def restoration_options(args: Namespace, *, overwrite: bool = False, batch: int 
 def models_by_label(arguments: "Sequence[Sequence[str]] | None") -> dict[str, list[str]]:
     """Label -> paths. A label is given by ``LABEL=``, otherwise it is the name or the paths themselves."""
     models: dict[str, list[str]] = {}
-    for first, *rest in arguments or [["default"]]:
+    for first, *other_paths in arguments or [["default"]]:
         label, equals, path = first.partition("=")
         if not equals or Path(first).exists():
-            label, path = " + ".join([first, *rest]), first
+            label, path = " + ".join([first, *other_paths]), first
         if label in models:
             raise ConfigError(f"--model {label}: given twice; give one of them a LABEL=")
-        models[label] = [path, *rest]
+        models[label] = [path, *other_paths]
     return {} if list(models) == ["none"] else models
 
 

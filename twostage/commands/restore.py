@@ -86,12 +86,12 @@ def _restored(args: argparse.Namespace, names: "Ends") -> int:
     device, precision = _where(args, bool(pending))
     model = load(*args.model or [], device=device, precision=precision) if pending else None
     reports: list[RestorationReport] = []
-    waiting, written = set(pending), dict[Path, Path]()
+    to_restore, written = set(pending), dict[Path, Path]()
     reporter = RestoreReporter(sys.stderr if "-" in (args.json, args.out) else sys.stdout, quiet=is_quiet(args))
     with reporter.bar(pending) as progress:
 
         def work(job: "RestoreJob") -> "RestorationReport":
-            needed = model if job in waiting else None
+            needed = model if job in to_restore else None
             with called(names.names):
                 return _do(needed, job, options, progress, names, skip=args.skip_existing, written=written)
 
@@ -143,8 +143,8 @@ def _do(
         raise AudioError(job.error, subject=job.source)
     if winner := job.beaten_by(written):
         info(job.source)  # report an unreadable file as such
-        what = f"would write {names.name(job.target)}, which {names.name(winner)} writes"
-        raise AudioError(what, subject=job.source)
+        reason = f"would write {names.name(job.target)}, which {names.name(winner)} writes"
+        raise AudioError(reason, subject=job.source)
     if model is None or (skip and _is_done(job)):  # another process may restore the same folder
         return _skipped(job)
     if job.plot:

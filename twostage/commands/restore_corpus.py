@@ -123,22 +123,22 @@ class CorpusReporter:
         for kind, count in (("errors", self.counts["failed"]), ("warnings", self._warned)):
             if count > SHOWN:
                 print(f"twostage: {count - SHOWN} more {kind} are in the table", file=sys.stderr)
-        left = self._files - self.counts.total()
-        self._line(self._state() + (f"; {left} not done, the same command continues with them" if left else ""))
+        missing = self._files - self.counts.total()
+        self._line(self._state() + (f"; {missing} not done, the same command continues with them" if missing else ""))
 
     def _state(self) -> str:
         elapsed, done = time.monotonic() - self._started, self.counts.total()
-        words = [f"{self.counts['restored']} restored"]
-        words += [f"{self._skipped} done before"] if self._skipped else []
-        words += [f"{self.counts['failed']} failed"] if self.counts["failed"] else []
+        counts = [f"{self.counts['restored']} restored"]
+        counts += [f"{self._skipped} done before"] if self._skipped else []
+        counts += [f"{self.counts['failed']} failed"] if self.counts["failed"] else []
         pace = f"; {self._seconds:.1f} s of sound in {elapsed:.1f} s{self._where}" if self._seconds else ""
-        return f"{', '.join(words)} of {self._files + self._skipped}{pace}{self._left(done)}"
+        return f"{', '.join(counts)} of {self._files + self._skipped}{pace}{self._left(done)}"
 
     def _left(self, done: int) -> str:
-        since, before = self._first or (0.0, done)
-        if not before < done < self._files:
+        since, first_count = self._first or (0.0, done)
+        if not first_count < done < self._files:
             return ""
-        return f", {(time.monotonic() - since) / (done - before) * (self._files - done):.0f} s left"
+        return f", {(time.monotonic() - since) / (done - first_count) * (self._files - done):.0f} s left"
 
     def _line(self, text: str) -> None:
         if not self._quiet:

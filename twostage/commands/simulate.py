@@ -58,8 +58,8 @@ def run(args: Namespace) -> int:
             simulate_recording(source, target, sensor, args.seed, name, air=air, overwrite=args.overwrite)
         return _pair(source, target, relative), needed
 
-    shown = tqdm(files, disable=is_quiet(args) or len(files) < 20 or None, unit="file")
-    for _, outcome in one_by_one(shown, work, name=lambda file: file[0]):
+    progress = tqdm(files, disable=is_quiet(args) or len(files) < 20 or None, unit="file")
+    for _, outcome in one_by_one(progress, work, name=lambda file: file[0]):
         if isinstance(outcome, Failure):
             failed += 1
             print(f"twostage: error: {one_line(outcome.error)}", file=sys.stderr)

@@ -48,17 +48,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--seconds", type=float, default=1.0, help="window length for a model that looks ahead (default: 1)")
     add("--threads", type=int, default=1, help="processor threads (default: 1)")
-    way = parser.add_mutually_exclusive_group()
-    way.add_argument(
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
         "--file", metavar="FILE", help="stream the first channel (or two) of a sound file, and report the time per hop"
     )
-    way.add_argument("--live", action="store_true", help="stream from the microphone to the loudspeaker (extra: live)")
-    way.add_argument(
+    mode.add_argument("--live", action="store_true", help="stream from the microphone to the loudspeaker (extra: live)")
+    mode.add_argument(
         "--virtual-microphone",
         metavar="NAME",
         help="provide a microphone of this name to other programs (Linux: PulseAudio or PipeWire)",
     )
-    way.add_argument("--list-devices", action="store_true", help="list the values for --devices and --microphone")
+    mode.add_argument("--list-devices", action="store_true", help="list the values for --devices and --microphone")
     add("-o", "--out", metavar="OUT", help="with --file: write the output at the model's sample rate")
     add("--json", metavar="FILE.json", help="with --file: write the timing as JSON")
     add("--overwrite", action="store_true", help="replace outputs that exist")

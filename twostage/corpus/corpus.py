@@ -195,15 +195,15 @@ def plan(sources: Iterable[str], home: str, done: Mapping[str, Result], *, suffi
 
     If another file has the same name, a digest of the source is appended.
     """
-    taken = {_folded(result.output): path for path, result in done.items()}
+    used_names = {_folded(result.output): path for path, result in done.items()}
     for source in sources:
         if source in done:
             continue
         name = renamed(Path(safe_name(source, home)), suffix or None).as_posix()
-        if taken.setdefault(_folded(name), source) != source:
+        if used_names.setdefault(_folded(name), source) != source:
             path, digest = PurePosixPath(name), blake2b(source.encode(), digest_size=6).hexdigest()
             name = path.with_name(f"{path.stem}-{digest}{path.suffix}").as_posix()
-            taken[_folded(name)] = source
+            used_names[_folded(name)] = source
         yield Item(source, name)
 
 

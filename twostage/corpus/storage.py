@@ -75,8 +75,8 @@ class Store:
     def deliver(self, file: Path, name: str) -> None:
         """Move a local file from ``scratch()`` to ``name``, replacing an existing one."""
         if self.local is None:
-            with self._writing(name) as place:
-                self._files.put_file(str(file), place)
+            with self._writing(name) as target_path:
+                self._files.put_file(str(file), target_path)
             return
         target = self.local / name
         if not target.parent.resolve().is_relative_to(self.local.resolve()):

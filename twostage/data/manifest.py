@@ -210,9 +210,9 @@ def _side(file: Path, bone: str, air: str) -> tuple[str, str]:
 
 
 def _partnered(sides: Sides, problems: list[str]) -> Sides:
-    lone = {key: files for key, files in sides.items() if not files.keys() >= {"bone", "air"}}
-    problems.extend(f"{next(iter(files.values()))}: no partner" for files in lone.values())
-    return {key: files for key, files in sides.items() if key not in lone}
+    unpaired = {key: files for key, files in sides.items() if not files.keys() >= {"bone", "air"}}
+    problems.extend(f"{next(iter(files.values()))}: no partner" for files in unpaired.values())
+    return {key: files for key, files in sides.items() if key not in unpaired}
 
 
 def _entries(

@@ -82,8 +82,8 @@ def load_recordings(entries: Sequence[Entry], sample_rate: int) -> list[Recordin
 
 def _load(entry: Entry, sample_rate: int) -> Recording:
     degraded, clean = open_pair(entry, sample_rate).cut()
-    for path, side in ((entry.clean, clean), (entry.degraded, degraded)):
-        if not side.any():
+    for path, channel in ((entry.clean, clean), (entry.degraded, degraded)):
+        if not channel.any():
             raise DataError("silent, cannot be used for a fit", subject=path)
     return Recording(clean, degraded)
 
@@ -199,10 +199,10 @@ def _held(sensor: Sensor) -> Sensor:
         return sensor
     last = max(0, sum(f < 0.95 * sensor.band_limit for f in sensor.frequencies) - 1)
     curves = {name: getattr(sensor, name) for name in CURVES}
-    held: dict[str, Any] = {
+    values: dict[str, Any] = {
         name: curve[: last + 1] + (curve[last],) * (len(curve) - last - 1) for name, curve in curves.items() if curve
     }
-    return replace(sensor, **held)
+    return replace(sensor, **values)
 
 
 def _by_band(powers: Floats, starts: Starts) -> Floats:

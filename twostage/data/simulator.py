@@ -113,10 +113,10 @@ def low_pass(audio: Floats, sample_rate: int, sensor: Sensor, rng: np.random.Gen
 
     jitter = rng.uniform(1 - sensor.filter_jitter, 1 + sensor.filter_jitter, 2)
     b, a = biquad(sensor.cutoff * jitter[0], sensor.q * jitter[1], sample_rate)
-    side = min(len(audio) - 1, round(0.05 * sample_rate))
-    padded = np.pad(audio, side, mode="reflect")
+    padding = min(len(audio) - 1, round(0.05 * sample_rate))
+    padded = np.pad(audio, padding, mode="reflect")
     forward = lfilter(b, a, padded)
-    return lfilter(b, a, forward[::-1])[::-1][side : side + len(audio)]
+    return lfilter(b, a, forward[::-1])[::-1][padding : padding + len(audio)]
 
 
 def biquad(cutoff: float, q: float, sample_rate: int) -> tuple[Floats, Floats]:
@@ -177,8 +177,8 @@ def _body(
         gain = gain + spread * smooth_field(times, positions, rng)
     if sensor.coherence:
         remaining = np.minimum(1, _curve(sensor, "coherence", frequencies) / gain_coherence(spread))
-        share = _curve(sensor, "noise_share", frequencies)
-        spectra = _decohere(spectra, remaining, share, size, len(speech), times, positions, rng)
+        noise_share = _curve(sensor, "noise_share", frequencies)
+        spectra = _decohere(spectra, remaining, noise_share, size, len(speech), times, positions, rng)
     return istft(spectra * np.exp(gain * np.float32(np.log(10) / 20)), size, len(speech))
 
 
@@ -278,10 +278,10 @@ def _surroundings(
     if not added and not sensor.band_limit and sensor.rounding_db is None:
         return speech
     length = len(speech)
-    side = min(length - 1, round(0.01 * sample_rate))
-    size = fft.next_fast_len(length + 2 * side, real=True)
+    padding = min(length - 1, round(0.01 * sample_rate))
+    size = fft.next_fast_len(length + 2 * padding, real=True)
     frequencies = np.arange(size // 2 + 1, dtype=np.float32) * (sample_rate / size)
-    padded = np.pad(speech, (side, side), mode="reflect").astype(np.float32)
+    padded = np.pad(speech, (padding, padding), mode="reflect").astype(np.float32)
     spectrum = fft.rfft(padded, size)
     scale = np.float32(level * np.sqrt(size / 2))  # for white noise of level 1 from parts of unit variance
     powers = np.full(len(frequencies), np.float32(sensor.white_noise**2))
@@ -293,7 +293,7 @@ def _surroundings(
         color = (10 ** (color / 20)).astype(np.float32)
     if ambient is not None:
         gain = level * 10 ** (ambient[1] / 20) / max(levels.rms(ambient[0]), 1e-9)
-        spectrum = spectrum + fft.rfft(np.pad(gain * ambient[0], side), size) * color
+        spectrum = spectrum + fft.rfft(np.pad(gain * ambient[0], padding), size) * color
     elif sensor.ambient_db is not None:
         pink = 1 / np.maximum(frequencies, 50)
         powers = powers + 10 ** (sensor.ambient_db / 10) * color**2 * pink / pink.mean()
@@ -308,4 +308,4 @@ def _surroundings(
     if powers.any():
         noise = rng.standard_normal((2, len(frequencies)), np.float32)
         spectrum = spectrum + scale * np.sqrt(powers) * (noise[0] + 1j * noise[1])
-    return fft.irfft(spectrum, size)[side : side + length]
+    return fft.irfft(spectrum, size)[padding : padding + length]

@@ -97,10 +97,10 @@ def kept_sounds(folders: Sequence[Path], systems: Sequence[str]) -> dict[str, di
     return kept
 
 
-def mean_errors(kept: Mapping[str, Mapping[str, Audio]]) -> dict[str, NDArray[np.float64]]:
+def mean_errors(utterances: Mapping[str, Mapping[str, Audio]]) -> dict[str, NDArray[np.float64]]:
     """For each system, the mean error in dB by band over the utterances."""
     errors: dict[str, list[NDArray[np.float64]]] = {}
-    for sounds in kept.values():
+    for sounds in utterances.values():
         for system, sound in sounds.items():
             if system != CLEAN:
                 aligned = metrics.align(sounds[CLEAN], sound)

@@ -47,7 +47,7 @@ def evaluate(
     metrics.require_packages(names)
     reference_free = [name for name in names if name in metrics.NO_REFERENCE]
     done = results.done([*source.inputs, *(system.name for system in systems), *([CLEAN] if reference_free else [])])
-    waiting: Waiting = deque()
+    pending: Waiting = deque()
     saved = time.monotonic()
     try:
         with scoring_pool(jobs) as pool:
@@ -62,20 +62,20 @@ def evaluate(
                     if reference_free:
                         row, clean, _ = rows[0]
                         scored.append(pool.submit(score, replace(row, system=CLEAN), clean, clean, reference_free))
-                    waiting.append((name, entry.name, scored))
-                _collect(waiting, 0 if jobs == 1 else 2 * jobs, results, progress)
+                    pending.append((name, entry.name, scored))
+                _collect(pending, 0 if jobs == 1 else 2 * jobs, results, progress)
                 if time.monotonic() - saved > SAVE_EVERY:
                     save()
                     saved = time.monotonic()
-            _collect(waiting, 0, results, progress)
+            _collect(pending, 0, results, progress)
     finally:
         save()
 
 
-def _collect(waiting: Waiting, max_pending: int, results: EvaluationResults, progress: Callable[[], None]) -> None:
+def _collect(pending: Waiting, max_pending: int, results: EvaluationResults, progress: Callable[[], None]) -> None:
     """Wait until at most ``max_pending`` utterances are left; rows and failures keep the order of the entries."""
-    while len(waiting) > max_pending:
-        name, path, futures = waiting.popleft()
+    while len(pending) > max_pending:
+        name, path, futures = pending.popleft()
         with results.collecting(name, path):
             results.rows += [future.result() for future in futures]
         progress()

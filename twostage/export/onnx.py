@@ -202,8 +202,8 @@ class Step(nn.Module):
         self.states = self._run(torch.zeros(1, model.inputs, model.stride), {})[1]
 
     def forward(self, audio: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        restored, after = self._run(audio, dict(zip(self.states, states, strict=True)))
-        return restored, *after.values()
+        restored, next_states = self._run(audio, dict(zip(self.states, states, strict=True)))
+        return restored, *next_states.values()
 
     def _run(self, audio: Tensor, states: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         leaves = stream_states(self.model)
@@ -235,8 +235,8 @@ class RealStft(Stft):
 
 def waves(stft: Stft) -> Tensor:
     """Windowed cosines and negative sines: (2 (n_fft // 2 + 1), 1, n_fft)."""
-    before = (stft.n_fft - stft.win_length) // 2
-    window = F.pad(stft.window.double(), (before, stft.n_fft - stft.win_length - before))
+    padding = (stft.n_fft - stft.win_length) // 2
+    window = F.pad(stft.window.double(), (padding, stft.n_fft - stft.win_length - padding))
     spectrum = torch.fft.rfft(torch.diag(window)).T
     return torch.cat([spectrum.real, spectrum.imag])[:, None].float()
 
@@ -257,8 +257,8 @@ class RealGriffinLim(GriffinLim):
     def _waveform(self, spectrum: Tensor, coverage: Tensor) -> Tensor:
         stft, parts = self.mel.stft, (spectrum * self.share).transpose(0, 1).flatten(1, 2)
         assert isinstance(stft, RealStft)
-        side = 0 if self.overlap is not None else (stft.n_fft - stft.hop_length) // 2
-        audio = F.conv_transpose1d(parts, stft.kernel, stride=stft.hop_length, padding=side)
+        padding = 0 if self.overlap is not None else (stft.n_fft - stft.hop_length) // 2
+        audio = F.conv_transpose1d(parts, stft.kernel, stride=stft.hop_length, padding=padding)
         return (audio if self.overlap is None else self.overlap(audio)) / coverage
 
 

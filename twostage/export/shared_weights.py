@@ -115,13 +115,13 @@ def _compute_waves(graph: Any, stft: Stft) -> None:
     """Replace the values of ``export.onnx.waves`` by their computation from one period and the window."""
     from onnx import TensorProto, helper, numpy_helper
 
-    before = (stft.n_fft - stft.win_length) // 2
-    window = np.pad(stft.window.double().numpy(), (before, stft.n_fft - stft.win_length - before))
-    places = np.arange(stft.n_fft)
-    period = np.exp(-2j * np.pi * places / stft.n_fft)
+    padding = (stft.n_fft - stft.win_length) // 2
+    window = np.pad(stft.window.double().numpy(), (padding, stft.n_fft - stft.win_length - padding))
+    samples = np.arange(stft.n_fft)
+    period = np.exp(-2j * np.pi * samples / stft.n_fft)
     constants = {
-        "bins": places[: stft.n_fft // 2 + 1, None],
-        "places": places[None],
+        "bins": samples[: stft.n_fft // 2 + 1, None],
+        "places": samples[None],
         "n_fft": np.array(stft.n_fft),
         "cosine": period.real,
         "sine": period.imag,

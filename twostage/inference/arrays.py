@@ -91,8 +91,8 @@ def _of_tensor(audio: "torch.Tensor", name: str) -> Samples:
 
     dtype, device = audio.dtype, audio.device
     if device.type == "meta" or audio.layout != torch.strided or audio.is_quantized:
-        what = "on the meta device" if device.type == "meta" else f"a tensor of {audio.layout} and {dtype}"
-        raise AudioError(f"{name} {_is(name)} {what}, must be an ordinary tensor")
+        description = "on the meta device" if device.type == "meta" else f"a tensor of {audio.layout} and {dtype}"
+        raise AudioError(f"{name} {_is(name)} {description}, must be an ordinary tensor")
     if dtype == torch.bool or dtype.is_complex:
         raise AudioError(f"{name} {_is(name)} of dtype {dtype}, must be floating-point or integer")
     if dtype.is_floating_point:

@@ -87,7 +87,7 @@ def _single(inputs: Sequence[str], out: Path, suffix: str | None, plot: bool) ->
 
 
 def _written_before(file: Path, name: str, out: str) -> bool:
-    """Whether ``file`` lies in an output folder inside the input folder: a result of an earlier run."""
+    """Whether ``file`` is in an output folder within the input folder: a result of an earlier run."""
     folder, target_folder = _real(Path(name)), _real(Path(out))
     return folder != target_folder and folder in target_folder.parents and target_folder in _real(file).parents
 
@@ -115,17 +115,17 @@ def _distinct(jobs: Sequence[RestoreJob]) -> list[RestoreJob]:
     groups: dict[object, list[RestoreJob]] = {}
     for job in jobs:
         group = groups.setdefault(job.source if job.error else _real(job.target), [])
-        if all(_real(other.source) != _real(job.source) for other in group):
+        if all(_real(rival.source) != _real(job.source) for rival in group):
             group.append(job)
     kept = []
     for group in groups.values():
         group.sort(key=lambda job: _ending(job.source) in MEDIA)  # stable: otherwise in the order of the inputs
-        kept += [replace(job, rivals=tuple(other.source for other in group[:index])) for index, job in enumerate(group)]
+        kept += [replace(job, rivals=tuple(rival.source for rival in group[:count])) for count, job in enumerate(group)]
     return kept
 
 
 def _with_plots(jobs: Sequence[RestoreJob], plot: bool) -> list[RestoreJob]:
-    """Name a picture beside each output: a.png for a.wav, and a.flac.png where that name is taken."""
+    """Name a plot in the folder of each output: a.png for a.wav, or a.flac.png if that name is used already."""
     pictures: dict[Path, Path] = {}
     planned = []
     for job in jobs:

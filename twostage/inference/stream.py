@@ -118,17 +118,17 @@ class Stream:
 class _HighPass:
     """Removes everything below speech like ``restore`` with the same model; does nothing if it was removed already."""
 
-    def __init__(self, model: Enhancer, done: bool) -> None:
-        self._done, self._causal = done, model.causal
+    def __init__(self, model: Enhancer, already_filtered: bool) -> None:
+        self._already_filtered, self._causal = already_filtered, model.causal
         self._inputs, self._sample_rate = model.inputs, model.sample_rate
         self.reset()
         self.latency = self._filter.latency if isinstance(self._filter, ZeroPhaseHighPass) else 0
 
     def reset(self) -> None:
         self._filter: CausalHighPass | ZeroPhaseHighPass | None = None
-        if not self._done and self._causal:
+        if not self._already_filtered and self._causal:
             self._filter = CausalHighPass(self._inputs, self._sample_rate)
-        elif not self._done:
+        elif not self._already_filtered:
             self._filter = ZeroPhaseHighPass(self._inputs, self._sample_rate, round(CHUNK * self._sample_rate))
 
     def push(self, audio: NDArray[Any]) -> Audio:

@@ -191,8 +191,8 @@ def _loaded(name: str, sample_rate: int) -> Iterator[str]:
 
 def _load(module: str, name: str, *options: str, sink: bool, owner: str) -> str:
     """Load a module that makes a sink or source of one channel; returns its number."""
-    kind, shown = ("sink", f"{name.removesuffix('.input')}-input") if sink else ("source", name)
-    properties = f'{kind}_properties="device.description={shown} {owner}"'
+    kind, description = ("sink", f"{name.removesuffix('.input')}-input") if sink else ("source", name)
+    properties = f'{kind}_properties="device.description={description} {owner}"'
     mixing = [] if sink else ["remix=no"]
     arguments = (f"{kind}_name={name}", *options, "channels=1", "channel_map=mono", *mixing, properties)
     return _pactl("load-module", module, *arguments).strip()

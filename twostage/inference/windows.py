@@ -63,28 +63,28 @@ def keep_low_band(pairs: Iterable[tuple[Audio, Audio]], cutoff: float, sample_ra
     if not cutoff:
         yield from (enhanced for _, enhanced in pairs)
         return
-    side = round(CROSSOVER / 2 * sample_rate)
-    taps = _low_pass(side, cutoff / sample_rate)
+    half_length = round(CROSSOVER / 2 * sample_rate)
+    taps = _low_pass(half_length, cutoff / sample_rate)
     difference = enhanced = None
     for original, restored in pairs:
         if difference is None or enhanced is None:
-            difference, enhanced = np.zeros((len(original), side), np.float32), restored[:, :0]
+            difference, enhanced = np.zeros((len(original), half_length), np.float32), restored[:, :0]
         # enhanced + low(original - enhanced) is low(original) + high(enhanced) with one filter
         difference = np.concatenate([difference, original - restored], axis=1)
         enhanced = np.concatenate([enhanced, restored], axis=1)
-        ready = difference.shape[1] - 2 * side
+        ready = difference.shape[1] - 2 * half_length
         if ready > 0:
             yield enhanced[:, :ready] + _convolved(difference, taps)
             difference, enhanced = difference[:, ready:], enhanced[:, ready:]
     if difference is not None and enhanced is not None:
-        difference = match_length(difference, difference.shape[1] + side)
-        difference = np.pad(difference, [(0, 0), (max(0, 2 * side + 1 - difference.shape[1]), 0)])
+        difference = match_length(difference, difference.shape[1] + half_length)
+        difference = np.pad(difference, [(0, 0), (max(0, 2 * half_length + 1 - difference.shape[1]), 0)])
         yield enhanced + _convolved(difference, taps)[:, -enhanced.shape[1] :]
 
 
-def _low_pass(side: int, cutoff: float) -> Audio:
-    """A Hamming-windowed sinc (2 side + 1,) with unit gain at 0 Hz; ``cutoff`` in cycles per sample."""
-    taps = np.sinc(2 * cutoff * np.arange(-side, side + 1)) * np.hamming(2 * side + 1)
+def _low_pass(half_length: int, cutoff: float) -> Audio:
+    """A Hamming-windowed sinc (2 half_length + 1,) with unit gain at 0 Hz; ``cutoff`` in cycles per sample."""
+    taps = np.sinc(2 * cutoff * np.arange(-half_length, half_length + 1)) * np.hamming(2 * half_length + 1)
     return (taps / taps.sum()).astype(np.float32)
 
 

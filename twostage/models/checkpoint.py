@@ -97,8 +97,8 @@ def _load(paths: tuple[str | Path, ...], *, folded: bool) -> EnhancerModule:
     models = {str(file): load_stage(file, folded=folded) for file in files}
     model = next(iter(models.values())) if len(models) == 1 else _join(models)
     if not isinstance(model, EnhancerModule):
-        other = "restorer" if isinstance(model, Vocoder) else "vocoder"
-        raise CheckpointError(f"holds a {kind_of(model)} alone; give a {other}'s file beside it", subject=files[0])
+        missing = "restorer" if isinstance(model, Vocoder) else "vocoder"
+        raise CheckpointError(f"holds a {kind_of(model)} alone; give a {missing}'s file beside it", subject=files[0])
     return model
 
 

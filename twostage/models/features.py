@@ -119,10 +119,10 @@ class Stft(nn.Module):
         if self.past is not None:
             padded: Tensor = self.past(audio)
             return padded
-        side = (self.n_fft - self.hop_length) // 2
-        reflected = min(side, audio.shape[-1] - 1)
+        padding = (self.n_fft - self.hop_length) // 2
+        reflected = min(padding, audio.shape[-1] - 1)
         audio = F.pad(audio[:, None], (reflected, reflected), mode="reflect")[:, 0]
-        return F.pad(audio, (side - reflected, side - reflected))
+        return F.pad(audio, (padding - reflected, padding - reflected))
 
 
 class Istft(nn.Module):
@@ -140,8 +140,8 @@ class Istft(nn.Module):
         self.n_fft, self.hop_length = stft.n_fft, stft.hop_length
         self.delay = 0 if stft.past is None else stft.n_fft - stft.hop_length
         self.overlap = Overlap(self.delay) if self.delay else None
-        before = (stft.n_fft - stft.win_length) // 2
-        window = F.pad(stft.window, (before, stft.n_fft - stft.win_length - before))
+        padding = (stft.n_fft - stft.win_length) // 2
+        window = F.pad(stft.window, (padding, stft.n_fft - stft.win_length - padding))
         self.register_buffer("window", window[:, None], persistent=False)
 
     def forward(self, spectrum: Tensor) -> Tensor:
@@ -168,8 +168,8 @@ class Istft(nn.Module):
         if self.overlap is not None:
             complete: Tensor = self.overlap(audio)
             return complete
-        side = (self.n_fft - self.hop_length) // 2
-        return audio[..., side : audio.shape[-1] - side]
+        padding = (self.n_fft - self.hop_length) // 2
+        return audio[..., padding : audio.shape[-1] - padding]
 
 
 def as_channels(spectrum: Tensor) -> Tensor:

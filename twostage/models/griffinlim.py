@@ -157,14 +157,14 @@ class GriffinLim(nn.Module):
         """
         hop, length = self.mel.config.hop_length, frames.shape[1]
         parts = frames.unflatten(-1, (-1, hop))
-        overlap, side = parts.shape[2], (self.mel.config.n_fft - hop) // 2
+        overlap, padding = parts.shape[2], (self.mel.config.n_fft - hop) // 2
         # in-place sums into slices would become element-wise updates in ONNX
         shifted = [F.pad(parts[:, :, i], (0, 0, i, overlap - 1 - i)) for i in range(overlap)]
         total = reduce(torch.add, shifted)
         if self.overlap is not None:
             complete: Tensor = self.overlap(total.flatten(1)[:, None])
             return complete
-        return total.flatten(1)[:, None, side : side + length * hop]
+        return total.flatten(1)[:, None, padding : padding + length * hop]
 
     @property
     def delay(self) -> int:

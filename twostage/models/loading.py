@@ -53,8 +53,8 @@ def onnx_for(*paths: str | Path) -> Path | None:
             return onnx
     if installed("torch"):
         return None
-    if beside := onnx_beside(paths):
-        return beside
-    what = ", ".join(map(str, paths)) or DEFAULT
-    ready = ", ".join(names_with_onnx()) or "none of the shipped models"
-    raise CheckpointError(f"{WITHOUT_TORCH}; without it, ONNX files can be used, and {ready}", subject=what)
+    if onnx_path := onnx_beside(paths):
+        return onnx_path
+    names = ", ".join(map(str, paths)) or DEFAULT
+    usable = ", ".join(names_with_onnx()) or "none of the shipped models"
+    raise CheckpointError(f"{WITHOUT_TORCH}; without it, ONNX files can be used, and {usable}", subject=names)

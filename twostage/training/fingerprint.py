@@ -54,9 +54,9 @@ def changed(ours: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
 
 def _levels(example: Example) -> Tensor:
     """The number of samples, and the levels of both sides in PARTS sections."""
-    both = torch.cat([example.degraded, example.clean], 1)[0].double().cpu()
-    levels = [part.square().mean(-1).sqrt() for part in both.tensor_split(PARTS, -1) if part.shape[-1]]
-    return torch.cat([torch.tensor([float(both.shape[-1])], dtype=torch.float64), *levels])
+    channels = torch.cat([example.degraded, example.clean], 1)[0].double().cpu()
+    levels = [part.square().mean(-1).sqrt() for part in channels.tensor_split(PARTS, -1) if part.shape[-1]]
+    return torch.cat([torch.tensor([float(channels.shape[-1])], dtype=torch.float64), *levels])
 
 
 def _are_close(left: Tensor, right: Tensor) -> bool:

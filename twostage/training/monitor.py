@@ -78,8 +78,8 @@ class Monitor:
         values["learning_rate"] = training.optimizer.param_groups[0]["lr"]
         self.log.scalars(training.step, values | self._clock.values(), "train")
         terms = " ".join(f"{name} {value:.4g}" for name, value in values.items())
-        left = self._clock.describe(self.settings.steps - training.step)
-        self.log.say(f"step {training.step}/{self.settings.steps}  {terms}  [{left}]")
+        remaining = self._clock.describe(self.settings.steps - training.step)
+        self.log.say(f"step {training.step}/{self.settings.steps}  {terms}  [{remaining}]")
         self._sums, self._clock = {}, Clock()
 
     def _validate(self, training: Training) -> None:

@@ -109,9 +109,9 @@ def _direction_of_last(stage: Any) -> Tensor:
     return direction
 
 
-def _last_trained(train: str, both: nn.Module) -> Tensor:
+def _last_trained(train: str, model: nn.Module) -> Tensor:
     """The direction of the weight of the last trained layer; ``train`` as in ``FinetuneRun``."""
-    return _direction_of_last(both.get_submodule(TRAINABLE[train][-1]))
+    return _direction_of_last(model.get_submodule(TRAINABLE[train][-1]))
 
 
 def last_weight(model: nn.Module) -> Tensor:

@@ -14,8 +14,8 @@ def one_line(text: object) -> str:
     >>> one_line("a\\nb\\x1b.wav: no such file")
     'a\\\\nb\\\\x1b.wav: no such file'
     """
-    shown = "".join(repr(c)[1:-1] if category(c) in UNSEEN else c for c in str(text))
-    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2]} ... {shown[5 - LONGEST // 2 :]}"
+    line = "".join(repr(c)[1:-1] if category(c) in UNSEEN else c for c in str(text))
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[5 - LONGEST // 2 :]}"
 
 
 def first_line(error: BaseException) -> str:
