@@ -332,7 +332,7 @@ def test_all_that_is_kept_has_a_limit(tiny_path: Path, take: Path, monkeypatch: 
         wait_for(lambda: [path.name for path in homes[0].rglob("*")] == [LOCK])  # what was given and made is gone
         (homes[0] / "others").write_bytes(bytes(999_000))
         answer = ask(url, "v1/restore", take.read_bytes())
-        assert (answer[0], "of 1 MB are taken on this server" in error_of(answer)) == (507, True)
+        assert (answer[0], "of 1 MB are used on this server" in error_of(answer)) == (507, True)
         (homes[0] / "others").unlink()
         assert ask(url, "v1/restore", take.read_bytes())[0] == 200
 
@@ -353,7 +353,7 @@ def test_an_upload_says_its_length(url: str) -> None:
 def test_promises_count_until_they_are_kept(tmp_path: Path) -> None:
     storage = Storage(tmp_path, 1)
     with storage.reserve(600_000) as promise:
-        with pytest.raises(StorageFull, match=r"0\.5 MB are wanted, 0\.6 of 1 MB are taken"), storage.reserve(500_000):
+        with pytest.raises(StorageFull, match=r"0\.5 MB are needed, 0\.6 of 1 MB are used"), storage.reserve(500_000):
             pass
         (tmp_path / "a").write_bytes(bytes(600_000))
         promise.arrived(600_000)
@@ -495,7 +495,7 @@ def test_the_command_serves_other_machines_with_a_token_and_a_warning(
     process.terminate()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0
-    assert errors.startswith("twostage: warning: --host 0.0.0.0: other machines can ask for work")
+    assert errors.startswith("twostage: warning: --host 0.0.0.0: other machines with the token can send requests")
     assert errors.count("\n") == 1
     assert list(tmp_path.iterdir()) == []  # nothing is left, nor written elsewhere
 

@@ -194,7 +194,7 @@ def test_rubbish_behind_the_end_is_none_and_said(tmp_path: Path, speech: Speech,
         (tmp_path / f"b.{suffix}").write_bytes(data + rubbish)
         with sound_files.Reader(tmp_path / f"b.{suffix}") as reader:
             assert np.array_equal(np.concatenate(list(reader.blocks()), axis=1), wanted)
-            assert [note for note in reader.notes if "are no sound, and not read" in note]
+            assert [note for note in reader.notes if "are not sound and are not read" in note]
 
 
 @pytest.mark.parametrize("suffix", ["ogg", "opus"])

@@ -291,7 +291,7 @@ def test_long_files_are_made_in_parts_that_fit(monkeypatch: pytest.MonkeyPatch) 
     ("settings", "message"),
     [
         ({"frequencies": (0.0, 100.0), "response_db": (1.0,)}, "response_db has 1 values, sensor.frequencies 2"),
-        ({"frequencies": (100.0, 0.0)}, "must rise"),
+        ({"frequencies": (100.0, 0.0)}, "must be two or more, increasing"),
         ({"frequencies": GRID, "coherence": (0.5, 1.5)}, "between 0 and 1"),
         ({"resonances": ((1.0, 2.0),)}, "resonances"),
         ({"white_noise": -1.0}, "white_noise is -1.0"),

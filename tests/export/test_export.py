@@ -270,7 +270,7 @@ def test_files_that_cannot_be_used_are_one_line(
         twostage.load(path)
     with pytest.raises(CheckpointError, match=r"missing\.onnx: no such file"):
         twostage.load(tmp_path / "missing.onnx")
-    with pytest.raises(CheckpointError, match="give it alone"):
+    with pytest.raises(CheckpointError, match="so it must be the only path"):
         twostage.load(path, "default")
     monkeypatch.setattr("twostage.models.onnx_enhancer.installed", lambda name: False)
     with pytest.raises(CheckpointError, match=r"need onnxruntime: pip install 'twostage\[onnx\]'"):

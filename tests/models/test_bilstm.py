@@ -68,7 +68,7 @@ def test_a_bin_that_never_moves_has_a_deviation_all_the_same():
 def test_silent_pairs_are_refused(silent):
     pair = [torch.randn(1, 1, 640), torch.randn(1, 1, 640)]
     pair[silent] = torch.zeros(1, 1, 640)
-    with pytest.raises(DataError, match="bilstm: one side of the pairs is silent"):
+    with pytest.raises(DataError, match="bilstm: the degraded or the clean audio of all pairs is silent"):
         Bilstm(TINY).prepare([tuple(pair)])
 
 

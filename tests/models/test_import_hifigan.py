@@ -180,7 +180,7 @@ def test_every_tensor_is_accounted_for(write, state, message):
     ("settings", "message"),
     [
         (without(PUBLISHED, "hop_size"), "hop_size: missing"),
-        (PUBLISHED | {"activation": "snake"}, "activation: no setting of the published generator"),
+        (PUBLISHED | {"activation": "snake"}, "activation: not a setting of the published generator"),
         (PUBLISHED | {"hop_size": 16}, "upsample_rates multiply to 8, mel.hop_length is 16"),
         (PUBLISHED | {"resblock": "3"}, "resblock is '3'"),
         (PUBLISHED | {"num_mels": "80"}, "mel.n_mels is '80'"),

@@ -121,12 +121,12 @@ def _glob(pattern: Path, suffixes: set[str], skipped: list[Path]) -> list[tuple[
     fixed = next(i for i, part in enumerate(pattern.parts) if any(c in part for c in "*?["))
     base, pattern_parts = Path(*pattern.parts[:fixed]), pattern.parts[fixed:]
     if "**" in pattern_parts:
-        found = _matching(base, pattern_parts)
+        candidates = _matching(base, pattern_parts)
     else:
         matches = sorted(base.glob(str(Path(*pattern_parts))))
-        found = [(match, False) for match in matches if not match.is_dir()]
-        found += [(file, True) for match in matches if match.is_dir() for file in _walk(match)]
-    listed = [(file, file.relative_to(base), inside) for file, inside in sorted(set(found))]
+        candidates = [(match, False) for match in matches if not match.is_dir()]
+        candidates += [(file, True) for match in matches if match.is_dir() for file in _walk(match)]
+    listed = [(file, file.relative_to(base), inside) for file, inside in sorted(set(candidates))]
     matched = []
     for file, below, inside in listed:
         if _hidden(below):

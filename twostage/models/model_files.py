@@ -42,15 +42,15 @@ def onnx_file(path: str | Path) -> Path | None:
 
 def stage_files(path: str | Path) -> list[Path]:
     """The files that a name, folder or path names: one, or a folder's two stages."""
-    found = _find(path)
-    if found.is_file():
-        return [found]
+    location = _find(path)
+    if location.is_file():
+        return [location]
     for name in ("best", "last"):  # a training's run directory
-        if (found / f"{name}{SUFFIX}").is_file():
-            return [found / f"{name}{SUFFIX}"]
-    files = sorted(found.glob(f"*{SUFFIX}"))
+        if (location / f"{name}{SUFFIX}").is_file():
+            return [location / f"{name}{SUFFIX}"]
+    files = sorted(location.glob(f"*{SUFFIX}"))
     if not 1 <= len(files) <= 2:
-        raise CheckpointError(f"holds {len(files)} {SUFFIX} files, wanted one or two", subject=found)
+        raise CheckpointError(f"holds {len(files)} {SUFFIX} files, wanted one or two", subject=location)
     return files
 
 

@@ -133,7 +133,8 @@ class RunConfig:
             raise ConfigError(f"data.sample_rate is {self.data.sample_rate}, mel.sample_rate {mel.sample_rate}")
         if self.data.segment_length % mel.hop_length:
             raise ConfigError(
-                f"data.segment_length is {self.data.segment_length}, no multiple of {mel.hop_length} (mel.hop_length)"
+                f"data.segment_length is {self.data.segment_length}, must be a multiple of mel.hop_length, "
+                f"{mel.hop_length}"
             )
 
     def check_inputs(self, name: str, inputs: int) -> None:
