@@ -162,7 +162,7 @@ def test_every_system_has_the_same_pairs_and_its_own_lengths(script, data, tmp_p
     assert runs["wave-unet"].weights.own == {"mse": 1}
 
 
-def drawn(task: object, name: str, picture: str) -> None:
+def save_picture(task: object, name: str, picture: str) -> None:
     """A picture of noise where `twostage compare` draws one; the fixture ``task`` has it draw nothing."""
     path = task.out / "comparison" / name / picture
     path.parent.mkdir(exist_ok=True)
@@ -173,7 +173,7 @@ def test_a_report_is_a_page_of_means_and_a_page_for_each_test_set(script, task, 
     script.benchmark(task, SYSTEMS)
     monkeypatch.setattr(script, "LARGEST", 20_000)
     for picture in ("cost.png", "spectrograms/first.png", "spectrograms/second.png"):
-        drawn(task, "throat", picture)
+        save_picture(task, "throat", picture)
     script.report(task.out, tmp_path / "docs")
     first, sets = tmp_path / "docs" / "COMPARISON.md", tmp_path / "docs" / "comparison"
     assert sorted(file.name for file in sets.iterdir()) == [
@@ -226,16 +226,16 @@ def test_a_mean_of_some_utterances_and_a_missing_one_are_taken_from_a_table(scri
 
 def test_a_report_keeps_what_was_written_around_it(script, task, tmp_path):
     script.benchmark(task, SYSTEMS)
-    drawn(task, "throat", "cost.png")
+    save_picture(task, "throat", "cost.png")
     script.report(task.out, tmp_path / "docs")
     pages = [tmp_path / "docs" / name for name in ("COMPARISON.md", "comparison/throat.md")]
-    mine = {}
+    edited = {}
     for path in pages:
         heading, _, rest = path.read_text().partition("\n")
-        mine[path] = f"{heading}\n\nMine.\n{rest}\nMine too.\n"
-        path.write_text(mine[path])
+        edited[path] = f"{heading}\n\nMine.\n{rest}\nMine too.\n"
+        path.write_text(edited[path])
     script.report(task.out, tmp_path / "docs")
-    assert {path: path.read_text() for path in pages} == mine
+    assert {path: path.read_text() for path in pages} == edited
 
     # a page that lacks the marks is named, and no page is changed
     pages[1].write_text("Mine alone.\n")
