@@ -96,7 +96,7 @@ def test_sample_rates_are_those_that_files_may_have(rate: Any) -> None:
 
 
 def test_what_is_no_model_and_what_is_no_setting() -> None:
-    with pytest.raises(ConfigError, match="model is 'default', must be a model that twostage.load returns"):
+    with pytest.raises(ConfigError, match=r"model is .default., must be a model that twostage\.load returns"):
         restore("default", np.ones(100), 16000)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="seconds is '10', must be a number"):
         restore(Identity(), np.ones(100), 16000, seconds="10")  # type: ignore[arg-type]

@@ -97,7 +97,9 @@ def test_a_snapshot_of_a_hub_is_a_model(hub: Path, tiny: TwoStage) -> None:
 
 
 def test_what_a_snapshot_lacks_is_named(hub: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"ffff/model\.safetensors: a link to \.\./\.\./blobs/lost, which is not"):
+    with pytest.raises(
+        CheckpointError, match=r"ffff/model\.safetensors: a link to .*/blobs/lost, which does not exist"
+    ):
         twostage.load(hub / "snapshots/ffff")
     (hub / "refs/main").write_text("gone")
     with pytest.raises(CheckpointError, match=r"no snapshot of main; name one of 0a1b, ffff in snapshots/"):
