@@ -240,8 +240,8 @@ def test_closing_stops_work_waits_for_it_and_lets_none_begin(recordings, desk):
     said, shown = desk.restore([file, file], request, progress)
     closer.join(10)
     assert (order, shown) == (["loading tiny", "closed"], None)
-    assert "The page is closing" in said
-    assert "The page is closing" in desk.restore([file], request, silent)[0]
+    assert "The server is closing" in said
+    assert "The server is closing" in desk.restore([file], request, silent)[0]
     assert list(desk.home.iterdir()) == []
 
 

@@ -227,7 +227,7 @@ def test_a_damaged_table_is_named(tmp_path: Path) -> None:
 def test_a_folder_of_something_else_is_left_alone(manifest: Path, job: CorpusJob) -> None:
     before = sorted(Path("in").iterdir())
     for overwrite in (False, True):
-        with pytest.raises(OutputError, match=r"in: holds good.wav and no corpus.json"):
+        with pytest.raises(OutputError, match=r"in: contains good.wav and no corpus.json"):
             begin(replace(job, dest="in"), overwrite=overwrite)
     assert sorted(Path("in").iterdir()) == before
 
@@ -304,7 +304,7 @@ def test_clusters_that_are_too_small(config: ClusterConfig, resources: dict[str,
         (["none.csv"], "none.csv: no such file"),
         (["in/m.csv", "--batch", "0"], "batch is 0, must be at least 1"),
         (["in/m.csv", "--workers", "-1"], "workers is -1, must be 0 or more"),
-        (["in/m.csv", "-o", "in"], "in: holds good.wav and no corpus.json"),
+        (["in/m.csv", "-o", "in"], "in: contains good.wav and no corpus.json"),
         (["in/m.csv", "-o", "nowhere://b/out"], "nowhere://b/out: Protocol not known: nowhere"),
         (["in/m.csv", "--model", "none"], "none: no such file, folder or shipped model"),
     ],
