@@ -281,9 +281,9 @@ def test_a_meter_says_level_load_and_lateness() -> None:
     time.sleep(0.001)
     meter.xrun()
     meter.hop(np.full(256, 0.1, np.float32), work=0.004, waiting=0.010)
-    assert said == ["level -20 dBFS, load 0.25, 60 ms late, sound lost 1 times"]
+    assert said == ["input level -20 dBFS, load 0.25, 60 ms late, sound lost 1 times"]
     meter.hop(np.zeros(256, np.float32), work=0.032)
-    assert said[1] == "level -120 dBFS, load 2.00, 50 ms late, sound lost 1 times"
+    assert said[1] == "input level -120 dBFS, load 2.00, 50 ms late, sound lost 1 times"
     assert (meter.hops, meter.late_hops) == (2, 1)
 
 

@@ -51,4 +51,4 @@ class Meter:
         count = max(1, self._count)
         level = 10 * log10(max(QUIET**2, self._power / count))
         load, late = self._work / (count * self._hop), 1000 * (self.latency + self._waiting)
-        return f"level {level:.0f} dBFS, load {load:.2f}, {late:.0f} ms late, sound lost {self.xruns} times"
+        return f"input level {level:.0f} dBFS, load {load:.2f}, {late:.0f} ms late, sound lost {self.xruns} times"
