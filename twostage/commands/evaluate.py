@@ -39,9 +39,7 @@ twostage evaluate --merge scores/p02 scores/p21 scores/p32 -o scores/all
 def add_arguments(parser: ArgumentParser) -> None:
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--pairs", metavar="MANIFEST", help="CSV or JSONL manifest of pairs: columns bone, air, speaker")
-    data.add_argument(
-        "--clean", metavar="MANIFEST", help="CSV or JSONL manifest of clean speech, degraded by --simulate"
-    )
+    data.add_argument("--clean", metavar="MANIFEST", help="manifest of clean speech, degraded by --simulate")
     data.add_argument("--merge", metavar="DIR", nargs="+", type=Path, help="join the scores of these folders instead")
     parser.add_argument("--simulate", metavar="SENSOR", help="preset or YAML file of the sensor, with --clean")
     add_air_arguments(parser)

@@ -120,8 +120,8 @@ def add_training_arguments(parser: ArgumentParser) -> None:
         "settings",
         nargs="*",
         metavar="CONFIG|key=value",
-        help="YAML files (paths, or names of shipped ones), merged left to right, and single settings on top; data.train, "
-        "data.valid and run_dir (or --run) must be set",
+        help="YAML files (paths, or names of shipped ones), merged left to right, and single settings on top; "
+        "data.train, data.valid and run_dir (or --run) must be set",
     )
     # `dest` differs because `run` is the function of the command
     parser.add_argument(
