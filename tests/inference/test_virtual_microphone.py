@@ -140,7 +140,7 @@ def expected_output(sound: np.ndarray, recorded: np.ndarray) -> np.ndarray:
 
 
 def fraction_recorded(recorded: np.ndarray, expected: np.ndarray) -> float:
-    """The fraction of chunks of ``expected`` that were recorded: a busy machine may lose some. None matches by chance."""
+    """The fraction of chunks of ``expected`` that were recorded: a busy machine may lose some, none match by chance."""
     chunks = np.split(expected[: len(expected) // CHUNK * CHUNK], len(expected) // CHUNK)
     return float(np.mean([best_match(recorded, chunk)[1] > 0.95 for chunk in chunks]))
 
