@@ -13,7 +13,7 @@ CONFIG = MelConfig()
 
 @pytest.fixture(scope="module")
 def variants(load_script: Callable[[str], ModuleType]) -> dict[str, torch.Tensor]:
-    """Variants of a restoration of zeros, for speech whose bands rise from 1 to 3 and that pauses in its second half."""
+    """Variants of a restoration of zeros, for speech whose bands rise from 1 to 3, with a pause in its second half."""
     module = load_script("what_limits")
     hertz = module.centers(CONFIG)
     assert hertz[:3, 0].tolist() == pytest.approx([37, 74, 111], abs=2)  # slaney's linear part
