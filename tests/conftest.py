@@ -1,4 +1,4 @@
-"""Small models and speech-like sound that tests share."""
+"""Fixtures that tests share: small models, speech-like audio, corpora, scripts as modules."""
 
 import importlib.util
 import signal
@@ -18,7 +18,7 @@ from twostage.models.two_stage import TwoStage, TwoStageConfig
 from twostage.models.vocoder import VocoderConfig
 
 torch.set_num_threads(1)
-# what runs in the background of a shell script ignores Ctrl-C, and so would the processes that tests start and stop
+# a process in the background of a shell script ignores Ctrl-C, and its children would, too
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -29,7 +29,7 @@ def tiny() -> TwoStage:
     restorer = RestorerConfig(channels=(4, 8), time_strides=(2,), blocks=1, dilations=(1,))
     model = TwoStage(TwoStageConfig(restorer, VocoderConfig(upsample_initial_channel=16))).eval().requires_grad_(False)
     for name, weight in model.fold().named_parameters():
-        # the initial values are all but silent: at usual sizes every layer passes its input on
+        # initial weights are almost silent; with these, every layer passes its input on
         fan = weight[0].numel() if weight.ndim > 1 else 1
         weight.copy_(torch.randn(weight.shape) * (0.1 if name.endswith("bias") else 1.2 / fan**0.5))
     return model
@@ -37,7 +37,7 @@ def tiny() -> TwoStage:
 
 @pytest.fixture(scope="session")
 def tiny_path(tiny: TwoStage, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``tiny`` in a file of weights."""
+    """The path of a file of weights with ``tiny``."""
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     checkpoint.save(path, tiny, provenance={})
     return path
@@ -45,7 +45,7 @@ def tiny_path(tiny: TwoStage, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def speech() -> Callable[..., np.ndarray]:
-    """speech(frames, sample_rate=16000, seed=0) -> (frames,): syllables of a gliding voice, pauses, a little noise."""
+    """speech(frames, sample_rate=16000, seed=0) -> (frames,): syllables of varying pitch, pauses, a little noise."""
 
     def make(frames: int, sample_rate: int = 16000, seed: int = 0) -> np.ndarray:
         rng = np.random.default_rng(seed)
@@ -72,7 +72,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, speech: Callable[..., np.nd
 
 @pytest.fixture(scope="session")
 def paired_corpus(tmp_path_factory: pytest.TempPathFactory, speech: Callable[..., np.ndarray]) -> Path:
-    """A manifest of two pairs; the degraded side is the clean one through a moving average."""
+    """A manifest of two pairs, whose degraded side is a moving average of the clean one."""
     folder = tmp_path_factory.mktemp("pairs")
     for seed in range(2):
         clean = speech(16000, seed=seed)
@@ -87,14 +87,14 @@ def paired_corpus(tmp_path_factory: pytest.TempPathFactory, speech: Callable[...
 
 @pytest.fixture
 def quick_quality(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DistillMOS and DNSMOS take a second a file; where a test claims nothing of them, they are the level."""
+    """Replace DistillMOS and DNSMOS, which take a second per file, by the level, where their values do not matter."""
     for name in ("distillmos", "dnsmos"):
         monkeypatch.setattr(speech_quality, name, lambda audio: 1 + float(np.abs(audio).mean()))
 
 
 @pytest.fixture(scope="session")
 def load_script() -> Callable[[str], ModuleType]:
-    """load_script(name) -> scripts/name.py as a module, not run; so is a path below the repository's root."""
+    """load_script(name) -> the module scripts/name.py, or that of a path below the repository's root."""
     root = Path(__file__).parent.parent
 
     def load(name: str) -> ModuleType:

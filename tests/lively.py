@@ -1,4 +1,4 @@
-"""Small models, some whose output depends on all of their context, and what holds for every one of them."""
+"""Small models whose output depends on all of their context, and assertions that hold for every model."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,9 +16,9 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def lively(model: M, dtype: torch.dtype = torch.float64) -> M:
-    """A folded model in eval mode, with random weights at which every layer passes its input on.
+    """The model, folded and in eval mode, with random weights with which every layer passes its input on.
 
-    Initial values are all but silent. In double precision, rounding does not hide what is compared.
+    Initial weights are almost silent. In double precision, rounding errors do not hide small differences.
     """
     torch.manual_seed(0)
     model = model.fold().to(dtype).eval().requires_grad_(False)  # type: ignore[operator]
@@ -28,7 +28,7 @@ def lively(model: M, dtype: torch.dtype = torch.float64) -> M:
 
 
 def trained_a_little(model: M, steps: int, samples: int) -> M:
-    """``model`` in eval mode after so many batches of noise (4, 1, samples), which statistics of batches follow."""
+    """``model`` in eval mode after some batches of noise (4, 1, samples), which set its running statistics."""
     model.train()
     with torch.no_grad():
         for _ in range(steps):
@@ -37,7 +37,7 @@ def trained_a_little(model: M, steps: int, samples: int) -> M:
 
 
 def small_vocoder(mel: MelConfig, channels: int = 8) -> VocoderConfig:
-    """Two levels of one residual block."""
+    """A vocoder with two upsampling levels of one residual block each."""
     return VocoderConfig(
         mel=mel,
         upsample_rates=(16, 16),
@@ -49,7 +49,7 @@ def small_vocoder(mel: MelConfig, channels: int = 8) -> VocoderConfig:
 
 
 def assert_a_stream_is_the_whole(model: Any, size: int, latency: int) -> None:
-    """Pushes of ``size`` samples give what the model makes of all of them."""
+    """Assert that pushes of ``size`` samples give the same output as all samples at once."""
     audio = 0.1 * np.random.default_rng(0).standard_normal(1003).astype(np.float32)
     with twostage.Stream(model, highpassed=True) as stream:
         assert stream.latency == latency
@@ -62,7 +62,7 @@ def assert_a_stream_is_the_whole(model: Any, size: int, latency: int) -> None:
 
 
 def assert_folding_and_a_file_keep_the_output(model: Any, folder: Path) -> None:
-    """The output is the same from a file in ``folder``, and without weight normalization."""
+    """Assert that the output stays the same when loaded from a file in ``folder``, and when folded."""
     audio = torch.randn(1, 1, 200)
     before = model(audio)
     checkpoint.save(folder / "model.safetensors", model, provenance={})

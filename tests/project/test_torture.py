@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from torture import mutations
-from torture.harness import LONGEST, MEMORY, Outcome, complaints
+from torture.harness import LONGEST, MEMORY, Outcome, violations
 
 from twostage.audio import sound_files
 
@@ -88,7 +88,7 @@ REFUSED = Outcome(1, 1.0, 100.0, "", "twostage: error: a.wav: is empty (0 bytes)
     ],
 )
 def test_every_violation_of_the_contract_is_detected(outcome: Outcome, expected: str) -> None:
-    assert "; ".join(complaints(outcome)) == "" if not expected else expected in "; ".join(complaints(outcome))
+    assert "; ".join(violations(outcome)) == "" if not expected else expected in "; ".join(violations(outcome))
 
 
 def test_damage_depends_only_on_the_seed() -> None:

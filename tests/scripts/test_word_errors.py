@@ -80,4 +80,4 @@ def test_the_script_writes_the_transcripts(tmp_path):
     assert (rows["clean"]["errors"], rows["clean"]["recognized"]) == ("0", rows["clean"]["reference"])
     assert int(rows["raw input"]["errors"]) > 0
     assert "| clean | 1 |" in printed
-    assert "what the recognizer hears in the clean speech" in printed
+    assert "the transcript of the clean speech" in printed
