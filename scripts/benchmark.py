@@ -16,8 +16,9 @@ Each keeps the recipe of its YAML file, except that lengths in steps are scaled 
 settings below that suit a budget. An adversary starts at the same fraction of the steps; the learning rate rises over
 the first twentieth and falls over the last third.
 
-Complete parts are skipped, and stopped ones continue. --report writes COMPARISON.md and comparison/ into a folder; text
-outside the marked part of an existing COMPARISON.md is kept.
+Complete parts are skipped, and stopped ones continue. --report writes the results in OUT into a folder: COMPARISON.md
+with the budget and the mean scores on all test sets, and comparison/SET.md with the tables and pictures of each test
+set. Text outside the marked part of an existing page is kept.
 """
 
 import argparse
@@ -29,6 +30,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,7 @@ SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 FREE = ("lowpass", "shift")  # need no training
 # a budget is shared by all of these; `two-stage` trains its restorer, in front of the shipped vocoder
 TRAINED = ("two-stage", "bilstm", "wave-unet", "dccrn", "dpcrn", "bsrnn", "seanet", "eben", "bwe")
-FUSION = ("two-stage-fusion", "seanet-fusion")  # models of a second microphone, in the air
+FUSION = ("two-stage-fusion", "seanet-fusion")  # models that also take a second microphone, in the air
 SYSTEMS = (*FREE, *TRAINED, *FUSION)
 FILES = {
     "two-stage": ["restorer"],
@@ -65,11 +67,17 @@ SHARED = (
 )  # settings of restorer.yaml that all systems share, so that they have the same pairs
 WEIGHTS = LAST  # not the best, which was selected on the speech that is scored
 PLAN, DONE = "plan.json", "complete"
-SETS = {  # what is scored -> its heading
+SETS = {  # test set -> heading of its page
     "throat": "Held-out speech through a simulated throat microphone",
     "eben": "Held-out speech through a simulated in-ear microphone (EBEN's)",
     "pairs": "Real pairs of a throat microphone",
-    "fusion": "Held-out speech through a simulated throat microphone and, as loud as noise, through the air",
+    "fusion": "Held-out speech through a simulated throat microphone, with a noisy air microphone",
+}
+SUMMARIZED = ("ESTOI", "PESQ-WB")  # columns of the tables whose means are on the first page
+PICTURES = {
+    "cost": "ESTOI of each system against its cost",
+    "bands": "Error of the band levels by frequency",
+    "spectrograms": "Spectrograms of one utterance",
 }
 BEGIN, END = "<!-- benchmark.py writes from here -->", "<!-- benchmark.py writes to here -->"
 LARGEST = 150_000  # maximal size of a picture of the report in bytes
@@ -340,46 +348,85 @@ def benchmark(task: Task, systems: Sequence[str]) -> None:
 
 
 def report(out: Path, folder: Path) -> None:
-    """Write COMPARISON.md and its pictures from the results in ``out``."""
+    """Write COMPARISON.md, and a page in comparison/ for each test set, from the results in ``out``."""
     plan = read_plan(out)
-    names = sorted(path.parent.name for path in (out / "comparison").glob("*/table.md"))
-    if not names:
+    tables = {name: out / "comparison" / name / "table.md" for name in SETS}
+    texts = {name: path.read_text(encoding="utf-8") for name, path in tables.items() if path.exists()}
+    if not texts:
         raise DataError(f"{out}/comparison: no tables; run the benchmark first")
-    lines = [f"## Budget: {plan['budget']}", "", *budget_section(plan), ""]
-    for name in sorted(names, key=list(SETS).index):
-        source, kept = out / "comparison" / name, folder / "comparison"
-        table = (source / "table.md").read_text(encoding="utf-8").splitlines()[1:]
-        lines += [f"## {SETS[name]}", *table]
-        pictures = [source / "cost.png", source / "bands.png", *sorted((source / "spectrograms").glob("*.png"))[:1]]
-        for picture in filter(Path.exists, pictures):
-            stem = picture.stem if picture.parent == source else "spectrograms"
-            write_small_picture(picture, kept / f"{name}-{stem}.png")
-            lines += [f"![{stem}: {name}](comparison/{name}-{stem}.png)", ""]
-    path = folder / "COMPARISON.md"
-    text = path.read_text(encoding="utf-8") if path.exists() else f"# Comparison\n\n{BEGIN}\n{END}\n"
+    pages = {folder / "COMPARISON.md": ("Comparison", overview(plan, texts))}
+    for name, text in texts.items():
+        pages[folder / "comparison" / f"{name}.md"] = (SETS[name], set_page(out, name, text))
+    # all texts before the first file is written: a page without the marks leaves the other pages unchanged
+    written = {path: between_marks(path, heading, lines) for path, (heading, lines) in pages.items()}
+    for name in texts:
+        for kind, picture in pictures(out, name).items():
+            write_small_picture(picture, folder / "comparison" / f"{name}-{kind}.png")
+    for path, text in written.items():
+        write_text(path, text)
+        print(path)
+
+
+def between_marks(path: Path, heading: str, lines: Sequence[str]) -> str:
+    """The page at ``path`` with ``lines`` between its marks, or a new page."""
+    text = path.read_text(encoding="utf-8") if path.exists() else f"# {heading}\n\n{BEGIN}\n{END}\n"
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise DataError(f"{path}: lacks the lines {BEGIN} and {END}, between which the report goes")
-    write_text(path, "\n".join([before + begin, "", *lines, end + after]))
-    print(path)
+    return "\n".join([before + begin, "", *lines, "", end + after])
+
+
+def overview(plan: Mapping[str, Any], texts: Mapping[str, str]) -> list[str]:
+    """Lines of the first page: the mean scores on every test set, then the budget of the systems."""
+    lines = ["## Mean scores", "", "The pages of the test sets have all scores, with intervals and pictures:", ""]
+    lines += [f"- `{name}`: [{SETS[name]}](comparison/{name}.md)" for name in texts]
+    for metric in SUMMARIZED:
+        columns = {name: means(text, metric) for name, text in texts.items()}
+        lines += ["", f"### {metric}", "", f"| system | {' | '.join(texts)} |", f"| --- |{' ---: |' * len(texts)}"]
+        for system in dict.fromkeys(system for column in columns.values() for system in column):
+            lines.append(f"| {system} | {' | '.join(column.get(system, '') for column in columns.values())} |")
+    return [*lines, "", f"## Budget: {plan['budget']}", "", *budget_section(plan)]
+
+
+def means(text: str, metric: str) -> dict[str, str]:
+    """The means in the column ``metric`` of the first table in ``text``, by system; without those that have none."""
+    lines = text.splitlines()
+    begin = next(place for place, line in enumerate(lines) if line.startswith("| system |"))
+    table = list(takewhile(lambda line: line.startswith("|"), lines[begin:]))
+    heads, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
+    places = [place for place, head in enumerate(heads) if head.rpartition(" ")[0] == metric]
+    return {row[0]: row[place].split()[0] for row in rows[1:] for place in places if row[place] != "-"}
+
+
+def set_page(out: Path, name: str, text: str) -> list[str]:
+    """The page of a test set: its tables and pictures, below the heading."""
+    lines = ["How the systems were trained and how to read the tables: [Comparison](../COMPARISON.md).", ""]
+    lines += text.strip().splitlines()[2:]  # its heading is that of the folder
+    for kind in pictures(out, name):
+        lines += ["", f"![{PICTURES[kind]}]({name}-{kind}.png)", "", f"*{PICTURES[kind]}.*"]
+    return lines
+
+
+def pictures(out: Path, name: str) -> dict[str, Path]:
+    """The pictures of a test set that were drawn, by kind; one utterance stands for all."""
+    source = out / "comparison" / name
+    first = next(iter(sorted((source / "spectrograms").glob("*.png"))), source / "spectrograms.png")
+    paths = {"cost": source / "cost.png", "bands": source / "bands.png", "spectrograms": first}
+    return {kind: path for kind, path in paths.items() if path.exists()}
 
 
 def budget_section(plan: Mapping[str, Any]) -> list[str]:
     """The budget, and the steps and settings of every system, as Markdown."""
     budget = BUDGETS[plan["budget"]]
-    share = (
-        f"{budget.minutes * 60 / len(TRAINED + FUSION):.0f} s of training each"
-        if budget.minutes
-        else "a few steps each"
-    )
-    lines = [f"{share}, on {plan['machine']}. Seconds are of {'processor' if budget.device == 'cpu' else 'wall'} time."]
-    lines += [
+    share = f"{budget.minutes * 60 / len(TRAINED + FUSION):.0f} s" if budget.minutes else "a few steps"
+    clock = "processor" if budget.device == "cpu" else "wall-clock"
+    lines = [
+        f"The budget of each training was {share}, on {plan['machine']}. Seconds are {clock} time.",
         "",
-        "Equal: speech, simulated sensors, augmentation, and that time. Not equal: steps, hence the speech that",
-    ]
-    lines += [
-        "was heard. Not in the time: what the vocoder behind the two-stage restorers learned before, on clean speech."
+        "Speech, simulated sensors, augmentation and that time are the same for all systems. The number of steps, and",
+        "hence the amount of speech, is not. The time does not include the training of the vocoder that follows the",
+        "two-stage restorers, which was trained before, on clean speech.",
     ]
     if plan["settings"]:
         lines += ["", f"Settings of all: `{' '.join(plan['settings'])}`."]
@@ -435,7 +482,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, metavar="DATA", help="folder of the speech; not needed for smoke")
     parser.add_argument("-o", "--out", type=Path, metavar="OUT", required=True, help="trainings, scores and tables")
     parser.add_argument("--systems", default=",".join(SYSTEMS), metavar="NAME,...", help="only these systems")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write DIR/COMPARISON.md from the results in OUT")
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="write DIR/COMPARISON.md and DIR/comparison/ from the results in OUT"
+    )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of every training")
     options = parser.parse_args()
     if options.report:

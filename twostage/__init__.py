@@ -11,6 +11,7 @@ Letters of shapes, everywhere in the package: B batch, C channels, T samples, F 
 """
 
 import logging
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,34 +20,27 @@ if TYPE_CHECKING:
     from twostage.models.loading import load as load
     from twostage.models.protocol import Enhancer as Enhancer
     from twostage.models.two_stage import TwoStage as TwoStage
+    from twostage.utils.errors import Cancelled as Cancelled
+    from twostage.utils.errors import TwoStageError as TwoStageError
 
 __version__ = "0.1.0"
-logging.getLogger(__name__).addHandler(logging.NullHandler())  # who uses the package decides what is shown
-__all__ = ["Enhancer", "Stream", "TwoStage", "load", "restore"]
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # the program that uses the package decides what is shown
+__all__ = ["Cancelled", "Enhancer", "Stream", "TwoStage", "TwoStageError", "load", "restore"]
+_MODULES = {  # imported on first use, so that `import twostage` and `twostage --help` do not wait for torch
+    "Cancelled": "utils.errors",
+    "Enhancer": "models.protocol",
+    "Stream": "inference.stream",
+    "TwoStage": "models.two_stage",
+    "TwoStageError": "utils.errors",
+    "load": "models.loading",
+    "restore": "inference.restoration",
+}
 
 
-def __getattr__(name: str) -> Any:  # `import twostage` and the command line's --help must not wait for torch
-    if name == "TwoStage":
-        from twostage.models.two_stage import TwoStage
-
-        return TwoStage
-    if name == "Enhancer":
-        from twostage.models.protocol import Enhancer
-
-        return Enhancer
-    if name == "load":
-        from twostage.models.loading import load
-
-        return load
-    if name == "restore":
-        from twostage.inference.restoration import restore
-
-        return restore
-    if name == "Stream":
-        from twostage.inference.stream import Stream
-
-        return Stream
-    raise AttributeError(f"module 'twostage' has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'twostage' has no attribute {name!r}")
+    return getattr(import_module(f"twostage.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -41,7 +41,7 @@ def configuration() -> dict[str, str]:
         name = f"configuration/{command}.md"
         pages[name] = [f"# twostage {command}", _ALL_TRAININGS, _doc(run), *_section(run, places, name, own=True)]
     systems = pages["configuration/train-enhancer.md"]
-    systems += ["## Systems", "Settings `model.…` of `twostage train-enhancer NAME`."]
+    systems += ["## Systems", "The settings `model.…` of `twostage train-enhancer NAME`, by the name of the system."]
     for name, (config, module) in ENHANCERS.items():
         if name != "two-stage":
             systems += [f"### {name}", _doc(module), _doc(config), table(settings(config), "model.")]
@@ -61,29 +61,35 @@ def _shipped_files() -> Iterator[str]:
 
 _INTRODUCTION = """# Configuration
 
-A setting is a field of a dataclass: in YAML `section: {field: value}`, on the command line `section.field=value`.
-Files and values are merged from left to right, and what is unknown, of the wrong type or impossible is an error of one
-line before anything runs:
+A training takes settings files and single settings. In a YAML file a setting is `section: {field: value}`, on the
+command line `section.field=value`. Files and values are merged from left to right:
 
 ```
 twostage train-restorer restorer mine.yaml data.batch_size=8 optimizer.learning_rate=5e-4
 ```
 
-The merged settings are stored in the folder of the training as `config.yaml`. This page and the following ones are made
-from the source (`twostage/training/config.py` and what it names). The defaults are those of the dataclasses, which the
-[shipped files](configuration/files.md) change. The settings of [sensors](configuration/sensors.md) have a page of their
-own."""
+`restorer` is one of the [shipped files](configuration/files.md), and `mine.yaml` is a file of your own. A setting
+that is unknown, of the wrong type or impossible is an error of one line before anything runs. `twostage config show`
+prints the merged settings, and the folder of the training contains them as `config.yaml`.
 
-_ALL_TRAININGS = "The settings of [every training](../configuration.md#every-training), and these:"
+This page lists the settings that all trainings have; the following pages list those of each command. They are
+generated from the dataclasses in `twostage/training/config.py`, and the defaults are those of the dataclasses,
+before any file. The settings of [sensors](configuration/sensors.md) have a page of their own."""
+
+_ALL_TRAININGS = (
+    "This command has the settings of [every training](../configuration.md#every-training), and the following:"
+)
 
 _SENSORS = """# Sensors
 
-The fields of a YAML file that `data.sensors` names, and that `twostage fit-sensor` writes. These presets need no file:
-{}. `any` draws another sensor for every segment."""
+A sensor is a YAML file with these fields. `twostage fit-sensor` writes one, and `data.sensors` of a training and
+`--sensor` of `twostage simulate` take its path. These presets need no file: {}. `any` draws another sensor for every
+segment."""
 
 _FILES = """# Shipped files
 
-The files of `configs/`. `twostage train-restorer restorer adapt` merges two of them."""
+These are the settings files of `configs/`, by the names that the training commands take. `twostage train-restorer
+restorer adapt` merges two of them, and `twostage config list` lists their names."""
 
 
 def _section(cls: type, places: dict[type, str], page: str, prefix: str = "", *, own: bool = False) -> Iterator[str]:
@@ -122,7 +128,7 @@ def table(rows: list[Setting], prefix: str) -> str:
 
 
 def commands() -> str:
-    """What ``--help`` says of every command."""
+    """The help text of every command."""
     before, os.environ["COLUMNS"] = os.environ.get("COLUMNS"), WIDTH
     try:
         parts = [_COMMANDS, *_helps("twostage", cli.parser(), "##")]
@@ -136,8 +142,14 @@ def commands() -> str:
 
 _COMMANDS = """# Commands
 
-What `--help` says. Exit codes: 0, all is well; 1, something failed, and a line on stderr says what; 2, wrong usage;
-130, Ctrl-C."""
+This page contains the help text of every command, as `--help` prints it. The exit codes of all commands are:
+
+| exit code | meaning |
+| ---: | --- |
+| 0 | the command succeeded |
+| 1 | something failed, and a line on stderr names it |
+| 2 | wrong usage |
+| 130 | the command was stopped with Ctrl-C or SIGTERM |"""
 
 
 def _helps(name: str, parser: argparse.ArgumentParser, level: str) -> Iterator[str]:

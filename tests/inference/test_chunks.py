@@ -88,3 +88,14 @@ class NoModule:
 def test_a_causal_model_must_be_a_module():
     with pytest.raises(ConfigError, match="NoModule: a causal model must be a torch module"):
         restore(NoModule(), np.sin(np.arange(100.0)), 1000)
+
+
+@pytest.mark.parametrize("batch", [2, 3, 8])
+def test_windows_that_are_processed_at_once_equal_windows_one_by_one(tiny, speech, batch):
+    """Windows of one batch must not continue each other, as consecutive windows of one signal do."""
+    audio = speech(48000)[None]
+    outputs = [
+        np.concatenate([after for _, after in enhance(tiny, [audio], 0.3, [0], size)], axis=1) for size in (1, batch)
+    ]
+    assert np.abs(outputs[0]).max() > 0.01
+    np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-5, rtol=0)

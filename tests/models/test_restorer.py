@@ -7,7 +7,7 @@ import torch
 from lively import lively
 
 from twostage.models.features import MelConfig
-from twostage.models.restorer import Restorer, RestorerConfig
+from twostage.models.restorer import Restorer, RestorerConfig, with_frequency
 from twostage.utils.errors import ConfigError
 
 MEL = MelConfig(n_mels=16)
@@ -82,3 +82,18 @@ def test_invalid_settings_are_errors_that_name_the_field(settings, message):
     sizes = {"channels": (4, 4, 4, 4, 4), "time_strides": (1, 2, 2, 1)}
     with pytest.raises(ConfigError, match=message):
         RestorerConfig(**{**sizes, **settings})
+
+
+def test_every_band_is_given_its_frequency():
+    mel = torch.randn(2, 16, 5)
+    layers = with_frequency(mel)
+    torch.testing.assert_close(layers[:, 0], (mel + 6) / 2.5)
+    torch.testing.assert_close(layers[:, 1], torch.linspace(-1, 1, 16)[:, None].expand(2, 16, 5))
+
+
+@pytest.mark.parametrize("frames", [9, 13])
+def test_frames_that_are_missing_at_the_end_repeat_the_last(frames):
+    model = lively(Restorer(TINY[2]))
+    mel = torch.randn(1, 16, frames, dtype=torch.float64) - 6
+    padded = torch.cat([mel, mel[..., -1:].expand(-1, -1, -frames % model.stride)], -1)
+    torch.testing.assert_close(model(mel), model(padded)[..., :frames])

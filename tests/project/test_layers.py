@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import twostage
 from twostage.cli import COMMANDS
 
 PACKAGE = Path(__file__).parents[2] / "twostage"
@@ -32,7 +33,10 @@ ROOMS = {
     "__main__": 9,
 }
 # modules whose names `import twostage` provides lazily
-PUBLIC = ("models.loading", "models.protocol", "models.two_stage", "inference.restoration", "inference.stream")
+PUBLIC = (
+    *("models.loading", "models.protocol", "models.two_stage", "inference.restoration", "inference.stream"),
+    "utils.errors",
+)
 
 OWNERS = {
     "signal": {"utils.signals"},
@@ -161,6 +165,9 @@ def test_public_names_are_imported_lazily():
     init = PACKAGE / "__init__.py"
     assert set(ours(imports(init))) == set(PUBLIC)
     assert not set(ours(imports(init, everywhere=False)))
+    assert set(twostage._MODULES.values()) == set(PUBLIC)
+    assert set(twostage._MODULES) == set(twostage.__all__)
+    assert all(getattr(twostage, name).__name__ == name for name in twostage.__all__)
 
 
 @pytest.mark.parametrize("walk", re.findall(r"^## (How .*)$", ARCHITECTURE, re.MULTILINE))

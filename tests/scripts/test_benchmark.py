@@ -163,32 +163,89 @@ def test_every_system_trains_with_the_same_data_and_its_own_schedule(script, dat
     assert runs["wave-unet"].weights.own == {"mse": 1}
 
 
-def test_a_report_keeps_the_text_around_it(script, task, tmp_path, monkeypatch):
+def save_picture(task: object, name: str, picture: str) -> None:
+    """Write a picture of noise where `twostage compare` draws one; the fixture ``task`` disables its drawing."""
+    path = task.out / "comparison" / name / picture
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (150, 300, 3), np.uint8)).save(path)
+
+
+def test_a_report_has_a_page_of_means_and_a_page_for_each_test_set(script, task, tmp_path, monkeypatch):
     script.benchmark(task, SYSTEMS)
     monkeypatch.setattr(script, "LARGEST", 20_000)
-    picture = np.random.default_rng(0).integers(0, 255, (150, 300, 3), np.uint8)
-    Image.fromarray(picture).save(task.out / "comparison" / "throat" / "cost.png")
+    for picture in ("cost.png", "spectrograms/first.png", "spectrograms/second.png"):
+        save_picture(task, "throat", picture)
     script.report(task.out, tmp_path / "docs")
-    path = tmp_path / "docs" / "COMPARISON.md"
-    text = path.read_text()
-    assert re.findall("^##? .*", text, re.MULTILINE) == ["# Comparison", "## Budget: smoke", *headings(script)]
+    first, sets = tmp_path / "docs" / "COMPARISON.md", tmp_path / "docs" / "comparison"
+    assert sorted(file.name for file in sets.iterdir()) == [
+        "eben.md",
+        "pairs.md",
+        "throat-cost.png",
+        "throat-spectrograms.png",
+        "throat.md",
+    ]
+    assert 10_000 < (sets / "throat-cost.png").stat().st_size < 20_000
+
+    text = first.read_text()
+    headings = ["# Comparison", "## Mean scores", "### ESTOI", "### PESQ-WB", "## Budget: smoke"]
+    assert re.findall("^#+ .*", text, re.MULTILINE) == headings
     assert "| wave-unet | 2 |" in text
-    assert "![cost: throat](comparison/throat-cost.png)" in text
-    pictures = list((tmp_path / "docs" / "comparison").iterdir())
-    assert [file.name for file in pictures] == ["throat-cost.png"]
-    assert 10_000 < pictures[0].stat().st_size < 20_000
-    edited = text.replace("# Comparison\n", "# Comparison\n\nMine.\n", 1) + "\nMine too.\n"
-    path.write_text(edited)
+    estoi = rows(text.partition("### ESTOI")[2])
+    assert list(estoi) == ["system", "---", "raw input", "lowpass", "wave-unet"]
+    assert estoi["system"] == ["throat", "eben", "pairs"]
+    for place, name in enumerate(estoi["system"]):
+        table = (task.out / "comparison" / name / "table.md").read_text()
+        page = (sets / f"{name}.md").read_text()
+        assert table.partition("\n\n")[2].strip() in page  # all but its heading
+        assert re.findall("^# .*", page, re.MULTILINE) == [f"# {script.SETS[name]}"]
+        assert f"[{script.SETS[name]}](comparison/{name}.md)" in text
+        assert "(../COMPARISON.md)" in page
+        full = rows(table)
+        column = next(n for n, head in enumerate(full["system"]) if head.startswith("ESTOI"))
+        for system in SYSTEMS:
+            assert float(estoi[system][place]) == float(full[system][column].split()[0])
+    page = (sets / "throat.md").read_text()
+    assert re.findall(r"\]\((.*png)\)", page) == ["throat-cost.png", "throat-spectrograms.png"]
+    assert ".png" not in (sets / "eben.md").read_text()
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """First column -> the other cells of the row, for the first table in ``text``."""
+    table = re.search(r"(^\|.*\n)+", text, re.MULTILINE)[0]
+    cells = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+    return {first: others for first, *others in cells}
+
+
+def test_means_are_read_from_a_table_also_those_of_some_utterances_and_missing_ones(script):
+    table = "# T\n\n1 s.\n\n| system | n | STOI ↑ | LSD ↓ |\n| --- | ---: | ---: | ---: |\n"
+    table += "| a | 5 | 0.674 [0.624, 0.715] (n = 3) | - |\n\n| system | n | STOI ↑ |\n| --- | ---: | ---: |\n"
+    table += "| a | 5 | +0.1 |\n"
+    assert script.means(table, "STOI") == {"a": "0.674"}
+    assert script.means(table, "LSD") == {}
+    assert script.means(table, "ESTOI") == {}
+
+
+def test_a_report_keeps_the_text_around_it(script, task, tmp_path):
+    script.benchmark(task, SYSTEMS)
+    save_picture(task, "throat", "cost.png")
     script.report(task.out, tmp_path / "docs")
-    assert path.read_text() == edited
-    path.write_text("Mine alone.\n")
-    with pytest.raises(DataError, match=r"COMPARISON.md: lacks the lines <!-- benchmark.py writes from here -->"):
+    pages = [tmp_path / "docs" / name for name in ("COMPARISON.md", "comparison/throat.md")]
+    edited = {}
+    for path in pages:
+        heading, _, rest = path.read_text().partition("\n")
+        edited[path] = f"{heading}\n\nMine.\n{rest}\nMine too.\n"
+        path.write_text(edited[path])
+    script.report(task.out, tmp_path / "docs")
+    assert {path: path.read_text() for path in pages} == edited
+
+    # the error names the page without marks, and no page is changed
+    pages[1].write_text("Mine only.\n")
+    (tmp_path / "docs" / "comparison" / "throat-cost.png").unlink()
+    pages[0].write_text(f"Old.\n{script.BEGIN}\n{script.END}\n")
+    with pytest.raises(DataError, match=r"throat.md: lacks the lines <!-- benchmark.py writes from here -->"):
         script.report(task.out, tmp_path / "docs")
-    assert path.read_text() == "Mine alone.\n"
-
-
-def headings(script: ModuleType) -> list[str]:
-    return [f"## {heading}" for name, heading in script.SETS.items() if name != "fusion"]
+    assert [path.read_text() for path in pages] == [f"Old.\n{script.BEGIN}\n{script.END}\n", "Mine only.\n"]
+    assert not (tmp_path / "docs" / "comparison" / "throat-cost.png").exists()
 
 
 @pytest.mark.parametrize(

@@ -188,3 +188,56 @@ def test_the_mask_learns_to_fill_a_silent_band(speech):
     filled = (model(silent) - silent)[:, 8:].mean()
     assert gap > 2.0  # nepers, far from silence
     assert filled > 0.8 * gap
+
+
+class Recorder(torch.nn.Module):
+    """Calls a model and keeps what it was called with, and whether gradients were computed."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model, self.calls = model, []
+
+    def forward(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
+        self.calls.append((args, kwargs, torch.is_grad_enabled()))
+        return self.model(*args, **kwargs)
+
+
+def test_the_vocoder_gets_the_degraded_waveform_as_its_sensor_input(pair):
+    vocoder = Recorder(Vocoder(replace(VOCODER, sensor_input=True)))
+    Vocoding(MEL, VocodingWeights())(vocoder, pair)
+    ((mel,), kwargs, _) = vocoder.calls[0]
+    torch.testing.assert_close(mel, LogMel(MEL)(pair.clean))
+    assert torch.equal(kwargs["sensor"], pair.degraded)
+
+
+def test_fine_tuning_gives_the_vocoder_the_sensor_of_its_frames(pair):
+    model = joint()
+    model.vocoder = Recorder(model.vocoder)
+    Finetuning(MEL, FinetuningWeights(), frames=4)(model, pair)
+    ((mel,), kwargs, _) = model.vocoder.calls[0]
+    assert mel.shape[-1] == 4
+    assert torch.equal(kwargs["sensor"], pair.degraded[..., 2 * 256 : 6 * 256])
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_restorer_is_run_with_gradients_only_if_it_learns(pair, frozen):
+    model = joint()
+    model.restorer = Recorder(model.restorer.requires_grad_(not frozen))
+    Finetuning(MEL, FinetuningWeights(), frames=4)(model, pair)
+    assert [gradients for _, _, gradients in model.restorer.calls] == [not frozen]
+
+
+def test_restored_log_mels_are_compared_with_the_clean_ones(pair):
+    model, mel = joint(), LogMel(MEL)
+    terms = Finetuning(MEL, FinetuningWeights(restored=1), frames=4)(model, pair).terms
+    torch.testing.assert_close(terms["restored"], mel_l1(model.restorer(mel(pair.degraded)), mel(pair.clean)))
+
+
+@pytest.mark.parametrize("quantile", [0.3, 0.5, 0.8])
+def test_restoring_aims_at_the_quantile(pair, quantile):
+    mel, model = LogMel(MEL), Restorer(RESTORER)
+    fake, real = model(mel(pair.degraded)), mel(pair.clean)
+    term = Restoring(RESTORER, RestoringWeights(), quantile)(model, pair).terms["mel"]
+    torch.testing.assert_close(
+        term, 2 * (quantile * (real - fake).relu() + (1 - quantile) * (fake - real).relu()).mean()
+    )
