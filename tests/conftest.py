@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from streams import causal_model
 
 from twostage.audio import sound_files
 from twostage.evaluation import speech_quality
@@ -41,6 +42,14 @@ def tiny_path(tiny: TwoStage, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     checkpoint.save(path, tiny, provenance={})
     return path
+
+
+@pytest.fixture(scope="session")
+def causal_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of a file of weights with ``causal_model()``."""
+    path = tmp_path_factory.mktemp("model") / "causal.safetensors"
+    checkpoint.save(path, causal_model(), provenance={})
+    return str(path)
 
 
 @pytest.fixture(scope="session")

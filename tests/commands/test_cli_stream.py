@@ -4,28 +4,18 @@ import io
 import json
 import os
 import sys
-from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from test_stream import offline, speech
-from test_streaming import chain
+from streams import FakeDevices, causal_model, noise, offline
 
 from twostage import cli
 from twostage.audio import sound_files
 from twostage.inference.realtime import Pcm, Timing, pipe, rechunk, run_duplex
 from twostage.inference.stream import Stream
-from twostage.models import checkpoint
 from twostage.utils.errors import AudioError
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> str:
-    checkpoint.save(tmp_path / "causal.safetensors", chain(), provenance={})
-    return str(tmp_path / "causal.safetensors")
 
 
 def piped(data: bytes, format: str = "f32") -> bytes:
@@ -35,20 +25,22 @@ def piped(data: bytes, format: str = "f32") -> bytes:
     os.close(writer)
     sink = io.BytesIO()
     with open(reader, "rb") as source:
-        pipe(Stream(chain()), source, sink, Pcm(format))
+        pipe(Stream(causal_model()), source, sink, Pcm(format))
     return sink.getvalue()
 
 
 def test_float_samples_in_a_pipe_are_restored_like_offline() -> None:
-    sound = speech(5000)
+    sound = noise(5000)
     actual = np.frombuffer(piped(sound.tobytes()), "<f4")
-    np.testing.assert_allclose(actual, offline(chain(), sound), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(actual, offline(causal_model(), sound), atol=1e-5, rtol=0)
 
 
 def test_integer_samples_in_a_pipe_are_restored_like_offline_up_to_rounding() -> None:
-    sound = np.round(speech(5000) * 32768).astype("<i2")
+    sound = np.round(noise(5000) * 32768).astype("<i2")
     actual = np.frombuffer(piped(sound.tobytes(), "s16"), "<i2")
-    np.testing.assert_allclose(actual / 32768, offline(chain(), (sound / 32768).astype(np.float32)), atol=6e-5, rtol=0)
+    np.testing.assert_allclose(
+        actual / 32768, offline(causal_model(), (sound / 32768).astype(np.float32)), atol=6e-5, rtol=0
+    )
 
 
 def test_pcm_decodes_partial_samples_and_clips_at_full_scale() -> None:
@@ -67,7 +59,7 @@ def test_a_wav_file_in_the_pipe_is_refused() -> None:
 
 @pytest.mark.parametrize("suffix", ["rf64", "w64", "aiff", "flac", "ogg", "mp3"])
 def test_a_sound_file_in_the_pipe_is_refused_instead_of_played_as_samples(suffix: str, tmp_path: Path) -> None:
-    sound_files.write(tmp_path / f"a.{suffix}", speech(16000)[None], 16000)
+    sound_files.write(tmp_path / f"a.{suffix}", noise(16000)[None], 16000)
     with pytest.raises(AudioError, match=r"standard input: an? .* file, wanted raw PCM"):
         piped((tmp_path / f"a.{suffix}").read_bytes()[:60000])
 
@@ -87,18 +79,17 @@ def test_timing_reports_late_hops_and_percentiles() -> None:
 
 
 def test_a_streamed_file_equals_the_offline_output(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    causal_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sound = speech(9000)
+    sound = noise(9000)
     sound_files.write(tmp_path / "a.wav", np.stack([sound, -sound]), 16000, subtype="FLOAT")
-    command = ["stream", "--model", model, "--file", str(tmp_path / "a.wav"), "--gain", "6"]
+    command = ["stream", "--model", causal_path, "--file", str(tmp_path / "a.wav"), "--gain", "6"]
     assert cli.main([*command, "-o", str(tmp_path / "b.wav"), "--json", str(tmp_path / "t.json")]) == 0
     actual, rate = sound_files.read(tmp_path / "b.wav")
     gain = np.float32(10 ** (6 / 20))
     assert (rate, actual.shape) == (16000, (1, 9000))
-    np.testing.assert_allclose(
-        actual[0], offline(chain(), sound * gain) / gain, atol=6e-5, rtol=0
-    )  # written as 16 bits
+    expected = offline(causal_model(), sound * gain) / gain
+    np.testing.assert_allclose(actual[0], expected, atol=6e-5, rtol=0)  # written as 16 bits
     report = json.loads((tmp_path / "t.json").read_text())
     assert (report["hops"], report["latency_ms"], report["hop_ms"], report["gain_db"]) == (36, 48.0, 16.0, 6.0)
     assert report["median_ms"] <= report["p99_ms"] <= report["worst_ms"]
@@ -106,11 +97,12 @@ def test_a_streamed_file_equals_the_offline_output(
 
 
 def test_a_quiet_file_is_amplified_to_the_level_of_the_model(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    causal_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sound_files.write(tmp_path / "a.wav", 0.01 * speech(32000)[None], 32000)
+    sound_files.write(tmp_path / "a.wav", 0.01 * noise(32000)[None], 32000)
     assert (
-        cli.main(["stream", "--model", model, "--file", str(tmp_path / "a.wav"), "-o", str(tmp_path / "b.flac")]) == 0
+        cli.main(["stream", "--model", causal_path, "--file", str(tmp_path / "a.wav"), "-o", str(tmp_path / "b.flac")])
+        == 0
     )
     # half the power of white noise lies above 8 kHz, beyond the band of the model
     assert "gain +3" in capsys.readouterr().out
@@ -131,50 +123,26 @@ def test_a_quiet_file_is_amplified_to_the_level_of_the_model(
     ],
 )
 def test_invalid_options_are_reported_in_one_line(
-    options: list[str], message: str, model: str, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    message: str,
+    causal_path: str,
+    tmp_path: Path,
+    monkeypatch: Any,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("a.wav", "b.wav"):
-        sound_files.write(name, speech(1000)[None], 16000)
+        sound_files.write(name, noise(1000)[None], 16000)
     before = Path("b.wav").read_bytes()
-    assert cli.main(["stream", "--model", model, *options]) == 1
+    assert cli.main(["stream", "--model", causal_path, *options]) == 1
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
     assert Path("b.wav").read_bytes() == before
 
 
-class FakeDevices(ModuleType):
-    """The part of sounddevice that is used: ``sleep`` calls the callback with the microphone's hops."""
-
-    class PortAudioError(Exception):
-        pass
-
-    def __init__(self, microphone: np.ndarray, rate: int = 16000) -> None:
-        super().__init__("sounddevice")
-        self.microphone, self.rate, self.played = microphone, rate, list[np.ndarray]()
-
-    def Stream(self, *, callback: Any, samplerate: int, blocksize: int, **options: Any) -> Any:
-        if samplerate != self.rate:
-            raise self.PortAudioError("Invalid sample rate")
-        assert (options["channels"], options["dtype"]) == ((1, 1), "float32")  # inputs and outputs
-        self.run = lambda: [
-            self._hop(callback, self.microphone[i : i + blocksize], i == 0)
-            for i in range(0, len(self.microphone), blocksize)
-        ]
-        return nullcontext(SimpleNamespace(latency=(0.01, 0.02)))  # microphone and loudspeaker
-
-    def _hop(self, callback: Any, recorded: np.ndarray, first: bool) -> None:
-        played = np.full((len(recorded), 1), np.nan, np.float32)
-        callback(recorded[:, None], played, len(recorded), None, "underflow" if first else "")
-        self.played.append(played[:, 0])
-
-    def sleep(self, _milliseconds: int) -> None:
-        self.run()
-
-
 def test_the_loudspeaker_plays_the_offline_output_after_the_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    sound, model = speech(256 * 40), chain()
+    sound, model = noise(256 * 40), causal_model()
     devices = FakeDevices(sound)
     monkeypatch.setitem(sys.modules, "sounddevice", devices)
     assert run_duplex(Stream(model), 256, (None, None), seconds=1.0) == 1
@@ -184,11 +152,11 @@ def test_the_loudspeaker_plays_the_offline_output_after_the_latency(monkeypatch:
 
 
 def test_missing_devices_and_packages_are_reported(
-    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    causal_path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "sounddevice", FakeDevices(speech(10), rate=48000))
-    assert cli.main(["stream", "--model", model, "--live"]) == 1
+    monkeypatch.setitem(sys.modules, "sounddevice", FakeDevices(noise(10), rate=48000))
+    assert cli.main(["stream", "--model", causal_path, "--live"]) == 1
     assert "sound device: Invalid sample rate" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "sounddevice", None)
-    assert cli.main(["stream", "--model", model, "--live"]) == 1
+    assert cli.main(["stream", "--model", causal_path, "--live"]) == 1
     assert "pip install 'twostage[live]'" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from test_streaming import MEL
+from streams import CAUSAL_MEL
 from torch import Tensor
 
 import twostage
@@ -83,7 +83,7 @@ def centered() -> TwoStage:
 
 @pytest.fixture(scope="module")
 def causal() -> TwoStage:
-    return small(MEL, griffin_lim=1, time_stride=1)
+    return small(CAUSAL_MEL, griffin_lim=1, time_stride=1)
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 import torch
 from pulse import Pulse, pulse_server, start
-from test_cli_stream import FakeDevices
-from test_stream import offline, speech
-from test_streaming import chain
+from streams import FakeDevices, causal_model, noise, offline
 
 from twostage import cli
 from twostage.audio.highpass import highpass
@@ -24,7 +22,6 @@ from twostage.inference import virtual_microphone
 from twostage.inference.meter import Meter
 from twostage.inference.realtime import run_duplex
 from twostage.inference.stream import Stream
-from twostage.models import checkpoint
 from twostage.utils.errors import AudioError, ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -39,12 +36,6 @@ def pulse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pulse]:
         for name in ("HOME", "XDG_RUNTIME_DIR", "PULSE_SERVER"):
             monkeypatch.setenv(name, server.environment[name])
         yield server
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> str:
-    checkpoint.save(tmp_path / "causal.safetensors", chain(), provenance={})
-    return str(tmp_path / "causal.safetensors")
 
 
 class Recorder:
@@ -128,14 +119,14 @@ def expected_output(sound: np.ndarray, recorded: np.ndarray) -> np.ndarray:
     sound = highpass(np.concatenate([np.zeros(RATE, np.float32), sound]), RATE, causal=True)[RATE:]
     starts = [np.concatenate([np.zeros(first, np.float32), sound[: 8192 - first]]) for first in range(256)]
     with torch.inference_mode():
-        output = chain()(torch.from_numpy(np.stack(starts))[:, None])[:, 0].numpy()
+        output = causal_model()(torch.from_numpy(np.stack(starts))[:, None])[:, 0].numpy()
     chunks = (4000, 5600, 7200)
     correlations = [
         max(best_match(recorded, row[position : position + 2 * CHUNK])[1] for position in chunks) for row in output
     ]
     first = int(np.argmax(correlations))
     with torch.inference_mode():
-        whole = chain()(torch.from_numpy(np.pad(sound, (first, 512)))[None, None])[0, 0].numpy()
+        whole = causal_model()(torch.from_numpy(np.pad(sound, (first, 512)))[None, None])[0, 0].numpy()
     return whole[first : first + len(sound)]
 
 
@@ -165,11 +156,11 @@ class Call:
 
 
 @pytest.mark.slow
-def test_a_call_records_the_restored_microphone(pulse: Pulse, model: str) -> None:
-    process = serve(pulse, model, "--microphone", "bone")
+def test_a_call_records_the_restored_microphone(pulse: Pulse, causal_path: str) -> None:
+    process = serve(pulse, causal_path, "--microphone", "bone")
     wait_for_line(process, "restored is a microphone now, of what bone hears")
     assert "restored" in pulse.names("sources")
-    sound = speech(2 * RATE)
+    sound = noise(2 * RATE)
     call = Call(pulse, sound)
     assert call.fraction > 0.2
     assert fraction_recorded(call.recorded, sound[4000:28000]) == 0  # the output of the model, not of the microphone
@@ -189,8 +180,8 @@ def test_a_call_records_the_restored_microphone(pulse: Pulse, model: str) -> Non
 
 
 @pytest.mark.slow
-def test_a_lost_microphone_is_found_again_and_a_killed_process_leaves_no_devices(pulse: Pulse, model: str) -> None:
-    process = serve(pulse, model, "--microphone", "bone")
+def test_a_lost_microphone_reconnects_and_a_killed_process_leaves_no_devices(pulse: Pulse, causal_path: str) -> None:
+    process = serve(pulse, causal_path, "--microphone", "bone")
     wait_for_line(process, "restored is a microphone now")
     modules = pulse.pactl("list", "short", "modules").splitlines()
     bone = next(line.split("\t")[0] for line in modules if "source_name=bone" in line)
@@ -199,7 +190,7 @@ def test_a_lost_microphone_is_found_again_and_a_killed_process_leaves_no_devices
     assert "restored" in pulse.names("sources")  # a call continues with silence
     pulse.pactl("load-module", "module-remap-source", "source_name=bone", "master=body.monitor")
     wait_for_line(process, "bone is back")
-    assert Call(pulse, speech(2 * RATE)).fraction > 0.2
+    assert Call(pulse, noise(2 * RATE)).fraction > 0.2
     process.kill()
     process.wait(20)
     wait_until(lambda: "restored" not in pulse.names("sources"))
@@ -213,7 +204,7 @@ def test_a_server_that_restarts_is_reconnected(tmp_path: Path, monkeypatch: pyte
     with pulse_server(tmp_path) as pulse:
         monkeypatch.setenv("PULSE_SERVER", pulse.environment["PULSE_SERVER"])
         meter = Meter(256 / RATE, 0.0, messages.append, pace=0.0)
-        arguments = (Stream(chain()), 256, "mine", "bone", 8.0, messages.append)
+        arguments = (Stream(causal_model()), 256, "mine", "bone", 8.0, messages.append)
         thread = threading.Thread(
             target=virtual_microphone.run_virtual_microphone, args=arguments, kwargs={"meter": meter}
         )
@@ -232,9 +223,9 @@ def test_a_server_that_restarts_is_reconnected(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.slow
 def test_invalid_names_are_refused_and_devices_of_dead_processes_removed(
-    pulse: Pulse, model: str, capsys: pytest.CaptureFixture[str]
+    pulse: Pulse, causal_path: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["stream", "--model", model, "--for", "0.1", "--virtual-microphone"]
+    command = ["stream", "--model", causal_path, "--for", "0.1", "--virtual-microphone"]
     for arguments, error in (
         (["a b"], "--virtual-microphone a b: must be letters, digits"),
         (["x", "--microphone", "none"], "none: no such microphone; there are body.monitor, bone, nothing"),
@@ -266,7 +257,7 @@ def test_missing_tools_are_reported_with_the_package_to_install(monkeypatch: pyt
 
 def test_audio_that_waits_too_long_is_skipped() -> None:
     reader, writer = os.pipe()
-    sound = speech(RATE // 2)
+    sound = noise(RATE // 2)
     os.write(writer, sound.tobytes())
     os.close(writer)
     played, meter = [], Meter(256 / RATE, 0.05, print, pace=0.0)
@@ -275,13 +266,13 @@ def test_audio_that_waits_too_long_is_skipped() -> None:
         write = staticmethod(played.append)
 
     with open(reader, "rb", buffering=0) as capture:
-        virtual_microphone._relay(Stream(chain()), 256, capture, Sink, lambda: True, meter)  # type: ignore[arg-type]
+        virtual_microphone._relay(Stream(causal_model()), 256, capture, Sink, lambda: True, meter)  # type: ignore[arg-type]
     assert meter.xruns == 1
     assert meter.lost_seconds == pytest.approx(0.45, abs=256 / RATE)
     rest = sound[int(meter.lost_seconds * RATE) :]
     output = np.frombuffer(b"".join(played), "<f4")
     whole = len(rest) // 256 * 256
-    np.testing.assert_allclose(output, offline(chain(), rest[:whole])[: len(output)], atol=1e-5)
+    np.testing.assert_allclose(output, offline(causal_model(), rest[:whole])[: len(output)], atol=1e-5)
 
 
 def test_the_meter_prints_level_load_and_delay() -> None:
@@ -297,18 +288,18 @@ def test_the_meter_prints_level_load_and_delay() -> None:
 
 
 def test_a_live_stream_continues_after_samples_that_are_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = speech(256 * 40)
+    sound = noise(256 * 40)
     broken = sound.copy()
     broken[256 * 10 + 5] = np.nan
     devices = FakeDevices(broken)
     monkeypatch.setitem(sys.modules, "sounddevice", devices)
     meter = Meter(0.016, 0.0, print, pace=0.0)
-    assert run_duplex(Stream(chain()), 256, (None, None), seconds=1.0, meter=meter) == 1
+    assert run_duplex(Stream(causal_model()), 256, (None, None), seconds=1.0, meter=meter) == 1
     assert meter.hops == 40
     assert meter.latency == pytest.approx(0.048 + 0.03)
     played = np.concatenate(devices.played)
     assert np.isfinite(played).all()
-    afterwards = offline(chain(), sound[256 * 11 :])[: 256 * 10]
+    afterwards = offline(causal_model(), sound[256 * 11 :])[: 256 * 10]
     assert best_match(played, afterwards)[1] > 0.999
 
 

@@ -4,25 +4,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from streams import CAUSAL_MEL, causal_model, noise
 from torch import Tensor, nn
 
-from twostage.models.features import LogMel, MelConfig, Stft
+from twostage.models.features import LogMel, Stft
 from twostage.models.restorer import Restorer, RestorerConfig
-from twostage.models.two_stage import TwoStage, TwoStageConfig
 from twostage.models.vocoder import VocoderConfig
 from twostage.nn import short
 from twostage.nn.layers import GRU, LSTM, Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 from twostage.nn.streaming import DelayLine, Overlap, Past, continued, stream_states, streaming
 from twostage.utils.errors import ConfigError
-
-MEL = MelConfig(n_fft=768, win_length=768, causal=True)
-SMALL = {
-    "upsample_rates": (16, 16),
-    "upsample_kernel_sizes": (32, 32),
-    "upsample_initial_channel": 16,
-    "resblock_kernel_sizes": (3, 7),
-    "resblock_dilation_sizes": ((1, 3), (1, 3)),
-}
 
 
 class TimeLast(nn.Module):
@@ -149,28 +140,17 @@ def test_causal_frames_end_with_the_hop() -> None:
     torch.testing.assert_close(
         stft.spectrum(audio)[0].T, torch.fft.rfft(frames * torch.hann_window(768)), atol=1e-4, rtol=0
     )
-    assert LogMel(MEL)(audio).shape == (1, 80, 10)
+    assert LogMel(CAUSAL_MEL)(audio).shape == (1, 80, 10)
 
 
-def chain(time_strides: tuple[int, ...] = (1, 1), griffin_lim: int = 1) -> TwoStage:
-    torch.manual_seed(0)
-    restorer = RestorerConfig(MEL, channels=(4, 8, 8), time_strides=time_strides, band_strides=(4, 2), dilations=(1, 2))
-    phase_below = 4000.0 if griffin_lim else 0.0
-    vocoder = VocoderConfig(MEL, **SMALL, griffin_lim=griffin_lim, input_phase_below=phase_below)  # type: ignore[arg-type]
-    model = TwoStage(TwoStageConfig(restorer, vocoder)).eval().fold()
-    for weight in model.restorer.conv_post.parameters():  # with initial weights, the mask is almost zero
-        nn.init.normal_(weight, 0, 0.1)
-    return model
-
-
-def speech(samples: int) -> Tensor:
-    return 0.1 * torch.randn(1, 1, samples, generator=torch.Generator().manual_seed(1))
+def noise_batch(samples: int) -> Tensor:
+    return torch.from_numpy(noise(samples))[None, None]
 
 
 @pytest.mark.parametrize("hops", [1, 2, 5, 40])
 @pytest.mark.parametrize("griffin_lim", [0, 1])
 def test_both_stages_in_chunks_equal_the_whole(hops: int, griffin_lim: int) -> None:
-    model, audio = chain(griffin_lim=griffin_lim), speech(40 * 256)
+    model, audio = causal_model(griffin_lim=griffin_lim), noise_batch(40 * 256)
     with torch.no_grad():
         whole = model(audio)
         with streaming(model):
@@ -182,7 +162,8 @@ def test_both_stages_in_chunks_equal_the_whole(hops: int, griffin_lim: int) -> N
 
 
 def test_a_model_that_pools_time_streams_in_multiples_of_its_stride() -> None:
-    model, audio = chain(time_strides=(2, 1)), speech(39 * 256)  # an odd number of frames
+    model = causal_model(time_strides=(2, 1))
+    audio = noise_batch(39 * 256)  # an odd number of frames
     assert model.stride == 512
     with torch.no_grad():
         whole = model(audio)
@@ -194,7 +175,7 @@ def test_a_model_that_pools_time_streams_in_multiples_of_its_stride() -> None:
 
 @pytest.mark.parametrize("time_strides", [(1, 1), (2, 1)])
 def test_no_sample_depends_on_input_beyond_the_latency(time_strides: tuple[int, ...]) -> None:
-    model, audio = chain(time_strides=time_strides), speech(40 * 256)
+    model, audio = causal_model(time_strides=time_strides), noise_batch(40 * 256)
     latency = model.delay + model.stride
     with torch.no_grad():
         whole = model(audio)
@@ -207,7 +188,7 @@ def test_no_sample_depends_on_input_beyond_the_latency(time_strides: tuple[int, 
 
 
 def test_a_window_of_a_causal_model_equals_the_whole() -> None:
-    model, audio = chain(), speech(300 * 256)
+    model, audio = causal_model(), noise_batch(300 * 256)
     with torch.no_grad():
         whole, first, keep = model(audio), 150 * 256, 40 * 256
         assert model.context < first
@@ -217,7 +198,7 @@ def test_a_window_of_a_causal_model_equals_the_whole() -> None:
 
 def test_a_restored_frame_depends_on_the_past_only_within_the_context() -> None:
     torch.manual_seed(0)
-    restorer = Restorer(RestorerConfig(MEL, (4, 8, 8), (1, 1), (4, 2), dilations=(1, 4))).eval()
+    restorer = Restorer(RestorerConfig(CAUSAL_MEL, (4, 8, 8), (1, 1), (4, 2), dilations=(1, 4))).eval()
     nn.init.normal_(restorer.conv_post.parametrizations.weight.original1)
     mel = torch.zeros(1, 80, 160, requires_grad=True)
     restorer(mel)[..., 120].sum().backward()
@@ -228,7 +209,7 @@ def test_a_restored_frame_depends_on_the_past_only_within_the_context() -> None:
 
 def test_invalid_settings_are_errors_that_name_the_field() -> None:
     with pytest.raises(ConfigError, match=r"vocoder.griffin_lim is 2, must be 0 or 1 with mel.causal"):
-        VocoderConfig(MEL, griffin_lim=2)
+        VocoderConfig(CAUSAL_MEL, griffin_lim=2)
     with pytest.raises(ConfigError, match=r"restorer.band_strides and restorer.time_strides differ"):
         RestorerConfig(band_strides=(4, 4))
     with pytest.raises(ConfigError, match=r"mel.n_mels is 80, must divide by 64"):
