@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from small_models import randomize
 from streams import causal_model
 
 from twostage.audio import sound_files
@@ -29,10 +30,7 @@ def tiny() -> TwoStage:
     torch.manual_seed(0)
     restorer = RestorerConfig(channels=(4, 8), time_strides=(2,), blocks=1, dilations=(1,))
     model = TwoStage(TwoStageConfig(restorer, VocoderConfig(upsample_initial_channel=16))).eval().requires_grad_(False)
-    for name, weight in model.fold().named_parameters():
-        # initial weights are almost silent; with these, every layer passes its input on
-        fan = weight[0].numel() if weight.ndim > 1 else 1
-        weight.copy_(torch.randn(weight.shape) * (0.1 if name.endswith("bias") else 1.2 / fan**0.5))
+    randomize(model.fold())
     return model
 
 

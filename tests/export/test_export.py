@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from small_models import randomize, small_vocoder
 from streams import CAUSAL_MEL
 from torch import Tensor
 
@@ -35,30 +36,18 @@ from twostage.models.griffinlim import GriffinLim
 from twostage.models.onnx_enhancer import OnnxEnhancer
 from twostage.models.restorer import RestorerConfig
 from twostage.models.two_stage import TwoStage, TwoStageConfig
-from twostage.models.vocoder import VocoderConfig
 from twostage.utils.errors import AudioError, CheckpointError, ConfigError
 
 Speech = Callable[..., np.ndarray]
 ROOT = Path(__file__).parents[2]
-VOCODER = {
-    "upsample_rates": (16, 16),
-    "upsample_kernel_sizes": (32, 32),
-    "upsample_initial_channel": 16,
-    "resblock": 2,
-    "resblock_kernel_sizes": (3,),
-    "resblock_dilation_sizes": ((1, 3),),
-    "input_phase_below": 4000.0,
-}
 
 
 def small(mel: MelConfig, griffin_lim: int, time_stride: int) -> TwoStage:
     torch.manual_seed(0)
     restorer = RestorerConfig(mel, channels=(4, 8), time_strides=(time_stride,), dilations=(1,))
-    vocoder = VocoderConfig(mel, **VOCODER, griffin_lim=griffin_lim)  # type: ignore[arg-type]
+    vocoder = small_vocoder(mel, channels=16, resblock=2, griffin_lim=griffin_lim, input_phase_below=4000.0)
     model = TwoStage(TwoStageConfig(restorer, vocoder)).eval().fold().requires_grad_(False)
-    for name, weight in model.named_parameters():  # with initial weights, the output is almost silent
-        fan = weight[0].numel() if weight.ndim > 1 else 1
-        weight.copy_(torch.randn(weight.shape) * (0.1 if name.endswith("bias") else 1.2 / fan**0.5))
+    randomize(model)
     return model
 
 

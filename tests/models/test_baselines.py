@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_resume import assert_same_training
+from trainings import assert_same_training
 
 from twostage.audio import sound_files
 from twostage.cli import main

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lively import lively
+from small_models import with_random_weights
 
 from twostage.evaluation.costs import gmac_per_second, parameters
 from twostage.models.baselines.bwe import Bwe, BweConfig
@@ -27,7 +27,7 @@ def test_the_default_has_the_documented_size():
 
 
 def test_a_sample_affects_the_output_exactly_within_the_context():
-    model = lively(Bwe(TINY))
+    model = with_random_weights(Bwe(TINY))
     assert model.context == 2 * (1 + 3 + 9)
     audio = torch.randn(1, 1, 101, dtype=torch.float64)
     perturbed = audio.clone()
@@ -37,7 +37,7 @@ def test_a_sample_affects_the_output_exactly_within_the_context():
 
 
 def test_a_window_with_its_context_equals_the_whole():
-    model, audio = lively(Bwe(TINY)), torch.randn(1, 1, 300, dtype=torch.float64)
+    model, audio = with_random_weights(Bwe(TINY)), torch.randn(1, 1, 300, dtype=torch.float64)
     part = model(audio[..., 101:201])[..., 26:-26]
     torch.testing.assert_close(part, model(audio)[..., 127:175], atol=1e-9, rtol=0)
 
@@ -61,7 +61,7 @@ def test_the_level_does_not_grow_with_the_depth():
     """Residual sums are scaled, so that the input of the last layer is no louder after 40 layers than after 4."""
     levels = []
     for stacks in (1, 10):
-        model, stds = lively(Bwe(BweConfig(channels=32, layers=4, dilation_base=1, stacks=stacks))), []
+        model, stds = with_random_weights(Bwe(BweConfig(channels=32, layers=4, dilation_base=1, stacks=stacks))), []
         model.layers[-1].register_forward_pre_hook(lambda _, inputs, stds=stds: stds.append(inputs[0].std()))
         model(torch.randn(1, 1, 2000, dtype=torch.float64))
         levels.append(float(stds[0]))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from lively import small_vocoder
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from small_models import small_vocoder
 
 from twostage.models import checkpoint, model_files
 from twostage.models.features import MelConfig

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from lively import trained_a_little
+from small_models import assert_stream_equals_offline, first_changed_sample, with_statistics_of_noise
 from torch import nn
 
 import twostage
@@ -19,7 +19,7 @@ TINY = DccrnConfig(**SMALL, masking="C", lookahead=2)
 
 def briefly_trained_model(config=TINY):
     torch.manual_seed(0)
-    return trained_a_little(Dccrn(config), steps=20, samples=800)
+    return with_statistics_of_noise(Dccrn(config), steps=20, samples=800)
 
 
 def test_the_sizes_are_those_of_the_paper():
@@ -97,20 +97,13 @@ def test_the_masks_are_those_of_the_paper():
 @pytest.mark.parametrize("size", [7, 16, 500])
 def test_streaming_equals_offline(settings, size):
     model = briefly_trained_model(DccrnConfig(**{**SMALL, **settings}))
-    audio = np.random.default_rng(0).standard_normal(3200).astype(np.float32)
-    with twostage.Stream(model, highpassed=True) as stream:
-        assert stream.latency == model.latency == 64 + 16 * model.config.lookahead
-        actual = np.concatenate([*(stream.push(audio[i : i + size]) for i in range(0, 3200, size)), stream.flush()])
-    whole = model(torch.from_numpy(audio)[None, None])[0, 0].numpy()
-    assert np.abs(whole).max() > 0.01
-    np.testing.assert_allclose(actual, whole, atol=1e-5, rtol=0)
+    assert model.latency == 64 + 16 * model.config.lookahead
+    assert_stream_equals_offline(model, size, latency=model.latency, samples=3200, level=1.0)
 
 
 def test_a_sample_depends_on_input_up_to_the_latency():
-    model, audio = briefly_trained_model(), torch.randn(1, 1, 1600)
-    other = audio.clone()
-    other[..., 800:] += 1
-    first = int((model(audio) != model(other))[0, 0].nonzero()[0])
+    model = briefly_trained_model()
+    first = first_changed_sample(model, 1600, changed_from=800)
     assert 800 - model.latency <= first < 800 - 16 * model.config.lookahead
 
 
@@ -125,9 +118,8 @@ def test_a_model_loaded_from_a_file_gives_the_same_output(tmp_path):
     checkpoint.save(tmp_path / "model.safetensors", model, provenance={})
     loaded = checkpoint.load(tmp_path / "model.safetensors")
     assert torch.equal(loaded(audio), model(audio))
-    actual = twostage.restore(
-        loaded, audio[0, 0].numpy(), 16000, seconds=0.01, level="model"
-    )  # all at once, since its context is infinite
+    # all at once, since its context is infinite
+    actual = twostage.restore(loaded, audio[0, 0].numpy(), 16000, seconds=0.01, level="model")
     assert actual.shape == (1600,)
     assert np.isfinite(actual).all()
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from lively import trained_a_little
+from small_models import assert_stream_equals_offline, first_changed_sample, with_statistics_of_noise
 from torch import nn
 
 import twostage
@@ -19,7 +19,7 @@ TINY = DpcrnConfig(**SMALL)
 
 def briefly_trained_model(config=TINY):
     torch.manual_seed(0)
-    return trained_a_little(Dpcrn(config), steps=8, samples=400)
+    return with_statistics_of_noise(Dpcrn(config), steps=8, samples=400)
 
 
 def test_the_sizes_are_those_of_the_paper():
@@ -79,21 +79,13 @@ def test_the_loss_is_that_of_the_paper():
 @pytest.mark.parametrize("size", [7, 333])
 def test_streaming_equals_offline(settings, size):
     model = briefly_trained_model(DpcrnConfig(**SMALL, **settings))
-    audio = np.random.default_rng(0).standard_normal(800).astype(np.float32)
-    with twostage.Stream(model, highpassed=True) as stream:
-        assert stream.latency == model.latency == 40
-        actual = np.concatenate([*(stream.push(audio[i : i + size]) for i in range(0, 800, size)), stream.flush()])
-    whole = model(torch.from_numpy(audio)[None, None])[0, 0].numpy()
-    assert np.abs(whole).max() > 0.01
-    np.testing.assert_allclose(actual, whole, atol=1e-5, rtol=0)
+    assert model.latency == 40
+    assert_stream_equals_offline(model, size, latency=40, samples=800, level=1.0)
 
 
 def test_a_sample_depends_on_input_up_to_the_latency():
-    model, audio = briefly_trained_model(), torch.randn(1, 1, 800)
-    other = audio.clone()
-    other[..., 400:] += 1
-    first = int((model(audio) != model(other))[0, 0].nonzero()[0])
-    assert 400 - model.latency <= first < 400
+    model = briefly_trained_model()
+    assert 400 - model.latency <= first_changed_sample(model, 800, changed_from=400) < 400
 
 
 def test_instance_normalization_uses_statistics_of_the_training():

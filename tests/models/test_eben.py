@@ -2,7 +2,12 @@
 
 import pytest
 import torch
-from lively import assert_a_stream_is_the_whole, assert_folding_and_a_file_keep_the_output, lively
+from small_models import (
+    assert_file_and_folding_keep_the_output,
+    assert_stream_equals_offline,
+    response_extent,
+    with_random_weights,
+)
 
 from twostage.evaluation.costs import gmac_per_second, parameters
 from twostage.models.baselines.eben import Eben, EbenConfig
@@ -31,7 +36,7 @@ def test_with_zero_weights_only_the_low_band_passes_through_a_tanh(speech):
 
 
 def test_the_upper_bands_of_the_input_are_ignored():
-    model, time = lively(Eben(TINY), torch.float32), torch.arange(8000.0)[None, None] / 16000
+    model, time = with_random_weights(Eben(TINY), torch.float32), torch.arange(8000.0)[None, None] / 16000
     fades = torch.hann_window(8000)[None, None]  # abrupt ends would reach every band
     sound = [fades * torch.sin(2 * torch.pi * hertz * time) for hertz in (500.0, 5000.0, 600.0)]
     plain, upper, lower = (model(0.1 * (sound[0] + added)) for added in (0, sound[1], sound[2]))
@@ -40,15 +45,12 @@ def test_the_upper_bands_of_the_input_are_ignored():
 
 @pytest.mark.parametrize("config", [TINY, CAUSAL], ids=["centered", "causal"])
 def test_a_sample_affects_the_output_within_the_context(config):
-    model = lively(Eben(config), torch.float32)
+    model = with_random_weights(Eben(config), torch.float32)
     sides = 2 * (13 + 1 + 2 * (13 + 1)) + 2 * 3 * 4 + 2
     assert model.context == 28 + 4 * sides * (1 + config.causal) + 15
-    audio = torch.zeros(1, 1, 16 * 200)
-    before = after = 0
-    for position in range(1600, 1616):  # the receptive field depends on the position within a stride
-        audio.zero_()[..., position] = 1.0  # layers without biases map silence to silence
-        changed = model(audio)[0, 0].nonzero().flatten()
-        before, after = max(before, position - int(changed[0])), max(after, int(changed[-1]) - position)
+    silence = torch.zeros(1, 1, 16 * 200)  # exactly silent without biases, whatever the rounding errors
+    assert not model(silence).any()
+    before, after = response_extent(model, silence, range(1600, 1616))
     assert model.context - 2 * model.stride < after <= model.context
     assert model.latency - 2 * model.stride < before <= model.latency
     assert model.latency == (28 + 15 if config.causal else model.context)
@@ -56,7 +58,7 @@ def test_a_sample_affects_the_output_within_the_context(config):
 
 @pytest.mark.parametrize("config", [TINY, CAUSAL], ids=["centered", "causal"])
 def test_a_window_with_its_context_equals_the_whole(config):
-    model, audio = lively(Eben(config), torch.float32), torch.randn(1, 1, 16 * 200)
+    model, audio = with_random_weights(Eben(config), torch.float32), torch.randn(1, 1, 16 * 200)
     context = -(-model.context // 16) * 16
     part = model(audio[..., 400 : 400 + 2 * context + 160])[..., context : context + 160]
     torch.testing.assert_close(part, model(audio)[..., 400 + context : 560 + context], atol=1e-5, rtol=0)
@@ -76,12 +78,12 @@ def test_the_output_is_finite_for_silence_and_noise_at_any_level(level):
 
 @pytest.mark.parametrize("size", [1, 16, 100, 1003])
 def test_a_stream_of_the_causal_model_equals_the_whole(size):
-    assert_a_stream_is_the_whole(lively(Eben(CAUSAL), torch.float32), size, latency=16 + 28)
+    assert_stream_equals_offline(with_random_weights(Eben(CAUSAL), torch.float32), size, latency=16 + 28)
 
 
 def test_folding_and_a_file_keep_the_output(tmp_path):
     torch.manual_seed(0)
-    assert_folding_and_a_file_keep_the_output(Eben(TINY).eval(), tmp_path)
+    assert_file_and_folding_keep_the_output(Eben(TINY).eval(), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_models import randomize, small_vocoder
 
 import twostage
 from twostage.audio import levels, sound_files
@@ -50,21 +51,10 @@ DATA = PairConfig(segment_length=8192, sensors=("eben",), eq_db=2.0, speed=0.1, 
 def small_fusion(mel: MelConfig, griffin_lim: int = 1) -> TwoStage:
     """A small fusion model with pitch and random weights that pass their input on."""
     torch.manual_seed(0)
-    vocoder = VocoderConfig(
-        mel,
-        upsample_rates=(16, 16),
-        upsample_kernel_sizes=(32, 32),
-        upsample_initial_channel=16,
-        resblock=2,
-        resblock_kernel_sizes=(3,),
-        resblock_dilation_sizes=((1, 3),),
-        griffin_lim=griffin_lim,
-        input_phase_below=4000.0 if griffin_lim else 0.0,
-    )
+    phase_below = 4000.0 if griffin_lim else 0.0
+    vocoder = small_vocoder(mel, channels=16, resblock=2, griffin_lim=griffin_lim, input_phase_below=phase_below)
     model = TwoStage(TwoStageConfig(replace(BOTH, mel=mel), vocoder)).eval().fold().requires_grad_(False)
-    for name, weight in model.named_parameters():
-        fan = weight[0].numel() if weight.ndim > 1 else 1
-        weight.copy_(torch.randn(weight.shape) * (0.1 if name.endswith("bias") else 1.2 / fan**0.5))
+    randomize(model)
     return model
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from lively import lively
+from small_models import with_random_weights
 
 from twostage.models.features import MelConfig
 from twostage.models.restorer import Restorer, RestorerConfig, with_frequency
@@ -43,13 +43,13 @@ def test_the_initial_mask_is_one_small_gain():
 
 
 def test_the_output_is_never_below_the_clamp():
-    restored = lively(Restorer(TINY[0]))(torch.full((1, 16, 8), math.log(1e-5), dtype=torch.float64))
+    restored = with_random_weights(Restorer(TINY[0]))(torch.full((1, 16, 8), math.log(1e-5), dtype=torch.float64))
     assert restored.min() >= math.log(1e-5)
 
 
 @pytest.mark.parametrize("config", TINY)
 def test_a_frame_affects_the_output_only_within_the_context(config):
-    model = lively(Restorer(config))
+    model = with_random_weights(Restorer(config))
     frames = 2 * model.context + 3 * model.stride
     mel = torch.randn(1, 16, frames, dtype=torch.float64)
     for position in range(model.context, model.context + model.stride):
@@ -62,7 +62,7 @@ def test_a_frame_affects_the_output_only_within_the_context(config):
 
 @pytest.mark.parametrize("config", TINY)
 def test_a_window_at_a_multiple_of_the_stride_equals_the_whole(config):
-    model = lively(Restorer(config))
+    model = with_random_weights(Restorer(config))
     start = -(-model.context // model.stride) * model.stride
     mel = torch.randn(1, 16, 2 * start + 12, dtype=torch.float64)
     whole, window = model(mel), model(mel[..., model.stride :])
@@ -93,7 +93,7 @@ def test_every_band_is_given_its_frequency():
 
 @pytest.mark.parametrize("frames", [9, 13])
 def test_frames_that_are_missing_at_the_end_repeat_the_last(frames):
-    model = lively(Restorer(TINY[2]))
+    model = with_random_weights(Restorer(TINY[2]))
     mel = torch.randn(1, 16, frames, dtype=torch.float64) - 6
     padded = torch.cat([mel, mel[..., -1:].expand(-1, -1, -frames % model.stride)], -1)
     torch.testing.assert_close(model(mel), model(padded)[..., :frames])

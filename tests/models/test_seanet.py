@@ -2,7 +2,12 @@
 
 import pytest
 import torch
-from lively import assert_a_stream_is_the_whole, assert_folding_and_a_file_keep_the_output, lively
+from small_models import (
+    assert_file_and_folding_keep_the_output,
+    assert_stream_equals_offline,
+    response_extent,
+    with_random_weights,
+)
 
 from twostage.evaluation.costs import gmac_per_second, parameters
 from twostage.models.baselines.seanet import Seanet, SeanetConfig
@@ -28,7 +33,7 @@ def test_a_second_microphone_adds_one_channel_to_the_first_convolution():
     both = Seanet(SeanetConfig(inputs=2)).fold()
     assert parameters(both) - 8_339_585 == 7 * 32
     pair = torch.randn(1, 2, 300, dtype=torch.float64)
-    model = lively(Seanet(SeanetConfig(**SMALL, inputs=2)))
+    model = with_random_weights(Seanet(SeanetConfig(**SMALL, inputs=2)))
     out = model(pair)
     assert out.shape == (1, 1, 300)
     for channel in range(2):
@@ -39,16 +44,11 @@ def test_a_second_microphone_adds_one_channel_to_the_first_convolution():
 
 @pytest.mark.parametrize("config", [TINY, CAUSAL], ids=["centered", "causal"])
 def test_a_sample_affects_the_output_within_the_context(config):
-    model = lively(Seanet(config))
+    model = with_random_weights(Seanet(config))
     half = 2 * (13 + 1 + 2 * (13 + 2)) + 2 * 3 * 8 + 2 * 3
     assert model.context == half * (1 + config.causal) + 7
     audio = torch.randn(1, 1, 8 * 160, dtype=torch.float64)
-    before = after = 0
-    for place in range(640, 648):  # the receptive field depends on where in a stride it lies
-        other = audio.clone()
-        other[..., place] += 1
-        changed = (model(audio) != model(other))[0, 0].nonzero().flatten()
-        before, after = max(before, place - int(changed[0])), max(after, int(changed[-1]) - place)
+    before, after = response_extent(model, audio, range(640, 648))
     assert model.context - model.stride < after <= model.context
     assert model.latency - model.stride < before <= model.latency
     assert model.latency == (7 if config.causal else model.context)
@@ -56,7 +56,7 @@ def test_a_sample_affects_the_output_within_the_context(config):
 
 @pytest.mark.parametrize("config", [TINY, CAUSAL], ids=["centered", "causal"])
 def test_a_window_with_its_context_equals_the_whole(config):
-    model, audio = lively(Seanet(config)), torch.randn(1, 1, 8 * 200, dtype=torch.float64)
+    model, audio = with_random_weights(Seanet(config)), torch.randn(1, 1, 8 * 200, dtype=torch.float64)
     context = -(-model.context // 8) * 8
     part = model(audio[..., 400 : 400 + 2 * context + 160])[..., context : context + 160]
     torch.testing.assert_close(part, model(audio)[..., 400 + context : 560 + context], atol=1e-9, rtol=0)
@@ -76,12 +76,12 @@ def test_the_output_is_finite_for_silence_and_noise_at_any_level(level):
 
 @pytest.mark.parametrize("size", [1, 8, 100, 1003])
 def test_a_stream_of_the_causal_model_equals_the_whole(size):
-    assert_a_stream_is_the_whole(lively(Seanet(CAUSAL)).float(), size, latency=8)
+    assert_stream_equals_offline(with_random_weights(Seanet(CAUSAL)).float(), size, latency=8)
 
 
 def test_folding_and_a_file_keep_the_output(tmp_path):
     torch.manual_seed(0)
-    assert_folding_and_a_file_keep_the_output(Seanet(TINY).eval(), tmp_path)
+    assert_file_and_folding_keep_the_output(Seanet(TINY).eval(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_invalid_settings_are_errors_that_name_the_field(settings, message):
 
 
 def test_the_first_convolution_is_added_to_the_output_of_the_unet(monkeypatch):
-    model, audio = lively(Seanet(TINY)), torch.randn(1, 1, 64, dtype=torch.float64)
+    model, audio = with_random_weights(Seanet(TINY)), torch.randn(1, 1, 64, dtype=torch.float64)
     monkeypatch.setattr(model.unet, "forward", torch.zeros_like)
     expected = torch.tanh(model.conv_post(model.conv_pre(audio)).float())
     torch.testing.assert_close(model(audio), expected)

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from small_models import randomize
 from torch import Tensor, nn
 
 import twostage
@@ -51,25 +52,18 @@ def config(mel: MelConfig, *, sensor_input: bool = True, griffin_lim: int = 0, *
     return VocoderConfig(mel, **all_settings)  # type: ignore[arg-type]
 
 
-def randomize(model: nn.Module) -> None:
-    """Set random weights with which every layer passes its input on; initial weights are almost silent."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            fan = weight[0].numel() if weight.ndim > 1 else 1
-            weight.copy_(torch.randn(weight.shape) * (0.1 if name.endswith("bias") else fan**-0.5))
-
-
 def vocoder(settings: VocoderConfig) -> Vocoder:
     model = Vocoder(settings).fold().double().eval().requires_grad_(False)
-    randomize(model)
+    torch.manual_seed(0)
+    randomize(model, gain=1.0)
     return model
 
 
 def two_stages(mel: MelConfig, griffin_lim: int = 0, time_stride: int = 1, inputs: int = 1) -> TwoStage:
     restorer = RestorerConfig(mel, channels=(4, 8), time_strides=(time_stride,), dilations=(1,), inputs=inputs)
     model = TwoStage(TwoStageConfig(restorer, config(mel, griffin_lim=griffin_lim))).fold().eval().requires_grad_(False)
-    randomize(model)
+    torch.manual_seed(0)
+    randomize(model, gain=1.0)
     return model
 
 
@@ -136,7 +130,8 @@ def test_folding_keeps_the_output(sensor_input: bool) -> None:
         noise(1, 16, 9) - 5,
         noise(1, 1, 9 * 256),
     )
-    randomize(model)
+    torch.manual_seed(0)
+    randomize(model, gain=1.0)
     with torch.no_grad():
         before = model(mels, sensor=sensor)
         torch.testing.assert_close(model.fold()(mels, sensor=sensor), before, atol=1e-5, rtol=0)
@@ -325,7 +320,8 @@ def test_the_overlays_causal_and_sensor_combine_with_others(corpus: Path) -> Non
 def test_finetuning_changes_the_encoder(train: str, corpus: Path, tmp_path: Path) -> None:
     tiny = ["finetune", "tiny"]
     model = TwoStage(TwoStageConfig(RestorerConfig(CENTERED, (4, 8), (2,), dilations=(1,)), config(CENTERED)))
-    randomize(model)
+    torch.manual_seed(0)
+    randomize(model, gain=1.0)
     checkpoint.save(tmp_path / "m.safetensors", model, provenance={})
     overrides = [
         f"data.train=[{corpus}]",

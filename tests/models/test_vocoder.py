@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lively import lively
+from small_models import with_random_weights
 
 from twostage.models.features import MelConfig
 from twostage.models.vocoder import Vocoder, VocoderConfig
@@ -52,7 +52,7 @@ def test_folding_keeps_the_output(config):
 
 @pytest.mark.parametrize("config", TINY)
 def test_a_frame_affects_the_output_within_the_context(config):
-    model = lively(Vocoder(config))
+    model = with_random_weights(Vocoder(config))
     length, position = 2 * model.context + 21, model.context + 10
     mel = torch.randn(1, 8, length, dtype=torch.float64)
     perturbed = mel.clone()

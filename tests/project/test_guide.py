@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from test_readme import TRAININGS, commands
-from test_resume import assert_same_training
 from torch import nn
+from trainings import assert_same_training
 
 from twostage import cli
 from twostage.audio import sound_files

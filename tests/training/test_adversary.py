@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from lively import small_vocoder
+from small_models import small_vocoder
 
 from twostage.data.pairs import Pair
 from twostage.models.features import MelConfig

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from trainings import assert_same_training
 
 from twostage.models import checkpoint
 from twostage.training import recipes
@@ -30,28 +31,6 @@ def vocoder_settings(corpus: Path, run: Path, *extra: str) -> VocoderRun:
         "data.segment_length=2048",
     )
     return load_config(VocoderRun, ["vocoder", "tiny"], [*files, *fast, *extra])
-
-
-def same(one: object, other: object) -> bool:
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
-
-
-def assert_same_training(one: Path, other: Path) -> None:
-    states = [checkpoint.load_state(run / "state.pt") for run in (one, other)]
-    for state in states:
-        state["settings"].pop("run_dir")
-        state["settings"].pop("steps")
-    for key in states[0]:
-        assert same(states[0][key], states[1][key]), key
-    for name in ("best.safetensors", "last.safetensors"):
-        a, b = checkpoint.load_stage(one / name), checkpoint.load_stage(other / name)
-        assert same(a.state_dict(), b.state_dict())
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +75,7 @@ def test_a_killed_and_resumed_training_is_bitwise_the_same(
 KILLED_TRAINING = f"""
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {[str(Path(__file__).parents[level]) for level in (0, 1)]!r}
 import torch
 torch.set_num_threads(1)
 from twostage.models import checkpoint

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lively import small_vocoder
+from small_models import small_vocoder
 
 from twostage.data.pairs import Pair
 from twostage.models.features import LogMel, MelConfig
