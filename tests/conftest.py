@@ -93,6 +93,19 @@ def paired_corpus(tmp_path_factory: pytest.TempPathFactory, speech: Callable[...
 
 
 @pytest.fixture
+def mixed_recordings(tmp_path: Path, speech: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with speech, stereo, silence and a text file with the name of a recording in "in"."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    stereo = np.stack([speech(20000, 44100), speech(20000, 44100, seed=1)])
+    sound_files.write("in/good.wav", speech(6000), 16000)
+    sound_files.write("in/sub/stereo.flac", stereo, 44100, subtype="PCM_24")
+    sound_files.write("in/silent.wav", np.zeros(3000), 8000)
+    Path("in/text.wav").write_text("not a sound" * 30)
+    return tmp_path
+
+
+@pytest.fixture
 def quick_quality(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace DistillMOS and DNSMOS, which take a second per file, by the level, where their values do not matter."""
     for name in ("distillmos", "dnsmos"):

@@ -102,3 +102,22 @@ def assert_file_and_folding_keep_the_output(model: Any, folder: Path) -> None:
     torch.testing.assert_close(checkpoint.load(folder / "model.safetensors")(audio), before, atol=1e-5, rtol=0)
     torch.testing.assert_close(model.fold()(audio), before, atol=1e-5, rtol=0)
     assert not any("parametrizations" in key for key in model.state_dict())
+
+
+def parameters_with_gradients(model: nn.Module) -> set[str]:
+    """The names of the parameters whose gradient is not zero."""
+    return {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+
+
+def assert_gradients_reach_every_weight(model: Any, samples: int) -> None:
+    """Assert that the output is float32 and that the sum of the loss terms depends on every weight.
+
+    This holds under autocast to bfloat16, too.
+    """
+    for autocast in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out, terms = model.terms(torch.randn(2, 1, samples), torch.randn(2, 1, samples))
+        assert out.dtype == torch.float32
+        sum(terms.values()).backward()
+        assert parameters_with_gradients(model) == {name for name, _ in model.named_parameters()}

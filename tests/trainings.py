@@ -1,4 +1,4 @@
-"""Comparison of two trainings."""
+"""Settings that trainings in tests share, and a comparison of two trainings."""
 
 from pathlib import Path
 
@@ -28,3 +28,8 @@ def assert_same_training(first: Path, second: Path) -> None:
     for name in ("best.safetensors", "last.safetensors"):
         models = [checkpoint.load_stage(run / name) for run in (first, second)]
         assert equal(models[0].state_dict(), models[1].state_dict())
+
+
+def data_overrides(corpus: Path, run_dir: Path | str = "x") -> list[str]:
+    """Settings of a training on a manifest, which is also the validation data."""
+    return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={run_dir}"]

@@ -12,6 +12,7 @@ from zipfile import ZipFile
 
 import numpy as np
 import pytest
+from unsafe_pickles import TouchesFile
 
 from twostage.app import views, work
 from twostage.app.limits import Limits
@@ -311,15 +312,10 @@ def test_json_requests_beyond_the_size_limit_are_refused():
     assert ask("/gradio_api/queue/join", b"[" + b" " * MOST + b"]")[0] == 403
 
 
-class TouchesMarker:
-    def __reduce__(self):
-        return Path.touch, (Path("marker"),)
-
-
 @pytest.mark.parametrize("name", ["evil.safetensors", "evil.pt", "evil.onnx"])
 def test_a_pickled_model_is_refused_and_its_code_does_not_run(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
-    Path(name).write_bytes(pickle.dumps(TouchesMarker()))
+    Path(name).write_bytes(pickle.dumps(TouchesFile()))
     with pytest.raises(CheckpointError, match=name):
         work.Models({"evil": [name]}).get("evil", "cpu")
     assert not Path("marker").exists()

@@ -283,13 +283,18 @@ def wait_for(done: Any) -> None:
         time.sleep(0.05)
 
 
+def running_and_waiting_request(url: str, recording: Path, started: Any) -> tuple[HTTPConnection, HTTPConnection]:
+    first = send_request(url, recording.read_bytes())
+    assert started.wait(30)
+    second = send_request(url, recording.read_bytes())
+    wait_for(lambda: queue_length(url) == 1)
+    return first, second
+
+
 def test_a_request_to_a_full_queue_is_refused_with_a_time_to_retry(tiny_path: Path, recording: Path, slow: Any) -> None:
     started, may_finish, outcomes = slow
     with tiny_server(tiny_path, Limits(queue=1, jobs=1)) as url:
-        first = send_request(url, recording.read_bytes())
-        assert started.wait(30)
-        second = send_request(url, recording.read_bytes())
-        wait_for(lambda: queue_length(url) == 1)
+        first, second = running_and_waiting_request(url, recording, started)
         status, headers, body = ask(url, "v1/restore", recording.read_bytes())
         assert (status, headers["retry-after"]) == (503, "5")
         assert "1 requests wait already" in body.decode()
@@ -301,10 +306,7 @@ def test_a_request_to_a_full_queue_is_refused_with_a_time_to_retry(tiny_path: Pa
 def test_the_job_of_a_closed_connection_is_canceled(tiny_path: Path, recording: Path, slow: Any) -> None:
     started, may_finish, outcomes = slow
     with tiny_server(tiny_path, Limits(queue=2, jobs=1)) as url:
-        first = send_request(url, recording.read_bytes())
-        assert started.wait(30)
-        second = send_request(url, recording.read_bytes())
-        wait_for(lambda: queue_length(url) == 1)
+        first, second = running_and_waiting_request(url, recording, started)
         second.close()  # the job was waiting
         wait_for(lambda: queue_length(url) == 0)
         first.close()  # the job was running

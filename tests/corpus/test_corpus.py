@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from unsafe_pickles import TouchesFile
 
 from twostage.audio import sound_files
 from twostage.cli import main
@@ -28,18 +29,11 @@ Speech = Callable[..., np.ndarray]
 
 
 @pytest.fixture
-def manifest(tmp_path: Path, speech: Speech, monkeypatch: pytest.MonkeyPatch) -> Path:
+def manifest(mixed_recordings: Path) -> Path:
     """A manifest of readable, unreadable and missing recordings in "in"."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "in" / "sub").mkdir(parents=True)
-    stereo = np.stack([speech(20000, 44100), speech(20000, 44100, seed=1)])
-    sound_files.write("in/good.wav", speech(6000), 16000)
-    sound_files.write("in/sub/stereo.flac", stereo, 44100, subtype="PCM_24")
-    sound_files.write("in/silent.wav", np.zeros(3000), 8000)
-    Path("in/text.wav").write_text("not a sound" * 30)
     names = ("good.wav", "sub/stereo.flac", "silent.wav", "text.wav", "missing.wav")
     Path("in/m.csv").write_text("path\n" + "".join(f"{name}\n" for name in names))
-    return tmp_path / "in" / "m.csv"
+    return mixed_recordings / "in" / "m.csv"
 
 
 @pytest.fixture
@@ -328,18 +322,13 @@ def test_invalid_arguments_are_reported_in_one_line(
     assert not Path("out").exists()
 
 
-class TouchesMarker:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (Path("marker"),)
-
-
 def test_a_table_with_pickled_objects_is_refused_and_their_code_does_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once Ray is imported, reading a column of its type for Python objects would unpickle them."""
     monkeypatch.chdir(tmp_path)
     table = to_arrow([result("a")])
-    objects = pyarrow.array([pickle.dumps(TouchesMarker())], pyarrow.large_binary())
+    objects = pyarrow.array([pickle.dumps(TouchesFile())], pyarrow.large_binary())
     metadata = {"ARROW:extension:name": "ray.data.arrow_pickled_object", "ARROW:extension:metadata": b""}
     table = table.set_column(0, pyarrow.field("path", objects.type, metadata=metadata), objects)
     pyarrow.parquet.write_table(table, TABLE)

@@ -11,6 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import soundfile
+from trainings import data_overrides
 
 from twostage import cli
 from twostage.audio import sound_files
@@ -212,11 +213,9 @@ def test_the_split_is_taken_from_the_file_name(path: str, split: str) -> None:
 
 @pytest.mark.parametrize("name", ["vibravox", "taps"])
 def test_the_shipped_settings_of_a_corpus_train(name: str, paired_corpus: Path, corpus: Path, tmp_path: Path) -> None:
-    tiny = load_config(
-        RestorerRun, ["restorer", "tiny"], [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x"]
-    )
+    tiny = load_config(RestorerRun, ["restorer", "tiny"], data_overrides(corpus))
     checkpoint.save(tmp_path / "r.safetensors", Restorer(tiny.restorer), provenance={})
-    data = [f"data.train=[{paired_corpus}]", f"data.valid=[{paired_corpus}]", f"run_dir={tmp_path / 'run'}"]
+    data = data_overrides(paired_corpus, tmp_path / "run")
     small_training = [
         "steps=2",
         "save_every=1",

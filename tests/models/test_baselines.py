@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from trainings import assert_same_training
+from trainings import assert_same_training, data_overrides
 
 from twostage.audio import sound_files
 from twostage.cli import main
@@ -76,7 +76,7 @@ PLAIN = ["valid.metrics=[mel_l1]", "valid.best=mel_l1", "optimizer.cooldown=0", 
 def settings(name: str, corpus: Path, run: Path, *extra: str, small: bool = True) -> EnhancerRun:
     """The settings of ``name``'s YAML file; two-stage has none, since its stages are trained separately."""
     files = FILES.get(name, [name])
-    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={run}"]
+    overrides = data_overrides(corpus, run)
     enhancer = ["enhancer=two-stage", "steps=4"] if not files else []
     return load_config(
         EnhancerRun, files, [*overrides, *enhancer, *FAST, *BRIEF, *PLAIN, *(SYSTEMS[name][1] * small), *extra]

@@ -32,6 +32,16 @@ def prepared(config=TINY):
     return model
 
 
+def prepared_with_speech(speech):
+    """(model, degraded, clean), with a model whose statistics are those of the pair."""
+    torch.manual_seed(0)
+    model = Bilstm(BilstmConfig(n_fft=128, hop_length=64, units=16, layers=1))
+    clean = torch.from_numpy(speech(4096)).view(2, 1, 2048)
+    degraded = nn.functional.avg_pool1d(clean, 9, 1, 4)
+    model.prepare([(degraded, clean)])
+    return model, degraded, clean
+
+
 def test_the_default_has_the_documented_size():
     lstms = sum(2 * 4 * 256 * (inputs + 256 + 2) for inputs in (257, 512, 512))
     assert sum(weight.numel() for weight in Bilstm(BilstmConfig()).parameters()) == lstms + 513 * 257 == 4_340_481
@@ -128,11 +138,7 @@ def test_the_output_has_whole_hops(length):
 
 
 def test_the_initial_error_is_that_of_predicting_the_mean(speech):
-    torch.manual_seed(0)
-    model = Bilstm(BilstmConfig(n_fft=128, hop_length=64, units=16, layers=1))
-    clean = torch.from_numpy(speech(4096)).view(2, 1, 2048)
-    degraded = nn.functional.avg_pool1d(clean, 9, 1, 4)
-    model.prepare([(degraded, clean)])
+    model, degraded, clean = prepared_with_speech(speech)
     assert float(model.terms(degraded, clean)[1]["mse"].detach()) == pytest.approx(1, abs=0.2)
 
 
@@ -151,11 +157,7 @@ def test_invalid_settings_are_errors_that_name_the_field(settings, message):
 
 
 def test_the_target_is_normalized_by_the_peak_of_the_degraded_side(speech):
-    torch.manual_seed(0)
-    model = Bilstm(BilstmConfig(n_fft=128, hop_length=64, units=16, layers=1))
-    clean = torch.from_numpy(speech(4096)).view(2, 1, 2048)
-    degraded = nn.functional.avg_pool1d(clean, 9, 1, 4)
-    model.prepare([(degraded, clean)])
+    model, degraded, clean = prepared_with_speech(speech)
 
     def error(degraded: torch.Tensor, clean: torch.Tensor) -> float:
         return float(model.terms(degraded, clean)[1]["mse"].detach())

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_models import small_vocoder
+from unsafe_pickles import TouchesFile
 
 from twostage.models import checkpoint, model_files
 from twostage.models.features import MelConfig
@@ -291,16 +292,6 @@ def test_an_invalid_training_state_is_an_error_of_one_line_and_its_code_does_not
     with pytest.raises(CheckpointError, match=r"state\.pt: not a training state") as error:
         checkpoint.load_state(tmp_path / "state.pt")
     assert "\n" not in str(error.value)
-
-
-class TouchesFile:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (Path.touch, (self.path,))
 
 
 def test_code_in_a_torch_archive_does_not_run(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from small_models import randomize, small_vocoder
+from trainings import data_overrides
 
 import twostage
 from twostage.audio import levels, sound_files
@@ -328,7 +329,7 @@ def test_the_simulate_command_writes_what_an_evaluation_uses(
     ],
 )
 def test_inconsistent_settings_are_errors_that_name_them(corpus: Path, settings: list[str], message: str) -> None:
-    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x"]
+    overrides = data_overrides(corpus)
     with pytest.raises(ConfigError) as error:
         load_config(RestorerRun, ["restorer", "tiny"], [*overrides, *settings])
     assert str(error.value) == message
@@ -338,9 +339,7 @@ def test_the_overlay_fusion_trains_weights_that_restore(
     corpus: Path, noise: Path, headset: np.ndarray, tmp_path
 ) -> None:
     overrides = [
-        f"data.train=[{corpus}]",
-        f"data.valid=[{corpus}]",
-        f"run_dir={tmp_path / 'run'}",
+        *data_overrides(corpus, tmp_path / "run"),
         "steps=2",
         "valid.every=2",
     ]
@@ -373,7 +372,7 @@ def test_int8_refuses_a_model_of_two_inputs(fusion_path: Path, tmp_path: Path, c
 
 
 def test_seanet_of_two_inputs_trains_and_restores(corpus: Path, headset: np.ndarray, tmp_path: Path) -> None:
-    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}", "threads=1"]
+    overrides = [*data_overrides(corpus, tmp_path / "run"), "threads=1"]
     small = [
         "model.channels=2",
         "weights={mel: 1, adv: 0, fm: 0}",

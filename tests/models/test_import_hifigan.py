@@ -1,7 +1,6 @@
 """Tests of importing HiFi-GAN: a published generator gives the same output, and every deviation is an error."""
 
 import json
-import os
 import pickle
 import warnings
 from argparse import ArgumentParser
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from unsafe_pickles import TouchesFile
 
 from twostage.commands import import_hifigan as command
 from twostage.models import checkpoint
@@ -195,20 +195,15 @@ def test_missing_unexpected_and_invalid_settings_are_named(write, settings, mess
     assert str(config) in str(error.value)
 
 
-class MakesFolder:
-    def __reduce__(self):
-        return os.mkdir, ("created",)
-
-
 def test_a_pickle_with_code_is_refused_and_its_code_does_not_run(write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    weights, config, out = write({"conv_pre.bias": MakesFolder()})
+    weights, config, out = write({"conv_pre.bias": TouchesFile()})
     with pytest.raises(CheckpointError, match="holds code, which is not run"):
         import_hifigan(weights, config, out)
-    assert not (tmp_path / "created").exists()
+    assert not (tmp_path / "marker").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 broken", pickle.dumps(MakesFolder(), protocol=4)])
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 broken", pickle.dumps(TouchesFile(), protocol=4)])
 def test_a_file_that_is_no_torch_file_is_an_error_without_warnings(write, content):
     weights, config, out = write(STATE)
     weights.write_bytes(content)

@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from small_models import randomize
+from small_models import parameters_with_gradients, randomize
 from torch import Tensor, nn
+from trainings import data_overrides
 
 import twostage
 from twostage.audio.levels import leveled
@@ -252,7 +253,7 @@ def test_gradients_reach_exactly_the_trained_stage(trained: str, speech: Speech)
     model.get_submodule(trained).requires_grad_(True)
     weights = FinetuningWeights(restored=float(trained == "restorer"), adv=0, fm=0)
     total(Finetuning(CENTERED, weights, frames=8)(model.train(), pair).terms, weights).backward()
-    reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    reached = parameters_with_gradients(model)
     assert reached == {name for name, _ in model.named_parameters() if name.startswith(trained)}
 
 
@@ -263,7 +264,7 @@ def test_initial_gradients_reach_the_output_layers_of_the_encoder_and_then_all_l
     def step() -> set[str]:
         model.zero_grad()
         total(Vocoding(CENTERED, weights)(model, Pair(0.5 * clean, clean)).terms, weights).backward()
-        return {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        return parameters_with_gradients(model)
 
     inside = {name for name, _ in model.encoder.named_parameters(prefix="encoder") if ".outs." not in name}
     everything = {name for name, _ in model.named_parameters()}
@@ -308,7 +309,7 @@ def test_a_loaded_checkpoint_restores_the_same(tmp_path: Path, speech: Speech) -
 
 
 def test_the_overlays_causal_and_sensor_combine_with_others(corpus: Path) -> None:
-    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x"]
+    overrides = data_overrides(corpus)
     for files in (["vocoder", "content", "causal", "sensor"], ["vocoder", "causal", "sensor"]):
         settings = load_config(VocoderRun, files, overrides)
         assert (settings.vocoder.sensor_input, settings.vocoder.mel.causal) == (True, True)
@@ -324,9 +325,7 @@ def test_finetuning_changes_the_encoder(train: str, corpus: Path, tmp_path: Path
     randomize(model, gain=1.0)
     checkpoint.save(tmp_path / "m.safetensors", model, provenance={})
     overrides = [
-        f"data.train=[{corpus}]",
-        f"data.valid=[{corpus}]",
-        f"run_dir={tmp_path / 'run'}",
+        *data_overrides(corpus, tmp_path / "run"),
         "data.sensors=[any]",
         "data.sensor_weights=[]",
     ]
@@ -349,9 +348,7 @@ def test_a_restorer_is_validated_with_a_vocoder_with_sensor_input(corpus: Path, 
     model = two_stages(CENTERED)
     checkpoint.save(tmp_path / "v.safetensors", model.vocoder, provenance={})
     overrides = [
-        f"data.train=[{corpus}]",
-        f"data.valid=[{corpus}]",
-        f"run_dir={tmp_path / 'run'}",
+        *data_overrides(corpus, tmp_path / "run"),
         "steps=2",
         "valid.every=2",
     ]
@@ -365,7 +362,7 @@ def test_a_restorer_is_validated_with_a_vocoder_with_sensor_input(corpus: Path, 
 
 
 def test_sensor_input_without_sensors_is_refused(corpus: Path, paired_corpus: Path) -> None:
-    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x", "vocoder.sensor_input=true"]
+    overrides = [*data_overrides(corpus), "vocoder.sensor_input=true"]
     with pytest.raises(ConfigError, match=r"^data.sensors is empty, and vocoder.sensor_input needs them"):
         load_config(VocoderRun, ["vocoder"], overrides)
     assert load_config(VocoderRun, ["vocoder"], [*overrides, "data.sensors=[any]"]).vocoder.sensor_input

@@ -15,7 +15,7 @@ import pytest
 import torch
 from test_readme import TRAININGS, commands
 from torch import nn
-from trainings import assert_same_training
+from trainings import assert_same_training, data_overrides
 
 from twostage import cli
 from twostage.audio import sound_files
@@ -179,7 +179,7 @@ def test_the_example_has_the_documented_size_and_row_in_the_table_of_tests(examp
     ((name, (millions, small)),) = ast.literal_eval("{" + files_of("add-an-enhancer.md")["row.txt"] + "}").items()
     assert set(map(type, (millions, small))) == set(map(type, SYSTEMS["dpcrn"]))
     assert costs.parameters(model) / 1e6 == pytest.approx(millions, abs=0.006)
-    run = load_config(EnhancerRun, [name], [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x", *small])
+    run = load_config(EnhancerRun, [name], [*data_overrides(corpus), *small])
     assert costs.parameters(example.GruGains(run.architecture)) < 0.02e6
     documented = re.search(r"([\d.]+) M weights, ([\d.]+) GMAC", files_of("add-an-enhancer.md")["gru-gains.yaml"])
     assert documented is not None
@@ -188,7 +188,7 @@ def test_the_example_has_the_documented_size_and_row_in_the_table_of_tests(examp
 
 
 def test_the_example_overfits_one_batch(example: ModuleType, corpus: Path, speech: Callable[..., np.ndarray]) -> None:
-    run = load_config(EnhancerRun, ["gru-gains"], [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x"])
+    run = load_config(EnhancerRun, ["gru-gains"], data_overrides(corpus))
     torch.manual_seed(0)
     model = example.GruGains(example.GruGainsConfig(bands=16, units=16, layers=1))
     clean = torch.from_numpy(speech(4096)).view(1, 1, -1)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from trainings import data_overrides
 
 from twostage.models import checkpoint
 from twostage.models.baselines.eben import Eben, EbenConfig
@@ -80,7 +81,7 @@ def test_no_text_uses_an_old_name():
 
 @pytest.fixture
 def overrides(corpus, tmp_path):
-    return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}", *FAST]
+    return [*data_overrides(corpus, tmp_path / "run"), *FAST]
 
 
 @pytest.mark.parametrize(

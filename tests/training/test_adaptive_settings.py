@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from trainings import data_overrides
 
 from twostage.data.pairs import Pair
 from twostage.models.restorer import RestorerConfig
@@ -43,7 +44,7 @@ def model() -> TwoStage:
 
 
 def settings(corpus: Path, *extra: str) -> FinetuneRun:
-    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x", "models=[x]"]
+    overrides = [*data_overrides(corpus), "models=[x]"]
     return load_config(FinetuneRun, ["finetune", "tiny"], [*overrides, "steps=3", "threads=1", *extra])
 
 
@@ -103,7 +104,7 @@ def test_losses_are_balanced_at_the_last_layer_of_the_trained_stage(model: TwoSt
 
 
 def test_an_adaptive_adversary_of_log_mels_without_another_loss_is_refused(corpus: Path) -> None:
-    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x", "weights.mel=0", "weights.adv=1"]
+    overrides = [*data_overrides(corpus), "weights.mel=0", "weights.adv=1"]
     overrides += [f"weights.{name}=0" for name in ("delta", "intelligibility", "ssim", "fm")]
     with pytest.raises(ConfigError, match=r"adversary.adaptive is true, but no other loss"):
         load_config(RestorerRun, ["restorer", "tiny"], [*overrides, "adversary.adaptive=true", "threads=1"])

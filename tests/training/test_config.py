@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from trainings import data_overrides
 
 from twostage.data.sensors import load_sensor
 from twostage.training.adversary import AdversaryConfig, MelAdversaryConfig
@@ -15,7 +16,7 @@ from twostage.utils.schema import build
 
 @pytest.fixture
 def overrides(corpus: Path, tmp_path: Path) -> list[str]:
-    return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}"]
+    return data_overrides(corpus, tmp_path / "run")
 
 
 def test_later_files_and_then_single_settings_take_precedence(overrides: list[str], tmp_path: Path) -> None:

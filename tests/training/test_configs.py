@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from trainings import data_overrides
 
 from twostage.models import checkpoint
 from twostage.models.restorer import Restorer
@@ -19,7 +20,7 @@ FAST = ["steps=2", "save_every=1", "log_every=1", "valid.every=2", "data.segment
 
 @pytest.fixture
 def overrides(corpus: Path, tmp_path: Path) -> list[str]:
-    return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}"]
+    return data_overrides(corpus, tmp_path / "run")
 
 
 def test_every_file_is_tested_here() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from trainings import data_overrides
 
 from twostage.models import checkpoint
 from twostage.training import prepared, recipes
@@ -27,9 +28,7 @@ PLAIN = ["optimizer.eps=1.0", "optimizer.learning_rate=1e-5", "optimizer.warmup=
 
 def settings(corpus: Path, run: Path, batch: int) -> list[str]:
     return [
-        f"data.train=[{corpus}]",
-        f"data.valid=[{corpus}]",
-        f"run_dir={run}",
+        *data_overrides(corpus, run),
         f"data.batch_size={batch}",
         *SETTINGS,
         *PLAIN,

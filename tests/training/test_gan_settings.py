@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from trainings import data_overrides
 
 from twostage.data.pairs import Pair
 from twostage.models.registry import ENHANCERS
@@ -35,7 +36,7 @@ SETTINGS = {
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_every_setting_trains_every_gan(name, setting, corpus, speech):
-    files = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=none", "valid.metrics=[mel_l1]"]
+    files = [*data_overrides(corpus, "none"), "valid.metrics=[mel_l1]"]
     small = ["adversary.discriminator.width=0.0625", "adversary.start=0", "valid.best=mel_l1", "optimizer.warmup=0"]
     settings = load_config(EnhancerRun, [name], [*files, *small, *TINY[name], *SETTINGS[setting]])
     assert settings.weights.adv > 0

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from trainings import data_overrides
 
 from twostage.models import checkpoint
 from twostage.models.features import LogMel
@@ -25,9 +26,7 @@ from twostage.utils.signals import Interruption
 def training(corpus: Path) -> Training:
     """A training whose averaged weights differ much from its weights."""
     torch.manual_seed(0)
-    run = load_config(
-        RestorerRun, ["restorer", "tiny"], [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x"]
-    )
+    run = load_config(RestorerRun, ["restorer", "tiny"], data_overrides(corpus))
     training = Training(Restorer(run.restorer), OptimizerConfig())
     with torch.no_grad():
         for weight in training.model.parameters():

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from trainings import data_overrides
 
 from twostage.models import checkpoint
 from twostage.models.features import LogMel
@@ -19,7 +20,7 @@ TEAM = Team(torch.device("cpu"))
 
 
 def settings(corpus: Path, *extra: str) -> RestorerRun:
-    lists = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x", "threads=1"]
+    lists = [*data_overrides(corpus), "threads=1"]
     return load_config(RestorerRun, ["restorer", "tiny"], [*lists, *extra])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainings import assert_same_training
+from trainings import assert_same_training, data_overrides
 
 from twostage.models import checkpoint
 from twostage.training import recipes
@@ -20,7 +20,7 @@ STEPS = 6
 
 
 def vocoder_settings(corpus: Path, run: Path, *extra: str) -> VocoderRun:
-    files = f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={run}"
+    files = data_overrides(corpus, run)
     fast = (
         f"steps={STEPS}",
         "save_every=2",
@@ -157,7 +157,7 @@ def test_a_damaged_state_is_an_error_that_names_it(corpus: Path, tmp_path: Path)
 
 
 def restorer_settings(corpus: Path, run: Path, steps: int, *extra: str) -> RestorerRun:
-    files = f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={run}", f"steps={steps}"
+    files = *data_overrides(corpus, run), f"steps={steps}"
     fast = "optimizer.cooldown=0", "save_every=2", "valid.every=4", "valid.items=1"
     return load_config(RestorerRun, ["restorer", "tiny"], [*files, *fast, *extra])
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from trainings import data_overrides
 
 from twostage.data.manifest import read_manifest
 from twostage.data.pairs import Pair, PairConfig
@@ -118,7 +119,7 @@ def test_a_resumed_training_takes_only_the_batches_of_its_steps():
 @pytest.fixture
 def overrides(corpus: Path, tmp_path: Path) -> list[str]:
     fast = ["steps=4", "save_every=2", "log_every=2", "valid.every=2", "data.segment_length=2048"]
-    return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}", *fast]
+    return [*data_overrides(corpus, tmp_path / "run"), *fast]
 
 
 def test_a_run_writes_weights_state_logs_and_tensorboard(overrides, tmp_path):

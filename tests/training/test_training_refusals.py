@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from trainings import data_overrides
 
 from twostage.audio import sound_files
 from twostage.models import checkpoint
@@ -145,7 +146,7 @@ def test_systems_with_other_hops_are_scored_and_shown(
     name: str, small: list[str], corpus: Path, tmp_path: Path
 ) -> None:
     """Their output is shorter than the clean speech: 7168 samples are a whole number of hops of 256, not of theirs."""
-    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}", *FAST]
+    overrides = [*data_overrides(corpus, tmp_path / "run"), *FAST]
     plain = ["valid.metrics=[mel_l1]", "valid.best=mel_l1", "valid.show=2", "optimizer.warmup=0", "valid.seconds=0.45"]
     recipes.train_enhancer(load_config(EnhancerRun, [name], [*overrides, *plain, *small]))
     assert torch.isfinite(torch.tensor(checkpoint.load_state(tmp_path / "run" / "state.pt")["best"]))
