@@ -57,20 +57,20 @@ COMMANDS: dict[str, ModuleType] = {
     "config": config,
     "completion": completion,
 }
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 
 class Parser(argparse.ArgumentParser):
-    """Explains how to give files whose names begin like options."""
+    """A parser whose errors explain how to pass files whose names begin like options."""
 
-    _words: Sequence[str] = ()
+    _arguments: Sequence[str] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        self._words = sys.argv[1:] if args is None else list(args)
+        self._arguments = sys.argv[1:] if args is None else list(args)
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        files = [word for word in self._words if len(word) > 1 and word.startswith("-") and os.path.lexists(word)]
+        files = [word for word in self._arguments if len(word) > 1 and word.startswith("-") and os.path.lexists(word)]
         hint = f"; if {files[0]} is a file: ./{files[0]}, or -- before it and no option behind it" if files else ""
         super().error(message + hint)
 
@@ -103,26 +103,26 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_verbosity(parser: argparse.ArgumentParser) -> None:
-    """-q and -v, before a command or behind it."""
-    how_much = parser.add_mutually_exclusive_group()
-    add, unset = how_much.add_argument, argparse.SUPPRESS
+    """Add -q and -v, which may be given before or after a command."""
+    group = parser.add_mutually_exclusive_group()
+    add, unset = group.add_argument, argparse.SUPPRESS
     add("-q", "--quiet", action="store_true", default=unset, help="print only errors and requested output")
     add("-v", "--verbose", action="count", default=unset, help="print each step; -vv: with details")
 
 
 def verbosity(args: argparse.Namespace) -> int:
-    """-1 for -q, else how often -v was given."""
+    """-1 for -q, else the number of -v."""
     return -1 if getattr(args, "quiet", False) else getattr(args, "verbose", 0)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Arguments of a command; settings of a training may also stand behind options, which argparse would not have."""
+    """Parse arguments; settings of a training may also follow options, which argparse does not support."""
     top = parser()
-    args, rest = top.parse_known_args(argv)
-    if rest and (not hasattr(args, "settings") or any(word.startswith("-") for word in rest)):
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        args.settings += rest
+    args, unrecognized = top.parse_known_args(argv)
+    if unrecognized and (not hasattr(args, "settings") or any(word.startswith("-") for word in unrecognized)):
+        top.error(f"unrecognized arguments: {' '.join(unrecognized)}")
+    if unrecognized:
+        args.settings += unrecognized
     return args
 
 
@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(args)
     answer(DebouncedInterrupt())
     code = _run(args)
-    ignore()  # the process ends with this: a signal is not to change how
+    ignore()  # the process is about to end, and a signal must not change its exit code
     return code
 
 
@@ -148,49 +148,49 @@ def _run(args: argparse.Namespace) -> int:
         return code
     except TwoStageError as error:
         return _failed(error)
-    except ModuleNotFoundError as error:  # of an installation without PyTorch
+    except ModuleNotFoundError as error:  # in an installation without PyTorch
         if not error.name or error.name.partition(".")[0] == "twostage":
             raise
-        return _failed(f"needs {error.name}, which is not installed here (pip install twostage brings it)")
+        return _failed(f"needs {error.name}, which is not installed here (pip install twostage installs it)")
     except KeyboardInterrupt:
         print("twostage: interrupted", file=sys.stderr, flush=True)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output left, as `head` does
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does
         _give_up_output()
         return 1
     except MemoryError as error:
         return _failed(f"out of memory ({error})" if str(error) else "out of memory")
     except OSError as error:
-        # a disk that is full or gone can fail every write, that to standard output included
+        # if a disk is full or missing, every write can fail, even to standard output
         _give_up_output()
         named = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         return _failed(f"{named}{reason_of(error)}")
 
 
 def _open_streams() -> None:
-    """Give what is closed a place to go, and let names be printed that the terminal has no letters for."""
+    """Replace closed standard streams by the null device, and escape characters that the terminal cannot encode."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process lives
-    for end in (sys.stdout, sys.stderr):
-        if isinstance(end, TextIOWrapper):
-            with suppress(OSError):  # of one that was redirected behind Python's back, which then stays as it is
-                end.reconfigure(errors="backslashreplace")
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, TextIOWrapper):
+            with suppress(OSError):  # an output that was redirected outside of Python is not changed
+                output.reconfigure(errors="backslashreplace")
 
 
 def _failed(error: object) -> int:
     try:
         print(f"twostage: error: {one_line(error)}", file=sys.stderr, flush=True)
-    except OSError:  # stderr has no room either: the exit code has to do
+    except OSError:  # stderr fails, too: only the exit code remains
         _give_up_output()
     return 1
 
 
 def _give_up_output() -> None:
-    """What standard output and error cannot take any more goes nowhere, not even what waits for the process's end."""
-    for end in (sys.stdout, sys.stderr):
+    """Redirect standard output and error to the null device if they fail, so that flushing at exit does not."""
+    for output in (sys.stdout, sys.stderr):
         try:
-            end.flush()
+            output.flush()
         except (OSError, ValueError):
             with suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), end.fileno())
+                os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())

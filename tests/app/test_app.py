@@ -82,7 +82,7 @@ def test_an_unreadable_file_does_not_stop_the_others_and_no_message_shows_a_fold
     assert [item["name"] for item in player["items"]] == ["take.wav"]
     assert "1 restored, 2 failed" in message
     assert "text.wav: not a sound file" in message
-    assert "long.wav: too long, the channels so far have 12 s of sound together; at most 10 s are taken here" in message
+    assert "long.wav: too long, the channels so far have 12 s of sound together; the limit is 10 s" in message
     assert str(recordings.parent) not in message
     assert list(service.home.iterdir()) == []  # only published files outlive a request
 
@@ -100,8 +100,8 @@ def test_the_archive_contains_both_files_of_the_same_name(recordings, service):
 @pytest.mark.parametrize(
     ("files", "restore_request", "error"),
     [
-        ([], RestoreRequest("tiny", "cpu"), "Nothing to work on"),
-        (["a/take.wav"] * 4, RestoreRequest("tiny", "cpu"), "4 files at once are too many; at most 3 are taken here"),
+        ([], RestoreRequest("tiny", "cpu"), "Nothing to restore"),
+        (["a/take.wav"] * 4, RestoreRequest("tiny", "cpu"), "4 files at once are too many; the limit is 3"),
         (["a/take.wav"], RestoreRequest("other", "cpu"), "other: no such model; there are tiny"),
         (["a/take.wav"], RestoreRequest("tiny", "tpu"), "device tpu: none of cpu"),
         (["a/take.wav"], RestoreRequest("tiny", "cpu", level="x"), "level is &#x27;x&#x27;"),
@@ -137,7 +137,7 @@ def test_the_page_simulates_a_sensor_exactly_as_the_command_does(tmp_path, speec
     message, player = service.simulate(clean, "toe", 0, RestoreRequest("tiny", "cpu"), no_progress)
     assert "sensor toe: none of any, eben" in message
     message, player = service.simulate(None, "throat", 0, RestoreRequest("tiny", "cpu"), no_progress)
-    assert "Nothing to work on" in message
+    assert "Nothing to restore" in message
 
 
 def test_a_sample_is_served_from_a_copy(service):
@@ -206,7 +206,7 @@ def test_only_results_below_the_root_are_listed_and_read(scores):
     assert results.table("deep/two") == "# deep/two"
     assert [path.name for path in results.pictures("one")] == ["chart.png"]
     for name in ("..", "../secret", str(scores.parent / "secret"), "link", "linked", "one/../../secret", ".", ""):
-        with pytest.raises(DataError, match="no results of that name"):
+        with pytest.raises(DataError, match="no results with this name"):
             results.table(name)
     with pytest.raises(ConfigError, match="no such folder"):
         ResultFolders(scores / "none")
@@ -226,7 +226,7 @@ def test_results_are_shown_with_their_audio(scores, service, speech):
     assert [(picture["name"], picture["file"].read_bytes()) for picture in pictures] == [("chart", b"\x89PNG chart")]
     assert [track["label"] for track in player["items"][0]["tracks"]] == ["raw input", "default", "clean"]
     message, table, pictures, player = service_with_results.show("../secret")
-    assert "../secret: no results of that name" in message
+    assert "../secret: no results with this name" in message
     assert (table, pictures, player) == ("", None, None)
 
 
@@ -244,8 +244,8 @@ def test_closing_stops_the_running_job_waits_for_its_end_and_refuses_new_jobs(re
     message, player = service.restore([file, file], restore_request, progress)
     closing_thread.join(10)
     assert (events, player) == (["loading tiny", "closed"], None)
-    assert "The page is closing" in message
-    assert "The page is closing" in service.restore([file], restore_request, no_progress)[0]
+    assert "The server is closing" in message
+    assert "The server is closing" in service.restore([file], restore_request, no_progress)[0]
     assert list(service.home.iterdir()) == []
 
 

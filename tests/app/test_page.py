@@ -206,7 +206,7 @@ def test_a_missing_file_and_a_file_that_is_too_large_are_reported(visit, tmp_pat
     tab = visit()
     tab.click("#restore")
     tab.wait_for_selector("#restored .ts-bad")
-    wait_for_text(tab, "#restored", "Nothing to work on")
+    wait_for_text(tab, "#restored", "Nothing to restore")
     (tmp_path / "big.wav").write_bytes(bytes(2 << 20))
     tab.set_input_files("#recordings input[type=file]", str(tmp_path / "big.wav"))
     tab.wait_for_selector("text=/exceed the maximum allowed size of 1.0 Mb/")

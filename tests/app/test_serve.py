@@ -297,7 +297,7 @@ def test_a_request_to_a_full_queue_is_refused_with_a_time_to_retry(tiny_path: Pa
         first, second = running_and_waiting_request(url, recording, started)
         status, headers, body = ask(url, "v1/restore", recording.read_bytes())
         assert (status, headers["retry-after"]) == (503, "5")
-        assert "1 requests wait already" in body.decode()
+        assert "1 requests are waiting already" in body.decode()
         may_finish.set()
         assert [first.getresponse().status, second.getresponse().status] == [200, 200]
         assert outcomes == ["done", "done"]
@@ -343,7 +343,7 @@ def test_files_on_the_server_have_a_total_limit(
         wait_for(lambda: [path.name for path in homes[0].rglob("*")] == [LOCK])  # upload and output are deleted
         (homes[0] / "others").write_bytes(bytes(999_000))
         answer = ask(url, "v1/restore", recording.read_bytes())
-        assert (answer[0], "of 1 MB are taken on this server" in error_message(answer)) == (507, True)
+        assert (answer[0], "of 1 MB are used on this server" in error_message(answer)) == (507, True)
         (homes[0] / "others").unlink()
         assert ask(url, "v1/restore", recording.read_bytes())[0] == 200
 
@@ -352,7 +352,7 @@ def test_the_output_counts_toward_the_total_limit(tiny_path: Path, tmp_path: Pat
     sound_files.write(tmp_path / "silence.flac", np.zeros((1, 16000 * 20)), 16000)  # some hundred bytes
     with tiny_server(tiny_path, Limits(total_mb=1)) as url:
         answer = ask(url, "v1/restore", (tmp_path / "silence.flac").read_bytes())
-        assert (answer[0], "No room: 7.7 MB are wanted" in error_message(answer)) == (507, True)
+        assert (answer[0], "No room: 7.7 MB are needed" in error_message(answer)) == (507, True)
 
 
 def test_an_upload_without_a_length_is_refused(url: str) -> None:
@@ -364,7 +364,7 @@ def test_an_upload_without_a_length_is_refused(url: str) -> None:
 def test_reserved_storage_counts_until_the_file_is_stored(tmp_path: Path) -> None:
     storage = Storage(tmp_path, 1)
     with storage.reserve(600_000) as reservation:
-        with pytest.raises(StorageFull, match=r"0\.5 MB are wanted, 0\.6 of 1 MB are taken"), storage.reserve(500_000):
+        with pytest.raises(StorageFull, match=r"0\.5 MB are needed, 0\.6 of 1 MB are used"), storage.reserve(500_000):
             pass
         (tmp_path / "a").write_bytes(bytes(600_000))
         reservation.arrived(600_000)
@@ -506,7 +506,7 @@ def test_the_command_serves_other_machines_only_with_a_token_and_warns(
     process.terminate()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0
-    assert errors.startswith("twostage: warning: --host 0.0.0.0: other machines can ask for work")
+    assert errors.startswith("twostage: warning: --host 0.0.0.0: other machines with the token can send requests")
     assert errors.count("\n") == 1
     assert list(tmp_path.iterdir()) == []  # HOME and TMPDIR are here too
 

@@ -77,7 +77,7 @@ def test_a_logarithmic_axis_has_few_tick_labels_in_plain_numbers(low: float, hig
     axis = figure.subplots()
     axis.plot([low, high], [0, 1])
     axis.set_xscale("log")
-    plots._name_decades(axis, [low, high])
+    plots._set_log_ticks(axis, [low, high])
     FigureCanvasAgg(figure).draw()
     left, right = axis.get_xlim()
     ticks = [tick for tick in axis.get_xticks() if left <= tick <= right]
@@ -88,7 +88,7 @@ def test_a_logarithmic_axis_has_few_tick_labels_in_plain_numbers(low: float, hig
 
 
 def test_thirty_lines_have_twenty_colors_and_distinct_styles() -> None:
-    styles = plots._looks(30)
+    styles = plots._line_styles(30)
     assert len({style["color"] for style in styles}) == 20
     assert len({(style["color"], style["marker"]) for style in styles}) == 30
 

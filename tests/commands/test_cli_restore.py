@@ -132,7 +132,7 @@ def test_options_for_patterns_formats_and_levels(recordings: Path, tiny_path: Pa
     ("arguments", "message"),
     [
         (["nothing.wav", "-o", "out"], "nothing.wav: no such file"),
-        (["no*.wav", "-o", "out"], "no*.wav: no sound files there"),
+        (["no*.wav", "-o", "out"], "no*.wav: no sound files found"),
         (["in/good.wav", "-o", "a.m4a"], "a.m4a: cannot write .m4a files"),
         (["in", "-o", "a.wav"], "a.wav: is the name of a sound file"),
         (["in/good.wav", "-o", "a.wav", "--format", "flac"], "a.wav: its name says .wav, --format says flac"),
@@ -343,7 +343,7 @@ def test_files_that_are_passed_over_are_counted_and_listed(
 ) -> None:
     Path("in/sub/picture.png").touch()
     assert run(tiny_path, "in", "-o", "out", "--json", "r.json") == 1
-    assert capsys.readouterr().out.splitlines()[-1].endswith("; 2 files passed over that are no sound by their names")
+    assert capsys.readouterr().out.splitlines()[-1].endswith("; 2 files passed over that are not sound by their names")
     assert json.loads(Path("r.json").read_text())["passed_over"] == ["in/notes.txt", "in/sub/picture.png"]
 
 
@@ -351,7 +351,7 @@ def test_salvage_restores_a_truncated_file_and_reports_what_is_missing(
     recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tiny_path, "in/cut.wav", "-o", "cut.wav") == 1
-    assert "--salvage takes what is there" in capsys.readouterr().err
+    assert "--salvage reads the rest" in capsys.readouterr().err
     assert run(tiny_path, "in/cut.wav", "-o", "cut.wav", "--salvage", "--plot") == 0
     assert "warning: in/cut.wav: truncated, 7044 of 12000 bytes of sound are missing" in capsys.readouterr().err
     assert sound_files.info("cut.wav").frames == (5000 - 44) // 2

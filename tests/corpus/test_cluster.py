@@ -126,7 +126,7 @@ def test_only_the_file_that_kills_its_workers_fails(
     assert sizes == [3] * 33 + [1] + [1] * 3
     assert sorted(row.path for row in results) == sorted(item.source for item in items)
     (failed,) = [row for row in results if row.status != RESTORED]
-    assert failed.error == "/in/66.wav: whoever restored it died, or could not write its results"
+    assert failed.error == "/in/66.wav: the process that restored it died, or could not write its results"
 
 
 def test_an_interrupted_command_continues_when_it_is_repeated(
@@ -150,7 +150,7 @@ def test_an_interrupted_command_continues_when_it_is_repeated(
     out, err = capsys.readouterr()
     assert err.endswith("twostage: interrupted\n")
     assert "2 restored of 7; " in out
-    assert re.search(r", \d+ s left; 5 not done, the same command goes on with them$", out)
+    assert re.search(r", \d+ s left; 5 not done, the same command continues with them$", out)
     assert table().keys() == {"0.wav", "sub/1.wav"}
     interrupt = False
     assert main(command) == 1

@@ -225,7 +225,7 @@ def test_a_damaged_table_is_an_error_that_names_it(tmp_path: Path) -> None:
 def test_a_folder_with_other_files_is_refused_and_unchanged(manifest: Path, job: CorpusJob) -> None:
     before = sorted(Path("in").iterdir())
     for overwrite in (False, True):
-        with pytest.raises(OutputError, match=r"in: holds good.wav and no corpus.json"):
+        with pytest.raises(OutputError, match=r"in: contains good.wav and no corpus.json"):
             begin(replace(job, dest="in"), overwrite=overwrite)
     assert sorted(Path("in").iterdir()) == before
 
@@ -306,7 +306,7 @@ def test_a_cluster_that_is_too_small_is_refused(
         (["none.csv"], "none.csv: no such file"),
         (["in/m.csv", "--batch", "0"], "batch is 0, must be at least 1"),
         (["in/m.csv", "--workers", "-1"], "workers is -1, must be 0 or more"),
-        (["in/m.csv", "-o", "in"], "in: holds good.wav and no corpus.json"),
+        (["in/m.csv", "-o", "in"], "in: contains good.wav and no corpus.json"),
         (["in/m.csv", "-o", "nowhere://b/out"], "nowhere://b/out: Protocol not known: nowhere"),
         (["in/m.csv", "--model", "none"], "none: no such file, folder or shipped model"),
     ],

@@ -9,7 +9,7 @@ import soxr
 
 from twostage.audio import sound_files
 from twostage.audio.speech import without_drift
-from twostage.data.align import AlignConfig, Verdict, _settled, agree_on_polarity, align, align_pair
+from twostage.data.align import AlignConfig, Verdict, _significant, agree_on_polarity, align, align_pair
 from twostage.data.aligned_pair import open_pair
 from twostage.data.manifest import Entry
 from twostage.data.sensors import PRESETS
@@ -207,12 +207,12 @@ def test_clipping_of_either_side_is_detected_and_single_peaks_are_not(side: str)
 )
 def test_a_drift_is_kept_only_if_it_is_certain_and_relevant(error: float, seconds: float, kept: bool) -> None:
     timing = Timing(delay=0.5, drift=50.0, drift_error=error, peak=0.9, opposite=0.1, seconds=seconds)
-    settled = _settled(timing, seconds)
+    significant = _significant(timing, seconds)
     if kept:
-        assert settled == timing
+        assert significant == timing
     else:
-        assert settled.drift == 0
-        assert settled.delay == pytest.approx(0.5 + 50e-6 * seconds / 2)  # the delay in the middle
+        assert significant.drift == 0
+        assert significant.delay == pytest.approx(0.5 + 50e-6 * seconds / 2)  # the delay in the middle
 
 
 def test_a_delay_beyond_the_limit_does_not_match() -> None:

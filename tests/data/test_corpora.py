@@ -182,7 +182,7 @@ def test_invalid_imports_are_refused(vibravox: Path, tmp_path: Path) -> None:
         import_config("vibravox", sensors=["chin"])
     with pytest.raises(ConfigError, match="no subset 'loud'"):
         import_config("vibravox", subset="loud")
-    with pytest.raises(ConfigError, match="corpus 'abc' is none of vibravox, taps"):
+    with pytest.raises(ConfigError, match="corpus 'abc' is not one of vibravox, taps"):
         import_config("abc")
     with pytest.raises(DataError, match=r"train-00000-of-00001\.parquet: no column audio\.acoustic_microphone"):
         import_corpus([str(vibravox / "speech_clean/train-00000-of-00001.parquet")], out, taps)

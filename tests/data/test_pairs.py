@@ -291,7 +291,9 @@ def test_short_files_are_padded_at_random_positions(corpus: list[Entry]) -> None
 def test_files_are_sampled_in_proportion_to_their_length(corpus: list[Entry]) -> None:
     short, long = replace(corpus[0], seconds=1.0), replace(corpus[1], seconds=4.0)
     dataset = PairDataset([short, long], replace(UNVARIED, sensors=(), segment_length=256))
-    picked = [dataset.clean[_pick(dataset._clean_odds, np.random.default_rng(seed))].speaker for seed in range(400)]
+    picked = [
+        dataset.clean[_pick(dataset._clean_cumulative, np.random.default_rng(seed))].speaker for seed in range(400)
+    ]
     assert picked.count("s1") / 400 == pytest.approx(0.8, abs=0.06)
 
 
@@ -300,7 +302,7 @@ def test_files_are_kept_in_memory_only_up_to_the_limit(corpus: list[Entry]) -> N
     cache = Cache(RATE, room=2.0 * 2 * RATE)  # bytes: one file of two seconds, or two files of one second
     lengths = [cache.describe(path)[0] for path in paths]
     assert lengths == [RATE, 2 * RATE, RATE]
-    assert list(cache._kept) == [paths[0], paths[2]]
+    assert list(cache._samples) == [paths[0], paths[2]]
     assert cache.room == 0
 
 

@@ -296,7 +296,7 @@ def test_a_file_that_is_simulated_in_parts_equals_the_whole(monkeypatch: pytest.
     ("settings", "message"),
     [
         ({"frequencies": (0.0, 100.0), "response_db": (1.0,)}, "response_db has 1 values, sensor.frequencies 2"),
-        ({"frequencies": (100.0, 0.0)}, "must rise"),
+        ({"frequencies": (100.0, 0.0)}, "must be two or more, increasing"),
         ({"frequencies": GRID, "coherence": (0.5, 1.5)}, "between 0 and 1"),
         ({"resonances": ((1.0, 2.0),)}, "resonances"),
         ({"white_noise": -1.0}, "white_noise is -1.0"),

@@ -119,12 +119,12 @@ def test_costs_are_reused_from_another_evaluation_of_the_same_weights(corpus, ti
     assert len(measured_models) == 2
     first, second = (json.loads((corpus / name / "summary.json").read_text()) for name in ("first", "second"))
     assert first["costs"] == second["costs"]
-    with pytest.raises(DataError, match=r"summary.json: holds no costs of other with these weights"):
+    with pytest.raises(DataError, match=r"summary.json: contains no costs of other with these weights"):
         run(*arguments, "--model", f"other={tiny_path}", "-o", corpus / "third", *costs_option)
     changed = deepcopy(tiny)
     next(changed.parameters()).add_(1)
     checkpoint.save(corpus / "changed.safetensors", changed, provenance={})
-    with pytest.raises(DataError, match=r"summary.json: holds no costs of ours with these weights"):
+    with pytest.raises(DataError, match=r"summary.json: contains no costs of ours with these weights"):
         run(*arguments, "--model", f"ours={corpus / 'changed.safetensors'}", "-o", corpus / "third", *costs_option)
 
 

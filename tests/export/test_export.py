@@ -154,7 +154,7 @@ def test_an_onnx_file_can_share_the_weights_in_a_file_beside_it(
     for weight in other.parameters():
         weight += 1
     checkpoint.save(folder / "other.safetensors", other, provenance={})
-    with pytest.raises(CheckpointError, match="holds none of the weights"):
+    with pytest.raises(CheckpointError, match="contains none of the weights"):
         share_weights(centered, whole.path, folder / "never.onnx", [folder / "other.safetensors"])
     assert not (folder / "never.onnx").exists()
 
@@ -234,7 +234,10 @@ def test_an_onnx_file_keeps_its_precision(
     sound_files.write(tmp_path / "in.wav", speech(4000), 16000)
     command = ["restore", str(tmp_path / "in.wav"), "-o", str(tmp_path / "out.wav"), "--model", str(whole.path)]
     assert main([*command, "--precision", "bf16", "--json", str(tmp_path / "report.json")]) == 0
-    assert capsys.readouterr().err == "twostage: warning: --precision bf16: ONNX runs as it was written\n"
+    assert (
+        capsys.readouterr().err
+        == "twostage: warning: --precision bf16: an ONNX file keeps the precision of its export\n"
+    )
     assert json.loads((tmp_path / "report.json").read_text())["precision"] == "float32"
 
 
@@ -257,7 +260,7 @@ def test_unusable_onnx_files_are_errors_of_one_line(
         twostage.load(path)
     with pytest.raises(CheckpointError, match=r"missing\.onnx: no such file"):
         twostage.load(tmp_path / "missing.onnx")
-    with pytest.raises(CheckpointError, match="give it alone"):
+    with pytest.raises(CheckpointError, match="so it must be the only path"):
         twostage.load(path, "default")
     monkeypatch.setattr("twostage.models.onnx_enhancer.installed", lambda name: False)
     with pytest.raises(CheckpointError, match=r"need onnxruntime: pip install 'twostage\[onnx\]'"):
@@ -346,7 +349,7 @@ def test_calibration_speech_is_simulated_or_recorded(corpus: Path, paired_corpus
     bone = sound_files.read(paired_corpus.parent / "0_bone.wav")[0][0]
     assert np.corrcoef(recorded, bone)[0, 1] == pytest.approx(1, abs=1e-6)
     assert len(list(calibration_speech(corpus.parent, None, 16000))) == 3  # a folder of recordings
-    with pytest.raises(ConfigError, match="clean speech alone"):
+    with pytest.raises(ConfigError, match="clean speech only"):
         next(calibration_speech(corpus, None, 16000))
     with pytest.raises(AudioError, match="no sound files"):
         next(calibration_speech(tmp_path, None, 16000))
@@ -418,10 +421,10 @@ def test_one_stage_systems_are_exported(model: Seanet | Eben, stream: bool, tmp_
 
 def test_systems_that_cannot_be_exported_are_refused_and_nothing_is_written(tmp_path: Path, speech: Speech) -> None:
     bidirectional = Bilstm(BilstmConfig(units=4, layers=1)).eval()
-    with pytest.raises(CheckpointError, match=r"x.onnx: a bilstm does not become ONNX: it needs all of a signal$"):
+    with pytest.raises(CheckpointError, match=r"x.onnx: a bilstm cannot become ONNX: it needs the whole signal$"):
         export(bidirectional, tmp_path / "x.onnx", provenance={})
     eben = Eben(EbenConfig(**SMALL)).eval()
-    with pytest.raises(CheckpointError, match=r"x.onnx: models of two stages alone become int8, this is a eben"):
+    with pytest.raises(CheckpointError, match=r"x.onnx: only models of two stages can be int8, this is a eben"):
         export(eben, tmp_path / "x.onnx", provenance={}, speech=[speech(1000)])
     with pytest.raises(CheckpointError, match="--stream needs a causal model"):
         export(eben, tmp_path / "x.onnx", provenance={}, stream=True)

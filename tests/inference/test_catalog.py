@@ -97,7 +97,9 @@ def test_a_hub_snapshot_is_loaded(hub: Path, tiny: TwoStage) -> None:
 
 
 def test_an_incomplete_snapshot_is_an_error_that_names_what_is_missing(hub: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"ffff/model\.safetensors: a link to \.\./\.\./blobs/lost, which is not"):
+    with pytest.raises(
+        CheckpointError, match=r"ffff/model\.safetensors: a link to .*/blobs/lost, which does not exist"
+    ):
         twostage.load(hub / "snapshots/ffff")
     (hub / "refs/main").write_text("gone")
     with pytest.raises(CheckpointError, match=r"no snapshot of main; name one of 0a1b, ffff in snapshots/"):

@@ -113,7 +113,7 @@ def test_the_list_of_models_names_the_runtime(light: dict[str, Any]) -> None:
         ("again", "default.flac: exists already"),
         ("plot", "--plot: needs matplotlib, which is not installed (pip install matplotlib)"),
         ("cuda", "--device cuda: PyTorch is not installed"),
-        ("weights", "base: PyTorch is not installed (pip install twostage brings it); without it, ONNX files"),
+        ("weights", "base: PyTorch is not installed (pip install twostage installs it); without it, ONNX files"),
         ("missing", "nothing: no such file, folder or shipped model (base, "),
         ("no sound", "without_torch.py: not a sound file that can be read"),
         ("simulate", "needs scipy, which is not installed here"),
@@ -159,7 +159,7 @@ def test_an_onnx_file_refuses_other_weights_beside_it(tmp_path: Path) -> None:
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    message = r"step\.onnx: was made for other weights than those in vocoder\.safetensors, or that is damaged"
+    message = r"step\.onnx: was exported for other weights than those in vocoder\.safetensors, or that file is damaged"
     with pytest.raises(CheckpointError, match=message):
         twostage.load(home / "step.onnx")
     weights.rename(home / "elsewhere.safetensors")
@@ -171,7 +171,7 @@ def test_an_onnx_file_refuses_other_weights_beside_it(tmp_path: Path) -> None:
 def test_weights_are_only_read_from_the_folder_of_the_onnx_file(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"x")
     header = replace(OnnxEnhancer(ROOT / "checkpoints/causal/step.onnx").header, weights={"../secret": "0"})
-    with pytest.raises(CheckpointError, match=r"step\.onnx: was made for other weights than those in secret"):
+    with pytest.raises(CheckpointError, match=r"step\.onnx: was exported for other weights than those in secret"):
         _checked_weights(tmp_path / "folder" / "step.onnx", header)
 
 

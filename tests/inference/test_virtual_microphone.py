@@ -158,7 +158,7 @@ class Call:
 @pytest.mark.slow
 def test_a_call_records_the_restored_microphone(pulse: Pulse, causal_path: str) -> None:
     process = serve(pulse, causal_path, "--microphone", "bone")
-    wait_for_line(process, "restored is a microphone now, of what bone hears")
+    wait_for_line(process, "restored is a microphone now, with the restored sound of bone")
     assert "restored" in pulse.names("sources")
     sound = noise(2 * RATE)
     call = Call(pulse, sound)
@@ -229,7 +229,7 @@ def test_invalid_names_are_refused_and_devices_of_dead_processes_removed(
     for arguments, error in (
         (["a b"], "--virtual-microphone a b: must be letters, digits"),
         (["x", "--microphone", "none"], "none: no such microphone; there are body.monitor, bone, nothing"),
-        (["nothing", "--microphone", "bone"], "--virtual-microphone nothing: there is a source of that name"),
+        (["nothing", "--microphone", "bone"], "--virtual-microphone nothing: a source with this name exists already"),
     ):
         assert cli.main([*command, *arguments]) == 1
         assert error in capsys.readouterr().err
@@ -281,9 +281,9 @@ def test_the_meter_prints_level_load_and_delay() -> None:
     time.sleep(0.001)
     meter.xrun()
     meter.hop(np.full(256, 0.1, np.float32), work=0.004, waiting=0.010)
-    assert lines == ["level -20 dBFS, load 0.25, 60 ms late, sound lost 1 times"]
+    assert lines == ["input level -20 dBFS, load 0.25, 60 ms late, sound lost 1 times"]
     meter.hop(np.zeros(256, np.float32), work=0.032)
-    assert lines[1] == "level -120 dBFS, load 2.00, 50 ms late, sound lost 1 times"
+    assert lines[1] == "input level -120 dBFS, load 2.00, 50 ms late, sound lost 1 times"
     assert (meter.hops, meter.late_hops) == (2, 1)
 
 

@@ -233,7 +233,7 @@ def test_a_system_is_exported_or_reports_why_not(trained: tuple[str, Path], tmp_
     if main(["export", str(weights), str(out)]):
         kind = checkpoint.read_header(weights).kind
         printed = capsys.readouterr().err
-        assert re.fullmatch(rf"twostage: error: .*m\.onnx: a {kind} does not become ONNX: .+\n", printed)
+        assert re.fullmatch(rf"twostage: error: .*m\.onnx: a {kind} cannot become ONNX: .+\n", printed)
         assert not out.exists()
     else:
         assert OnnxEnhancer(out).header.kind == checkpoint.read_header(weights).kind

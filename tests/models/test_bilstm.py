@@ -78,7 +78,7 @@ def test_a_constant_bin_has_a_minimal_deviation():
 def test_silent_pairs_are_refused(silent):
     pair = [torch.randn(1, 1, 640), torch.randn(1, 1, 640)]
     pair[silent] = torch.zeros(1, 1, 640)
-    with pytest.raises(DataError, match="bilstm: one side of the pairs is silent"):
+    with pytest.raises(DataError, match="bilstm: the degraded or the clean audio of all pairs is silent"):
         Bilstm(TINY).prepare([tuple(pair)])
 
 

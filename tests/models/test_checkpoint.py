@@ -203,7 +203,7 @@ def _damage(path: Path, kind: str) -> None:
         ("pickle", "not a safetensors file"),
         ("torch", "not a safetensors file"),
         ("foreign", "not of twostage"),
-        ("kind", "no kind that is known: diffusion"),
+        ("kind", "unknown kind: diffusion"),
         ("no config", "settings inside cannot be read"),
         ("config", "vocoder.width: no such setting"),
         ("list", "settings inside cannot be read: not a JSON object"),

@@ -159,8 +159,8 @@ STATE = generator(PUBLISHED)
     [
         (STATE | {"extra.weight": torch.zeros(1)}, "extra.weight unexpected"),
         (without(STATE, "ups.1.bias"), "ups.1.bias missing"),
-        (without(STATE, "ups.1.weight_g"), "ups.1.weight_v stands without its weight_g"),
-        (without(STATE, "ups.1.weight_v"), "ups.1.weight_g stands without its weight_v"),
+        (without(STATE, "ups.1.weight_g"), "ups.1.weight_v is there without its weight_g"),
+        (without(STATE, "ups.1.weight_v"), "ups.1.weight_g is there without its weight_v"),
         (without(without(STATE, "ups.1.weight_v"), "ups.1.weight_g"), "ups.1.weight missing"),
         (STATE | {"conv_post.bias": torch.zeros(2)}, r"conv_post.bias has shape \(2,\), wanted \(1,\)"),
         (STATE | {"conv_post.bias": torch.full((1,), torch.nan)}, "conv_post.bias is not finite"),
@@ -180,7 +180,7 @@ def test_missing_unexpected_and_invalid_tensors_are_named(write, state, message)
     ("settings", "message"),
     [
         (without(PUBLISHED, "hop_size"), "hop_size: missing"),
-        (PUBLISHED | {"activation": "snake"}, "activation: no setting of the published generator"),
+        (PUBLISHED | {"activation": "snake"}, "activation: not a setting of the published generator"),
         (PUBLISHED | {"hop_size": 16}, "upsample_rates multiply to 8, mel.hop_length is 16"),
         (PUBLISHED | {"resblock": "3"}, "resblock is '3'"),
         (PUBLISHED | {"num_mels": "80"}, "mel.n_mels is '80'"),

@@ -14,7 +14,7 @@ from twostage.models import precision
 from twostage.models.two_stage import TwoStage
 from twostage.utils.errors import ConfigError
 
-NOT_SUPPORTED = "precision bf16: this machine's cpu does not compute in it; float32 is used"
+NOT_SUPPORTED = "precision bf16: this machine's cpu does not support it; float32 is used"
 
 
 def noise() -> torch.Tensor:

@@ -74,7 +74,7 @@ def test_a_window_at_a_multiple_of_the_stride_equals_the_whole(config):
     [
         ({"channels": (4, 8)}, "there must be one stride between two levels"),
         ({"blocks": 0}, "must be at least 1"),
-        ({"mel": MelConfig(n_mels=40, hop_length=256)}, "mel.n_mels is 40, must divide by 16"),
+        ({"mel": MelConfig(n_mels=40, hop_length=256)}, "mel.n_mels is 40, must be divisible by 16"),
         ({"output": "sigmoid"}, "restorer.output is 'sigmoid', must be 'mask' or 'mapping'"),
     ],
 )

@@ -72,7 +72,7 @@ def test_a_frame_affects_the_output_within_the_context(config):
         ({"resblock_kernel_sizes": (3,)}, "differ in length"),
         ({"resblock_kernel_sizes": (3, 4)}, "must be odd"),
         ({"resblock": 3}, "vocoder.resblock is 3, must be 1 or 2"),
-        ({"upsample_initial_channel": 40}, "vocoder.upsample_initial_channel is 40, must divide by 16"),
+        ({"upsample_initial_channel": 40}, "vocoder.upsample_initial_channel is 40, must be divisible by 16"),
     ],
 )
 def test_invalid_settings_are_errors_that_name_the_field(settings, message):

@@ -212,7 +212,7 @@ def test_invalid_settings_are_errors_that_name_the_field() -> None:
         VocoderConfig(CAUSAL_MEL, griffin_lim=2)
     with pytest.raises(ConfigError, match=r"restorer.band_strides and restorer.time_strides differ"):
         RestorerConfig(band_strides=(4, 4))
-    with pytest.raises(ConfigError, match=r"mel.n_mels is 80, must divide by 64"):
+    with pytest.raises(ConfigError, match=r"mel.n_mels is 80, must be divisible by 64"):
         RestorerConfig(channels=(4, 4), time_strides=(1,), band_strides=(64,))
 
 

@@ -62,7 +62,7 @@ def step(run: FinetuneRun, model: TwoStage) -> dict[str, float]:
         getattr(model, part).requires_grad_(True)
     adversary = Adversary(run.adversary, run.optimizer) if run.weights.adv or run.weights.fm else None
     training = Training(model, run.optimizer, adversary)
-    last = recipes._last_that_learns(run.train, model) if adversary and run.adversary.adaptive else None
+    last = recipes._last_trained(run.train, model) if adversary and run.adversary.adaptive else None
     pair = Pair(*(0.1 * torch.randn(1, 1, 4096, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)))
     task, last_values = Finetuning(model.config.vocoder.mel, run.weights, 12), {}
     fit(
@@ -100,7 +100,7 @@ def test_every_combination_of_settings_makes_a_step_or_is_refused(
 
 def test_losses_are_balanced_at_the_last_layer_of_the_trained_stage(model: TwoStage) -> None:
     for train, stage in ("restorer", model.restorer), ("vocoder", model.vocoder), ("both", model.vocoder):
-        assert recipes._last_that_learns(train, model) is stage.conv_post.parametrizations.weight.original1
+        assert recipes._last_trained(train, model) is stage.conv_post.parametrizations.weight.original1
 
 
 def test_an_adaptive_adversary_of_log_mels_without_another_loss_is_refused(corpus: Path) -> None:

@@ -89,7 +89,7 @@ def test_settings_are_read_back_from_yaml(overrides: list[str], tmp_path: Path) 
         ("adversary.discriminator.width=0.01", "discriminator.width is 0.01, must be a multiple of 1/16"),
         ("precision=float8", "precision is 'float8', must be float32 or bfloat16"),
         ("device=tpu", "device is 'tpu', must be one of auto, cpu, cuda, mps"),
-        ("data.segment_length=1000", "data.segment_length is 1000, must divide by mel.hop_length, 256"),
+        ("data.segment_length=1000", "data.segment_length is 1000, must be a multiple of mel.hop_length, 256"),
         ("data.sample_rate=8000", "data.sample_rate is 8000, mel.sample_rate 16000"),
         ("data.train=[nosuch.csv]", "data.train: nosuch.csv: no such file"),
         ("data.train=nosuch.csv", "data.train is 'nosuch.csv', must be a list"),

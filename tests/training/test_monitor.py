@@ -108,7 +108,7 @@ def test_the_best_weights_are_stored_by_their_metric(training, watch, tmp_path, 
 
 def test_nothing_is_stored_after_a_loss_that_is_not_finite(training, watch, tmp_path):
     monitor, _ = watch("mel_l1", [1.0, 1.0], "save_every=1")
-    with pytest.raises(TwoStageError, match="loss is not finite at step 1, stopped before it was kept"):
+    with pytest.raises(TwoStageError, match="loss is not finite at step 1, stopped before it was saved"):
         step(monitor, training, loss=float("nan"))
     assert not list(tmp_path.glob("*.safetensors"))
     assert not (tmp_path / "state.pt").exists()

@@ -125,12 +125,12 @@ def test_an_interrupted_training_stores_its_state_and_says_how_to_resume(
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 130
     step = checkpoint.load_state(run / "state.pt")["step"]
-    assert f"stopped at step {step}; go on with --resume" in printed
+    assert f"stopped at step {step}; continue with --resume" in printed
     assert "Traceback" not in printed
 
 
 def test_a_training_does_not_replace_another_one(corpus: Path, uninterrupted: Path) -> None:
-    with pytest.raises(ConfigError, match=r"run_dir: .*whole holds a training; go on with --resume"):
+    with pytest.raises(ConfigError, match=r"run_dir: .*whole contains a training; continue it with --resume"):
         recipes.train_vocoder(vocoder_settings(corpus, uninterrupted))
 
 

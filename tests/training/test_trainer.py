@@ -208,7 +208,7 @@ def test_weights_that_are_not_finite_are_never_stored(overrides, tmp_path):
     bad = load_config(
         RestorerRun, ["restorer", "tiny"], [*overrides, "optimizer.learning_rate=1e30", "optimizer.warmup=0"]
     )
-    with pytest.raises(TwoStageError, match=r"run: \w+ is not finite at step \d, stopped before it was kept"):
+    with pytest.raises(TwoStageError, match=r"run: \w+ is not finite at step \d, stopped before it was saved"):
         recipes.train_restorer(bad)
     assert not (tmp_path / "run" / "state.pt").exists()
 

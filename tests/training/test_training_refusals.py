@@ -79,7 +79,7 @@ def test_a_state_of_an_older_version_without_fingerprints_is_resumed(corpus: Pat
 
 
 def test_resuming_a_missing_training_is_an_error_and_creates_nothing(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"run_dir: .*rnu holds no training to resume"):
+    with pytest.raises(ConfigError, match=r"run_dir: .*rnu contains no training to resume"):
         recipes.train_restorer(settings(corpus, corpus, tmp_path / "rnu"), resume=True)
     assert not (tmp_path / "rnu").exists()
 

@@ -1,1 +1,1 @@
-"""The web interface: `page` draws it with gradio; the other files do the work and do not depend on gradio."""
+"""The web interface: `page` builds it with gradio; the other modules do the work and do not depend on gradio."""

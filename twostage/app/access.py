@@ -1,4 +1,4 @@
-"""Access control: requests must name this server, come from its own page, and carry its token if it has one."""
+"""Access control: requests must name this server, come from its own page, and contain its token if it has one."""
 
 import hmac
 import ipaddress
@@ -19,7 +19,7 @@ ASK = """<!doctype html><meta charset="utf-8"><title>twostage</title>
 class Access:
     """The served ``host``, further host names that are ``allowed``, and a ``token`` or none.
 
-    A browser sends the name that its visitor typed, so a foreign name that resolves to this machine is not one of ours.
+    Browsers send the host name in the address, so a foreign name that resolves to this machine is recognized.
     """
 
     host: str
@@ -39,12 +39,12 @@ class Access:
             address = ipaddress.ip_address(name)
         except ValueError:
             return False
-        return address.is_loopback or not is_loopback(self.host)  # by way of a forwarded port it may have any
+        return address.is_loopback or not is_loopback(self.host)  # behind a forwarded port, any address is possible
 
     def is_own(self, origin: str, host: str) -> bool:
-        """Whether a page of ``origin`` is of this server, which was called ``host``."""
-        there = urlsplit(origin).netloc.lower()
-        return bool(there) and (there == host.lower() or _name_of(there) in map(_name_of, self.allowed))
+        """Whether a page at ``origin`` belongs to this server, which was addressed as ``host``."""
+        own_name = urlsplit(origin).netloc.lower()
+        return bool(own_name) and (own_name == host.lower() or _name_of(own_name) in map(_name_of, self.allowed))
 
     def is_known(self, token: str) -> bool:
         return not self.token or hmac.compare_digest(token.encode(), self.token.encode())
@@ -59,7 +59,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _name_of(host: str) -> str:
-    """Without port and brackets.
+    """The host name without port and brackets.
 
     >>> _name_of("[::1]:80"), _name_of("LOCALHOST:80"), _name_of("::1")
     ('::1', 'localhost', '::1')
@@ -70,7 +70,7 @@ def _name_of(host: str) -> str:
 
 
 class Door:
-    """ASGI: admits the requests that ``access`` allows. A token comes in a header, a cookie, or once in the address."""
+    """ASGI: admits the requests that ``access`` allows. The token is in a header, a cookie, or once in the address."""
 
     def __init__(self, app: App, access: Access) -> None:
         self._app, self._access = app, access
@@ -82,16 +82,14 @@ class Door:
             return await send({"type": "websocket.close", "code": 1008})
         host, origin = header(scope, b"host"), header(scope, b"origin")
         if not self._access.names(host):
-            return await refuse(
-                scope, send, 421, f"Host {host!r} is not this server; --allow-host lets it be called so."
-            )
+            return await refuse(scope, send, 421, f"Host {host!r} is not this server; --allow-host permits this name.")
         if origin and not self._access.is_own(origin, host):
-            return await refuse(scope, send, 403, f"Origin {origin!r} is another page than this server's.")
+            return await refuse(scope, send, 403, f"Origin {origin!r} is not a page of this server.")
         if scope["path"] in OPEN or self._access.is_known(self._token(scope)):
             return await self._app(scope, receive, send)
-        asked, others = _token_in_query(scope)
-        if scope["method"] == "GET" and asked and self._access.is_known(asked):
-            return await self._remember(scope, others, send)
+        query_token, other_parameters = _token_in_query(scope)
+        if scope["method"] == "GET" and query_token and self._access.is_known(query_token):
+            return await self._remember(scope, other_parameters, send)
         await self._ask(scope, send)
 
     def _token(self, scope: Message) -> str:
@@ -106,12 +104,12 @@ class Door:
         name = _cookie_name(scope)
         return cookies[name].value if name in cookies else ""
 
-    async def _remember(self, scope: Message, others: Iterable[tuple[str, str]], send: Send) -> None:
-        """The same address without the token, which a cookie holds from now on."""
-        query = urlencode(list(others))
-        place = quote("/" + scope["path"].lstrip("/")) + (f"?{query}" if query else "")  # "//x" would be another server
+    async def _remember(self, scope: Message, parameters: Iterable[tuple[str, str]], send: Send) -> None:
+        """Redirect to the same address without the token, and store it in a cookie."""
+        query = urlencode(list(parameters))
+        location = quote("/" + scope["path"].lstrip("/")) + (f"?{query}" if query else "")  # "//x": another host
         cookie = f"{_cookie_name(scope)}={self._access.token}; Path=/; HttpOnly; SameSite=Lax"
-        headers = [(b"location", place.encode()), (b"set-cookie", cookie.encode())]
+        headers = [(b"location", location.encode()), (b"set-cookie", cookie.encode())]
         await send({"type": "http.response.start", "status": 303, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 

@@ -1,4 +1,4 @@
-"""The HTTP interface for programs, without HTTP: a file in, a restored file and its report out; the models."""
+"""The operations of the HTTP interface for programs, independent of HTTP: restoring a file, listing the models."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -19,13 +19,13 @@ from twostage.inference.restoration import RestorationReport, restore_file
 from twostage.utils.errors import AudioError, Cancelled, ConfigError, TwoStageError
 from twostage.utils.files import LATER_BYTES
 
-# parameter of a request -> what it means, as the description that programs read has it
+# parameter of a request -> its description in the OpenAPI document
 PARAMETERS = {
-    "name": "Name of the file that is sent, which says its format, and names the answer; a form has it already.",
-    "model": "Name of a model, one that /v1/models lists; the first of them by default.",
-    "device": "Device that computes; the first that the server offers by default.",
+    "name": "Name of the uploaded file, which determines its format and the name of the result; in a form it is known.",
+    "model": "Name of a model from /v1/models; by default the first one.",
+    "device": "Device for the computation; by default the first one that the server offers.",
     "sample_rate": "Rate of the output: that of the model, or of the input.",
-    "format": "Format of the output; by default that of the input where it can be written, else wav.",
+    "format": "Format of the output; by default that of the input if it can be written, else wav.",
     "level": "Loudness of the output: that of the input, or of the model.",
     "keep_low_band": "Frequency in Hz below which the input itself is kept; 0 keeps nothing.",
     "if_full_band": "What to do with a channel that is already full-band: restore it, with a warning; copy it; error.",
@@ -44,7 +44,7 @@ MEDIA_TYPES = {
     "w64": "audio/x-w64",
     "rf64": "audio/wav",
 }
-LONGEST = 100  # bytes of a file's name
+LONGEST = 100  # bytes of a file name
 
 
 class Busy(TwoStageError):
@@ -83,46 +83,46 @@ def restore_request(values: Mapping[str, str], service: Service) -> RestoreReque
 
 
 def file_name(name: str, media_type: str = "") -> str:
-    """A name that is safe in a folder of its own, of what a request says of its file.
+    """A safe file name, from the name and the media type that a request states.
 
     >>> file_name("../../etc/take.wav"), file_name("", "audio/x-flac"), file_name("")
     ('take.wav', 'recording.flac', 'recording')
     """
     last = re.split(r"[/\\]", name)[-1]
-    kept = "".join(letter for letter in last if letter.isprintable()).strip(". ")
-    kept = kept.encode("utf-8", "ignore")[-LONGEST:].lstrip(LATER_BYTES).decode("utf-8", "ignore")
-    if kept:
-        return kept
+    safe = "".join(letter for letter in last if letter.isprintable()).strip(". ")
+    safe = safe.encode("utf-8", "ignore")[-LONGEST:].lstrip(LATER_BYTES).decode("utf-8", "ignore")
+    if safe:
+        return safe
     kind = media_type.partition(";")[0].strip().lower().replace("/x-", "/")
-    suffix = next((suffix for suffix, known in MEDIA_TYPES.items() if known.replace("/x-", "/") == kind), "")
+    suffix = next((suffix for suffix, other_type in MEDIA_TYPES.items() if other_type.replace("/x-", "/") == kind), "")
     return f"recording.{suffix}" if suffix else "recording"
 
 
 def named_by_content(path: Path) -> Path:
-    """Rename the file so that its name tells its format, if it does not."""
+    """Give the file the suffix of its format if its name has none."""
     if path.suffix.lower().lstrip(".") in FORMATS:
         return path
     try:
-        about = info(path)
+        file_info = info(path)
     except AudioError:
-        return path  # its restoration says why
-    kinds = ((suffix, kind) for suffix, kind in FORMATS.items() if kind[0] == about.format)
-    suffix = next((suffix for suffix, kind in kinds if about.format != "OGG" or kind[1] == about.subtype), "")
+        return path  # the restoration reports the reason
+    formats = ((suffix, kind) for suffix, kind in FORMATS.items() if kind[0] == file_info.format)
+    suffix = next((suffix for suffix, kind in formats if file_info.format != "OGG" or kind[1] == file_info.subtype), "")
     return path.rename(path.with_name(f"{path.name}.{suffix}")) if suffix else path
 
 
 def check_queue(service: Service) -> None:
     """Raise Busy if the queue is full."""
     if service.shift.waiting >= service.limits.queue:
-        raise Busy(f"{service.shift.waiting} requests wait already; try again in a moment.")
+        raise Busy(f"{service.shift.waiting} requests are waiting already; try again in a moment.")
 
 
 def restore(
     service: Service, source: Path, folder: Path, request: RestoreRequest, cancel: Callable[[], bool]
 ) -> RestorationReport:
-    """Restore ``source`` into ``folder`` when its turn comes; ``report.target`` is where.
+    """Restore ``source`` into ``folder``, after waiting in the queue; ``report.target`` is the output.
 
-    Raises what `refusal` explains, and Cancelled when ``cancel`` returns True.
+    Raises exceptions that `refusal` converts to responses, and Cancelled when ``cancel`` returns True.
     """
     options = service.options(request)
     (job,) = plan([str(source)], f"{folder / 'out'}/", suffix=request.suffix)
@@ -133,7 +133,7 @@ def restore(
 
     def check() -> None:
         if cancel():
-            raise Cancelled(f"{source.name}: nobody waits for it any more")
+            raise Cancelled(f"{source.name}: the client has disconnected")
 
     with service.shift.work(check):
         model = service.models.get(request.model, request.device)
@@ -145,10 +145,10 @@ def restore(
 
 
 def report_of(report: RestorationReport) -> dict[str, Any]:
-    """The entry of a file in the report of `twostage restore --json`, without this machine's folders."""
-    named = asdict(report) | {"source": Path(report.source).name, "target": Path(report.target).name}
-    del named["plot"]
-    return named
+    """The entry of a file in the report of `twostage restore --json`, without local folders."""
+    values = asdict(report) | {"source": Path(report.source).name, "target": Path(report.target).name}
+    del values["plot"]
+    return values
 
 
 def models(service: Service) -> list[dict[str, Any]]:
@@ -163,8 +163,8 @@ def models(service: Service) -> list[dict[str, Any]]:
 def refusal(error: Exception, source: Path) -> Refusal:
     """The HTTP response for one of FAILURES."""
     assert isinstance(error, FAILURES)
-    of_file = isinstance(error, AudioError) or not isinstance(error, TwoStageError)
-    text = explain(error, source.name) if of_file else str(error)
+    is_file_error = isinstance(error, AudioError) or not isinstance(error, TwoStageError)
+    text = explain(error, source.name) if is_file_error else str(error)
     if isinstance(error, TooMuch):
         return Refusal(413, text)
     if isinstance(error, StorageFull):

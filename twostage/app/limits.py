@@ -14,9 +14,9 @@ class TooMuch(AudioError):
 
 @dataclass(frozen=True)
 class Limits:
-    """``mb`` of one upload; ``seconds`` of sound in one request, over its files and channels; ``files`` of one request.
+    """``mb`` per upload; ``seconds`` of sound per request, summed over files and channels; ``files`` per request.
 
-    ``queue`` requests wait while ``jobs`` are processed. Uploads and results are deleted after ``keep`` seconds and
+    At most ``queue`` requests wait while ``jobs`` run. Uploads and results are deleted after ``keep`` seconds and
     take at most ``total_mb`` on the disk at any time, summed over all users.
     """
 
@@ -35,22 +35,22 @@ class Limits:
 
     def check_count(self, files: Sequence[Path]) -> None:
         if not files:
-            raise AudioError("Nothing to work on: drop a file, record something, or take the sample.")
+            raise AudioError("Nothing to restore: add a file, record something, or use the sample.")
         if len(files) > self.files:
-            raise TooMuch(f"{len(files)} files at once are too many; at most {self.files} are taken here")
+            raise TooMuch(f"{len(files)} files at once are too many; the limit is {self.files}")
 
     def check_length(self, path: Path, before: float = 0.0) -> float:
-        """Seconds of work in a sound file, its channels added up. Raises TooMuch if ``before`` leaves too few."""
-        about = info(path)
-        seconds = about.seconds * about.channels
+        """Seconds of sound in a file, summed over channels. Raises TooMuch if the sum with ``before`` is too long."""
+        file_info = info(path)
+        seconds = file_info.seconds * file_info.channels
         self.check_seconds(path, before + seconds)
         return seconds
 
     def check_seconds(self, path: Path, seconds: float) -> None:
-        """``seconds`` are of all sound up to and with that of ``path``."""
+        """Raise TooMuch if ``seconds``, those of all files up to and including ``path``, exceed the limit."""
         if seconds > self.seconds:
             raise TooMuch(
                 f"too long, the channels so far have {seconds:.0f} s of sound together; "
-                f"at most {self.seconds} s are taken here, the command `twostage restore` takes any length",
+                f"the limit is {self.seconds} s; the command `twostage restore` accepts any length",
                 subject=path,
             )

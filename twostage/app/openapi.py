@@ -14,26 +14,26 @@ from twostage.inference.restoration import RestorationReport
 TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
 BINARY = {"type": "string", "contentMediaType": "application/octet-stream"}
 REFUSALS = {
-    400: "A parameter is unknown, or its value impossible.",
+    400: "A parameter is unknown, or its value is invalid.",
     401: "A token is needed: `Authorization: Bearer TOKEN`.",
     403: "The request comes from a page of another server.",
-    411: "The request does not say its length.",
-    413: "The file is larger, or its sound longer, than this server takes.",
-    421: "The server was called by a name that it does not know as its own.",
-    422: "The file cannot be restored: it is no sound, damaged, or not of the model's channels.",
-    503: "Too many requests wait, or the server is closing.",
+    411: "The request does not state its length.",
+    413: "The file is larger, or its sound longer, than this server accepts.",
+    421: "The request is addressed to a host name that this server does not accept.",
+    422: "The file cannot be restored: it is not a sound file, damaged, or has the wrong number of channels.",
+    503: "Too many requests are waiting, or the server is closing.",
     507: "The server's storage is full.",
 }
 
 
 def document(service: Service) -> dict[str, Any]:
-    """OpenAPI 3.1 of the models, devices and limits that ``service`` has."""
+    """The OpenAPI 3.1 document for the models, devices and limits of ``service``."""
     limits = service.limits
-    takes = f"At most {limits.mb} MB and {limits.seconds} s of sound, its channels added up."
+    limit_text = f"At most {limits.mb} MB and {limits.seconds} s of sound, its channels added up."
     restore = {
         "operationId": "restore",
         "summary": "Restore one recording",
-        "description": f"{takes} Send `Accept: application/json` for the report and the sound in one JSON object.",
+        "description": f"{limit_text} Send `Accept: application/json` for the report and the sound in one JSON object.",
         "parameters": [_parameter(name, service) for name in PARAMETERS],
         "requestBody": {
             "required": True,
@@ -54,8 +54,8 @@ def document(service: Service) -> dict[str, Any]:
             **{str(status): _refused(text) for status, text in REFUSALS.items()},
         },
     }
-    models = _answer("models", "The models that are offered, the default first", _ref("Models"))
-    health = _answer("health", "Whether the server is there, and how many requests wait", _ref("Health"))
+    models = _answer("models", "The available models, the default first", _ref("Models"))
+    health = _answer("health", "Whether the server is running, and how many requests are waiting", _ref("Health"))
     return {
         "openapi": "3.1.0",
         "info": {"title": "twostage", "version": __version__, "license": {"name": "MIT", "identifier": "MIT"}},

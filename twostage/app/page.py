@@ -1,4 +1,4 @@
-"""The page itself, the only file that imports gradio. It works without a network and loads nothing from elsewhere."""
+"""The page, the only module that imports gradio. It works offline and loads nothing from other servers."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ from twostage.app.visitors import Visitors
 from twostage.audio.sound_files import FORMATS
 from twostage.data.sensors import PRESETS
 
-KEEP = "same as the input"  # the format of an output
+KEEP = "same as the input"  # choice of output format
 HEAD = """
 # twostage
 Drop recordings of a bone-conduction or throat microphone, at most {files} files of {mb} MB, {seconds} s in all.
@@ -36,7 +36,7 @@ SENSORS = {
     "forehead": "a bone-conduction microphone on the forehead",
     "temple": "a bone-conduction microphone at the temple",
 }
-FONTS, MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # of the visitor's machine
+FONTS, MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # fonts of the visitor's system
 HINT = "The result appears here: sound, spectrograms and levels."
 EMPTY = '<div class="ts-player"></div>'
 PICTURES = """<div class="ts-shown">{{#each value}}<figure><img src="{{this.file.url}}" alt="{{this.name}}">
@@ -54,7 +54,7 @@ def serving(
     seconds: float = 10.0,
     access: Access | None = None,
 ) -> Iterator[str]:
-    """Serve the page and the interface for programs, and yield the address.
+    """Serve the page and the HTTP interface for programs, and yield the address.
 
     At the end of the block, uploads and results are deleted. ``models`` are paths by label. The first label and the
     first device are the defaults.
@@ -76,13 +76,13 @@ def serving(
 
 
 def _mount(page: Any, app: Any, limits: Limits) -> None:
-    """Let ``app`` answer with the page what is not asked by a program."""
+    """Serve the page at all paths of ``app`` that do not belong to the interface for programs."""
     page.queue(max_size=limits.queue, default_concurrency_limit=limits.jobs, api_open=False)
     gr.mount_gradio_app(
         app,
         page,
         path="/",
-        show_error=False,  # an error that is nobody's but ours is logged, not shown
+        show_error=False,  # internal errors are logged, not shown
         max_file_size=f"{limits.mb}mb",
         allowed_paths=[],
         footer_links=[],
@@ -94,27 +94,27 @@ def _mount(page: Any, app: Any, limits: Limits) -> None:
         theme=gr.themes.Default(font=FONTS, font_mono=MONO),
         css=_file("page.css"),
     )
-    page.has_launched = True  # without it a mounted page takes files that nobody has uploaded
+    page.has_launched = True  # otherwise a mounted page accepts paths of files that were not uploaded
 
 
 @contextmanager
 def _environment(home: Path) -> Iterator[None]:
-    """Let gradio and matplotlib keep their files in ``home`` alone, and call nobody."""
+    """Make gradio and matplotlib store files only in ``home``, and disable gradio's analytics."""
     files = str(home / "files")
-    wanted = {
+    variables = {
         "GRADIO_TEMP_DIR": files,
         "GRADIO_EXAMPLES_CACHE": str(home / "examples"),
         "GRADIO_ANALYTICS_ENABLED": "False",
         "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR", str(home / "matplotlib")),
     }
-    before = {name: os.environ.get(name) for name in wanted}
-    place, routes.DEFAULT_TEMP_DIR = routes.DEFAULT_TEMP_DIR, files  # gradio has read its variable when it was imported
-    os.environ.update(wanted)
+    previous = {name: os.environ.get(name) for name in variables}
+    previous_folder, routes.DEFAULT_TEMP_DIR = routes.DEFAULT_TEMP_DIR, files  # gradio reads its variable on import
+    os.environ.update(variables)
     try:
         yield
     finally:
-        routes.DEFAULT_TEMP_DIR = place
-        for name, value in before.items():
+        routes.DEFAULT_TEMP_DIR = previous_folder
+        for name, value in previous.items():
             os.environ.pop(name, None)
             os.environ.update({name: value} if value is not None else {})
 
@@ -139,7 +139,7 @@ def _restore_tab(service: Service, visitors: Visitors) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             files = gr.File(label="Recordings", file_count="multiple", height=150, elem_id="recordings")
-            spoken = _microphone()
+            recorded = _microphone()
             sample = _sample_button(service, "throat", "Use the sample recording")
             model, device = _choices(service)
             with gr.Accordion("Settings", open=False):
@@ -150,12 +150,12 @@ def _restore_tab(service: Service, visitors: Visitors) -> None:
                 full = gr.Radio(["restore", "copy", "error"], value="restore", label="A channel that is full-band")
             button = gr.Button("Restore", variant="primary", elem_id="restore")
         with gr.Column(scale=5, min_width=300):
-            said, player = _said("restored", HINT), _player("restored-player")
+            message, player = _message("restored", HINT), _player("restored-player")
     service = _publishing(service, player)
 
     def restore(
         files: list[str] | None,
-        spoken: str | None,
+        recorded: str | None,
         model: str,
         device: str,
         rate: str,
@@ -168,13 +168,13 @@ def _restore_tab(service: Service, visitors: Visitors) -> None:
     ) -> Any:
         request = RestoreRequest(model, device, rate, None if suffix == KEEP else suffix, level, float(low or 0), full)
         check = visitors.check(visitor.session_hash)
-        return service.restore([*(files or []), *([spoken] if spoken else [])], request, progress, check)
+        return service.restore([*(files or []), *([recorded] if recorded else [])], request, progress, check)
 
-    inputs = [files, spoken, model, device, rate, suffix, level, low, full]
-    _work_on(button.click, restore, inputs, [said, player], service)
-    _one_or_the_other(files, spoken)
+    inputs = [files, recorded, model, device, rate, suffix, level, low, full]
+    _work_on(button.click, restore, inputs, [message, player], service)
+    _make_exclusive(files, recorded)
     if sample:
-        _on(sample.click, lambda: ([service.sample("throat")], None), [], [files, spoken])
+        _on(sample.click, lambda: ([service.sample("throat")], None), [], [files, recorded])
 
 
 def _simulate_tab(service: Service, visitors: Visitors) -> None:
@@ -182,7 +182,7 @@ def _simulate_tab(service: Service, visitors: Visitors) -> None:
         with gr.Column(scale=2, min_width=300):
             gr.Markdown("Simulate a body-worn sensor from clean speech of any microphone, then restore the result.")
             file = gr.File(label="Clean speech", height=150, elem_id="clean")
-            spoken = _microphone()
+            speech = _microphone()
             sample = _sample_button(service, "clean", "Use the clean sample")
             explained = "; ".join(f"{name}: {what}" for name, what in SENSORS.items())
             sensor = gr.Radio(list(PRESETS), value="throat", label="Sensor", info=explained)
@@ -192,12 +192,12 @@ def _simulate_tab(service: Service, visitors: Visitors) -> None:
             model, device = _choices(service)
             button = gr.Button("Simulate and restore", variant="primary", elem_id="simulate")
         with gr.Column(scale=5, min_width=300):
-            said, player = _said("simulated", HINT), _player("simulated-player")
+            message, player = _message("simulated", HINT), _player("simulated-player")
     service = _publishing(service, player)
 
     def simulate(
         file: str | None,
-        spoken: str | None,
+        speech: str | None,
         sensor: str,
         seed: int | None,
         model: str,
@@ -206,12 +206,12 @@ def _simulate_tab(service: Service, visitors: Visitors) -> None:
         progress: Any = gr.Progress(),  # noqa: B008
     ) -> Any:
         check = visitors.check(visitor.session_hash)
-        return service.simulate(file or spoken, sensor, int(seed or 0), RestoreRequest(model, device), progress, check)
+        return service.simulate(file or speech, sensor, int(seed or 0), RestoreRequest(model, device), progress, check)
 
-    _one_or_the_other(file, spoken)
-    _work_on(button.click, simulate, [file, spoken, sensor, seed, model, device], [said, player], service)
+    _make_exclusive(file, speech)
+    _work_on(button.click, simulate, [file, speech, sensor, seed, model, device], [message, player], service)
     if sample:
-        _on(sample.click, lambda: (service.sample("clean"), None), [], [file, spoken])
+        _on(sample.click, lambda: (service.sample("clean"), None), [], [file, speech])
 
 
 def _results_tab(service: Service, page: Any, visitors: Visitors) -> None:
@@ -219,8 +219,8 @@ def _results_tab(service: Service, page: Any, visitors: Visitors) -> None:
     assert results is not None
     with gr.Row():
         folder = gr.Dropdown(results.names(), value=None, label="Folder", elem_id="folder")
-        again = gr.Button("Refresh", scale=0, min_width=160)
-    said = _said("complaint")
+        refresh = gr.Button("Refresh", scale=0, min_width=160)
+    message = _message("complaint")
     table = gr.Markdown(elem_classes="ts-table")
     player = _player("results-player")
     pictures = gr.HTML(html_template=PICTURES, js_on_load=None)
@@ -229,36 +229,36 @@ def _results_tab(service: Service, page: Any, visitors: Visitors) -> None:
     def show(name: str | None, visitor: gr.Request) -> Any:
         return service.show(name, visitors.check(visitor.session_hash))
 
-    _work_on(folder.change, show, [folder], [said, table, pictures, player], service)
-    _on(again.click, lambda: gr.Dropdown(choices=results.names()), [], [folder])
+    _work_on(folder.change, show, [folder], [message, table, pictures, player], service)
+    _on(refresh.click, lambda: gr.Dropdown(choices=results.names()), [], [folder])
     _on(page.load, lambda: gr.Dropdown(choices=results.names()), [], [folder])
 
 
 def _work_on(event: Any, do: Any, inputs: list[Any], outputs: list[Any], service: Service) -> None:
-    """Put work that takes time into one queue; the first output shows its progress."""
+    """Run ``do`` in the common queue of long tasks; the first output shows its progress."""
     shared = {"concurrency_id": "work", "concurrency_limit": service.limits.jobs}
     _on(event, do, inputs, outputs, show_progress_on=outputs[0], scroll_to_output=True, **shared)
 
 
-def _one_or_the_other(files: Any, spoken: Any) -> None:
-    """What is recorded takes the place of uploaded files, and the other way round."""
-    _on(spoken.stop_recording, lambda: None, [], [files])
-    _on(files.upload, lambda: None, [], [spoken])
+def _make_exclusive(files: Any, recorded: Any) -> None:
+    """Clear uploaded files when something is recorded, and vice versa."""
+    _on(recorded.stop_recording, lambda: None, [], [files])
+    _on(files.upload, lambda: None, [], [recorded])
 
 
-def _on(event: Any, do: Any, inputs: list[Any], outputs: list[Any], **how: Any) -> None:
-    event(do, inputs, outputs, api_visibility="private", **how)
+def _on(event: Any, do: Any, inputs: list[Any], outputs: list[Any], **options: Any) -> None:
+    event(do, inputs, outputs, api_visibility="private", **options)
 
 
 def _publishing(service: Service, player: Any) -> Service:
-    """The service with its outputs kept by ``player``: copied to where gradio serves them, deletes them in time."""
+    """The service with outputs that ``player`` owns: copied to gradio's folder, which serves and later deletes them."""
     return replace(
         service, publish=lambda value: processing_utils.move_files_to_cache(_files(value), player, postprocess=True)
     )
 
 
 def _files(value: Any) -> Any:
-    """Plain values, with their paths as gradio's files."""
+    """Convert the paths in plain values to gradio's files."""
     if isinstance(value, Path):
         return gr.FileData(path=str(value), orig_name=value.name).model_dump()
     if isinstance(value, dict):
@@ -279,7 +279,7 @@ def _sample_button(service: Service, name: str, label: str) -> Any:
     return gr.Button(label, size="sm", elem_id=f"sample-{name}") if service.sample(name) else None
 
 
-def _said(name: str, hint: str = "") -> Any:
+def _message(name: str, hint: str = "") -> Any:
     return gr.HTML(f"<p>{hint}</p>" if hint else None, elem_id=name, elem_classes="ts-said")
 
 
@@ -288,7 +288,7 @@ def _player(name: str) -> Any:
 
 
 def _heading(limits: Limits) -> str:
-    """What a guest reads first; the documentation is linked where the package's metadata says where it is."""
+    """The heading, with a link to the documentation if the metadata of the package contains its address."""
     try:
         links = dict(text.split(", ", 1) for text in metadata.metadata("twostage").get_all("Project-URL") or [])
     except metadata.PackageNotFoundError:

@@ -12,36 +12,36 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows, where a file that is open cannot be removed, which serves as well
+except ImportError:  # on Windows, open files cannot be removed, which has the same effect
     fcntl = None  # type: ignore[assignment]
 
 PREFIX = "twostage-app-"
-LOCK = "lock"  # a file that the living server holds locked; the system lets it go when the process dies
-YOUNG = 60.0  # seconds in which a folder without a lock may be that of a server which is just starting
+LOCK = "lock"  # a file that a running server locks; the system releases the lock when the process ends
+YOUNG = 60.0  # seconds during which a folder without a lock may belong to a server that is starting
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def private_folder(parent: str | Path | None = None) -> Iterator[Path]:
-    """A new folder below ``parent`` (default: the temporary folder) for as long as the block lasts.
+    """A new folder in ``parent`` (default: the temporary folder) within the block.
 
-    Within the block Python's temporary files are made in it too. Folders of servers that were killed are removed first.
+    Python's temporary files are created in it, too. Folders of killed servers are removed first.
     """
-    place = Path(parent or tempfile.gettempdir())
-    sweep_abandoned(place)
-    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=place, ignore_cleanup_errors=True) as name:
+    parent_folder = Path(parent or tempfile.gettempdir())
+    sweep_abandoned(parent_folder)
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent_folder, ignore_cleanup_errors=True) as name:
         home = Path(name).resolve()
         with _locked(home / LOCK), _temporary_files_in(home):
             yield home
 
 
-def sweep_abandoned(place: Path) -> int:
+def sweep_abandoned(parent: Path) -> int:
     """Remove the folders in ``place`` whose server has ended; returns their number."""
-    abandoned = [folder for folder in place.glob(f"{PREFIX}*") if _is_ours(folder) and _is_abandoned(folder)]
+    abandoned = [folder for folder in parent.glob(f"{PREFIX}*") if _is_ours(folder) and _is_abandoned(folder)]
     for folder in abandoned:
         shutil.rmtree(folder, ignore_errors=True)
-        logger.info("removed %s, which a server that was killed had left", folder)
+        logger.info("removed %s, the folder of a server that was killed", folder)
     return len(abandoned)
 
 
@@ -55,20 +55,20 @@ def _locked(lock: Path) -> Iterator[None]:
 
 @contextmanager
 def _temporary_files_in(folder: Path) -> Iterator[None]:
-    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    previous, tempfile.tempdir = tempfile.tempdir, str(folder)
     try:
         yield
     finally:
-        tempfile.tempdir = before
+        tempfile.tempdir = previous
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether it is a folder of this user and not a link: other users can write to a shared place."""
+    """Whether it is a folder of this user and not a link, because other users can write to a shared folder."""
     try:
-        about = folder.lstat()
+        status = folder.lstat()
     except OSError:
         return False
-    return stat.S_ISDIR(about.st_mode) and (not hasattr(os, "getuid") or about.st_uid == os.getuid())
+    return stat.S_ISDIR(status.st_mode) and (not hasattr(os, "getuid") or status.st_uid == os.getuid())
 
 
 def _is_abandoned(folder: Path) -> bool:

@@ -10,14 +10,14 @@ from twostage.evaluation.report import CLEAN, RAW
 from twostage.evaluation.results import PICTURES, SOUNDS, TABLE
 from twostage.utils.errors import ConfigError, DataError, TwoStageError, reason_of
 
-DEPTH = 4  # folders below the root that are looked through
+DEPTH = 4  # maximum depth of folders below the root
 
 
 @dataclass(frozen=True)
 class ResultFolders:
-    """The folders below ``root`` that contain a table, by their name below it; without links and hidden folders.
+    """The folders below ``root`` that contain a table, by relative path; without links and hidden folders.
 
-    A name that `names` does not return is refused: "..", an absolute path, or a link.
+    Names that `names` does not return, such as "..", absolute paths and links, are refused.
     """
 
     root: Path
@@ -32,19 +32,19 @@ class ResultFolders:
     def _folders(self) -> Iterator[Path]:
         for parent, below, _ in os.walk(self.root):  # does not follow links
             folder = Path(parent)
-            deep = len(folder.relative_to(self.root).parts) >= DEPTH
-            below[:] = [] if deep else sorted(name for name in below if not name.startswith("."))
+            at_limit = len(folder.relative_to(self.root).parts) >= DEPTH
+            below[:] = [] if at_limit else sorted(name for name in below if not name.startswith("."))
             if self._is_inside(folder / TABLE):
                 yield folder
 
     def unrooted(self, error: Exception) -> Exception:
-        """``error`` without the root in the name of its subject, which visitors must not see."""
+        """Remove the root, which visitors must not see, from the subject of ``error``."""
         if isinstance(error, TwoStageError):
             error.subject = error.subject.removeprefix(f"{self.root}/")
         return error
 
     def table(self, name: str) -> str:
-        """The Markdown of a folder's table."""
+        """The table of a folder in Markdown."""
         path = self._folder(name) / TABLE
         try:
             return path.read_text(encoding="utf-8")
@@ -53,7 +53,7 @@ class ResultFolders:
             raise DataError(f"cannot be read ({reason})", subject=f"{name}/{TABLE}") from None
 
     def pictures(self, name: str) -> list[Path]:
-        """Charts first, then spectrograms."""
+        """The images of a folder: charts first, then spectrograms."""
         folder = self._folder(name)
         return self._inside([*folder.glob("*.png"), *folder.glob(f"{PICTURES}/*.png")])
 
@@ -67,7 +67,7 @@ class ResultFolders:
 
     def _folder(self, name: str) -> Path:
         if name not in self.names():
-            raise DataError("no results of that name", subject=name)
+            raise DataError("no results with this name", subject=name)
         return self.root / name
 
     def _inside(self, paths: Iterator[Path] | list[Path]) -> list[Path]:
@@ -75,5 +75,5 @@ class ResultFolders:
         return sorted(inside, key=lambda path: (len(path.parts), path.name))
 
     def _is_inside(self, path: Path) -> bool:
-        """Whether it is a regular file that is not reached through a link."""
+        """Whether it is a regular file whose path contains no link."""
         return path.is_file() and path.resolve() == self.root.resolve() / path.relative_to(self.root)

@@ -1,4 +1,4 @@
-"""Security of the page: browsers load nothing from elsewhere, and the server fetches nothing."""
+"""Security of the page: browsers load nothing from other servers, and this server fetches nothing."""
 
 import json
 import re
@@ -13,9 +13,9 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 POLICY = "; ".join(
     (
         "default-src 'self'",
-        "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",  # gradio compiles what it is given
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",  # gradio compiles templates at run time
         "style-src 'self' 'unsafe-inline'",
-        "connect-src 'self' data: blob:",  # what was recorded is read back from a blob
+        "connect-src 'self' data: blob:",  # recordings are read from a blob
         "img-src 'self' data: blob:",
         "media-src 'self' data: blob:",
         "font-src 'self' data:",
@@ -23,7 +23,7 @@ POLICY = "; ".join(
         "object-src 'none'",
         "base-uri 'self'",
         "form-action 'self'",
-        "frame-ancestors 'none'",  # no other page shows this one within itself
+        "frame-ancestors 'none'",  # other pages must not embed this one
     )
 )
 HEADERS = [
@@ -31,14 +31,14 @@ HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 ]
-API = "/v1/"  # begins the paths of programs, which are answered in JSON
+API = "/v1/"  # prefix of the paths for programs, whose responses are JSON
 REMOTE = re.compile(r"\w+:/+")
 FETCHES = "Nothing is fetched from elsewhere."
-MOST = 1 << 20  # bytes of a request that is not an upload: names and settings
+MOST = 1 << 20  # bytes: maximum size of requests that are not uploads
 
 
 class SecurityMiddleware:
-    """ASGI: tells browsers to load nothing from elsewhere, and refuses requests for a file of another server."""
+    """ASGI: makes browsers load nothing from other servers, and refuses requests for files on other servers."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -52,14 +52,14 @@ class SecurityMiddleware:
                 message["headers"] = [*message.get("headers", []), *HEADERS]
             await send(message)
 
-        _, file, wanted = scope["path"].partition("file=")
-        if file and REMOTE.match(wanted):
+        _, file, file_path = scope["path"].partition("file=")
+        if file and REMOTE.match(file_path):
             return await refuse(scope, answer, 403, FETCHES)
         if scope["method"] == "POST" and _has_json(scope):
             body = await _body(receive)
             if body is None or _names_remote(body):
                 return await refuse(scope, answer, 403, FETCHES)
-            receive = _again(body, receive)
+            receive = _replayed(body, receive)
         return await self._app(scope, receive, answer)
 
 
@@ -68,7 +68,7 @@ def _has_json(scope: Message) -> bool:
 
 
 async def _body(receive: Receive) -> bytes | None:
-    """All of a request, None if it is too long or breaks off."""
+    """The body of a request; None if it is too long or incomplete."""
     body = b""
     while True:
         message = await receive()
@@ -79,18 +79,18 @@ async def _body(receive: Receive) -> bytes | None:
             return body
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
-    """``body``, then whatever else comes."""
-    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Return ``body`` first, then all further messages."""
+    pending = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def hand_out() -> Message:
-        return waiting.pop() if waiting else await receive()
+    async def replay() -> Message:
+        return pending.pop() if pending else await receive()
 
-    return hand_out
+    return replay
 
 
 def _names_remote(body: bytes) -> bool:
-    """Whether a file in a request is on another server, from which gradio would fetch it."""
+    """Whether a request names a file on another server, which gradio would fetch."""
     try:
         nodes = [json.loads(body)]
     except ValueError:
@@ -107,7 +107,7 @@ def _names_remote(body: bytes) -> bool:
 
 
 def header(scope: Message, name: bytes) -> str:
-    """The value of a header of a request; empty if it has none."""
+    """The value of a request header; empty if there is none."""
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
 
 
@@ -120,9 +120,9 @@ async def refuse(
     kind: str = "text/plain; charset=utf-8",
     headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> None:
-    """Answer a request with ``text``, for programs as the "error" of a JSON object."""
+    """Respond to a request with ``text``, for programs as the "error" of a JSON object."""
     if scope["path"].startswith(API):
         text, kind = json.dumps({"error": text}), "application/json"
-    every = [(b"content-type", kind.encode()), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": every})
+    all_headers = [(b"content-type", kind.encode()), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": all_headers})
     await send({"type": "http.response.body", "body": text.encode()})

@@ -1,4 +1,4 @@
-"""The server, the only file that imports starlette and uvicorn. `api` is its interface for programs."""
+"""The server, the only module that imports starlette and uvicorn. `api` has the operations for programs."""
 
 import asyncio
 import base64
@@ -40,19 +40,19 @@ from twostage.inference.restoration import RestorationReport
 from twostage.utils.errors import Cancelled, ConfigError, OutputError
 
 T = TypeVar("T")
-GLANCE = 0.3  # seconds between two looks whether a client is still there
-CONNECTIONS = 512  # at most, all visitors and programs together
-STARTING = 30.0  # seconds
-CHUNK = 3 << 16  # bytes of base64 at once: divides by three
+GLANCE = 0.3  # seconds between checks whether a client is still connected
+CONNECTIONS = 512  # maximum number, of all visitors and programs together
+STARTING = 30.0  # seconds: maximum time to start and to stop
+CHUNK = 3 << 16  # bytes per chunk of base64, a multiple of three
 JSON = "application/json"
-LOST = 499  # nobody hears it: the client has left
+LOST = 499  # status for the log only, because the client has disconnected
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Address:
-    """The address that is served; ``port`` 0 takes any free port."""
+    """The address to serve at; ``port`` 0 selects a free port."""
 
     host: str = "127.0.0.1"
     port: int = 7860
@@ -87,7 +87,7 @@ def serving(
     seconds: float = 10.0,
     access: Access | None = None,
 ) -> Iterator[str]:
-    """Serve programs, without a page, and yield the address; at the end, received files are deleted."""
+    """Serve the interface for programs, without a page, and yield the address; at the end, uploads are deleted."""
     with serving_from(models, devices, limits or Limits(), seconds=seconds) as service:
         app = application(service, access or Access(address.host))
         with listening(app, address, service) as url:
@@ -96,57 +96,57 @@ def serving(
 
 @contextmanager
 def listening(app: Any, address: Address, service: Service) -> Iterator[str]:
-    """Serve ``app`` and yield its address; when the block ends, work is stopped and waited for. Raises OutputError."""
+    """Serve ``app`` and yield its address; the end of the block stops running work and waits. Raises OutputError."""
     try:
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        door = socket.create_server((address.host.strip("[]"), address.port), family=family)
+        listener = socket.create_server((address.host.strip("[]"), address.port), family=family)
     except (OSError, OverflowError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
         raise OutputError(f"{address.host}:{address.port}: cannot be served there ({reason})") from None
     config = uvicorn.Config(
         app,
-        log_config=None,  # logging is whoever's it is that started us
+        log_config=None,  # logging is configured by the program
         access_log=False,
         server_header=False,
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [door]}, daemon=True)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
         _wait_until(lambda: server.started or not thread.is_alive())
         if not server.started:
             raise OutputError(f"{address.host}:{address.port}: the server did not start")
-        yield _url(address.host, door.getsockname()[1])
+        yield _url(address.host, listener.getsockname()[1])
     finally:
         service.shift.close()
         server.should_exit = True
         thread.join(STARTING)
-        door.close()
+        listener.close()
 
 
-def _wait_until(done: Callable[[], bool]) -> None:
+def _wait_until(is_done: Callable[[], bool]) -> None:
     deadline = time.monotonic() + STARTING
-    while not done() and time.monotonic() < deadline:
+    while not is_done() and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
 def _url(host: str, port: int) -> str:
-    """Where this machine finds a server on ``host``.
+    """The URL of a server on ``host`` from this machine.
 
     >>> _url("0.0.0.0", 80), _url("::1", 81)
     ('http://127.0.0.1:80/', 'http://[::1]:81/')
     """
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host.strip("[]"), host.strip("[]"))
-    return f"http://[{shown}]:{port}/" if ":" in shown else f"http://{shown}:{port}/"
+    reachable_host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host.strip("[]"), host.strip("[]"))
+    return f"http://[{reachable_host}]:{port}/" if ":" in reachable_host else f"http://{reachable_host}:{port}/"
 
 
 def warning_for(host: str) -> str:
-    """A warning for those who serve on ``host``; empty if only this machine can connect."""
+    """A warning about serving on ``host``; empty if only this machine can connect."""
     if is_loopback(host):
         return ""
-    return f"--host {host}: other machines can ask for work, if they have the token; it and all sound travel in clear"
+    return f"--host {host}: other machines with the token can send requests; token and sound are not encrypted"
 
 
 class Programs:
@@ -172,12 +172,12 @@ class Programs:
         try:
             values = dict(request.query_params)
             name = values.pop("name", "")
-            wanted = api.restore_request(values, self._service)
+            restore_request = api.restore_request(values, self._service)
             api.check_queue(self._service)
             source = await _received(request, name, folder, self._service.limits.mb << 20)
-            api.check_queue(self._service)  # again: to receive it took a while
+            api.check_queue(self._service)  # again, because the upload took time
             report = await self._in_thread(
-                request, lambda cancel: api.restore(self._service, source, folder, wanted, cancel)
+                request, lambda cancel: api.restore(self._service, source, folder, restore_request, cancel)
             )
             return _answer(request, report, folder)
         except BaseException as error:
@@ -185,7 +185,7 @@ class Programs:
             if isinstance(error, Cancelled | ClientDisconnect):
                 logger.info("work was stopped: %s", error)
                 return Response(status_code=LOST)
-            if isinstance(error, HTTPException):  # a form that is none
+            if isinstance(error, HTTPException):  # an invalid form
                 return JSONResponse({"error": error.detail}, error.status_code)
             if not isinstance(error, FAILURES):
                 raise
@@ -193,7 +193,7 @@ class Programs:
             return JSONResponse({"error": refusal.text}, refusal.status, _retry(refusal.status))
 
     async def _in_thread(self, request: Request, work: Callable[[Callable[[], bool]], T]) -> T:
-        """What ``work`` makes in a thread; it is cancelled if the client leaves, or the server ends."""
+        """Run ``work`` in a thread; it is cancelled if the client disconnects or the server stops."""
         gone = threading.Event()
 
         async def watch() -> None:
@@ -208,14 +208,14 @@ class Programs:
         finally:
             watcher.cancel()
             gone.set()
-            await asyncio.wait([working])  # its folder must not go before it
+            await asyncio.wait([working])  # before its folder is deleted
 
 
-async def _received(request: Request, name: str, folder: Path, most: int) -> Path:
-    """The file of a request, in ``folder``. Raises TooMuch, and ConfigError for a form without a file."""
+async def _received(request: Request, name: str, folder: Path, max_bytes: int) -> Path:
+    """Save the file of a request in ``folder``. Raises TooMuch, and ConfigError for a form without a file."""
     kind = request.headers.get("content-type", "")
-    if int(request.headers["content-length"]) > most + FORM:
-        raise TooMuch(f"{int(request.headers['content-length']) / 1e6:.1f} MB are more than is taken here")
+    if int(request.headers["content-length"]) > max_bytes + FORM:
+        raise TooMuch(f"{int(request.headers['content-length']) / 1e6:.1f} MB are more than the limit")
     if kind.startswith("multipart/form-data"):
         async with request.form(max_files=1, max_fields=20) as form:
             files = [value for value in form.values() if isinstance(value, UploadFile)]
@@ -233,14 +233,14 @@ async def _received(request: Request, name: str, folder: Path, most: int) -> Pat
 
 
 def _answer(request: Request, report: RestorationReport, folder: Path) -> Response:
-    """The restored file or, for clients that accept JSON, its report with the sound; ``folder`` is deleted then."""
+    """The restored file or, for clients that accept JSON, report and sound; then ``folder`` is deleted."""
     path, values = Path(report.target), api.report_of(report)
     media_type = api.MEDIA_TYPES[path.suffix.lower().lstrip(".")]
     if JSON in request.headers.get("accept", ""):
         return Last(StreamingResponse(_json(values, media_type, path), media_type=JSON), folder)
-    named = f"{path.stem}-restored{path.suffix}"
+    file_name = f"{path.stem}-restored{path.suffix}"
     headers = {"X-Twostage-Report": json.dumps(values)}
-    return Last(FileResponse(path, media_type=media_type, filename=named, headers=headers), folder)
+    return Last(FileResponse(path, media_type=media_type, filename=file_name, headers=headers), folder)
 
 
 def _json(values: dict[str, Any], media_type: str, path: Path) -> Iterator[bytes]:
@@ -253,7 +253,7 @@ def _json(values: dict[str, Any], media_type: str, path: Path) -> Iterator[bytes
 
 
 class Last(Response):
-    """A response after which its folder is deleted, whether it arrived or not."""
+    """A response whose folder is deleted afterward, whether it was delivered or not."""
 
     def __init__(self, answer: Response, folder: Path) -> None:
         super().__init__()
@@ -271,7 +271,7 @@ def _retry(status: int) -> dict[str, str]:
 
 
 class Log:
-    """ASGI: logs the requests and their senders, without the query, which may contain a token."""
+    """ASGI: logs requests and their senders, without the query, which may contain a token."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -279,7 +279,7 @@ class Log:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        began, status = time.monotonic(), 0
+        started, status = time.monotonic(), 0
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -290,5 +290,5 @@ class Log:
             await self._app(scope, receive, answer)
         finally:
             client = (scope.get("client") or ("?",))[0]
-            took = time.monotonic() - began
-            logger.info("%s %s %r %d in %.2f s", client, scope["method"], scope["path"], status, took)
+            elapsed = time.monotonic() - started
+            logger.info("%s %s %r %d in %.2f s", client, scope["method"], scope["path"], status, elapsed)

@@ -1,4 +1,4 @@
-"""The actions of the page: requests in, messages and contents of the player out. It does not depend on gradio."""
+"""The actions of the page: from requests to messages and contents of the player. It does not depend on gradio."""
 
 import logging
 import shutil
@@ -23,18 +23,18 @@ from twostage.inference.restore_options import Options
 from twostage.utils.errors import Cancelled, ConfigError, TwoStageError
 
 logger = logging.getLogger(__name__)
-Check = Callable[[], None]  # raises Cancelled when nobody waits any more for what is done
+Check = Callable[[], None]  # raises Cancelled when the client has disconnected
 
 
 class PageProgress(Protocol):
-    """Receives the part that is done, 0 to 1, and a description of the work."""
+    """Receives the completed fraction of the work and its description."""
 
     def __call__(self, part: float, *, desc: str) -> Any: ...
 
 
 @dataclass(frozen=True)
 class RestoreRequest:
-    """How a visitor wants files restored: a model's label, and the settings of `twostage restore`."""
+    """The settings of a visitor's request: the label of a model, and the settings of `twostage restore`."""
 
     model: str
     device: str
@@ -47,9 +47,9 @@ class RestoreRequest:
 
 @dataclass(frozen=True)
 class Service:
-    """Processes requests in folders of ``storage`` and deletes them; ``publish`` keeps files that outlive a request.
+    """Processes requests in temporary folders of ``storage``; ``publish`` stores files that outlive a request.
 
-    Its arguments are plain values with paths in them, and it returns the published files instead of its own.
+    Its results are plain values in which the paths are those of published files.
     """
 
     storage: Storage
@@ -101,23 +101,23 @@ class Service:
                     return summary_html(outcome, request), None
                 (restored,) = outcome.views
                 sounds = {"clean": source, sensor: bone, "restored": restored["file"]}
-                seen = view(bone.name, sounds, folder / "seen", top=restored["top"])
-                # what came back is reported for the sensor's sound, not of the clean speech
-                seen |= {name: restored[name] for name in ("gained", "file")}
-                return summary_html(outcome, request), self._player([seen])
+                comparison = view(bone.name, sounds, folder / "seen", top=restored["top"])
+                # the regained band is relative to the simulated recording, not to the clean speech
+                comparison |= {name: restored[name] for name in ("gained", "file")}
+                return summary_html(outcome, request), self._player([comparison])
         except Cancelled as reason:
             return _stopped(reason), None
         except FAILURES as error:
             return complaints([explain(error, source.name) if file else _reason(error)]), None
 
     def show(self, name: str | None, check: Check = lambda: None) -> tuple[str, str, Any, Any]:
-        """A folder of results: a complaint, the table's Markdown, pictures, sounds."""
+        """A folder of results: an error message, the table in Markdown, images, sounds."""
         if not (self.results and name):
             return "", "", None, None
         try:
             files = [path for sounds in self.results.sounds(name).values() for path in sounds.values()]
-            room = sum(path.stat().st_size for path in [*files, *self.results.pictures(name)])
-            with self._folder(check) as folder, self.storage.reserve(3 * room):
+            size = sum(path.stat().st_size for path in [*files, *self.results.pictures(name)])
+            with self._folder(check) as folder, self.storage.reserve(3 * size):
                 pictures = [
                     {"name": path.stem, "file": shutil.copyfile(path, folder / f"{number}.png")}
                     for number, path in enumerate(self.results.pictures(name))
@@ -133,16 +133,16 @@ class Service:
             return complaints([explain(self.results.unrooted(error), name)]), "", None, None
 
     def sample(self, name: str) -> str | None:
-        """A copy of a sample of the project's own below ``home``; None if it is not installed."""
+        """A copy of a sample recording in ``home``; None if it is not installed."""
         original = sample(name)
         if original is None:
             return None
-        place = self.home / "samples"
-        place.mkdir(exist_ok=True)
-        return str(shutil.copyfile(original, place / original.name))
+        folder = self.home / "samples"
+        folder.mkdir(exist_ok=True)
+        return str(shutil.copyfile(original, folder / original.name))
 
     def options(self, request: RestoreRequest) -> Options:
-        """Raises ConfigError for options that are impossible or not offered."""
+        """The restoration options of a request. Raises ConfigError if they are invalid or not available."""
         if request.device not in self.devices:
             raise ConfigError(f"device {request.device}: none of {', '.join(self.devices)}")
         return Options(
@@ -193,7 +193,7 @@ def serving_from(
     results: ResultFolders | None = None,
     seconds: float = 10.0,
 ) -> Iterator[Service]:
-    """A service in a private folder, within the block; ``models`` are paths by label."""
+    """A service in a private folder within the block; ``models`` are paths by label."""
     with private_folder() as home:
         storage = Storage(home, limits.total_mb)
         shift = Shift(limits.jobs)
@@ -206,17 +206,17 @@ def _stopped(reason: Cancelled) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The reason why a request failed as a whole."""
+    """The error message for a request that failed as a whole."""
     return str(error) if isinstance(error, TwoStageError) else explain(error, "this request")
 
 
 def summary_html(outcome: Outcome, request: RestoreRequest) -> str:
     """The results of the files as HTML."""
-    done, failed = len(outcome.views), len(outcome.failures)
-    words = f"{done} restored" + (f", {failed} failed" if failed else "")
-    pace = f"; {outcome.seconds:.1f} s of sound in {outcome.elapsed:.1f} s on {request.device}" if done else ""
+    restored, failed = len(outcome.views), len(outcome.failures)
+    counts = f"{restored} restored" + (f", {failed} failed" if failed else "")
+    pace = f"; {outcome.seconds:.1f} s of sound in {outcome.elapsed:.1f} s on {request.device}" if restored else ""
     warnings = "".join(f"<p>{escape(warning)}</p>" for warning in outcome.warnings)
-    return f"<p>{words}{pace}</p>{warnings}{complaints(outcome.failures)}"
+    return f"<p>{counts}{pace}</p>{warnings}{complaints(outcome.failures)}"
 
 
 def complaints(lines: Sequence[str]) -> str:

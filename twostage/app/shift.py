@@ -1,4 +1,4 @@
-"""The queue of work, in order of arrival, and its end: running work is stopped and waited for, and none is started."""
+"""A queue of work in order of arrival. Closing it stops running work, waits for its end, and starts no more."""
 
 import threading
 from collections import deque
@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from twostage.utils.errors import TwoStageError
 
-PATIENCE = 60.0  # seconds; a window of sound is at most some seconds of work
-GLANCE = 0.5  # seconds between two looks whether somebody still waits for what is queued
+PATIENCE = 60.0  # seconds to wait for running work, which stops after a window
+GLANCE = 0.5  # seconds between checks whether clients are still connected
 
 
 class Closing(TwoStageError):
@@ -16,7 +16,7 @@ class Closing(TwoStageError):
 
 
 class Shift:
-    """A queue that runs until `close`, with ``jobs`` at once; running work calls `go_on` now and then."""
+    """A queue that runs ``jobs`` at once until `close`; running work must call `go_on` regularly."""
 
     def __init__(self, jobs: int = 1) -> None:
         self._state, self._jobs, self._working, self._closed = threading.Condition(), jobs, 0, False
@@ -24,7 +24,7 @@ class Shift:
 
     @contextmanager
     def work(self, check: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Wait for one of the jobs; ``check`` raises if the client has left."""
+        """Wait for a free job; ``check`` raises an exception if the client has disconnected."""
         self._begin(check)
         try:
             yield
@@ -56,10 +56,10 @@ class Shift:
     def go_on(self) -> None:
         """Raises Closing after `close`."""
         if self._closed:
-            raise Closing("The page is closing; nothing more is done.")
+            raise Closing("The server is closing and accepts no more work.")
 
     def close(self) -> None:
-        """Close the queue: when this returns, no work is running, or the time to wait for it is over."""
+        """Close the queue and wait until no work is running, for at most PATIENCE seconds."""
         with self._state:
             self._closed = True
             self._state.notify_all()

@@ -1,4 +1,4 @@
-"""Limits the disk space of a server, over all visitors: uploads, intermediate files and results."""
+"""Limits the disk space of a server for all visitors together: uploads, intermediate files and results."""
 
 import os
 import threading
@@ -14,7 +14,7 @@ class StorageFull(TwoStageError):
 
 
 class Reservation:
-    """Bytes that are reserved; those that have ``arrived`` on the disk are counted there."""
+    """Reserved bytes; those that have ``arrived`` on the disk are counted there instead."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -24,35 +24,35 @@ class Reservation:
 
 
 class Storage:
-    """At most ``mb`` megabytes in ``home`` and on the way to it."""
+    """At most ``mb`` megabytes of files in ``home`` and reservations."""
 
     def __init__(self, home: Path, mb: int) -> None:
         self.home, self._mb = home, mb
-        self._lock, self._promised = threading.Lock(), set[Reservation]()
+        self._lock, self._reservations = threading.Lock(), set[Reservation]()
 
     def used(self) -> int:
         """Bytes of the files in ``home``."""
         total = 0
         for folder, _, names in os.walk(self.home):
             for name in names:
-                with suppress(OSError):  # deleted meanwhile
+                with suppress(OSError):  # deleted in the meantime
                     total += os.lstat(os.path.join(folder, name)).st_size
         return total
 
     @contextmanager
     def reserve(self, size: int) -> Iterator[Reservation]:
         """Reserve ``size`` bytes within the block. Raises StorageFull."""
-        promise = Reservation(size)
+        reservation = Reservation(size)
         with self._lock:
-            taken = self.used() + sum(other.size for other in self._promised)
-            if taken + size > self._mb * 1_000_000:
+            used = self.used() + sum(other.size for other in self._reservations)
+            if used + size > self._mb * 1_000_000:
                 raise StorageFull(
-                    f"No room: {size / 1e6:.1f} MB are wanted, {taken / 1e6:.1f} of {self._mb} MB are taken on this "
-                    "server by what was uploaded or restored; some of it is deleted before long."
+                    f"No room: {size / 1e6:.1f} MB are needed, {used / 1e6:.1f} of {self._mb} MB are used on this "
+                    "server by uploads and results, which are deleted after some time."
                 )
-            self._promised.add(promise)
+            self._reservations.add(reservation)
         try:
-            yield promise
+            yield reservation
         finally:
             with self._lock:
-                self._promised.discard(promise)
+                self._reservations.discard(reservation)

@@ -1,4 +1,4 @@
-"""Views of related sounds for the page: for each one a copy to listen to, a spectrogram, and levels."""
+"""Views of related sounds for the page: a playable copy, a spectrogram, and levels of each."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,15 +11,15 @@ from twostage.audio.sound_files import Reader, Writer
 from twostage.audio.types import Audio
 
 CENTERS = tuple(float(hertz) for hertz in 1000 * 2 ** (np.arange(-12, 9) / 3))  # third octaves, 63 Hz to 6.3 kHz
-CAME_BACK = 6.0  # dB that a band has to gain to be counted as back
-HANN = 0.375  # mean square of the window that spectrograms are taken with
+CAME_BACK = 6.0  # dB by which a band must become louder to count as regained
+HANN = 0.375  # mean square of the window of the spectrograms
 
 
 def view(name: str, sounds: Mapping[str, Path], folder: Path, *, top: float) -> dict[str, Any]:
-    """Show ``sounds`` by label, of equal length, from 0 to ``top`` Hz; files are written to ``folder``.
+    """A view of ``sounds`` of equal length, by label, from 0 to ``top`` Hz; files are written to ``folder``.
 
-    Plain values and paths: of each track ``audio`` (FLAC, which every browser plays), ``picture`` (PNG without axes)
-    and ``levels`` in dB of the third octaves at ``hertz``, None where its sample rate has no room for them.
+    It consists of plain values and paths: for each track ``audio`` (FLAC, which every browser plays), ``picture`` (PNG
+    without axes) and ``levels`` in dB of the third octaves at ``hertz``, None for those above half its sample rate.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tracks: list[dict[str, Any]] = []
@@ -30,22 +30,22 @@ def view(name: str, sounds: Mapping[str, Path], folder: Path, *, top: float) -> 
         paint(picture, panel, top=top)
         seconds = max(seconds, panel.seconds)
         tracks.append({"label": label, "audio": copy, "picture": picture, "levels": third_octaves(panel)})
-    said = gained(tracks[0]["levels"], tracks[-1]["levels"]) if len(tracks) > 1 else ""
-    return {"name": name, "seconds": seconds, "top": top, "hertz": CENTERS, "tracks": tracks, "gained": said}
+    gained_text = gained(tracks[0]["levels"], tracks[-1]["levels"]) if len(tracks) > 1 else ""
+    return {"name": name, "seconds": seconds, "top": top, "hertz": CENTERS, "tracks": tracks, "gained": gained_text}
 
 
 def _listen(source: Path, target: Path) -> Panel:
-    """Copy at most two channels of a sound file into 16 bits, for browsers; its spectrogram."""
+    """Copy at most two channels of a sound file to 16 bits, for browsers; returns the spectrogram."""
     with Reader(source) as reader:
-        about = reader.info
-        with Writer(target, about.sample_rate, min(2, about.channels), subtype="PCM_16") as writer:
+        file_info = reader.info
+        with Writer(target, file_info.sample_rate, min(2, file_info.channels), subtype="PCM_16") as writer:
 
             def blocks() -> Any:
                 for block in reader.blocks():
                     writer.write(_clipped(block[:2]))
                     yield block
 
-            return spectrogram(blocks(), about.sample_rate, about.frames)
+            return spectrogram(blocks(), file_info.sample_rate, file_info.frames)
 
 
 def _clipped(block: Audio) -> Audio:
@@ -53,41 +53,41 @@ def _clipped(block: Audio) -> Audio:
 
 
 def third_octaves(panel: Panel) -> list[float | None]:
-    """Mean level of each third octave, dB of full scale; white noise rises by 1 dB a band."""
+    """Mean level of each third octave in dBFS; white noise increases by 1 dB per band."""
     power = (10 ** (panel.decibels / 10)).mean(axis=1) * 2 / HANN
     width = panel.top / (len(power) - 1)
     edges = (np.arange(len(power) + 1) - 0.5) * width
-    below = np.concatenate([[0.0], np.cumsum(power)])
+    cumulative = np.concatenate([[0.0], np.cumsum(power)])
     levels: list[float | None] = []
     for center in CENTERS:
         low, high = center * 2 ** (-1 / 6), center * 2 ** (1 / 6)
-        inside = np.interp(high, edges, below) - np.interp(low, edges, below)
-        levels.append(round(float(10 * np.log10(inside + 1e-12)), 1) if high <= panel.top else None)
+        band_power = np.interp(high, edges, cumulative) - np.interp(low, edges, cumulative)
+        levels.append(round(float(10 * np.log10(band_power + 1e-12)), 1) if high <= panel.top else None)
     return levels
 
 
 def gained(before: Sequence[float | None], after: Sequence[float | None]) -> str:
-    """A sentence on where the band came back: the bands that are louder by CAME_BACK dB.
+    """A sentence about the regained bands, which are louder by CAME_BACK dB.
 
     >>> gained([-40.0] * 21, [-40.0] * 15 + [-30.0] * 6)
     'Louder by 6 dB or more from 1.8 to 7.1 kHz.'
     """
-    back = [
-        place
-        for place, (first, last) in enumerate(zip(before, after, strict=True))
+    louder_bands = [
+        band
+        for band, (first, last) in enumerate(zip(before, after, strict=True))
         if last is not None and last - (-120.0 if first is None else first) >= CAME_BACK
     ]
-    if not back:
+    if not louder_bands:
         return f"No third octave is louder by {CAME_BACK:.0f} dB or more."
     ranges: list[list[int]] = []
-    for place in back:
-        if ranges and ranges[-1][1] == place - 1:
-            ranges[-1][1] = place
+    for band in louder_bands:
+        if ranges and ranges[-1][1] == band - 1:
+            ranges[-1][1] = band
         else:
-            ranges.append([place, place])
-    words = [f"{_kilohertz(low, -1)} to {_kilohertz(high, 1)} kHz" for low, high in ranges]
-    return f"Louder by {CAME_BACK:.0f} dB or more from {', '.join(words)}."
+            ranges.append([band, band])
+    ranges_text = [f"{_kilohertz(low, -1)} to {_kilohertz(high, 1)} kHz" for low, high in ranges]
+    return f"Louder by {CAME_BACK:.0f} dB or more from {', '.join(ranges_text)}."
 
 
-def _kilohertz(place: int, side: int) -> str:
-    return f"{CENTERS[place] * 2 ** (side / 6) / 1000:.2g}"
+def _kilohertz(band: int, side: int) -> str:
+    return f"{CENTERS[band] * 2 ** (side / 6) / 1000:.2g}"

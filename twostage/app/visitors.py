@@ -1,4 +1,4 @@
-"""Tracks connected visitors: a visitor of the page keeps a stream of events open until leaving."""
+"""Tracks connected visitors: the page keeps an event stream open until the visitor leaves."""
 
 import time
 from collections import Counter
@@ -8,12 +8,12 @@ from urllib.parse import parse_qs
 from twostage.app.security import App, Message, Receive, Send
 from twostage.utils.errors import Cancelled
 
-EVENTS = "/queue/data"  # ends the path of the stream of events
-GRACE = 3.0  # seconds: the stream is opened a moment after what it tells of has begun
+EVENTS = "/queue/data"  # suffix of the path of the event stream
+GRACE = 3.0  # seconds: the stream is opened a moment after the work that it reports on
 
 
 class Visitors:
-    """Sessions of the page that have a stream of events open."""
+    """The sessions of the page with an open event stream."""
 
     def __init__(self) -> None:
         self._open: Counter[str] = Counter()
@@ -27,23 +27,23 @@ class Visitors:
             del self._open[session]
 
     def check(self, session: str | None) -> Callable[[], None]:
-        """A function that work for ``session`` calls now and then; it raises Cancelled when the visitor has left."""
-        absent: float | None = None
+        """A function that work for ``session`` calls regularly; it raises Cancelled when the visitor has left."""
+        absent_since: float | None = None
 
         def check() -> None:
-            nonlocal absent
+            nonlocal absent_since
             if session is None or session in self._open:
-                absent = None
+                absent_since = None
                 return
-            absent = time.monotonic() if absent is None else absent
-            if time.monotonic() - absent > GRACE:
+            absent_since = time.monotonic() if absent_since is None else absent_since
+            if time.monotonic() - absent_since > GRACE:
                 raise Cancelled("the visitor has left")
 
         return check
 
 
 class Listening:
-    """ASGI: records which streams of events are open."""
+    """ASGI: records which event streams are open."""
 
     def __init__(self, app: App, visitors: Visitors) -> None:
         self._app, self._visitors = app, visitors

@@ -1,4 +1,4 @@
-"""Work for a visitor: restore files as `twostage restore` does, simulate a sensor, and pack the outputs."""
+"""Work for a visitor: restoring files like `twostage restore`, simulating a sensor, and packing the outputs."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ Fraction = Callable[[float], None]
 
 
 class Models:
-    """Models by label, loaded on first use and kept."""
+    """Models by label, loaded on first use and kept in memory."""
 
     def __init__(self, paths: Mapping[str, Sequence[str]]) -> None:
         self._paths, self._lock = dict(paths), threading.Lock()
@@ -52,7 +52,7 @@ class Models:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Views of the outputs, a line for each file that failed, warnings, and all outputs in one archive."""
+    """Views of the outputs, one line per failed file, warnings, and an archive of all outputs."""
 
     views: list[dict[str, Any]]
     failures: list[str]
@@ -72,33 +72,33 @@ def restore_all(
     suffix: str | None = None,
     progress: Fraction = lambda fraction: None,
 ) -> Outcome:
-    """Restore files into ``folder``, in the format ``suffix`` (None: their own); a bad file does not stop the rest."""
+    """Restore files into ``folder``, in the format ``suffix`` (None: their own); bad files do not stop the others."""
     limits.check_count(sources)
-    reports, views, failures, taken = list[RestorationReport](), list[dict[str, Any]](), list[str](), 0.0
+    reports, views, failures, seconds_so_far = list[RestorationReport](), list[dict[str, Any]](), list[str](), 0.0
     step = _fraction(sum(_seconds(source, limits) for source in sources), progress)
 
     def work(job: RestoreJob) -> tuple[RestorationReport, dict[str, Any]]:
-        nonlocal taken
-        step(0.0)  # whoever listens may stop the rest here
+        nonlocal seconds_so_far
+        step(0.0)  # the callback may stop the work here
         with named_as_given(job.source, job.target):
             if job.error:
                 raise AudioError(job.error, subject=job.source)
-            taken += limits.check_length(job.source, taken)
+            seconds_so_far += limits.check_length(job.source, seconds_so_far)
             report_progress = bounded(job.source, limits, step)
             report = restore_file(model, job.source, job.target, options, progress=report_progress)
             sounds = {"before": job.source, "after": job.target}
-            seen = view(job.source.name, sounds, job.target.parent / "seen", top=model.sample_rate / 2)
-            return report, seen | {"file": _renamed(job.target)}
+            output_view = view(job.source.name, sounds, job.target.parent / "seen", top=model.sample_rate / 2)
+            return report, output_view | {"file": _renamed(job.target)}
 
-    places = (f"{folder / str(number)}/" for number in range(len(sources)))
-    jobs = [plan([str(source)], place, suffix=suffix)[0] for source, place in zip(sources, places, strict=False)]
+    folders = (f"{folder / str(number)}/" for number in range(len(sources)))
+    jobs = [plan([str(source)], output, suffix=suffix)[0] for source, output in zip(sources, folders, strict=False)]
     for _, outcome in one_by_one(jobs, work, name=lambda job: job.source.name):
         if isinstance(outcome, Failure):
             failures.append(outcome.error)
         else:
             reports.append(outcome[0])
             views.append(outcome[1])
-    files = [seen["file"] for seen in views]
+    files = [output_view["file"] for output_view in views]
     return Outcome(
         views,
         failures,
@@ -126,20 +126,20 @@ def sample(name: str) -> Path | None:
 
 
 def named_as_given(*paths: Path) -> AbstractContextManager[None]:
-    """Errors about these files name them as the visitor does, without a folder of this machine."""
+    """Errors about these files contain only their names, without local folders."""
     return called({str(path): path.name for path in paths})
 
 
 def room_for(source: Path, limits: Limits, sample_rate: int | None) -> int:
-    """The largest number of bytes that restoring ``source`` needs, with its views; at its own rate if none is given."""
+    """The maximum number of bytes for restoring ``source``, with views; at its own rate if none is given."""
     try:
         limits.check_length(source)
-        about = info(source)
+        file_info = info(source)
     except AudioError:
-        return 0  # it is refused
-    output_frames = resampled_length(about.frames, about.sample_rate, sample_rate or about.sample_rate)
-    return about.channels * (
-        16 * output_frames + 8 * about.frames
+        return 0  # it will be refused
+    output_frames = resampled_length(file_info.frames, file_info.sample_rate, sample_rate or file_info.sample_rate)
+    return file_info.channels * (
+        16 * output_frames + 8 * file_info.frames
     )  # as floats: put aside, written, packed and handed out
 
 
@@ -176,17 +176,17 @@ def _fraction(total: float, progress: Fraction) -> ProgressCallback:
 
 
 def _renamed(path: Path) -> Path:
-    """The file under a name that a downloads folder can hold beside the original's."""
+    """Rename the file so that its name differs from the original's in a downloads folder."""
     return path.rename(path.with_name(f"{path.stem}-restored{path.suffix}"))
 
 
 def _packed(files: Sequence[Path], archive: Path) -> Path:
-    taken: set[str] = set()
+    used_names: set[str] = set()
     with ZipFile(archive, "w", ZIP_STORED) as packed:  # sound hardly compresses
         for file in files:
             name, number = file.name, 2
-            while name in taken:
+            while name in used_names:
                 name, number = f"{file.stem} ({number}){file.suffix}", number + 1
-            taken.add(name)
+            used_names.add(name)
             packed.write(file, name)
     return archive

@@ -1,4 +1,4 @@
-"""Finds the streams of a file by its container: joined files, unusual headers, and lengths that are not true."""
+"""Finds the streams of a file by its container; handles joined files, unusual headers and wrong lengths."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -16,15 +16,15 @@ from twostage.audio.rubbish import is_loud_noise
 from twostage.audio.window import Window
 from twostage.utils.errors import AudioError
 
-RAW = "not a sound file that can be read (it has no header that tells rate and coding)"
-# bytes a sample, where each sample is coded by itself
+RAW = "not a sound file that can be read (it has no header with sample rate and coding)"
+# bytes per sample of the codings that code each sample by itself
 WIDTHS = {"PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "PCM_S8": 1, "PCM_U8": 1, "ULAW": 1}
 WIDTHS |= {"ALAW": 1}
-PROBED = 4096  # samples on either side of a header's end by which sound is told from rubbish
+PROBED = 4096  # samples inspected before and after the end stated in a header, to tell sound from other data
 
 
 def sound_parts(defects: Defects) -> Iterator[SndPart]:
-    """The streams of a file, each in a window of its own where there is more than one, or its header is not right."""
+    """The streams of a file, each in its own window if there is more than one or if its header is wrong."""
     path = defects.path
     data = sound_data(path)
     with quiet_mpeg():
@@ -32,7 +32,7 @@ def sound_parts(defects: Defects) -> Iterator[SndPart]:
     with plain:
         kind, subtype = plain.format, plain.subtype
     if kind == "RAW":
-        # libsndfile takes anything that is named .au, .snd or .vox for the sound of old telephones
+        # libsndfile decodes any file named .au, .snd or .vox as headerless telephone audio
         raise AudioError(RAW, subject=path)
     if kind == "MP3" or subtype.startswith("MPEG_LAYER"):
         yield from _mpeg(defects, data if kind != "MP3" else None)
@@ -50,12 +50,12 @@ def sound_parts(defects: Defects) -> Iterator[SndPart]:
 
 
 def _is_odd(data: SoundData | None) -> TypeGuard[SoundData]:
-    """Whether libsndfile cannot open a file as it is."""
+    """Whether libsndfile cannot open the file unchanged."""
     return data is not None and bool(data.next_file or data.patches)
 
 
 def _chunked(defects: Defects, data: SoundData | None) -> Iterator[SndPart]:
-    """Files whose header says how many bytes of sound there are, joined ones among them."""
+    """The streams of a file whose header states the number of bytes of sound; joined files have several."""
     path, begin = defects.path, 0
     while data is not None:
         if data.missing:
@@ -67,33 +67,33 @@ def _chunked(defects: Defects, data: SoundData | None) -> Iterator[SndPart]:
         begin = data.next_file
         data = sound_data(path, begin)
         if data is None:
-            defects.missing(f"what begins at byte {begin} of {os.path.getsize(path)} cannot be read")
+            defects.missing(f"the data from byte {begin} of {os.path.getsize(path)} on cannot be read")
 
 
 def _one_chunked(defects: Defects, data: SoundData, begin: int) -> SndPart:
     path = defects.path
     part = SndPart(defects, _window(path, begin, data.next_file, patches=data.patches))
     width = part.info.channels * WIDTHS.get(part.info.subtype, 0)
-    whole = data.there + data.behind
-    if not width or part.info.frames >= whole // width:
+    available = data.there + data.behind
+    if not width or part.info.frames >= available // width:
         if data.behind and not width:
-            defects.note(f"{data.behind} bytes behind the end that its header tells are not read")
+            defects.note(f"{data.behind} bytes after the end stated in its header are not read")
         return part
-    # it goes on behind the length that the header tells: of a recorder that was stopped in haste, or of over 4 GB
-    about = part.info
+    # data continues after the stated length: the recorder was interrupted, or the file is larger than 4 GB
+    stated = part.info
     endian = "BIG" if data.big_endian else "LITTLE"
 
     def raw() -> soundfile.SoundFile:
-        window = Window(path, data.start, data.start + whole)
+        window = Window(path, data.start, data.start + available)
         return soundfile.SoundFile(
-            window, "r", about.sample_rate, about.channels, about.subtype, endian, "RAW", closefd=True
+            window, "r", stated.sample_rate, stated.channels, stated.subtype, endian, "RAW", closefd=True
         )
 
     longer = SndPart(defects, raw)
-    longer.info = replace(longer.info, format=about.format)
+    longer.info = replace(longer.info, format=stated.format)
     if _is_rubbish(longer, data.there // width):
         longer.close()
-        defects.note(f"{data.behind} bytes behind the end that its header tells are no sound, and not read")
+        defects.note(f"{data.behind} bytes after the end stated in its header are not sound and are not read")
         return part
     part.close()
     return longer
@@ -102,7 +102,7 @@ def _one_chunked(defects: Defects, data: SoundData, begin: int) -> SndPart:
 def _is_rubbish(part: SndPart, end: int) -> bool:
     """Whether the bytes after the sample ``end`` are not sound."""
     begin = max(0, end - PROBED)
-    before, after = (next(part.blocks(PROBED, place), None) for place in (begin, end))
+    before, after = (next(part.blocks(PROBED, start), None) for start in (begin, end))
     if before is None or after is None:
         return False
     return is_loud_noise(after) and not is_loud_noise(before[:, : end - begin])
@@ -119,8 +119,8 @@ def _mpeg(defects: Defects, data: SoundData | None) -> Iterator[SndPart]:
         defects.note("its last frame is cut")
     for part in mpeg.parts:
         if part.announced is not None and part.frames + 1 < part.announced:
-            seconds, whole = part.samples, part.announced * part.head.samples
-            defects.missing(f"truncated, {whole - seconds} of {whole} samples are missing")
+            present, announced = part.samples, part.announced * part.head.samples
+            defects.missing(f"truncated, {announced - present} of {announced} samples are missing")
         yield _mpeg_part(defects, part, "WAV" if data else "MP3")
 
 
@@ -133,8 +133,8 @@ def _mpeg_part(defects: Defects, part: MpegPart, kind: str) -> SndPart:
         decoded = SndPart(defects, _window(path, part.start, part.end, patches=patches))
     else:
         silence = silent_frame(part)
-        opened = _window(path, part.start, part.end, prefix=silence)
-        decoded = SndPart(defects, opened, skip=part.head.samples, frames=part.samples)
+        open_window = _window(path, part.start, part.end, prefix=silence)
+        decoded = SndPart(defects, open_window, skip=part.head.samples, frames=part.samples)
     decoded.info = replace(decoded.info, format=kind)
     return decoded
 
@@ -145,7 +145,7 @@ def _ogg(defects: Defects) -> Iterator[SndPart]:
     if ogg.cut:
         defects.missing("truncated, the file ends within a page of sound")
     elif ogg.open:
-        defects.note("its last page is not marked as the last: more may have been recorded than is in the file")
+        defects.note("its last page is not marked as the last: the end of the recording may be missing")
     if len(ogg.starts) < 2 and not (ogg.cut or ogg.open):
         yield SndPart(defects, _plain(path))
         return
@@ -159,5 +159,5 @@ def _plain(path: str | Path) -> Callable[[], soundfile.SoundFile]:
     return lambda: soundfile.SoundFile(os.fsencode(path))
 
 
-def _window(path: str | Path, start: int, end: int | None, **more: Any) -> Callable[[], soundfile.SoundFile]:
-    return lambda: soundfile.SoundFile(Window(path, start, end, **more), closefd=True)
+def _window(path: str | Path, start: int, end: int | None, **options: Any) -> Callable[[], soundfile.SoundFile]:
+    return lambda: soundfile.SoundFile(Window(path, start, end, **options), closefd=True)

@@ -1,13 +1,13 @@
-"""The samples that follow the end of a signal, which causal models need because their output is late."""
+"""Extends a signal beyond its end, which causal models need because their output is delayed."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-FADE = 512  # samples over which the last one of a signal fades out behind its end
+FADE = 512  # samples over which the value of the last sample fades out after the end
 
 
 def continued(audio: NDArray[np.float32], steps: int) -> NDArray[np.float32]:
-    """A signal (..., T) and what follows its end, (..., T + steps): ``nn.streaming.continued``, which says why.
+    """Extend a signal (..., T) to (..., T + steps); ``nn.streaming.continued`` explains how and why.
 
     >>> continued(np.array([3.0, 1.5, 2.0], np.float32), 3).round(2).tolist()
     [3.0, 1.5, 2.0, 2.5, 1.0, 4.0]

@@ -1,18 +1,18 @@
-"""What a sound file states about itself, and the sizes in which it is read."""
+"""The properties in the header of a sound file, and the block sizes in which it is read."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from twostage.utils.errors import AudioError
 
-BLOCK = 1 << 16  # samples of each channel that are read at once
-USUAL = 16  # channels; with more, blocks are shorter, so that they need no more memory
-SLOWEST, FASTEST = 1000, 1_000_000  # Hz: a header with another sample rate is wrong
+BLOCK = 1 << 16  # samples per channel that are read at once
+USUAL = 16  # channels; with more, blocks are shorter, so that they do not need more memory
+SLOWEST, FASTEST = 1000, 1_000_000  # Hz: a header with a sample rate outside this range is wrong
 
 
 @dataclass(frozen=True)
 class Info:
-    """The properties that a sound file states; ``frames`` are samples for each channel."""
+    """The properties in the header of a sound file; ``frames`` are samples per channel."""
 
     sample_rate: int
     channels: int
@@ -31,7 +31,7 @@ def check_plausible(path: str | Path, info: Info) -> None:
 
 
 def block_length(channels: int) -> int:
-    """Samples of so many channels to take at once.
+    """Samples per channel to read at once from a file with so many channels.
 
     >>> block_length(2), block_length(1024)
     (65536, 1024)

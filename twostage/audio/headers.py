@@ -8,22 +8,22 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import BinaryIO
 
-# what programs write that cannot know yet: 2 GiB, 4 GiB, what SoX takes for AIFF and its like, each less some header
+# lengths that programs write before they know the length: 2 GiB, 4 GiB, or SoX's for AIFF, each less some header
 UNKNOWN = (0x7F000000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
 NEAR = 1 << 16
 FILES = (b"RIFF", b"RIFX", b"RF64", b"FORM", b"caff", b".snd", b"fLaC", b"OggS")
-LATER = (b"LIST", b"id3 ", b"ID3 ", b"bext", b"cue ", b"PEAK", b"iXML", b"APPL", b"ANNO")  # chunks: may be cut
-FLAC = b"fLaC\0\0\0\x22"  # and the head of the block that each FLAC file begins with
-FLAC_LAST = b"fLaC\x80\0\0\x22"  # the same, where it is the only block
+LATER = (b"LIST", b"id3 ", b"ID3 ", b"bext", b"cue ", b"PEAK", b"iXML", b"APPL", b"ANNO")  # metadata: may be truncated
+FLAC = b"fLaC\0\0\0\x22"  # with the head of the first metadata block, STREAMINFO
+FLAC_LAST = b"fLaC\x80\0\0\x22"  # the same if it is the only metadata block
 W64_DATA = b"data" + bytes.fromhex("f3acd3118cd100c04f8edb8a")
 
 
 @dataclass(frozen=True)
 class SoundData:
-    """Bytes of sound in a file: from ``start``, ``promised`` by the header (None: not stated), ``there`` present.
+    """The sound in a file: ``start``, the bytes ``promised`` by the header (None: not stated) and those ``there``.
 
-    ``behind``: bytes after them that no header announces. ``next_file``: the start of a file that was appended.
-    ``patches``: bytes by their position that state the length where the header has none that readers understand.
+    ``behind``: bytes after the sound that no header announces. ``next_file``: the start of an appended file.
+    ``patches``: bytes by position that state the length, for headers whose length other readers do not understand.
     """
 
     start: int
@@ -36,7 +36,7 @@ class SoundData:
 
     @property
     def missing(self) -> int:
-        """Bytes that the header promises and the file has not."""
+        """Bytes that the header promises and that the file does not contain."""
         return max(0, (self.promised or 0) - self.there)
 
 
@@ -48,68 +48,68 @@ class Promise:
     length: int | None
     big_endian: bool = False
     chunks: str = ""
-    place: int = 0  # of the length, in 64 bits, where it has to be known; more of it than sound: ``extra`` bytes
+    place: int = 0  # position of the 64-bit length if it has to be patched; that length includes ``extra`` bytes
     extra: int = 0
 
 
 def sound_data(path: str | Path, begin: int = 0) -> SoundData | None:
-    """Of a WAV, RF64, W64, AIFF, AU, CAF or NIST file that begins at ``begin`` in the file ``path``.
+    """Locate the sound of a WAV, RF64, W64, AIFF, AU, CAF, NIST or VOC file that begins at byte ``begin`` of ``path``.
 
-    None of any other, or if its header cannot be followed.
+    None for other formats, or if the header cannot be parsed.
     """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         file.seek(begin)
         find = FINDERS.get(file.read(4))
         try:
-            said = find(file, begin, size) if find else None
-            return _compared(file, said, size) if said else None
+            promise = find(file, begin, size) if find else None
+            return _compared(file, promise, size) if promise else None
         except (struct.error, ValueError, KeyError):
             return None
 
 
 def flac_starts(path: str | Path) -> list[int]:
-    """Where FLAC files begin that were joined to one."""
+    """Positions of the FLAC files in a file; more than one if files were joined."""
     starts = []
     with open(path, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
         for head in (FLAC, FLAC_LAST):
-            place = data.find(head)
-            while place >= 0:
-                starts.append(place)
-                place = data.find(head, place + len(head))
+            position = data.find(head)
+            while position >= 0:
+                starts.append(position)
+                position = data.find(head, position + len(head))
     return sorted(starts)
 
 
-def _compared(file: BinaryIO, said: Promise, size: int) -> SoundData:
-    there = max(0, size - said.start)
-    if said.length is None or any(abs(said.length - value) <= NEAR for value in UNKNOWN):
-        length = struct.pack(">Q" if said.extra else "<Q", there + said.extra)
-        patches = {said.place: length} if said.place else {}
-        return SoundData(said.start, None, there, big_endian=said.big_endian, patches=patches)
-    there = min(there, said.length)
-    behind, next_file = _rest(file, said.start + said.length, size, said.chunks)
-    return SoundData(said.start, said.length, there, behind, next_file, said.big_endian)
+def _compared(file: BinaryIO, promise: Promise, size: int) -> SoundData:
+    available = max(0, size - promise.start)
+    if promise.length is None or any(abs(promise.length - value) <= NEAR for value in UNKNOWN):
+        length = struct.pack(">Q" if promise.extra else "<Q", available + promise.extra)
+        patches = {promise.place: length} if promise.place else {}
+        return SoundData(promise.start, None, available, big_endian=promise.big_endian, patches=patches)
+    available = min(available, promise.length)
+    behind, next_file = _rest(file, promise.start + promise.length, size, promise.chunks)
+    return SoundData(promise.start, promise.length, available, behind, next_file, promise.big_endian)
 
 
-def _rest(file: BinaryIO, place: int, size: int, order: str) -> tuple[int, int | None]:
-    """Bytes from ``place`` on that are neither chunks nor zeros, and where another file begins."""
-    begin = place
-    while place + 8 <= size:
-        file.seek(place)
+def _rest(file: BinaryIO, position: int, size: int, order: str) -> tuple[int, int | None]:
+    """Count the bytes from ``position`` on that are neither chunks nor zeros; find the start of an appended file."""
+    begin = position
+    while position + 8 <= size:
+        file.seek(position)
         head = file.read(9)
-        name, odd = head[:4], head[1:5]
+        name, head_after_padding = head[:4], head[1:5]
         if name in FILES:
-            return 0, place
-        if odd in FILES:  # behind a byte that makes the length even
-            return 0, place + 1
+            return 0, position
+        if head_after_padding in FILES:  # after a padding byte, which makes the length even
+            return 0, position + 1
         length = struct.unpack(f"{order}I", head[4:8])[0] if order else size
-        if place == begin and begin % 2 and not head[0]:
-            place += 1  # that byte itself
-        elif order and _is_chunk(name) and (place + 8 + length <= size or name in LATER):
-            place += 8 + length + length % 2
+        if position == begin and begin % 2 and not head[0]:
+            position += 1  # the padding byte
+        elif order and _is_chunk(name) and (position + 8 + length <= size or name in LATER):
+            position += 8 + length + length % 2
         else:
-            file.seek(place)
-            return (size - place if any(file.read(1 << 16)) else 0), None
+            file.seek(position)
+            return (size - position if any(file.read(1 << 16)) else 0), None
     return 0, None
 
 
@@ -122,17 +122,17 @@ def _riff(file: BinaryIO, begin: int, size: int) -> Promise | None:
     order = ">" if file.read(4) == b"RIFX" else "<"
     chunks = _chunks(file, begin + 12, size, order, b"data")
     start, length = chunks[b"data"]
-    place = 0
+    length_position = 0
     if b"ds64" in chunks and length == 0xFFFFFFFF:
-        place = chunks[b"ds64"][0] + 8
-        file.seek(place)
+        length_position = chunks[b"ds64"][0] + 8
+        file.seek(length_position)
         (length,) = struct.unpack("<Q", file.read(8))
-    return Promise(start, length or None, order == ">", order, place)
+    return Promise(start, length or None, order == ">", order, length_position)
 
 
 def _aiff(file: BinaryIO, begin: int, size: int) -> Promise | None:
     file.seek(begin + 8)
-    if file.read(4) not in (b"AIFF", b"AIFC"):  # of Amigas
+    if file.read(4) not in (b"AIFF", b"AIFC"):  # IFF 8SVX, the format of the Amiga
         start, length = _chunks(file, begin + 12, size, ">", b"BODY")[b"BODY"]
         return Promise(start, length, True, ">")
     chunks = _chunks(file, begin + 12, size, ">", b"SSND")
@@ -145,25 +145,25 @@ def _aiff(file: BinaryIO, begin: int, size: int) -> Promise | None:
     return Promise(start + 8 + offset, length - 8 - offset if known else None, not little, ">")
 
 
-def _chunks(file: BinaryIO, place: int, size: int, order: str, last: bytes) -> dict[bytes, tuple[int, int]]:
-    """Where what chunks hold begins, and its bytes, by name, up to the chunk ``last``."""
+def _chunks(file: BinaryIO, position: int, size: int, order: str, last: bytes) -> dict[bytes, tuple[int, int]]:
+    """Start and length of the content of each chunk, by name, up to and including the chunk ``last``."""
     chunks: dict[bytes, tuple[int, int]] = {}
-    while place + 8 <= size and last not in chunks:
-        file.seek(place)
+    while position + 8 <= size and last not in chunks:
+        file.seek(position)
         name, length = struct.unpack(f"{order}4sI", file.read(8))
-        chunks[name] = place + 8, length
-        place += 8 + length + length % 2
+        chunks[name] = position + 8, length
+        position += 8 + length + length % 2
     return chunks
 
 
 def _w64(file: BinaryIO, begin: int, size: int) -> Promise | None:
-    place = begin + 40
-    while place + 24 <= size:
-        file.seek(place)
+    position = begin + 40
+    while position + 24 <= size:
+        file.seek(position)
         name, length = struct.unpack("<16sQ", file.read(24))
         if name == W64_DATA:
-            return Promise(place + 24, length - 24 if length >= 24 else None)
-        place += max(24, -(-length // 8) * 8)
+            return Promise(position + 24, length - 24 if length >= 24 else None)
+        position += max(24, -(-length // 8) * 8)
     return None
 
 
@@ -204,16 +204,16 @@ def _nist(file: BinaryIO, begin: int, size: int) -> Promise | None:
 
 def _voc(file: BinaryIO, begin: int, size: int) -> Promise | None:
     file.seek(begin + 20)
-    (place,) = struct.unpack("<H", file.read(2))
-    place += begin
-    heads = {1: 2, 9: 12}  # kinds of blocks with sound, and the bytes before it
-    while place + 4 <= size:
-        file.seek(place)
+    (position,) = struct.unpack("<H", file.read(2))
+    position += begin
+    header_lengths = {1: 2, 9: 12}  # by type of sound block, the bytes before its samples
+    while position + 4 <= size:
+        file.seek(position)
         (head,) = struct.unpack("<I", file.read(4))
         kind, length = head & 255, head >> 8
-        if kind in heads:
-            return Promise(place + 4 + heads[kind], max(0, length - heads[kind]))
-        place += 4 + length
+        if kind in header_lengths:
+            return Promise(position + 4 + header_lengths[kind], max(0, length - header_lengths[kind]))
+        position += 4 + length
     return None
 
 

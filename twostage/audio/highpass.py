@@ -18,11 +18,11 @@ from twostage.audio.sos_filter import Complexes, SosDesign, SosFilter, highpass_
 from twostage.audio.sound_files import BLOCK, block_length
 from twostage.audio.types import Audio
 
-STOP, DEPTH = 9.0, 90.0  # Hz below which at least so many dB are taken away; at 30 Hz it is a tenth of one, above less
-ORDER = 7  # odd: an offset is taken away without rest
-DECAY = 1e-6  # of what the start of the filter leaves, when it counts as gone
-RIDGE = 1e-12  # of the energy of a natural response: less of it says nothing about the state
-SHORTEST = 0.02  # seconds: of less, nothing says what was there before it; it is left as it is
+STOP, DEPTH = 9.0, 90.0  # stop band edge in Hz and attenuation in dB; at 30 Hz the attenuation is 0.1 dB, above less
+ORDER = 7  # odd, so that the gain at 0 Hz is zero
+DECAY = 1e-6  # relative amplitude at which the response to the initial state counts as decayed
+RIDGE = 1e-12  # of the energy of a natural response: regularization of the estimate of the state
+SHORTEST = 0.02  # seconds: in less, the initial state cannot be estimated, and the signal is not filtered
 AT_ONCE = 4096  # samples whose states are estimated at once
 
 Floats = NDArray[np.float64]
@@ -38,7 +38,7 @@ class Design(NamedTuple):
     responses: Floats
 
     def settled_on(self, block: Floats) -> SosFilter:
-        """The filter of a signal that begins as (C, T) does and was as its first sample before."""
+        """The filter for a signal (C, T) that was constant, at the value of its first sample, before it began."""
         return SosFilter(self.sections, self.sections.settled * block[:, :1])
 
 
@@ -46,16 +46,16 @@ class Design(NamedTuple):
 def design(sample_rate: int) -> Design:
     sections, radii = highpass_sections(*chebyshev(ORDER, DEPTH), STOP, sample_rate)
     system = SosDesign(sections)
-    length = ceil(log(DECAY) / log(radii.max()))  # of the pole that decays last
-    states = np.delete(np.eye(system.states), 1, axis=0)  # the first section is of order one, and has one state
+    length = ceil(log(DECAY) / log(radii.max()))  # of the slowest pole
+    states = np.delete(np.eye(system.states), 1, axis=0)  # the first section is of order one and has one state
     responses = SosFilter(system, states).push(np.zeros((ORDER, length)))
     return Design(system, np.linalg.qr(responses.T)[0])
 
 
 def chebyshev(order: int, depth: float) -> tuple[Complexes, Complexes]:
-    """Zeros and poles of Chebyshev's low-pass of the second kind: ``depth`` dB down from 1 rad/s on; of odd ``order``.
+    """Zeros and poles of a Chebyshev type II low-pass of odd ``order``, attenuating ``depth`` dB from 1 rad/s on.
 
-    Each that has a positive imaginary part stands for its conjugate too. From Oppenheim and Schafer, "Discrete-Time
+    Those with a positive imaginary part represent their conjugates too. From Oppenheim and Schafer, "Discrete-Time
     Signal Processing", appendix B.
     """
     angles = np.pi / 2 / order * np.arange(0, order, 2)
@@ -64,7 +64,7 @@ def chebyshev(order: int, depth: float) -> tuple[Complexes, Complexes]:
 
 
 class CausalHighPass:
-    """Forward only: takes blocks (C, T) of any size and returns as much; the result does not depend on the blocks.
+    """Forward only: blocks (C, T) of any size in, the same sizes out; the result does not depend on the sizes.
 
     Until the initial state has decayed, each sample is the residual for the initial state that best fits all samples up
     to it: recursive least squares, as in a Kalman filter without prior knowledge.
@@ -89,7 +89,7 @@ class CausalHighPass:
         return out.astype(np.float32)
 
     def _correct(self, out: Floats) -> None:
-        """Take off (C, T), in place, what the best state so far leaves in each sample."""
+        """Subtract from (C, T), in place, the response to the best initial state known at each sample."""
         responses = self._design.responses[self._seen : self._seen + out.shape[1]]  # (T, ORDER)
         out = out[:, : len(responses)]
         self._seen += len(responses)
@@ -101,22 +101,22 @@ class CausalHighPass:
 
 
 def _sums(before: Floats, terms: Floats) -> Floats:
-    """Running sums along the first axis; added one by one, so that cuts do not show."""
+    """Running sums along the first axis, added sequentially so that they do not depend on the block sizes."""
     return np.cumsum(np.concatenate([before[None], terms]), axis=0)[1:]
 
 
 class ZeroPhaseHighPass:
     """Forward and backward: takes blocks (C, T), returns what is ready, at most ``latency`` samples late.
 
-    ``flush`` returns the rest. ``chunk`` samples are filtered backward at once, starting so far behind them that the
-    initial state has decayed.
+    ``flush`` returns the remaining samples. ``chunk`` samples are filtered backward at once; the backward filter starts
+    so far after them that its initial state has decayed.
     """
 
     def __init__(self, channels: int, sample_rate: int, chunk: int = BLOCK) -> None:
         self._design = design(sample_rate)
         self._lead, self._chunk = len(self._design.responses), chunk
         self._shortest = round(SHORTEST * sample_rate)
-        self._start: list[Floats] = []  # until there is enough of it to know the state
+        self._start: list[Floats] = []  # blocks until they suffice to estimate the state
         self._filter: SosFilter | None = None
         self._forward = np.zeros((channels, 0))
         self.latency = self._lead + chunk
@@ -141,9 +141,9 @@ class ZeroPhaseHighPass:
             self._start = []
             return short.astype(np.float32)
         self._begin()
-        rest = self._forward
-        self._forward = rest[:, :0]
-        return self._backward(rest) if rest.shape[1] else rest.astype(np.float32)
+        remaining = self._forward
+        self._forward = remaining[:, :0]
+        return self._backward(remaining) if remaining.shape[1] else remaining.astype(np.float32)
 
     def _begin(self) -> None:
         if self._filter is None and self._start:
@@ -155,37 +155,37 @@ class ZeroPhaseHighPass:
 
 
 def _settled(design: Design, block: Floats) -> tuple[Floats, SosFilter]:
-    """Filter (C, T) from the state that leaves the least energy; and the filter of what follows, less that state."""
+    """Filter (C, T) from the state that leaves the least energy; returns the output and the filter to continue with."""
     if not block.shape[1]:
         return block, design.settled_on(np.zeros((len(block), 1)))
-    going_on = design.settled_on(block)
-    out = going_on.push(block)
+    continuing = design.settled_on(block)
+    out = continuing.push(block)
     responses = design.responses[: block.shape[1]]
     head = out[:, : len(responses)]
     gram = responses.T @ responses + RIDGE * np.eye(ORDER)
     head -= np.linalg.solve(gram, responses.T @ head.T).T @ responses.T
-    return out, going_on
+    return out, continuing
 
 
 def highpassed(
     blocks: Iterable[NDArray[Any]], sample_rate: int, channels: int, *, causal: bool = False
 ) -> Iterator[Audio]:
-    """A stream of blocks (C, T) without what lies below speech, as long as it was."""
+    """Remove everything below speech from a stream of blocks (C, T); the total length stays the same."""
     if causal:
         yield from map(CausalHighPass(channels, sample_rate).push, blocks)
         return
-    # a chunk as long as what is filtered for its start, so that blocks come out soon and cost twice what they must
-    most = min(block_length(channels), len(design(sample_rate).responses))
-    both_ways = ZeroPhaseHighPass(channels, sample_rate, most)
+    # a chunk as long as the lead-in of the backward filter: low latency at twice the minimum cost
+    chunk = min(block_length(channels), len(design(sample_rate).responses))
+    zero_phase = ZeroPhaseHighPass(channels, sample_rate, chunk)
     for block in blocks:
-        yield both_ways.push(block)
-    rest = both_ways.flush()
-    for start in range(0, max(1, rest.shape[1]), most):
-        yield rest[:, start : start + most]
+        yield zero_phase.push(block)
+    remaining = zero_phase.flush()
+    for start in range(0, max(1, remaining.shape[1]), chunk):
+        yield remaining[:, start : start + chunk]
 
 
 def highpass(audio: NDArray[Any], sample_rate: int, *, causal: bool = False) -> Audio:
-    """Audio (..., T) without what lies below speech."""
+    """Remove everything below speech from audio (..., T)."""
     rows = audio.reshape(int(np.prod(audio.shape[:-1])), audio.shape[-1])
     filtered = np.concatenate(list(highpassed([rows], sample_rate, len(rows), causal=causal)), axis=1)
     return filtered.reshape(audio.shape)

@@ -17,12 +17,12 @@ from twostage.audio.types import AnyAudio
 
 Floats = NDArray[np.float64]
 
-LEVEL = -26.0  # dBFS: active level that the models are trained at, and that every channel is brought to before them
+LEVEL = -26.0  # dBFS: active level at which the models are trained, and to which every input channel is scaled
 FRAME = 0.02  # seconds: a frame of the level meter
 RANGE = 20.0  # dB below the loudest frame at which speech counts as a pause
-LOWEST = 75.0  # Hz: the meter hears what lies above; 65 Hz and less are 50 dB down
-# an elliptic low-pass of order 9, with a ripple of 0.02 dB and 50 dB down: those of positive imaginary part, and the
-# real one; computed by scipy.signal.ellipap(9, 0.02, 50)
+LOWEST = 75.0  # Hz: cutoff of the meter's high-pass; 65 Hz and below are attenuated by 50 dB
+# zeros and poles, without their conjugates, of an elliptic low-pass of order 9 with a ripple of 0.02 dB and a stop band
+# attenuation of 50 dB; computed by scipy.signal.ellipap(9, 0.02, 50)
 ZEROS = np.array([2.2548904064929505j, 1.3712525475357444j, 1.1584163213044003j, 1.0974461318458886j])
 POLES = np.array(
     [
@@ -34,23 +34,23 @@ POLES = np.array(
     ]
 )
 
-DEEPEST = 90  # dB below the loudest frame down to which the loudest of the speech is looked for
-FEW = 0.5  # of the frames that could be speech: as many within RANGE of the loudest may be something else
-OUTNUMBERED = 2  # times as many frames of speech as of what is louder
-LONGEST, GAP = 60, 5  # frames that a tap or a door lasts at most, and pauses in it
-FULL = 0.6  # of the most frames within RANGE of a top: that top lies at the head of the speech
-PEAKS, RARE = 12.0, 0.15  # dB by which speech goes beyond its median; how many of its frames may be taken for others
-LAG, CHANGE, SHARE = 5, 6.0, 80  # after 100 ms speech has changed by so many dB in a fifth of its frames; noise has not
-SHADOW = 5  # frames after something louder, in which the meter's filter still rings
+DEEPEST = 90  # dB below the loudest frame down to which the loudest frame of speech is searched
+FEW = 0.5  # of the candidate frames of speech: up to so many within RANGE of the loudest frame may be an event
+OUTNUMBERED = 2  # least ratio of frames of speech to frames that are louder than speech
+LONGEST, GAP = 60, 5  # maximum length in frames of a tap or a door, and of pauses within it
+FULL = 0.6  # of the highest count of frames within RANGE of a level: that level is the loudest of the speech
+PEAKS, RARE = 12.0, 0.15  # dB by which speech exceeds its median; fraction of frames above that may be no speech
+LAG, CHANGE, SHARE = 5, 6.0, 80  # frames, dB, percentile: in 100 ms a fifth of the frames of speech changes by 6 dB
+SHADOW = 5  # frames after a louder event in which the meter's filter still rings
 
 
 def rms(audio: AnyAudio) -> float:
-    """Root mean square over everything; 0 for nothing."""
+    """Root mean square over all samples; 0 if there are none."""
     return float(np.sqrt(np.mean(np.square(audio, dtype=np.float64)))) if audio.size else 0.0
 
 
 def leveled(audio: AnyAudio, sample_rate: int) -> AnyAudio:
-    """AnyAudio (..., T) at the active level LEVEL; silence stays silence."""
+    """Scale audio (..., T) to the active level LEVEL; silence is not changed."""
     level = active_level(audio, sample_rate)
     return audio * np.float32(10 ** ((LEVEL - level) / 20)) if np.isfinite(level) else audio
 
@@ -61,7 +61,7 @@ def _weighting(sample_rate: int) -> SosDesign:
 
 
 class LevelMeter:
-    """The active level and the peak of a stream of blocks (C, T), with one number of memory for every 20 ms."""
+    """The active level and the peak of a stream of blocks (C, T); stores one number per channel for every 20 ms."""
 
     def __init__(self, channels: int, sample_rate: int) -> None:
         self.frame = max(1, round(FRAME * sample_rate))
@@ -70,7 +70,7 @@ class LevelMeter:
         self._weighting = _weighting(sample_rate)
         self._filter: SosFilter | None = None
         self._energy = np.zeros(channels)
-        self._rest = np.zeros((channels, 0))
+        self._pending = np.zeros((channels, 0))
         self._powers: list[Floats] = []
 
     def add(self, block: AnyAudio) -> None:
@@ -80,18 +80,18 @@ class LevelMeter:
         self.peak = np.maximum(self.peak, np.abs(block).max(axis=1))
         exact = block.astype(np.float64)
         self._energy += np.square(exact).sum(axis=1)
-        if self._filter is None:  # of a signal which was there before
+        if self._filter is None:  # as if the signal had been constant before its first sample
             self._filter = SosFilter(self._weighting, self._weighting.settled * exact[:, :1])
-        filtered = np.concatenate([self._rest, self._filter.push(exact)], axis=1)
-        whole = filtered.shape[1] // self.frame * self.frame
-        self._rest = filtered[:, whole:].copy()
-        if whole:
-            self._powers.append(np.square(filtered[:, :whole].reshape(len(filtered), -1, self.frame)).mean(axis=2))
+        filtered = np.concatenate([self._pending, self._filter.push(exact)], axis=1)
+        complete = filtered.shape[1] // self.frame * self.frame
+        self._pending = filtered[:, complete:].copy()
+        if complete:
+            self._powers.append(np.square(filtered[:, :complete].reshape(len(filtered), -1, self.frame)).mean(axis=2))
 
     def levels(self) -> Floats:
         """Active level of each channel (C,) in dB re full scale; -inf for silence.
 
-        Of less than a frame, the level is that of all there is.
+        If there is less than one frame, the level of all samples.
         """
         if not self.total:
             return np.full(len(self.peak), -np.inf)
@@ -108,7 +108,7 @@ def active_level(audio: AnyAudio, sample_rate: int) -> float:
 
 
 def _active(powers: Floats) -> float:
-    """Level in dB of the speech among frames of these powers (L,)."""
+    """Level in dB of the speech among frames with powers (L,)."""
     loudest = powers.max()
     if not loudest > 0:
         return -np.inf
@@ -120,27 +120,27 @@ def _active(powers: Floats) -> float:
 
 
 def _within(frames: Floats, top: float) -> NDArray[np.bool_]:
-    """Which frames are speech if ``top`` is its loudest."""
+    """Which frames are speech if ``top`` is the level of its loudest frame."""
     return (frames <= top) & (frames >= top - RANGE)
 
 
 def _without_events(frames: Floats) -> float:
-    """Level of the loudest frame, events passed over that stand alone above speech: they are short, and outnumbered."""
+    """Level of the loudest frame of speech; louder events, which are short and few, are ignored."""
     tops = frames.max() - np.arange(DEEPEST)
     ordered = np.sort(frames)
-    upto = np.searchsorted(ordered, tops, "right")
-    within, above = upto - np.searchsorted(ordered, tops - RANGE, "left"), len(frames) - upto
+    at_or_below = np.searchsorted(ordered, tops, "right")
+    within, above = at_or_below - np.searchsorted(ordered, tops - RANGE, "left"), len(frames) - at_or_below
     likely = np.flatnonzero((within * FEW > within[0]) & (above * OUTNUMBERED <= within))
     speech_like = [i for i in likely if _brief(frames > tops[i]) and _like_speech(frames, tops[i])]
     if not speech_like:
         return float(tops[0])
-    most = within[speech_like].max()
-    head = next(i for i in speech_like if within[i] >= FULL * most)
+    highest_count = within[speech_like].max()
+    head = next(i for i in speech_like if within[i] >= FULL * highest_count)
     return float(frames[frames <= tops[head]].max())
 
 
 def _without_peaks(frames: Floats, top: float) -> float:
-    """``top``, or what is left of it without frames that are too rare, and too far above the median, for speech."""
+    """Lower ``top`` until no frames remain that are too rare and too far above the median to be speech."""
     while True:
         active = frames[_within(frames, top)]
         limit = np.median(active) + PEAKS
@@ -150,14 +150,14 @@ def _without_peaks(frames: Floats, top: float) -> float:
 
 
 def _brief(marked: NDArray[np.bool_]) -> bool:
-    """Whether no run of frames, those with gaps included, is too long for a tap or a door."""
-    places = np.flatnonzero(marked)
-    runs = np.split(places, np.flatnonzero(np.diff(places) > GAP + 1) + 1)
+    """Whether every run of marked frames, short gaps included, is short enough for a tap or a door."""
+    positions = np.flatnonzero(marked)
+    runs = np.split(positions, np.flatnonzero(np.diff(positions) > GAP + 1) + 1)
     return all(run[-1] - run[0] < LONGEST for run in runs if len(run))
 
 
 def _like_speech(frames: Floats, top: float) -> bool:
-    """Whether frames up to ``top`` come and go as syllables do, where noise and breath are steady."""
+    """Whether the levels up to ``top`` fluctuate as syllables do; those of noise and breath are steady."""
     low = top - RANGE
     earlier, later = frames[:-LAG], frames[LAG:]
     counted = (np.maximum(earlier, later) > low) & (np.maximum(earlier, later) <= top)
@@ -168,7 +168,7 @@ def _like_speech(frames: Floats, top: float) -> bool:
 
 
 def _shadowed(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Frames right after marked ones."""
+    """Mark the frames that follow marked frames."""
     shadow = np.zeros_like(marked)
     for lag in range(1, min(SHADOW, len(marked) - 1) + 1):
         shadow[lag:] |= marked[:-lag]

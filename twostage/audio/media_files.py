@@ -1,4 +1,4 @@
-"""Sound in the containers of phones, browsers and videos: the only module that imports PyAV, an extra."""
+"""Reads the sound formats of phones, browsers and videos: the only module that imports PyAV, an extra."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from twostage.utils.errors import AudioError, reason_of
 
 EXTRA = "pip install 'twostage[media]'"
-# words at the start of a file, their place, and what it is
+# signature at the start of a file, its offset, and the name of the format
 MAGIC = (
     (b"ftyp", 4, "MP4"),
     (b"moov", 4, "MP4"),
@@ -28,14 +28,14 @@ MAGIC = (
     (b"TTA1", 0, "TTA"),
     (b"\x0bw", 0, "AC-3"),
 )
-EXACT = ("mov", "matroska")  # families of containers that say how long they are, rather than leave it to a guess
-SHORT = 0.1  # seconds that may lack at the end of a container: encoders round to their frames
-SALVAGE = "(--salvage takes what is there)"
+EXACT = ("mov", "matroska")  # container formats that state their length exactly; others only estimate it
+SHORT = 0.1  # seconds that may be missing at the end of a container, because encoders round to their frames
+SALVAGE = "(--salvage reads the rest)"
 
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """``container`` and ``codec`` by FFmpeg's names; ``frames`` are samples a channel."""
+    """``container`` and ``codec`` are FFmpeg's names; ``frames`` are samples per channel."""
 
     sample_rate: int
     channels: int
@@ -45,12 +45,12 @@ class MediaInfo:
 
 
 def kind(path: str | Path) -> str | None:
-    """What a file is by its first bytes, if it is one that only the extra reads."""
+    """The format of a file by its first bytes, if it is one that only the extra reads; otherwise None."""
     with open(path, "rb") as file:
         head = file.read(16)
     if len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:  # ADTS
         return "AAC"
-    return next((name for word, place, name in MAGIC if head[place : place + len(word)] == word), None)
+    return next((name for magic, offset, name in MAGIC if head[offset : offset + len(magic)] == magic), None)
 
 
 def installed() -> bool:
@@ -76,7 +76,7 @@ class MediaFile:
         self.info = MediaInfo(rate, channels, self._counted(), family.partition(",")[0], context.name)
 
     def blocks(self, frames: int) -> Iterator[NDArray[np.float32]]:
-        """Yield (C, <= frames) float32 from the start."""
+        """Yield blocks (C, <= frames) of float32 from the start."""
         import av
 
         with closing(_opened(self.path)) as container:
@@ -92,11 +92,11 @@ class MediaFile:
             for resampled in resampler.resample(None) if resampler else ():
                 resampled.pts = None
                 fifo.write(resampled)
-            if (rest := fifo.read(0, True)) is not None and rest.samples:
-                yield rest.to_ndarray().astype(np.float32, copy=False)
+            if (remaining := fifo.read(0, True)) is not None and remaining.samples:
+                yield remaining.to_ndarray().astype(np.float32, copy=False)
 
     def close(self) -> None:
-        """Nothing is held open between reads."""
+        """Does nothing: the file is open only during reads."""
 
     def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
         import av
@@ -106,13 +106,13 @@ class MediaFile:
         except (av.error.FFmpegError, ValueError) as error:
             if not self._salvage:
                 raise AudioError(f"damaged ({reason_of(error)}) {SALVAGE}", subject=self.path) from None
-            self.notes.append(f"damaged ({reason_of(error)}); what comes before is taken")
+            self.notes.append(f"damaged ({reason_of(error)}); only the part before the damage is read")
 
     def _counted(self) -> int:
-        """Samples of all packets: what a container says of its length is often a guess."""
+        """Samples of all packets, because the length that a container states is often an estimate."""
         import av
 
-        total, last, end = 0.0, 0.0, 0.0
+        total, stated_end, packets_end = 0.0, 0.0, 0.0
         with closing(_opened(self.path)) as container:
             stream = _stream(container, self.path)
             rate = stream.codec_context.sample_rate or 1
@@ -121,16 +121,16 @@ class MediaFile:
                     if packet.duration is None or packet.time_base is None:
                         continue
                     seconds = float(packet.duration * packet.time_base)
-                    end = max(end, float((packet.pts or 0) * packet.time_base) + seconds)
+                    packets_end = max(packets_end, float((packet.pts or 0) * packet.time_base) + seconds)
                     if packet.stream_index == stream.index:
                         total += seconds
             except av.error.FFmpegError as error:
                 if not self._salvage:
                     raise AudioError(f"damaged ({reason_of(error)}) {SALVAGE}", subject=self.path) from None
             if container.duration is not None and any(name in container.format.name for name in EXACT):
-                last = container.duration / 1e6
-        if last - end > SHORT:
-            missing = f"{last - end:.2f} of {last:.2f} s are missing"
+                stated_end = container.duration / 1e6
+        if stated_end - packets_end > SHORT:
+            missing = f"{stated_end - packets_end:.2f} of {stated_end:.2f} s are missing"
             if not self._salvage:
                 raise AudioError(f"truncated, {missing} {SALVAGE}", subject=self.path)
             self.notes.append(f"truncated, {missing}")
@@ -139,7 +139,7 @@ class MediaFile:
 
 @contextmanager
 def _named(path: str | Path) -> Iterator[None]:
-    """Errors of FFmpeg as those of the file."""
+    """Raise errors of FFmpeg as AudioError that names the file."""
     import av
 
     try:

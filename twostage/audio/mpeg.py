@@ -8,7 +8,7 @@ from pathlib import Path
 
 VERSIONS = {0: 2.5, 2: 2, 3: 1}  # bits of a frame's header -> MPEG version
 RATES = {1: (44100, 48000, 32000), 2: (22050, 24000, 16000), 2.5: (11025, 12000, 8000)}
-KBPS = {  # by (version is 1, layer), from index 1 on
+KBPS = {  # kbit/s by (version is 1, layer); the first entry is for index 1
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -17,12 +17,12 @@ KBPS = {  # by (version is 1, layer), from index 1 on
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 INFO = (b"Xing", b"Info")
-SURE = 3  # frames that must follow each other for noise not to be taken for sound
+SURE = 3  # consecutive frames that are required, so that noise is not taken for a frame
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The four-byte header of a frame; ``samples`` for each channel, ``length`` in bytes."""
+    """The four-byte header of a frame; ``samples`` per channel, ``length`` in bytes."""
 
     version: float
     layer: int
@@ -33,18 +33,18 @@ class Frame:
 
     @property
     def kind(self) -> tuple[float, int, int, int]:
-        """What is the same in all frames of a stream."""
+        """The properties that all frames of a stream have in common."""
         return self.version, self.layer, self.sample_rate, self.channels
 
     @property
     def info_place(self) -> int:
-        """Where the word Xing or Info stands in a frame of layer III that tells of the others."""
+        """Offset of the word Xing or Info in a layer III frame that describes the stream."""
         return 4 + {(True, 2): 32, (True, 1): 17, (False, 2): 17, (False, 1): 9}[self.version == 1, self.channels]
 
 
 @dataclass
 class MpegPart:
-    """A stream in a file: bytes ``start`` to ``end``, its frames with sound, and the number that it announces itself.
+    """A stream in a file: bytes ``start`` to ``end``, its ``frames`` with sound, and the number that it announces.
 
     ``count_place`` is the position of the announced number of frames in the file (32 bits, big-endian), 0 if there is
     none.
@@ -74,21 +74,21 @@ class MpegParts:
 def mpeg_parts(path: str | Path, start: int = 0, end: int | None = None) -> MpegParts:
     """Walk the frames of a file, or of its bytes ``start`` to ``end``.
 
-    A new part begins where a stream tells of itself anew, behind a tag, or where it sounds of another kind.
+    A new part begins at a frame that describes a stream, after a tag, and where the kind of the frames changes.
     """
     parts: list[MpegPart] = []
     cut = False
     with open(path, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
         end = len(data) if end is None else min(end, len(data))
-        for place, head, fresh in _frames(data, start, end):
-            if place + head.length > end:
+        for position, head, after_tag in _frames(data, start, end):
+            if position + head.length > end:
                 cut = True
                 break
-            info = _info_word(data, place, head)
-            if info or fresh or parts[-1].head.kind != head.kind:
-                parts.append(MpegPart(place, place, head, data[place : place + 4]))
+            info = _info_word(data, position, head)
+            if info or after_tag or parts[-1].head.kind != head.kind:
+                parts.append(MpegPart(position, position, head, data[position : position + 4]))
             part = parts[-1]
-            part.end = place + head.length
+            part.end = position + head.length
             if info:
                 part.announced, part.count_place = _announced(data, info)
             else:
@@ -97,20 +97,20 @@ def mpeg_parts(path: str | Path, start: int = 0, end: int | None = None) -> Mpeg
 
 
 def silent_frame(part: MpegPart) -> bytes:
-    """A frame of silence that goes before a part, of the lowest bit rate.
+    """A silent frame of the lowest bit rate, to be put before a part.
 
-    A decoder that guesses the length from the first frame's bit rate then guesses too much, never too little.
+    A decoder that estimates the length from the bit rate of the first frame then overestimates it and reads everything.
     """
     head = bytearray(part.first)
     head[1] |= 1  # no checksum
     head[2] = head[2] & 0x0D | 0x10
     frame = parse(bytes(head))
-    assert frame is not None  # the head of a frame that was parsed before
+    assert frame is not None  # the header of a frame that was parsed before
     return bytes(head).ljust(frame.length, b"\0")
 
 
 def parse(head: bytes) -> Frame | None:
-    """The four bytes at the head of a frame; None if they are none, or of a free bit rate."""
+    """Parse the four-byte header of a frame; None if it is not one, or if its bit rate is free."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None
     version, layer = VERSIONS.get(head[1] >> 3 & 3), 4 - (head[1] >> 1 & 3)
@@ -125,54 +125,54 @@ def parse(head: bytes) -> Frame | None:
     return Frame(version, layer, sample_rate, channels, samples, samples // 8 * bits // sample_rate + padding)
 
 
-def _frames(data: mmap, place: int, end: int) -> Iterator[tuple[int, Frame, bool]]:
-    """Frames with their places, and whether a tag or nothing stands before them; noise between them is passed over."""
-    fresh, followed = True, False
-    while place + 4 <= end:
-        if (length := _tag(data, place)) > 0:
-            place, fresh, followed = place + length, True, False
+def _frames(data: mmap, position: int, end: int) -> Iterator[tuple[int, Frame, bool]]:
+    """Frames with their positions, and whether one is the first or follows a tag; noise between them is skipped."""
+    after_tag, synchronized = True, False
+    while position + 4 <= end:
+        if (length := _tag(data, position)) > 0:
+            position, after_tag, synchronized = position + length, True, False
             continue
-        head = parse(data[place : place + 4])
-        if head and (followed or _leads(data, place, head, end)):
-            yield place, head, fresh
-            place, fresh, followed = place + head.length, False, True
+        head = parse(data[position : position + 4])
+        if head and (synchronized or _is_confirmed(data, position, head, end)):
+            yield position, head, after_tag
+            position, after_tag, synchronized = position + head.length, False, True
         else:
-            place, followed = data.find(b"\xff", place + 1, end), False
-            if place < 0:
+            position, synchronized = data.find(b"\xff", position + 1, end), False
+            if position < 0:
                 return
 
 
-def _leads(data: mmap, place: int, head: Frame, end: int) -> bool:
-    """Whether frames of its kind follow a frame, or the end."""
+def _is_confirmed(data: mmap, position: int, head: Frame, end: int) -> bool:
+    """Whether a frame is followed by frames of the same kind, a tag or the end."""
     for _ in range(SURE):
-        place += head.length
-        if place + 4 > end or _tag(data, place):
+        position += head.length
+        if position + 4 > end or _tag(data, position):
             return True
-        following = parse(data[place : place + 4])
-        if following is None or following.kind[:3] != head.kind[:3]:
+        next_head = parse(data[position : position + 4])
+        if next_head is None or next_head.kind[:3] != head.kind[:3]:
             return False
-        head = following
+        head = next_head
     return True
 
 
-def _tag(data: mmap, place: int) -> int:
-    """Bytes of a tag that begins at ``place``: ID3v2, ID3v1, APEv2; 0 if none does."""
-    word = data[place : place + 3]
+def _tag(data: mmap, position: int) -> int:
+    """Length in bytes of a tag (ID3v2, ID3v1, APEv2) that begins at ``position``; 0 if there is none."""
+    word = data[position : position + 3]
     if word == b"ID3":
-        size = data[place + 6 : place + 10]
+        size = data[position + 6 : position + 10]
         return 10 + sum((byte & 127) << shift for byte, shift in zip(size, (21, 14, 7, 0), strict=False))
     if word == b"TAG":
         return 128
-    if word == b"APE" and data[place : place + 8] == b"APETAGEX":
-        return 32 + int.from_bytes(data[place + 12 : place + 16], "little")
+    if word == b"APE" and data[position : position + 8] == b"APETAGEX":
+        return 32 + int.from_bytes(data[position + 12 : position + 16], "little")
     return 0
 
 
-def _info_word(data: mmap, place: int, head: Frame) -> int:
-    """Where the word of a frame stands that tells of the others; 0 if it is a frame of sound."""
+def _info_word(data: mmap, position: int, head: Frame) -> int:
+    """Position of the word Xing or Info in a frame that describes the stream; 0 if it is a frame with sound."""
     if head.layer != 3:
         return 0
-    at = place + head.info_place
+    at = position + head.info_place
     return at if data[at : at + 4] in INFO else 0
 
 

@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 MAGIC = b"OggS"
-FIRST, LAST = 2, 4  # flags of a page: of its stream the first, the last
+FIRST, LAST = 2, 4  # flags of the first and the last page of a stream
 POLYNOMIAL = 0x104C11DB7
-LONGEST = 65307  # bytes of a page
+LONGEST = 65307  # bytes of the longest page
 
 
 @dataclass(frozen=True)
 class OggParts:
-    """Starts of consecutive streams, start and end of the ``last`` complete page, and what is wrong.
+    """Starts of consecutive streams, start and end of the ``last`` complete page, and defects.
 
-    ``cut``: the last page is incomplete; ``open``: it is not marked as the last one, as recorders leave it that were
-    stopped in haste.
+    ``cut``: the last page is incomplete; ``open``: it is not marked as the last one, because the recorder was
+    interrupted.
     """
 
     starts: tuple[int, ...]
@@ -28,21 +28,21 @@ class OggParts:
 def ogg_parts(path: str | Path) -> OggParts:
     """Walk the pages of an Ogg file."""
     starts: list[int] = []
-    place, in_headers, cut, flags = 0, False, False, 0
+    position, in_headers, cut, flags = 0, False, False, 0
     last = end = 0
     with open(path, "rb") as file:
-        while (page := _next_page(file, place)) is not None:
-            start, flags, length, whole = page
+        while (page := _next_page(file, position)) is not None:
+            start, flags, length, complete = page
             if flags & FIRST and not in_headers:
                 starts.append(start)
-            in_headers = bool(flags & FIRST)  # streams side by side begin together
-            cut, place = not whole, start + length
-            last, end = (start, place) if whole else (last, end)
+            in_headers = bool(flags & FIRST)  # multiplexed streams begin together
+            cut, position = not complete, start + length
+            last, end = (start, position) if complete else (last, end)
     return OggParts(tuple(starts), last, end, cut, not flags & LAST)
 
 
 def marked_last(page: bytes) -> bytes:
-    """A whole page with the mark of its stream's last: some decoders find fault with a stream that has none."""
+    """Mark a complete page as the last of its stream, because some decoders reject a stream without such a page."""
     out = bytearray(page)
     out[5] |= LAST
     out[22:26] = bytes(4)
@@ -68,20 +68,20 @@ def _remainder(byte: int) -> int:
 REMAINDERS = [_remainder(byte) for byte in range(256)]
 
 
-def _next_page(file: BinaryIO, place: int) -> tuple[int, int, int, bool] | None:
-    """Of the next page from ``place`` on: where it begins, its flags, its length, and whether all of it is there."""
+def _next_page(file: BinaryIO, position: int) -> tuple[int, int, int, bool] | None:
+    """The next page from ``position`` on: its start, its flags, its length, and whether it is complete."""
     while True:
-        file.seek(place)
+        file.seek(position)
         head = file.read(27 + 255)
-        if not head.startswith(MAGIC):  # zeros behind the end, say
-            file.seek(place)
+        if not head.startswith(MAGIC):  # for example zeros after the end
+            file.seek(position)
             data = file.read(LONGEST)
             offset = data.find(MAGIC)
             if offset < 0 and len(data) < LONGEST:
                 return None
-            place += offset if offset >= 0 else LONGEST - len(MAGIC) + 1
+            position += offset if offset >= 0 else LONGEST - len(MAGIC) + 1
             continue
         if len(head) < 27 or len(head) < 27 + head[26]:
-            return place, head[5] if len(head) > 5 else 0, len(head), False
+            return position, head[5] if len(head) > 5 else 0, len(head), False
         length = 27 + head[26] + sum(head[27 : 27 + head[26]])
-        return place, head[5], length, file.seek(0, 2) >= place + length
+        return position, head[5], length, file.seek(0, 2) >= position + length

@@ -16,13 +16,13 @@ from twostage.audio.file_info import Info, block_length
 from twostage.audio.types import Audio
 from twostage.utils.errors import AudioError
 
-UNKNOWN = 1 << 48  # samples: a stated length from here on is unknown
+UNKNOWN = 1 << 48  # samples: a stated length of at least this means that it is unknown
 SALVAGE = media_files.SALVAGE
-SLACK = 2304  # samples of MPEG about which encoders and decoders disagree
+SLACK = 2304  # samples by which encoders and decoders of MPEG audio differ in length
 
 
 class Defects:
-    """What is unusual about a file (``notes``) or missing from it, which is an error unless it is to be salvaged."""
+    """Unusual properties (``notes``) and missing parts of a file; the latter are errors unless it is to be salvaged."""
 
     def __init__(self, path: str | Path, *, salvage: bool = False) -> None:
         self.path, self.salvage, self.notes = path, salvage, list[str]()
@@ -52,8 +52,8 @@ class Part(Protocol):
 class SndPart:
     """A stream that libsndfile reads.
 
-    ``open`` returns it from its start. The first ``skip`` samples are not part of it, and it has ``frames`` (None: as
-    many as libsndfile reports). ``exact``: fewer are an error.
+    ``open`` opens it at its start. The first ``skip`` samples are not part of it. It has ``frames`` samples (None: as
+    many as libsndfile reports); if ``exact``, fewer are an error.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class SndPart:
         exact: bool = False,
     ) -> None:
         self._defects, self._open, self._skip, self._exact = defects, open, skip, exact
-        self._file = file = self._begun()
-        self._fresh = True
-        said = file.frames if frames is None else frames
-        self.info = Info(file.samplerate, file.channels, said, file.format, file.subtype)
-        if said >= UNKNOWN:  # what was written to a pipe, say
+        self._file = file = self._opened()
+        self._at_start = True
+        frames_stated = file.frames if frames is None else frames
+        self.info = Info(file.samplerate, file.channels, frames_stated, file.format, file.subtype)
+        if frames_stated >= UNKNOWN:  # for example a file that was written to a pipe
             self._exact = False
             counted = sum(block.shape[1] for block in self.blocks(block_length(file.channels)))
             self.info = replace(self.info, frames=counted)
@@ -84,7 +84,7 @@ class SndPart:
             total += kept.shape[1]
             if kept.shape[1]:
                 yield kept
-        # where MPEG is damaged, libmpg123 ends as if the file did; that it differs by a frame or two means nothing
+        # in damaged MPEG audio, libmpg123 stops as if the file ended; a difference of a frame or two is normal
         slack = SLACK if self.info.subtype.startswith("MPEG") else 0
         if (self._exact or slack) and total < self.info.frames - slack:
             self._defects.missing(f"truncated, {total} of {self.info.frames} samples can be read")
@@ -92,29 +92,29 @@ class SndPart:
     def close(self) -> None:
         self._file.close()
 
-    def _begun(self) -> soundfile.SoundFile:
+    def _opened(self) -> soundfile.SoundFile:
         with quiet_mpeg():
             file = self._open()
-        # soundfile seeks to where it is after every read of what it can seek in: decoders then begin anew, and differ
+        # soundfile seeks after every read of a seekable file, which resets decoders and changes their output
         file.seekable = lambda: False
         return file
 
-    def _rewound(self, place: int) -> int:
-        """Go to sample ``place``, or to the start where that cannot be done; how many samples are to be dropped."""
-        if self._fresh and place == 0:
-            self._fresh = False
+    def _rewound(self, position: int) -> int:
+        """Seek to a sample, or to the start if that is impossible; returns how many samples must be dropped."""
+        if self._at_start and position == 0:
+            self._at_start = False
             return 0
-        self._fresh = False
+        self._at_start = False
         try:
             with quiet_mpeg():
                 if soundfile.SoundFile.seekable(self._file) and self._file.frames < UNKNOWN:
-                    self._file.seek(min(place, self._file.frames))
+                    self._file.seek(min(position, self._file.frames))
                     return 0
             self._file.close()
-            self._file = self._begun()
-            return place
+            self._file = self._opened()
+            return position
         except soundfile.LibsndfileError as error:
-            self._damaged(error)
+            self._report_damage(error)
         return 0
 
     def _read(self, frames: int) -> Audio:
@@ -122,10 +122,10 @@ class SndPart:
             with quiet_mpeg(self.info.subtype):
                 return self._file.read(frames, dtype="float32", always_2d=True).T
         except soundfile.LibsndfileError as error:
-            self._damaged(error)
+            self._report_damage(error)
         return np.zeros((self.info.channels, 0), np.float32)
 
-    def _damaged(self, error: soundfile.LibsndfileError) -> None:
+    def _report_damage(self, error: soundfile.LibsndfileError) -> None:
         self._defects.missing(f"damaged ({sndfile_reason(error)})")
 
 
@@ -154,26 +154,26 @@ _STDERR = Lock()
 
 @contextmanager
 def quiet_mpeg(subtype: str = "MPEG") -> Iterator[None]:
-    """Keep libmpg123, which cannot be told otherwise through libsndfile, from writing to the terminal by itself."""
+    """Keep libmpg123 from writing to the terminal; libsndfile has no option for this."""
     if not subtype.startswith("MPEG"):
         yield
         return
     with _STDERR:
         try:
-            kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+            stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
         except OSError:  # there is no standard error
             yield
             return
         try:
-            os.dup2(nowhere, 2)
+            os.dup2(null, 2)
             yield
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            os.close(nowhere)
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            os.close(null)
 
 
 def sndfile_reason(error: soundfile.LibsndfileError) -> str:
     text = str(error.error_string).removeprefix("Error : ").rstrip(".")
-    # what it says of sound of MPEG's that it cannot make out
+    # libsndfile's message for MPEG audio that it cannot recognize
     return "Format not recognised" if "possibly a pipe" in text else text

@@ -1,4 +1,4 @@
-"""Pictures: spectrograms before and after, and curves. Files are read as streams: hours cost no more memory."""
+"""Plots: spectrograms before and after, and charts. Files are read as streams, in constant memory."""
 
 import os
 import warnings
@@ -18,12 +18,12 @@ from twostage.utils.errors import AudioError, TwoStageError, one_line
 from twostage.utils.files import check_writable, replacing
 
 WINDOW = 0.032  # seconds
-COLUMNS = 1200  # of a picture: longer sounds are averaged in power
+COLUMNS = 1200  # maximum width of a spectrogram: the power of longer sounds is averaged
 RANGE = 80.0  # dB between black and white
-# of charts; with twenty colors, 140 names differ
+# markers of charts; with twenty colors, 140 lines can be distinguished
 MARKS = "os^Dv<>"
 LEVEL: dict[str, Any] = {"color": "0.4", "linestyle": "--"}
-WIDE = 4  # panels below each other, at most; more of them stand in rows
+WIDE = 4  # maximum number of panels in one column; more are arranged in several
 
 
 @dataclass(frozen=True)
@@ -40,55 +40,55 @@ def spectrogram(blocks: Iterable[Audio], sample_rate: int, frames: int, title: s
     """Spectrogram of a stream of (C, T) blocks of about ``frames`` samples: power averaged over channels."""
     n_fft = max(16, 2 ** round(np.log2(WINDOW * sample_rate)))
     hop = n_fft // 4
-    together = max(1, -(-(frames // hop + 1) // COLUMNS))  # spectra that make one column
+    spectra_per_column = max(1, -(-(frames // hop + 1) // COLUMNS))  # spectra that make one column
     columns, total = [], 0
     pending: Audio | None = None
     for block in blocks:
         total += block.shape[1]
         pending = np.pad(block, [(0, 0), (n_fft // 2, 0)]) if pending is None else np.hstack([pending, block])
-        whole = max(0, (pending.shape[1] - n_fft) // hop + 1) // together * together
-        if whole:
-            columns.append(_columns(pending[:, : (whole - 1) * hop + n_fft], n_fft, hop, together))
-            pending = pending[:, whole * hop :]
+        complete = max(0, (pending.shape[1] - n_fft) // hop + 1) // spectra_per_column * spectra_per_column
+        if complete:
+            columns.append(_columns(pending[:, : (complete - 1) * hop + n_fft], n_fft, hop, spectra_per_column))
+            pending = pending[:, complete * hop :]
     if pending is None:
         raise AudioError("holds no samples", subject=title or "audio")
-    rest = np.pad(pending, [(0, 0), (0, n_fft)])
-    columns.append(_columns(rest, n_fft, hop, (rest.shape[1] - n_fft) // hop + 1))
+    remaining = np.pad(pending, [(0, 0), (0, n_fft)])
+    columns.append(_columns(remaining, n_fft, hop, (remaining.shape[1] - n_fft) // hop + 1))
     decibels = 10 * np.log10(np.concatenate(columns, axis=1) + 1e-12)
     return Panel(title, decibels.astype(np.float32), total / sample_rate, sample_rate / 2)
 
 
-def _columns(audio: Audio, n_fft: int, hop: int, together: int) -> NDArray[np.float64]:
-    """Mean power (F, L) of each run of ``together`` spectra of (C, T) audio."""
+def _columns(audio: Audio, n_fft: int, hop: int, spectra_per_column: int) -> NDArray[np.float64]:
+    """Mean power (F, L) of each ``spectra_per_column`` consecutive spectra of (C, T) audio."""
     framed = np.lib.stride_tricks.sliding_window_view(audio, n_fft, axis=1)[:, ::hop]
     power = np.square(np.abs(np.fft.rfft(framed * np.hanning(n_fft), axis=2)) / n_fft).mean(axis=0)
-    return power.reshape(-1, together, power.shape[1]).mean(axis=1).T
+    return power.reshape(-1, spectra_per_column, power.shape[1]).mean(axis=1).T
 
 
 @contextmanager
 def no_backend() -> Iterator[None]:
-    """For importing matplotlib, which fails where MPLBACKEND names a backend that is not there: that of a notebook."""
-    kept = os.environ.pop("MPLBACKEND", None)
+    """Unset MPLBACKEND while importing matplotlib, which fails if the backend of a notebook is not installed."""
+    backend = os.environ.pop("MPLBACKEND", None)
     try:
         yield
     finally:
-        if kept is not None:
-            os.environ["MPLBACKEND"] = kept
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
 
 
 @contextmanager
 def optional(path: str | Path, complain: Callable[[str], object]) -> Iterator[None]:
-    """Draw ``path`` in this block if possible, otherwise report the reason: a picture must not end anything else."""
+    """Draw ``path`` in this block, or report why that failed: a plot must not stop a command."""
     try:
         yield
     except TwoStageError as error:
         complain(f"not drawn: {error}")
-    except Exception as error:  # of whatever matplotlib, its settings and its fonts can do
+    except Exception as error:  # matplotlib, its settings and its fonts can raise anything
         complain(f"{path}: not drawn ({one_line(error)})")
 
 
 def draw(path: str | Path, panels: Sequence[Panel], *, top: float | None = None, overwrite: bool = False) -> None:
-    """Write panels into a PNG, many in rows; same frequencies, each from its own loudest 80 dB down."""
+    """Write panels into a PNG with a common frequency axis; the colors of each span 80 dB below its maximum."""
     with no_backend():
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -121,15 +121,15 @@ def draw(path: str | Path, panels: Sequence[Panel], *, top: float | None = None,
 
 
 def paint(path: str | Path, panel: Panel, *, top: float) -> None:
-    """Write a panel alone as a PNG, up to ``top`` Hz in any case: one pixel for each band and frame."""
+    """Write the image of a panel as a PNG, padded or cut to ``top`` Hz: one pixel for each band and frame."""
     with no_backend():
         from matplotlib.image import imsave
 
     rows = round(top / panel.top * (len(panel.decibels) - 1)) + 1
     high = float(panel.decibels.max())
-    wanted = np.pad(panel.decibels[:rows], [(0, max(0, rows - len(panel.decibels))), (0, 0)], constant_values=-np.inf)
+    image = np.pad(panel.decibels[:rows], [(0, max(0, rows - len(panel.decibels))), (0, 0)], constant_values=-np.inf)
     with replacing(path, overwrite=False) as partial:
-        imsave(partial, wanted, vmin=high - RANGE, vmax=high, cmap="magma", origin="lower", format="png")
+        imsave(partial, image, vmin=high - RANGE, vmax=high, cmap="magma", origin="lower", format="png")
 
 
 def before_after(
@@ -141,9 +141,9 @@ def before_after(
     overwrite: bool = False,
     salvage: bool = False,
 ) -> None:
-    """Draw the spectrograms of two sound files up to ``top`` Hz (default: what both of them reach).
+    """Draw the spectrograms of two sound files up to ``top`` Hz (default: the lower Nyquist frequency).
 
-    ``salvage``: also of the readable part of a truncated or damaged file.
+    ``salvage``: draw the readable part if the first file is truncated or damaged.
     """
     draw(path, [_of_file(before, "before", salvage), _of_file(after, "after")], top=top, overwrite=overwrite)
 
@@ -155,9 +155,9 @@ def _of_file(path: str | Path, title: str, salvage: bool = False) -> Panel:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines by name, each a list of (x, y); ``across`` is logarithmic, ``up`` begins at zero, unless told otherwise.
+    """Lines by name, each a list of (x, y), and the labels ``across`` and ``up`` of the horizontal and vertical axis.
 
-    ``levels``: by name, a y that holds for every x.
+    ``levels``: horizontal lines, y by name.
     """
 
     across: str
@@ -171,9 +171,9 @@ class Chart:
 def draw_charts(
     path: str | Path, charts: Sequence[Chart], *, names: Sequence[str] = (), overwrite: bool = False
 ) -> None:
-    """Write charts into a PNG, two in a row; a line has one color in all of them, and the legend is one.
+    """Write charts into a PNG, two in a row; a line has the same color in all charts, and they share a legend.
 
-    ``names``, some of which may have no line: pictures that are given the same have the same colors.
+    ``names``: plots with the same names use the same colors; names without a line are allowed.
     """
     with no_backend():
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -186,24 +186,24 @@ def draw_charts(
     rows = -(-len(charts) // columns)
     figure = Figure(figsize=(3 + (7.5 if columns == 1 else 4.6 * columns), 0.8 + 3.4 * rows), layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    shown = {name for chart in charts for name in chart.lines}
+    drawn_names = {name for chart in charts for name in chart.lines}
     names = list(dict.fromkeys([*names, *(name for chart in charts for name in chart.lines)]))
-    looks = {name: look for name, look in zip(names, _looks(len(names)), strict=True) if name in shown}
+    styles = {name: style for name, style in zip(names, _line_styles(len(names)), strict=True) if name in drawn_names}
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, chart in zip(axes, charts, strict=False):
         for name, points in chart.lines.items():
-            axis.plot(*zip(*points, strict=True), **looks[name], label=name)
+            axis.plot(*zip(*points, strict=True), **styles[name], label=name)
         for level in chart.levels.values():
             axis.axhline(level, **LEVEL)
         axis.set(xscale="log" if chart.logarithmic else "linear", xlabel=chart.across, ylabel=_plain(chart.up))
         if chart.logarithmic:
-            _name_decades(axis, [x for points in chart.lines.values() for x, _ in points])
+            _set_log_ticks(axis, [x for points in chart.lines.values() for x, _ in points])
         axis.grid(alpha=0.3)
         if chart.from_zero:
             axis.set_ylim(bottom=0)
     for axis in axes[len(charts) :]:
         axis.set_axis_off()
-    handles = {name: Line2D([], [], **look) for name, look in looks.items()}
+    handles = {name: Line2D([], [], **style) for name, style in styles.items()}
     handles |= {name: Line2D([], [], **LEVEL) for chart in charts for name in chart.levels}
     figure.legend(list(handles.values()), [_plain(name) for name in handles], loc="outside right upper")
     _print(canvas, path, overwrite)
@@ -211,17 +211,17 @@ def draw_charts(
 
 def _print(canvas: Any, path: Path, overwrite: bool) -> None:
     with replacing(path, overwrite=overwrite) as partial, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # of a name that the font has no letters for: boxes stand there
+        warnings.filterwarnings("ignore", "Glyph")  # missing letters of the font are drawn as boxes
         canvas.print_png(str(partial))
 
 
 def _plain(text: str) -> str:
-    """A name as it is to be read: matplotlib would take what is between dollars for a formula."""
+    """Escape a name: matplotlib would interpret text between dollars as a formula."""
     return one_line(text).replace("$", r"\$")
 
 
-def _looks(count: int) -> list[dict[str, Any]]:
-    """Color and mark of each of ``count`` lines."""
+def _line_styles(count: int) -> list[dict[str, Any]]:
+    """Color and marker of each of ``count`` lines."""
     with no_backend():
         from matplotlib import colormaps
 
@@ -229,8 +229,8 @@ def _looks(count: int) -> list[dict[str, Any]]:
     return [{"color": shades[2 * (i % 10) + i // 10 % 2], "marker": MARKS[i % len(MARKS)]} for i in range(count)]
 
 
-def _name_decades(axis: Any, values: Sequence[float]) -> None:
-    """Ticks of a logarithmic axis as plain numbers, of which a narrow range has more."""
+def _set_log_ticks(axis: Any, values: Sequence[float]) -> None:
+    """Label the ticks of a logarithmic axis with plain numbers; a narrow range has more ticks."""
     with no_backend():
         from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 

@@ -1,4 +1,4 @@
-"""Reads sound files: everything that can be decoded is read, whatever length a header states; missing data is reported.
+"""Reads sound files: everything that can be decoded, whatever length the header states; missing data is reported.
 
 A file is read in blocks (C, T) of float32, full scale 1.0, and is never held in memory as a whole.
 """
@@ -20,11 +20,11 @@ from twostage.audio.parts import Defects, MediaPart, Part, sndfile_reason
 from twostage.audio.types import Audio
 from twostage.utils.errors import AudioError, reason_of
 
-CAREFUL = 1024  # samples read at once where a file may be damaged: what is lost with an error
+CAREFUL = 1024  # samples read at once from a file that may be damaged: an error loses at most as many
 
 
 class Reader:
-    """An open sound file. Raises AudioError, naming the file, for everything that prevents reading the whole of it.
+    """An open sound file. Raises AudioError, naming the file, for anything that prevents reading it completely.
 
     ``salvage`` reads the readable part of a truncated or damaged file. ``notes`` then say what is missing, and for a
     complete file what is unusual about it. They are complete once the file has been read.
@@ -35,7 +35,7 @@ class Reader:
         _check_readable(Path(path))
         self._parts = self._opened()
         try:
-            self.info = self._described()
+            self.info = self._combined_info()
         except AudioError:
             self.close()
             raise
@@ -45,7 +45,7 @@ class Reader:
         return self._defects.notes
 
     def blocks(self, frames: int = BLOCK) -> Iterator[Audio]:
-        """Yield the file from its start as (C, <= frames); an error if it is empty, cut off or damaged."""
+        """Yield the file from its start in blocks (C, <= frames); an error if it is empty, truncated or damaged."""
         frames = min(frames, CAREFUL if self._defects.salvage else block_length(self.info.channels))
         total = 0
         for part in self._parts:
@@ -57,16 +57,16 @@ class Reader:
 
     def read(self, start: int, frames: int) -> Audio:
         """At most ``frames`` samples from ``start``: (C, T)."""
-        blocks, place = [np.zeros((self.info.channels, 0), np.float32)], 0
+        blocks, end = [np.zeros((self.info.channels, 0), np.float32)], 0
         for part in self._parts:
-            first, wanted = max(0, start - place), frames - sum(block.shape[1] for block in blocks)
-            place += part.info.frames
-            if start >= place or wanted <= 0:
+            part_start, remaining = max(0, start - end), frames - sum(block.shape[1] for block in blocks)
+            end += part.info.frames
+            if start >= end or remaining <= 0:
                 continue
-            for block in part.blocks(max(1, min(wanted, BLOCK)), first):
-                blocks.append(block[:, :wanted])
-                wanted -= blocks[-1].shape[1]
-                if wanted <= 0:
+            for block in part.blocks(max(1, min(remaining, BLOCK)), part_start):
+                blocks.append(block[:, :remaining])
+                remaining -= blocks[-1].shape[1]
+                if remaining <= 0:
                     break
         return np.concatenate(blocks, axis=1)
 
@@ -76,7 +76,7 @@ class Reader:
             return list(sound_parts(self._defects))
         except soundfile.LibsndfileError as error:
             reason = sndfile_reason(error)
-        except TypeError:  # soundfile's word for a file named .raw
+        except TypeError:  # soundfile raises TypeError for a file named .raw
             raise AudioError(RAW, subject=path) from None
         kind = media_files.kind(path)
         if kind and not media_files.installed():
@@ -85,7 +85,7 @@ class Reader:
             return [MediaPart(self._defects, media_files.MediaFile(path, salvage=self._defects.salvage))]
         raise AudioError(f"not a sound file that can be read ({reason})", subject=path)
 
-    def _described(self) -> Info:
+    def _combined_info(self) -> Info:
         first = self._parts[0].info
         for number, part in enumerate(self._parts):
             check_plausible(self.path, part.info)

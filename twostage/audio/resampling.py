@@ -14,30 +14,30 @@ def resampled(blocks: Iterable[Audio], from_rate: int, to_rate: int, channels: i
         yield from blocks
         return
     stream = soxr.ResampleStream(from_rate, to_rate, channels)
-    taken = returned = 0
+    consumed = returned = 0
     first = np.zeros((channels, 0), np.float32)
     for block in blocks:
-        first = block[:, :1].copy() if taken == 0 else first
+        first = block[:, :1].copy() if consumed == 0 else first
         out = stream.resample_chunk(np.ascontiguousarray(block.T, dtype=np.float32)).T
-        taken, returned = taken + block.shape[1], returned + out.shape[1]
+        consumed, returned = consumed + block.shape[1], returned + out.shape[1]
         yield out
-    rest = stream.resample_chunk(np.zeros((0, channels), np.float32), last=True).T
-    if returned + rest.shape[1] == 0:
-        rest = first  # too short for a sample at the new rate: its first one stands for it
-    yield match_length(rest, max(0, resampled_length(taken, from_rate, to_rate) - returned))
+    remaining = stream.resample_chunk(np.zeros((0, channels), np.float32), last=True).T
+    if returned + remaining.shape[1] == 0:
+        remaining = first  # too short for one sample at the new rate: the first sample is used
+    yield match_length(remaining, max(0, resampled_length(consumed, from_rate, to_rate) - returned))
 
 
 def exactly(blocks: Iterable[Audio], frames: int, channels: int) -> Iterator[Audio]:
     """The first ``frames`` samples of a stream of (C, T) blocks, padded with zeros if it is shorter."""
-    left = frames
+    remaining = frames
     for block in blocks:
-        yield block[:, :left]
-        left = max(0, left - block.shape[1])
-    yield np.zeros((channels, left), np.float32)
+        yield block[:, :remaining]
+        remaining = max(0, remaining - block.shape[1])
+    yield np.zeros((channels, remaining), np.float32)
 
 
 def resampled_length(frames: int, from_rate: int, to_rate: int) -> int:
-    """The length at ``to_rate`` of ``frames`` samples at ``from_rate``; at least one of at least one."""
+    """The length at ``to_rate`` of ``frames`` samples at ``from_rate``; at least 1 unless ``frames`` is 0."""
     return max(min(frames, 1), round(frames * to_rate / from_rate))
 
 
@@ -49,6 +49,6 @@ def resample(audio: Audio, from_rate: int, to_rate: int) -> Audio:
 
 
 def match_length(audio: Audio, frames: int) -> Audio:
-    """Cut (..., T) to ``frames``, or pad it with zeros."""
+    """Cut audio (..., T) to ``frames`` samples, or pad it with zeros."""
     missing = max(0, frames - audio.shape[-1])
     return np.pad(audio[..., :frames], [(0, 0)] * (audio.ndim - 1) + [(0, missing)]) if missing else audio[..., :frames]

@@ -3,13 +3,13 @@
 import numpy as np
 from numpy.typing import NDArray
 
-IMPLAUSIBLE = 1e3  # of full scale: no sound of floats is as loud
-LOUD = 0.1  # RMS, without the mean, from which on noise is no sound's
-UNLIKE = 0.3  # correlation of a sample with the next, up to which it says nothing of it
+IMPLAUSIBLE = 1e3  # times full scale: no sound stored as floats is as loud
+LOUD = 0.1  # RMS without the mean: white noise above it is not recorded sound
+UNLIKE = 0.3  # correlation of consecutive samples below which they count as independent
 
 
 def is_loud_noise(audio: NDArray[np.floating]) -> bool:
-    """Whether samples (C, T) are loud and none says anything of the next: so is anything but sound, and no recording.
+    """Whether samples (C, T) are loud and uncorrelated with their neighbors, as in data that is not sound.
 
     >>> is_loud_noise(np.frombuffer(np.random.default_rng(0).bytes(4000), "<i2")[None] / 2**15)
     True

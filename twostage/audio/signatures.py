@@ -1,8 +1,8 @@
 """Recognizes the type of a file by its first bytes, so that a pipe does not play it as raw samples."""
 
-ENOUGH = 4096  # bytes that tell every kind: two frames of MP3 lie within them
+ENOUGH = 4096  # bytes that suffice to recognize every format: they include two frames of MP3
 
-STARTS = {  # offset and bytes there -> name
+STARTS = {  # offset and bytes at that offset -> name
     (0, b"RIFF"): "WAV",
     (0, b"RIFX"): "WAV",
     (0, b"RF64"): "RF64",
@@ -36,7 +36,7 @@ RATES = (44100, 48000, 32000)
 
 
 def container_of(head: bytes) -> str | None:
-    """The kind of file that begins so, as people call it; None if it is none of those known.
+    """The common name of the file format that begins with ``head``; None if it is not recognized.
 
     >>> container_of(b"fLaC" + bytes(40)), container_of(bytes(40))
     ('FLAC', None)
@@ -50,7 +50,7 @@ def container_of(head: bytes) -> str | None:
 
 
 def undecided(head: bytes) -> bool:
-    """Whether more bytes, up to ``ENOUGH``, might show what ``head`` is the beginning of."""
+    """Whether more bytes, up to ``ENOUGH``, might identify the format that begins with ``head``."""
     if len(head) >= ENOUGH or container_of(head):
         return False
     starts = [(offset, start) for offset, start in STARTS if len(head) < offset + len(start)]
@@ -60,26 +60,26 @@ def undecided(head: bytes) -> bool:
 
 
 def _has_id3(head: bytes) -> bool:
-    """A tag before MP3: its version, its flags, and a size in bytes of seven bits."""
+    """Whether an ID3v2 tag begins here: a known version, and a size in bytes of seven bits."""
     return head[:3] == b"ID3" and len(head) >= 10 and head[3] in (2, 3, 4) and max(head[6:10]) < 128
 
 
 def _framed(head: bytes) -> str | None:
-    """MP3 or AAC without a header of the file: two frames that follow each other and are of one kind."""
+    """MP3 or AAC without a file header: two consecutive frames of the same kind."""
     first = _length(head)
-    rest = head[first:]
-    if not first or _length(rest) == 0:
+    second = head[first:]
+    if not first or _length(second) == 0:
         return None
-    # sync, version and layer, then the sampling rate, are those of every frame
-    alike = all((a ^ b) & mask == 0 for a, b, mask in zip(head, rest, (0xFF, 0xFE, 0x0C), strict=False))
-    return ("AAC" if head[1] & 0xF6 == 0xF0 else "MP3") if alike else None
+    # sync word, version, layer and sample rate are the same in all frames
+    same_kind = all((a ^ b) & mask == 0 for a, b, mask in zip(head, second, (0xFF, 0xFE, 0x0C), strict=False))
+    return ("AAC" if head[1] & 0xF6 == 0xF0 else "MP3") if same_kind else None
 
 
 def _length(head: bytes) -> int:
-    """Bytes of the frame of MPEG audio, or of AAC in ADTS, that begins here; 0 if none does."""
+    """Length in bytes of the MPEG audio or AAC (ADTS) frame that begins here; 0 if there is none."""
     if len(head) < 6 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return 0
-    if head[1] & 0xF6 == 0xF0:  # the layer that MPEG audio has not is AAC's
+    if head[1] & 0xF6 == 0xF0:  # the layer value that MPEG audio does not use means AAC
         length = (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
         return length if length > 7 and head[2] >> 2 & 15 < 13 else 0
     version, layer = {3: 1.0, 2: 2.0, 0: 2.5}.get(head[1] >> 3 & 3), 4 - (head[1] >> 1 & 3)

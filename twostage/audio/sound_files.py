@@ -35,7 +35,7 @@ from twostage.audio.types import Audio
 from twostage.utils.errors import AudioError, reason_of
 from twostage.utils.files import check_writable, make_folder, partial_name, publish
 
-# suffix -> libsndfile's container, and the coding that it has unless told otherwise
+# suffix -> libsndfile's container and its default encoding
 FORMATS = {
     "wav": ("WAV", "PCM_16"),
     "flac": ("FLAC", "PCM_16"),
@@ -50,16 +50,16 @@ FORMATS = {
     "w64": ("W64", "PCM_16"),
     "rf64": ("RF64", "PCM_16"),
 }
-SUFFIXES = (*FORMATS, *finding.READ, *finding.MEDIA)  # of files that are taken for sound in a folder
+SUFFIXES = (*FORMATS, *finding.READ, *finding.MEDIA)  # of files in a folder that count as sound files
 LOSSY = ("VORBIS", "OPUS", "MPEG_LAYER_III")
 LINEAR = ("PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
-MOST_CHANNELS = {"OGG": 255}  # of containers whose encoder crashes with more, where others say so
+MOST_CHANNELS = {"OGG": 255}  # for containers whose encoder crashes with more channels instead of reporting an error
 
 
 class Writer:
-    """Writes a sound file: blocks (C, T) go to a hidden file beside ``path``, which is renamed to it at the end.
+    """Writes a sound file in blocks (C, T), first to a hidden file beside ``path``, which is renamed at the end.
 
-    Used in a ``with`` block; leaving it by an exception, KeyboardInterrupt included, removes what was written.
+    Used in a ``with`` block; an exception in it, KeyboardInterrupt included, removes the hidden file.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Writer:
         if channels > MOST_CHANNELS.get(container, channels):
             raise AudioError(f"cannot write {channels} channels as {container}", subject=self.path)
         self._partial = partial_name(self.path)
-        # Ctrl-C may come between any two lines, this one and the `with` block's first among them
+        # Ctrl-C may come at any time, even before the `with` block is entered
         weakref.finalize(self, self._partial.unlink, missing_ok=True)
         try:
             self._file = soundfile.SoundFile(
@@ -92,15 +92,15 @@ class Writer:
             raise self._failure(error, "the sound") from None
         self.frames += block.shape[1]
 
-    def _failure(self, error: Exception, what: str) -> AudioError:
-        # libsndfile says "System error" where the system said why: ask it again
+    def _failure(self, error: Exception, content: str) -> AudioError:
+        # libsndfile reports only "System error": another write yields the reason
         try:
             with open(self._partial, "ab") as file:
                 file.write(bytes(1 << 16))
         except OSError as cause:
             return AudioError(f"cannot be written ({reason_of(cause)})", subject=self.path)
         reason = sndfile_reason(error) if isinstance(error, soundfile.LibsndfileError) else reason_of(error)
-        return AudioError(f"cannot write {what} ({reason})", subject=self.path)
+        return AudioError(f"cannot write {content} ({reason})", subject=self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -119,14 +119,14 @@ class Writer:
         try:
             self._file.close()
         except (soundfile.LibsndfileError, OSError) as error:
-            if not quietly:  # what went wrong before matters more
+            if not quietly:  # the error that was raised before matters more
                 raise self._failure(error, "the sound") from None
 
     def _publish(self) -> None:
-        # some encoders flush at the end and tell nobody when that fails
+        # some encoders flush at the end and do not report that it failed
         if info(self._partial).frames < self.frames and self._file.format != "MP3":
             raise self._failure(OSError("the disk did not take all of it"), "the sound")
-        check_writable(self.path, self._overwrite)  # it may have come into being meanwhile
+        check_writable(self.path, self._overwrite)  # it may have been created in the meantime
         try:
             publish(self._partial, self.path)
         except OSError as error:
@@ -134,7 +134,7 @@ class Writer:
 
 
 def coding_for(path: str | Path, subtype: str | None = None) -> tuple[str, str]:
-    """libsndfile's container and encoding for a file name; ``subtype`` (of the input, say) is kept if it fits."""
+    """libsndfile's container and encoding for a file name; ``subtype`` (as that of the input) is kept if it fits."""
     suffix = Path(path).suffix.lower().lstrip(".")
     if suffix not in FORMATS:
         raise AudioError(f"cannot write .{suffix} files; the formats are {', '.join(FORMATS)}", subject=path)
@@ -155,8 +155,8 @@ def read(path: str | Path, *, start: int = 0, frames: int | None = None) -> tupl
     with Reader(path) as reader:
         if start == 0 and frames is None:
             return np.concatenate(list(reader.blocks()), axis=1), reader.info.sample_rate
-        wanted = reader.info.frames - start if frames is None else frames
-        return reader.read(start, wanted), reader.info.sample_rate
+        length = reader.info.frames - start if frames is None else frames
+        return reader.read(start, length), reader.info.sample_rate
 
 
 def decode(content: bytes, name: str) -> tuple[Audio, Info]:
@@ -174,7 +174,7 @@ def decode(content: bytes, name: str) -> tuple[Audio, Info]:
 def write(
     path: str | Path, audio: Audio, sample_rate: int, *, subtype: str | None = None, overwrite: bool = False
 ) -> None:
-    """Write (C, T) or (T,) samples, format by the suffix; the file appears only when it is complete."""
+    """Write (C, T) or (T,) samples in the format of the suffix; the file appears only when it is complete."""
     audio = np.atleast_2d(np.asarray(audio, dtype=np.float32))
     with Writer(path, sample_rate, audio.shape[0], subtype=subtype, overwrite=overwrite) as writer:
         writer.write(audio)
@@ -183,5 +183,5 @@ def write(
 def find(
     paths: Iterable[str | Path], suffixes: Iterable[str] = SUFFIXES, passed_over: list[Path] | None = None
 ) -> list[tuple[Path, Path]]:
-    """Sound files under files, folders and patterns, as (file, its path below what was named); see `finding.find`."""
+    """Sound files in files, folders and patterns, as (file, path relative to that entry); see `finding.find`."""
     return finding.find(paths, suffixes, passed_over)

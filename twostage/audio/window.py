@@ -1,4 +1,4 @@
-"""A part of a file as a file of its own, with a prefix or with some bytes replaced."""
+"""A part of a file as a file object, with a prefix or with some bytes replaced."""
 
 import io
 import os
@@ -25,7 +25,7 @@ class Window(io.RawIOBase):
         size = os.fstat(self._file.fileno()).st_size
         self._start, self._end = start, size if end is None else min(end, size)
         self._prefix, self._patches = prefix, dict(patches or {})
-        self._place = 0
+        self._position = 0
 
     def __len__(self) -> int:
         return len(self._prefix) + max(0, self._end - self._start)
@@ -37,29 +37,29 @@ class Window(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        return self._place
+        return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: len(self)}[whence]
-        self._place = max(0, base + offset)
-        return self._place
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self)}[whence]
+        self._position = max(0, base + offset)
+        return self._position
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        wanted = min(len(buffer), max(0, len(self) - self._place))
-        data = self._prefix[self._place : self._place + wanted]
-        if len(data) < wanted:
-            place = self._start + self._place + len(data) - len(self._prefix)
-            self._file.seek(place)
-            data += self._patched(place, self._file.read(wanted - len(data)))
+        size = min(len(buffer), max(0, len(self) - self._position))
+        data = self._prefix[self._position : self._position + size]
+        if len(data) < size:
+            position = self._start + self._position + len(data) - len(self._prefix)
+            self._file.seek(position)
+            data += self._patched(position, self._file.read(size - len(data)))
         buffer[: len(data)] = data
-        self._place += len(data)
+        self._position += len(data)
         return len(data)
 
-    def _patched(self, place: int, data: bytes) -> bytes:
+    def _patched(self, position: int, data: bytes) -> bytes:
         for at, patch in self._patches.items():
-            first, last = max(at, place), min(at + len(patch), place + len(data))
+            first, last = max(at, position), min(at + len(patch), position + len(data))
             if first < last:
-                data = data[: first - place] + patch[first - at : last - at] + data[last - place :]
+                data = data[: first - position] + patch[first - at : last - at] + data[last - position :]
         return data
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""``twostage compare``: evaluations of several systems as one table and as pictures."""
+"""``twostage compare``: evaluations of several systems in one table and in plots."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -19,7 +19,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     from twostage.utils.errors import ConfigError, DataError
 
-    for folder in args.results:  # before what takes seconds to import
+    for folder in args.results:  # before imports that take seconds
         if not folder.is_dir():
             raise DataError("no such folder", subject=folder)
     if args.out.resolve() in [folder.resolve() for folder in args.results]:

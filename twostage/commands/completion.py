@@ -16,7 +16,7 @@ NAMED = {"model": ("checkpoints", "*/*.safetensors"), "settings": ("configs", "*
 
 @dataclass(frozen=True)
 class Level:
-    """A command: its words behind ``twostage``, what it does, and what may follow."""
+    """A command: its words after ``twostage``, its help, and its possible arguments."""
 
     path: tuple[str, ...]
     help: str
@@ -29,9 +29,9 @@ class Level:
 
     @property
     def names(self) -> list[str]:
-        """What may stand without an option before it, beside files."""
-        places = [action for action in self.actions if not action.option_strings]
-        return [*self.commands, *(value for action in places for value in values_of(action))]
+        """Possible positional arguments other than files."""
+        positionals = [action for action in self.actions if not action.option_strings]
+        return [*self.commands, *(value for action in positionals for value in values_of(action))]
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -44,25 +44,25 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def walk(parser: ArgumentParser, path: tuple[str, ...] = (), said: str = "") -> Iterator[Level]:
-    """A parser and all below it."""
+def walk(parser: ArgumentParser, path: tuple[str, ...] = (), help: str = "") -> Iterator[Level]:
+    """A parser and all of its subparsers."""
     below: dict[str, tuple[ArgumentParser, str]] = {}
     for action in parser._actions:
         if isinstance(action, _SubParsersAction):
             help_of = {choice.dest: choice.help or "" for choice in action._choices_actions}
             below |= {name: (sub, help_of.get(name, "")) for name, sub in action.choices.items()}
     actions = tuple(action for action in parser._actions if not isinstance(action, _SubParsersAction))
-    yield Level(path, said, tuple(below), actions)
-    for name, (sub, words) in below.items():
-        yield from walk(sub, (*path, name), words)
+    yield Level(path, help, tuple(below), actions)
+    for name, (sub, sub_help) in below.items():
+        yield from walk(sub, (*path, name), sub_help)
 
 
 def values_of(action: Action) -> list[str]:
-    """What an option or a place takes, as far as it is known: its choices, or names of what is shipped."""
+    """Known values of an option or positional argument: its choices, or the names of shipped models or settings."""
     if action.choices:
         return [str(choice) for choice in action.choices]
     folder, pattern = NAMED.get(action.dest, ("", ""))
-    files = {file for home in HOMES if folder for file in (home / folder).glob(pattern)}
+    files = {file for folder_root in HOMES if folder for file in (folder_root / folder).glob(pattern)}
     return sorted({file.parent.name if folder == "checkpoints" else file.stem for file in files})
 
 
@@ -101,7 +101,7 @@ def bash(levels: list[Level]) -> str:
 
 
 def zsh(levels: list[Level]) -> str:
-    """That of bash, which zsh can run."""
+    """The completion of bash, which zsh can run."""
     head = "# completion of twostage for zsh: source it from ~/.zshrc\nautoload -Uz compinit bashcompinit"
     return f"{head}\n(( $+functions[compdef] )) || compinit\nbashcompinit\n{bash(levels)}"
 

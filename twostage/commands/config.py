@@ -1,4 +1,4 @@
-"""``twostage config``: what settings a training would have, before it begins."""
+"""``twostage config``: shows the settings of a training before it begins."""
 
 from argparse import ArgumentParser, Namespace
 

@@ -1,4 +1,4 @@
-"""``twostage evaluate``: score models on pairs, or on clean speech through the simulator."""
+"""``twostage evaluate``: scores models on pairs, or on simulated recordings of clean speech."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ twostage evaluate --merge scores/p02 scores/p21 scores/p32 -o scores/all
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--pairs", metavar="CSV", help="manifest of pairs: columns bone, air, speaker; or JSONL")
-    what.add_argument("--clean", metavar="CSV", help="manifest of clean speech, degraded by --simulate")
-    what.add_argument("--merge", metavar="DIR", nargs="+", type=Path, help="join the scores of these folders instead")
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--pairs", metavar="MANIFEST", help="CSV or JSONL manifest of pairs: columns bone, air, speaker")
+    data.add_argument("--clean", metavar="MANIFEST", help="manifest of clean speech, degraded by --simulate")
+    data.add_argument("--merge", metavar="DIR", nargs="+", type=Path, help="join the scores of these folders instead")
     parser.add_argument("--simulate", metavar="SENSOR", help="preset or YAML file of the sensor, with --clean")
     add_air_arguments(parser)
     parser.add_argument(
@@ -108,11 +108,11 @@ def run(args: Namespace) -> int:
     compared = systems.load_systems(models_by_label(args.model), device, args.precision)
     systems.check_inputs(compared, source)
     fingerprints = systems.fingerprint(compared)
-    known = results.known_costs(args.costs, fingerprints) if args.costs else {}
+    stored_costs = results.known_costs(args.costs, fingerprints) if args.costs else {}
     settings = _settings(args) | {"models": fingerprints}
     scored = results.resume(args.out, settings, overwrite=args.overwrite) if args.out else results.EvaluationResults()
     scored.failures += problems
-    costs = known or systems.measure_costs(compared)
+    costs = stored_costs or systems.measure_costs(compared)
     with tqdm(total=len(entries), unit="file", disable=is_quiet(args) or None) as bar:
         runner.evaluate(
             entries,
@@ -127,8 +127,8 @@ def run(args: Namespace) -> int:
         )
     code = _publish(args, scored, costs, settings)
     if args.out and args.pictures:
-        shown = pairs.select(entries, paired=bool(args.pairs), limit=args.pictures)
-        pictures.show(args.out, shown, source, compared, args.keep_low_band)
+        illustrated = pairs.select(entries, paired=bool(args.pairs), limit=args.pictures)
+        pictures.show(args.out, illustrated, source, compared, args.keep_low_band)
     return code
 
 
@@ -163,7 +163,7 @@ def _entries(args: Namespace) -> tuple[PairSource, list[Entry], list[str]]:
 
 
 def _settings(args: Namespace) -> dict[str, Any]:
-    """What decides the scores, to know whether an evaluation that stopped was the same one."""
+    """The settings that affect the scores; a resumed evaluation must have the same."""
     names = ("pairs", "clean", "simulate", "limit", "only_speaker", "keep_low_band", "seed", "precision")
     settings = {name: getattr(args, name) for name in (*names, "air_snr", "noise")}
     return settings | {"metrics": list(_metrics(args.metrics))}
@@ -186,7 +186,7 @@ def _merge(args: Namespace) -> int:
 def _publish(
     args: Namespace, scored: EvaluationResults, costs: Mapping[str, Costs], settings: Mapping[str, Any]
 ) -> int:
-    """Print the tables, write them and the summary, name the failures; the exit code."""
+    """Print the tables, write them and the summary, and report failures; returns the exit code."""
     from twostage.evaluation import report, results
 
     title = Path(args.pairs or args.clean or "merged").name + (f", simulated: {args.simulate}" if args.simulate else "")

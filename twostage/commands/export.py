@@ -1,4 +1,4 @@
-"""``twostage export``: a model as ONNX."""
+"""``twostage export``: exports a model to ONNX."""
 
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
@@ -55,9 +55,9 @@ def run(args: Namespace) -> int:
         raise CheckpointError(f"takes {model.inputs} channels; --int8 is for models of one", subject=args.model[0])
     speech = _speech(args, model.sample_rate) if args.int8 else None
     written = export(model, args.out, stream=args.stream, provenance=provenances(*args.model), speech=speech)
-    what = "log-mels within" if args.int8 else "within"
+    compared = "log-mels within" if args.int8 else "within"
     size = f"{written.size / 1e6:.1f} MB, {written.operators} operators"
-    print(f"{args.out}: {size}, {what} {written.difference:.1g} of PyTorch's")
+    print(f"{args.out}: {size}, {compared} {written.difference:.1g} of PyTorch's")
     return 0
 
 
@@ -65,7 +65,7 @@ def _check(args: Namespace) -> None:
     if not args.out.endswith(".onnx"):
         raise ConfigError("the name of the file to write must end in .onnx", subject=args.out)
     if args.int8 != bool(args.calibrate):
-        raise ConfigError("--int8 and --calibrate belong together: the speech that ranges are measured on")
+        raise ConfigError("--int8 and --calibrate belong together: the speech for calibrating the ranges")
     if args.simulate and not args.int8:
         raise ConfigError("--simulate belongs to --calibrate")
 

@@ -19,7 +19,7 @@ def run(args: Namespace) -> int:
     from twostage.training.config import FinetuneRun
 
     settings = training_settings(args, FinetuneRun)
-    from twostage.training.recipes import finetune  # after the settings: a mistake in them shows sooner
+    from twostage.training.recipes import finetune  # after the settings, so that errors in them appear sooner
 
     finetune(settings, resume=args.resume)
     return 0

@@ -1,4 +1,4 @@
-"""``twostage fit-sensor``: the character of a sensor from a few minutes of pairs."""
+"""``twostage fit-sensor``: fits the simulator to a sensor, from a few minutes of pairs."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -59,7 +59,7 @@ def run(args: Namespace) -> int:
 
 
 def _usable(args: Namespace) -> "list[Entry]":
-    """Pairs that are fit for use, aligned; the others are named."""
+    """Usable pairs, aligned; the others are reported."""
     from twostage.data.align import AlignConfig, align
     from twostage.data.manifest import read_manifest, scan
 
@@ -86,7 +86,7 @@ def _usable(args: Namespace) -> "list[Entry]":
 
 
 def _table(fitted: "FittedSensor") -> str:
-    """Measured and simulated figures in a few bands."""
+    """Measured and simulated statistics in selected bands."""
     import numpy as np
 
     lines = ["      Hz  response dB  (simulated)  coherence  (simulated)  noise dB/Hz  (simulated)"]

@@ -1,4 +1,4 @@
-"""``twostage import-hifigan``: bring a published HiFi-GAN generator."""
+"""``twostage import-hifigan``: converts a published HiFi-GAN generator."""
 
 from argparse import ArgumentParser, Namespace
 

@@ -24,7 +24,7 @@ twostage manifest align pairs.jsonl -o good.jsonl --report report.json
 twostage manifest import vibravox/ --corpus vibravox -o corpora/vibravox
 twostage manifest split all.jsonl -o train.jsonl dev.jsonl --fraction 0.1
 """
-SHOWN = 20  # problems that are printed; a report holds all
+SHOWN = 20  # problems that are printed; the report contains all
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -143,8 +143,8 @@ def _align(args: Namespace) -> int:
     from twostage.data.align import AlignConfig, agree_on_polarity, align
     from twostage.data.manifest import read_manifest
 
-    most = inf if args.max_delay is None else args.max_delay / 1000
-    limits = AlignConfig(most, args.min_peak, args.min_overlap, max_drift=args.max_drift)
+    max_delay = inf if args.max_delay is None else args.max_delay / 1000
+    limits = AlignConfig(max_delay, args.min_peak, args.min_overlap, max_drift=args.max_drift)
     problems: list[str] = []
     entries = read_manifest(args.manifest, problems=problems)
     silent = is_quiet(args) or len(entries) < 20 or None

@@ -1,4 +1,4 @@
-"""``twostage models``: what models there are, and what to know of them before they are used."""
+"""``twostage models``: lists models with their properties."""
 
 import json
 import logging
@@ -47,7 +47,7 @@ def _row(info: "ModelInfo") -> tuple[str, ...]:
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
-    """Rows with their columns below each other.
+    """Rows as text with aligned columns.
 
     >>> print(table([("a", "bb"), ("ccc", "d")]))
     a    bb

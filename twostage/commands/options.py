@@ -1,4 +1,4 @@
-"""Flags that several commands share, and what they mean."""
+"""Command-line options that several commands share."""
 
 import logging
 from argparse import ArgumentParser, Namespace
@@ -26,20 +26,20 @@ PRECISION_HELP = (
 
 
 def is_quiet(args: Namespace) -> bool:
-    """Whether -q was given, which the program adds to the options of every command."""
+    """Whether -q was given, an option that every command has."""
     return getattr(args, "quiet", False)
 
 
 def precision_for(name: str, device: str) -> str:
-    """The precision that --precision means: "float32", with a word on stderr, where ``device`` has nothing less."""
+    """The precision for --precision; "float32", with a warning, if ``device`` does not support another one."""
     if name == "float32":
         return name
     from twostage.models.precision import shortfall
 
-    lacking = shortfall(name, device)
-    if lacking:
-        logger.warning("--%s", lacking)
-    return "float32" if lacking else "bfloat16"
+    unsupported = shortfall(name, device)
+    if unsupported:
+        logger.warning("--%s", unsupported)
+    return "float32" if unsupported else "bfloat16"
 
 
 def add_restoration_arguments(parser: ArgumentParser) -> None:
@@ -80,13 +80,13 @@ def restoration_options(args: Namespace, *, overwrite: bool = False, batch: int 
 def models_by_label(arguments: "Sequence[Sequence[str]] | None") -> dict[str, list[str]]:
     """Label -> paths. A label is given by ``LABEL=``, otherwise it is the name or the paths themselves."""
     models: dict[str, list[str]] = {}
-    for first, *rest in arguments or [["default"]]:
+    for first, *other_paths in arguments or [["default"]]:
         label, equals, path = first.partition("=")
         if not equals or Path(first).exists():
-            label, path = " + ".join([first, *rest]), first
+            label, path = " + ".join([first, *other_paths]), first
         if label in models:
             raise ConfigError(f"--model {label}: given twice; give one of them a LABEL=")
-        models[label] = [path, *rest]
+        models[label] = [path, *other_paths]
     return {} if list(models) == ["none"] else models
 
 
@@ -120,9 +120,10 @@ def add_training_arguments(parser: ArgumentParser) -> None:
         "settings",
         nargs="*",
         metavar="CONFIG|key=value",
-        help="YAML files (paths, or names of shipped ones), merged left to right, and single settings on top",
+        help="YAML files (paths, or names of shipped ones), merged left to right, and single settings on top; "
+        "data.train, data.valid and run_dir (or --run) must be set",
     )
-    # another name inside: `run` is the command's function
+    # `dest` differs because `run` is the function of the command
     parser.add_argument(
         "--run",
         dest="directory",
@@ -140,8 +141,8 @@ def training_settings(args: Namespace, schema: type[S]) -> S:
     overrides = [text for text in args.settings if "=" in text] + (
         [f"run_dir={args.directory}"] if args.directory else []
     )
-    if not files and args.resume and args.directory and (begun := Path(args.directory, CONFIG_FILE)).is_file():
-        return load_config(schema, [str(begun)], overrides, stored=True)
+    if not files and args.resume and args.directory and (stored_file := Path(args.directory, CONFIG_FILE)).is_file():
+        return load_config(schema, [str(stored_file)], overrides, stored=True)
     if not files:
         raise ConfigError("give a YAML file of settings, such as those in configs/, or --resume with --run DIR")
     return load_config(schema, files, overrides)

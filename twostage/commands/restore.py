@@ -1,4 +1,4 @@
-"""``twostage restore``: sound files in, restored sound files out."""
+"""``twostage restore``: restores sound files."""
 
 import argparse
 import json
@@ -34,7 +34,7 @@ twostage restore recordings/ -o restored/ --format flac --sample-rate input --js
 cat recording.wav | twostage restore - -o - | aplay -q
 """
 logger = logging.getLogger(__name__)
-LONG = 600.0  # seconds of sound: enough for a progress bar even in a log file
+LONG = 600.0  # seconds of sound from which on a progress bar is written even to a log file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,12 +86,12 @@ def _restored(args: argparse.Namespace, names: "Ends") -> int:
     device, precision = _where(args, bool(pending))
     model = load(*args.model or [], device=device, precision=precision) if pending else None
     reports: list[RestorationReport] = []
-    waiting, written = set(pending), dict[Path, Path]()
+    to_restore, written = set(pending), dict[Path, Path]()
     reporter = RestoreReporter(sys.stderr if "-" in (args.json, args.out) else sys.stdout, quiet=is_quiet(args))
     with reporter.bar(pending) as progress:
 
         def work(job: "RestoreJob") -> "RestorationReport":
-            needed = model if job in waiting else None
+            needed = model if job in to_restore else None
             with called(names.names):
                 return _do(needed, job, options, progress, names, skip=args.skip_existing, written=written)
 
@@ -111,16 +111,16 @@ def _restored(args: argparse.Namespace, names: "Ends") -> int:
 
 
 def _where(args: argparse.Namespace, loading: bool) -> tuple[str, str]:
-    """Device and precision; those of ONNX, which stays on the CPU, where such a model is to be loaded."""
+    """Device and precision; for an ONNX model, the CPU and float32."""
     from twostage.models.loading import onnx_for
 
     if not (loading and onnx_for(*args.model or [])):
         device = device_for(args.device, "--device")
         return device, precision_for(args.precision, device)
     if args.device != "auto":
-        device_for(args.device, "--device")  # that there is none is said all the same
+        device_for(args.device, "--device")  # an unavailable device is an error even so
     if args.precision != "float32":
-        logger.warning("--precision %s: ONNX runs as it was written", args.precision)
+        logger.warning("--precision %s: an ONNX file keeps the precision of its export", args.precision)
     return "cpu", "float32"
 
 
@@ -134,7 +134,7 @@ def _do(
     skip: bool,
     written: Mapping[Path, Path],
 ) -> "RestorationReport":
-    """Restore one file. It is skipped if its output exists, and refused if another input has been written there."""
+    """Restore one file. It is skipped if its output exists, and refused if another input has the same output."""
     from twostage.audio.sound_files import info
     from twostage.inference.restoration import restore_file
     from twostage.utils.files import check_writable
@@ -142,9 +142,9 @@ def _do(
     if job.error:
         raise AudioError(job.error, subject=job.source)
     if winner := job.beaten_by(written):
-        info(job.source)  # a file that cannot be read is reported as that
-        what = f"would write {names.name(job.target)}, which {names.name(winner)} writes"
-        raise AudioError(what, subject=job.source)
+        info(job.source)  # report an unreadable file as such
+        reason = f"would write {names.name(job.target)}, which {names.name(winner)} writes"
+        raise AudioError(reason, subject=job.source)
     if model is None or (skip and _is_done(job)):  # another process may restore the same folder
         return _skipped(job)
     if job.plot:
@@ -152,7 +152,7 @@ def _do(
     try:
         report = restore_file(model, job.source, job.target, options, progress=progress)
     except OutputError:
-        if skip and _is_done(job):  # the other process was quicker
+        if skip and _is_done(job):  # another process was faster
             return _skipped(job)
         raise
     if job.plot:
@@ -180,7 +180,7 @@ def _is_done(job: "RestoreJob") -> bool:
 
 
 def _plot(job: "RestoreJob", report: "RestorationReport", top: float, options: "Options") -> None:
-    """Draw the picture; that it cannot be drawn is no reason for losing what was restored, or what comes after."""
+    """Draw the spectrograms; if that fails, the restored file is kept and the next files are processed."""
     from twostage.audio.plots import before_after, optional
 
     assert job.plot is not None
@@ -190,7 +190,7 @@ def _plot(job: "RestoreJob", report: "RestorationReport", top: float, options: "
 
 
 class RestoreReporter:
-    """What the user sees: a bar while it runs, a line per file, a summary. Warnings and errors go to stderr."""
+    """The output for the user: a progress bar, a line per file, a summary. Warnings and errors go to stderr."""
 
     def __init__(self, out: Any, *, quiet: bool = False) -> None:
         self._out, self._quiet = out, quiet
@@ -225,14 +225,14 @@ class RestoreReporter:
 
     def summary(self, reports: "list[RestorationReport]", jobs: int, device: str, passed_over: int = 0) -> None:
         counts = {s: sum(r.status == s for r in reports) for s in ("restored", "skipped", "failed")}
-        words = ", ".join(f"{count} {status}" for status, count in counts.items() if count or status == "restored")
+        outcome = ", ".join(f"{count} {status}" for status, count in counts.items() if count or status == "restored")
         total = _summary(reports)
         missing = f", {jobs - len(reports)} not done" if jobs > len(reports) else ""
         pace = (
             f"; {total['seconds']:.1f} s of sound in {total['elapsed']:.1f} s on {device}" if counts["restored"] else ""
         )
-        rest = f"; {passed_over} files passed over that are no sound by their names" if passed_over else ""
-        self._say(words + missing + pace + rest)
+        ignored = f"; {passed_over} files passed over that are not sound by their names" if passed_over else ""
+        self._say(outcome + missing + pace + ignored)
 
     def _say(self, text: str) -> None:
         if not self._quiet:
@@ -241,7 +241,7 @@ class RestoreReporter:
     def _line(self, text: str, file: Any) -> None:
         from tqdm import tqdm
 
-        tqdm.write(one_line(text), file=file)  # above the bar, which a log file has too if there is much to do
+        tqdm.write(one_line(text), file=file)  # above the progress bar
         file.flush()
 
 
@@ -270,7 +270,7 @@ def _check_report_name(args: argparse.Namespace) -> None:
 
     if args.json in (None, "-"):
         return
-    if not args.json.endswith(".json"):  # "--json a.wav" would else take an input for the report's name
+    if not args.json.endswith(".json"):  # otherwise "--json a.wav" would use an input as the name of the report
         raise ConfigError(f"--json {args.json}: the name of the report must end in .json")
     if not Path(args.json).parent.is_dir():
         raise ConfigError(f"--json {args.json}: no such folder")

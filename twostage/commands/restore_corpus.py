@@ -1,4 +1,4 @@
-"""``twostage restore-corpus``: the files of a manifest, restored on many processes or machines."""
+"""``twostage restore-corpus``: restores the files of a manifest with many processes or machines."""
 
 import argparse
 import logging
@@ -20,8 +20,8 @@ twostage restore-corpus corpus.jsonl -o restored/ --workers 4
 twostage restore-corpus s3://bucket/corpus.csv -o s3://bucket/restored --address auto --format flac
 """
 logger = logging.getLogger(__name__)
-PACE = 10.0  # seconds between lines of progress
-SHOWN = 20  # errors, and warnings; all are in the table
+PACE = 10.0  # seconds between progress lines
+SHOWN = 20  # errors and warnings that are printed; the table contains all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,12 +60,12 @@ def run(args: argparse.Namespace) -> int:
     from twostage.corpus.storage import Store, require
     from twostage.corpus.table import Table
 
-    require("ray", "pyarrow", "pandas")  # before anything is written or said
+    require("ray", "pyarrow", "pandas")  # before anything is written or printed
     config = ClusterConfig(args.address, args.workers, args.threads, args.device)
     options = restoration_options(args, batch=args.batch)
     sources, home = corpus.sources(args.manifest)
     weights = corpus.ModelWeights.read(*args.model or [])
-    weights.load()  # a mistake now rather than on every machine
+    weights.load()  # fail here rather than on every machine
     precision = "float32" if args.precision == "float32" else "bfloat16"
     job = corpus.CorpusJob(args.out, weights.digest, options, precision, args.format or "")
     done = corpus.begin(job, overwrite=args.overwrite)
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     reporter.add(list(refused.values()))
     try:
         if pending:
-            with cluster(config) as resources, terminable():  # Ray has put a handler of its own in place of ours
+            with cluster(config) as resources, terminable():  # Ray has replaced our handler
                 reporter.begin(f"{resources.workers} x {resources.device}")
                 for results in restored(pending, job, weights, resources):
                     reporter.add(results)
@@ -90,13 +90,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 class CorpusReporter:
-    """What the user sees: a line now and then, the first errors, a summary."""
+    """The output for the user: progress lines, the first errors, a summary."""
 
     def __init__(self, out: Any, files: int, skipped: int, *, quiet: bool = False) -> None:
         self._out, self._files, self._skipped, self._quiet = out, files, skipped, quiet
         self._seconds, self._where, self._warned = 0.0, "", 0
         self._started = self._said = time.monotonic()
-        self._first: tuple[float, int] | None = None  # when the workers were ready, and how much was done
+        self._first: tuple[float, int] | None = None  # time and number of files of the first results
         self.counts: Counter[str] = Counter()
 
     def begin(self, where: str) -> None:
@@ -123,22 +123,22 @@ class CorpusReporter:
         for kind, count in (("errors", self.counts["failed"]), ("warnings", self._warned)):
             if count > SHOWN:
                 print(f"twostage: {count - SHOWN} more {kind} are in the table", file=sys.stderr)
-        left = self._files - self.counts.total()
-        self._line(self._state() + (f"; {left} not done, the same command goes on with them" if left else ""))
+        missing = self._files - self.counts.total()
+        self._line(self._state() + (f"; {missing} not done, the same command continues with them" if missing else ""))
 
     def _state(self) -> str:
         elapsed, done = time.monotonic() - self._started, self.counts.total()
-        words = [f"{self.counts['restored']} restored"]
-        words += [f"{self._skipped} done before"] if self._skipped else []
-        words += [f"{self.counts['failed']} failed"] if self.counts["failed"] else []
+        counts = [f"{self.counts['restored']} restored"]
+        counts += [f"{self._skipped} done before"] if self._skipped else []
+        counts += [f"{self.counts['failed']} failed"] if self.counts["failed"] else []
         pace = f"; {self._seconds:.1f} s of sound in {elapsed:.1f} s{self._where}" if self._seconds else ""
-        return f"{', '.join(words)} of {self._files + self._skipped}{pace}{self._left(done)}"
+        return f"{', '.join(counts)} of {self._files + self._skipped}{pace}{self._left(done)}"
 
     def _left(self, done: int) -> str:
-        since, before = self._first or (0.0, done)
-        if not before < done < self._files:
+        since, first_count = self._first or (0.0, done)
+        if not first_count < done < self._files:
             return ""
-        return f", {(time.monotonic() - since) / (done - before) * (self._files - done):.0f} s left"
+        return f", {(time.monotonic() - since) / (done - first_count) * (self._files - done):.0f} s left"
 
     def _line(self, text: str) -> None:
         if not self._quiet:

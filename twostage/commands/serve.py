@@ -1,4 +1,4 @@
-"""``twostage serve``: restoration for programs, over HTTP."""
+"""``twostage serve``: serves restoration over HTTP, for programs."""
 
 from argparse import ArgumentParser, Namespace
 

@@ -1,4 +1,4 @@
-"""What the commands that serve have in common: where, for whom, which models, and how much."""
+"""Options that the serving commands share: address, access, models and limits."""
 
 import logging
 import os
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 TOKEN = "TWOSTAGE_TOKEN"  # name of the environment variable
 logger = logging.getLogger(__name__)
-SHORTEST = 16  # characters of a token
+SHORTEST = 16  # minimum number of characters of a token
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("--host", default="127.0.0.1", help="address to serve on (default: 127.0.0.1, this machine alone)")
+    add("--host", default="127.0.0.1", help="address to serve on (default: 127.0.0.1, this machine only)")
     add("--port", type=int, default=7860, help="port to serve on; 0 selects a free one (default: 7860)")
     add(
         "--token",
@@ -97,7 +97,7 @@ def limits_for(args: Namespace) -> "Limits":
 
 
 def offered(args: Namespace) -> dict[str, list[str]]:
-    """Paths of models by label, the given ones first. Unusable models are reported now, and not to a visitor."""
+    """Paths of models by label, the given ones first. Unusable models are reported before serving begins."""
     from twostage.inference.restore_options import Options
     from twostage.models.checkpoint import shipped
     from twostage.models.loading import load
@@ -119,7 +119,7 @@ def devices(chosen: str) -> list[str]:
 
 
 def serve(served: AbstractContextManager[str], host: str, what: str) -> int:
-    """Print the address where ``what`` is served, and wait for Ctrl-C."""
+    """Print the address at which ``what`` is served, and wait for Ctrl-C."""
     from threading import Event
 
     from twostage.app.server import warning_for
@@ -127,7 +127,7 @@ def serve(served: AbstractContextManager[str], host: str, what: str) -> int:
     with served as url:
         if warning := warning_for(host):
             logger.warning("%s", warning)
-        print(f"twostage: {what.format(url=url)} (Ctrl-C ends it and deletes what was given)", flush=True)
+        print(f"twostage: {what.format(url=url)} (Ctrl-C stops it and deletes all uploads)", flush=True)
         try:
             Event().wait()
         except KeyboardInterrupt:

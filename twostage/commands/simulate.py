@@ -1,4 +1,4 @@
-"""``twostage simulate``: body-conducted speech from clean speech."""
+"""``twostage simulate``: simulates body-conducted speech from clean speech."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -58,8 +58,8 @@ def run(args: Namespace) -> int:
             simulate_recording(source, target, sensor, args.seed, name, air=air, overwrite=args.overwrite)
         return _pair(source, target, relative), needed
 
-    shown = tqdm(files, disable=is_quiet(args) or len(files) < 20 or None, unit="file")
-    for _, outcome in one_by_one(shown, work, name=lambda file: file[0]):
+    progress = tqdm(files, disable=is_quiet(args) or len(files) < 20 or None, unit="file")
+    for _, outcome in one_by_one(progress, work, name=lambda file: file[0]):
         if isinstance(outcome, Failure):
             failed += 1
             print(f"twostage: error: {one_line(outcome.error)}", file=sys.stderr)
@@ -73,7 +73,7 @@ def run(args: Namespace) -> int:
 
 
 def _check(args: Namespace, files: list[tuple[Path, Path]]) -> None:
-    """See before the work whether outputs may be written."""
+    """Check the outputs before the work begins."""
     out, source = Path(args.out).absolute(), Path(args.clean).absolute()
     if out == source or (source.is_dir() and source in out.parents):
         raise AudioError(f"lies in {args.clean}; simulated speech would be taken for clean speech", subject=args.out)
@@ -84,9 +84,9 @@ def _check(args: Namespace, files: list[tuple[Path, Path]]) -> None:
         if not file.exists():
             raise AudioError("no such file or folder", subject=file)
         target = _target(args, relative)
-        other = targets.setdefault(target, file)
-        if other != file and all(map(_can_be_read, (file, other))):
-            raise AudioError(f"has the same output as {other}: {target}", subject=file)
+        earlier = targets.setdefault(target, file)
+        if earlier != file and all(map(_can_be_read, (file, earlier))):
+            raise AudioError(f"has the same output as {earlier}: {target}", subject=file)
 
 
 def _can_be_read(file: Path) -> bool:

@@ -1,4 +1,4 @@
-"""``twostage stream``: restore speech in real time, between pipes, from a file, or live."""
+"""``twostage stream``: restores speech in real time, between pipes, from a file, or live."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 HELP = "restore speech in real time: raw PCM from standard input to standard output, a file, or a live microphone"
 logger = logging.getLogger(__name__)
-TERMINAL_PACE, LOG_PACE = 0.5, 60.0  # seconds between two lines of a live stream
+TERMINAL_PACE, LOG_PACE = 0.5, 60.0  # seconds between status lines, on a terminal and in a log
 EXAMPLE = """
 twostage stream --file recording.wav -o restored.wav --json timing.json
 arecord -q -t raw -f S16_LE -r 16000 -c 1 | twostage stream | aplay -q -t raw -f S16_LE -r 16000 -c 1
@@ -48,17 +48,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--seconds", type=float, default=1.0, help="window length for a model that looks ahead (default: 1)")
     add("--threads", type=int, default=1, help="processor threads (default: 1)")
-    way = parser.add_mutually_exclusive_group()
-    way.add_argument(
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
         "--file", metavar="FILE", help="stream the first channel (or two) of a sound file, and report the time per hop"
     )
-    way.add_argument("--live", action="store_true", help="stream from the microphone to the loudspeaker (extra: live)")
-    way.add_argument(
+    mode.add_argument("--live", action="store_true", help="stream from the microphone to the loudspeaker (extra: live)")
+    mode.add_argument(
         "--virtual-microphone",
         metavar="NAME",
         help="provide a microphone of this name to other programs (Linux: PulseAudio or PipeWire)",
     )
-    way.add_argument("--list-devices", action="store_true", help="list the values for --devices and --microphone")
+    mode.add_argument("--list-devices", action="store_true", help="list the values for --devices and --microphone")
     add("-o", "--out", metavar="OUT", help="with --file: write the output at the model's sample rate")
     add("--json", metavar="FILE.json", help="with --file: write the timing as JSON")
     add("--overwrite", action="store_true", help="replace outputs that exist")
@@ -152,7 +152,7 @@ def _virtual(args: argparse.Namespace, stream: "Stream", hop: int) -> int:
 
 
 def _meter(args: argparse.Namespace, stream: "Stream", hop: int, *, devices: float) -> "Meter":
-    """Says how a live stream does: in one line of a terminal, or now and then in a log. ``devices``: their seconds."""
+    """The status of a live stream, on one line of a terminal or in a log. ``devices``: their latency in seconds."""
     from twostage.inference.meter import Meter
 
     terminal = sys.stderr.isatty()

@@ -1,1 +1,1 @@
-"""A corpus restored on a Ray cluster."""
+"""Restoration of a corpus on a Ray cluster."""

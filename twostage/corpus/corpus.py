@@ -1,7 +1,7 @@
-"""Restores a corpus with one model: the names of its restored files, which files are done, and the work itself.
+"""Restores a corpus with one model: the names of its outputs, the files that are done, and the work itself.
 
-Nothing here knows how the work is distributed over machines; `ray_cluster` does. A file may be restored twice, if a
-process dies between its output and its row: the second time gives the same file, and the table keeps one row.
+The distribution of the work over machines is separate, in `ray_cluster`. A file may be restored twice if a process dies
+between writing its output and its row: the second output is the same, and the table keeps one row.
 """
 
 import json
@@ -31,14 +31,14 @@ from twostage.models.precision import shortfall
 from twostage.utils.errors import AudioError, ConfigError, OutputError, called
 from twostage.utils.schema import parse_json
 
-SETTINGS_FILE = "corpus.json"  # marks a folder as a corpus's, and says what it is restored with
+SETTINGS_FILE = "corpus.json"  # marks the folder of a corpus, and contains its settings
 RESERVED = {SETTINGS_FILE, TABLE, PARTS, SCRATCH}
-UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')  # means something to one file system or another
+UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')  # has a special meaning on some file systems
 
 
 @dataclass(frozen=True)
 class Item:
-    """One file: ``source``, a path or URL, is restored to ``name`` below the corpus's folder."""
+    """One file: ``source``, a path or URL, is restored to ``name`` in the folder of the corpus."""
 
     source: str
     name: str
@@ -46,7 +46,7 @@ class Item:
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """The files of a model by name, in memory, as they are sent to the machines of a cluster."""
+    """The files of a model by name, in memory, to be sent to the machines of a cluster."""
 
     files: tuple[tuple[str, bytes], ...]
 
@@ -73,9 +73,9 @@ class ModelWeights:
 
 @dataclass(frozen=True)
 class CorpusJob:
-    """How every file is restored, into the folder ``dest``, a path or URL.
+    """The settings for restoring files into the folder ``dest``, a path or URL.
 
-    ``suffix`` ("flac") is the format of the outputs, that of the input if empty; ``model`` is the digest of the
+    ``suffix`` ("flac") is the format of the outputs (empty: that of the input); ``model`` is the digest of the
     weights.
     """
 
@@ -101,28 +101,28 @@ class CorpusJob:
 
 
 class Worker:
-    """A model that restores files of a job, a few at a time. The results are written to the table and returned."""
+    """A model that restores some files of a job at a time. The results are written to the table and returned."""
 
     def __init__(self, job: CorpusJob, weights: ModelWeights, device: str = "cpu", threads: int = 1) -> None:
         torch.set_num_threads(threads)
         self.job, self._store = job, Store(job.dest)
-        self._lacking = shortfall(job.precision, device)
-        self._model = weights.load(device, "float32" if self._lacking else job.precision)
+        self._unsupported = shortfall(job.precision, device)
+        self._model = weights.load(device, "float32" if self._unsupported else job.precision)
 
     def __call__(self, items: Sequence[Item]) -> list[Result]:
         results = []
-        # every kind of store has errors of its own, and none may stop the corpus
+        # every kind of store has its own exceptions, and none may stop the corpus
         for item, outcome in one_by_one(items, self.restore, name=lambda item: item.source, catch=(Exception,)):
             results.append(failure(item, outcome.error, self.job.model) if isinstance(outcome, Failure) else outcome)
         Table(self._store).add(results)
         return results
 
     def restore(self, item: Item) -> Result:
-        """Restore one file. Raises all errors."""
+        """Restore one file; all errors are raised."""
         with self._store.scratch() as folder:
             output = folder / f"made{PurePosixPath(item.name).suffix}"
             local = fetch(item.source, folder)
-            # files in between go by the names of those that they stand for
+            # in errors, temporary files have the names of the source and the output
             with called({str(local): item.source, str(output): self._store.path(item.name)}):
                 report = restore_file(self._model, local, output, replace(self.job.options, overwrite=True))
                 self._store.deliver(output, item.name)
@@ -134,7 +134,7 @@ class Worker:
             report.sample_rate,
             report.realtime_factor,
             self.job.model,
-            warnings="; ".join([self._lacking, *report.warnings] if self._lacking else report.warnings),
+            warnings="; ".join([self._unsupported, *report.warnings] if self._unsupported else report.warnings),
             finished=time.time(),
         )
 
@@ -144,10 +144,10 @@ def failure(item: Item, error: str, model: str) -> Result:
 
 
 def begin(job: CorpusJob, *, overwrite: bool = False) -> dict[str, Result]:
-    """Make ``job.dest`` the folder of a corpus, or continue with one; returns restored files by the path of the source.
+    """Prepare the folder ``job.dest`` for a corpus, or continue with one; returns results by the path of the source.
 
-    ``overwrite`` ignores what is done. Raises OutputError if the folder contains something else, ConfigError if it was
-    begun with other settings.
+    ``overwrite`` discards earlier results. Raises OutputError if the folder contains something else, ConfigError if it
+    was started with other settings.
     """
     store = Store(job.dest)
     names = store.names()
@@ -157,7 +157,7 @@ def begin(job: CorpusJob, *, overwrite: bool = False) -> dict[str, Result]:
             _check_same(job, content)
     elif set(names) - {SCRATCH}:
         raise OutputError(
-            f"holds {names[0]} and no {SETTINGS_FILE}, so it is no corpus's; name a new folder", subject=job.dest
+            f"contains {names[0]} and no {SETTINGS_FILE}, so it is not a corpus; name a new folder", subject=job.dest
         )
     store.sweep()
     table = Table(store)
@@ -169,20 +169,20 @@ def begin(job: CorpusJob, *, overwrite: bool = False) -> dict[str, Result]:
 
 def _check_same(job: CorpusJob, content: bytes) -> None:
     try:
-        before = {"if_full_band": Options.if_full_band} | dict(parse_json(content))  # the first ones did not say
+        stored = {"if_full_band": Options.if_full_band} | dict(parse_json(content))  # older files have no such setting
     except (ValueError, TypeError):
-        raise ConfigError(f"{SETTINGS_FILE} cannot be read (--overwrite begins anew)", subject=job.dest) from None
+        raise ConfigError(f"{SETTINGS_FILE} cannot be read (--overwrite starts over)", subject=job.dest) from None
     for name, value in job.settings.items():
-        if before.get(name) != value:
+        if stored.get(name) != value:
             raise ConfigError(
-                f"{name} is {value!r}, was {before.get(name)!r} when it was begun; "
+                f"{name} is {value!r}, was {stored.get(name)!r} when it was started; "
                 "name another folder, or --overwrite to restore all again",
                 subject=job.dest,
             )
 
 
 def sources(manifest: str) -> tuple[list[str], str]:
-    """The files that a manifest names, each once, as absolute paths or URLs, and the folder that the manifest is in.
+    """The files in a manifest, without duplicates, as absolute paths or URLs, and the folder of the manifest.
 
     Raises ConfigError or DataError.
     """
@@ -191,24 +191,24 @@ def sources(manifest: str) -> tuple[list[str], str]:
 
 
 def plan(sources: Iterable[str], home: str, done: Mapping[str, Result], *, suffix: str = "") -> Iterator[Item]:
-    """An item for every source that is not done; no two names are equal, nor equal but for upper and lower case.
+    """An item for every source that is not done; names differ in more than upper and lower case.
 
-    If another file has the name already, the digest of the source is added to it.
+    If another file has the same name, a digest of the source is appended.
     """
-    taken = {_folded(result.output): path for path, result in done.items()}
+    used_names = {_folded(result.output): path for path, result in done.items()}
     for source in sources:
         if source in done:
             continue
         name = renamed(Path(safe_name(source, home)), suffix or None).as_posix()
-        if taken.setdefault(_folded(name), source) != source:
+        if used_names.setdefault(_folded(name), source) != source:
             path, digest = PurePosixPath(name), blake2b(source.encode(), digest_size=6).hexdigest()
             name = path.with_name(f"{path.stem}-{digest}{path.suffix}").as_posix()
-            taken[_folded(name)] = source
+            used_names[_folded(name)] = source
         yield Item(source, name)
 
 
 def refused(items: Iterable[Item], job: CorpusJob) -> dict[str, Result]:
-    """Items that cannot be restored, by source: those that lie among the outputs."""
+    """Results for items that must not be restored, by source: those in the output folder."""
     store = Store(job.dest)
     results = {}
     for item in items:
@@ -221,7 +221,7 @@ def refused(items: Iterable[Item], job: CorpusJob) -> dict[str, Result]:
 
 
 def safe_name(source: str, home: str) -> str:
-    """A relative path for ``source``, that below ``home`` if it lies there; joined to any folder, it stays below it.
+    """A relative path for ``source`` that stays within any folder; relative to ``home`` if ``source`` is in it.
 
     >>> safe_name("s3://bucket/corpus/a/x.wav", "s3://bucket/corpus")
     'a/x.wav'
@@ -230,9 +230,9 @@ def safe_name(source: str, home: str) -> str:
     >>> safe_name("/elsewhere/x.wav", "/corpus")
     'elsewhere/x.wav'
     """
-    below = source.removeprefix(f"{home}/") if source.startswith(f"{home}/") else source.rpartition("://")[2]
+    relative = source.removeprefix(f"{home}/") if source.startswith(f"{home}/") else source.rpartition("://")[2]
     parts: list[str] = []
-    for part in re.split(r"[/\\]", below):
+    for part in re.split(r"[/\\]", relative):
         part = UNSAFE.sub("_", part)
         if part == "..":
             parts = parts[:-1]
@@ -244,7 +244,7 @@ def safe_name(source: str, home: str) -> str:
 
 
 def _located(path: str, home: str) -> str:
-    """A path in a manifest in the folder ``home``, in a form that any process can open."""
+    """Make a path from a manifest in the folder ``home`` absolute, so that any process can open it."""
     if _is_url(path):
         return path
     if _is_url(home):

@@ -1,7 +1,7 @@
 """Restores a corpus on many machines, or with many processes on one: the only module that imports Ray.
 
-Every actor holds a model and takes a few files at a time. If an actor dies, Ray does its work again on another one.
-Work that kills every actor is done once more file by file, so that only the file at fault is given up.
+Every actor holds a model and processes some files at a time. If an actor dies, Ray repeats its work on another one.
+Work that kills every actor is repeated file by file, so that only the file at fault fails.
 """
 
 import logging
@@ -22,18 +22,18 @@ from twostage.utils.errors import ConfigError
 from twostage.utils.logs import quieted
 from twostage.utils.signals import termination_kept
 
-RETRIES = 2  # of work whose process died
-TASKS = 16  # for each worker, so that none has much left to do when the others are through
-MOST = 32  # files at a time: what a death costs
-MEMORY = 256 * 2**20  # bytes that a cluster of this machine sets aside for what is sent around: names and weights
+RETRIES = 2  # of work after the death of its process
+TASKS = 16  # per worker, so that all of them finish at about the same time
+MOST = 32  # maximum number of files at a time, which a death costs
+MEMORY = 256 * 2**20  # bytes of the object store of a local cluster, for names and weights
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """The cluster and its size: ``workers`` hold a model each (0: as many as fit) and compute with ``threads``.
+    """The cluster and its size: ``workers`` with a model each (0: as many as fit) and ``threads`` each.
 
-    ``address`` is that of a running cluster ("auto": the one that this machine is part of); without it, one is started
-    on this machine. ``device`` "auto" is cuda if the cluster has GPUs, one of them for each worker.
+    ``address`` is that of a running cluster ("auto": the one that includes this machine); without it, one is started
+    on this machine. ``device`` "auto" is cuda, with one GPU for each worker, if the cluster has GPUs.
     """
 
     address: str = ""
@@ -52,7 +52,7 @@ class ClusterConfig:
 
 @dataclass(frozen=True)
 class ClusterResources:
-    """The resources of a cluster for a job."""
+    """The resources of a cluster that a job uses."""
 
     workers: int
     threads: int
@@ -60,7 +60,7 @@ class ClusterResources:
 
 
 class Actor:
-    """A worker in the form that Ray Data calls: Arrow tables in and out."""
+    """A worker as a callable for Ray Data, from Arrow table to Arrow table."""
 
     def __init__(self, worker: type[Worker], job: CorpusJob, weights: Any, device: str, threads: int) -> None:
         import ray
@@ -75,23 +75,23 @@ class Actor:
 def cluster(config: ClusterConfig) -> Iterator[ClusterResources]:
     """Join a cluster, or start one, within the block.
 
-    In the block Ray's loggers are silent, and so is stdout, where Ray reports the death of workers: keep a copy from
+    Within the block, Ray's loggers are silent, and so is stdout, where Ray reports deaths of workers: keep a copy from
     before. Raises ConfigError if there is no cluster, or it is too small.
     """
     require("ray", "pyarrow", "pandas")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
-    import ray.data  # sets the levels of its loggers as it is imported
+    import ray.data  # sets the levels of its loggers on import
 
     with (
         quieted("ray", level=logging.CRITICAL + 1),
-        open(os.devnull, "w") as nowhere,
-        redirect_stdout(nowhere),
-        termination_kept(),  # Ray has a handler of its own
+        open(os.devnull, "w") as null,
+        redirect_stdout(null),
+        termination_kept(),  # Ray installs its own handler
     ):
         try:
-            with _unheard():
+            with _silenced_stderr():
                 _join(config)
             yield _resources(config, ray.cluster_resources())
         finally:
@@ -112,13 +112,13 @@ def restored(
     """
     missing = {item.source: item for item in items}
     size = max(1, min(MOST, len(items) // (resources.workers * TASKS)))
-    for files in (size, 1):  # alone, a file can kill nothing but its own work
+    for files in (size, 1):  # a single file can only kill its own work
         for results in _map(list(missing.values()), files, (worker, job, weights), resources):
             for result in results:
                 missing.pop(result.path, None)
             yield results
     lost = [
-        failure(item, f"{item.source}: whoever restored it died, or could not write its results", job.model)
+        failure(item, f"{item.source}: the process that restored it died, or could not write its results", job.model)
         for item in missing.values()
     ]
     Table(Store(job.dest)).add(lost)
@@ -129,7 +129,7 @@ def restored(
 def _map(
     items: Sequence[Item], files: int, work: tuple[type[Worker], CorpusJob, ModelWeights], resources: ClusterResources
 ) -> Iterator[list[Result]]:
-    """Results of ``items``, ``files`` of them at a time; none of those whose work kept dying."""
+    """Results of ``items``, ``files`` of them at a time, except for those whose work kept dying."""
     if not items:
         return
     import ray.data
@@ -142,8 +142,8 @@ def _map(
     workers = min(resources.workers, blocks)
     dataset = ray.data.from_items([asdict(item) for item in items], override_num_blocks=blocks)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray means to rename the last two
-        done = dataset.map_batches(
+        warnings.simplefilter("ignore")  # Ray deprecates the last two
+        mapped = dataset.map_batches(
             Actor,
             batch_size=None,
             batch_format="pyarrow",
@@ -155,7 +155,7 @@ def _map(
             max_task_retries=RETRIES,
         )
     try:
-        for table in done.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for table in mapped.iter_batches(batch_size=None, batch_format="pyarrow"):
             rows: Any = table
             yield [Result(**row) for row in rows.to_pylist()]
     except ray.exceptions.RayError as error:
@@ -172,7 +172,7 @@ def _join(config: ClusterConfig) -> None:
             _check_reachable(config.address)
             ray.init(config.address, **quiet)
             return
-        # more workers than cores are slow, and not a reason to wait for ever
+        # more workers than cores are slow, but must not wait forever
         cores = max(os.cpu_count() or 1, config.workers * config.threads)
         ray.init("local", num_cpus=cores, include_dashboard=False, object_store_memory=MEMORY, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -181,28 +181,28 @@ def _join(config: ClusterConfig) -> None:
 
 
 def _check_reachable(address: str) -> None:
-    """An error at once where Ray would try for minutes. Addresses of other forms, such as auto, are left to Ray."""
+    """Fail immediately where Ray would retry for minutes. Other kinds of addresses, such as auto, are not checked."""
     host, _, port = address.rpartition(":")
     if port.isdigit() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
-    """Nothing reaches stderr: Ray's C++ writes to its descriptor."""
+def _silenced_stderr() -> Iterator[None]:
+    """Redirect the descriptor of stderr, to which Ray's C++ code writes."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr = os.dup(2)
     try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), 2)
             yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _resources(config: ClusterConfig, resources: dict[str, float]) -> ClusterResources:
-    """What ``resources`` have for a job.
+    """The part of ``resources`` that a job can use.
 
     >>> _resources(ClusterConfig(threads=4), {"CPU": 16.0})
     ClusterResources(workers=4, threads=4, device='cpu')

@@ -16,24 +16,24 @@ from uuid import uuid4
 from twostage.utils.errors import AudioError, ConfigError, OutputError, reason_of
 from twostage.utils.files import make_folder, publish, replacing
 
-SCRATCH = ".twostage"  # below a local folder: what is being made, on the disk that it goes to
-# where a put is all or nothing, and where a name costs a copy to change
+SCRATCH = ".twostage"  # folder for incomplete files within a local folder, on the same disk
+# protocols whose uploads are atomic, and whose renames are copies
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "memory"}
 
 
 class Store:
-    """A folder, local or behind a URL; names in it are relative, with "/" between their parts."""
+    """A folder, local or at a URL; names in it are relative and use "/"."""
 
     def __init__(self, url: str) -> None:
-        """Raises ConfigError if nothing installed can open ``url``."""
+        """Raises ConfigError if no installed package can open ``url``."""
         self.url = url
         self._files, root = _opened(url)
         self._root = root.rstrip("/")
-        self._puts = bool(OBJECT_STORES & set(_protocols(self._files)))
+        self._atomic_uploads = bool(OBJECT_STORES & set(_protocols(self._files)))
 
     @property
     def local(self) -> Path | None:
-        """The folder, if it is one of this machine's file systems."""
+        """The folder, if it is in a file system of this machine."""
         return Path(self._root or "/") if "file" in _protocols(self._files) else None
 
     def path(self, name: str) -> str:
@@ -41,7 +41,7 @@ class Store:
         return str(self.local / name) if self.local is not None else f"{self.url.rstrip('/')}/{name}"
 
     def holds(self, source: str) -> bool:
-        """Whether the file ``source``, a path or URL, lies in the folder."""
+        """Whether the file ``source``, a path or URL, is in the folder."""
         files, path = _opened(source)
         if self.local is not None:
             return "file" in _protocols(files) and Path(path).resolve().is_relative_to(self.local.resolve())
@@ -63,27 +63,27 @@ class Store:
             return []
         try:
             contents = self._files.cat([self._at(name) for name in names])
-        except Exception as error:  # every kind of store has errors of its own
+        except Exception as error:  # every kind of store has its own exceptions
             raise OutputError(f"cannot be read ({reason_of(error)})", subject=self.url) from None
         return [contents[self._at(name)] for name in names]
 
     def write(self, name: str, content: bytes) -> None:
         """Write a small file, replacing one that exists."""
-        with self._writing(name) as place:
-            self._files.pipe_file(place, content)
+        with self._writing(name) as target:
+            self._files.pipe_file(target, content)
 
     def deliver(self, file: Path, name: str) -> None:
-        """Move a local file, from ``scratch()``, to ``name``, replacing what is there."""
+        """Move a local file from ``scratch()`` to ``name``, replacing an existing one."""
         if self.local is None:
-            with self._writing(name) as place:
-                self._files.put_file(str(file), place)
+            with self._writing(name) as target_path:
+                self._files.put_file(str(file), target_path)
             return
         target = self.local / name
         if not target.parent.resolve().is_relative_to(self.local.resolve()):
             raise OutputError(f"leads out of {self.url} by a symbolic link", subject=target)
         make_folder(target.parent)
         try:
-            publish(file, target)  # flushed to the disk: a table must not know of a file that a crash can take back
+            publish(file, target)  # flushed to disk, so that the table never lists a file that a crash loses
         except OSError as error:
             raise OutputError(f"cannot be written ({reason_of(error)})", subject=target) from None
 
@@ -97,12 +97,12 @@ class Store:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A folder on this machine for one file that is being made; ``sweep`` removes what a killed process left."""
-        above = None
+        """A local folder for one incomplete file; ``sweep`` removes those of killed processes."""
+        parent = None
         if self.local is not None:
-            above = self.local / SCRATCH
-            make_folder(above)
-        with tempfile.TemporaryDirectory(dir=above, prefix="twostage-", ignore_cleanup_errors=True) as folder:
+            parent = self.local / SCRATCH
+            make_folder(parent)
+        with tempfile.TemporaryDirectory(dir=parent, prefix="twostage-", ignore_cleanup_errors=True) as folder:
             yield Path(folder)
 
     def sweep(self) -> None:
@@ -111,20 +111,20 @@ class Store:
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[str]:
-        """The place to write the whole of ``name`` to."""
+        """The path to which the content of ``name`` is to be written."""
         if self.local is not None:
             with replacing(self.local / name) as hidden:
                 yield str(hidden)
             return
         try:
-            if self._puts:
+            if self._atomic_uploads:
                 yield self._at(name)
                 return
-            place = PurePosixPath(self._at(name))
-            partial = str(place.with_name(f".{place.name[-100:]}.{uuid4().hex}.part"))
-            self._files.makedirs(str(place.parent), exist_ok=True)
+            target = PurePosixPath(self._at(name))
+            partial = str(target.with_name(f".{target.name[-100:]}.{uuid4().hex}.part"))
+            self._files.makedirs(str(target.parent), exist_ok=True)
             yield partial
-            self._files.mv(partial, str(place))
+            self._files.mv(partial, str(target))
         except Exception as error:  # as in read
             raise OutputError(f"cannot be written ({reason_of(error)})", subject=self.path(name)) from None
 
@@ -133,7 +133,7 @@ class Store:
 
 
 def fetch(source: str, folder: Path) -> Path:
-    """The file ``source``, a path or URL, on this machine: itself, or a copy in ``folder``. Raises AudioError."""
+    """The file ``source``, a path or URL, as a local file: itself, or a copy in ``folder``. Raises AudioError."""
     files, path = _opened(source)
     if "file" in _protocols(files):
         return Path(path)
@@ -163,7 +163,7 @@ def read_text(source: str) -> str:
 
 
 def _opened(url: str) -> tuple[Any, str]:
-    """The file system of a path or URL, and its name there."""
+    """The file system of a path or URL, and the path in it."""
     require("fsspec")
     from fsspec.core import url_to_fs
 

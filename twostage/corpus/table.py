@@ -1,8 +1,8 @@
 """The table of a corpus in Parquet, with the result for each file. This and ``data.parquet`` import pyarrow.
 
-Every share of the work adds a part of its own, so that nothing is lost with a process and no two write to one file. A
-share may be done twice, so a file may have several rows; reading keeps one. The parts are merged into the table now and
-then.
+Every batch of work adds a separate part, so that no result is lost with a process and no two processes write to the
+same file. A batch may be repeated, so a file may have several rows, of which reading keeps one. The parts are merged
+into the table at the start and the end of a run.
 """
 
 import io
@@ -40,13 +40,13 @@ class Result:
 
 
 class Table:
-    """The results below the folder ``store``."""
+    """The results in the folder ``store``."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def add(self, results: Sequence[Result]) -> None:
-        """Write a part, under a name that depends on the work alone."""
+        """Write a part, with a name that depends only on the paths of the files."""
         if results:
             name = blake2b("\n".join(result.path for result in results).encode(), digest_size=12).hexdigest()
             self._store.write(f"{PARTS}/{name}.parquet", encode(results))
@@ -56,7 +56,7 @@ class Table:
         return distinct(row for _, content in self._contents() for row in content)
 
     def fold(self) -> dict[str, Result]:
-        """Merge all parts into the table and return its contents. If it is killed at any moment, nothing is lost."""
+        """Merge all parts into the table and return its contents. A kill at any moment loses nothing."""
         contents = self._contents()
         results = distinct(row for _, content in contents for row in content)
         if parts := [name for name, _ in contents if name != TABLE]:
@@ -80,11 +80,11 @@ class Table:
 
 
 def distinct(results: Iterable[Result]) -> dict[str, Result]:
-    """One result for each file, by its path: restored results before failed ones, then the last one."""
+    """One result for each file, by its path: restored ones take precedence over failed ones, then later ones."""
     kept: dict[str, Result] = {}
     for result in results:
-        before = kept.get(result.path)
-        if before is None or _rank(result) >= _rank(before):
+        current = kept.get(result.path)
+        if current is None or _rank(result) >= _rank(current):
             kept[result.path] = result
     return kept
 
@@ -105,14 +105,14 @@ def decode(content: bytes, name: str) -> list[Result]:
 
     try:
         _check_plain(content)
-        # a file handle of its own: pyarrow would take a column from a folder's name otherwise
+        # a file object, because pyarrow would infer a column from the name of a folder
         return [Result(**row) for row in pyarrow.parquet.ParquetFile(io.BytesIO(content)).read().to_pylist()]
     except (pyarrow.ArrowException, OSError, TypeError, ValueError) as error:
         raise DataError(f"not a table of results, or damaged ({first_line(error)})", subject=name) from None
 
 
 def _check_plain(content: bytes) -> None:
-    """Raise ValueError for a file with types of somebody's own: those that Ray brings unpickle what they hold."""
+    """Raise ValueError for a file with extension types, because those of Ray unpickle their content."""
     import pyarrow.parquet
 
     metadata = pyarrow.parquet.read_metadata(io.BytesIO(content)).metadata or {}
@@ -121,7 +121,7 @@ def _check_plain(content: bytes) -> None:
 
 
 def to_arrow(results: Sequence[Result]) -> Any:
-    """Results as pyarrow's table."""
+    """Results as a pyarrow table."""
     import pyarrow
 
     kinds = {str: pyarrow.string(), float: pyarrow.float64(), int: pyarrow.int64()}

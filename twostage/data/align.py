@@ -1,4 +1,4 @@
-"""Measures the time alignment of the two channels of a pair, and whether the pair can be used."""
+"""Measures the time alignment of the two channels of a pair, and decides whether the pair can be used."""
 
 import math
 from collections import defaultdict
@@ -16,10 +16,10 @@ from twostage.data.spectra import Floats
 from twostage.data.timing import Timing, estimate_timing
 from twostage.utils.errors import ConfigError, DataError, TwoStageError
 
-RATE = 16000  # Hz at which channels are compared, at most: speech that both have lies below 1.5 kHz
-SURE = 3.0  # standard errors that a drift must have, else it is chance
-HEARD = 3e-4  # seconds by which it must move the channels from one end to the other, else it is left
-UNSURE = 0.8  # share of the peak that one of the other sign has, from which on the polarity is not sure
+RATE = 16000  # Hz: maximum rate at which channels are compared; the speech that both contain is below 1.5 kHz
+SURE = 3.0  # standard errors that a drift must exceed to count as significant
+HEARD = 3e-4  # seconds by which a drift must shift the channels from one end to the other; less is ignored
+UNSURE = 0.8  # ratio of the peak of the opposite sign to the peak from which on the polarity is uncertain
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class AlignConfig:
 
     max_delay: float = math.inf  # seconds
     min_peak: float = 0.2  # normalized cross-correlation, of either sign
-    min_overlap: float = 0.5  # seconds that both have, or half of the shorter recording if that is less
-    max_clipped: float = 0.001  # share of samples at full scale
+    min_overlap: float = 0.5  # seconds that both channels share, or half of the shorter recording if that is less
+    max_clipped: float = 0.001  # fraction of samples at full scale
     min_level_db: float = -70.0  # active level
     max_drift: float = 1000.0  # ppm between the clocks
 
@@ -45,7 +45,7 @@ class AlignConfig:
 class Verdict:
     """The measurements of a pair; ``problem`` is empty if the pair can be used.
 
-    ``seconds`` that both channels have; ``delay`` of bone in seconds, ``drift`` and its standard error in ppm, levels
+    ``seconds`` that both channels share; ``delay`` of bone in seconds, ``drift`` and its standard error in ppm, levels
     in dB; ``peak`` and ``opposite`` as in `twostage.data.timing.Timing`.
     """
 
@@ -94,7 +94,7 @@ def _channel(blocks: "Sequence[Floats] | Iterator[Floats]", sample_rate: int, ra
                 finite = False
                 return
             meter.add(first)
-            full = np.abs(first[0]) >= 0.999  # a full scale that is reached more than once in a row
+            full = np.abs(first[0]) >= 0.999  # only consecutive samples at full scale count
             clipped, total = clipped + int((full[1:] & full[:-1]).sum()), total + len(full)
             yield first
 
@@ -114,7 +114,7 @@ def _assessed(bone: _Channel, air: _Channel, config: AlignConfig, name: str) -> 
                 verdict, problem=f"{side} is silent: {channel.level:.0f} dB, the limit is {config.min_level_db:g}"
             )
     limits = {"max_delay": config.max_delay, "min_overlap": config.min_overlap}
-    timing = _settled(estimate_timing(bone.audio, air.audio, bone.rate, **limits), len(air.audio) / air.rate)
+    timing = _significant(estimate_timing(bone.audio, air.audio, bone.rate, **limits), len(air.audio) / air.rate)
     verdict = replace(
         verdict,
         seconds=timing.seconds,
@@ -128,8 +128,8 @@ def _assessed(bone: _Channel, air: _Channel, config: AlignConfig, name: str) -> 
     return replace(verdict, problem=_problem(verdict, config))
 
 
-def _settled(timing: Timing, air_seconds: float) -> Timing:
-    """Remove a drift that may be chance, or that is too small to matter; the delay in the middle stays the same."""
+def _significant(timing: Timing, air_seconds: float) -> Timing:
+    """Remove a drift that is not significant or too small to matter; the delay in the middle stays the same."""
     if abs(timing.drift) >= SURE * timing.drift_error and abs(timing.drift) * 1e-6 * timing.seconds >= HEARD:
         return timing
     begin = max(0.0, -timing.delay)
@@ -150,9 +150,9 @@ def _problem(verdict: Verdict, config: AlignConfig) -> str:
 
 
 def align(entries: Sequence[Entry], config: AlignConfig) -> Iterator[tuple[Entry, Verdict]]:
-    """Yield each paired entry with delay, drift and polarity filled in, and the verdict on it.
+    """Yield each paired entry with measured delay, drift and polarity, and its verdict.
 
-    The seconds of an entry become those that both channels have. Entries without a pair are skipped.
+    The duration of an entry becomes that which both channels share. Entries without a pair are skipped.
     """
     for entry in entries:
         if entry.paired:
@@ -171,18 +171,18 @@ def _filled(entry: Entry, verdict: Verdict) -> Entry:
 
 
 def agree_on_polarity(verdicts: Sequence[tuple[Entry, Verdict]]) -> list[tuple[Entry, Verdict]]:
-    """Set an uncertain polarity of pairs to that of most pairs of the corpus: it is a property of the device."""
+    """Set uncertain polarities to that of most pairs of the corpus, because polarity is a property of the device."""
     votes: dict[str, float] = defaultdict(float)
     for entry, verdict in verdicts:
         if not verdict.problem and verdict.opposite < UNSURE * abs(verdict.peak):
             votes[entry.corpus] += math.copysign(abs(verdict.peak) - verdict.opposite, verdict.peak)
-    settled = []
+    agreed = []
     for entry, verdict in verdicts:
-        unsure = not verdict.problem and verdict.opposite >= UNSURE * abs(verdict.peak)
-        if unsure and votes[entry.corpus]:
+        uncertain = not verdict.problem and verdict.opposite >= UNSURE * abs(verdict.peak)
+        if uncertain and votes[entry.corpus]:
             verdict = replace(verdict, inverted=votes[entry.corpus] < 0)
-        settled.append((replace(entry, inverted=verdict.inverted), verdict))
-    return settled
+        agreed.append((replace(entry, inverted=verdict.inverted), verdict))
+    return agreed
 
 
 def _verdict(entry: Entry, config: AlignConfig) -> Verdict:

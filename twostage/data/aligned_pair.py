@@ -14,13 +14,13 @@ from twostage.audio.types import Audio
 from twostage.data.manifest import Entry
 from twostage.utils.errors import AudioError, DataError
 
-TAPS, PHASES, KAISER = 48, 4096, 9.0  # of the interpolation: samples of a sum, fractions of a sample, window's shape
+TAPS, PHASES, KAISER = 48, 4096, 9.0  # of the interpolation: taps, fractions of a sample, beta of the Kaiser window
 BLOCK = 1 << 15  # samples interpolated at once, to bound memory
-Read = Callable[[int, int], Audio]  # (start, samples) -> (samples,); a start before the file and an end behind it hold
+Read = Callable[[int, int], Audio]  # (start, samples) -> (samples,); the range may extend beyond the file
 
 
 class AlignedPair(NamedTuple):
-    """Both channels of a pair (T,) and (T',) from the first moment that both have; one may be longer."""
+    """Both channels of a pair, (T,) and (T',), from the first sample that both have; one may be longer."""
 
     degraded: Audio
     clean: Audio
@@ -35,14 +35,14 @@ class AlignedPair(NamedTuple):
 class Alignment:
     """The alignment of the degraded channel of a pair relative to the clean one, in samples at one rate.
 
-    The sensor keeps its polarity, since that is what a model receives in use: if the channels disagree, the clean
+    The sensor keeps its polarity, because that is the input of a model in use: if the channels disagree, the clean
     channel is inverted. The clean channel keeps its clock: if the clocks drift apart, the degraded channel, which
     contains nothing at the top of the band, is interpolated.
     """
 
     name: str  # for messages
-    delay: float  # samples that the degraded channel lags behind; negative: it leads; whole where there is no drift
-    drift: float = 0.0  # samples by which it lags more with every sample of the clean channel
+    delay: float  # samples by which the degraded channel lags; negative: it leads; an integer without drift
+    drift: float = 0.0  # increase of the delay per sample of the clean channel
     inverted: bool = False  # the polarities are opposite
 
     @classmethod
@@ -51,7 +51,7 @@ class Alignment:
         return cls(entry.name, delay if entry.drift else round(delay), entry.drift * 1e-6, entry.inverted)
 
     def shared(self, clean: int, degraded: int) -> tuple[int, int]:
-        """The part [from, to) of the clean channel that the degraded one has as well, for channels of these lengths.
+        """The part [from, to) of the clean channel that the degraded one shares, for channels of these lengths.
 
         Raises DataError if there is none.
         """
@@ -68,12 +68,12 @@ class Alignment:
         return floor((degraded - 1 - self.delay) / (1 + self.drift)) + 1
 
     def degraded_segment(self, read: Read, start: int, samples: int) -> Audio:
-        """The degraded channel (samples,) beside the clean one from ``start`` on; ``read`` gives it as recorded."""
+        """The degraded channel (samples,), aligned with the clean one from ``start`` on; ``read`` reads the file."""
         if not self.drift:
             return read(start + round(self.delay), samples)
-        places = self.delay + (1 + self.drift) * np.arange(start, start + samples)
-        first = floor(places[0]) - TAPS // 2 + 1
-        return interpolate(read(first, floor(places[-1]) + TAPS // 2 + 1 - first), places - first)
+        positions = self.delay + (1 + self.drift) * np.arange(start, start + samples)
+        first = floor(positions[0]) - TAPS // 2 + 1
+        return interpolate(read(first, floor(positions[-1]) + TAPS // 2 + 1 - first), positions - first)
 
     def clean_segment(self, read: Read, start: int, samples: int) -> Audio:
         """The clean channel (samples,) from ``start`` on, with the polarity of the degraded one."""
@@ -84,7 +84,7 @@ class Alignment:
 def open_pair(entry: Entry, sample_rate: int) -> AlignedPair:
     """The first channels of a paired entry at ``sample_rate``, aligned to the sample and with one polarity.
 
-    A delay of either sign removes the beginning that one channel lacks; the ends stay as they are. A drift is
+    A delay of either sign removes the beginning that one channel lacks; the ends are not changed. A drift is
     compensated by interpolating the degraded channel, an opposite polarity by inverting the clean one.
 
     Raises:
@@ -103,25 +103,25 @@ def open_pair(entry: Entry, sample_rate: int) -> AlignedPair:
 
 
 def interpolate(audio: Audio, places: NDArray[np.floating]) -> Audio:
-    """Audio (T,) between its samples, at ``places`` (N,) in samples: sums of sinc functions in a Kaiser window.
+    """Interpolate audio (T,) at the positions ``places`` (N,) in samples, by Kaiser-windowed sinc functions.
 
-    Zeros are taken to lie beyond the ends. The places are rounded to 1/4096 of a sample, which is noise at -70 dB of
-    what lies at 0.4 of the sample rate and less of what lies below.
+    Beyond the ends, the signal is zero. The positions are rounded to 1/4096 of a sample, which causes noise at -70 dB
+    relative to a tone at 0.4 of the sample rate, and less for lower tones.
     """
     padded = np.pad(audio, TAPS // 2)
     out = np.empty(len(places), np.float32)
     for start in range(0, len(places), BLOCK):
-        part = places[start : start + BLOCK] + TAPS // 2
-        whole = np.floor(part).astype(int)
-        phases = np.rint((part - whole) * PHASES).astype(int)
-        taps = padded[np.clip(whole[:, None] + np.arange(1 - TAPS // 2, TAPS // 2 + 1), 0, len(padded) - 1)]
+        positions = places[start : start + BLOCK] + TAPS // 2
+        base = np.floor(positions).astype(int)
+        phases = np.rint((positions - base) * PHASES).astype(int)
+        taps = padded[np.clip(base[:, None] + np.arange(1 - TAPS // 2, TAPS // 2 + 1), 0, len(padded) - 1)]
         out[start : start + BLOCK] = np.einsum("nk,nk->n", taps, _sincs()[phases])
     return out
 
 
 @cache
 def _sincs() -> Audio:
-    """Weights (PHASES + 1, TAPS) of the samples around, for every fraction of a sample."""
+    """Filter taps (PHASES + 1, TAPS) for every fraction of a sample."""
     distance = np.arange(1 - TAPS // 2, TAPS // 2 + 1) - np.arange(PHASES + 1)[:, None] / PHASES
     window = np.i0(KAISER * np.sqrt(np.clip(1 - (distance / (TAPS // 2)) ** 2, 0, 1))) / np.i0(KAISER)
     return (np.sinc(distance) * window).astype(np.float32)
@@ -141,7 +141,7 @@ def read_mono(path: str, sample_rate: int) -> Audio:
 
     Raises AudioError also for samples that are not finite.
     """
-    sound, _ = read_speech(path, sample_rate)
-    if not np.isfinite(sound).all():
+    audio, _ = read_speech(path, sample_rate)
+    if not np.isfinite(audio).all():
         raise AudioError("holds samples that are not finite", subject=path)
-    return sound
+    return audio

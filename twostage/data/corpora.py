@@ -1,10 +1,10 @@
-"""Published corpora of paired speech: Parquet shards as they lie on a disk become sound files and manifests.
+"""Imports published corpora of paired speech: local Parquet shards become sound files and manifests.
 
 Vibravox: J. Hauret et al., "Vibravox: A Dataset of French Speech Captured with Body-conduction Audio Sensors", 2024.
 TAPS: Y. Kim, Y. Song and Y. Chung, "TAPS: Throat and Acoustic Paired Speech Dataset", 2025.
 
-A shard is done when its list lies in the folder of lists; what is interrupted goes on behind the last sound file that
-was complete. The manifests are joined from the lists at the end.
+A shard is complete when the folder of lists contains its list. An interrupted import continues after the last complete
+sound file. At the end, the lists are combined to the manifests.
 """
 
 import json
@@ -28,12 +28,12 @@ from twostage.utils.schema import parse_json
 SETTINGS_FILE, LISTS, SOUNDS = "import.json", "shards", "flac"
 SPLITS = {"train": "train", "validation": "valid", "valid": "valid", "val": "valid", "dev": "valid", "test": "test"}
 SPLIT = re.compile(rf"(?:^|[-_./])({'|'.join(SPLITS)})(?=[-_./]|$)")
-PREFIX = "audio."  # of the columns that hold sound
+PREFIX = "audio."  # of the columns that contain sound
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The columns of a corpus; ``subsets`` are folders of its configurations, of which one is taken."""
+    """The columns of a corpus; ``subsets`` are the folders of its configurations, one of which is imported."""
 
     name: str
     air: str
@@ -68,14 +68,14 @@ class ImportConfig:
     """Which part of a corpus is imported."""
 
     corpus: str
-    air: str  # column of the microphone in the air
-    sensors: tuple[str, ...]  # columns of the sensors on the body
-    subset: str = ""  # folder of the configuration that is taken
-    sample_rate: int = 16000  # Hz of what is written; 0: as it comes
+    air: str  # column of the air-conduction microphone
+    sensors: tuple[str, ...]  # columns of the body-worn sensors
+    subset: str = ""  # folder of the configuration to import
+    sample_rate: int = 16000  # Hz of the written files; 0: that of the source
 
     def __post_init__(self) -> None:
         if not self.air or not self.sensors:
-            raise ConfigError(f"corpus {self.corpus!r} is none of {', '.join(CORPORA)}: name its columns")
+            raise ConfigError(f"corpus {self.corpus!r} is not one of {', '.join(CORPORA)}: name its columns")
         if self.sample_rate and not sound_files.SLOWEST <= self.sample_rate <= sound_files.FASTEST:
             raise ConfigError(f"sample rate is {self.sample_rate}, must be 0 or {sound_files.SLOWEST} and more")
 
@@ -83,35 +83,35 @@ class ImportConfig:
 def import_config(
     name: str, *, air: str = "", sensors: Sequence[str] = (), subset: str = "", sample_rate: int = 16000
 ) -> ImportConfig:
-    """Settings for the corpus ``name``, whose known columns stand in for those that are not given.
+    """Settings for the corpus ``name``; columns that are not given are those of the known corpus.
 
-    Sensors may be named without the prefix "audio."; "all" are all that the corpus has. Raises ConfigError.
+    Sensors may be named without the prefix "audio."; "all" selects all of the corpus. Raises ConfigError.
     """
-    known = CORPORA.get(name)
-    if known is None:
+    corpus = CORPORA.get(name)
+    if corpus is None:
         return ImportConfig(name, air, tuple(sensors), subset, sample_rate)
-    short = {column.removeprefix(PREFIX): column for column in known.sensors}
-    columns = [short.get(sensor, sensor) for sensor in sensors] or [known.sensors[0]]
-    columns = list(known.sensors) if list(sensors) == ["all"] else columns
+    short_names = {column.removeprefix(PREFIX): column for column in corpus.sensors}
+    columns = [short_names.get(sensor, sensor) for sensor in sensors] or [corpus.sensors[0]]
+    columns = list(corpus.sensors) if list(sensors) == ["all"] else columns
     for column in columns:
-        if column not in known.sensors:
-            raise ConfigError(f"{name} has no sensor {column!r}; there are {', '.join(short)}")
-    if subset and subset not in known.subsets:
+        if column not in corpus.sensors:
+            raise ConfigError(f"{name} has no sensor {column!r}; there are {', '.join(short_names)}")
+    if subset and subset not in corpus.subsets:
         raise ConfigError(
-            f"{name} has no subset {subset!r}" + f"; there are {', '.join(known.subsets)}" * bool(known.subsets)
+            f"{name} has no subset {subset!r}" + f"; there are {', '.join(corpus.subsets)}" * bool(corpus.subsets)
         )
-    return ImportConfig(name, air or known.air, tuple(columns), subset or next(iter(known.subsets), ""), sample_rate)
+    return ImportConfig(name, air or corpus.air, tuple(columns), subset or next(iter(corpus.subsets), ""), sample_rate)
 
 
 class Shard(NamedTuple):
     path: Path
-    name: str  # unlike that of any other
+    name: str  # unique
     split: str
 
 
 @dataclass
 class Imported:
-    """The result of an import: manifests by split, rows that could not be used, files that were passed over."""
+    """The result of an import: manifests by split, rows that could not be used, files that were skipped."""
 
     manifests: dict[str, list[Entry]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -119,34 +119,34 @@ class Imported:
 
     @property
     def in_two_splits(self) -> list[str]:
-        """Speakers of more than one split."""
+        """Speakers that occur in more than one split."""
         speakers = [{entry.speaker for entry in entries} for entries in self.manifests.values()]
-        return sorted(name for name in set().union(*speakers) if sum(name in one for one in speakers) > 1)
+        return sorted(name for name in set().union(*speakers) if sum(name in split for split in speakers) > 1)
 
 
 def find_shards(sources: Sequence[str], config: ImportConfig, passed_over: list[str] | None = None) -> list[Shard]:
-    """Parquet files named, or below folders named, of the configuration that is taken. Raises DataError if none is."""
-    others = set(CORPORA[config.corpus].subsets if config.corpus in CORPORA else ()) - {config.subset}
+    """Parquet files in ``sources``, files or folders, of the selected configuration. DataError if there is none."""
+    other_subsets = set(CORPORA[config.corpus].subsets if config.corpus in CORPORA else ()) - {config.subset}
     shards = []
     for source in map(Path, sources):
         if not source.exists():
             raise DataError("no such file or folder", subject=source)
         for path in sorted(source.rglob("*.parquet")) if source.is_dir() else [source]:
-            below = path.relative_to(source) if source.is_dir() else Path(path.name)
-            if others & set(path.absolute().parts[-4:-1]):
+            relative = path.relative_to(source) if source.is_dir() else Path(path.name)
+            if other_subsets & set(path.absolute().parts[-4:-1]):
                 passed_over = [] if passed_over is None else passed_over
                 passed_over.append(str(path))
             else:
-                shards.append(Shard(path, _safe(below.with_suffix("").as_posix()), _split(path)))
+                shards.append(Shard(path, _safe(relative.with_suffix("").as_posix()), _split(path)))
     if not shards:
         raise DataError(f"{', '.join(sources)}: no Parquet files" + (f" of {config.subset}" if config.subset else ""))
     if len({shard.name for shard in shards}) < len(shards):
-        raise DataError(f"{', '.join(sources)}: two files have one name below what was named; name their folder")
+        raise DataError(f"{', '.join(sources)}: two files have the same relative name; name a common folder instead")
     return shards
 
 
 def _split(path: Path) -> str:
-    """The split that a file is of, by its name, else by the nearest of its folders; "all" where none says."""
+    """The split of a file by its name, else by the nearest of its folders; "all" if neither names one."""
     if match := SPLIT.search(path.stem.lower()):
         return SPLITS[match.group(1)]
     folders = (part.lower().removeprefix("partial-") for part in path.absolute().parts[-2:-4:-1])
@@ -160,22 +160,22 @@ def import_corpus(
     *,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> Imported:
-    """Write sound files and manifests of a corpus to ``folder``, going on where an earlier import stopped.
+    """Write sound files and manifests of a corpus to ``folder``, and continue an interrupted import.
 
-    ``progress`` is called with a shard, the rows of it that are done, and all of its rows. Raises DataError, and
-    ConfigError if the folder holds an import of other settings.
+    ``progress`` is called with the name of a shard, the number of its rows that are done, and that of all its rows.
+    Raises DataError, and ConfigError if the folder contains an import with other settings.
     """
     result = Imported()
     shards = find_shards(sources, config, result.passed_over)
     _check_settings(folder / SETTINGS_FILE, config)
     for shard in shards:
-        part = folder / LISTS / f"{shard.name}.{_digest(shard)}.jsonl"
-        if not part.exists():
+        shard_list = folder / LISTS / f"{shard.name}.{_digest(shard)}.jsonl"
+        if not shard_list.exists():
             entries = list(_rows(shard, folder, config, result.problems, progress))
             if not entries:
                 raise DataError("nothing to use" + "".join(f": {p}" for p in result.problems[-1:]), subject=shard.path)
-            write_manifest(part, entries)
-        result.manifests.setdefault(shard.split, []).extend(read_manifest(part))
+            write_manifest(shard_list, entries)
+        result.manifests.setdefault(shard.split, []).extend(read_manifest(shard_list))
     for split, entries in result.manifests.items():
         write_manifest(folder / f"{split}.jsonl", entries, overwrite=True)
     return result
@@ -185,13 +185,13 @@ def _check_settings(path: Path, config: ImportConfig) -> None:
     settings = parse_json(json.dumps(asdict(config)))
     if path.exists():
         try:
-            before = parse_json(path.read_text(encoding="utf-8"))
+            stored = parse_json(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise DataError(f"not JSON: {error}", subject=path) from None
         for name, value in settings.items():
-            if not isinstance(before, dict) or before.get(name) != value:
-                there = before.get(name) if isinstance(before, dict) else before
-                raise ConfigError(f"{path.parent} holds another import ({name}: {there} there, {value} here)")
+            if not isinstance(stored, dict) or stored.get(name) != value:
+                stored_value = stored.get(name) if isinstance(stored, dict) else stored
+                raise ConfigError(f"{path.parent} holds another import ({name}: {stored_value} there, {value} here)")
         return
     with replacing(path) as partial:
         partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -207,17 +207,17 @@ def _rows(
     rows = ParquetRows(shard.path)
     corpus = CORPORA.get(config.corpus, Corpus(config.corpus, config.air, config.sensors))
     sounds = (config.air, *config.sensors)
-    lacking = [name for name in sounds if name not in rows.columns]
-    if lacking:
-        raise DataError(f"no column {', '.join(lacking)}; there are {', '.join(rows.columns)}", subject=shard.path)
+    missing = [name for name in sounds if name not in rows.columns]
+    if missing:
+        raise DataError(f"no column {', '.join(missing)}; there are {', '.join(rows.columns)}", subject=shard.path)
     speaker, text = (next((n for n in names if n in rows.columns), "") for names in (corpus.speaker, corpus.text))
     try:
         for number, row in enumerate(rows.read([*sounds, *filter(None, (speaker, text))])):
-            who = str(row[speaker]) if speaker and row[speaker] is not None else ""
-            base = Entry(None, None, who, 0.0, text=str(row.get(text) or ""))
-            place = folder / SOUNDS / shard.split / (_safe(who) or "unknown") / f"{shard.name}-{number:05d}"
+            speaker_name = str(row[speaker]) if speaker and row[speaker] is not None else ""
+            base = Entry(None, None, speaker_name, 0.0, text=str(row.get(text) or ""))
+            stem = folder / SOUNDS / shard.split / (_safe(speaker_name) or "unknown") / f"{shard.name}-{number:05d}"
             try:
-                yield from _pairs(row, base, place, config)
+                yield from _pairs(row, base, stem, config)
             except TwoStageError as error:
                 problems.append(f"{shard.path}: row {number}: {error}")
             progress(shard.path.name, number + 1, rows.length)
@@ -225,11 +225,11 @@ def _rows(
         rows.close()
 
 
-def _pairs(row: dict[str, Any], base: Entry, place: Path, config: ImportConfig) -> Iterator[Entry]:
-    """An entry for every sensor of a row, whose files are written if they are not there."""
+def _pairs(row: dict[str, Any], base: Entry, stem: Path, config: ImportConfig) -> Iterator[Entry]:
+    """Write the files of a row that do not exist yet, and yield an entry for every sensor."""
     columns = (config.air, *config.sensors)
     names = [column.removeprefix(PREFIX) for column in columns]
-    paths = [place.with_name(f"{place.name}.{_safe(name)}.flac") for name in names]
+    paths = [stem.with_name(f"{stem.name}.{_safe(name)}.flac") for name in names]
     for column, path in zip(columns, paths, strict=True):
         if not path.exists():
             _write(path, row[column], column, config.sample_rate)
@@ -249,13 +249,13 @@ def _write(path: Path, cell: Any, column: str, sample_rate: int) -> None:
     audio, rate, subtype = _decoded(cell, column)
     if not np.isfinite(audio).all() or not len(audio):
         raise DataError(("holds samples that are not finite" if len(audio) else "holds no samples"), subject=column)
-    wanted = sample_rate or rate
-    audio = sound_files.resample(audio, rate, wanted).clip(-1, 1)
-    sound_files.write(path, audio, wanted, subtype="PCM_16" if subtype == "PCM_16" else "PCM_24", overwrite=True)
+    target_rate = sample_rate or rate
+    audio = sound_files.resample(audio, rate, target_rate).clip(-1, 1)
+    sound_files.write(path, audio, target_rate, subtype="PCM_16" if subtype == "PCM_16" else "PCM_24", overwrite=True)
 
 
 def _decoded(cell: Any, column: str) -> tuple[Audio, int, str]:
-    """The first channel (T,), rate and coding of what a cell holds: a file's bytes, or samples and their rate."""
+    """The first channel (T,), sample rate and coding of a cell: the bytes of a file, or samples and their rate."""
     if isinstance(cell, bytes):
         cell = {"bytes": cell}
     if isinstance(cell, dict) and cell.get("bytes"):
@@ -264,8 +264,8 @@ def _decoded(cell: Any, column: str) -> tuple[Audio, int, str]:
     if isinstance(cell, dict) and cell.get("array") is not None and cell.get("sampling_rate"):
         samples = np.asarray(cell["array"], np.float32)
         return samples if samples.ndim == 1 else samples.reshape(-1, samples.shape[-1])[0], cell["sampling_rate"], ""
-    where = cell.get("path") if isinstance(cell, dict) else None
-    raise DataError("holds no sound" + (f", only the name {where!r}" if where else ""), subject=column)
+    file_name = cell.get("path") if isinstance(cell, dict) else None
+    raise DataError("holds no sound" + (f", only the name {file_name!r}" if file_name else ""), subject=column)
 
 
 def _safe(name: str) -> str:

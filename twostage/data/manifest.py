@@ -20,9 +20,9 @@ from twostage.utils.errors import AudioError, ConfigError, DataError, TwoStageEr
 from twostage.utils.files import replacing
 from twostage.utils.schema import build, parse_json
 
-ESCAPED = "backslashreplace"  # a name that is no UTF-8 goes into JSON as JSON writes what has no letter
+ESCAPED = "backslashreplace"  # file names that are not UTF-8 are stored with escaped bytes
 YES, NO = ("true", "yes", "1"), ("", "false", "no", "0")
-MOST_DRIFT = 10000.0  # ppm: clocks that are further apart are not clocks
+MOST_DRIFT = 10000.0  # ppm: more is not plausible for two clocks
 Sides = dict[str, dict[str, Path]]  # utterance -> bone, air or clean -> file
 
 
@@ -30,9 +30,9 @@ Sides = dict[str, dict[str, Path]]  # utterance -> bone, air or clean -> file
 class Entry:
     """One utterance: a clean file, a body-conducted file, or both.
 
-    ``delay``: seconds that the degraded file lags behind the clean one, at the clean one's beginning.
-    ``drift``: parts per million by which the degraded file's clock counts more than the clean one's.
-    ``inverted``: the polarity of one is the opposite of the other's. ``text``: what is said.
+    ``delay``: seconds by which the degraded file lags behind the clean one, at the start of the clean one.
+    ``drift``: parts per million by which the clock of the degraded file is faster than that of the clean one.
+    ``inverted``: the polarities are opposite. ``text``: the transcript.
     """
 
     clean: str | None
@@ -51,7 +51,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """The path that names the entry in messages: the degraded file's, else the clean one's."""
+        """The path that identifies the entry in messages: that of the degraded file, else of the clean one."""
         return self.degraded or self.clean or ""
 
 
@@ -60,10 +60,10 @@ def read_manifest(
 ) -> list[Entry]:
     """Read the entries of one or more manifests (.jsonl or .csv), without those of ``exclude_speakers``.
 
-    For a CSV without a column ``seconds``, the sound files are opened. Unreadable files are left out and named in
+    For a CSV without a column ``seconds``, the sound files are opened. Unreadable files are skipped and named in
     ``problems`` if it is given, otherwise they raise AudioError.
 
-    Raises DataError if a file is missing or malformed, if nothing is left, or if a speaker to exclude is in none of
+    Raises DataError if a file is missing or malformed, if no entries are left, or if a speaker to exclude is in none of
     them: a mistyped name must not let a held-out speaker into a training.
     """
     entries = [entry for path in paths for entry in _read_one(Path(path), problems)]
@@ -86,9 +86,9 @@ def write_manifest(path: str | os.PathLike[str], entries: Iterable[Entry], *, ov
 
 
 def read_paths(text: str, name: str) -> list[str]:
-    """The path that names each entry of a manifest's ``text``, as it is written there; see ``Entry.name``.
+    """The path that identifies each entry in the ``text`` of a manifest, unresolved; see ``Entry.name``.
 
-    ``name`` is the manifest's: a CSV, or else JSONL, which may contain a CSV's fields as well. No file is opened, and
+    ``name`` is that of the manifest: CSV, or else JSONL, which may also have the fields of CSV. No file is opened, and
     neither speaker nor length is required. Raises DataError.
     """
     rows: Iterable[tuple[int, Any]] = _csv_rows(text, name)
@@ -109,8 +109,8 @@ def read_paths(text: str, name: str) -> list[str]:
 def split_by_speaker(entries: Sequence[Entry], fraction: float, seed: int = 0) -> tuple[list[Entry], list[Entry]]:
     """Split into (training, held out) with no speaker in both; the held-out side has about ``fraction`` of the time.
 
-    Speakers are taken in an order that depends only on the seed and their names, so that a speaker who is added to the
-    corpus later moves few others to the other side.
+    The order of the speakers depends only on the seed and their names, so that adding a speaker to the corpus moves few
+    others to the other side.
     """
     if not 0 < fraction < 1:
         raise DataError(f"fraction is {fraction}, must be between 0 and 1")
@@ -120,13 +120,13 @@ def split_by_speaker(entries: Sequence[Entry], fraction: float, seed: int = 0) -
     if len(seconds) < 2:
         raise DataError(f"a split needs two speakers or more, there is {len(seconds)}: {', '.join(seconds) or 'none'}")
     order = sorted(seconds, key=lambda name: blake2b(f"{seed}/{name}".encode()).digest())
-    wanted = fraction * sum(seconds.values())
-    held, total = [order[0]], seconds[order[0]]
+    target = fraction * sum(seconds.values())
+    held_out, total = [order[0]], seconds[order[0]]
     for speaker in order[1:-1]:
-        if abs(total + seconds[speaker] - wanted) < abs(total - wanted):
-            held.append(speaker)
+        if abs(total + seconds[speaker] - target) < abs(total - target):
+            held_out.append(speaker)
             total += seconds[speaker]
-    return [e for e in entries if e.speaker not in held], [e for e in entries if e.speaker in held]
+    return [e for e in entries if e.speaker not in held_out], [e for e in entries if e.speaker in held_out]
 
 
 def scan(
@@ -140,11 +140,11 @@ def scan(
 ) -> list[Entry]:
     """List the speech below a folder, as pairs where files pair up and as clean files otherwise.
 
-    Three layouts are told apart by what is there: folders named ``bone`` and ``air`` anywhere on the path with the same
-    path otherwise, names that end in ``_bone`` and ``_air``, or neither: then every file is clean speech.
+    Three layouts are recognized: folders named ``bone`` and ``air`` anywhere on the path, with the same path otherwise;
+    names that end in ``_bone`` and ``_air``; or neither, in which case every file is clean speech.
     ``speaker``: a regular expression searched for in the relative path; its first group (or the whole match) is the
     speaker. Without it the speaker is the name of the file's folder.
-    Files without a partner and unreadable files are left out and named in ``problems``.
+    Files without a partner and unreadable files are skipped and named in ``problems``.
     """
     root = Path(root)
     sides: Sides = {}
@@ -180,18 +180,18 @@ def _files(root: Path, problems: list[str]) -> list[Path]:
     passed_over: list[Path] = []
     relative_paths = [relative for _, relative in sound_files.find([root], passed_over=passed_over)]
     if passed_over:
-        problems.append(f"{root}: {len(passed_over)} files that are no sound by their names, {passed_over[0].name} say")
+        problems.append(f"{root}: {len(passed_over)} files are not sound by their names, such as {passed_over[0].name}")
     return relative_paths
 
 
 def _add(files: dict[str, Path], side: str, file: Path, problems: list[str]) -> None:
     """Add ``file`` as a side of an utterance; of two files for one side, the first readable one is used."""
-    other = files.setdefault(side, file)
-    if other == file:
+    existing = files.setdefault(side, file)
+    if existing == file:
         return
     try:
-        sound_files.info(other)
-        problems.append(f"{file}: a second file for what {other} is")
+        sound_files.info(existing)
+        problems.append(f"{file}: a second file for what {existing} is")
     except AudioError as error:
         problems.append(str(error))
         files[side] = file
@@ -210,9 +210,9 @@ def _side(file: Path, bone: str, air: str) -> tuple[str, str]:
 
 
 def _partnered(sides: Sides, problems: list[str]) -> Sides:
-    lone = {key: files for key, files in sides.items() if not files.keys() >= {"bone", "air"}}
-    problems.extend(f"{next(iter(files.values()))}: no partner" for files in lone.values())
-    return {key: files for key, files in sides.items() if key not in lone}
+    unpaired = {key: files for key, files in sides.items() if not files.keys() >= {"bone", "air"}}
+    problems.extend(f"{next(iter(files.values()))}: no partner" for files in unpaired.values())
+    return {key: files for key, files in sides.items() if key not in unpaired}
 
 
 def _entries(

@@ -1,4 +1,4 @@
-"""Simulates the air microphone of a headset with two microphones: clean speech in noise, beside the body sensor."""
+"""Simulates the air microphone of a headset with two microphones: clean speech in noise, next to the body sensor."""
 
 from dataclasses import dataclass
 
@@ -12,20 +12,20 @@ from twostage.data.simulator import seeded
 
 
 def noisy(speech: Audio, noise: Audio, sample_rate: int, snr_db: float, *, level: float | None = None) -> Audio:
-    """Speech (T,) and noise (T,) whose active level lies ``snr_db`` below that of the speech.
+    """Speech (T,) plus noise (T,) scaled to an active level ``snr_db`` below that of the speech.
 
-    ``level``: active level of the speech that this is a part of, in dB (default: its own). Silence on either side adds
-    nothing.
+    ``level``: active level in dB of the recording that the speech is a part of (default: its own). Silence in either
+    one adds nothing.
     """
-    wanted = (active_level(speech, sample_rate) if level is None else level) - snr_db
+    target = (active_level(speech, sample_rate) if level is None else level) - snr_db
     noise_level = active_level(noise, sample_rate)
-    if not (np.isfinite(wanted) and np.isfinite(noise_level)):
+    if not (np.isfinite(target) and np.isfinite(noise_level)):
         return speech
-    return speech + noise * np.float32(10 ** ((wanted - noise_level) / 20))
+    return speech + noise * np.float32(10 ** ((target - noise_level) / 20))
 
 
 def pink(samples: int, sample_rate: int, rng: np.random.Generator) -> Audio:
-    """Noise (samples,) whose power falls by 3 dB an octave, from 50 Hz on, as in the simulator's rooms."""
+    """Noise (samples,) whose power falls by 3 dB per octave above 50 Hz, as the ambient noise of the simulator."""
     size = fft.next_fast_len(samples, real=True)
     frequencies = np.arange(size // 2 + 1) * (sample_rate / size)
     real, imaginary = rng.standard_normal((2, len(frequencies)), np.float32)
@@ -46,12 +46,12 @@ class Air:
     seed: int = 0
 
     def of(self, clean: Audio, sample_rate: int, name: str) -> Audio:
-        """(T,) beside clean speech (T,): a function of the sound, the seed and the name."""
+        """The air channel (T,) for clean speech (T,): a function of the sound, the seed and the name."""
         rng = seeded(self.seed, name, "air")
         return noisy(clean, self._noise(len(clean), sample_rate, rng), sample_rate, self.snr_db)
 
     def _noise(self, samples: int, sample_rate: int, rng: np.random.Generator) -> Audio:
         if not self.noise:
             return pink(samples, sample_rate, rng)
-        whole, _ = read_speech(self.noise[int(rng.integers(len(self.noise)))], sample_rate)
-        return looped(whole, samples, int(rng.integers(len(whole))))
+        recording, _ = read_speech(self.noise[int(rng.integers(len(self.noise)))], sample_rate)
+        return looped(recording, samples, int(rng.integers(len(recording))))

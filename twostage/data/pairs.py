@@ -28,7 +28,7 @@ from twostage.utils.errors import ConfigError, DataError
 
 
 class Pair(NamedTuple):
-    """Degraded and clean speech, in step to the sample: (B, 1, T) each; degraded (B, 2, T), bone and air, with both."""
+    """Aligned degraded and clean speech, (B, 1, T) each; with an air microphone, degraded is (B, 2, T), bone, air."""
 
     degraded: Tensor
     clean: Tensor
@@ -40,21 +40,21 @@ class PairConfig:
 
     segment_length: int = 32768  # samples
     sample_rate: int = 16000  # Hz
-    sensors: tuple[str, ...] = ("throat",)  # presets or YAML files that clean speech is degraded with; none: it is not
-    sensor_weights: tuple[float, ...] = ()  # how often each; empty: alike
-    real_fraction: float = 0.0  # of a batch, drawn from entries that have both channels
-    simulate_on_pairs: bool = False  # simulate from the clean channel of pairs too
-    joint_jitter_db: float = 2.0  # uniform, each way, of both channels
-    degraded_jitter_db: float = 1.0  # the same, of the degraded channel alone
-    eq_db: float = 0.0  # deviation of a random equalizer on the degraded channel, an octave wide
-    eq_prob: float = 0.5  # of a segment, to be equalized
-    ambient_prob: float = 0.3  # of a simulated segment, to hear a file of the noise folder instead of pink noise
-    ambient_db: tuple[float, float] = (-40.0, -20.0)  # its level range after leaking in, before the sensor's response
-    silent_prob: float = 0.0  # of a segment, to be digital silence on the degraded side: vocoders then hear mels alone
-    gate_db: float = 0.0  # by how much the room's noise is taken off clean speech, at most; 0 = not
-    air_snr_db: tuple[float, ...] = ()  # range of an air microphone's, in noise of the folder or pink; none: no air
-    speed: float = 0.0  # both channels are played faster or slower by up to this share: other voices, other tempo
-    cache_gigabytes: float = 2.0  # sound kept in memory, 16 bits a sample
+    sensors: tuple[str, ...] = ("throat",)  # presets or YAML files that degrade clean speech; empty: not degraded
+    sensor_weights: tuple[float, ...] = ()  # relative frequency of each; empty: equal
+    real_fraction: float = 0.0  # fraction of a batch drawn from entries with both channels
+    simulate_on_pairs: bool = False  # also simulate from the clean channel of pairs
+    joint_jitter_db: float = 2.0  # dB: level jitter of both channels together, uniform in +- this
+    degraded_jitter_db: float = 1.0  # dB: the same for the degraded channel only
+    eq_db: float = 0.0  # dB: standard deviation of a random equalizer on the degraded channel, one octave wide
+    eq_prob: float = 0.5  # probability that a segment is equalized
+    ambient_prob: float = 0.3  # probability that ambient sound of a simulated segment is a noise file, not pink noise
+    ambient_db: tuple[float, float] = (-40.0, -20.0)  # dB: range of its level at the sensor, before its response
+    silent_prob: float = 0.0  # probability that the degraded side is silent: vocoders learn to work from mels only
+    gate_db: float = 0.0  # dB: maximum attenuation of room noise in clean speech; 0: no gating
+    air_snr_db: tuple[float, ...] = ()  # dB: SNR range of a simulated air microphone; empty: no air microphone
+    speed: float = 0.0  # maximum relative change of playback speed of both channels, which varies voices and tempo
+    cache_gigabytes: float = 2.0  # GB of sound kept in memory, with 16 bits per sample
 
     def __post_init__(self) -> None:
         if self.segment_length < 1 or self.sample_rate < 1:
@@ -85,17 +85,17 @@ class PairConfig:
 
 @dataclass
 class Cache:
-    """Sound files at one sample rate with their active level, kept in memory as 16-bit samples while there is room."""
+    """Caches sound files at one sample rate and their active levels, as 16-bit samples, up to a limit of memory."""
 
     sample_rate: int
     room: float  # bytes
     gate_db: float = 0.0
-    _kept: dict[str, NDArray[np.int16]] = field(default_factory=dict)
+    _samples: dict[str, NDArray[np.int16]] = field(default_factory=dict)
     _levels: dict[str, tuple[int, float]] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
 
     def describe(self, path: str) -> tuple[int, float]:
-        """Length in samples and active level in dB of a file's first channel."""
+        """Length in samples and active level in dB of the first channel of a file."""
         with self._lock:
             if path not in self._levels:
                 self._load(path)
@@ -107,8 +107,8 @@ class Cache:
         first, last = max(0, start), min(length, start + samples)
         out = np.zeros(samples, np.float32)
         if last > first:
-            kept = self._kept.get(path)
-            part = kept[first:last] * np.float32(2**-15) if kept is not None else self._read(path, first, last)
+            cached = self._samples.get(path)
+            part = cached[first:last] * np.float32(2**-15) if cached is not None else self._read(path, first, last)
             out[first - start : first - start + len(part)] = part
         return out
 
@@ -117,7 +117,7 @@ class Cache:
         self._levels[path] = len(mono), active_level(mono, self.sample_rate)
         if 2 * len(mono) <= self.room:
             self.room -= 2 * len(mono)
-            self._kept[path] = np.clip(np.rint(mono * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
+            self._samples[path] = np.clip(np.rint(mono * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
 
     def _whole(self, path: str) -> Floats:
         mono = read_mono(path, self.sample_rate)
@@ -127,30 +127,30 @@ class Cache:
         if self.gate_db:  # the noise is measured over the whole file
             return self._whole(path)[first:last]
         rate = sound_files.info(path).sample_rate
-        # from so far before it, and to so far behind it, that the filter is as in the whole file
-        before, after = max(0, first - self.sample_rate), last + self.sample_rate
-        start, stop = before * rate // self.sample_rate, -(-after * rate // self.sample_rate)
-        sound, _ = sound_files.read(path, start=start, frames=stop - start)
-        part = sound_files.resample(without_drift(sound[0], rate), rate, self.sample_rate)
-        return sound_files.match_length(part[first - before :], last - first)
+        # with a second before and after, so that the high-pass filter has settled as in the whole file
+        padded_first, padded_last = max(0, first - self.sample_rate), last + self.sample_rate
+        start, stop = padded_first * rate // self.sample_rate, -(-padded_last * rate // self.sample_rate)
+        audio, _ = sound_files.read(path, start=start, frames=stop - start)
+        part = sound_files.resample(without_drift(audio[0], rate), rate, self.sample_rate)
+        return sound_files.match_length(part[first - padded_first :], last - first)
 
 
 class PairDataset:
     """Draws segments of pairs, real or simulated, from the entries of manifests.
 
-    With ``air_snr_db``, an air microphone is simulated from the clean side. If the sound that leaks into a simulated
-    bone sensor comes from the noise folder, the air microphone gets the same noise.
+    With ``air_snr_db``, an air microphone is simulated from the clean side. If the ambient sound of a simulated bone
+    sensor comes from the noise folder, the air microphone gets the same noise.
 
-    Entries with both channels are real pairs; entries with clean speech alone are degraded by the sensors. Both
-    channels are brought to LEVEL, by the level of the whole file or, for simulated ones, by that of their source.
-    ``noise``: files of room sound for the simulator and the air microphone.
+    Entries with both channels are real pairs; entries with clean speech only are degraded by the sensors. Both channels
+    are scaled to LEVEL, according to the level of the whole file or, for simulated ones, that of their source.
+    ``noise``: files of ambient sound for the simulator and the air microphone.
     """
 
     def __init__(self, entries: Sequence[Entry], config: PairConfig, *, noise: Sequence[str] = ()) -> None:
         self.config = config
         self.real = [entry for entry in entries if entry.paired]
-        alone = [entry for entry in entries if entry.clean and not entry.paired]
-        self.clean = alone + self.real if config.simulate_on_pairs or not alone else alone
+        unpaired = [entry for entry in entries if entry.clean and not entry.paired]
+        self.clean = unpaired + self.real if config.simulate_on_pairs or not unpaired else unpaired
         if config.real_fraction > 0 and not self.real:
             raise DataError(
                 f"data.real_fraction is {config.real_fraction}, but no entry has both a clean and a degraded file"
@@ -161,12 +161,12 @@ class PairDataset:
         self.sensors: list[Sensor] = [load_sensor(name) for name in config.sensors]
         weights = np.array(config.sensor_weights or [1.0] * len(self.sensors))
         self._weights = weights / weights.sum() if len(weights) else weights
-        room = config.cache_gigabytes * 2**29  # half for either channel
-        self._clean, self._degraded = Cache(config.sample_rate, room, config.gate_db), Cache(config.sample_rate, room)
-        self._clean_odds, self._real_odds = _odds(self.clean), _odds(self.real)
+        limit = config.cache_gigabytes * 2**29  # half of it for each
+        self._clean, self._degraded = Cache(config.sample_rate, limit, config.gate_db), Cache(config.sample_rate, limit)
+        self._clean_cumulative, self._real_cumulative = _cumulative_seconds(self.clean), _cumulative_seconds(self.real)
 
     def check_delays(self) -> None:
-        """Raise DataError, which names the pair, if its delay leaves nothing in common, because it would be silence."""
+        """Raise DataError that names the pair if its delay leaves nothing in common: its segments would be silent."""
         for entry in self.real:
             if entry.delay and entry.clean and entry.degraded:
                 lengths = (self._length(path) for path in (entry.clean, entry.degraded))
@@ -178,51 +178,51 @@ class PairDataset:
 
     def item(self, rng: np.random.Generator, *, real: bool) -> tuple[Floats, Floats]:
         """One segment: degraded (C, T), bone first, and clean (1, T), float32."""
-        degraded, clean, room = self._recorded(rng) if real else self._simulated(rng)
+        degraded, clean, ambient = self._recorded(rng) if real else self._simulated(rng)
         config = self.config
         if rng.random() < config.eq_prob and config.eq_db > 0:
             degraded = equalize(degraded, config.sample_rate, config.eq_db, rng)
         joint = rng.uniform(-config.joint_jitter_db, config.joint_jitter_db)
-        alone = rng.uniform(-config.degraded_jitter_db, config.degraded_jitter_db)
-        sides = [_gained(degraded, joint + alone)]
-        if config.air_snr_db:  # last, lest it change what is drawn without
-            alone = rng.uniform(-config.degraded_jitter_db, config.degraded_jitter_db)
-            sides.append(_gained(self._air(clean, room, rng), joint + alone))
+        independent = rng.uniform(-config.degraded_jitter_db, config.degraded_jitter_db)
+        channels = [_amplified(degraded, joint + independent)]
+        if config.air_snr_db:  # drawn last, so that the other draws do not depend on it
+            independent = rng.uniform(-config.degraded_jitter_db, config.degraded_jitter_db)
+            channels.append(_amplified(self._air(clean, ambient, rng), joint + independent))
         if config.silent_prob and rng.random() < config.silent_prob:
-            sides = [np.zeros_like(side) for side in sides]
-        return np.stack(sides), _gained(clean, joint)[None]
+            channels = [np.zeros_like(channel) for channel in channels]
+        return np.stack(channels), _amplified(clean, joint)[None]
 
     def batch(self, size: int, seed: int, step: int, *, rank: int = 0, world: int = 1) -> Pair:
-        """Batch number ``step``; with several ranks, each one's part of a joint batch of ``size * world``."""
+        """Batch number ``step``; with several ranks, the part of each in a joint batch of ``size * world``."""
         offset = seeded(seed, "share", step).random()
         items = []
         for index in range(rank * size, (rank + 1) * size):
-            # the integer part rises real_fraction * (size * world) times in a joint batch, give or take one
-            count = [int(np.floor((index + more) * self.config.real_fraction + offset)) for more in (0, 1)]
+            # in a joint batch, the integer part increases real_fraction * (size * world) times, +-1
+            count = [int(np.floor((index + step_up) * self.config.real_fraction + offset)) for step_up in (0, 1)]
             items.append(self.item(seeded(seed, step, index), real=count[1] > count[0]))
         degraded, clean = (torch.from_numpy(np.stack(side)) for side in zip(*items, strict=True))
         return Pair(degraded, clean)
 
     def _recorded(self, rng: np.random.Generator) -> tuple[Floats, Floats, None]:
-        entry = self.real[_pick(self._real_odds, rng)]
-        assert entry.clean is not None  # what `real` is made of
+        entry = self.real[_pick(self._real_cumulative, rng)]
+        assert entry.clean is not None  # true of all in `real`
         assert entry.degraded is not None
         alignment = Alignment.of(entry, self.config.sample_rate)
         first, last = alignment.shared(self._clean.describe(entry.clean)[0], self._degraded.describe(entry.degraded)[0])
-        rate, samples = self._pace(rng)
+        rate, samples = self._playback_rate(rng)
         start = first + _start(last - first, samples, rng)
         clean = alignment.clean_segment(partial(_leveled, self._clean, entry.clean), start, samples)
-        as_recorded = partial(_leveled, self._degraded, entry.degraded)
-        degraded = alignment.degraded_segment(as_recorded, start, samples)
-        return self._played(degraded, rate), self._played(clean, rate), None
+        read_degraded = partial(_leveled, self._degraded, entry.degraded)
+        degraded = alignment.degraded_segment(read_degraded, start, samples)
+        return self._at_sample_rate(degraded, rate), self._at_sample_rate(clean, rate), None
 
     def _simulated(self, rng: np.random.Generator) -> tuple[Floats, Floats, Floats | None]:
-        """Degraded and clean speech, and the sound of the room, if there is one."""
-        entry = self.clean[_pick(self._clean_odds, rng)]
-        assert entry.clean is not None  # what `clean` is made of
-        rate, samples = self._pace(rng)
+        """Degraded and clean speech, and the ambient sound if it is a noise file."""
+        entry = self.clean[_pick(self._clean_cumulative, rng)]
+        assert entry.clean is not None  # true of all in `clean`
+        rate, samples = self._playback_rate(rng)
         start = _start(self._clean.describe(entry.clean)[0], samples, rng)
-        clean = self._played(_leveled(self._clean, entry.clean, start, samples), rate)
+        clean = self._at_sample_rate(_leveled(self._clean, entry.clean, start, samples), rate)
         if not self.sensors:
             return clean, clean, None
         sensor = self.sensors[int(rng.choice(len(self.sensors), p=self._weights))]
@@ -230,13 +230,13 @@ class PairDataset:
         degraded = simulate(clean, self.config.sample_rate, sensor, rng, level=LEVEL, ambient=ambient)
         return degraded, clean, ambient[0] if ambient else None
 
-    def _air(self, clean: Floats, room: Floats | None, rng: np.random.Generator) -> Floats:
-        """Clean speech (T,) at LEVEL in noise, ``room`` or a segment of a file; the sum has the level of the speech."""
+    def _air(self, clean: Floats, ambient: Floats | None, rng: np.random.Generator) -> Floats:
+        """Clean speech (T,) at LEVEL in noise, ``ambient`` or another segment; the sum has the level of the speech."""
         lowest, highest = self.config.air_snr_db
         snr = rng.uniform(lowest, highest)
-        noise = self._noise(rng) if room is None else room
-        together = 10 * np.log10(1 + 10 ** (-snr / 10))
-        return _gained(noisy(clean, noise, self.config.sample_rate, snr, level=LEVEL), -together)
+        noise = self._noise(rng) if ambient is None else ambient
+        level_increase = 10 * np.log10(1 + 10 ** (-snr / 10))
+        return _amplified(noisy(clean, noise, self.config.sample_rate, snr, level=LEVEL), -level_increase)
 
     def _noise(self, rng: np.random.Generator) -> Floats:
         samples = self.config.segment_length
@@ -248,12 +248,12 @@ class PairDataset:
             return self._degraded.segment(path, _start(length, samples, rng), samples)
         return looped(self._degraded.segment(path, 0, length), samples, int(rng.integers(length)))
 
-    def _pace(self, rng: np.random.Generator) -> tuple[int, int]:
-        """The assumed sample rate in Hz of a segment, and the number of samples that it then needs."""
+    def _playback_rate(self, rng: np.random.Generator) -> tuple[int, int]:
+        """The sample rate in Hz at which a segment is read to change its speed, and the samples that it then needs."""
         rate = round(self.config.sample_rate * (1 + rng.uniform(-self.config.speed, self.config.speed)))
         return rate, -(-self.config.segment_length * rate // self.config.sample_rate)
 
-    def _played(self, segment: Floats, rate: int) -> Floats:
+    def _at_sample_rate(self, segment: Floats, rate: int) -> Floats:
         if rate == self.config.sample_rate:
             return segment
         return sound_files.match_length(
@@ -271,22 +271,22 @@ class PairDataset:
 def batches(
     dataset: PairDataset, batch: int, seed: int, start: int = 0, *, rank: int = 0, world: int = 1, prefetch: int = 4
 ) -> Generator[Pair, None, None]:
-    """Endless batches from number ``start``, ``prefetch`` of them prepared by a thread; close it to stop the thread."""
+    """Endless batches from number ``start``; a thread prepares ``prefetch`` of them until the generator is closed."""
     pool = ThreadPoolExecutor(1, "pairs")
-    waiting: deque[Future[Pair]] = deque()
+    pending: deque[Future[Pair]] = deque()
     step = start
     try:
         while True:
-            while len(waiting) < max(1, prefetch):
-                waiting.append(pool.submit(dataset.batch, batch, seed, step, rank=rank, world=world))
+            while len(pending) < max(1, prefetch):
+                pending.append(pool.submit(dataset.batch, batch, seed, step, rank=rank, world=world))
                 step += 1
-            yield waiting.popleft().result()
+            yield pending.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def equalize(signal: Floats, sample_rate: int, spread_db: float, rng: np.random.Generator) -> Floats:
-    """Filter (T,) by a random smooth response of deviation ``spread_db``, zero phase."""
+    """Filter (T,) with a random smooth zero-phase response of standard deviation ``spread_db``."""
     size = fft.next_fast_len(len(signal), real=True)
     spectrum = fft.rfft(signal, size)
     coarse = np.linspace(0, sample_rate / 2, 257)
@@ -295,25 +295,25 @@ def equalize(signal: Floats, sample_rate: int, spread_db: float, rng: np.random.
     return fft.irfft(spectrum * 10 ** (fine / 20), size)[: len(signal)].astype(np.float32)
 
 
-def _odds(entries: Sequence[Entry]) -> Floats:
-    """Cumulative probabilities of entries, in proportion to their duration: every second is equally likely."""
+def _cumulative_seconds(entries: Sequence[Entry]) -> Floats:
+    """Cumulative durations of entries, for draws in which every second is equally likely."""
     return np.cumsum([entry.seconds for entry in entries]) if entries else np.zeros(0)
 
 
-def _pick(odds: Floats, rng: np.random.Generator) -> int:
-    return min(int(np.searchsorted(odds, rng.random() * odds[-1], side="right")), len(odds) - 1)
+def _pick(cumulative: Floats, rng: np.random.Generator) -> int:
+    return min(int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")), len(cumulative) - 1)
 
 
 def _start(length: int, samples: int, rng: np.random.Generator) -> int:
-    """The start of a segment; before the file, if the file is shorter."""
+    """A random start of a segment; before the file if the file is shorter than the segment."""
     return int(rng.integers(min(0, length - samples), max(0, length - samples) + 1))
 
 
 def _leveled(cache: Cache, path: str, start: int, samples: int) -> Floats:
-    """A segment, brought to LEVEL by the level of its file; silent files stay as they are."""
+    """A segment scaled so that its file has LEVEL; silent files are not changed."""
     segment, level = cache.segment(path, start, samples), cache.describe(path)[1]
-    return _gained(segment, LEVEL - level) if np.isfinite(level) else segment
+    return _amplified(segment, LEVEL - level) if np.isfinite(level) else segment
 
 
-def _gained(signal: Floats, decibels: float) -> Floats:
+def _amplified(signal: Floats, decibels: float) -> Floats:
     return signal * np.float32(10 ** (decibels / 20))

@@ -23,9 +23,9 @@ def simulate_recording(
     air: Air | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write the simulated recording of ``source`` by ``sensor``, a function of the sound, ``seed`` and ``name``.
+    """Write the simulated recording of ``source`` by ``sensor``; it depends on the sound, ``seed`` and ``name`` only.
 
-    With ``air``, the second channel is that of the air microphone. Raises AudioError.
+    With ``air``, the second channel is the air microphone. Raises AudioError.
     """
     check_writable(target, overwrite)
     sound_files.coding_for(target)
@@ -39,6 +39,6 @@ def simulate_recording(
     if air:
         simulated = np.concatenate([simulated, air.of(clean[0], sample_rate, name)[None]])
     peak = float(np.abs(simulated).max())
-    if peak > 0.99:  # quieter rather than clipped
+    if peak > 0.99:  # attenuated to avoid clipping
         simulated = simulated * np.float32(0.99 / peak)
     sound_files.write(target, simulated, sample_rate, subtype=sound_files.info(source).subtype, overwrite=overwrite)

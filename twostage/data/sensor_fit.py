@@ -1,4 +1,4 @@
-"""Fits a sensor to a few minutes of pairs: its statistics are measured by band, and the simulator is fitted to them."""
+"""Fits a sensor to a few minutes of pairs: measures statistics by band and fits the simulator to them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -27,9 +27,9 @@ from twostage.utils.errors import DataError
 
 Starts = NDArray[np.intp]  # first bins of the bands (K + 1,)
 
-QUIET = 38.0  # dB below the loudest frame of the clean channel: pauses, in which the sensor's noise shows
-CHUNK = 4.0  # seconds that count as a recording of their own where there are few
-DROP = 20.0  # dB within 400 Hz that make a band limit
+QUIET = 38.0  # dB below the loudest frame of the clean channel: frames below are pauses, with the sensor's noise only
+CHUNK = 4.0  # seconds: longer recordings are divided, to have enough of them for statistics
+DROP = 20.0  # dB: a drop by so much within 400 Hz is a band limit
 
 
 class Recording(NamedTuple):
@@ -44,15 +44,15 @@ class SensorStatistics:
     """Statistics of pairs of channels by band, with both at the same active level. dB unless stated otherwise."""
 
     frequencies: Floats  # Hz, centers of the bands (K,)
-    response_db: Floats  # power of the degraded speech over that of the clean speech, noise taken off
-    response_spread_db: Floats  # its deviation between recordings
-    slope: Floats  # dB of a degraded band for a dB more in the clean band, by regression over the frames
-    voice_slope: Floats  # dB of a degraded band for a dB more of voice, by the same regression
-    gain_spread_db: Floats  # deviation of the frames around that regression
+    response_db: Floats  # power of the degraded speech relative to the clean speech, with noise subtracted
+    response_spread_db: Floats  # its standard deviation between recordings
+    slope: Floats  # change of a degraded band per dB in the clean band, by regression over the frames
+    voice_slope: Floats  # change of a degraded band per dB of voice level, by the same regression
+    gain_spread_db: Floats  # standard deviation of the residuals of that regression
     coherence: Floats  # magnitude-squared, 32 ms frames
-    noise_db: Floats  # power a Hz of the pauses of the degraded channel, relative to its speech
+    noise_db: Floats  # power density in the pauses of the degraded channel, per Hz, relative to its speech
     noise_spread_db: float
-    band_limit: float  # Hz; 0 if there is none below the end
+    band_limit: float  # Hz; 0 if there is none
     recordings: int
     seconds: float
 
@@ -67,7 +67,7 @@ class FittedSensor:
 
 
 def bands(sample_rate: int) -> Floats:
-    """Edges in Hz (K + 1,): half and twice 31 Hz wide at the bottom, a fifth of an octave at the top."""
+    """Band edges in Hz (K + 1,): widths of 31 Hz, then 62.5 Hz, and a fifth of an octave at the top."""
     edges = [0.0, 31.0]
     while edges[-1] < sample_rate / 2:
         edges.append(edges[-1] + max(62.5, 0.15 * edges[-1]))
@@ -76,15 +76,15 @@ def bands(sample_rate: int) -> Floats:
 
 
 def load_recordings(entries: Sequence[Entry], sample_rate: int) -> list[Recording]:
-    """Both channels of paired entries, first channel each, aligned by the entry's delay."""
+    """Load the first channel of both files of paired entries, aligned by the delay of the entry."""
     return [_load(entry, sample_rate) for entry in entries if entry.paired]
 
 
 def _load(entry: Entry, sample_rate: int) -> Recording:
     degraded, clean = open_pair(entry, sample_rate).cut()
-    for path, side in ((entry.clean, clean), (entry.degraded, degraded)):
-        if not side.any():
-            raise DataError("silent, no use for a fit", subject=path)
+    for path, channel in ((entry.clean, clean), (entry.degraded, degraded)):
+        if not channel.any():
+            raise DataError("silent, cannot be used for a fit", subject=path)
     return Recording(clean, degraded)
 
 
@@ -93,7 +93,7 @@ def measure_sensor(recordings: Iterable[Recording], sample_rate: int) -> SensorS
     views = [_view(part, sample_rate) for recording in recordings for part in _chunks(recording, sample_rate)]
     views = [view for view in views if view.active.sum() >= 20]
     if not views:
-        raise DataError("the pairs hold too little speech: 0.2 s at least in a recording of 0.5 s or more")
+        raise DataError("the pairs contain too little speech: 0.2 s are needed in a recording of 0.5 s or more")
     edges = bands(sample_rate)
     grid = np.arange(views[0].clean.shape[1]) * (sample_rate / frame_size(sample_rate))
     starts = np.searchsorted(grid, edges)
@@ -117,7 +117,7 @@ def measure_sensor(recordings: Iterable[Recording], sample_rate: int) -> SensorS
 
 
 def fit_sensor(recordings: Sequence[Recording], sample_rate: int, *, rounds: int = 4, seed: int = 0) -> FittedSensor:
-    """Fit a sensor to pairs so that their clean channels, simulated, show the measured statistics.
+    """Fit a sensor to pairs so that the simulation of their clean channels has the measured statistics.
 
     The measured curves are the initial guess. They are not sufficient: time-varying gains lower the coherence, finite
     frames scatter without any gain, and noise fills quiet bands. The clean channels are therefore simulated and
@@ -126,14 +126,14 @@ def fit_sensor(recordings: Sequence[Recording], sample_rate: int, *, rounds: int
     measured = measure_sensor(recordings, sample_rate)
     sensor = _first_guess(measured)
     for number in range(rounds):
-        sensor = _corrected(sensor, measured, _imitated(recordings, sample_rate, sensor, seed, number))
-    return FittedSensor(_rounded(sensor), measured, _imitated(recordings, sample_rate, sensor, seed, rounds))
+        sensor = _corrected(sensor, measured, _simulated(recordings, sample_rate, sensor, seed, number))
+    return FittedSensor(_rounded(sensor), measured, _simulated(recordings, sample_rate, sensor, seed, rounds))
 
 
-def _imitated(
+def _simulated(
     recordings: Sequence[Recording], sample_rate: int, sensor: Sensor, seed: int, number: int
 ) -> SensorStatistics:
-    draws = 3 if sum(len(r.clean) for r in recordings) < 120 * sample_rate else 1  # less chance in a short corpus
+    draws = 3 if sum(len(r.clean) for r in recordings) < 120 * sample_rate else 1  # reduces the variance
     simulated = [
         Recording(r.clean, simulate(r.clean, sample_rate, sensor, seeded(seed, number, draw, index)))
         for draw in range(draws)
@@ -151,7 +151,7 @@ def _first_guess(measured: SensorStatistics) -> Sensor:
         voice_slope=as_curve(measured.voice_slope.clip(-0.5, 1.2)),
         gain_spread_db=as_curve((measured.gain_spread_db - 3).clip(0, 8)),
         coherence=as_curve(measured.coherence.clip(0, 1)),
-        # harmonics stand out of the noise at the bottom, where the sensor hears the voice, and less and less above
+        # harmonics are distinct from the noise at low frequencies, where the sensor picks up the voice, and less above
         noise_share=as_curve(np.interp(np.log2(measured.frequencies), np.log2([500, 2000]), [0.1, 0.5])),
         noise_db=as_curve(measured.noise_db.clip(-110, 0)),
         noise_spread_db=min(measured.noise_spread_db, 6.0),
@@ -163,50 +163,50 @@ def _first_guess(measured: SensorStatistics) -> Sensor:
 
 
 def _rounding(measured: SensorStatistics) -> float | None:
-    """Total level of the white noise that is left above the band limit."""
+    """Total level of the white noise that remains above the band limit."""
     above = measured.noise_db[measured.frequencies > 1.15 * (measured.band_limit or np.inf)]
     return float(np.median(above) + decibels(measured.frequencies[-1:])[0]) if len(above) else None
 
 
-def _corrected(sensor: Sensor, wanted: SensorStatistics, got: SensorStatistics) -> Sensor:
+def _corrected(sensor: Sensor, measured: SensorStatistics, simulated: SensorStatistics) -> Sensor:
     """Correct every setting against its error, within its limits."""
 
-    def moved(name: str, step: float, low: float, high: float) -> Curve:
-        error = getattr(wanted, name) - getattr(got, name)
+    def shifted(name: str, step: float, low: float, high: float) -> Curve:
+        error = getattr(measured, name) - getattr(simulated, name)
         return as_curve((np.array(getattr(sensor, name)) + step * error).clip(low, high))
 
     def spread(name: str, high: float) -> Curve:
-        """Deviations add up as squares."""
-        error = getattr(wanted, name) ** 2 - getattr(got, name) ** 2
+        """Correct a standard deviation; variances add up."""
+        error = getattr(measured, name) ** 2 - getattr(simulated, name) ** 2
         return as_curve(np.sqrt((np.array(getattr(sensor, name)) ** 2 + error).clip(0, high**2)))
 
-    moving = replace(
+    corrected = replace(
         sensor,
-        response_db=moved("response_db", 1.0, -60, 40),
+        response_db=shifted("response_db", 1.0, -60, 40),
         response_spread_db=spread("response_spread_db", 6),
-        slope=moved("slope", 0.8, -0.2, 1.2),
-        voice_slope=moved("voice_slope", 0.8, -0.5, 1.2),
+        slope=shifted("slope", 0.8, -0.2, 1.2),
+        voice_slope=shifted("voice_slope", 0.8, -0.5, 1.2),
         gain_spread_db=spread("gain_spread_db", 9),
-        coherence=moved("coherence", 1.0, 0, 1),
-        noise_db=moved("noise_db", 1.0, -120, 0),
+        coherence=shifted("coherence", 1.0, 0, 1),
+        noise_db=shifted("noise_db", 1.0, -120, 0),
     )
-    return _held(moving)
+    return _held(corrected)
 
 
 def _held(sensor: Sensor) -> Sensor:
-    """Extend every curve from the last whole band below the band limit; there is no information above."""
+    """Hold every curve constant above the last complete band below the band limit: there are no data above."""
     if not sensor.band_limit:
         return sensor
     last = max(0, sum(f < 0.95 * sensor.band_limit for f in sensor.frequencies) - 1)
     curves = {name: getattr(sensor, name) for name in CURVES}
-    held: dict[str, Any] = {
+    values: dict[str, Any] = {
         name: curve[: last + 1] + (curve[last],) * (len(curve) - last - 1) for name, curve in curves.items() if curve
     }
-    return replace(sensor, **held)
+    return replace(sensor, **values)
 
 
 def _by_band(powers: Floats, starts: Starts) -> Floats:
-    """Mean over the bins of each band: (L, F) to (L, K). Sums, since a matrix product would start threads."""
+    """Mean over the bins of each band: (L, F) to (L, K). Not a matrix product, which would start threads."""
     return np.add.reduceat(powers[:, : starts[-1]], starts[:-1], axis=1) / np.diff(starts)
 
 
@@ -218,7 +218,7 @@ class _View(NamedTuple):
 
 
 def _chunks(recording: Recording, sample_rate: int) -> list[Recording]:
-    """A long recording in parts of CHUNK seconds, the last up to twice as long."""
+    """Divide a long recording into equal parts of CHUNK seconds or up to twice as long."""
     count = max(1, int(len(recording.clean) / (CHUNK * sample_rate)))
     parts = zip(np.array_split(recording.clean, count), np.array_split(recording.degraded, count), strict=True)
     return [Recording(*part) for part in parts if len(part[0]) > sample_rate / 2]
@@ -231,14 +231,14 @@ def _view(recording: Recording, sample_rate: int) -> _View:
         for x in recording
     )
     active, quiet = active_frames(power(clean)), np.logical_not(active_frames(power(clean), QUIET))
-    inside = slice(2 * OVERLAP, -2 * OVERLAP)  # frames that reach over the ends count for neither
+    inside = slice(2 * OVERLAP, -2 * OVERLAP)  # without frames that contain padding
     return _View(clean[inside], degraded[inside], active[inside], quiet[inside])
 
 
 def _noise(views: list[_View], starts: Starts) -> tuple[Floats, float]:
     """Noise power (K,) in the pauses of the degraded channel, and its deviation between recordings in dB."""
     pauses = [_by_band(power(view.degraded[view.quiet]), starts) for view in views if view.quiet.sum() >= 5]
-    if not pauses:  # speech without a pause: its quietest frames
+    if not pauses:  # without pauses, use the quietest frames
         pauses = [np.quantile(_by_band(power(view.degraded), starts), 0.05, axis=0)[None] for view in views]
     levels = np.array([decibels(np.median(pause, axis=0)) for pause in pauses])
     spread = levels.mean(1).std(ddof=1) if len(levels) > 1 else 0.0
@@ -246,13 +246,13 @@ def _noise(views: list[_View], starts: Starts) -> tuple[Floats, float]:
 
 
 def _mean_ratio(view: _View, starts: Starts, noise: Floats) -> Floats:
-    """Degraded over clean power (K,) in a recording's speech, in dB, with the noise subtracted."""
+    """Degraded power relative to clean power (K,) in the speech of a recording, in dB, with the noise subtracted."""
     clean, degraded = (_by_band(power(x[view.active]), starts).mean(0) for x in (view.clean, view.degraded))
     return decibels(np.maximum(degraded - noise, 0.03 * degraded) / (clean + 1e-9))
 
 
 def _regression(views: list[_View], starts: Starts, grid: Floats) -> tuple[Floats, Floats]:
-    """Slopes (2, K) of degraded bands over the clean band and the voice, in dB, and the deviation (K,) around them."""
+    """Regress degraded bands on clean band and voice level, in dB: slopes (2, K) and residual deviation (K,)."""
     rows = []
     for view in views:
         clean, degraded = (
@@ -260,23 +260,23 @@ def _regression(views: list[_View], starts: Starts, grid: Floats) -> tuple[Float
         )
         voice = voice_level(power(view.clean[view.active]), grid)[:, None]
         rows.append(np.stack([x - x.mean(0) for x in (clean, np.broadcast_to(voice, clean.shape), degraded)]))
-    own, voice, target = np.concatenate(rows, axis=1)
-    a, b, c = (own**2).mean(0) + 1.0, (voice**2).mean(0) + 1.0, (own * voice).mean(0)  # a ridge of 1 dB
-    p, q = (own * target).mean(0), (voice * target).mean(0)
+    band, voice, target = np.concatenate(rows, axis=1)
+    a, b, c = (band**2).mean(0) + 1.0, (voice**2).mean(0) + 1.0, (band * voice).mean(0)  # with a ridge of 1 dB
+    p, q = (band * target).mean(0), (voice * target).mean(0)
     slopes = np.stack([b * p - c * q, a * q - c * p]) / (a * b - c**2)
-    return slopes, (target - slopes[0] * own - slopes[1] * voice).std(0)
+    return slopes, (target - slopes[0] * band - slopes[1] * voice).std(0)
 
 
 def _coherence(views: list[_View]) -> Floats:
-    """Magnitude-squared coherence (F,), mean over recordings, minus what chance alone would give."""
+    """Magnitude-squared coherence (F,), corrected for its bias, mean over recordings."""
     return np.mean([_coherence_of(view) for view in views], axis=0)
 
 
 def _coherence_of(view: _View) -> Floats:
     cross = np.abs((view.clean.conj() * view.degraded).mean(0)) ** 2
     raw = cross / (power(view.clean).mean(0) * power(view.degraded).mean(0) + 1e-12)
-    chance = 1.5 * OVERLAP / 2 / len(view.clean)  # of frames that overlap, about every second counts
-    return ((raw - chance) / (1 - chance)).clip(0, 1)
+    bias = 1.5 * OVERLAP / 2 / len(view.clean)  # about half of the overlapping frames are independent
+    return ((raw - bias) / (1 - bias)).clip(0, 1)
 
 
 def _band_limit(views: list[_View], grid: Floats) -> float:

@@ -16,7 +16,7 @@ Curve = tuple[float, ...]
 
 
 def as_curve(values: NDArray[np.floating]) -> Curve:
-    """Values (K,) as the plain numbers that a sensor stores."""
+    """Convert values (K,) to the plain numbers that a sensor stores."""
     return tuple(values.tolist())
 
 
@@ -40,46 +40,46 @@ class Sensor:
     Levels in dB are relative to the active level of the speech at the sensor.
     """
 
-    # EBEN's low-pass: second order, forward and backward (Hauret et al., "EBEN", ICASSP 2023, section 2); 0 = none
+    # EBEN's low-pass: second order, forward and backward (Hauret et al., "EBEN", ICASSP 2023, section 2)
     cutoff: float = 0.0  # Hz, of EBEN's low-pass; 0 = none
     q: float = 1.0  # of that filter
-    filter_jitter: float = 0.0  # cut-off and q are each multiplied by U(1 - jitter, 1 + jitter)
-    # the linear part: magnitude response and its deviation from one recording to the next
-    frequencies: Curve = ()  # Hz, rising: the grid of all curves
+    filter_jitter: float = 0.0  # cutoff and q are each multiplied by U(1 - jitter, 1 + jitter)
+    # the linear part: magnitude response and its variation between recordings
+    frequencies: Curve = ()  # Hz, increasing: the grid of all curves
     response_db: Curve = ()  # empty: flat
-    response_spread_db: Curve = ()  # deviation of the response
+    response_spread_db: Curve = ()  # standard deviation of the response between recordings
     resonances: tuple[Curve, ...] = ()  # (Hz, q, dB) each
-    resonance_jitter: float = 0.1  # each Hz is multiplied by U(1 - jitter, 1 + jitter)
-    # the part that is not a linear filter. Under the skin a band follows less the sound that the mouth gives to it than
-    # the voice itself: a dB more of clean speech in the band counts `slope` dB (a filter: 1), a dB more of voice (80 to
-    # 500 Hz) counts `voice_slope` dB (a filter: 0)
-    slope: Curve = ()  # dB that a band moves for a dB more of clean speech in it
-    voice_slope: Curve = ()  # dB that a band moves for a dB more of voice
-    gain_spread_db: Curve = ()  # deviation of slow random gains by band
-    gain_seconds: float = 0.1  # over which they stay alike
+    resonance_jitter: float = 0.1  # each frequency is multiplied by U(1 - jitter, 1 + jitter)
+    # the nonlinear part: under the skin, the level of a band depends less on the airborne speech in that band than on
+    # the voice. Per dB of clean speech in the band it changes by `slope` dB (linear filter: 1), per dB of voice (80 to
+    # 500 Hz) by `voice_slope` dB (linear filter: 0)
+    slope: Curve = ()  # change of a band in dB per dB of clean speech in it
+    voice_slope: Curve = ()  # change of a band in dB per dB of voice level
+    gain_spread_db: Curve = ()  # standard deviation of slow random gains by band
+    gain_seconds: float = 0.1  # correlation time of these gains
     coherence: Curve = ()  # magnitude-squared, between clean and simulated speech
-    noise_share: Curve = ()  # of the incoherent power: noise in the speech's envelope; the rest is wandering phase
+    noise_share: Curve = ()  # fraction of incoherent power that is noise with the speech's envelope; rest: random phase
     headroom_db: float | None = None  # soft saturation this far above the active level
-    # what is added
-    noise_db: Curve = ()  # the sensor's noise, dB a Hz
-    noise_spread_db: float = 0.0  # deviation of its level from one recording to the next
-    white_noise: float = 0.0  # deviation relative to that of the speech
-    ambient_db: float | None = None  # sound of the room that leaks in, through the sensor's response
-    heart_db: float | None = None  # peaks of heartbeats
-    thump_db: float | None = None  # peaks of bumps and of the cable
+    # added sounds
+    noise_db: Curve = ()  # the sensor's noise, dB per Hz
+    noise_spread_db: float = 0.0  # standard deviation of its level between recordings
+    white_noise: float = 0.0  # standard deviation relative to that of the speech
+    ambient_db: float | None = None  # ambient sound that leaks in, before the sensor's response
+    heart_db: float | None = None  # dB: peaks of heartbeats
+    thump_db: float | None = None  # dB: peaks of bumps and cable noise
     thumps_per_second: float = 0.3  # on average
-    breath_db: float | None = None  # of breathing, where it is loudest
+    breath_db: float | None = None  # dB: maximum level of breathing
     # the end of the chain
-    band_limit: float = 0.0  # Hz, nothing above; 0 = none
+    band_limit: float = 0.0  # Hz: upper limit of the spectrum; 0 = none
     band_limit_jitter: float = 0.0  # band_limit is multiplied by U(1 - jitter, 1 + jitter)
-    rounding_db: float | None = None  # white noise over the whole band: what 16 bits leave of a quiet recording
-    rounding_spread_db: float = 0.0  # deviation of its level from one recording to the next
-    level_jitter_db: float = 0.0  # uniform, each way
+    rounding_db: float | None = None  # dB: white noise over the whole band, as from rounding quiet sound to 16 bits
+    rounding_spread_db: float = 0.0  # standard deviation of its level between recordings
+    level_jitter_db: float = 0.0  # dB: uniform in +- this
 
     def __post_init__(self) -> None:
         grid = np.asarray(self.frequencies)
         if len(grid) and (len(grid) < 2 or grid[0] < 0 or (np.diff(grid) <= 0).any()):
-            raise ConfigError("sensor.frequencies must rise and start at 0 or above, two or more of them")
+            raise ConfigError("sensor.frequencies must be two or more, increasing from 0 or above")
         for name in CURVES:
             if len(getattr(self, name)) not in (0, len(grid)):
                 raise ConfigError(
@@ -96,12 +96,12 @@ class Sensor:
             raise ConfigError(f"sensor.q and sensor.gain_seconds must be positive: {self.q}, {self.gain_seconds}")
 
     def sample(self, rng: np.random.Generator) -> "Sensor":
-        """The sensor of one recording; for a family (`AnySensor`), a random member of it."""
+        """The sensor for one recording; for a family (`AnySensor`), a random member of it."""
         return self
 
 
 def load_sensor(name: str | os.PathLike[str]) -> Sensor:
-    """A preset by name, or the sensor in a YAML file (as `twostage fit-sensor` writes it)."""
+    """Load a preset by name, or the sensor in a YAML file (as `twostage fit-sensor` writes it)."""
     if str(name) in PRESETS:
         return PRESETS[str(name)]
     import yaml  # type: ignore[import-untyped]
@@ -111,7 +111,7 @@ def load_sensor(name: str | os.PathLike[str]) -> Sensor:
         raise DataError(f"sensor {name}: neither a file nor one of {', '.join(PRESETS)}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: a number too long, no such day
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: long numbers, invalid dates
         raise DataError(f"not YAML: {str(error).partition(chr(10))[0]}", subject=path) from None
     try:
         return build(Sensor, values, "sensor")
@@ -120,11 +120,11 @@ def load_sensor(name: str | os.PathLike[str]) -> Sensor:
 
 
 def save_sensor(path: str | os.PathLike[str], sensor: Sensor, *, overwrite: bool = False, comment: str = "") -> None:
-    """Write a sensor as YAML. Raises ConfigError for a family of them: draw one first."""
+    """Write a sensor as YAML. Raises ConfigError for a family of sensors: sample one first."""
     import yaml
 
     if type(sensor) is not Sensor:
-        raise ConfigError(f"{type(sensor).__name__} is a family of sensors, a file holds one", subject=path)
+        raise ConfigError(f"{type(sensor).__name__} is a family of sensors, a file contains one", subject=path)
 
     values = {name: _listed(value) for name, value in asdict(sensor).items()}
     text = "".join(f"# {line}\n" for line in comment.splitlines()) + yaml.safe_dump(values, sort_keys=False)
@@ -157,9 +157,9 @@ GRID = (
     8000.0,
 )
 
-# Accelerometer at the throat, sampled at 8 kHz: rounded from what `fit-sensor` finds in pairs of five speakers of
-# TAPS (Kim, Song and Chung, 2025). Above 500 Hz a band rises by a fifth of a dB with its own sound and by more than
-# half a dB with the voice. Coherence: 0.6 to 0.8 below 500 Hz, below 0.1 above 2 kHz.
+# Accelerometer at the throat, sampled at 8 kHz: rounded results of `fit-sensor` for pairs of five speakers of
+# TAPS (Kim, Song and Chung, 2025). Above 500 Hz a band rises by 0.2 dB per dB of airborne sound in it and by more than
+# 0.5 dB per dB of voice. Coherence: 0.6 to 0.8 below 500 Hz, below 0.1 above 2 kHz.
 THROAT = Sensor(
     frequencies=GRID,
     response_db=(-30, -14, 0, 1, 5, 6, 5.5, -0.5, -3, -2, -1, 0.5, 0.5, -1.5, 0, 0),
@@ -181,7 +181,7 @@ THROAT = Sensor(
     rounding_spread_db=6.0,
 )
 
-# Microphone in the occluded ear canal: the occlusion lifts the low end, little comes through above 2 kHz (Vibravox,
+# Microphone in the occluded ear canal: occlusion boosts low frequencies, little is left above 2 kHz (Vibravox,
 # Hauret et al., 2024, section III; Richard et al., Applied Acoustics, 2023).
 IN_EAR = Sensor(
     frequencies=GRID,
@@ -218,7 +218,7 @@ FOREHEAD = Sensor(
     ambient_db=-50.0,
 )
 
-# Contact pickup at the temple: the least of the bone-conduction places, noisy and narrow (Vibravox, section III: the
+# Contact pickup at the temple: the worst bone-conduction position, noisy and narrow-band (Vibravox, section III: the
 # lowest raw intelligibility of its five sensors).
 TEMPLE = Sensor(
     frequencies=GRID,
@@ -239,10 +239,10 @@ TEMPLE = Sensor(
 
 
 class AnySensor(Sensor):
-    """A family of sensors: every recording has another one, from throat to ear and beyond the likely range.
+    """A family of sensors: every recording has a different one, from throat to ear and beyond the likely range.
 
-    It is for a restorer that must handle sensors which nobody has measured (domain randomization; Tobin et al., IROS
-    2017). The ranges enclose the presets, and nothing in them was fitted.
+    It is for restorers that must work with unknown sensors (domain randomization; Tobin et al., IROS 2017). The ranges
+    include the presets and were not fitted.
     """
 
     def sample(self, rng: np.random.Generator) -> Sensor:
@@ -250,13 +250,13 @@ class AnySensor(Sensor):
         pitch = np.log2(np.maximum(hertz, 30))
 
         def octaves_above(low: float, high: float) -> Any:
-            """Of the grid, above a corner between two frequencies; negative below it."""
+            """Distance of the grid from a random corner between two frequencies in octaves; negative below it."""
             return pitch - rng.uniform(np.log2(low), np.log2(high))
 
         roll_off = -rng.uniform(0, 14) * octaves_above(300, 1500).clip(0)
         response = roll_off.clip(-rng.uniform(10, 50)) + rng.uniform(0, 12) * octaves_above(60, 250).clip(-3, 0)
-        own = 1 / (1 + 4.0 ** octaves_above(400, 2000))  # 1 where a band follows its own sound
-        slope = own + (1 - own) * rng.uniform(0.1, 0.8)
+        own_weight = 1 / (1 + 4.0 ** octaves_above(400, 2000))  # 1: the band follows the airborne sound in it
+        slope = own_weight + (1 - own_weight) * rng.uniform(0.1, 0.8)
         floor = rng.uniform(-88, -64) + rng.uniform(-2, 2) * (pitch - 9)
         limited = rng.random() < 0.6
         return Sensor(
@@ -266,7 +266,7 @@ class AnySensor(Sensor):
             slope=as_curve(slope),
             voice_slope=as_curve((1 - slope) * rng.uniform(0.4, 1.1)),
             gain_spread_db=as_curve(np.interp(pitch, (8, 11), rng.uniform(2, 5, 2))),
-            coherence=as_curve(own * rng.uniform(0.6, 1) + (1 - own) * rng.uniform(0.05, 0.5)),
+            coherence=as_curve(own_weight * rng.uniform(0.6, 1) + (1 - own_weight) * rng.uniform(0.05, 0.5)),
             noise_share=as_curve(np.interp(pitch, (8, 11), (rng.uniform(0, 0.2), rng.uniform(0.1, 0.6)))),
             noise_db=as_curve(floor),
             thump_db=rng.uniform(-25, -8) if rng.random() < 0.3 else None,

@@ -1,8 +1,8 @@
-"""Body-conducted speech made from clean speech: pure functions of (audio, rng).
+"""Simulates body-conducted speech from clean speech, by pure functions of (audio, rng).
 
-The chain: EBEN's low-pass, the sensor's response with its variation from recording to recording and from moment to
-moment, loss of coherence, sounds of the body, saturation, leaked ambient sound, the sensor's noise, the band limit,
-level. A `Sensor` holds every number; parts whose numbers are empty, zero or None are left out and cost nothing.
+The chain: EBEN's low-pass, the sensor's response with its variation between recordings and over time, loss of
+coherence, body sounds, saturation, ambient sound, the sensor's noise, the band limit, level. A `Sensor` has all
+parameters; parts whose parameters are empty, zero or None are skipped at no cost.
 """
 
 from hashlib import blake2b
@@ -45,23 +45,23 @@ def simulate(
 ) -> Floats:
     """Simulate the recording of clean speech (T,) by ``sensor``: (T,) float32, without delay and at the same level.
 
-    ``level``: active level in dB of the speech that ``audio`` is a part of, relative to which noise is set (default:
-    that of ``audio``); with it, a pause is not silent. ``ambient``: sound of the room (T,) and the dB that it leaks in
-    at; without it, pink noise at ``sensor.ambient_db``. ``recording`` draws everything that is constant in a recording
-    (filter, response, noise level) and ``rng`` the rest; without ``recording``, ``rng`` draws everything. Parts of a
-    long file share ``recording`` alone.
+    ``level``: active level in dB of the recording that ``audio`` is a part of, the reference of the noise (default:
+    that of ``audio``); with it, pauses have noise, too. ``ambient``: ambient sound (T,) and its level in dB; without
+    it, pink noise at ``sensor.ambient_db``. ``recording`` draws everything that is constant in a recording (filter,
+    response, noise level), ``rng`` everything else; without ``recording``, ``rng`` draws everything. Only ``recording``
+    is the same for all parts of a long file.
     """
     clean = np.asarray(audio, np.float32)
     if clean.ndim != 1:
         raise ValueError(f"simulate takes one channel (T,), got {clean.shape}")
-    whole = recording or rng
-    sensor = sensor.sample(whole)
+    recording_rng = recording or rng
+    sensor = sensor.sample(recording_rng)
     active = levels.active_level(clean, sample_rate)
     reference = active if level is None else level
     if not np.isfinite(reference):
         return np.zeros_like(clean)
-    speech = low_pass(clean, sample_rate, sensor, whole) if sensor.cutoff else clean
-    response = _response(sensor, sample_rate, whole)
+    speech = low_pass(clean, sample_rate, sensor, recording_rng) if sensor.cutoff else clean
+    response = _response(sensor, sample_rate, recording_rng)
     if response is not None or any(getattr(sensor, name) for name in MOVING):
         speech = _body(speech, clean, sample_rate, sensor, response, rng)
     change = active - levels.active_level(speech, sample_rate)
@@ -71,22 +71,22 @@ def simulate(
     if sensor.headroom_db is not None:
         ceiling = amplitude * 10 ** (sensor.headroom_db / 20)
         speech = ceiling * np.tanh(speech / ceiling)
-    speech = _surroundings(speech, amplitude, sample_rate, sensor, response, whole, rng, ambient)
-    jitter = whole.uniform(-sensor.level_jitter_db, sensor.level_jitter_db)
+    speech = _surroundings(speech, amplitude, sample_rate, sensor, response, recording_rng, rng, ambient)
+    jitter = recording_rng.uniform(-sensor.level_jitter_db, sensor.level_jitter_db)
     return (speech * 10 ** (jitter / 20)).astype(np.float32)
 
 
 def seeded(seed: int, *names: object) -> np.random.Generator:
-    """A generator that depends on the seed and the names alone: the same on every machine and in every process."""
+    """A generator that depends on the seed and the names only: the same on every machine and in every process."""
     digest = blake2b("/".join(map(str, names)).encode(), digest_size=16).digest()
     return np.random.default_rng([seed, *np.frombuffer(digest, "<u4").tolist()])
 
 
 def simulate_file(audio: Floats, sample_rate: int, sensor: Sensor, seed: int, name: str) -> Floats:
-    """A simulated recording (C, T) by the sensor: a function of the sound, the seed and the name.
+    """Simulate a recording (C, T) by the sensor; it depends on the sound, the seed and the name only.
 
-    Every channel is a recording of its own. Long ones are made in parts of a minute with crossfades, so that memory
-    stays bounded; the sensor's response and its noise are constant throughout.
+    Every channel is a separate recording. Long ones are simulated in parts of a minute with crossfades, to bound
+    memory; the sensor's response and noise level are constant throughout.
     """
     return np.stack([_channel(x, sample_rate, sensor, seed, f"{name}#{c}") for c, x in enumerate(audio)])
 
@@ -108,15 +108,15 @@ def _channel(audio: Floats, sample_rate: int, sensor: Sensor, seed: int, name: s
 
 
 def low_pass(audio: Floats, sample_rate: int, sensor: Sensor, rng: np.random.Generator) -> Floats:
-    """EBEN's filter: a second-order low-pass run forward and backward (zero phase), cut-off and Q jittered."""
-    from scipy.signal import lfilter  # takes a second to import
+    """EBEN's filter: a second-order low-pass, run forward and backward (zero phase), with jittered cutoff and Q."""
+    from scipy.signal import lfilter  # imported here because it takes a second
 
     jitter = rng.uniform(1 - sensor.filter_jitter, 1 + sensor.filter_jitter, 2)
     b, a = biquad(sensor.cutoff * jitter[0], sensor.q * jitter[1], sample_rate)
-    side = min(len(audio) - 1, round(0.05 * sample_rate))
-    padded = np.pad(audio, side, mode="reflect")
+    padding = min(len(audio) - 1, round(0.05 * sample_rate))
+    padded = np.pad(audio, padding, mode="reflect")
     forward = lfilter(b, a, padded)
-    return lfilter(b, a, forward[::-1])[::-1][side : side + len(audio)]
+    return lfilter(b, a, forward[::-1])[::-1][padding : padding + len(audio)]
 
 
 def biquad(cutoff: float, q: float, sample_rate: int) -> tuple[Floats, Floats]:
@@ -143,7 +143,7 @@ def _curve(sensor: Sensor, name: str, frequencies: Floats) -> Floats:
 
 
 def _response(sensor: Sensor, sample_rate: int, rng: np.random.Generator) -> Floats | None:
-    """One recording's response in dB (F,): the mean, a smooth deviation, and the resonances."""
+    """The response of one recording in dB (F,): the mean, a smooth deviation, and the resonances."""
     if not (sensor.response_db or sensor.response_spread_db or sensor.resonances):
         return None
     frequencies = _grid(sample_rate)
@@ -160,25 +160,25 @@ def _response(sensor: Sensor, sample_rate: int, rng: np.random.Generator) -> Flo
 def _body(
     speech: Floats, clean: Floats, sample_rate: int, sensor: Sensor, response: Floats | None, rng: np.random.Generator
 ) -> Floats:
-    """Filter speech (T,) by the response and by what moves: gains, fricatives, phase, noise in its envelope."""
+    """Filter speech (T,) by the response and the time-varying parts: dynamics, random gains, loss of coherence."""
     size, frequencies = frame_size(sample_rate), _grid(sample_rate)
-    if sensor.band_limit:  # what the band limit will remove need not be made
+    if sensor.band_limit:  # skip frequencies that the band limit will remove
         frequencies = frequencies[frequencies < 1.1 * sensor.band_limit * (1 + sensor.band_limit_jitter)]
     used = slice(len(frequencies))
     spectra = stft(speech, size)[:, used]
     times = np.arange(len(spectra), dtype=np.float32) * (size // OVERLAP / sample_rate / sensor.gain_seconds)
-    pitches = octaves(frequencies) * 2  # half an octave moves together
+    positions = octaves(frequencies) * 2  # correlated over half an octave
     gain = np.zeros(len(frequencies), np.float32) if response is None else response[used]
     if sensor.slope or sensor.voice_slope:
         clean_spectra = spectra if clean is speech else stft(clean, size)[:, used]
         gain = gain + _dynamics(power(clean_spectra), frequencies, sensor)
     spread = _curve(sensor, "gain_spread_db", frequencies)
     if sensor.gain_spread_db:
-        gain = gain + spread * smooth_field(times, pitches, rng)
+        gain = gain + spread * smooth_field(times, positions, rng)
     if sensor.coherence:
-        rest = np.minimum(1, _curve(sensor, "coherence", frequencies) / gain_coherence(spread))
-        share = _curve(sensor, "noise_share", frequencies)
-        spectra = _decohere(spectra, rest, share, size, len(speech), times, pitches, rng)
+        remaining = np.minimum(1, _curve(sensor, "coherence", frequencies) / gain_coherence(spread))
+        noise_share = _curve(sensor, "noise_share", frequencies)
+        spectra = _decohere(spectra, remaining, noise_share, size, len(speech), times, positions, rng)
     return istft(spectra * np.exp(gain * np.float32(np.log(10) / 20)), size, len(speech))
 
 
@@ -188,15 +188,15 @@ def gain_coherence(spread_db: Floats) -> Floats:
 
 
 def _dynamics(powers: Floats, frequencies: Floats, sensor: Sensor) -> Floats:
-    """Gain in dB (L, F) by which bands follow the voice rather than themselves, from powers (L, F) of clean speech.
+    """Gain in dB (L, F) that makes bands depend on the voice level, from powers (L, F) of clean speech.
 
-    It moves with the levels around their means over the speech; pauses keep the gain of 25 dB below.
+    It depends on the deviations of the levels from their means over the speech, limited to 25 dB.
     """
     active = active_frames(powers)
-    own, voice = decibels(_smear(powers) + 1e-12), voice_level(powers, frequencies)
-    own, voice = (np.clip(level - level[active].mean(0), -25, 25) for level in (own, voice))
+    band, voice = decibels(_smear(powers) + 1e-12), voice_level(powers, frequencies)
+    band, voice = (np.clip(level - level[active].mean(0), -25, 25) for level in (band, voice))
     slope = _curve(sensor, "slope", frequencies) - 1 if sensor.slope else np.float32(0)
-    return own * slope + voice[:, None] * _curve(sensor, "voice_slope", frequencies)
+    return band * slope + voice[:, None] * _curve(sensor, "voice_slope", frequencies)
 
 
 def _decohere(
@@ -206,35 +206,35 @@ def _decohere(
     size: int,
     length: int,
     times: Floats,
-    pitches: Floats,
+    positions: Floats,
     rng: np.random.Generator,
 ) -> Complex:
-    """Lower the coherence of spectra (L, F) with themselves to ``coherence`` (F,), power kept.
+    """Reduce the coherence of spectra (L, F) with their former values to ``coherence`` (F,), at the same power.
 
-    A share of the lost power returns as noise in the band-wise envelope of the speech; the phase of the rest wanders
-    slowly by a normal angle of variance v, which leaves exp(-v) of the coherence (the characteristic function).
+    A fraction of the incoherent power is noise with the envelope of the speech in each band. The phase of the rest
+    varies slowly by a normal angle of variance v, which leaves a coherence of exp(-v) (the characteristic function).
     """
     noisy = (noise_share * (1 - coherence)).astype(np.float32)
     variance = -np.log(np.clip(coherence / np.maximum(1 - noisy, 1e-6), 1e-4, 1))
-    angle = (np.sqrt(variance) * smooth_field(times, pitches * 2, rng)).astype(np.float32)
-    turned = np.empty_like(spectra)
-    turned.real, turned.imag = np.cos(angle), np.sin(angle)
-    turned *= spectra * np.sqrt(1 - noisy)
+    angle = (np.sqrt(variance) * smooth_field(times, positions * 2, rng)).astype(np.float32)
+    rotated = np.empty_like(spectra)
+    rotated.real, rotated.imag = np.cos(angle), np.sin(angle)
+    rotated *= spectra * np.sqrt(1 - noisy)
     if not noisy.any():
-        return turned
+        return rotated
     noise = stft(rng.standard_normal(length, np.float32), size)[:, : spectra.shape[1]]
     envelope = np.sqrt(_smear(power(spectra)) * (noisy * np.float32(OVERLAP / size)))
-    return turned + envelope * noise  # the noise has power size / OVERLAP a bin
+    return rotated + envelope * noise  # the noise has power size / OVERLAP per bin
 
 
 def _smear(powers: Floats, width: int = 9) -> Floats:
     """Running mean over ``width`` bins (about 280 Hz) of (L, F), which removes harmonics and keeps the envelope."""
-    # its running sum leaves rounding below zero where there is nothing
+    # rounding errors of the running sum can be negative where the power is zero
     return np.maximum(ndimage.uniform_filter1d(powers, width, axis=1, mode="nearest"), 0)
 
 
 def _body_sounds(length: int, sample_rate: int, sensor: Sensor, rng: np.random.Generator) -> Floats:
-    """Heartbeat, bumps and breath (T,) relative to speech of level 1."""
+    """Heartbeat, bumps and breath (T,), relative to speech at level 1."""
     total = np.zeros(length, np.float32)
     seconds = length / sample_rate
     if sensor.heart_db is not None:
@@ -269,43 +269,43 @@ def _surroundings(
     sample_rate: int,
     sensor: Sensor,
     response: Floats | None,
-    whole: np.random.Generator,
+    recording_rng: np.random.Generator,
     rng: np.random.Generator,
     ambient: tuple[Floats, float] | None,
 ) -> Floats:
-    """Add leaked sound and the sensor's noise to (T,), cut above the band limit, add rounding: in one long spectrum."""
+    """Add ambient sound and the sensor's noise to (T,), apply the band limit, and add rounding noise, by one FFT."""
     added = sensor.noise_db or sensor.white_noise or sensor.ambient_db is not None or ambient is not None
     if not added and not sensor.band_limit and sensor.rounding_db is None:
         return speech
     length = len(speech)
-    side = min(length - 1, round(0.01 * sample_rate))
-    size = fft.next_fast_len(length + 2 * side, real=True)
+    padding = min(length - 1, round(0.01 * sample_rate))
+    size = fft.next_fast_len(length + 2 * padding, real=True)
     frequencies = np.arange(size // 2 + 1, dtype=np.float32) * (sample_rate / size)
-    padded = np.pad(speech, (side, side), mode="reflect").astype(np.float32)
+    padded = np.pad(speech, (padding, padding), mode="reflect").astype(np.float32)
     spectrum = fft.rfft(padded, size)
-    scale = np.float32(level * np.sqrt(size / 2))  # a white spectrum of unit deviation a part has level 1 in time
+    scale = np.float32(level * np.sqrt(size / 2))  # for white noise of level 1 from parts of unit variance
     powers = np.full(len(frequencies), np.float32(sensor.white_noise**2))
     if sensor.noise_db:
-        floor = _curve(sensor, "noise_db", frequencies) + sensor.noise_spread_db * whole.standard_normal()
+        floor = _curve(sensor, "noise_db", frequencies) + sensor.noise_spread_db * recording_rng.standard_normal()
         powers = powers + (10 ** (floor / 10) * (sample_rate / 2)).astype(np.float32)
     if ambient is not None or sensor.ambient_db is not None:
         color = np.zeros_like(frequencies) if response is None else np.interp(frequencies, _grid(sample_rate), response)
         color = (10 ** (color / 20)).astype(np.float32)
     if ambient is not None:
         gain = level * 10 ** (ambient[1] / 20) / max(levels.rms(ambient[0]), 1e-9)
-        spectrum = spectrum + fft.rfft(np.pad(gain * ambient[0], side), size) * color
+        spectrum = spectrum + fft.rfft(np.pad(gain * ambient[0], padding), size) * color
     elif sensor.ambient_db is not None:
         pink = 1 / np.maximum(frequencies, 50)
         powers = powers + 10 ** (sensor.ambient_db / 10) * color**2 * pink / pink.mean()
     if sensor.band_limit:
-        limit = sensor.band_limit * whole.uniform(1 - sensor.band_limit_jitter, 1 + sensor.band_limit_jitter)
-        passed = np.clip(0.5 + (limit - frequencies) / (0.04 * limit), 0, 1)  # 4 % from pass to stop
+        limit = sensor.band_limit * recording_rng.uniform(1 - sensor.band_limit_jitter, 1 + sensor.band_limit_jitter)
+        passed = np.clip(0.5 + (limit - frequencies) / (0.04 * limit), 0, 1)  # a transition of 4 %
         spectrum, powers = spectrum * passed, powers * passed**2
     if sensor.rounding_db is not None:
         powers = powers + np.float32(
-            10 ** ((sensor.rounding_db + sensor.rounding_spread_db * whole.standard_normal()) / 10)
+            10 ** ((sensor.rounding_db + sensor.rounding_spread_db * recording_rng.standard_normal()) / 10)
         )
     if powers.any():
         noise = rng.standard_normal((2, len(frequencies)), np.float32)
         spectrum = spectrum + scale * np.sqrt(powers) * (noise[0] + 1j * noise[1])
-    return fft.irfft(spectrum, size)[side : side + length]
+    return fft.irfft(spectrum, size)[padding : padding + length]

@@ -1,4 +1,4 @@
-"""Short-time spectra and smooth random curves in numpy: what the simulator and the sensor fit share."""
+"""Short-time spectra and smooth random curves in numpy, for the simulator and the sensor fit."""
 
 from functools import lru_cache
 
@@ -9,7 +9,7 @@ from scipy import fft
 Floats = NDArray[np.floating]
 Complex = NDArray[np.complexfloating]
 
-OVERLAP = 4  # frames that cover a sample; with a square-root Hann window on both sides they add up to one
+OVERLAP = 4  # frames that cover a sample; with square-root Hann windows for analysis and synthesis they add up to one
 
 
 @lru_cache(maxsize=8)
@@ -26,7 +26,7 @@ def frame_size(sample_rate: int) -> int:
 
 
 def stft(signal: Floats, size: int) -> Complex:
-    """Spectra (L, size // 2 + 1) of a signal (T,), one each size / 4 samples.
+    """Spectra (L, size // 2 + 1) of a signal (T,) with a hop of size / 4 samples.
 
     White noise of power 1 has spectra of power size / 4.
     """
@@ -37,7 +37,7 @@ def stft(signal: Floats, size: int) -> Complex:
 
 
 def istft(spectra: Complex, size: int, length: int) -> Floats:
-    """Signal (length,) of spectra (L, size // 2 + 1), or fewer bins with zeros above; the inverse of `stft`."""
+    """Inverse of `stft`: spectra (L, size // 2 + 1), or fewer bins with zeros above, to a signal (length,)."""
     hop = size // OVERLAP
     frames = (fft.irfft(spectra, size, axis=1) * _window(size)).reshape(len(spectra), OVERLAP, hop)
     blocks = np.zeros((len(spectra) + OVERLAP - 1, hop), frames.dtype)
@@ -47,31 +47,31 @@ def istft(spectra: Complex, size: int, length: int) -> Floats:
 
 
 def _interpolate(knots: Floats, positions: Floats) -> Floats:
-    """Straight lines between white knots (K, ...) at positions (N,), of the knots' variance everywhere: (N, ...).
+    """Interpolate white knots (K, ...) linearly at positions (N,), with constant variance: (N, ...).
 
-    No matrix product: BLAS would start threads for it, and wait for those of the training.
+    Not a matrix product: BLAS would start threads for it, which compete with those of the training.
     """
     left = np.minimum(positions.astype(int), len(knots) - 2)
-    part = (positions - left).astype(np.float32).reshape(-1, *[1] * (knots.ndim - 1))
-    scale = 1 / np.sqrt(part**2 + (1 - part) ** 2)  # half way between two independent knots the variance is half
-    return knots[left] * ((1 - part) * scale) + knots[left + 1] * (part * scale)
+    fraction = (positions - left).astype(np.float32).reshape(-1, *[1] * (knots.ndim - 1))
+    scale = 1 / np.sqrt(fraction**2 + (1 - fraction) ** 2)  # halfway between two knots, the variance would be half
+    return knots[left] * ((1 - fraction) * scale) + knots[left + 1] * (fraction * scale)
 
 
-def _placed(positions: Floats, rng: np.random.Generator) -> tuple[Floats, int]:
-    """Positions moved to start at a random place between the first two knots, and how many knots they need."""
-    moved = positions - positions.min() + rng.random()
-    return moved, int(moved.max()) + 2
+def _randomly_shifted(positions: Floats, rng: np.random.Generator) -> tuple[Floats, int]:
+    """Shift positions to a random start between the first two knots; returns the number of knots needed, too."""
+    shifted = positions - positions.min() + rng.random()
+    return shifted, int(shifted.max()) + 2
 
 
 def smooth_curve(positions: Floats, rng: np.random.Generator) -> Floats:
-    """Random curve (N,) of mean 0 and deviation 1, correlated over one unit of ``positions`` (N,)."""
-    moved, knots = _placed(positions, rng)
-    return _interpolate(rng.standard_normal(knots, np.float32), moved)
+    """Random curve (N,) of mean 0 and variance 1, correlated over one unit of ``positions`` (N,)."""
+    shifted, knots = _randomly_shifted(positions, rng)
+    return _interpolate(rng.standard_normal(knots, np.float32), shifted)
 
 
 def smooth_field(times: Floats, pitches: Floats, rng: np.random.Generator) -> Floats:
-    """Random surface (L, F), mean 0, deviation 1, correlated over a unit of ``times`` (L,) and of ``pitches`` (F,)."""
-    rows, columns = _placed(times, rng), _placed(pitches, rng)
+    """Random surface (L, F), mean 0, variance 1, correlated over a unit of ``times`` (L,) and of ``pitches`` (F,)."""
+    rows, columns = _randomly_shifted(times, rng), _randomly_shifted(pitches, rng)
     knots = rng.standard_normal((columns[1], rows[1]), np.float32)
     return _interpolate(_interpolate(knots, columns[0]).T, rows[0])
 
@@ -91,11 +91,11 @@ def power(spectra: Complex) -> Floats:
 
 
 def voice_level(powers: Floats, frequencies: Floats) -> Floats:
-    """Level in dB (L,) of the voice's fundamental and first harmonics, 80 to 500 Hz, in (L, F)."""
+    """Level in dB (L,) of the fundamental and first harmonics of the voice, 80 to 500 Hz, from powers (L, F)."""
     return decibels(powers[:, (frequencies > 80) & (frequencies < 500)].mean(1) + 1e-12)
 
 
 def active_frames(powers: Floats, below: float = 20.0) -> Floats:
-    """Which frames (L,) of (L, F) lie within ``below`` dB of the loudest."""
+    """Whether each frame (L,) of powers (L, F) is within ``below`` dB of the loudest."""
     level = powers.mean(1)
     return level >= level.max() * 10 ** (-below / 10)

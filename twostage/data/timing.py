@@ -1,10 +1,9 @@
-"""Time alignment of two recordings of one event: offset, clock drift and polarity, estimated from the sound alone.
+"""Time alignment of two recordings of one event: offset, clock drift and polarity, estimated from the sound only.
 
-The envelopes of four bands give the offset first, over all overlaps that are possible. Then short windows of the
-waveforms are correlated. The straight line along which the sum of their correlations is largest gives the drift, and
-the delay to a fraction of a sample. The windows are at first within seconds of the place where the recordings agree
-best, then ever wider apart: an hour costs as little as a minute, and the drift never leaves the search range of a
-window.
+First, the envelopes of four bands give the offset, over all possible overlaps. Then, short windows of the waveforms are
+correlated. The straight line with the largest sum of correlations gives the drift, and the delay to a fraction of a
+sample. At first, the windows are within seconds of the point where the recordings match best, then they are spread
+wider and wider: an hour costs as little as a minute, and the drift stays within the search range of the windows.
 """
 
 from dataclasses import dataclass
@@ -18,19 +17,19 @@ from scipy.ndimage import uniform_filter1d
 
 from twostage.data.spectra import Complex, Floats
 
-BAND = (80.0, 1500.0)  # Hz in which both channels have speech
+BAND = (80.0, 1500.0)  # Hz: band in which both channels contain speech
 EDGES = (100.0, 300.0, 600.0, 1000.0, 1500.0)  # Hz: bands of the envelopes
-HOP, FRAME = 0.01, 0.032  # seconds, of the envelopes
-PART, PARTS = 120.0, 6  # seconds of a long recording that are looked for in the other, and how many of them
-CANDIDATES = 4  # offsets that the waveforms decide between
-COARSE = 0.03  # seconds by which the offset of the envelopes may be wrong
-MOST_WINDOWS = 64  # of a fit
-FIRST_SPAN, WIDER = 12.0, 4.0  # seconds that the windows of the first fit lie in; how much wider they lie in the next
-STEEPEST = 6000.0  # ppm: drift that is looked for
-GRID = 1.5e-4  # seconds by which neighboring lines of a search differ at their ends
-NEAR = 0.006  # seconds to either side of a line that is known
-QUIET = 0.01  # share of the loud windows' power below which a window does not count
-GROUPS = 4  # of windows, whose drifts are compared
+HOP, FRAME = 0.01, 0.032  # seconds: hop and frame length of the envelopes
+PART, PARTS = 120.0, 6  # length in seconds and number of the parts of a long recording that are searched in the other
+CANDIDATES = 4  # number of offsets that are compared by the waveforms
+COARSE = 0.03  # seconds: maximum error of the offset from the envelopes
+MOST_WINDOWS = 64  # maximum number per fit
+FIRST_SPAN, WIDER = 12.0, 4.0  # span in seconds of the windows of the first fit; its factor from fit to fit
+STEEPEST = 6000.0  # ppm: maximum drift that is searched
+GRID = 1.5e-4  # seconds: distance of neighboring lines of a search at their ends
+NEAR = 0.006  # seconds: search range on each side of a known line
+QUIET = 0.01  # of the power of loud windows: windows below are ignored
+GROUPS = 4  # groups of windows whose drifts are compared for the standard error
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,8 @@ class Timing:
     """Maps the time of air to that of bone: ``delay + (1 + drift / 1e6) * time``, in seconds of their own clocks.
 
     ``peak``: normalized cross-correlation of 80 to 1500 Hz along that line, negative if the polarity is inverted;
-    ``opposite``: the largest of the other sign within some milliseconds; ``drift_error``: standard error in ppm;
-    ``seconds``: the duration that both have.
+    ``opposite``: the largest one of opposite sign within some milliseconds; ``drift_error``: standard error in ppm;
+    ``seconds``: the duration that both share.
     """
 
     delay: float = 0.0
@@ -66,7 +65,7 @@ def estimate_timing(
     fits = [_fit(pair, line, FIRST_SPAN, max_offset, STEEPEST) for line in _coarse(pair, max_delay, min_overlap)]
     if not any(fit.peak for fit in fits):
         return Timing()
-    best = _most_in_common(pair, fits)
+    best = _best_fit(pair, fits)
     span = FIRST_SPAN
     while span < 2 * pair.seconds(best.line) or span == FIRST_SPAN:
         steepest = 4e6 * GRID / min(span, pair.seconds(best.line))
@@ -91,7 +90,7 @@ class _Fit(NamedTuple):
     line: _Line
     peak: float
     opposite: float
-    error: float  # ppm, of the slope
+    error: float  # standard error of the slope in ppm
 
 
 @dataclass(frozen=True)
@@ -120,13 +119,13 @@ class _Side:
 
     @cached_property
     def envelopes(self) -> Floats:
-        """Logarithms of the powers (K, L), less their mean over the two seconds around."""
+        """Logarithms of the powers (K, L), minus their running mean over two seconds."""
         floors = [0.1 * np.quantile(band[band > 0], 0.9) if (band > 0).any() else 1.0 for band in self.powers]
         levels = np.log(self.powers + np.array(floors, np.float32)[:, None])
         return np.asarray(levels - uniform_filter1d(levels, round(2 / HOP), axis=1))
 
     def power(self, begin: Floats, width: float) -> Floats:
-        """Mean power in the bands of stretches of ``width`` seconds from ``begin`` (N,) on."""
+        """Mean power in the bands of sections of ``width`` seconds from ``begin`` (N,) on."""
         sums = np.concatenate([[0.0], np.cumsum(self.powers.sum(0, dtype=np.float64))])
         edges = [np.clip(np.round(x / HOP).astype(int), 0, len(sums) - 1) for x in (begin, begin + width)]
         return np.asarray((sums[edges[1]] - sums[edges[0]]) * HOP / width)
@@ -146,7 +145,7 @@ class _Pair:
     air: _Side
 
     def shared(self, line: _Line) -> tuple[float, float]:
-        """The time that both have, from and to, in seconds of air."""
+        """Start and end of the time that both share, in seconds of air."""
         begin, end = ((at - line.at(0.0)) / (1 + line.slope) for at in (0.0, self.bone.length))
         return max(0.0, begin), min(self.air.length, end)
 
@@ -155,14 +154,14 @@ class _Pair:
         return max(0.0, end - begin)
 
 
-def _most_in_common(pair: _Pair, fits: list[_Fit]) -> _Fit:
-    """The best fit; among fits that are about as good, as for repeated sentences, the one with the most in common."""
+def _best_fit(pair: _Pair, fits: list[_Fit]) -> _Fit:
+    """The best fit; among similarly good ones, as for repeated sentences, the one with the longest overlap."""
     best = max(abs(fit.peak) for fit in fits)
     return max((fit for fit in fits if abs(fit.peak) > 0.95 * best), key=lambda fit: pair.seconds(fit.line))
 
 
 def _coarse(pair: _Pair, max_delay: float, min_overlap: float) -> list[_Line]:
-    """Offsets that the envelopes suggest, each at the time where they agree best."""
+    """Candidate offsets from the envelopes, each at the time where these match best."""
     bone, air = pair.bone.envelopes, pair.air.envelopes
     count = max(1, min(PARTS, int(pair.bone.length / PART)))
     size = bone.shape[1] if count == 1 else round(PART / HOP)
@@ -173,42 +172,41 @@ def _coarse(pair: _Pair, max_delay: float, min_overlap: float) -> list[_Line]:
         padded = np.pad(scores, 1)
         peaks = np.flatnonzero((scores > 0) & (scores >= padded[2:]) & (scores > padded[:-2]))
         best = peaks[np.argsort(-scores[peaks])[: 4 * CANDIDATES]]
-        candidates += [(float(scores[place]), int(lags[place])) for place in best]
-    kept: list[int] = []
+        candidates += [(float(scores[peak]), int(lags[peak])) for peak in best]
+    accepted: list[int] = []
     for _, lag in sorted(candidates, reverse=True):
-        if len(kept) < CANDIDATES and all(abs(lag - other) * HOP > 0.1 for other in kept):
-            kept.append(lag)
-    return [_Line(_where(bone, air, lag), lag * HOP) for lag in kept]
+        if len(accepted) < CANDIDATES and all(abs(lag - accepted_lag) * HOP > 0.1 for accepted_lag in accepted):
+            accepted.append(lag)
+    return [_Line(_time_of_best_match(bone, air, lag), lag * HOP) for lag in accepted]
 
 
 def _scores(
     part: Floats, air: Floats, start: int, total: int, min_overlap: float
 ) -> tuple[Floats, NDArray[np.integer]]:
-    """How well a ``part`` (K, M) of bone, whose ``total`` frames it begins ``start`` in, fits ``air`` (K, L), by lag.
+    """Scores (N,) of the match of a ``part`` (K, M) of bone with ``air`` (K, L), and lags (N,) in frames.
 
-    Scores (N,) and lags (N,) in frames.
-
-    The likeness of what overlaps, times the root of how much that is: what chance makes of few frames counts for less.
+    ``part`` begins at frame ``start`` of the ``total`` frames of bone. A score is the normalized correlation times the
+    root of the overlap, because few frames correlate by chance.
     """
     lengths = part.shape[1], air.shape[1]
     size = fft.next_fast_len(sum(lengths), real=True)
-    lags = np.arange(-lengths[1] + 1, lengths[0])  # frame of the part less frame of air
+    lags = np.arange(-lengths[1] + 1, lengths[0])  # frame of the part minus frame of air
     spectra = [fft.rfft(x, size, axis=1) for x in (part, air)]
     products = fft.irfft((spectra[0] * spectra[1].conj()).sum(0), size)[lags]
     sums = [np.concatenate([[0.0], np.cumsum(np.square(x, dtype=np.float64).sum(0))]) for x in (part, air)]
     first, last = np.maximum(0, lags), np.minimum(lengths[0], lengths[1] + lags)
     energies = (sums[0][last] - sums[0][first]) * (sums[1][last - lags] - sums[1][first - lags])
-    likeness = products / np.sqrt(np.maximum(energies, 1e-6 * energies.max() + 1e-12))
+    correlation = products / np.sqrt(np.maximum(energies, 1e-6 * energies.max() + 1e-12))
     overlap = (last - first) * HOP
     allowed = overlap >= min(min_overlap, 0.5 * min(lengths) * HOP)
     lags = lags + start
-    whole = np.minimum(total, lengths[1] + lags) - np.maximum(0, lags)
-    scores = np.where(allowed, likeness * np.sqrt(overlap), 0) * (1 + 0.05 * whole / max(total, lengths[1]))
+    total_overlap = np.minimum(total, lengths[1] + lags) - np.maximum(0, lags)
+    scores = np.where(allowed, correlation * np.sqrt(overlap), 0) * (1 + 0.05 * total_overlap / max(total, lengths[1]))
     return scores, lags
 
 
-def _where(bone: Floats, air: Floats, lag: int) -> float:
-    """The time in air, in seconds, around which the envelopes (K, L) agree best."""
+def _time_of_best_match(bone: Floats, air: Floats, lag: int) -> float:
+    """The time in air, in seconds, around which the envelopes (K, L) match best."""
     first, last = max(0, -lag), min(air.shape[1], bone.shape[1] - lag)
     agreement = (air[:, first:last] * bone[:, first + lag : last + lag]).sum(0)
     width = min(len(agreement), round(FIRST_SPAN / HOP))
@@ -217,9 +215,9 @@ def _where(bone: Floats, air: Floats, lag: int) -> float:
 
 
 def _fit(pair: _Pair, line: _Line, span: float, max_offset: float, steepest: float) -> _Fit:
-    """The line near ``line`` on which the windows within ``span`` seconds around its time agree best.
+    """The line near ``line`` along which the windows within ``span`` seconds around its time correlate best.
 
-    ``max_offset``: seconds by which it may lie off in the middle; ``steepest``: ppm by which its slope may differ.
+    ``max_offset``: maximum difference in the middle in seconds; ``steepest``: that of the slope in ppm.
     """
     rate = pair.air.rate
     times, width = _windows(pair, line, span)
@@ -227,31 +225,31 @@ def _fit(pair: _Pair, line: _Line, span: float, max_offset: float, steepest: flo
         return _Fit(line, 0.0, 0.0, float("inf"))
     middle = float(times.mean())
     half = float(np.abs(times - middle).max())
-    inside = round((max_offset + 0.001) * rate)
-    lags = inside + round((steepest * 1e-6 * half + 0.001) * rate)
+    max_lag = round((max_offset + 0.001) * rate)
+    lags = max_lag + round((steepest * 1e-6 * half + 0.001) * rate)
     curves = np.stack([_curve(pair, line, time, width, lags) for time in times])
     steps = round(steepest * 1e-6 * half / GRID)
     slopes = np.linspace(-steepest, steepest, 2 * steps + 1) * 1e-6 if steps else np.zeros(1)
     step = float(slopes[1] - slopes[0]) if steps else 0.0
     offsets = times - middle
-    scores = np.array([np.abs(_along(curves, offsets, slope, rate, inside)).max() for slope in slopes])
+    scores = np.array([np.abs(_along(curves, offsets, slope, rate, max_lag)).max() for slope in slopes])
     best = int(scores.argmax())
     slope = float(slopes[best]) + _vertex(scores, best) * step
-    total = _along(curves, offsets, slope, rate, inside)
+    total = _along(curves, offsets, slope, rate, max_lag)
     top = int(np.abs(total).argmax())
-    delay = line.at(middle) + (top - inside + _vertex(np.abs(total), top)) / rate
-    near = total[max(0, top - round(NEAR * rate)) : top + round(NEAR * rate) + 1] * np.sign(total[top])
-    error = _slope_error(curves, offsets, slopes, rate, inside)
-    return _Fit(_Line(middle, delay, line.slope + slope), float(total[top]), max(0.0, -float(near.min())), error)
+    delay = line.at(middle) + (top - max_lag + _vertex(np.abs(total), top)) / rate
+    nearby = total[max(0, top - round(NEAR * rate)) : top + round(NEAR * rate) + 1] * np.sign(total[top])
+    error = _slope_error(curves, offsets, slopes, rate, max_lag)
+    return _Fit(_Line(middle, delay, line.slope + slope), float(total[top]), max(0.0, -float(nearby.min())), error)
 
 
 def _windows(pair: _Pair, line: _Line, span: float) -> tuple[Floats, float]:
-    """Middles (N,) of windows in air and their width, in seconds.
+    """Centers (N,) of windows in air and their width, in seconds.
 
-    All that fit, half over each other; where that is too many, the loudest of each stretch and none that is quiet.
+    All windows with half overlap; if these are too many, the loudest of each section, without quiet ones.
     """
     begin, end = pair.shared(line)
-    # a drift that is not known yet smears what a window has: short ones stand more of it
+    # an unknown drift smears the correlation within a window, short windows less
     width = min(0.4 if span <= FIRST_SPAN else 1.0, max(0.25, (end - begin) / 6))
     begin, end = max(begin, line.time - span / 2), min(end, line.time + span / 2)
     if end - begin < width:
@@ -268,20 +266,20 @@ def _windows(pair: _Pair, line: _Line, span: float) -> tuple[Floats, float]:
 
 
 def _curve(pair: _Pair, line: _Line, time: float, width: float, lags: int) -> Floats:
-    """Normalized cross-correlation (2 * lags + 1,) of the window around ``time``, at lags from where the line is."""
+    """Normalized cross-correlation (2 * lags + 1,) of the window around ``time``, at lags relative to the line."""
     rate = pair.air.rate
     samples, start = round(width * rate), round((time - width / 2) * rate)
-    place = start + line.at(start / rate + width / 2) * rate
+    position = start + line.at(start / rate + width / 2) * rate
     size = fft.next_fast_len(samples + 4 * lags + 1, real=True)
-    wide = pair.bone.cut(round(place) - lags, samples + 2 * lags)
+    bone_part = pair.bone.cut(round(position) - lags, samples + 2 * lags)
     banded, air, bone = (
-        _banded(x, size, rate) for x in (wide, pair.air.cut(start, samples), wide[lags : lags + samples])
+        _banded(x, size, rate) for x in (bone_part, pair.air.cut(start, samples), bone_part[lags : lags + samples])
     )
     scale = np.sqrt(np.sum(np.abs(air) ** 2) * np.sum(np.abs(bone) ** 2)) * 2 / size
     if scale <= 0:
         return np.zeros(2 * lags + 1)
-    # what rounding took away is undone by the phase
-    turn = np.exp(2j * np.pi * np.arange(size // 2 + 1) * (place - round(place)) / size)
+    # a linear phase compensates the rounding of the position
+    turn = np.exp(2j * np.pi * np.arange(size // 2 + 1) * (position - round(position)) / size)
     return np.asarray(fft.irfft(banded * air.conj() * turn, size)[: 2 * lags + 1] / scale)
 
 
@@ -294,31 +292,31 @@ def _banded(signal: Floats, size: int, sample_rate: int) -> Complex:
     return np.asarray(np.where(inside & (smoothed > 0), spectrum / np.maximum(smoothed, 1e-12), 0))
 
 
-def _along(curves: Floats, offsets: Floats, slope: float, rate: int, inside: int) -> Floats:
-    """Mean of the curves (2 * inside + 1,), each moved by what ``slope`` makes of its offset in time."""
-    lags = np.arange(-inside, inside + 1)
-    moves = slope * offsets * rate
-    whole = np.floor(moves).astype(int)
-    rest = (moves - whole)[:, None]
-    places = curves.shape[1] // 2 + whole[:, None] + lags
+def _along(curves: Floats, offsets: Floats, slope: float, rate: int, max_lag: int) -> Floats:
+    """Mean of the curves (2 * max_lag + 1,), each shifted by ``slope`` times its offset in time."""
+    lags = np.arange(-max_lag, max_lag + 1)
+    shifts = slope * offsets * rate
+    whole_shifts = np.floor(shifts).astype(int)
+    fractions = (shifts - whole_shifts)[:, None]
+    indices = curves.shape[1] // 2 + whole_shifts[:, None] + lags
     rows = np.arange(len(curves))[:, None]
-    return np.asarray(((1 - rest) * curves[rows, places] + rest * curves[rows, places + 1]).mean(0))
+    return np.asarray(((1 - fractions) * curves[rows, indices] + fractions * curves[rows, indices + 1]).mean(0))
 
 
-def _slope_error(curves: Floats, offsets: Floats, slopes: Floats, rate: int, inside: int) -> float:
-    """Standard error in ppm, from the slopes of groups of windows; no less than a quarter of the search's step."""
+def _slope_error(curves: Floats, offsets: Floats, slopes: Floats, rate: int, max_lag: int) -> float:
+    """Standard error in ppm, from the slopes of groups of windows; at least a quarter of the step of the search."""
     if len(curves) < 2 * GROUPS or len(slopes) < 2:
         return float("inf")
     group_slopes = []
     for group in range(GROUPS):
         curve, offset = curves[group::GROUPS], offsets[group::GROUPS]
-        scores = [np.abs(_along(curve, offset, slope, rate, inside)).max() for slope in slopes]
+        scores = [np.abs(_along(curve, offset, slope, rate, max_lag)).max() for slope in slopes]
         group_slopes.append(slopes[int(np.argmax(scores))])
     return 1e6 * float(np.hypot(np.std(group_slopes, ddof=1) / GROUPS**0.5, (slopes[1] - slopes[0]) / 4))
 
 
 def _vertex(values: Floats, index: int) -> float:
-    """Offset of a parabola's top from the middle of three values; 0 at an end."""
+    """Offset of the vertex of a parabola from the middle of three values; 0 at an end."""
     if not 0 < index < len(values) - 1:
         return 0.0
     left, middle, right = values[index - 1 : index + 2]

@@ -1,4 +1,4 @@
-"""Several evaluations as one table and as pictures: quality against cost, errors by frequency, spectrograms."""
+"""Compares several evaluations in one table and in plots: quality against cost, errors by frequency, spectrograms."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,8 @@ from twostage.utils.errors import DataError
 from twostage.utils.files import replacing
 
 CSV, COST, BANDS, BANDS_CSV = "table.csv", "cost.png", "bands.png", "bands.csv"
-NOTHING = 1e-4  # of the time: what hands its input on
-PRICES = {  # axis -> what it is of a system's costs
+NOTHING = 1e-4  # real-time factor of a system that returns its input
+PRICES = {  # axis -> its value for the costs of a system
     "GMAC for a second of audio": lambda cost: cost.gmac,
     "million parameters": lambda cost: cost.parameters / 1e6,
     "latency, ms": lambda cost: cost.latency and cost.latency * 1000,
@@ -30,10 +30,10 @@ PRICES = {  # axis -> what it is of a system's costs
 
 
 def compare(folders: Sequence[Path], out: Path, *, metric: str = "estoi", title: str = "Comparison") -> str:
-    """Join the results of `twostage evaluate` in ``folders``; writes the table and pictures to ``out``.
+    """Combine the results of `twostage evaluate` in ``folders``; writes the table and the plots to ``out``.
 
-    Returns the table. Spectrograms and errors by frequency are of the utterances whose sounds are in every folder.
-    Raises DataError if a folder contains no evaluation, or two of them differ on one system.
+    Returns the table. Spectrograms and errors by frequency use the utterances whose sounds are in every folder.
+    Raises DataError if a folder contains no evaluation, or if two of them have different scores of one system.
     """
     if metric not in COLUMNS:
         raise DataError(f"no metric {metric!r}; there are {', '.join(COLUMNS)}")
@@ -53,28 +53,30 @@ def compare(folders: Sequence[Path], out: Path, *, metric: str = "estoi", title:
     if kept:
         errors = mean_errors(kept)
         width = SAMPLE_RATE / 2 / len(next(iter(errors.values())))
-        centers = [width * (place + 0.5) for place in range(round(SAMPLE_RATE / 2 / width))]
-        rows = [{"system": system} | dict(zip(map(str, centers), e, strict=True)) for system, e in errors.items()]
+        centers = [width * (index + 0.5) for index in range(round(SAMPLE_RATE / 2 / width))]
+        rows = [
+            {"system": system} | dict(zip(map(str, centers), levels, strict=True)) for system, levels in errors.items()
+        ]
         _write_csv(out / BANDS_CSV, rows)
-        lines = {system: list(zip(centers, e, strict=True)) for system, e in errors.items()}
+        lines = {system: list(zip(centers, levels, strict=True)) for system, levels in errors.items()}
         up = f"error of band levels, dB ({len(kept)} utterances)"
         plots.draw_charts(out / BANDS, [plots.Chart("Hz", up, lines, logarithmic=False)], names=systems, overwrite=True)
     return text
 
 
 def cost_charts(results: EvaluationResults, costs: Mapping[str, Costs], metric: str) -> list[plots.Chart]:
-    """A chart for each price: systems by what they cost and score. What costs nothing has no place on it.
+    """A chart of score against cost for each kind of cost. Systems without costs are left out.
 
-    Nor has copy-synthesis, which hears the clean speech: beside it, all others are one heap.
+    So is copy-synthesis, which uses the clean speech: its score would compress the scale for all others.
     """
     means = {system: intervals[metric].mean for system, intervals in summarize(results.rows).items()}
     means = {system: mean for system, mean in means.items() if not system.endswith(COPY)}
     raw = {RAW: means[RAW]} if RAW in means else {}
     heading = f"{COLUMNS[metric][0]} ({'higher' if HIGHER_IS_BETTER[metric] else 'lower'} is better)"
     charts = []
-    for axis, price in PRICES.items():
-        prices = {system: price(costs[system]) for system in means if system in costs}
-        points = {system: [(float(paid), means[system])] for system, paid in prices.items() if paid}
+    for axis, cost_of in PRICES.items():
+        prices = {system: cost_of(costs[system]) for system in means if system in costs}
+        points = {system: [(float(cost), means[system])] for system, cost in prices.items() if cost}
         if points:
             charts.append(plots.Chart(axis, heading, points, from_zero=False, levels=raw))
     return charts
@@ -87,18 +89,18 @@ def kept_sounds(folders: Sequence[Path], systems: Sequence[str]) -> dict[str, di
     for name in sorted(set.intersection(*names)) if names else []:
         sounds: dict[str, Audio] = {}
         for title in (*(system for system in systems if system != CLEAN), CLEAN):
-            places = [folder / SOUNDS / name / f"{file_name(title)}.flac" for folder in folders]
-            place = next((place for place in places if place.is_file()), None)
-            if place:
-                sounds[title] = sound_files.read(place)[0][0]
+            files = [folder / SOUNDS / name / f"{file_name(title)}.flac" for folder in folders]
+            file = next((file for file in files if file.is_file()), None)
+            if file:
+                sounds[title] = sound_files.read(file)[0][0]
         kept[name] = sounds
     return kept
 
 
-def mean_errors(kept: Mapping[str, Mapping[str, Audio]]) -> dict[str, NDArray[np.float64]]:
+def mean_errors(utterances: Mapping[str, Mapping[str, Audio]]) -> dict[str, NDArray[np.float64]]:
     """For each system, the mean error in dB by band over the utterances."""
     errors: dict[str, list[NDArray[np.float64]]] = {}
-    for sounds in kept.values():
+    for sounds in utterances.values():
         for system, sound in sounds.items():
             if system != CLEAN:
                 aligned = metrics.align(sounds[CLEAN], sound)
@@ -112,8 +114,8 @@ def _flat(results: EvaluationResults, costs: Mapping[str, Costs]) -> list[dict[s
         row: dict[str, object] = {"system": system, "n": max(interval.n for interval in intervals.values())}
         row |= {metric: interval.mean for metric, interval in intervals.items()}
         cost = costs.get(system)
-        paid = (cost.parameters, cost.gmac, cost.latency, cost.real_time_factor) if cost else ("",) * 4
-        rows.append(row | dict(zip(("parameters", "gmac", "latency_s", "real_time_factor"), paid, strict=True)))
+        cost_values = (cost.parameters, cost.gmac, cost.latency, cost.real_time_factor) if cost else ("",) * 4
+        rows.append(row | dict(zip(("parameters", "gmac", "latency_s", "real_time_factor"), cost_values, strict=True)))
     return rows
 
 

@@ -18,7 +18,7 @@ from twostage.models.onnx_enhancer import OnnxEnhancer
 
 @dataclass(frozen=True)
 class Costs:
-    """``gmac`` for a second of audio; ``real_time_factor`` is seconds of work for a second of audio on this machine.
+    """``gmac`` per second of audio; ``real_time_factor`` is seconds of work per second of audio on this machine.
 
     ``latency``: seconds between an input sample and its output sample, for chunks of any size; None if the model needs
     the whole signal.
@@ -33,12 +33,12 @@ class Costs:
 
 
 def parameters(model: nn.Module) -> int:
-    """The number of learned values; of a folded model, its plain weights."""
+    """The number of parameters; for a folded model, that of the plain weights."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 class Recurrences(TorchFunctionMode):
-    """Counts LSTMs and GRUs by their weights instead of step by step; their output is not computed."""
+    """Counts LSTMs and GRUs by their weights instead of running them step by step; their outputs are zeros."""
 
     macs = 0
 
@@ -56,7 +56,7 @@ class Recurrences(TorchFunctionMode):
 def macs(module: Callable[..., Tensor], *inputs: Tensor) -> int:
     """Multiply-accumulates of one forward: convolutions, matrix products and recurrent layers, biases not counted.
 
-    Fourier transforms, activations and sums are not counted either. Shapes alone are worked out, no values.
+    Fourier transforms, activations and sums are not counted either. Only shapes are computed, no values.
     """
     counter, recurrences = FlopCounterMode(display=False), Recurrences()
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter, recurrences:
@@ -77,8 +77,8 @@ def real_time_factor(model: Enhancer, seconds: float = 10.0, repeats: int = 3) -
     time is measured, which other programs hardly affect.
     """
     audio, elapsed = _noise(model, seconds), []
-    alone = torch.get_num_threads() == 1 and model.device.type == "cpu"
-    clock = time.process_time if alone else time.perf_counter
+    single_thread = torch.get_num_threads() == 1 and model.device.type == "cpu"
+    clock = time.process_time if single_thread else time.perf_counter
     for _ in range(repeats + 1):
         started = clock()
         with torch.inference_mode():
@@ -88,7 +88,7 @@ def real_time_factor(model: Enhancer, seconds: float = 10.0, repeats: int = 3) -
 
 
 def measure_model(model: Enhancer, *, seconds: float = 10.0, repeats: int = 3) -> Costs:
-    """All costs of a model on its device, with torch's present number of threads; time on ``seconds`` of audio."""
+    """All costs of a model on its device, with torch's current number of threads; timed on ``seconds`` of audio."""
     device, threads = str(model.device), torch.get_num_threads()
     speed = real_time_factor(model, seconds, repeats)
     if isinstance(model, OnnxEnhancer):

@@ -34,15 +34,15 @@ class Metric(Protocol):
 
 
 class NoReference(Protocol):
-    """A score of an estimate (T,) at ``sample_rate`` alone."""
+    """A score of an estimate (T,) at ``sample_rate``, without a reference."""
 
     def __call__(self, estimate: Array, sample_rate: int = ...) -> float: ...
 
 
-SAMPLE_RATE = 16000  # Hz, at which every score is taken
-RMS = 0.05  # -26 dB of full scale: where levels are aligned to, so that floors mean the same in every file
-SILENCE = 1e-6  # RMS, below the last bit of 16
-SHORTEST = 0.5  # seconds that can be scored without a reference
+SAMPLE_RATE = 16000  # Hz, at which every score is computed
+RMS = 0.05  # -26 dBFS: level to which signals are aligned, so that floors mean the same in every file
+SILENCE = 1e-6  # RMS, below the resolution of 16 bits
+SHORTEST = 0.5  # seconds: minimum length for scores without a reference
 DB = 10 / np.log(10)  # from a difference of natural-log powers to dB
 
 
@@ -86,11 +86,11 @@ def _check_one(name: str, audio: Array) -> None:
 
 
 def at_rate_of_scores(reference: Array, estimate: Array, sample_rate: int) -> tuple[Array, Array]:
-    """Both (T,) resampled to SAMPLE_RATE, if that is not their rate."""
+    """Resample both (T,) to SAMPLE_RATE if they have another rate."""
     if sample_rate == SAMPLE_RATE:
         return reference, estimate
-    one, other = (resample(side, sample_rate, SAMPLE_RATE) for side in (reference, estimate))
-    return one, other
+    reference_16k, estimate_16k = (resample(audio, sample_rate, SAMPLE_RATE) for audio in (reference, estimate))
+    return reference_16k, estimate_16k
 
 
 def missing_package(name: str) -> str | None:
@@ -110,13 +110,13 @@ def _missing(package: str) -> TwoStageError:
 
 @_nan_if_unscorable
 def pesq_wb(reference: Array, estimate: Array) -> float:
-    """Wide-band PESQ, MOS-LQO of 1.0 to 4.64 (ITU-T P.862.2); beyond 20 s the mean over equal pieces with speech."""
-    # the reference code has room for 50 utterances, each 0.2 s of speech and of pause, and crashes beyond
+    """Wide-band PESQ, MOS-LQO of 1.0 to 4.64 (ITU-T P.862.2); beyond 20 s, the mean over equal parts with speech."""
+    # the reference code crashes with more than 50 utterances, which are at least 0.2 s of speech and 0.2 s of pause
     parts = -(-len(reference) // (20 * SAMPLE_RATE))
     scores, reasons = [], []
-    for one, other in zip(np.array_split(reference, parts), np.array_split(estimate, parts), strict=True):
+    for x, y in zip(np.array_split(reference, parts), np.array_split(estimate, parts), strict=True):
         try:
-            scores.append(_pesq(one, other))
+            scores.append(_pesq(x, y))
         except Unscorable as reason:
             reasons.append(reason)
     if not scores:
@@ -138,7 +138,7 @@ def _pesq(reference: Array, estimate: Array) -> float:
 
 
 def _pcm(audio: Array) -> Array:
-    # the package truncates to 16 bits: beyond full scale it would wrap around. PESQ aligns levels itself
+    # the package converts to 16 bits and would wrap around beyond full scale. PESQ aligns levels itself
     return (audio / max(1.0, float(np.abs(audio).max()))).astype(np.float32)
 
 
@@ -162,7 +162,7 @@ def _stoi(reference: Array, estimate: Array, *, extended: bool) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         try:
-            # float64: the package's own noise against rows of zeros would drown in float32
+            # float64: the noise that the package adds against rows of zeros is too small for float32
             return float(pystoi.stoi(reference.astype(np.float64), estimate.astype(np.float64), SAMPLE_RATE, extended))
         except (RuntimeWarning, ValueError, IndexError) as error:
             raise Unscorable("fewer than 30 frames (0.4 s) of speech") from error
@@ -175,19 +175,19 @@ def lsd(reference: Array, estimate: Array) -> float:
     Root of the mean square over bins, mean over frames; 2048-point frames, hop 512 (Wang and Wang, "Towards Robust
     Speech Super-Resolution", TASLP 2021).
     """
-    one, other = (_stft()(_leveled(a)).clamp_min(1e-5).log10() * 2 for a in (reference, estimate))
-    if not one.shape[-1]:
+    reference_log, estimate_log = (_stft()(_leveled(a)).clamp_min(1e-5).log10() * 2 for a in (reference, estimate))
+    if not reference_log.shape[-1]:
         raise Unscorable("too short, less than one frame of 512 samples")
-    return float((one - other).square().mean(-2).sqrt().mean())
+    return float((reference_log - estimate_log).square().mean(-2).sqrt().mean())
 
 
 @_nan_if_unscorable
 def mel_l1(reference: Array, estimate: Array) -> float:
     """Mean absolute difference of natural-log mels (80 bands to 8 kHz), levels aligned; 0 is equal."""
-    one, other = (_mel()(_leveled(a)) for a in (reference, estimate))
-    if not one.shape[-1]:
+    reference_mel, estimate_mel = (_mel()(_leveled(a)) for a in (reference, estimate))
+    if not reference_mel.shape[-1]:
         raise Unscorable("too short, less than one frame of 256 samples")
-    return float((one - other).abs().mean())
+    return float((reference_mel - estimate_mel).abs().mean())
 
 
 @_nan_if_unscorable
@@ -196,23 +196,23 @@ def mcd(reference: Array, estimate: Array, order: int = 13, floor_db: float = 40
 
     Kubichek, "Mel-cepstral distance measure", 1993. The cepstra are cosine transforms of the log-mels, scaled as in
     log|H| = c0 + sum of c_d cos(d w), so that the value is the RMS difference in dB of two smoothed spectra without
-    their levels. Signals are aligned, so frames meet without time warping; mean over the frames in which the
+    their levels. Signals are aligned, so no time warping is needed; mean over the frames in which the
     reference's power is at most ``floor_db`` below its loudest.
     """
-    one, other = (_mel()(_leveled(a))[0] for a in (reference, estimate))
-    if not one.shape[-1]:
+    reference_mel, estimate_mel = (_mel()(_leveled(a))[0] for a in (reference, estimate))
+    if not reference_mel.shape[-1]:
         raise Unscorable("too short, less than one frame of 256 samples")
-    bands = one.shape[0]
-    turns = torch.outer(torch.arange(1.0, order + 1), torch.arange(bands) + 0.5) * torch.pi / bands
-    power_db = 10 * one.double().exp().square().sum(0).log10()
+    bands = reference_mel.shape[0]
+    angles = torch.outer(torch.arange(1.0, order + 1), torch.arange(bands) + 0.5) * torch.pi / bands
+    power_db = 10 * reference_mel.double().exp().square().sum(0).log10()
     active = power_db > power_db.max() - floor_db
-    difference = 2 / bands * turns.cos() @ (one - other)[:, active]
+    difference = 2 / bands * angles.cos() @ (reference_mel - estimate_mel)[:, active]
     return float(DB * (2 * difference.square().sum(0)).sqrt().mean())
 
 
 @_nan_if_unscorable
 def si_sdr(reference: Array, estimate: Array) -> float:
-    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al., 2019). Says nothing about a mel vocoder."""
+    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al., 2019). Not meaningful for mel vocoders."""
     x, y = (a.astype(np.float64) - np.mean(a, dtype=np.float64) for a in (reference, estimate))
     energy = float(x @ x)
     if energy == 0:
@@ -223,12 +223,12 @@ def si_sdr(reference: Array, estimate: Array) -> float:
 
 
 def mos(estimate: Array, sample_rate: int = SAMPLE_RATE) -> float:
-    """DistillMOS, the predicted rating of listeners, 1 to 5; see ``speech_quality``."""
+    """DistillMOS, a predicted listener rating, 1 to 5; see ``speech_quality``."""
     return _quality("mos", speech_quality.distillmos, estimate, sample_rate)
 
 
 def dnsmos(estimate: Array, sample_rate: int = SAMPLE_RATE) -> float:
-    """DNSMOS P.835's overall quality, about 1 to 4.2, at the common level; see ``speech_quality``."""
+    """Overall quality of DNSMOS P.835, about 1 to 4.2, at level RMS; see ``speech_quality``."""
 
     def leveled(audio: Array) -> float:
         return speech_quality.dnsmos(_pcm((audio * (RMS / rms(audio))).astype(np.float32)))
@@ -268,11 +268,11 @@ PACKAGES = {
 def score(
     reference: Array, estimate: Array, names: Iterable[str] = NAMES, *, sample_rate: int = SAMPLE_RATE
 ) -> tuple[dict[str, float], list[str]]:
-    """Score two aligned (T,) arrays by the named metrics: values (NaN where there is none) and the reasons for NaN."""
+    """Score two aligned (T,) arrays by the named metrics: values (NaN if there is no score) and the reasons for NaN."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", MetricWarning)
         if reference.shape == estimate.shape and np.isfinite(reference).all() and np.isfinite(estimate).all():
-            reference, estimate = at_rate_of_scores(reference, estimate, sample_rate)  # once for all of them
+            reference, estimate = at_rate_of_scores(reference, estimate, sample_rate)  # once for all metrics
         values = {name: _score(name, reference, estimate) for name in names}
     return values, [str(w.message) for w in caught if issubclass(w.category, MetricWarning)]
 
@@ -294,8 +294,8 @@ def band_errors(
     if min(rms(reference), rms(estimate)) == 0 or len(reference) < 512:
         return np.full(bands, np.nan)
     levels = []
-    for side in (reference, estimate):
-        power = _stft()(_leveled(side))[0].square()[1:]  # a multiple of many numbers of bands: 1024 bins
+    for audio in (reference, estimate):
+        power = _stft()(_leveled(audio))[0].square()[1:]  # without 0 Hz: 1024 bins, divisible by many numbers of bands
         level = 10 * power.unflatten(0, (bands, -1)).sum(1).log10()
         levels.append(level.clamp_min(float(level.max()) - 60))
     return (levels[0] - levels[1]).abs().mean(-1).double().numpy()
@@ -316,7 +316,7 @@ def _stft() -> Stft:
 
 
 class Alignment(NamedTuple):
-    """Two (T,) arrays of the same length, and by how many samples the second was late and longer than the first."""
+    """Two (T,) arrays of equal length, and the samples by which the estimate was late and longer than the reference."""
 
     reference: Array
     estimate: Array
@@ -327,36 +327,36 @@ class Alignment(NamedTuple):
 def align(
     reference: Array, estimate: Array, max_seconds: float = 0.02, *, sample_rate: int = SAMPLE_RATE, sure: float = 0.5
 ) -> Alignment:
-    """Compensate a difference of length or a delay of at most ``max_seconds``; ``DataError`` if lengths differ by more.
+    """Compensate differences in length and delay of at most ``max_seconds``; ``DataError`` if lengths differ by more.
 
     The delay is the peak of the magnitude of the normalized cross-correlation of the waveforms, exact to the sample.
-    Signals without their phase, such as the output of a mel vocoder, have meaningless peaks at multiples of the pitch,
+    For signals with a different phase, as from a mel vocoder, peaks at multiples of the pitch period are meaningless,
     but these stay below ``sure``. In this case the envelopes of mel bands are correlated, which is accurate to a
     millisecond, and only a delay of two or more is compensated.
     """
-    most, longer = round(max_seconds * sample_rate), len(estimate) - len(reference)
-    if abs(longer) > most:
+    max_lag, longer = round(max_seconds * sample_rate), len(estimate) - len(reference)
+    if abs(longer) > max_lag:
         raise DataError(f"lengths differ by {longer / sample_rate:+.3f} s, more than {max_seconds:g} s can be aligned")
-    delay = _delay(reference, estimate, most, sure, sample_rate)
+    delay = _delay(reference, estimate, max_lag, sure, sample_rate)
     start, length = max(0, -delay), min(len(reference), len(estimate) - delay)
     return Alignment(reference[start:length], estimate[start + delay : length + delay], delay, longer)
 
 
-def _delay(reference: Array, estimate: Array, most: int, sure: float, sample_rate: int) -> int:
+def _delay(reference: Array, estimate: Array, max_lag: int, sure: float, sample_rate: int) -> int:
     length = min(len(reference), len(estimate))
-    reference, estimate, most = reference[:length], estimate[:length], min(most, length // 2)
+    reference, estimate, max_lag = reference[:length], estimate[:length], min(max_lag, length // 2)
     if not min(rms(reference), rms(estimate)) > SILENCE or not np.isfinite([reference, estimate]).all():
         return 0
     size = 1 << (2 * length).bit_length()
     spectrum = np.fft.rfft(estimate, size) * np.fft.rfft(reference, size).conj()
-    lags = np.arange(-most, most + 1)
+    lags = np.arange(-max_lag, max_lag + 1)
     energy = rms(reference) * rms(estimate) * length
     correlation = np.abs(np.fft.irfft(spectrum, size)[lags]) / energy
     best = int(np.argmax(correlation))
     if correlation[best] >= sure:
         return int(lags[best])
     step = sample_rate // 1000
-    milliseconds = _envelope_delay(_envelopes(reference, step), _envelopes(estimate, step), most // step, sure)
+    milliseconds = _envelope_delay(_envelopes(reference, step), _envelopes(estimate, step), max_lag // step, sure)
     return milliseconds * step if abs(milliseconds) > 1 else 0
 
 
@@ -367,14 +367,15 @@ def _envelopes(audio: Array, step: int) -> torch.Tensor:
     return envelopes - envelopes.mean(1, keepdim=True)
 
 
-def _envelope_delay(reference: torch.Tensor, estimate: torch.Tensor, most: int, sure: float) -> int:
+def _envelope_delay(reference: torch.Tensor, estimate: torch.Tensor, max_lag: int, sure: float) -> int:
     frames = reference.shape[1]
-    if frames <= 2 * most:
+    if frames <= 2 * max_lag:
         return 0
     peaks = {}
-    for lag in range(-most, most + 1):
-        one, other = reference[:, max(0, -lag) : frames - max(0, lag)], estimate[:, max(0, lag) : frames - max(0, -lag)]
-        peaks[lag] = float((one * other).sum() / (one.norm() * other.norm()).clamp_min(1e-9))
+    for lag in range(-max_lag, max_lag + 1):
+        x = reference[:, max(0, -lag) : frames - max(0, lag)]
+        y = estimate[:, max(0, lag) : frames - max(0, -lag)]
+        peaks[lag] = float((x * y).sum() / (x.norm() * y.norm()).clamp_min(1e-9))
     best = max(peaks, key=peaks.__getitem__)
     return best if peaks[best] >= sure else 0
 

@@ -23,10 +23,10 @@ from twostage.utils.errors import DataError
 class PairSource:
     """The source of utterances: recorded pairs, or clean speech degraded as by `twostage simulate`.
 
-    With ``air``, a noisy air microphone is simulated in addition to the one on the body.
+    With ``air``, a noisy air microphone is simulated in addition to the body sensor.
     """
 
-    folder: Path  # that names are relative to
+    folder: Path  # to which names are relative
     sensor: Sensor | None = None
     seed: int = 0
     air: Air | None = None
@@ -58,7 +58,7 @@ class PairSource:
 def select(
     entries: Sequence[Entry], *, paired: bool, speakers: Sequence[str] = (), limit: int | None = None
 ) -> list[Entry]:
-    """The entries to score: those of ``speakers`` (empty: all), ``limit`` of them evenly spread. DataError if none."""
+    """The entries to score: those of ``speakers`` (empty: all), ``limit`` of them evenly spaced. DataError if none."""
     usable = [entry for entry in entries if (entry.paired if paired else entry.clean)]
     if not usable:
         raise DataError(f"no entry has {'both a clean and a degraded file' if paired else 'a clean file'}")

@@ -1,4 +1,4 @@
-"""Pictures and sound files of some utterances of an evaluation."""
+"""Spectrograms and sound files of selected utterances of an evaluation."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ from twostage.evaluation.systems import System, estimates
 def show(
     folder: Path, entries: Sequence[Entry], source: PairSource, systems: Sequence[System], keep_low_band: float = 0.0
 ) -> None:
-    """Write pictures and sounds of input, estimates and clean speech to two folders below ``folder``.
+    """Write spectrograms and sounds of input, estimates and clean speech to two folders below ``folder``.
 
-    For each entry, there is a PNG with the spectrograms above each other, and a folder of FLAC files at 16 kHz. Files
+    For each entry, there is a PNG with the spectrograms in a column, and a folder of FLAC files at 16 kHz. Files
     that cannot be used are skipped: ``evaluate`` reports them.
     """
     for entry in entries:
@@ -34,7 +34,7 @@ def show(
 
 
 def draw(path: Path, sounds: Mapping[str, Audio]) -> None:
-    """Draw spectrograms of sounds (T,) at 16 kHz, by title, above each other."""
+    """Draw the spectrograms of sounds (T,) at 16 kHz, by title, in a column."""
     panels = [plots.spectrogram([sound[None]], SAMPLE_RATE, len(sound), title) for title, sound in sounds.items()]
     plots.draw(path, panels, overwrite=True)
 

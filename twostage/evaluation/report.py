@@ -26,15 +26,15 @@ COLUMNS = {  # metric -> heading and digits in tables
     "mos": ("MOS", 2),
     "dnsmos": ("DNSMOS", 2),
 }
-UNMEASURED = "-"  # in a CSV; what was measured and has no value is empty there
-DRAWS = 2000
+UNMEASURED = "-"  # in a CSV; scores that were measured but have no value are empty
+DRAWS = 2000  # bootstrap samples
 
 
 @dataclass(frozen=True)
 class Row:
-    """One system's scores on one utterance; ``delay`` and ``longer`` in samples at 16 kHz, compensated before scoring.
+    """The scores of one system on one utterance; ``delay`` and ``longer`` (samples at 16 kHz) were compensated before.
 
-    A metric that was not measured is not in ``scores``; one that has no value is NaN there.
+    Metrics that were not measured are not in ``scores``; those without a value are NaN.
     """
 
     utterance: str
@@ -53,7 +53,7 @@ class Row:
 
 
 class Interval(NamedTuple):
-    """Mean of ``n`` values and its 95 % bootstrap interval; all NaN without values, no interval with one."""
+    """Mean of ``n`` values and its 95 % bootstrap interval; NaN without values; no interval for one value."""
 
     mean: float
     low: float
@@ -62,28 +62,28 @@ class Interval(NamedTuple):
 
 
 def bootstrap(values: Iterable[float], seed: int = 0) -> Interval:
-    """Percentile interval of the mean over resampled utterances (Efron, 1979). NaN values are left out.
+    """Percentile interval of the mean over resampled utterances (Efron, 1979). NaN values are ignored.
 
     >>> bootstrap([1.0, 1.0, float("nan")])
     Interval(mean=1.0, low=1.0, high=1.0, n=2)
     """
-    known = np.array([value for value in values if not np.isnan(value)])
-    if not known.size:
+    valid = np.array([value for value in values if not np.isnan(value)])
+    if not valid.size:
         return Interval(np.nan, np.nan, np.nan, 0)
-    if known.size == 1:
-        return Interval(float(known[0]), np.nan, np.nan, 1)
-    draws = np.random.default_rng(seed).integers(0, known.size, (DRAWS, known.size))
-    low, high = np.percentile(known[draws].mean(1), [2.5, 97.5])
-    return Interval(float(known.mean()), float(low), float(high), known.size)
+    if valid.size == 1:
+        return Interval(float(valid[0]), np.nan, np.nan, 1)
+    draws = np.random.default_rng(seed).integers(0, valid.size, (DRAWS, valid.size))
+    low, high = np.percentile(valid[draws].mean(1), [2.5, 97.5])
+    return Interval(float(valid.mean()), float(low), float(high), valid.size)
 
 
 def metrics_of(rows: Sequence[Row]) -> list[str]:
-    """The metrics that are in any of the rows, in the order of ``COLUMNS``."""
+    """The metrics in any of the rows, in the order of ``COLUMNS``."""
     return [metric for metric in COLUMNS if any(metric in row.scores for row in rows)]
 
 
 def summarize(rows: Sequence[Row]) -> dict[str, dict[str, Interval]]:
-    """Interval of every metric of the rows for every system, systems in the order of their first rows."""
+    """Interval of every metric for every system, systems in the order of their first rows."""
     systems = dict.fromkeys(row.system for row in rows)
     return {
         system: {
@@ -95,7 +95,7 @@ def summarize(rows: Sequence[Row]) -> dict[str, dict[str, Interval]]:
 
 
 def gains(rows: Sequence[Row]) -> dict[str, dict[str, Interval]]:
-    """Intervals of the differences to the raw input of the same utterance: far narrower, since speakers cancel out."""
+    """Intervals of the differences to the raw input of the same utterance; narrower, because speakers cancel out."""
     raw = {row.utterance: row.scores for row in rows if row.system == RAW}
     paired = [
         Row(row.utterance, row.corpus, row.speaker, row.seconds, row.system, _minus(row.scores, raw[row.utterance]))
@@ -105,8 +105,8 @@ def gains(rows: Sequence[Row]) -> dict[str, dict[str, Interval]]:
     return summarize(paired)
 
 
-def _minus(scores: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
-    return {metric: scores[metric] - others[metric] for metric in scores if metric in others}
+def _minus(scores: Mapping[str, float], baseline: Mapping[str, float]) -> dict[str, float]:
+    return {metric: scores[metric] - baseline[metric] for metric in scores if metric in baseline}
 
 
 def markdown(
@@ -188,7 +188,7 @@ def _remarks(rows: Sequence[Row], costs: Mapping[str, Costs], failures: Sequence
 def as_json(
     rows: Sequence[Row], costs: Mapping[str, Costs], failures: Sequence[str], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Everything of the tables as plain values; NaN is null."""
+    """The content of the tables as plain values; NaN is null."""
     return {
         "settings": dict(settings),
         "utterances": len({row.utterance for row in rows}),
@@ -211,7 +211,7 @@ def _plain(systems: Mapping[str, Mapping[str, Interval]]) -> dict[str, Any]:
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write a CSV, one line an utterance and system, delays in milliseconds. Atomic."""
+    """Write a CSV atomically, one line per utterance and system, with delays in milliseconds."""
     metrics = metrics_of(rows)
     heads = ["utterance", "corpus", "speaker", "seconds", "system", *metrics, "delay_ms", "longer_ms", "note"]
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
@@ -230,7 +230,7 @@ def _number(value: float) -> str:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read what ``write_rows`` wrote. Raises DataError that names the file and the line."""
+    """Read rows that ``write_rows`` wrote. Raises DataError that names the file and the line."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return [_row(values, f"{path}:{line}") for line, values in enumerate(csv.DictReader(file), 2)]
@@ -246,8 +246,8 @@ def _row(values: Mapping[str, str], where: str) -> Row:
         scores = {metric: float(values[metric] or "nan") for metric in measured}
         delay, longer = (round(float(values[name]) * SAMPLE_RATE / 1000) for name in ("delay_ms", "longer_ms"))
         seconds = float(values["seconds"])
-        who = (values["utterance"], values["corpus"], values["speaker"])
-        return Row(*who, seconds, values["system"], scores, delay, longer, values["note"])
+        identity = (values["utterance"], values["corpus"], values["speaker"])
+        return Row(*identity, seconds, values["system"], scores, delay, longer, values["note"])
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"not a line of scores ({error!r})", subject=where) from None
 

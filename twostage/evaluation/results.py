@@ -1,4 +1,4 @@
-"""The folder of an evaluation: its files, how a stopped evaluation continues, how several are joined."""
+"""The folder of an evaluation: its files, resuming an evaluation, combining several."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -19,45 +19,45 @@ PICTURES, SOUNDS = "spectrograms", "sounds"
 
 @dataclass
 class EvaluationResults:
-    """The rows so far, and the failures with one line for each file."""
+    """The rows so far, and the failures, one line for each file."""
 
     rows: list[Row] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
     def done(self, systems: Iterable[str]) -> set[str]:
-        """Utterances that have a row for every system."""
+        """The utterances that have a row for every system."""
         keys = {row.key for row in self.rows}
-        wanted = list(systems)
-        return {row.utterance for row in self.rows if all((row.utterance, system) in keys for system in wanted)}
+        system_names = list(systems)
+        return {row.utterance for row in self.rows if all((row.utterance, system) in keys for system in system_names)}
 
     @contextmanager
     def collecting(self, name: str, path: str) -> Iterator[None]:
-        """A context that turns an error with the utterance ``name``, a file at ``path``, into a failure.
+        """A context that records an error about the utterance ``name``, a file at ``path``, as a failure.
 
-        It does not stop the others.
+        The other utterances are not affected.
         """
         try:
             with called({path: name}):
                 yield
         except TwoStageError as error:
             self.failures.append(error.about(name))
-        except BrokenProcessPool:  # the packages behind the scores are C
-            self.failures.append(f"{name}: a scoring process died, maybe of another file; try again with --jobs 1")
+        except BrokenProcessPool:  # the scoring packages contain C code
+            self.failures.append(f"{name}: a scoring process died, maybe from another file; try again with --jobs 1")
 
 
 def known_costs(path: Path, fingerprints: Mapping[str, str]) -> dict[str, Costs]:
-    """Costs of systems from the summary of another evaluation, which must have used the same weights.
+    """Costs of systems from the summary of another evaluation with the same weights.
 
-    ``fingerprints``: digest of each system's weights, by its name.
+    ``fingerprints``: the digest of the weights of each system by name.
     """
     summary = _json(path)
     costs, settings = _costs(summary, path), summary.get("settings")
     models = settings.get("models") if isinstance(settings, dict) else None
     if not isinstance(models, dict):
-        raise DataError("does not say which weights its costs are of", subject=path)
+        raise DataError("does not state the weights that its costs belong to", subject=path)
     for name, digest in fingerprints.items():
         if name not in costs or models.get(name) != digest:
-            raise DataError(f"holds no costs of {name} with these weights", subject=path)
+            raise DataError(f"contains no costs of {name} with these weights", subject=path)
     return {name: costs[name] for name in fingerprints}
 
 
@@ -69,19 +69,19 @@ def _costs(summary: Mapping[str, Any], path: Path) -> dict[str, Costs]:
 
 
 def resume(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> EvaluationResults:
-    """Rows of an evaluation that was begun in ``folder`` with the same settings; empty if there is none.
+    """Rows of an evaluation that was started in ``folder`` with the same settings; empty if there is none.
 
-    Raises DataError if the folder holds an evaluation with other settings, unless ``overwrite``.
+    Raises DataError if the folder contains an evaluation with other settings, unless ``overwrite``.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"cannot make this folder ({reason_of(error)})", subject=folder) from None
-    before = _json(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).exists() and not overwrite else dict(settings)
-    for key in sorted({*before, *settings}):
-        if before.get(key) != settings.get(key):
-            there, here = before.get(key), settings.get(key)
-            raise DataError(f"{folder} holds another evaluation ({key}: {there} there, {here} here); see --overwrite")
+    stored = _json(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).exists() and not overwrite else dict(settings)
+    for key in sorted({*stored, *settings}):
+        if stored.get(key) != settings.get(key):
+            former, value = stored.get(key), settings.get(key)
+            raise DataError(f"{folder} holds another evaluation ({key}: {former} there, {value} here); see --overwrite")
     report.write_json(folder / SETTINGS_FILE, settings)
     if overwrite or not (folder / ROWS).exists():
         return EvaluationResults()
@@ -89,9 +89,9 @@ def resume(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False
 
 
 def merge(folders: Sequence[Path]) -> tuple[EvaluationResults, dict[str, Costs]]:
-    """Join the rows, failures and costs of several evaluations; rows that several share (the raw input) count once.
+    """Combine the rows, failures and costs of several evaluations; shared rows (of the raw input) are included once.
 
-    If they measured different metrics, a row has all of them. Raises DataError if two contain different scores of one
+    If they have different metrics, rows have all of them. Raises DataError if two contain different scores of one
     system on one utterance.
     """
     merged: dict[tuple[str, str], tuple[Row, Path]] = {}
@@ -99,11 +99,11 @@ def merge(folders: Sequence[Path]) -> tuple[EvaluationResults, dict[str, Costs]]
     costs: dict[str, Costs] = {}
     for folder in folders:
         for row in report.read_rows(folder / ROWS):
-            other, where = merged.get(row.key, (row, folder))
-            if not _agree(other, row):
-                raise DataError(f"{where} and {folder} differ in the scores of {row.system} on {row.utterance}")
-            notes = "; ".join(dict.fromkeys(filter(None, (other.note, row.note))))
-            merged[row.key] = replace(other, scores={**row.scores, **other.scores}, note=notes), where
+            earlier, origin = merged.get(row.key, (row, folder))
+            if not _agree(earlier, row):
+                raise DataError(f"{origin} and {folder} differ in the scores of {row.system} on {row.utterance}")
+            notes = "; ".join(dict.fromkeys(filter(None, (earlier.note, row.note))))
+            merged[row.key] = replace(earlier, scores={**row.scores, **earlier.scores}, note=notes), origin
         summary = _json(folder / SUMMARY)
         costs = _costs(summary, folder / SUMMARY) | costs
         failed = summary.get("failures", [])
@@ -113,11 +113,13 @@ def merge(folders: Sequence[Path]) -> tuple[EvaluationResults, dict[str, Costs]]
     return EvaluationResults([row for row, _ in merged.values()], failures), costs
 
 
-def _agree(one: Row, other: Row) -> bool:
-    """Whether two rows can be of the same estimate: equal in everything that both measured."""
-    both = one.scores.keys() & other.scores.keys()
-    known = [replace(row, scores={name: row.scores[name] for name in sorted(both)}, note="") for row in (one, other)]
-    return repr(known[0]) == repr(known[1])  # NaN differs from itself, its name does not
+def _agree(left: Row, right: Row) -> bool:
+    """Whether two rows can belong to the same estimate: equal in everything that both contain."""
+    shared = left.scores.keys() & right.scores.keys()
+    reduced = [
+        replace(row, scores={name: row.scores[name] for name in sorted(shared)}, note="") for row in (left, right)
+    ]
+    return repr(reduced[0]) == repr(reduced[1])  # as text, because NaN != NaN
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from twostage.evaluation.systems import System, estimates
 
 SAVE_EVERY = 10.0  # seconds
 
-Waiting = deque[tuple[str, str, list[Future[Row]]]]  # utterances being scored: name, path, a row a system
+Waiting = deque[tuple[str, str, list[Future[Row]]]]  # utterances being scored: name, path, one row per system
 
 
 def evaluate(
@@ -38,16 +38,16 @@ def evaluate(
 ) -> None:
     """Score every entry that is missing in ``results`` by the metrics ``names``, and add the scores to it.
 
-    The clean speech has a row of its own for the metrics that need no reference. ``save`` is called from time to time,
+    The clean speech has a separate row with the no-reference metrics. ``save`` is called every SAVE_EVERY seconds
     and at the end.
 
     A file that cannot be read or scored becomes one line of ``results.failures``, and none of its rows is added. With
-    ``jobs`` above 1, that many processes score while this one runs the models.
+    ``jobs`` above 1, so many processes compute scores while this one runs the models.
     """
     metrics.require_packages(names)
     reference_free = [name for name in names if name in metrics.NO_REFERENCE]
     done = results.done([*source.inputs, *(system.name for system in systems), *([CLEAN] if reference_free else [])])
-    waiting: Waiting = deque()
+    pending: Waiting = deque()
     saved = time.monotonic()
     try:
         with scoring_pool(jobs) as pool:
@@ -62,20 +62,20 @@ def evaluate(
                     if reference_free:
                         row, clean, _ = rows[0]
                         scored.append(pool.submit(score, replace(row, system=CLEAN), clean, clean, reference_free))
-                    waiting.append((name, entry.name, scored))
-                _collect(waiting, 0 if jobs == 1 else 2 * jobs, results, progress)
+                    pending.append((name, entry.name, scored))
+                _collect(pending, 0 if jobs == 1 else 2 * jobs, results, progress)
                 if time.monotonic() - saved > SAVE_EVERY:
                     save()
                     saved = time.monotonic()
-            _collect(waiting, 0, results, progress)
+            _collect(pending, 0, results, progress)
     finally:
         save()
 
 
-def _collect(waiting: Waiting, most: int, results: EvaluationResults, progress: Callable[[], None]) -> None:
-    """Wait for utterances until at most ``most`` are left; rows and failures in the order of the entries."""
-    while len(waiting) > most:
-        name, path, futures = waiting.popleft()
+def _collect(pending: Waiting, max_pending: int, results: EvaluationResults, progress: Callable[[], None]) -> None:
+    """Wait until at most ``max_pending`` utterances are left; rows and failures keep the order of the entries."""
+    while len(pending) > max_pending:
+        name, path, futures = pending.popleft()
         with results.collecting(name, path):
             results.rows += [future.result() for future in futures]
         progress()
@@ -84,7 +84,7 @@ def _collect(waiting: Waiting, most: int, results: EvaluationResults, progress: 
 def _rows(
     entry: Entry, name: str, source: PairSource, systems: Sequence[System], keep_low_band: float
 ) -> list[tuple[Row, Audio, Audio]]:
-    """Rows that have no scores yet, with their clean speech and estimate."""
+    """Rows without scores, each with its clean speech and estimate."""
     degraded, clean = source.read(entry)
     rows = []
     for label, estimate in estimates(degraded, clean, systems, keep_low_band):

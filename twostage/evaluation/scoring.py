@@ -19,18 +19,18 @@ def score(row: Row, clean: Audio, estimate: Audio, names: Sequence[str]) -> Row:
     """Align an estimate (T,) with clean speech (T'), both at 16 kHz, and add the scores ``names`` to ``row``."""
     aligned = metrics.align(clean, estimate)
     exact, reasons = metrics.score(aligned.reference, aligned.estimate, names)
-    # the digits that the CSV has: ESTOI is noisy behind them, and a resumed evaluation must give the same summary
+    # rounded as in the CSV: further digits of ESTOI are noise, and a resumed evaluation must have the same summary
     scores = {metric: float(f"{value:.6g}") for metric, value in exact.items()}
     return replace(row, scores=scores, delay=aligned.delay, longer=aligned.longer, note="; ".join(reasons))
 
 
 def scoring_pool(jobs: int) -> Executor:
-    """An executor for ``score``: ``jobs`` processes, or this process, if that is one."""
-    return ProcessPoolExecutor(jobs, _Undisturbed(), torch.set_num_threads, (1,)) if jobs > 1 else _Here()
+    """An executor for ``score``: ``jobs`` processes, or this process for one job."""
+    return ProcessPoolExecutor(jobs, _QuietContext(), torch.set_num_threads, (1,)) if jobs > 1 else _SameProcess()
 
 
-class _Here(Executor):
-    """Runs submitted work at once, in this process."""
+class _SameProcess(Executor):
+    """Runs submitted calls immediately in this process."""
 
     def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -41,7 +41,7 @@ class _Here(Executor):
         return future
 
 
-class _DeafProcess(SpawnProcess):
+class _QuietProcess(SpawnProcess):
     """A process that ignores Ctrl-C, which all processes of a terminal receive; its parent handles it and ends it."""
 
     def start(self) -> None:
@@ -49,5 +49,5 @@ class _DeafProcess(SpawnProcess):
             super().start()
 
 
-class _Undisturbed(SpawnContext):  # spawn: a fork of a process whose torch has threads can hang
-    Process = _DeafProcess
+class _QuietContext(SpawnContext):  # spawn: a fork of a process with torch threads can hang
+    Process = _QuietProcess

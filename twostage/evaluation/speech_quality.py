@@ -1,6 +1,6 @@
-"""Speech quality as predicted by published networks that were trained on listeners' ratings; without a reference.
+"""Speech quality without a reference, predicted by published networks that were trained on listener ratings.
 
-They measure sound quality, not correctness: a restorer that says another word in a good voice gets a good score. Both
+They measure sound quality, not correctness: a restorer that produces a wrong word in a good voice scores well. Both
 take (T,) arrays at 16 kHz. Their packages, in the ``eval`` extra, contain the weights, and nothing is downloaded. A
 network is loaded once in each process and computes on the CPU with torch's number of threads.
 """
@@ -26,7 +26,7 @@ RATE = 16000
 DISTILLMOS_WINDOW = 122880  # samples
 DNSMOS_SECONDS = 9.01
 DNSMOS_WINDOW = int(DNSMOS_SECONDS * RATE)
-# DNSMOS P.835: from what the network says of the whole (OVRL) to the scale of listeners, in powers of 2, 1 and 0
+# DNSMOS P.835: polynomial from the overall output (OVRL) of the network to the scale of listeners, highest power first
 DNSMOS_OVERALL = (-0.06766283, 1.11546468, 0.04602535)
 
 
@@ -34,39 +34,39 @@ def distillmos(audio: Array) -> float:
     """DistillMOS, 1 to 5: the mean over windows of 7.68 s, a second or less apart.
 
     Stahl and Gamper, "Distillation and Pruning for Scalable Self-Supervised Representation-Based Speech Quality
-    Assessment", 2025. Each window is brought to one peak, so gain does not matter. Recordings shorter than a window are
+    Assessment", 2025. Windows are normalized by their peak, so gain has no effect. Recordings shorter than a window are
     padded with silence, which lowers the score: clean speech of 2 s scores about 3, of 6 s 4.4.
     """
     model = _distillmos()
     padded = np.pad(audio, (0, max(0, DISTILLMOS_WINDOW - len(audio))))
-    beyond = len(padded) - DISTILLMOS_WINDOW
-    starts = [int(part * beyond) for part in np.linspace(0, 1, math.ceil(beyond / RATE) + 1)]
+    last_start = len(padded) - DISTILLMOS_WINDOW
+    starts = [int(fraction * last_start) for fraction in np.linspace(0, 1, math.ceil(last_start / RATE) + 1)]
     with torch.inference_mode():  # one window at a time: memory does not grow with the length
         scores = [float(model(torch.from_numpy(padded[start : start + DISTILLMOS_WINDOW])[None])) for start in starts]
     return float(np.mean(scores))
 
 
 def dnsmos(audio: Array) -> float:
-    """DNSMOS P.835's overall quality, about 1 to 4.2: the mean over windows of 9.01 s.
+    """Overall quality of DNSMOS P.835, about 1 to 4.2: the mean over windows of 9.01 s.
 
     Reddy, Gopal and Cutler, "DNSMOS P.835: A Non-Intrusive Perceptual Objective Speech Quality Metric to Evaluate Noise
-    Suppressors", 2022. Shorter recordings are repeated. The level matters: at 0.3 of the amplitude a file can lose 0.4.
+    Suppressors", 2022. Shorter recordings are repeated. The level matters: 0.3 of the amplitude can cost 0.4 points.
     """
     session = _dnsmos()
     while len(audio) < DNSMOS_WINDOW:
         audio = np.append(audio, audio)
     seconds = range(int(len(audio) // RATE - DNSMOS_SECONDS) + 1)
     windows = [audio[None, start * RATE : int((start + DNSMOS_SECONDS) * RATE)].astype(np.float32) for start in seconds]
-    # a window whose end is rounded down is left out by the package, whose scores are what others report
+    # the package skips windows whose end is rounded down; others report its scores
     scores = [float(session.run(None, {"input_1": w})[0][0, 2]) for w in windows if w.shape[1] == DNSMOS_WINDOW]
     return float(np.mean(np.polyval(DNSMOS_OVERALL, scores)))
 
 
 @lru_cache(1)
 def _distillmos() -> nn.Module:
-    with _torchaudio_left_out():
+    with _without_torchaudio():
         from distillmos import sqa
-    with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and a training's dice must not notice
+    with torch.random.fork_rng(devices=[]):  # the random initialization must not change the random state of a training
         model: nn.Module = sqa.ConvTransformerSQAModel(load_weights=False)
     weights = torch.load(sqa.DEFAULT_WEIGHTS_CHKPT, map_location="cpu", weights_only=True)
     model.load_state_dict(weights["model"])
@@ -74,10 +74,10 @@ def _distillmos() -> nn.Module:
 
 
 @contextmanager
-def _torchaudio_left_out() -> Iterator[None]:
-    """Something empty stands in for torchaudio, whose import fails beside some builds of torch.
+def _without_torchaudio() -> Iterator[None]:
+    """Replace torchaudio, whose import fails with some builds of torch, by an empty module.
 
-    distillmos reads files with it in its own command line, and needs it for nothing else.
+    distillmos only uses it in its own command line, to read files.
     """
     if "torchaudio" in sys.modules:
         yield
@@ -91,7 +91,7 @@ def _torchaudio_left_out() -> Iterator[None]:
 
 @lru_cache(1)
 def _dnsmos() -> Any:
-    """The session of the network alone: the package would use every core and compute three other scores."""
+    """A session of the network only: the package would use every core and compute three other scores."""
     import onnxruntime
 
     package = find_spec("speechmos")

@@ -1,7 +1,7 @@
 """The systems that are compared: the raw input, restoration by each model, and copy-synthesis.
 
-Copy-synthesis passes the clean speech itself through a model's mel and vocoder: what stage two could reach if stage one
-made no error.
+Copy-synthesis passes the clean speech through the mel and the vocoder of a model: the upper bound for stage two with an
+ideal stage one.
 """
 
 import math
@@ -32,8 +32,8 @@ from twostage.models.two_stage import TwoStage
 from twostage.models.vocoder import Vocoder
 from twostage.utils.errors import ConfigError
 
-COPY = ", copy-synthesis"  # ends the name of a vocoder that is fed with clean speech
-WITH_SENSOR = ", with the sensor"  # stands before it, of a vocoder that is fed with the degraded waveform as well
+COPY = ", copy-synthesis"  # suffix for a vocoder whose input is clean speech
+WITH_SENSOR = ", with the sensor"  # inserted before it if the degraded waveform is a second input
 
 
 class CopySynthesis(EnhancerModule):
@@ -80,14 +80,14 @@ class System:
 
 
 def load_systems(models: Mapping[str, Sequence[str]], device: str = "cpu", precision: str = "float32") -> list[System]:
-    """Restoration and copy-synthesis of each model, by label; a vocoder alone gives copy-synthesis only.
+    """Restoration and copy-synthesis of each model, by label; copy-synthesis only for a single vocoder.
 
     A vocoder with sensor input has two rows of copy-synthesis: with silence, and with the waveform of the sensor.
     """
     systems = []
     for label, paths in models.items():
         if label in (RAW, AIR, CLEAN):
-            raise ConfigError(f"--model {label}: is the name of another row; give it a LABEL=")
+            raise ConfigError(f"--model {label}: is the name of another row; set another one with LABEL=")
         model = _load(paths, device, precision)
         if not isinstance(model, Vocoder):
             systems.append(System(label, model, uses_clean=False))
@@ -111,14 +111,14 @@ def _load(paths: Sequence[str], device: str, precision: str) -> Enhancer | Vocod
 
 
 def check_inputs(systems: Iterable[System], source: PairSource) -> None:
-    """Raise ConfigError for a model that needs more channels than there are."""
+    """Raise ConfigError for a model that needs more channels than the source has."""
     for system in systems:
         if not system.uses_clean and system.model.inputs > len(source.inputs):
             raise ConfigError(f"--model {system.name}: takes bone and air, and there is no air channel: see --air-snr")
 
 
 def fingerprint(systems: Iterable[System]) -> dict[str, str]:
-    """A digest of every system's weights, which must be the same when an evaluation is resumed."""
+    """A digest of the weights of every system, which must be the same when an evaluation is resumed."""
     return {system.name: _digest(system.model) for system in systems}
 
 
@@ -137,19 +137,19 @@ def estimates(
 ) -> Iterator[tuple[str, Audio]]:
     """The raw input, (T,) or bone and air (2, T), and the output of every system: name and (T,) at 16 kHz.
 
-    A system with one input gets the bone channel alone.
+    A system with one input gets the bone channel only.
     """
     channels = np.atleast_2d(degraded)
     yield from zip((RAW, AIR), channels, strict=False)
     for system in systems:
         model_input = channels if system.model.inputs > 1 else channels[0]
-        if system.uses_clean and system.model.inputs > 1:  # the sensor as well
+        if system.uses_clean and system.model.inputs > 1:  # with the sensor waveform
             model_input = np.stack([clean, sound_files.match_length(channels[0], len(clean))])
         elif system.uses_clean:
             model_input = clean
         low = 0.0 if system.uses_clean else keep_low_band
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of silence: the scores' own note says so
+            warnings.simplefilter("ignore", UserWarning)  # about silence, which the scores report in a note
             out = restore(system.model, model_input, SAMPLE_RATE, keep_low_band=low)
         yield system.name, sound_files.resample(out.reshape(-1), system.model.sample_rate, SAMPLE_RATE)
 

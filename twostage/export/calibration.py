@@ -1,4 +1,4 @@
-"""Speech on which an int8 model's ranges are measured."""
+"""Speech for calibrating the activation ranges of an int8 model."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +12,15 @@ from twostage.data.sensors import Sensor
 from twostage.data.simulator import simulate_file
 from twostage.utils.errors import AudioError, ConfigError
 
-UTTERANCES = 32  # evenly spread over what is given: ranges hardly grow with more
+UTTERANCES = 32  # evenly spaced in the source; with more, the ranges hardly grow
 SECONDS = 10.0  # of each
 
 
 def calibration_speech(source: str | Path, sensor: Sensor | None, sample_rate: int) -> Iterator[Audio]:
-    """First channels (T,) at ``sample_rate`` and the level that models are trained at.
+    """First channels (T,) at ``sample_rate`` and at the level at which models are trained.
 
-    ``source``: a folder or a manifest of bone-conducted recordings or, with ``sensor``, of clean speech to simulate it
-    from.
+    ``source``: a folder or a manifest of bone-conducted recordings or, with ``sensor``, of clean speech for the
+    simulation.
     """
     files = _files(Path(source), clean=sensor is not None)
     count = min(UTTERANCES, len(files))
@@ -34,10 +34,10 @@ def _files(source: Path, *, clean: bool) -> list[str]:
     if source.suffix.lower() not in (".csv", ".jsonl"):
         files = [str(file) for file, _ in sound_files.find([source])]
     else:
-        sides = ((entry.clean if clean else entry.degraded) for entry in read_manifest(source))
-        files = [side for side in sides if side]
+        paths = ((entry.clean if clean else entry.degraded) for entry in read_manifest(source))
+        files = [path for path in paths if path]
         if not files and not clean:
-            raise ConfigError("holds clean speech alone; --simulate says what the sensor makes of it", subject=source)
+            raise ConfigError("contains clean speech only; --simulate degrades it by a sensor", subject=source)
     if not files:
-        raise AudioError("no sound files there", subject=source)
+        raise AudioError("no sound files found", subject=source)
     return files

@@ -1,4 +1,4 @@
-"""int8 for the convolutions of an exported model: static, one scale for each channel, calibrated on inputs."""
+"""int8 quantization of the convolutions of an exported model: static, one scale per channel, calibrated on inputs."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -9,11 +9,11 @@ from onnxruntime import quantization
 
 from twostage.models.onnx_enhancer import Values
 
-FLOAT = ("conv_pre", "conv_post")  # first and last of each stage: little work, and errors there are audible at once
+FLOAT = ("conv_pre", "conv_post")  # first and last layer of each stage: cheap, and their errors are audible
 
 
 class Calibration(quantization.CalibrationDataReader):
-    """Inputs of a model, run by run."""
+    """The inputs of a model for each run."""
 
     def __init__(self, inputs: Iterable[Values]) -> None:
         self._inputs: Iterator[Values] = iter(inputs)
@@ -23,7 +23,7 @@ class Calibration(quantization.CalibrationDataReader):
 
 
 def quantize(source: Path, target: Path, inputs: Iterable[Values], metadata: Mapping[str, str]) -> None:
-    """Write ``source`` with most convolutions in int8; mels, Griffin-Lim and all other operators stay in float.
+    """Write ``source`` with most convolutions in int8; mels, Griffin-Lim and all other operators stay in float32.
 
     ``inputs``: example inputs that determine the ranges of the activations. ``metadata``: the metadata of the file.
     """
@@ -35,7 +35,7 @@ def quantize(source: Path, target: Path, inputs: Iterable[Values], metadata: Map
         op_types_to_quantize=["Conv"],
         nodes_to_quantize=convolutions(onnx.load(source)),
         per_channel=True,
-        # weights of seven bits: sums of two products with eight overflow where a processor has no instruction for more
+        # weights of 7 bits: without VNNI instructions, the sum of two products with 8-bit weights overflows 16 bits
         reduce_range=True,
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,

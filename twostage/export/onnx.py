@@ -30,10 +30,10 @@ from twostage.utils.files import replacing
 from twostage.utils.logs import quieted
 
 OPSET = 20
-TALKERS = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime")  # packages that log while a model is exported
-TOLERANCE = 1e-4  # to PyTorch, full scale being 1
-HOPS = (1, 2, 3, 125)  # lengths that a file is checked at, in units
-REFUSALS = (RuntimeError, NotImplementedError, UserError)  # torch's, of what its exporters cannot do
+TALKERS = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime")  # packages that log during an export
+TOLERANCE = 1e-4  # largest difference from PyTorch, relative to full scale
+HOPS = (1, 2, 3, 125)  # lengths at which a file is checked, in units
+REFUSALS = (RuntimeError, NotImplementedError, UserError)  # exceptions of torch for models that it cannot export
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,19 @@ def export(
 
     Audio (1, inputs, T) -> (1, 1, T), T a multiple of ``unit``; or, with ``stream``, a causal model's step: audio (1,
     inputs, stride) and states, zeros at the start, -> restored audio, ``delay`` samples late, and states for the next
-    step. With ``speech`` (T,), an example of the model's input, in int8, calibrated on that (a model of one input).
+    step. With ``speech`` (T,), example inputs, the file is int8 and calibrated on them (for models with one input).
 
-    Raises CheckpointError if the model cannot be exported so, or its file differs from PyTorch by more than TOLERANCE.
+    Raises CheckpointError if the model cannot be exported, or if the file differs from PyTorch by more than TOLERANCE.
     """
     if not isinstance(model, EnhancerModule):
-        raise CheckpointError(f"torch modules alone become ONNX, this is a {type(model).__name__}", subject=path)
+        raise CheckpointError(f"only torch modules can be exported, this is a {type(model).__name__}", subject=path)
     if stream and not model.causal:
         raise CheckpointError("--stream needs a causal model: frames of this one depend on later sound (mel.causal)")
     if not stream and not isfinite(model.context):
-        step = "; its step does (--stream)" if model.causal else ""
-        raise CheckpointError(f"a {kind_of(model)} does not become ONNX: it needs all of a signal{step}", subject=path)
+        step = "; its step can be (--stream)" if model.causal else ""
+        raise CheckpointError(f"a {kind_of(model)} cannot become ONNX: it needs the whole signal{step}", subject=path)
     if speech is not None and not isinstance(model, TwoStage):
-        raise CheckpointError(f"models of two stages alone become int8, this is a {kind_of(model)}", subject=path)
+        raise CheckpointError(f"only models of two stages can be int8, this is a {kind_of(model)}", subject=path)
     require("onnx", "onnxscript", "onnxruntime")
     import onnx
 
@@ -81,9 +81,9 @@ def export(
             program = _step(real(model)) if stream else _whole(real(model))
         except REFUSALS as error:
             reason = first_line(error)
-            raise CheckpointError(f"a {kind_of(model)} does not become ONNX: {reason}", subject=path) from None
-    says = header(model, stream, provenance)
-    program.model.metadata_props.update(says.as_metadata())
+            raise CheckpointError(f"a {kind_of(model)} cannot become ONNX: {reason}", subject=path) from None
+    metadata = header(model, stream, provenance)
+    program.model.metadata_props.update(metadata.as_metadata())
     with TemporaryDirectory() as folder:
         float_file = Path(folder, "float.onnx")
         program.save(float_file)
@@ -94,27 +94,30 @@ def export(
             )
         if speech is not None:
             assert isinstance(model, TwoStage)
-            float_file = _quantized(float_file, replace(says, int8=True), speech)
+            float_file = _quantized(float_file, replace(metadata, int8=True), speech)
             deviation = mel_difference(model, OnnxEnhancer(float_file))
         with replacing(path) as partial:
             shutil.copyfile(float_file, partial)
         return Written(float_file.stat().st_size, len(onnx.load(float_file).graph.node), deviation)
 
 
-def _quantized(source: Path, says: OnnxHeader, speech: Iterable[Audio]) -> Path:
+def _quantized(source: Path, metadata: OnnxHeader, speech: Iterable[Audio]) -> Path:
     from twostage.export.int8 import quantize
 
     model, target = OnnxEnhancer(source), source.with_name("int8.onnx")
-    whole = (audio[: len(audio) // says.hop_length * says.hop_length] for audio in speech)
+    truncated = (audio[: len(audio) // metadata.hop_length * metadata.hop_length] for audio in speech)
     with _quietly():
         quantize(
-            source, target, (inputs for audio in whole for inputs, _ in model.runs(audio[None])), says.as_metadata()
+            source,
+            target,
+            (inputs for audio in truncated for inputs, _ in model.runs(audio[None])),
+            metadata.as_metadata(),
         )
     return target
 
 
 def unit(model: EnhancerModule) -> int:
-    """The length of a file's audio is a multiple of it; for a one-stage system, the stride: nothing is padded."""
+    """The length of a file's audio is a multiple of it; of one-stage systems, the stride, as nothing is padded."""
     return model.hop_length if isinstance(model, TwoStage) else model.stride
 
 
@@ -136,31 +139,31 @@ def header(model: EnhancerModule, stream: bool, provenance: Mapping[str, Any]) -
     )
 
 
-def difference(model: EnhancerModule, other: OnnxEnhancer) -> float:
-    """The largest difference between samples of the two, at several lengths, and on speech that stops; may be NaN."""
+def difference(model: EnhancerModule, exported: OnnxEnhancer) -> float:
+    """The largest difference of the outputs, at several lengths and for speech that stops; may be NaN."""
     voices = _voices(model)
     stopped = voices[-1].clone()
     stopped[..., stopped.shape[-1] // 2 :] = 0
     with torch.inference_mode():
-        return float(torch.stack([(model(a) - other(a)).abs().max() for a in (*voices, stopped)]).max())
+        return float(torch.stack([(model(a) - exported(a)).abs().max() for a in (*voices, stopped)]).max())
 
 
-def mel_difference(model: TwoStage, other: OnnxEnhancer) -> float:
-    """The mean difference between log-mels of the two, at the longest length."""
+def mel_difference(model: TwoStage, exported: OnnxEnhancer) -> float:
+    """The mean difference of the log-mels of both outputs, at the longest length."""
     mel, audio = LogMel(model.config.vocoder.mel), _voices(model)[-1]
     with torch.inference_mode():
-        return float((mel(model(audio)) - mel(other(audio))).abs().mean())
+        return float((mel(model(audio)) - mel(exported(audio))).abs().mean())
 
 
 def _voices(model: EnhancerModule) -> list[Tensor]:
-    """Synthetic voices (1, inputs, T) of HOPS lengths; every further channel has more noise."""
+    """Synthetic voices (1, inputs, T) of HOPS lengths; the noise increases from channel to channel."""
     generator, voices = torch.Generator().manual_seed(0), []
     for hops in HOPS:
         time = torch.arange(hops * unit(model)) / model.sample_rate
         tones = torch.stack([torch.sin(k * (700 * time + 20 * torch.sin(4 * time))) for k in range(1, 20)]).mean(0)
         noise = torch.randn((model.inputs, *time.shape), generator=generator)
-        louder = 10.0 ** torch.arange(model.inputs)[:, None]
-        voices.append((0.5 * tones * torch.sin(9 * time + 1) + 0.002 * louder * noise)[None])
+        noise_gain = 10.0 ** torch.arange(model.inputs)[:, None]
+        voices.append((0.5 * tones * torch.sin(9 * time + 1) + 0.002 * noise_gain * noise)[None])
     return voices
 
 
@@ -171,7 +174,7 @@ def _whole(model: EnhancerModule) -> Any:
 
 
 def _step(model: EnhancerModule) -> Any:
-    assert isinstance(model, StreamingModule)  # as every causal one is
+    assert isinstance(model, StreamingModule)  # as all causal modules are
     step, audio = Step(model), torch.zeros(1, model.inputs, model.stride)
     names = list(step.states)
     inputs = (audio, *(torch.zeros_like(state) for state in step.states.values()))
@@ -186,12 +189,12 @@ def _program(program: torch.export.ExportedProgram, inputs: list[str], outputs: 
         program, dynamo=True, input_names=inputs, output_names=outputs, opset_version=OPSET, verbose=False
     )
     assert exported is not None
-    ClearMetadataAndDocStringPass()(exported.model)  # where in whose folders each operator was called
+    ClearMetadataAndDocStringPass()(exported.model)  # source locations of operators, with local paths
     return exported
 
 
 class Step(nn.Module):
-    """The next chunk of a causal model: audio (1, inputs, stride) and states -> restored audio and states."""
+    """A step of a causal model: audio (1, inputs, stride) and states -> restored audio and states."""
 
     def __init__(self, model: StreamingModule) -> None:
         super().__init__()
@@ -199,8 +202,8 @@ class Step(nn.Module):
         self.states = self._run(torch.zeros(1, model.inputs, model.stride), {})[1]
 
     def forward(self, audio: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        restored, after = self._run(audio, dict(zip(self.states, states, strict=True)))
-        return restored, *after.values()
+        restored, next_states = self._run(audio, dict(zip(self.states, states, strict=True)))
+        return restored, *next_states.values()
 
     def _run(self, audio: Tensor, states: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         leaves = stream_states(self.model)
@@ -212,15 +215,15 @@ class Step(nn.Module):
 
 
 class RealStft(Stft):
-    """``Stft`` in real numbers, as ONNX's operators require: (B, 1, T) -> (2, B, n_fft // 2 + 1, L).
+    """``Stft`` with real numbers, as ONNX's operators require: (B, 1, T) -> (2, B, n_fft // 2 + 1, L).
 
-    The Fourier transform is a convolution, that is a matrix product, which is faster in onnxruntime.
+    The Fourier transform is computed as a convolution, which is faster in onnxruntime.
     """
 
     kernel: Tensor
 
     def __init__(self, like: Stft, kernel: Tensor) -> None:
-        """``kernel`` of ``waves``: one tensor for all transforms of a model, so that the file holds it once."""
+        """``kernel``: the result of ``waves``; all transforms of a model share it; the file contains it once."""
         super().__init__(like.n_fft, like.hop_length, like.win_length, causal=like.past is not None)
         self.register_buffer("kernel", kernel, persistent=False)
 
@@ -232,8 +235,8 @@ class RealStft(Stft):
 
 def waves(stft: Stft) -> Tensor:
     """Windowed cosines and negative sines: (2 (n_fft // 2 + 1), 1, n_fft)."""
-    before = (stft.n_fft - stft.win_length) // 2
-    window = F.pad(stft.window.double(), (before, stft.n_fft - stft.win_length - before))
+    padding = (stft.n_fft - stft.win_length) // 2
+    window = F.pad(stft.window.double(), (padding, stft.n_fft - stft.win_length - padding))
     spectrum = torch.fft.rfft(torch.diag(window)).T
     return torch.cat([spectrum.real, spectrum.imag])[:, None].float()
 
@@ -248,32 +251,32 @@ class RealGriffinLim(GriffinLim):
         self.mel.stft = stft
         share = torch.full((stft.n_fft // 2 + 1, 1), 2 / stft.n_fft)
         share[0] = 1 / stft.n_fft
-        share[stft.n_fft // 2 + stft.n_fft % 2 :] = 1 / stft.n_fft  # all but these stand for two frequencies
+        share[stft.n_fft // 2 + stft.n_fft % 2 :] = 1 / stft.n_fft  # all other bins represent two frequencies
         self.register_buffer("share", share, persistent=False)
 
     def _waveform(self, spectrum: Tensor, coverage: Tensor) -> Tensor:
         stft, parts = self.mel.stft, (spectrum * self.share).transpose(0, 1).flatten(1, 2)
         assert isinstance(stft, RealStft)
-        side = 0 if self.overlap is not None else (stft.n_fft - stft.hop_length) // 2
-        audio = F.conv_transpose1d(parts, stft.kernel, stride=stft.hop_length, padding=side)
+        padding = 0 if self.overlap is not None else (stft.n_fft - stft.hop_length) // 2
+        audio = F.conv_transpose1d(parts, stft.kernel, stride=stft.hop_length, padding=padding)
         return (audio if self.overlap is None else self.overlap(audio)) / coverage
 
 
 def real(model: EnhancerModule) -> EnhancerModule:
-    """A copy that computes the same; for two stages, without complex numbers."""
+    """An equivalent copy; for two stages, without complex numbers."""
     model = deepcopy(model)
     if not isinstance(model, TwoStage):
         return model.eval()
-    kernel, limiter = waves(model.mel.stft), model.vocoder.griffin_lim
+    kernel, griffin_lim = waves(model.mel.stft), model.vocoder.griffin_lim
     model.mel.stft = RealStft(model.mel.stft, kernel)
-    if limiter is not None:
-        model.vocoder.griffin_lim = RealGriffinLim(limiter, RealStft(limiter.mel.stft, kernel))
+    if griffin_lim is not None:
+        model.vocoder.griffin_lim = RealGriffinLim(griffin_lim, RealStft(griffin_lim.mel.stft, kernel))
     return model.eval()
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the exporter's warnings about packages that are not installed and about its own future."""
+    """Suppress the exporter's warnings about missing packages and deprecations."""
     with quieted(*TALKERS), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

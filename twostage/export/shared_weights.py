@@ -1,7 +1,7 @@
-"""ONNX files without weights, which read the weights from the safetensors files beside them.
+"""ONNX files without weights, which read them from the safetensors files in the same folder.
 
-Safetensors files are plain arrays one after the other, and ONNX allows a tensor to be stored at a position in another
-file. A released model therefore needs its weights only once for both formats, and its folder is copied as a whole.
+Safetensors files contain plain arrays, and ONNX allows a tensor to be stored at a position in another file. A released
+model therefore stores its weights only once for both formats; its folder must be copied as a whole.
 """
 
 import json
@@ -22,8 +22,8 @@ from twostage.models.two_stage import TwoStage
 from twostage.utils.errors import CheckpointError
 from twostage.utils.files import replacing
 
-WRAPPER = "model."  # what names in the graph of a step begin with
-KERNEL = "stft.kernel"  # what the name of a transform's waves ends with
+WRAPPER = "model."  # prefix of names in the graph of a step
+KERNEL = "stft.kernel"  # suffix of the name of a transform's kernel
 HALF = ".half"
 TYPES = {"F16": (np.float16, "FLOAT16"), "F32": (np.float32, "FLOAT")}  # safetensors' -> numpy's and ONNX's
 
@@ -43,30 +43,32 @@ class Place(NamedTuple):
 
 
 def share_weights(model: EnhancerModule, source: Path, target: Path, files: Sequence[Path]) -> float:
-    """Write ``source``, the ONNX file of ``model``, as ``target`` without the weights that ``files`` beside it hold.
+    """Write ``source``, the ONNX file of ``model``, as ``target`` without the weights in ``files`` of the same folder.
 
-    What the exporter has changed, a bias that was reshaped, say, stays in the file. The waves of Fourier's transform,
-    which a file would hold as numbers, are computed as it is loaded. Returns the largest difference to PyTorch.
-    Raises CheckpointError if that is beyond TOLERANCE, or weights are not found.
+    Tensors that the exporter has changed, such as a reshaped bias, stay in the file. The kernels of Fourier transforms
+    are computed when it is loaded, instead of stored. Returns the largest difference from PyTorch. Raises
+    CheckpointError if that is above TOLERANCE, or if the weights are not found.
     """
     import onnx
 
-    whole = onnx.load(source)
+    onnx_model = onnx.load(source)
     places = {name: place for file in files for name, place in _places(file)}
-    if not _put_aside(whole.graph, places):
-        raise CheckpointError(f"holds none of the weights of {', '.join(map(str, files))}", subject=source)
+    if not _externalize(onnx_model.graph, places):
+        raise CheckpointError(f"contains none of the weights of {', '.join(map(str, files))}", subject=source)
     if isinstance(model, TwoStage):
-        _compute_waves(whole.graph, model.mel.stft)
-    _merge_equal(whole.graph)
+        _compute_waves(onnx_model.graph, model.mel.stft)
+    _merge_equal(onnx_model.graph)
     digests = {file.name: sha256(file.read_bytes()).hexdigest() for file in files}
-    says = {entry.key: entry.value for entry in whole.metadata_props} | {"weights": json.dumps(digests)}
-    onnx.helper.set_model_props(whole, says)
+    metadata = {entry.key: entry.value for entry in onnx_model.metadata_props} | {"weights": json.dumps(digests)}
+    onnx.helper.set_model_props(onnx_model, metadata)
     with replacing(target) as partial:
-        partial.write_bytes(whole.SerializeToString())
-        away = difference(model, OnnxEnhancer(partial))
-        if not away <= TOLERANCE:
-            raise CheckpointError(f"differs from PyTorch by {away:.1e}, above {TOLERANCE}; not written", subject=target)
-    return away
+        partial.write_bytes(onnx_model.SerializeToString())
+        error = difference(model, OnnxEnhancer(partial))
+        if not error <= TOLERANCE:
+            raise CheckpointError(
+                f"differs from PyTorch by {error:.1e}, above {TOLERANCE}; not written", subject=target
+            )
+    return error
 
 
 def _places(file: Path) -> Iterator[tuple[str, Place]]:
@@ -82,13 +84,13 @@ def _places(file: Path) -> Iterator[tuple[str, Place]]:
             yield prefix + name, Place(file, 8 + size + begin, end - begin, entry["shape"], entry["dtype"])
 
 
-def _put_aside(graph: Any, places: Mapping[str, Place]) -> set[str]:
-    """Have every initializer that a file holds as it is be read from there; the names of those."""
+def _externalize(graph: Any, places: Mapping[str, Place]) -> set[str]:
+    """Refer every initializer that a file contains unchanged to that file; returns their names."""
     from onnx import TensorProto, helper, numpy_helper
 
     shared, casts = set[str](), list[Any]()
     for tensor in graph.initializer:
-        name, inside = tensor.name.removeprefix(WRAPPER), tensor.name
+        name, graph_name = tensor.name.removeprefix(WRAPPER), tensor.name
         place = places.get(name)
         if place is None or place.dtype not in TYPES or place.shape != list(tensor.dims):
             continue
@@ -96,11 +98,11 @@ def _put_aside(graph: Any, places: Mapping[str, Place]) -> set[str]:
             continue
         shared.add(name)
         tensor.Clear()
-        tensor.name, tensor.data_type = inside, getattr(TensorProto, TYPES[place.dtype][1])
+        tensor.name, tensor.data_type = graph_name, getattr(TensorProto, TYPES[place.dtype][1])
         tensor.dims.extend(place.shape)
         if tensor.data_type != TensorProto.FLOAT:
             tensor.name += HALF
-            casts.append(helper.make_node("Cast", [tensor.name], [inside], to=TensorProto.FLOAT))
+            casts.append(helper.make_node("Cast", [tensor.name], [graph_name], to=TensorProto.FLOAT))
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", place.file.name), ("offset", place.offset), ("length", place.length)):
             entry = tensor.external_data.add()
@@ -110,16 +112,16 @@ def _put_aside(graph: Any, places: Mapping[str, Place]) -> set[str]:
 
 
 def _compute_waves(graph: Any, stft: Stft) -> None:
-    """Replace the numbers of ``export.onnx.waves`` by their computation from one period and the window."""
+    """Replace the values of ``export.onnx.waves`` by their computation from one period and the window."""
     from onnx import TensorProto, helper, numpy_helper
 
-    before = (stft.n_fft - stft.win_length) // 2
-    window = np.pad(stft.window.double().numpy(), (before, stft.n_fft - stft.win_length - before))
-    places = np.arange(stft.n_fft)
-    period = np.exp(-2j * np.pi * places / stft.n_fft)
+    padding = (stft.n_fft - stft.win_length) // 2
+    window = np.pad(stft.window.double().numpy(), (padding, stft.n_fft - stft.win_length - padding))
+    samples = np.arange(stft.n_fft)
+    period = np.exp(-2j * np.pi * samples / stft.n_fft)
     constants = {
-        "bins": places[: stft.n_fft // 2 + 1, None],
-        "places": places[None],
+        "bins": samples[: stft.n_fft // 2 + 1, None],
+        "places": samples[None],
         "n_fft": np.array(stft.n_fft),
         "cosine": period.real,
         "sine": period.imag,
@@ -150,22 +152,22 @@ def _compute_waves(graph: Any, stft: Stft) -> None:
 
 
 def _merge_equal(graph: Any) -> None:
-    """Store an initializer once if there are several equal ones."""
-    kept: dict[tuple[object, ...], str] = {}
-    other: dict[str, str] = {}
+    """Merge equal initializers."""
+    first_names: dict[tuple[object, ...], str] = {}
+    replacement: dict[str, str] = {}
     for tensor in list(graph.initializer):
         if tensor.external_data:
             continue
         key = tensor.data_type, tuple(tensor.dims), tensor.raw_data
-        if tensor.raw_data and kept.setdefault(key, tensor.name) != tensor.name:
-            other[tensor.name] = kept[key]
+        if tensor.raw_data and first_names.setdefault(key, tensor.name) != tensor.name:
+            replacement[tensor.name] = first_names[key]
             graph.initializer.remove(tensor)
     for node in graph.node:
-        node.input[:] = [other.get(name, name) for name in node.input]
+        node.input[:] = [replacement.get(name, name) for name in node.input]
 
 
 def _prepend(graph: Any, nodes: Sequence[Any]) -> None:
-    """Put nodes before those that use their outputs."""
-    rest = list(graph.node)
+    """Insert nodes at the start of the graph, before those that use their outputs."""
+    existing = list(graph.node)
     del graph.node[:]
-    graph.node.extend([*nodes, *rest])
+    graph.node.extend([*nodes, *existing])

@@ -14,7 +14,7 @@ from twostage.utils.packages import is_tensor
 if TYPE_CHECKING:
     import torch
 
-PAIR = 2  # channels that may have less than as many samples; of more, samples and channels have changed places
+PAIR = 2  # channels: up to so many may outnumber the samples; with more, the axes have been swapped
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
 
@@ -31,11 +31,11 @@ class Samples(NamedTuple):
 
 
 def check_sample_rate(sample_rate: Any) -> int:
-    """A sample rate in Hz, within what files may have. Raises AudioError."""
-    whole = isinstance(sample_rate, int | float | np.integer | np.floating) and not isinstance(sample_rate, bool)
-    if not (whole and SLOWEST <= sample_rate <= FASTEST and sample_rate == int(sample_rate)):
-        wanted = f"must be a whole number of Hz from {SLOWEST} to {FASTEST}"
-        raise AudioError(f"sample_rate is {sample_rate!r}, {wanted}")
+    """Check a sample rate in Hz against the range that is allowed for files. Raises AudioError."""
+    is_number = isinstance(sample_rate, int | float | np.integer | np.floating) and not isinstance(sample_rate, bool)
+    if not (is_number and SLOWEST <= sample_rate <= FASTEST and sample_rate == int(sample_rate)):
+        requirement = f"must be a whole number of Hz from {SLOWEST} to {FASTEST}"
+        raise AudioError(f"sample_rate is {sample_rate!r}, {requirement}")
     return int(sample_rate)
 
 
@@ -43,18 +43,18 @@ def wanted_shape(shape: tuple[int, ...]) -> str:
     """A description of the expected shape if it is not (T,) or (C, T); empty otherwise."""
     if len(shape) not in (1, 2) or (len(shape) == 2 and shape[0] == 0):
         return "(T,) or (C, T)"
-    return "(C, T): it is of more channels than samples" if len(shape) == 2 and shape[0] > max(PAIR, shape[1]) else ""
+    return "(C, T): there are more channels than samples" if len(shape) == 2 and shape[0] > max(PAIR, shape[1]) else ""
 
 
 def taken(audio: Any, *, name: str = "audio", wanted: Callable[[tuple[int, ...]], str] = wanted_shape) -> Samples:
-    """What may be restored: floats, and integers at their full scale, silence in the middle of unsigned ones.
+    """Convert input to floats: integers at their full scale; for unsigned integers, mid-range is silence.
 
-    Raises AudioError for any other dtype, by name, and for a shape of which ``wanted`` says something.
+    Raises AudioError for any other dtype and for a shape to which ``wanted`` objects by returning the expected shape.
     """
     samples = _of_tensor(audio, name) if is_tensor(audio) else _of_array(audio, name)
     shape = tuple(samples.audio.shape)
-    if said := wanted(shape):
-        raise AudioError(f"{name} {_has(name)} shape {shape}, wanted {said}")
+    if expected := wanted(shape):
+        raise AudioError(f"{name} {_has(name)} shape {shape}, wanted {expected}")
     return samples
 
 
@@ -71,17 +71,17 @@ def _of_array(audio: Any, name: str) -> Samples:
         array = np.asarray(audio)
     except (ValueError, TypeError, RuntimeError) as error:
         raise AudioError(f"no array of numbers ({error})", subject=name) from None
-    kind = array.dtype
+    dtype = array.dtype
     if isinstance(audio, np.ma.MaskedArray):
-        raise AudioError(f"{name} {_is(name)} masked in places; fill them first")
-    if kind.kind == "f":
-        return Samples(_floats(array), lambda out: out.astype(kind), 0.0)
-    if kind.kind not in "iu":
-        raise AudioError(f"{name} {_is(name)} of dtype {kind}, must be floating-point or integer")
-    middle, scale = _range(kind.itemsize * 8, signed=kind.kind == "i")
+        raise AudioError(f"{name} {_is(name)} masked; fill the masked values first")
+    if dtype.kind == "f":
+        return Samples(_floats(array), lambda out: out.astype(dtype), 0.0)
+    if dtype.kind not in "iu":
+        raise AudioError(f"{name} {_is(name)} of dtype {dtype}, must be floating-point or integer")
+    zero, scale = _range(dtype.itemsize * 8, signed=dtype.kind == "i")
     return Samples(
-        (array.astype(np.float64) - middle) / scale,
-        lambda out: _whole(out, middle, scale).astype(kind),
+        (array.astype(np.float64) - zero) / scale,
+        lambda out: _quantized(out, zero, scale).astype(dtype),
         1 / scale,
     )
 
@@ -89,34 +89,34 @@ def _of_array(audio: Any, name: str) -> Samples:
 def _of_tensor(audio: "torch.Tensor", name: str) -> Samples:
     import torch
 
-    kind, device = audio.dtype, audio.device
+    dtype, device = audio.dtype, audio.device
     if device.type == "meta" or audio.layout != torch.strided or audio.is_quantized:
-        what = "on the meta device" if device.type == "meta" else f"a tensor of {audio.layout} and {kind}"
-        raise AudioError(f"{name} {_is(name)} {what}: an ordinary tensor is wanted")
-    if kind == torch.bool or kind.is_complex:
-        raise AudioError(f"{name} {_is(name)} of dtype {kind}, must be floating-point or integer")
-    if kind.is_floating_point:
-        exact = torch.float64 if kind == torch.float64 else torch.float32
-        samples = _floats(audio.detach().to("cpu", exact).numpy())
-        return Samples(samples, lambda out: torch.from_numpy(out.copy()).to(device, kind), 0.0)
-    limits = torch.iinfo(kind)
-    middle, scale = _range(limits.bits, signed=limits.min < 0)
-    samples = (audio.detach().to("cpu", torch.float64).numpy() - middle) / scale
-    return Samples(samples, lambda out: torch.from_numpy(_whole(out, middle, scale)).to(device, kind), 1 / scale)
+        description = "on the meta device" if device.type == "meta" else f"a tensor of {audio.layout} and {dtype}"
+        raise AudioError(f"{name} {_is(name)} {description}, must be an ordinary tensor")
+    if dtype == torch.bool or dtype.is_complex:
+        raise AudioError(f"{name} {_is(name)} of dtype {dtype}, must be floating-point or integer")
+    if dtype.is_floating_point:
+        precision = torch.float64 if dtype == torch.float64 else torch.float32
+        samples = _floats(audio.detach().to("cpu", precision).numpy())
+        return Samples(samples, lambda out: torch.from_numpy(out.copy()).to(device, dtype), 0.0)
+    limits = torch.iinfo(dtype)
+    zero, scale = _range(limits.bits, signed=limits.min < 0)
+    samples = (audio.detach().to("cpu", torch.float64).numpy() - zero) / scale
+    return Samples(samples, lambda out: torch.from_numpy(_quantized(out, zero, scale)).to(device, dtype), 1 / scale)
 
 
 def _floats(array: NDArray[Any]) -> Floats:
-    exact: Floats = array.astype(np.float32) if array.dtype.itemsize <= 4 else array.astype(np.float64)
-    return exact
+    floats: Floats = array.astype(np.float32) if array.dtype.itemsize <= 4 else array.astype(np.float64)
+    return floats
 
 
 def _range(bits: int, *, signed: bool) -> tuple[float, float]:
-    """The values of integers with so many bits for silence and for full scale above it."""
+    """The value of silence and the full scale relative to it, of integers with so many bits."""
     scale = 2.0 ** (bits - 1)
     return (0.0 if signed else scale), scale
 
 
-def _whole(out: Audio, middle: float, scale: float) -> NDArray[np.float64]:
+def _quantized(out: Audio, zero: float, scale: float) -> NDArray[np.float64]:
     """The nearest integers, clipped to the range."""
-    highest = scale - max(1.0, float(np.spacing(scale)))  # of 64 bits, the last that a float has
-    return np.clip(np.round(out.astype(np.float64) * scale), -scale, highest) + middle
+    highest = scale - max(1.0, float(np.spacing(scale)))  # for 64 bits, the highest that a float represents
+    return np.clip(np.round(out.astype(np.float64) * scale), -scale, highest) + zero

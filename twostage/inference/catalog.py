@@ -36,14 +36,14 @@ class ModelInfo:
 
 
 def catalog() -> list[ModelInfo]:
-    """All shipped models that can be used here: those that restore by themselves first, beginning with the default."""
+    """All shipped models that can be used here: complete enhancers first, beginning with the default, then stages."""
     if not installed("torch"):
         return [describe(name, [name], load(name)) for name in names_with_onnx()]
     from twostage.models.checkpoint import shipped
 
-    whole = shipped()
-    stages = [name for name in names() if name not in whole]
-    return [*(describe(name, [name], load(name)) for name in whole), *map(_describe_stage, stages)]
+    enhancers = shipped()
+    stages = [name for name in names() if name not in enhancers]
+    return [*(describe(name, [name], load(name)) for name in enhancers), *map(_describe_stage, stages)]
 
 
 def unusable() -> list[str]:
@@ -52,13 +52,13 @@ def unusable() -> list[str]:
 
 
 def describe_one(paths: Sequence[str | Path]) -> ModelInfo:
-    """The model that ``paths`` name: an enhancer, or one stage. Raises CheckpointError."""
-    alone = not onnx_for(*paths) and _is_stage([file for path in paths for file in model_files(path)])
-    return _describe_stage(paths[0]) if alone else describe(" + ".join(map(str, paths)), paths, load(*paths))
+    """Describe the model at ``paths``: an enhancer, or one stage. Raises CheckpointError."""
+    is_stage = not onnx_for(*paths) and _is_stage([file for path in paths for file in model_files(path)])
+    return _describe_stage(paths[0]) if is_stage else describe(" + ".join(map(str, paths)), paths, load(*paths))
 
 
 def describe(name: str, paths: Sequence[str | Path], model: Any) -> ModelInfo:
-    """An enhancer that was loaded from ``paths``."""
+    """Describe an enhancer that was loaded from ``paths``."""
     files, kind, parameters, runtime = _of_onnx(model) if isinstance(model, OnnxEnhancer) else _of_module(model, paths)
     return ModelInfo(
         name=name,
@@ -75,12 +75,12 @@ def describe(name: str, paths: Sequence[str | Path], model: Any) -> ModelInfo:
 
 
 def _of_onnx(model: OnnxEnhancer) -> tuple[list[Path], str, int, str]:
-    """Files, kind, weights and what runs it."""
+    """Files, kind, number of weights, and runtime."""
     return [model.path, *model.weights], model.header.kind, model.header.parameters, "ONNX Runtime"
 
 
 def _of_module(model: Any, paths: Sequence[str | Path]) -> tuple[list[Path], str, int, str]:
-    """As ``_of_onnx``."""
+    """The same as ``_of_onnx``, for a module."""
     from twostage.models.registry import kind_of
 
     files = [file for path in paths for file in model_files(path)]

@@ -1,6 +1,6 @@
-"""A stream of sound through an enhancer, equal to the output for the whole signal however it is cut into chunks.
+"""Runs an enhancer on a stream of sound; the output equals that for the whole signal, whatever the chunks.
 
-A causal model carries its state from chunk to chunk. Any other model runs in windows, with the context that they need.
+A causal model carries its state from chunk to chunk. Any other model runs in windows with the context that it needs.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,12 +16,12 @@ from twostage.inference.windows import Window, Windower, windows
 from twostage.models.protocol import Enhancer
 from twostage.utils.errors import ConfigError
 
-CHUNK_SECONDS = 10.0  # seconds that a causal model takes at once, however much is pushed: bounds the memory
-LONGEST = 1e9  # seconds of a window that is to hold all of a signal
+CHUNK_SECONDS = 10.0  # seconds that a causal model processes at once, to bound the memory
+LONGEST = 1e9  # seconds of a window that holds the whole signal
 
 
 class Channel(Protocol):
-    """One signal through a model: (inputs, T) of any T in, (T',) out, at most ``latency`` samples late."""
+    """Runs a model on one signal: (inputs, T) of any T in, (T',) out, at most ``latency`` samples late."""
 
     latency: int
 
@@ -39,7 +39,7 @@ class Channel(Protocol):
 
 
 class ChunkedChannel:
-    """A causal model, which is fed multiples of its stride. It waits for one stride at most."""
+    """Runs a causal model on multiples of its stride; it waits for at most one stride."""
 
     def __init__(self, model: Enhancer) -> None:
         self._step = chunk_runner(model)
@@ -51,15 +51,15 @@ class ChunkedChannel:
     def reset(self) -> None:
         self._step.reset()
         self._pending = np.zeros((self._inputs, 0), np.float32)
-        # what the signal's end is continued with
+        # the end of the signal, from which its continuation is computed
         self._past = np.zeros((self._inputs, self._delay + self._stride), np.float32)
-        self._early = self._delay  # samples still to come that are of before the signal
-        self._owed = 0  # samples that went in and have not come out
+        self._to_drop = self._delay  # output samples still to come that precede the signal
+        self._outstanding = 0  # samples pushed and not yet returned
 
     def push(self, audio: Audio) -> Iterator[Audio]:
-        known = self._past.shape[1]
-        self._owed += audio.shape[1]
-        self._past = np.concatenate([self._past, audio[:, -known:]], axis=1, dtype=np.float32)[:, -known:]
+        length = self._past.shape[1]
+        self._outstanding += audio.shape[1]
+        self._past = np.concatenate([self._past, audio[:, -length:]], axis=1, dtype=np.float32)[:, -length:]
         pending = np.concatenate([self._pending, audio], axis=1)
         ready = pending.shape[1] // self._stride * self._stride
         self._pending = pending[:, ready:].copy()
@@ -67,24 +67,24 @@ class ChunkedChannel:
             yield self._forward(pending[:, start : min(start + self._longest, ready)])
 
     def flush(self) -> Iterator[Audio]:
-        if self._owed:
+        if self._outstanding:
             missing = self._delay + -(self._pending.shape[1] + self._delay) % self._stride
-            owed, known = self._owed, self._past.shape[1]
-            rest = np.concatenate([*self.push(continued(self._past, missing)[:, known:])])
-            yield rest[:owed]
+            outstanding, length = self._outstanding, self._past.shape[1]
+            output = np.concatenate([*self.push(continued(self._past, missing)[:, length:])])
+            yield output[:outstanding]
 
     def _forward(self, chunk: Audio) -> Audio:
         out = self._step(chunk)
-        dropped = min(self._early, len(out))
-        self._early -= dropped
-        self._owed -= len(out) - dropped
+        dropped = min(self._to_drop, len(out))
+        self._to_drop -= dropped
+        self._outstanding -= len(out) - dropped
         return out[dropped:]
 
 
 class WindowedChannel:
-    """A model that looks ahead, run on windows of ``keep`` samples with their context. It waits for both.
+    """Runs a model that looks ahead on windows of ``keep`` samples with context; it waits for both.
 
-    ``keep`` is a multiple of the stride. The first window keeps ``first`` samples, if that is given. ``batch`` windows
+    ``keep`` is a multiple of the stride. The first window keeps ``first`` samples if that is given. ``batch`` windows
     are processed by the model at once, which may change the last bits.
     """
 
@@ -95,7 +95,7 @@ class WindowedChannel:
 
     def reset(self) -> None:
         self._windower, self._run = Windower(self._keep, self._context, self._first), window_runner(self._model)
-        self._alike: list[Window] = []  # windows of one length and place, less than a batch
+        self._batched: list[Window] = []  # windows of equal shape, fewer than a batch
 
     def push(self, audio: Audio) -> Iterator[Audio]:
         for window in self._windower.push(audio):
@@ -107,19 +107,19 @@ class WindowedChannel:
         yield from self._forward()
 
     def _add(self, window: Window) -> Iterator[Audio]:
-        if self._alike and _shape(window) != _shape(self._alike[0]):
+        if self._batched and _shape(window) != _shape(self._batched[0]):
             yield from self._forward()
-        self._alike.append(window)
-        if len(self._alike) >= self._batch:
+        self._batched.append(window)
+        if len(self._batched) >= self._batch:
             yield from self._forward()
 
     def _forward(self) -> Iterator[Audio]:
-        if not self._alike:
+        if not self._batched:
             return
-        run = self._run if self._batch == 1 else window_runner(self._model)  # what is made at once hands nothing on
-        stacked = np.stack([window.audio for window in self._alike])
-        skip, keep = self._alike[0].skip, self._alike[0].keep
-        self._alike = []
+        run = self._run if self._batch == 1 else window_runner(self._model)  # batched windows do not reuse results
+        stacked = np.stack([window.audio for window in self._batched])
+        skip, keep = self._batched[0].skip, self._batched[0].keep
+        self._batched = []
         yield from run(stacked, skip, keep)
 
 
@@ -140,7 +140,7 @@ def live(model: Enhancer, seconds: float) -> Channel:
 
 
 def _recorded(model: Enhancer, seconds: float, batch: int) -> Channel:
-    """A channel for a complete signal. All windows but the last have the same size, so that memory is reused."""
+    """A channel for a complete signal. All windows except the last have the same size, so that memory is reused."""
     if model.causal:
         return ChunkedChannel(model)
     keep = _whole_strides(model, seconds if isfinite(model.context) else LONGEST)
@@ -159,27 +159,27 @@ def enhance(
     bits.
     """
     seconds = min(seconds, LONGEST)
-    work = {place: _recorded(model, seconds, batch) for place in channels}
-    waiting: list[Audio] = []
-    at_once = seconds if model.causal or isfinite(model.context) else LONGEST
-    for chunk in windows(blocks, _whole_strides(model, at_once), 0):
-        grouped = chunk.audio.reshape(-1, model.inputs, chunk.audio.shape[1])  # one signal for each group of inputs
-        waiting.append(grouped[:, 0])
-        yield from _done(waiting, {place: [*channel.push(grouped[place])] for place, channel in work.items()})
-    if waiting:
-        yield from _done(waiting, {place: [*channel.flush()] for place, channel in work.items()})
+    runs = {index: _recorded(model, seconds, batch) for index in channels}
+    pending: list[Audio] = []
+    chunk_seconds = seconds if model.causal or isfinite(model.context) else LONGEST
+    for chunk in windows(blocks, _whole_strides(model, chunk_seconds), 0):
+        grouped = chunk.audio.reshape(-1, model.inputs, chunk.audio.shape[1])  # one signal per group of inputs
+        pending.append(grouped[:, 0])
+        yield from _take_ready(pending, {index: [*channel.push(grouped[index])] for index, channel in runs.items()})
+    if pending:
+        yield from _take_ready(pending, {index: [*channel.flush()] for index, channel in runs.items()})
 
 
-def _done(waiting: list[Audio], outputs: dict[int, list[Audio]]) -> Iterator[tuple[Audio, Audio]]:
-    """Take from the input that is ``waiting`` what has come out, as (input, enhanced), if anything has."""
-    pending = np.concatenate(waiting, axis=1)
-    ready = min((sum(map(len, parts)) for parts in outputs.values()), default=pending.shape[1])
-    enhanced = np.zeros((len(pending), ready), np.float32)
+def _take_ready(pending: list[Audio], outputs: dict[int, list[Audio]]) -> Iterator[tuple[Audio, Audio]]:
+    """Remove the part of the pending input for which there is output, and yield both as (input, enhanced)."""
+    joined = np.concatenate(pending, axis=1)
+    ready = min((sum(map(len, parts)) for parts in outputs.values()), default=joined.shape[1])
+    enhanced = np.zeros((len(joined), ready), np.float32)
     for channel, parts in outputs.items():
         enhanced[channel] = np.concatenate([enhanced[channel, :0], *parts])
-    waiting[:] = [pending[:, ready:]]
+    pending[:] = [joined[:, ready:]]
     if ready:
-        yield pending[:, :ready], enhanced
+        yield joined[:, :ready], enhanced
 
 
 def _context(model: Enhancer) -> int:

@@ -1,4 +1,4 @@
-"""The one loop over many files in which a file that fails does not stop the others, for all front ends."""
+"""The loop over many files, for all front ends, in which a file that fails does not stop the others."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from twostage.utils.errors import TwoStageError, first_line, reason_of
 
-FAILURES = (TwoStageError, OSError, MemoryError)  # of one file, which must not stop the rest
+FAILURES = (TwoStageError, OSError, MemoryError)  # errors of one file that must not stop the others
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
@@ -40,7 +40,7 @@ def one_by_one(
 
 
 def explain(error: Exception, name: str) -> str:
-    """The line that tells why the item called ``name`` came to nothing; it begins with the name.
+    """One line that explains why the item ``name`` failed; it begins with the name.
 
     >>> explain(OSError(28, "No space left on device"), "a.wav")
     'a.wav: No space left on device'

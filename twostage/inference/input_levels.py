@@ -15,11 +15,11 @@ from twostage.audio.types import Audio
 from twostage.inference.restore_options import Options
 from twostage.utils.errors import AudioError
 
-# the difference between two adjacent values of an encoding, below which sound is silence; of others, that of 16 bits
+# the difference between two adjacent values of an encoding, below which sound is silence; others have 16 bits
 STEPS = {"PCM_S8": 2**-7, "PCM_U8": 2**-7, "PCM_24": 2**-23, "PCM_32": 2**-31, "FLOAT": 0.0, "DOUBLE": 0.0}
 STEPS |= {"ULAW": 2**-12, "ALAW": 2**-11}
 STEP_16 = 2**-15
-# the smallest amplitude that a float32 holds beside a peak, relative to it; the smallest that it holds at all
+# the smallest amplitude that float32 resolves, relative to the peak; the smallest that it represents at all
 EPSILON, LEAST = 2**-24, 1e-35
 
 
@@ -64,7 +64,7 @@ class InputLevels:
         return np.array([band.full_band for band in self.bands]) & ~self.silent
 
     def copied(self, options: Options) -> NDArray[np.bool_]:
-        """The channels (C,) that are left as they are."""
+        """Whether each channel (C,) is copied unchanged."""
         return self.full_band & (options.if_full_band == "copy")
 
     def warnings(self, inputs: int, options: Options) -> list[str]:
@@ -94,15 +94,15 @@ def measure_levels(source: AudioSource, sample_rate: int, *, causal: bool = Fals
     def checked() -> Iterator[NDArray[Any]]:
         nonlocal frames, peaks
         for block in source.blocks():
-            bad = np.flatnonzero(~np.isfinite(block).all(axis=0))
-            if bad.size:
-                seconds = (frames + bad[0]) / source.sample_rate
+            invalid = np.flatnonzero(~np.isfinite(block).all(axis=0))
+            if invalid.size:
+                seconds = (frames + invalid[0]) / source.sample_rate
                 raise AudioError(f"NaN or infinite samples, the first at {seconds:.3f} s", subject=source.name)
             frames += block.shape[1]
             peaks = np.maximum(peaks, np.abs(block).max(axis=1, initial=0))
             if peaks.max() > np.finfo(np.float32).max:
-                what = f"samples of up to {peaks.max():.0e} are more than can be restored"
-                raise AudioError(what, subject=source.name)
+                reason = f"samples of up to {peaks.max():.0e} are more than can be restored"
+                raise AudioError(reason, subject=source.name)
             clipping.add(block)
             yield block
 
@@ -120,7 +120,7 @@ def measure_levels(source: AudioSource, sample_rate: int, *, causal: bool = Fals
 def without_rumble(
     blocks: Iterator[NDArray[Any]], source: AudioSource, sample_rate: int, *, causal: bool
 ) -> Iterator[Audio]:
-    """Blocks of ``source`` at ``sample_rate``, without what lies below speech: it would ring in the resampler."""
+    """Remove everything below speech from blocks of ``source``, before resampling: it would ring in the resampler."""
     high = highpassed(blocks, source.sample_rate, source.channels, causal=causal)
     return resampled(high, source.sample_rate, sample_rate, source.channels)
 

@@ -1,4 +1,4 @@
-"""Maps inputs, as the user named them, to a list of jobs: which file is restored to which output."""
+"""Maps the inputs of a command to a list of jobs: which file is restored to which output."""
 
 import os
 import re
@@ -39,12 +39,11 @@ def plan(
     plot: bool = False,
     passed_over: list[Path] | None = None,
 ) -> list[RestoreJob]:
-    """Jobs for files, folders (their tree is kept) and patterns; ``out`` is a file for one file, else a folder.
+    """Jobs for files, folders (whose tree is kept) and patterns; ``out`` is a file name for one file, else a folder.
 
-    ``suffix`` ("flac") is the format in a folder; without it a file keeps its own where that can be written, else WAV.
-    An input that leads nowhere becomes a job with an ``error``. Inputs for the same output have those before them as
-    ``rivals``; what only the extra ``media`` reads comes last. Files in folders that are not taken for sound go to
-    ``passed_over``.
+    ``suffix`` ("flac") is the format in a folder; without it, a file keeps its format if that can be written, else WAV.
+    An input without sound files becomes a job with an ``error``. Inputs for the same output have their predecessors as
+    ``rivals``; formats that only the extra ``media`` reads come last. Other files in folders go to ``passed_over``.
     """
     if _is_file_name(out):
         return [_single(inputs, Path(out), suffix, plot)]
@@ -88,9 +87,9 @@ def _single(inputs: Sequence[str], out: Path, suffix: str | None, plot: bool) ->
 
 
 def _written_before(file: Path, name: str, out: str) -> bool:
-    """Whether ``file`` lies in an output folder inside the input folder: a result of an earlier run."""
-    folder, place = _real(Path(name)), _real(Path(out))
-    return folder != place and folder in place.parents and place in _real(file).parents
+    """Whether ``file`` is in an output folder within the input folder: a result of an earlier run."""
+    folder, target_folder = _real(Path(name)), _real(Path(out))
+    return folder != target_folder and folder in target_folder.parents and target_folder in _real(file).parents
 
 
 def _ending(path: Path) -> str:
@@ -112,21 +111,21 @@ def renamed(path: Path, suffix: str | None = None) -> Path:
 
 
 def _distinct(jobs: Sequence[RestoreJob]) -> list[RestoreJob]:
-    """Jobs without repetition; those that would write the same file are adjacent and know their predecessors."""
+    """Jobs without repetition; those with the same output are adjacent and have their predecessors as rivals."""
     groups: dict[object, list[RestoreJob]] = {}
     for job in jobs:
         group = groups.setdefault(job.source if job.error else _real(job.target), [])
-        if all(_real(other.source) != _real(job.source) for other in group):
+        if all(_real(rival.source) != _real(job.source) for rival in group):
             group.append(job)
     kept = []
     for group in groups.values():
-        group.sort(key=lambda job: _ending(job.source) in MEDIA)  # stable: else in the order of their coming
-        kept += [replace(job, rivals=tuple(other.source for other in group[:n])) for n, job in enumerate(group)]
+        group.sort(key=lambda job: _ending(job.source) in MEDIA)  # stable: otherwise in the order of the inputs
+        kept += [replace(job, rivals=tuple(rival.source for rival in group[:count])) for count, job in enumerate(group)]
     return kept
 
 
 def _with_plots(jobs: Sequence[RestoreJob], plot: bool) -> list[RestoreJob]:
-    """Name a picture beside each output: a.png for a.wav, and a.flac.png where that name is taken."""
+    """Name a plot in the folder of each output: a.png for a.wav, or a.flac.png if that name is used already."""
     pictures: dict[Path, Path] = {}
     planned = []
     for job in jobs:

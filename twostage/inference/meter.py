@@ -8,13 +8,13 @@ import numpy as np
 
 from twostage.audio.types import Audio
 
-QUIET = 1e-6  # full scale: the lowest level that is reported
+QUIET = 1e-6  # lowest amplitude that is reported, relative to full scale
 
 
 class Meter:
-    """Receives every hop and passes a line to ``say`` every ``pace`` seconds, or never if that is 0.
+    """Receives every hop and passes a status line to ``say`` every ``pace`` seconds, or never if that is 0.
 
-    ``latency``: seconds of the stream and of the devices together. The sound that waits at the moment is added to it.
+    ``latency``: seconds, of the stream and the devices together. The sound waiting in buffers is added to it.
     """
 
     def __init__(self, hop_seconds: float, latency: float, say: Callable[[str], None], pace: float) -> None:
@@ -42,7 +42,7 @@ class Meter:
         self.xruns += 1
 
     def lost(self, seconds: float) -> None:
-        """Count sound that was left out in order to catch up."""
+        """Count sound that was skipped in order to catch up."""
         self.xruns += 1
         self.lost_seconds += seconds
 
@@ -51,4 +51,4 @@ class Meter:
         count = max(1, self._count)
         level = 10 * log10(max(QUIET**2, self._power / count))
         load, late = self._work / (count * self._hop), 1000 * (self.latency + self._waiting)
-        return f"level {level:.0f} dBFS, load {load:.2f}, {late:.0f} ms late, sound lost {self.xruns} times"
+        return f"input level {level:.0f} dBFS, load {load:.2f}, {late:.0f} ms late, sound lost {self.xruns} times"

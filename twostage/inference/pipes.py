@@ -1,4 +1,4 @@
-"""Standard input and output in place of files. They are stored on disk meanwhile, because sound is read twice."""
+"""Standard input and output instead of files. They are buffered on disk, because sound is read twice."""
 
 import shutil
 import sys
@@ -24,7 +24,7 @@ class Ends:
     to_stdout: bool = False
 
     def name(self, path: object) -> str:
-        """The name that the user knows a file by: that of a stream, if it stands for one."""
+        """The name of a file for messages: that of the stream if the file replaces one."""
         return self.names.get(str(path), str(path))
 
     def deliver(self) -> None:
@@ -37,7 +37,7 @@ class Ends:
 
 @contextmanager
 def ends(inputs: Sequence[str], out: str, suffix: str | None) -> Iterator[Ends]:
-    """Files that replace "-" among ``inputs`` and as ``out``, within the block.
+    """Provide files that replace "-" among ``inputs`` and as ``out``, within the block.
 
     The format of standard output is ``suffix``, else that of the input's name, else WAV.
     """
@@ -49,7 +49,7 @@ def ends(inputs: Sequence[str], out: str, suffix: str | None) -> Iterator[Ends]:
     if out == STANDARD and len(inputs) > 1:
         raise ConfigError(f"-o -: takes one input, there are {len(inputs)}")
     if out == STANDARD and inputs[0] != STANDARD and not Path(inputs[0]).is_file():
-        raise ConfigError(f"-o -: takes one file, {inputs[0]} is none")
+        raise ConfigError(f"-o -: takes one file, {inputs[0]} is not a file")
     with TemporaryDirectory(prefix="twostage-") as name:
         folder = Path(name)
         if STANDARD in inputs:

@@ -17,10 +17,10 @@ from twostage.utils.errors import AudioError, ConfigError
 
 FORMATS: dict[str, np.dtype[Any]] = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}  # little-endian
 FULL = 32768  # full scale of s16
-CHUNK = 65536  # bytes read at most at once; a pipe gives what is there
+CHUNK = 65536  # maximum number of bytes per read; a pipe returns what has arrived
 SPOKEN_WITH_A_VOWEL = ("AAC", "AIFF", "AMR", "APE", "AU", "MP3", "MP4", "Ogg", "RF64")
-WARM = 20  # hops before the clock runs
-LONGEST = 2**31 - 1  # milliseconds, 24 days: what a C long holds everywhere
+WARM = 20  # hops before timing starts
+LONGEST = 2**31 - 1  # milliseconds, 24 days: the maximum of a C long on every platform
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Timing:
     median_ms: float
     p99_ms: float
     worst_ms: float
-    late: int  # hops that took longer than they last
+    late: int  # hops whose work took longer than the hop lasts
     seconds: float
     real_time_factor: float
 
@@ -68,17 +68,17 @@ class Timing:
 
 
 class Pcm:
-    """Raw samples to and from bytes, cut anywhere: ``channels`` interleaved at the input, one at the output."""
+    """Converts bytes, cut anywhere, from and to samples: ``channels`` interleaved at the input, one at the output."""
 
     def __init__(self, name: str, channels: int = 1) -> None:
-        self._type, self._channels, self._rest, self.clipped = FORMATS[name], channels, b"", 0
+        self._type, self._channels, self._pending, self.clipped = FORMATS[name], channels, b"", 0
 
     def decode(self, data: bytes) -> Audio:
         """Samples (T,), or of several channels (C, T)."""
-        data, frame = self._rest + data, self._type.itemsize * self._channels
-        whole = len(data) // frame * frame
-        self._rest = data[whole:]
-        samples = np.frombuffer(data[:whole], self._type).astype(np.float32)
+        data, frame = self._pending + data, self._type.itemsize * self._channels
+        complete = len(data) // frame * frame
+        self._pending = data[complete:]
+        samples = np.frombuffer(data[:complete], self._type).astype(np.float32)
         samples = samples / np.float32(FULL) if self._type.kind == "i" else samples
         return samples if self._channels == 1 else samples.reshape(-1, self._channels).T
 
@@ -115,7 +115,7 @@ def _raw(source: BinaryIO) -> Iterator[bytes]:
 
 
 def warm_up(stream: Stream, hop: int) -> None:
-    """Run the parts that only the first pushes need, such as imports of a second, before there is sound to delay."""
+    """Push silence, so that one-time work of the first pushes, such as imports, does not delay sound."""
     for _ in range(WARM):
         stream.push(np.zeros(hop if stream.inputs == 1 else (stream.inputs, hop), np.float32))
     stream.reset()
@@ -125,23 +125,23 @@ def run_realtime(stream: Stream, blocks: Iterable[Audio], hop: int, work: list[f
     """Push blocks (T,), or (C, T), hop by hop; yield the output, and append the seconds of each hop to ``work``."""
     warm_up(stream, hop)
     for block in rechunk(blocks, hop):
-        began = time.perf_counter()
+        started = time.perf_counter()
         out = stream.push(block)
-        work.append(time.perf_counter() - began)
+        work.append(time.perf_counter() - started)
         yield out
     yield stream.flush()
 
 
 def rechunk(blocks: Iterable[Audio], hop: int) -> Iterator[Audio]:
-    """The same samples (..., T) in blocks of ``hop``, the last one shorter."""
-    rest: Audio | None = None
+    """Divide samples (..., T) into blocks of ``hop`` samples; the last one may be shorter."""
+    pending: Audio | None = None
     for block in blocks:
-        rest = block if rest is None else np.concatenate([rest, block], axis=-1)
-        whole = rest.shape[-1] // hop * hop
-        yield from np.split(rest[..., :whole], whole // hop, axis=-1) if whole else ()
-        rest = rest[..., whole:]
-    if rest is not None and rest.size:
-        yield rest
+        pending = block if pending is None else np.concatenate([pending, block], axis=-1)
+        complete = pending.shape[-1] // hop * hop
+        yield from np.split(pending[..., :complete], complete // hop, axis=-1) if complete else ()
+        pending = pending[..., complete:]
+    if pending is not None and pending.size:
+        yield pending
 
 
 def device_list() -> str:
@@ -174,22 +174,22 @@ def run_duplex(
     ready = np.zeros(0, np.float32)
     warm_up(stream, hop)
 
-    def on_hop(recorded: Audio, spoken: Audio, _frames: int, _time: object, status: object) -> None:
+    def on_hop(recorded: Audio, played: Audio, _frames: int, _time: object, status: object) -> None:
         nonlocal ready
         if status:
             meter.xrun()
-        began = time.perf_counter()
+        started = time.perf_counter()
         try:
             restored = stream.push(recorded[:, 0] if stream.inputs == 1 else recorded.T)
-        except AudioError:  # NaN, or far beyond full scale: a device that is being plugged in
+        except AudioError:  # NaN or far beyond full scale, while a device is being plugged in
             stream.reset()
             restored = np.zeros(len(recorded), np.float32)
-        meter.hop(recorded[:, 0], time.perf_counter() - began, len(ready) / stream.sample_rate)
+        meter.hop(recorded[:, 0], time.perf_counter() - started, len(ready) / stream.sample_rate)
         ready = np.concatenate([ready, restored])
-        count = min(len(ready), len(spoken))
-        # until the first sample is ready, silence comes before it
-        spoken[:] = 0
-        spoken[len(spoken) - count :, 0] = ready[:count]
+        count = min(len(ready), len(played))
+        # silence until the first restored sample is ready
+        played[:] = 0
+        played[len(played) - count :, 0] = ready[:count]
         ready = ready[count:]
 
     options = {"samplerate": stream.sample_rate, "blocksize": hop, "device": devices, "dtype": "float32"}

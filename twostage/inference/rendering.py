@@ -1,4 +1,4 @@
-"""The second pass: restore a sound into a spool file, and play that with its final level below the peak."""
+"""The second pass: restores sound into a spool file, and reads that at its final level, limited to the peak."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from twostage.inference.windows import keep_low_band
 from twostage.models.protocol import Enhancer
 from twostage.utils.errors import AudioError, ConfigError
 
-CREST = 14.0  # dB that speech peaks above its active level
-ProgressCallback = Callable[[float], None]  # takes the seconds of sound that were done since its last call
+CREST = 14.0  # dB by which the peaks of speech exceed its active level
+ProgressCallback = Callable[[float], None]  # receives the seconds of sound processed since its last call
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ def render(
         raise ConfigError(f"keep_low_band is {options.keep_low_band} Hz, must be below {model.sample_rate / 2} Hz")
     bone, gains = input_levels.bone(model.inputs), _input_gains(input_levels, model.inputs, options)
     copied, outputs = bone.copied(options), len(bone.levels)
-    if copied.any() and (copied | bone.silent).all():  # the model has nothing to do: no resampling to its rate either
+    if copied.any() and (copied | bone.silent).all():  # no channel needs the model: skip resampling to its rate
         stream = resampled(_copied_blocks(source, gains, model.inputs, progress), source.sample_rate, rate, outputs)
     else:
         restored = _restored_blocks(model, source, gains, options, bone, progress)
         stream = resampled(restored, model.sample_rate, rate, outputs)
     meter = LevelMeter(outputs, rate)
-    # from the rate of the input to the model's and back, the length is rounded twice
+    # resampling to the rate of the model and back rounds the length twice
     frames = resampled_length(input_levels.frames, source.sample_rate, rate)
     for block in exactly(stream, frames, outputs):
         meter.add(block)
@@ -70,7 +70,7 @@ def render(
 
 
 def _input_gains(input_levels: InputLevels, inputs: int, options: Options) -> NDArray[np.float64]:
-    """Gains (C, 1) to the level that models are trained at; 0 for a silent channel."""
+    """Gains (C, 1) to the level at which models are trained; 0 for a silent channel."""
     silent = input_levels.silent
     gains = np.where(silent, 0, _amplitude(LEVEL - np.where(silent, 0, input_levels.levels)))[:, None]
     if options.level == "input":
@@ -86,7 +86,7 @@ def _restored_blocks(
     bone: InputLevels,
     progress: ProgressCallback,
 ) -> Iterator[Audio]:
-    """The output of the model for ``source``, at the rate of the model; copied channels are those of the input."""
+    """The output of the model for ``source``, at the rate of the model, with copied channels of the input."""
     speech = without_rumble(source.blocks(), source, model.sample_rate, causal=model.causal)
     leveled = (block * gains.astype(np.float32) for block in speech)
     # the memory of a window is shared by all channels
@@ -128,10 +128,10 @@ def _final_gains(meter: LevelMeter, input_levels: InputLevels, options: Options,
         matched = ~input_levels.silent & np.isfinite(levels) & ~input_levels.copied(options)
         gains[matched] = _amplitude(input_levels.levels[matched] - levels[matched])
     loudest = float((gains * meter.peak).max())
-    # one sample does not decide the gain of an hour: what goes beyond the peaks of speech is left to the limiter
+    # a single sample must not determine the gain of an hour: the limiter handles what exceeds the peaks of speech
     typical = float((gains * _amplitude(levels + CREST)).max())
-    over = max(1.0, min(loudest, typical) / peak)  # one gain for all channels: their balance is part of the recording
-    return (gains / over).astype(np.float32)[:, None], 20 * log10(max(1.0, loudest / peak))
+    attenuation = max(1.0, min(loudest, typical) / peak)  # one gain for all channels, to keep their balance
+    return (gains / attenuation).astype(np.float32)[:, None], 20 * log10(max(1.0, loudest / peak))
 
 
 def _amplitude(decibels: NDArray[np.float64]) -> NDArray[np.float64]:

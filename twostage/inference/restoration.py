@@ -1,7 +1,7 @@
 """Restores recordings of any rate, length and number of channels: arrays, tensors and files, always as a stream.
 
-Everything below speech is removed as the sound is read. A first pass measures the level of each channel. A second pass
-brings it to the level that models are trained at, restores it in chunks, and spools the result to a temporary file,
+Everything below speech is removed while the sound is read. A first pass measures the level of each channel. The second
+pass scales it to the level at which models are trained, restores it in chunks, and spools it to a temporary file,
 because its loudness and peak must be known before it is written.
 """
 
@@ -45,10 +45,10 @@ Cancel = Callable[[], bool]  # called before every block of sound; True stops th
 
 @dataclass
 class RestorationReport:
-    """The result for one file. ``seconds`` are of audio, ``elapsed`` of work; their quotient is ``realtime_factor``.
+    """The result for one file; ``elapsed`` seconds of work for ``seconds`` of audio give ``realtime_factor``.
 
     ``high_band_db``: for each channel that is an input of the model, the level of 2 to 7.5 kHz relative to 200 to 800
-    Hz, or None if there is too little sound; ``copied``: the channels, counted from 1, that were left as they are.
+    Hz, or None if there is too little sound; ``copied``: the channels, counted from 1, that were not changed.
     """
 
     source: str
@@ -110,10 +110,10 @@ def restore(
         Cancelled: ``cancel`` returned True.
     """
     if not callable(model):
-        raise ConfigError(f"model is {str(model)[:100]!r}, must be what twostage.load gives")
+        raise ConfigError(f"model is {str(model)[:100]!r}, must be a model that twostage.load returns")
     options = Options(seconds, level, keep_low_band, batch=batch, if_full_band=if_full_band)
     if _is_batch(audio):
-        return _batch(audio, [_restore(model, item, sample_rate, options, progress, cancel) for item in audio])
+        return _as_batch(audio, [_restore(model, item, sample_rate, options, progress, cancel) for item in audio])
     return _restore(model, audio, sample_rate, options, progress, cancel)
 
 
@@ -124,8 +124,8 @@ def _is_batch(audio: Any) -> bool:
     return (isinstance(audio, np.ndarray) or is_tensor(audio)) and audio.ndim == 3 and len(audio) > 0
 
 
-def _batch(audio: Any, items: list[Any]) -> Any:
-    """Items restored, in the form of the batch that they came in."""
+def _as_batch(audio: Any, items: list[Any]) -> Any:
+    """Restored items in the container type of the input batch."""
     if isinstance(audio, list | tuple):
         return items
     if not is_tensor(audio):
@@ -164,7 +164,7 @@ def restore_file(
     progress: ProgressCallback = lambda seconds: None,
     cancel: Cancel = lambda: False,
 ) -> RestorationReport:
-    """Restore one sound file into another, in the format of ``target``'s suffix; ``progress`` receives seconds done.
+    """Restore one sound file into another, in the format of ``target``'s suffix; ``progress`` is as in ``restore``.
 
     ``target`` appears only when it is complete. Raises AudioError, one line that names the file and what is wrong, and
     Cancelled if ``cancel``, which is called before each block of sound, returns True.
@@ -175,20 +175,20 @@ def restore_file(
     check_writable(target, options.overwrite)
     with Reader(source, salvage=options.salvage) as reader:
         info = reader.info
-        whole = AudioSource(str(source), info.sample_rate, info.channels, reader.blocks, step_of(info.subtype))
-        sound = _cancellable(whole, cancel)
+        file_source = AudioSource(str(source), info.sample_rate, info.channels, reader.blocks, step_of(info.subtype))
+        cancellable = _cancellable(file_source, cancel)
         rate = model.sample_rate if options.sample_rate == "model" else info.sample_rate
         peak = LOSSY_PEAK if coding_for(target, info.subtype)[1] in LOSSY else PEAK
-        outputs = _outputs(model, sound)
-        input_levels = measure_levels(sound, model.sample_rate, causal=model.causal)
+        outputs = _outputs(model, cancellable)
+        input_levels = measure_levels(cancellable, model.sample_rate, causal=model.causal)
         bone = input_levels.bone(model.inputs)
-        _check_band(sound, bone, options)
+        _check_band(cancellable, bone, options)
         check_space(target, 4 * outputs * resampled_length(input_levels.frames, info.sample_rate, rate))
         with (
             Writer(target, rate, outputs, subtype=info.subtype, overwrite=options.overwrite) as writer,
             spool_beside(target, outputs) as spool,
         ):
-            rendering = render(model, sound, input_levels, rate, options, spool, peak, progress)
+            rendering = render(model, cancellable, input_levels, rate, options, spool, peak, progress)
             for block in rendering.blocks(spool):
                 writer.write(block)
     elapsed = time.perf_counter() - started
@@ -210,7 +210,7 @@ def restore_file(
 
 
 def _cancellable(source: AudioSource, cancel: Cancel) -> AudioSource:
-    """The same sound, whose blocks raise Cancelled as soon as ``cancel`` returns True."""
+    """The same source, whose blocks raise Cancelled as soon as ``cancel`` returns True."""
 
     def blocks() -> Iterator[Audio]:
         for block in source.blocks():
@@ -225,8 +225,8 @@ def _outputs(model: Enhancer, source: AudioSource) -> int:
     """The number of channels that ``model`` outputs for the source. AudioError if it does not take as many."""
     inputs = model.inputs
     if inputs > 1 and source.channels != inputs:
-        has = f"{source.channels} channel" + "s" * (source.channels > 1)
-        raise AudioError(f"has {has}; this model takes {inputs}, bone and air", subject=source.name)
+        count = f"{source.channels} channel" + "s" * (source.channels > 1)
+        raise AudioError(f"has {count}; this model takes {inputs}, bone and air", subject=source.name)
     return source.channels // inputs
 
 

@@ -25,10 +25,10 @@ class Options:
     if_full_band: str = "restore"
 
     def __post_init__(self) -> None:
-        for name, kinds in (("batch", int), ("seconds", int | float), ("keep_low_band", int | float)):
+        for name, types in (("batch", int), ("seconds", int | float), ("keep_low_band", int | float)):
             value = getattr(self, name)
-            if not isinstance(value, kinds) or isinstance(value, bool):
-                raise ConfigError(f"{name} is {value!r}, must be a {'whole ' * (kinds is int)}number")
+            if not isinstance(value, types) or isinstance(value, bool):
+                raise ConfigError(f"{name} is {value!r}, must be a {'whole ' * (types is int)}number")
         if self.batch < 1:
             raise ConfigError(f"batch is {self.batch}, must be at least 1")
         if not self.seconds > 0:

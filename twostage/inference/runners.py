@@ -1,4 +1,4 @@
-"""Runs models on arrays: ONNX files with ONNX Runtime, modules with PyTorch, which is imported for modules alone."""
+"""Runs models on arrays: ONNX files with ONNX Runtime, modules with PyTorch, which is imported only for these."""
 
 from collections.abc import Callable
 from math import ceil
@@ -13,14 +13,14 @@ from twostage.models.protocol import Enhancer
 
 
 class ChunkRunner(Protocol):
-    """A causal model with a state of its own."""
+    """A causal model with its own state."""
 
     def reset(self) -> None:
         """Return to the start of a stream."""
         ...
 
     def __call__(self, audio: Audio, /) -> Audio:
-        """The next chunk (inputs, T), T a multiple of the model's stride -> (T,), ``delay`` samples late."""
+        """Process the next chunk (inputs, T), T a multiple of the model's stride, to (T,), ``delay`` samples late."""
         ...
 
 
@@ -28,7 +28,7 @@ WindowRunner = Callable[[Audio, int, int], Audio]
 
 
 def chunk_runner(model: Enhancer) -> ChunkRunner:
-    """Raises ConfigError if the model is neither ONNX nor a module."""
+    """A runner for a causal model. Raises ConfigError if the model is neither ONNX nor a module."""
     if isinstance(model, OnnxEnhancer):
         return model.stream()
     from twostage.inference.torch_runners import TorchChunks
@@ -37,9 +37,9 @@ def chunk_runner(model: Enhancer) -> ChunkRunner:
 
 
 def window_runner(model: Enhancer) -> WindowRunner:
-    """A function of one signal's windows, in their order: (B, inputs, T), skip, keep -> samples (B, keep) from there.
+    """A function for the windows of one signal in order: audio (B, inputs, T), skip, keep -> output (B, keep).
 
-    T may end within a hop. The first window may lie anywhere; of those that follow only the last may end within a hop.
+    T may end within a hop. The first window may begin anywhere; of the others, only the last may end within a hop.
     """
     if isinstance(model, OnnxEnhancer):
         run: WindowRunner = lambda audio, skip, keep: model.enhanced(audio)[:, 0, skip : skip + keep]  # noqa: E731
@@ -49,7 +49,7 @@ def window_runner(model: Enhancer) -> WindowRunner:
         run = torch_windows(model)
 
     def forward(audio: Audio, skip: int, keep: int) -> Audio:
-        whole = ceil(audio.shape[-1] / model.hop_length) * model.hop_length
-        return run(match_length(audio, whole).astype(np.float32, copy=False), skip, keep)
+        padded = ceil(audio.shape[-1] / model.hop_length) * model.hop_length
+        return run(match_length(audio, padded).astype(np.float32, copy=False), skip, keep)
 
     return forward

@@ -33,17 +33,17 @@ class SpoolFile:
 
 
 def check_space(target: Path, needed: int) -> None:
-    """Raise an error now, rather than after an hour of work, if the disk has no room for ``needed`` bytes."""
+    """Raise AudioError before the work begins if the disk has no room for ``needed`` bytes."""
     make_folder(target.parent)
     free = shutil.disk_usage(target.parent).free
     if free < needed:
-        room = f"{needed / 1e6:.1f} MB are needed while it is made, {free / 1e6:.1f} are free"
-        raise AudioError(f"cannot be written (No space left on device: {room})", subject=target)
+        details = f"{needed / 1e6:.1f} MB are needed while it is written, {free / 1e6:.1f} are free"
+        raise AudioError(f"cannot be written (No space left on device: {details})", subject=target)
 
 
 @contextmanager
 def spool_beside(target: Path, channels: int) -> Iterator[SpoolFile]:
-    """A nameless temporary file on the disk of the output, which cannot be left behind."""
+    """An unnamed temporary file on the disk of the output; the system removes it even after a crash."""
     try:
         with TemporaryFile(dir=target.parent, buffering=0) as file:
             yield SpoolFile(file, channels)

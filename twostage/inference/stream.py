@@ -1,4 +1,4 @@
-"""Streaming: speech is pushed in chunks of any size and restored as soon as the model can."""
+"""Streaming: speech is pushed in chunks of any size and restored with the latency of the model."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -15,8 +15,8 @@ from twostage.inference.chunks import live
 from twostage.models.protocol import Enhancer
 from twostage.utils.errors import AudioError, ConfigError
 
-CHUNK = 0.1  # seconds that are rid of what lies below speech at once, for a model that looks ahead
-LOUDEST = 200.0  # dB of gain: more than from the quietest bit of 32 to full scale
+CHUNK = 0.1  # seconds that the zero-phase high-pass filters at once, for a model that looks ahead
+LOUDEST = 200.0  # dB: maximum gain, more than the range of 32-bit samples
 
 
 class Stream:
@@ -79,11 +79,11 @@ class Stream:
         return converted.give_back(self._out(self._work.push(self._high.push(audio) * self._gain)))
 
     def flush(self) -> Any:
-        """End the signal and return the rest, (T',); the next push begins another signal."""
+        """End the signal and return the remaining output, (T',); the next push begins another signal."""
         filtered = self._high.flush() * self._gain
-        rest = self._out(chain(self._work.push(filtered), self._work.flush()))
+        remaining = self._out(chain(self._work.push(filtered), self._work.flush()))
         self.reset()
-        return self._give_back(rest)
+        return self._give_back(remaining)
 
     def reset(self) -> None:
         """Discard what was pushed and has not been returned; the next push begins another signal."""
@@ -93,7 +93,7 @@ class Stream:
     def _wanted(self, shape: tuple[int, ...]) -> str:
         """A description of the expected shape if this one is wrong; empty otherwise."""
         if self.inputs == 1:
-            return "" if len(shape) == 1 else "(T,): a stream is of one channel"
+            return "" if len(shape) == 1 else "(T,): the model takes one channel"
         return "" if len(shape) == 2 and shape[0] == self.inputs else f"({self.inputs}, T): bone and air"
 
     def close(self) -> None:
@@ -111,24 +111,24 @@ class Stream:
         output = np.concatenate([np.zeros(0, np.float32), *parts])
         output = (output / self._gain[0]).astype(np.float32, copy=False)
         if not np.isfinite(output).all():
-            raise AudioError("the model's output is not finite: samples this large are no sound")
+            raise AudioError("the model's output is not finite: the samples are far beyond full scale")
         return output
 
 
 class _HighPass:
-    """Removes everything below speech as ``restore`` does for the same model, or nothing if it was removed already."""
+    """Removes everything below speech like ``restore`` with the same model; does nothing if it was removed already."""
 
-    def __init__(self, model: Enhancer, done: bool) -> None:
-        self._done, self._causal = done, model.causal
+    def __init__(self, model: Enhancer, already_filtered: bool) -> None:
+        self._already_filtered, self._causal = already_filtered, model.causal
         self._inputs, self._sample_rate = model.inputs, model.sample_rate
         self.reset()
         self.latency = self._filter.latency if isinstance(self._filter, ZeroPhaseHighPass) else 0
 
     def reset(self) -> None:
         self._filter: CausalHighPass | ZeroPhaseHighPass | None = None
-        if not self._done and self._causal:
+        if not self._already_filtered and self._causal:
             self._filter = CausalHighPass(self._inputs, self._sample_rate)
-        elif not self._done:
+        elif not self._already_filtered:
             self._filter = ZeroPhaseHighPass(self._inputs, self._sample_rate, round(CHUNK * self._sample_rate))
 
     def push(self, audio: NDArray[Any]) -> Audio:

@@ -32,9 +32,9 @@ def stream_file(
     rate, work, samples = model.sample_rate, list[float](), 0
     with Reader(path) as reader, ExitStack() as stack:
         _check_channels(reader, model.inputs)
-        resamples = reader.info.sample_rate != rate
-        stream = stack.enter_context(Stream(model, seconds=seconds, gain_db=gain_db, highpassed=resamples))
-        blocks = _at_rate(reader, model) if resamples else _first_channels(reader, model.inputs)
+        needs_resampling = reader.info.sample_rate != rate
+        stream = stack.enter_context(Stream(model, seconds=seconds, gain_db=gain_db, highpassed=needs_resampling))
+        blocks = _at_rate(reader, model) if needs_resampling else _first_channels(reader, model.inputs)
         shaped = (block[0] if model.inputs == 1 else block for block in blocks)
         writer = stack.enter_context(Writer(out, rate, 1, overwrite=overwrite)) if out else None
         for restored in run_realtime(stream, shaped, model.stride, work):
@@ -46,7 +46,7 @@ def stream_file(
 
 
 def measure_gain(model: Enhancer, path: str | Path) -> list[float]:
-    """The gain in dB, for each of the first ``model.inputs`` channels of a sound file, to the level of training."""
+    """The gain in dB from the level of each of the first ``model.inputs`` channels of a file to that of training."""
     with Reader(path) as reader:
         _check_channels(reader, model.inputs)
         info, inputs = reader.info, model.inputs
@@ -63,7 +63,7 @@ def _first_channels(reader: Reader, count: int) -> Iterator[Audio]:
 
 
 def _at_rate(reader: Reader, model: Enhancer) -> Iterator[Audio]:
-    """Blocks at the rate of the model. What lies below speech would ring in the resampler, so it is removed first."""
+    """Blocks at the rate of the model. Sound below speech is removed first: it would ring in the resampler."""
     rate, blocks = reader.info.sample_rate, _first_channels(reader, model.inputs)
     speech = highpassed(blocks, rate, model.inputs, causal=model.causal)
     return resampled(speech, rate, model.sample_rate, model.inputs)

@@ -1,4 +1,4 @@
-"""Runs modules on arrays: the interface between numpy, in which sound is read, cut and written, and PyTorch."""
+"""Runs modules on arrays: the interface between PyTorch and numpy, in which sound is read, cut and written."""
 
 import copy
 from collections.abc import Callable
@@ -19,10 +19,10 @@ M = TypeVar("M")
 
 
 class TorchChunks:
-    """A causal module, whose leaves hold the state."""
+    """Runs a causal module chunk by chunk; its streaming submodules hold the state."""
 
     def __init__(self, model: Enhancer) -> None:
-        self._model = cast(CausalEnhancer, _twin(model))
+        self._model = cast(CausalEnhancer, _stateful_copy(model))
         self._leaves, self._device = _module(self._model), model.device
         self._open = ExitStack()
         self._open.enter_context(streaming(self._leaves))
@@ -44,15 +44,15 @@ def _module(model: object) -> nn.Module:
     return model
 
 
-def _twin(model: M) -> M:
-    """A model with a state of its own that shares its weights, in evaluation mode."""
+def _stateful_copy(model: M) -> M:
+    """A copy of a model, in evaluation mode, with its own state and shared weights."""
     module = _module(model)
-    twin = copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
-    return cast(M, twin.eval())
+    copied = copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
+    return cast(M, copied.eval())
 
 
 def torch_windows(model: Enhancer) -> Callable[[Audio, int, int], Audio]:
-    """As ``runners.window_runner``, of whole hops. The model runs as for use, even if it was left in training mode."""
+    """As ``runners.window_runner``, for whole hops. The model runs in evaluation mode and keeps its previous mode."""
     run: Callable[[Tensor, int, int], Tensor]
     run = WindowedInference(model) if isinstance(model, TwoStage) else lambda *window: _part(model, *window)
 

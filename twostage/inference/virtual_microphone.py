@@ -27,16 +27,16 @@ from twostage.inference.realtime import warm_up
 from twostage.inference.stream import Stream
 from twostage.utils.errors import AudioError, ConfigError
 
-NAME = re.compile(r"[A-Za-z][\w.-]{0,63}", re.ASCII)  # what needs no quotes in any server's arguments
-OWNER = "twostage.owner"  # property of what we load: the process that it is for
-CAPTURE, PLAYBACK = 20, 60  # milliseconds that the server is asked to keep: of the microphone, and for who listens
-BEHIND = 0.2  # seconds of sound that may wait; of more, what is old is left out
-SILENT = 2.0  # seconds without a sample after which a microphone is asked for anew
-PIPE = 4096  # bytes: the smallest pipe, so that what waits in it is not late
-RETRY = 0.3  # seconds between two looks for what was lost
-SETTLE = 5.0  # seconds for a process to end by itself
+NAME = re.compile(r"[A-Za-z][\w.-]{0,63}", re.ASCII)  # names that need no quoting in the arguments of any server
+OWNER = "twostage.owner"  # property of the modules that we load: the process that they belong to
+CAPTURE, PLAYBACK = 20, 60  # milliseconds of buffering that the server is asked for: recording and playback
+BEHIND = 0.2  # seconds of sound that may wait; if more is waiting, the oldest is skipped
+SILENT = 2.0  # seconds without a sample after which the recording is restarted
+PIPE = 4096  # bytes: the smallest pipe buffer, for low latency
+RETRY = 0.3  # seconds between two checks for a lost device or server
+SETTLE = 5.0  # seconds to wait for a process to end
 FLOAT = np.dtype("<f4")
-# waits until our end of the pipe closes, which even a kill does, and takes away what was loaded
+# waits until our end of the pipe closes, even if this process is killed, and unloads the modules
 KEEPER = 'read -r _; for module in "$@"; do pactl unload-module "$module"; done'
 
 Say = Callable[[str], None]
@@ -66,8 +66,9 @@ def default_source() -> str:
 def run_virtual_microphone(
     stream: Stream, hop: int, name: str, microphone: str | None, seconds: float, say: Say, *, meter: Meter
 ) -> None:
-    """Restore the sound of ``microphone`` (default: the system's) into a microphone ``name``, for ``seconds`` (0:
-    ever).
+    """Restore the sound of ``microphone`` (default: the system's) into the virtual microphone ``name``.
+
+    It runs for ``seconds`` (0: until interrupted).
 
     If a microphone is unplugged or the server restarts, it waits for their return and reports this to ``say``.
 
@@ -83,79 +84,79 @@ def run_virtual_microphone(
     if microphone not in sources():
         raise AudioError(f"no such microphone; there are {', '.join(sources()) or 'none'}", subject=microphone)
     if microphone == name or name in sources():
-        raise ConfigError(f"--virtual-microphone {name}: there is a source of that name already")
+        raise ConfigError(f"--virtual-microphone {name}: a source with this name exists already")
     warm_up(stream, hop)
-    until = time.monotonic() + seconds if seconds else float("inf")
-    while time.monotonic() < until:
+    deadline = time.monotonic() + seconds if seconds else float("inf")
+    while time.monotonic() < deadline:
         try:
             with _loaded(name, stream.sample_rate) as sink:
-                say(f"{name} is a microphone now, of what {microphone} hears")
-                _run(stream, hop, microphone, sink, until, say, meter)
+                say(f"{name} is a microphone now, with the restored sound of {microphone}")
+                _run(stream, hop, microphone, sink, deadline, say, meter)
         except ServerLost:
             say("the sound server is gone; waiting for it")
-            while time.monotonic() < until and not _is_there():
+            while time.monotonic() < deadline and not _is_there():
                 time.sleep(RETRY)
 
 
-def _run(stream: Stream, hop: int, microphone: str, sink: str, until: float, say: Say, meter: Meter) -> None:
+def _run(stream: Stream, hop: int, microphone: str, sink: str, deadline: float, say: Say, meter: Meter) -> None:
     """Stream from the microphone to the sink, and continue whenever the microphone was lost."""
     with _watching() as watch, _playing(sink, stream.sample_rate) as playback:
-        while time.monotonic() < until:
+        while time.monotonic() < deadline:
             watch.check(microphone)
             if not watch.has(microphone):
                 say(f"{microphone} is lost; waiting for it")
-                while time.monotonic() < until and not watch.has(microphone):
+                while time.monotonic() < deadline and not watch.has(microphone):
                     watch.check(microphone)
                     time.sleep(RETRY)
-                if time.monotonic() < until:
+                if time.monotonic() < deadline:
                     say(f"{microphone} is back")
             stream.reset()
             with _recording(microphone, stream) as capture:
                 _relay(
-                    stream, hop, capture, playback, lambda: time.monotonic() < until and watch.has(microphone), meter
+                    stream, hop, capture, playback, lambda: time.monotonic() < deadline and watch.has(microphone), meter
                 )
 
 
 def _relay(
-    stream: Stream, hop: int, capture: IO[bytes], playback: IO[bytes], going: Callable[[], bool], meter: Meter
+    stream: Stream, hop: int, capture: IO[bytes], playback: IO[bytes], is_running: Callable[[], bool], meter: Meter
 ) -> None:
-    """Stream hop after hop, until the microphone stops or ``going`` is False."""
+    """Stream hop by hop until the microphone stops or ``is_running`` returns False."""
     frame = FLOAT.itemsize * stream.inputs
-    while going():
+    while is_running():
         waiting = _waiting(capture) / frame / stream.sample_rate
         if waiting > BEHIND:
-            left_out = int((waiting - BEHIND / 4) * stream.sample_rate) // hop
-            if _read(capture, left_out * hop * frame) is None:
+            skipped_hops = int((waiting - BEHIND / 4) * stream.sample_rate) // hop
+            if _read(capture, skipped_hops * hop * frame) is None:
                 return
-            meter.lost(left_out * hop / stream.sample_rate)
+            meter.lost(skipped_hops * hop / stream.sample_rate)
         data = _read(capture, hop * frame)
         if data is None:
             return
         recorded = np.frombuffer(data, FLOAT).reshape(-1, stream.inputs).T
-        began = time.perf_counter()
+        started = time.perf_counter()
         try:
             restored = stream.push(recorded[0] if stream.inputs == 1 else recorded)
-        except AudioError:  # samples that are no sound, of a device that is being plugged in
+        except AudioError:  # invalid samples while a device is being plugged in
             stream.reset()
             restored = np.zeros(hop, np.float32)
-        meter.hop(recorded[0], time.perf_counter() - began, waiting)
+        meter.hop(recorded[0], time.perf_counter() - started, waiting)
         try:
             playback.write(restored.astype(FLOAT).tobytes())
         except OSError:
-            raise ServerLost("the sound server takes nothing any more") from None
+            raise ServerLost("the sound server does not accept sound any more") from None
 
 
 def require() -> None:
     """Raise ConfigError if the tools of PulseAudio are not installed."""
     if not sys.platform.startswith("linux"):
-        raise ConfigError("--virtual-microphone needs Linux; elsewhere a virtual cable does it (docs: In a call)")
+        raise ConfigError("--virtual-microphone needs Linux; elsewhere use a virtual audio cable (docs: In a call)")
     missing = [tool for tool in ("pactl", "parec", "pacat") if not shutil.which(tool)]
     if missing:
         raise ConfigError(f"--virtual-microphone needs {', '.join(missing)}: install pulseaudio-utils")
 
 
 def sweep() -> None:
-    """Unload the modules that processes which have ended had loaded."""
+    """Unload the modules that were loaded by processes that have ended."""
     for line in reversed(_pactl("list", "short", "modules").splitlines()):
         owner = re.search(rf"{re.escape(OWNER)}=(\d+)", line)
         if owner and not os.path.exists(f"/proc/{owner[1]}"):
@@ -172,7 +173,7 @@ def _loaded(name: str, sample_rate: int) -> Iterator[str]:
     try:
         modules.append(_load("module-null-sink", sink, f"rate={sample_rate}", sink=True, owner=owner))
         modules.insert(0, _load("module-remap-source", name, f"master={sink}.monitor", sink=False, owner=owner))
-        # of a session of its own, so that Ctrl-C leaves it to its work
+        # in its own session, so that Ctrl-C does not stop it
         command = ["sh", "-c", KEEPER, "sh", *modules]
         quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         keeper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, **quiet)
@@ -190,11 +191,11 @@ def _loaded(name: str, sample_rate: int) -> Iterator[str]:
 
 def _load(module: str, name: str, *options: str, sink: bool, owner: str) -> str:
     """Load a module that makes a sink or source of one channel; returns its number."""
-    kind, shown = ("sink", f"{name.removesuffix('.input')}-input") if sink else ("source", name)
-    properties = f'{kind}_properties="device.description={shown} {owner}"'
-    shape = [] if sink else ["remix=no"]
-    words = (f"{kind}_name={name}", *options, "channels=1", "channel_map=mono", *shape, properties)
-    return _pactl("load-module", module, *words).strip()
+    kind, description = ("sink", f"{name.removesuffix('.input')}-input") if sink else ("source", name)
+    properties = f'{kind}_properties="device.description={description} {owner}"'
+    mixing = [] if sink else ["remix=no"]
+    arguments = (f"{kind}_name={name}", *options, "channels=1", "channel_map=mono", *mixing, properties)
+    return _pactl("load-module", module, *arguments).strip()
 
 
 @contextmanager
@@ -225,8 +226,8 @@ def _playing(sink: str, sample_rate: int) -> Iterator[IO[bytes]]:
 
 
 def _format(sample_rate: int, channels: int, buffer: int) -> list[str]:
-    shape = [f"--rate={sample_rate}", f"--channels={channels}", "--format=float32le"]
-    return ["--raw", *shape, f"--latency-msec={buffer}", "--client-name=twostage"]
+    sample_format = [f"--rate={sample_rate}", f"--channels={channels}", "--format=float32le"]
+    return ["--raw", *sample_format, f"--latency-msec={buffer}", "--client-name=twostage"]
 
 
 class Watch:
@@ -260,7 +261,7 @@ class Watch:
 @contextmanager
 def _watching() -> Iterator[Watch]:
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen(["pactl", "subscribe"], env=_plain(), **options) as process:
+    with subprocess.Popen(["pactl", "subscribe"], env=_untranslated(), **options) as process:
         assert process.stdout is not None
         watch = Watch(process.stdout)
         try:
@@ -309,17 +310,17 @@ def _is_there() -> bool:
 def _pactl(*words: str) -> str:
     """The output of pactl. Raises AudioError, one line, if the server refuses."""
     try:
-        done = subprocess.run(
-            ["pactl", *words], capture_output=True, text=True, timeout=SETTLE, env=_plain(), check=False
+        completed = subprocess.run(
+            ["pactl", *words], capture_output=True, text=True, timeout=SETTLE, env=_untranslated(), check=False
         )
     except subprocess.TimeoutExpired:
         raise AudioError("the sound server does not answer") from None
-    if done.returncode:
-        reason = (done.stderr.strip() or "no reason given").splitlines()[-1]
+    if completed.returncode:
+        reason = (completed.stderr.strip() or "no reason given").splitlines()[-1]
         raise AudioError(f"the sound server refuses `pactl {' '.join(words[:2])}` ({reason})")
-    return done.stdout
+    return completed.stdout
 
 
-def _plain() -> dict[str, str]:
-    """Words of no language but the one that is looked for."""
+def _untranslated() -> dict[str, str]:
+    """The environment with untranslated messages, because the output is parsed."""
     return {**os.environ, "LC_ALL": "C"}

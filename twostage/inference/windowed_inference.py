@@ -1,4 +1,4 @@
-"""Runs both stages on windows of one signal, equal to the whole signal at once, and computes shared parts only once."""
+"""Runs both stages on windows of one signal; the output equals that for the whole signal, and nothing runs twice."""
 
 from math import ceil
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from twostage.models.two_stage import TwoStage
 
 
 class Tail(NamedTuple):
-    """What a window has computed past its end: restored log-mels, input spectra, and samples before Griffin-Lim."""
+    """Results of a window beyond its end: restored log-mels, input spectra, and samples before Griffin-Lim."""
 
     mel: Tensor
     input_spectra: InputSpectra
@@ -35,50 +35,55 @@ class WindowedInference:
         self._tail: Tail | None = None
 
     def __call__(self, audio: Tensor, skip: int, keep: int) -> Tensor:
-        """Samples (B, 1, keep) of ``model(signal)`` that begin ``skip`` behind the start of ``audio`` (B, inputs, T).
+        """Samples (B, 1, keep) of ``model(signal)`` that begin ``skip`` samples after the start of ``audio``.
 
-        ``audio`` begins at a multiple of ``model.stride`` and holds ``model.context`` on each side, where there is so
-        much. The first window may lie anywhere; each that follows begins where the one before it ended, which only of
-        the last may be within a hop.
+        ``audio`` (B, inputs, T) begins at a multiple of ``model.stride`` and includes ``model.context`` on each side,
+        except at the ends of the signal. The first window may begin anywhere; each of the others begins where its
+        predecessor ended. Only the last may end within a hop.
         """
         vocoder, hop, tail = self._model.vocoder, self._model.hop_length, self._tail
         if tail and skip % hop:
             raise ValueError(f"a window begins at {skip}, not at a multiple of {hop}")
-        # places are in frames from the start of `audio`; mels are needed further around than samples
-        first, end, far, near = skip // hop, ceil((skip + keep) / hop), vocoder.context, vocoder.finish_context
-        mels, samples = (first + far, first + near) if tail else (max(0, first - far), max(0, first - near))
-        mel, input_spectra = self._restored(audio, mels, end + far)
+        # positions are in frames from the start of `audio`; mels need more context than samples
+        first, end = skip // hop, ceil((skip + keep) / hop)
+        mel_context, sample_context = vocoder.context, vocoder.finish_context
+        if tail:
+            mel_start, sample_start = first + mel_context, first + sample_context
+        else:
+            mel_start, sample_start = max(0, first - mel_context), max(0, first - sample_context)
+        mel, input_spectra = self._restored(audio, mel_start, end + mel_context)
         if tail:
             mel, input_spectra = tail.followed_by(mel, input_spectra)
-            mels -= tail.mel.shape[-1]
-        sound = self._generated(mel, audio[:, :1, mels * hop :], samples - mels, end + near - mels)
+            mel_start -= tail.mel.shape[-1]
+        begin, stop = sample_start - mel_start, end + sample_context - mel_start
+        generated = self._generated(mel, audio[:, :1, mel_start * hop :], begin, stop)
         if tail:
-            sound = torch.cat([tail.audio, sound], -1)
-            samples -= tail.audio.shape[-1] // hop
-        past_end = max(0, end - far - mels)
+            generated = torch.cat([tail.audio, generated], -1)
+            sample_start -= tail.audio.shape[-1] // hop
+        past_end = max(0, end - mel_context - mel_start)
         self._tail = Tail(
             mel[..., past_end:].clone(),
             input_spectra.each(lambda spectrum: spectrum[..., past_end:].clone()),
-            sound[..., max(0, end - near - samples) * hop :].clone(),
+            generated[..., max(0, end - sample_context - sample_start) * hop :].clone(),
         )
-        begin, stop = samples - mels, end + near - mels
+        begin, stop = sample_start - mel_start, end + sample_context - mel_start
         finished = vocoder.finish(
-            sound, mel[..., begin:stop], input_spectra.each(lambda spectrum: spectrum[..., begin:stop])
+            generated, mel[..., begin:stop], input_spectra.each(lambda spectrum: spectrum[..., begin:stop])
         )
-        return finished[..., skip - samples * hop :][..., :keep]
+        return finished[..., skip - sample_start * hop :][..., :keep]
 
     def _restored(self, audio: Tensor, begin: int, end: int) -> tuple[Tensor, InputSpectra]:
-        """Log-mels of frames from ``begin`` to ``end``, restored, and the input spectra of bone for the vocoder."""
-        whole, hop = self._model.restorer.stride, self._model.hop_length
-        lead = max(0, begin - self._model.restorer_context) // whole * whole
+        """Restored log-mels of the frames from ``begin`` to ``end``, and the bone input spectra for the vocoder."""
+        stride, hop = self._model.restorer.stride, self._model.hop_length
+        lead = max(0, begin - self._model.restorer_context) // stride * stride
         input_spectra = self._model.mel.stft.input_spectra(audio[..., lead * hop :])
         mel = self._model.restored(input_spectra)
         bone = input_spectra._replace(air=None).each(lambda spectrum: spectrum[..., begin - lead : end - lead])
         return mel[..., begin - lead : end - lead], bone
 
     def _generated(self, mel: Tensor, sensor: Tensor, begin: int, end: int) -> Tensor:
-        """Samples of the frames from ``begin`` to ``end`` of ``mel``; ``sensor`` starts at the same place."""
+        """Samples for the frames from ``begin`` to ``end`` of ``mel``; ``sensor`` starts at the same position."""
         context, hop = self._model.vocoder.generator_context, self._model.hop_length
         lead = max(0, begin - context)
-        sound = self._model.vocoder.generate(mel[..., lead : end + context], sensor[..., lead * hop :])
-        return sound[..., (begin - lead) * hop : (end - lead) * hop]
+        generated = self._model.vocoder.generate(mel[..., lead : end + context], sensor[..., lead * hop :])
+        return generated[..., (begin - lead) * hop : (end - lead) * hop]

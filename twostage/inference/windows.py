@@ -1,4 +1,4 @@
-"""Cuts a stream of sound into windows with the context that they need, and splices the low band."""
+"""Cuts a stream of sound into windows with context, and splices the low band of the input into the output."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ CROSSOVER = 0.032  # seconds: length of the crossover's filter; its slope is abo
 
 @dataclass(frozen=True)
 class Window:
-    """Audio (C, T), of which the ``keep`` samples from ``skip`` on are used; the rest is context."""
+    """Audio (C, T): the ``keep`` samples from ``skip`` on are used, the others are context."""
 
     audio: Audio
     skip: int
@@ -30,21 +30,21 @@ class Windower:
     def __init__(self, keep: int, context: int, first: int | None = None) -> None:
         self._keep, self._context = keep, context
         self._pending: list[Audio] = []
-        self._have, self._skip, self._end = 0, 0, first or keep
+        self._available, self._skip, self._end = 0, 0, first or keep
 
     def push(self, block: Audio) -> Iterator[Window]:
         self._pending.append(block)
-        self._have += block.shape[1]
-        while self._have > self._end + self._context:  # more must follow, or this would be the last
+        self._available += block.shape[1]
+        while self._available > self._end + self._context:  # if no more followed, this would be the last window
             audio = np.concatenate(self._pending, axis=1)
             yield Window(audio[:, : self._end + self._context], self._skip, self._end - self._skip)
             drop = max(0, self._end - self._context)
-            self._skip, self._have, self._pending = self._end - drop, self._have - drop, [audio[:, drop:]]
+            self._skip, self._available, self._pending = self._end - drop, self._available - drop, [audio[:, drop:]]
             self._end = self._skip + self._keep
 
     def flush(self) -> Iterator[Window]:
-        if self._have > self._skip:
-            yield Window(np.concatenate(self._pending, axis=1), self._skip, self._have - self._skip)
+        if self._available > self._skip:
+            yield Window(np.concatenate(self._pending, axis=1), self._skip, self._available - self._skip)
 
 
 def windows(blocks: Iterable[Audio], keep: int, context: int) -> Iterator[Window]:
@@ -56,40 +56,40 @@ def windows(blocks: Iterable[Audio], keep: int, context: int) -> Iterator[Window
 
 
 def keep_low_band(pairs: Iterable[tuple[Audio, Audio]], cutoff: float, sample_rate: int) -> Iterator[Audio]:
-    """Splice the input below ``cutoff`` Hz to the enhanced above it: (input, enhanced) blocks (C, T) -> blocks (C, T).
+    """Combine the input below ``cutoff`` Hz with the enhanced above: (input, enhanced) blocks (C, T) to blocks (C, T).
 
     The crossover is a linear-phase low-pass and its complement, so equal inputs come out unchanged. 0 Hz keeps nothing.
     """
     if not cutoff:
         yield from (enhanced for _, enhanced in pairs)
         return
-    side = round(CROSSOVER / 2 * sample_rate)
-    taps = _low_pass(side, cutoff / sample_rate)
+    half_length = round(CROSSOVER / 2 * sample_rate)
+    taps = _low_pass(half_length, cutoff / sample_rate)
     difference = enhanced = None
     for original, restored in pairs:
         if difference is None or enhanced is None:
-            difference, enhanced = np.zeros((len(original), side), np.float32), restored[:, :0]
+            difference, enhanced = np.zeros((len(original), half_length), np.float32), restored[:, :0]
         # enhanced + low(original - enhanced) is low(original) + high(enhanced) with one filter
         difference = np.concatenate([difference, original - restored], axis=1)
         enhanced = np.concatenate([enhanced, restored], axis=1)
-        ready = difference.shape[1] - 2 * side
+        ready = difference.shape[1] - 2 * half_length
         if ready > 0:
             yield enhanced[:, :ready] + _convolved(difference, taps)
             difference, enhanced = difference[:, ready:], enhanced[:, ready:]
     if difference is not None and enhanced is not None:
-        difference = match_length(difference, difference.shape[1] + side)
-        difference = np.pad(difference, [(0, 0), (max(0, 2 * side + 1 - difference.shape[1]), 0)])
+        difference = match_length(difference, difference.shape[1] + half_length)
+        difference = np.pad(difference, [(0, 0), (max(0, 2 * half_length + 1 - difference.shape[1]), 0)])
         yield enhanced + _convolved(difference, taps)[:, -enhanced.shape[1] :]
 
 
-def _low_pass(side: int, cutoff: float) -> Audio:
-    """A sinc under Hamming's window, (2 side + 1,), that leaves an offset as it is; ``cutoff`` in cycles a sample."""
-    taps = np.sinc(2 * cutoff * np.arange(-side, side + 1)) * np.hamming(2 * side + 1)
+def _low_pass(half_length: int, cutoff: float) -> Audio:
+    """A Hamming-windowed sinc (2 half_length + 1,) with unit gain at 0 Hz; ``cutoff`` in cycles per sample."""
+    taps = np.sinc(2 * cutoff * np.arange(-half_length, half_length + 1)) * np.hamming(2 * half_length + 1)
     return (taps / taps.sum()).astype(np.float32)
 
 
 def _convolved(audio: Audio, taps: Audio) -> Audio:
-    """(C, T) with taps (K,), where they overlap in full: (C, T - K + 1). By Fourier transforms, for K is hundreds."""
+    """Valid convolution of (C, T) with taps (K,): (C, T - K + 1). By FFT, because K is in the hundreds."""
     size = 1 << (audio.shape[1] - 1).bit_length()
     spectrum = np.fft.rfft(audio, size) * np.fft.rfft(taps, size)
     return np.fft.irfft(spectrum, size)[:, len(taps) - 1 : audio.shape[1]].astype(np.float32)

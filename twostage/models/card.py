@@ -1,11 +1,11 @@
-"""Model cards: their YAML header in Markdown with license, languages and more, in the format of Hugging Face."""
+"""Model cards: the YAML header of a Markdown file with license, languages and more, in the format of Hugging Face."""
 
 from pathlib import Path
 from typing import Any
 
-CARDS = ("CARD.md", "README.md")  # ours, and that of a snapshot of a hub
+CARDS = ("CARD.md", "README.md")  # the name used here, and that in a snapshot of a hub
 FENCE = "---\n"
-LONGEST = 1 << 20  # characters of a card that are looked at
+LONGEST = 1 << 20  # maximum number of characters that are read from a card
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 def card_header(text: str) -> dict[str, Any]:
-    """The fields between the two lines of dashes that a card begins with.
+    """The fields of the YAML header between two lines of dashes at the start of a card.
 
     >>> card_header("---\\nlicense: mit\\n---\\n# a model\\n")
     {'license': 'mit'}

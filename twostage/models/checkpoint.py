@@ -1,4 +1,4 @@
-"""The only reader and writer of weights: safetensors with settings and provenance inside, and training states.
+"""Reads and writes weights (safetensors with settings and provenance inside) and training states; no other module does.
 
 A file of weights contains plain weights, with weight normalization folded in, and loads into models with and without
 normalization. Only tensors and plain containers are ever unpickled (``torch.load(weights_only=True)``).
@@ -34,7 +34,7 @@ from twostage.utils.files import replacing
 from twostage.utils.renamed import translated
 from twostage.utils.schema import build, parse_json
 
-POINTER = b"version https://git-lfs"  # begins a file whose content Git LFS has not fetched
+POINTER = b"version https://git-lfs"  # start of a file whose content Git LFS has not fetched
 logger = logging.getLogger(__name__)
 LENGTH, DIRECTION = ".parametrizations.weight.original0", ".parametrizations.weight.original1"
 
@@ -77,14 +77,14 @@ def save(
 def load(*paths: str | Path, device: str | torch.device = "cpu", precision: str = "float32") -> EnhancerModule:
     """An enhancer from files of weights, ready for inference: folded, in eval mode, on ``device``.
 
-    As ``models.loading.load``, which takes ONNX files too. Raises CheckpointError, one line that names the file.
+    As ``models.loading.load``, which also takes ONNX files. Raises CheckpointError, one line that names the file.
     """
-    lacking = shortfall(precision, device)
-    if lacking:
-        warnings.warn(lacking, stacklevel=3)
+    unsupported = shortfall(precision, device)
+    if unsupported:
+        warnings.warn(unsupported, stacklevel=3)
     model = _load(paths, folded=True).eval().requires_grad_(False).to(device)
     logger.info("loaded %s: a %s, on %s", " ".join(map(str, paths)) or DEFAULT, kind_of(model), device)
-    return convert(model, "float32" if lacking else precision)
+    return convert(model, "float32" if unsupported else precision)
 
 
 def load_for_training(*paths: str | Path) -> EnhancerModule:
@@ -97,15 +97,15 @@ def _load(paths: tuple[str | Path, ...], *, folded: bool) -> EnhancerModule:
     models = {str(file): load_stage(file, folded=folded) for file in files}
     model = next(iter(models.values())) if len(models) == 1 else _join(models)
     if not isinstance(model, EnhancerModule):
-        other = "restorer" if isinstance(model, Vocoder) else "vocoder"
-        raise CheckpointError(f"holds a {kind_of(model)} alone; give a {other}'s file beside it", subject=files[0])
+        missing = "restorer" if isinstance(model, Vocoder) else "vocoder"
+        raise CheckpointError(f"holds a {kind_of(model)} alone; give a {missing}'s file beside it", subject=files[0])
     return model
 
 
 def load_stage(path: str | Path, kind: str | None = None, *, folded: bool = False) -> nn.Module:
-    """The model that a file or folder contains, on the CPU; with weight normalization unless ``folded``.
+    """Load the model in a file or folder, on the CPU; with weight normalization unless ``folded``.
 
-    With ``kind``, "restorer" or "vocoder", that stage, also from a place that contains both: a shipped model's name, a
+    With ``kind``, "restorer" or "vocoder", load that stage, also if ``path`` contains both: a shipped model's name, a
     folder of two files, a file of kind two-stage. Raises CheckpointError.
     """
     file, header, tensors = _read(path, kind)
@@ -114,7 +114,7 @@ def load_stage(path: str | Path, kind: str | None = None, *, folded: bool = Fals
         model = module(build(config_class, header.config, header.kind))
     except (ConfigError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"settings inside do not make a {header.kind}: {error}", subject=file) from None
-    model = fold_weight_norm(model) if folded else model  # before, so that plain weights arrive bit by bit
+    model = fold_weight_norm(model) if folded else model  # fold first, so that plain weights are copied bit by bit
     assign(model, tensors, str(file))
     return model
 
@@ -131,7 +131,7 @@ def read_header(path: str | Path) -> Header:
         metadata = file.metadata() or {}
     if metadata.get("format") != "twostage" or metadata.get("kind") not in KINDS:
         raise CheckpointError(
-            f"safetensors, but not of twostage (no kind that is known: {metadata.get('kind')})", subject=path
+            f"a safetensors file, but not of twostage (unknown kind: {metadata.get('kind')})", subject=path
         )
     try:
         config, provenance = parse_json(metadata["config"]), parse_json(metadata.get("provenance", "{}"))
@@ -149,10 +149,10 @@ def provenances(*paths: str | Path) -> dict[str, Any]:
 
 
 def shipped() -> list[str]:
-    """Names of the shipped models that restore by themselves, the default first."""
+    """Names of the shipped models that are complete enhancers, the default first."""
     kinds = {name: {read_header(file).kind for file in stage_files(name)} for name in names()}
-    whole = [name for name, stages in kinds.items() if stages == STAGES.keys() or stages <= ENHANCERS.keys()]
-    return sorted(whole, key=lambda name: (name != DEFAULT, name))
+    complete = [name for name, stages in kinds.items() if stages == STAGES.keys() or stages <= ENHANCERS.keys()]
+    return sorted(complete, key=lambda name: (name != DEFAULT, name))
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
@@ -166,26 +166,26 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def assign(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Set all weights of ``model`` from ``tensors``; either both are folded or neither is. Strict.
+    """Set all weights of ``model`` from ``tensors``, strictly; both are folded if only one of them is.
 
-    Raises CheckpointError that names ``source`` and the key that is missing, unexpected, wrongly shaped or not finite.
+    Raises CheckpointError that names ``source`` and the key that is missing, unexpected, of wrong shape or not finite.
     """
-    own = model.state_dict()
-    if tensors.keys() != own.keys():
-        own, tensors = plain_state(model), fold_tensors(tensors)
-    _check(own, tensors, source)
+    expected = model.state_dict()
+    if tensors.keys() != expected.keys():
+        expected, tensors = plain_state(model), fold_tensors(tensors)
+    _check(expected, tensors, source)
     modules = dict(model.named_modules())
     with torch.no_grad():
         for key, tensor in tensors.items():
             name, _, leaf = key.rpartition(".")
             if parametrize.is_parametrized(modules[name], leaf):
-                setattr(modules[name], leaf, tensor.float())  # by way of right_inverse: sets length and direction
+                setattr(modules[name], leaf, tensor.float())  # sets length and direction through right_inverse
             else:
                 getattr(modules[name], leaf).copy_(tensor)
 
 
 def fold_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Multiply lengths and directions of weight normalization to plain weights; other tensors stay as they are."""
+    """Combine lengths and directions of weight normalization into plain weights; other tensors are not changed."""
     plain = {}
     for key, tensor in tensors.items():
         if key.endswith(DIRECTION) and key.replace(DIRECTION, LENGTH) in tensors:
@@ -198,11 +198,11 @@ def fold_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
-    """Write a training's state (tensors and plain containers), atomically: at any moment a complete one is on disk.
+    """Write a training's state (tensors and plain containers) atomically: a complete file is on disk at any time.
 
     Raises OutputError if it cannot be written.
     """
-    with replacing(path) as partial, _Remembering(FileIO(partial, "w")) as file:
+    with replacing(path) as partial, _ErrorKeepingFile(FileIO(partial, "w")) as file:
         try:
             torch.save(dict(state), file)
         except RuntimeError:
@@ -212,13 +212,13 @@ def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
-    """Read a training's state, weights-only. Raises CheckpointError; damage is detected."""
+    """Read a training's state, weights-only. Raises CheckpointError, also if the file is damaged."""
     if not Path(path).is_file():
         raise CheckpointError("no such file", subject=path)
     try:
         _check_sums(path)
         state = unpickled(path)
-    except Exception:  # bytes that are no state can trip the unpickler anywhere
+    except Exception:  # on arbitrary bytes, the unpickler can raise anything
         raise CheckpointError(
             "not a training state, damaged, or it holds code, which is not run", subject=path
         ) from None
@@ -227,8 +227,8 @@ def load_state(path: str | Path) -> dict[str, Any]:
     return state
 
 
-class _Remembering(BufferedWriter):
-    """A file that remembers why it could not be written: torch makes a RuntimeError of it that does not say so."""
+class _ErrorKeepingFile(BufferedWriter):
+    """A file that keeps the OSError of a failed write, which torch.save replaces by a RuntimeError without a reason."""
 
     refusal: OSError | None = None
 
@@ -241,9 +241,9 @@ class _Remembering(BufferedWriter):
 
 
 def unpickled(path: str | Path) -> Any:
-    """Tensors and plain containers of a torch file; whatever exception there is for one that holds anything else."""
+    """Load tensors and plain containers from a torch file; raises any exception if it contains anything else."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a pickle's version: that of a foreign file is of no interest
+        warnings.simplefilter("ignore")  # about the pickle version, which does not matter here
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -261,7 +261,7 @@ def _open(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         if _is_pointer(path):
-            raise CheckpointError("a pointer of Git LFS, `git lfs pull` fetches the weights", subject=path) from None
+            raise CheckpointError("a pointer of Git LFS; `git lfs pull` fetches the weights", subject=path) from None
         raise CheckpointError(f"not a safetensors file, or damaged ({first_line(error)[:120]})", subject=path) from None
 
 
@@ -277,7 +277,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             written = (file.metadata() or {}).get("sha256")
     except SafetensorError as error:
         raise CheckpointError(f"damaged ({first_line(error)[:120]})", subject=path) from None
-    if written and written != _digest(tensors):  # files from before have none
+    if written and written != _digest(tensors):  # older files have none
         raise CheckpointError("damaged, the weights are not those that were written", subject=path)
     return tensors
 
@@ -293,8 +293,8 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 def _check(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
     for problem, keys in (("missing", own.keys() - tensors.keys()), ("unexpected", tensors.keys() - own.keys())):
         if keys:
-            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise CheckpointError(f"{min(keys)}{more} {problem}", subject=source)
+            others = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise CheckpointError(f"{min(keys)}{others} {problem}", subject=source)
     for key, tensor in tensors.items():
         if tensor.shape != own[key].shape:
             raise CheckpointError(
@@ -305,7 +305,7 @@ def _check(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str
 
 
 def _read(path: str | Path, kind: str | None) -> tuple[Path, Header, dict[str, Tensor]]:
-    """The one file that ``path`` names, its header and its weights; with ``kind``, those of that stage in it."""
+    """The single file that ``path`` names, its header and its weights; with ``kind``, only those of that stage."""
     files = stage_files(path)
     if kind and len(files) > 1:
         files = [file for file in files if read_header(file).kind in (kind, "two-stage")]
@@ -318,8 +318,8 @@ def _read(path: str | Path, kind: str | None) -> tuple[Path, Header, dict[str, T
         return file, header, tensors
     if header.kind != "two-stage":
         raise CheckpointError(f"holds a {header.kind}, wanted a {kind}", subject=file)
-    part = {key.removeprefix(f"{kind}."): t for key, t in tensors.items() if key.startswith(f"{kind}.")}
-    return file, Header(str(kind), header.config.get(str(kind), {}), header.provenance), part
+    stage_tensors = {key.removeprefix(f"{kind}."): t for key, t in tensors.items() if key.startswith(f"{kind}.")}
+    return file, Header(str(kind), header.config.get(str(kind), {}), header.provenance), stage_tensors
 
 
 def _join(models: Mapping[str, nn.Module]) -> TwoStage:

@@ -20,18 +20,18 @@ from twostage.nn.streaming import offline
 def evaluating(model: object) -> Iterator[None]:
     """A context in which a module runs in evaluation mode; afterwards, every part is in its previous mode again."""
     parts = list(model.modules()) if isinstance(model, nn.Module) else []
-    trained = [part for part in parts if part.training]
-    for part in trained:
+    training_parts = [part for part in parts if part.training]
+    for part in training_parts:
         part.training = False
     try:
         yield
     finally:
-        for part in trained:
+        for part in training_parts:
             part.training = True
 
 
 class EnhancerConfig:
-    """What the settings of every enhancer contain, in addition to their own fields."""
+    """Base class of the settings of all enhancers."""
 
     @property
     def inputs(self) -> int:
@@ -40,9 +40,9 @@ class EnhancerConfig:
 
 
 class EnhancerModule(nn.Module):
-    """An enhancer as a module. Subclasses define ``config``, ``sample_rate`` and ``context``; the rest has defaults."""
+    """An enhancer as a module. Subclasses define ``config``, ``sample_rate`` and ``context``; others have defaults."""
 
-    config: Any  # a frozen dataclass; what the module was built from
+    config: Any  # a frozen dataclass: the settings that the module was built from
 
     @property
     def sample_rate(self) -> int:
@@ -102,7 +102,7 @@ class EnhancerModule(nn.Module):
 
 
 class StreamingModule(EnhancerModule):
-    """A module whose forward is a stream of one chunk; ``forward_chunk`` returns audio ``delay`` samples late."""
+    """A module whose ``forward`` is a stream of one chunk; ``forward_chunk`` returns audio ``delay`` samples late."""
 
     def forward(self, audio: Tensor) -> Tensor:
         return offline(self, audio)

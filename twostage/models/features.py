@@ -15,17 +15,17 @@ from twostage.utils.errors import ConfigError
 
 @dataclass(frozen=True)
 class MelConfig:
-    """Settings of a log-mel spectrogram, spelt as in librosa."""
+    """Settings of a log-mel spectrogram, with the names of librosa."""
 
     sample_rate: int = 16000  # Hz
     n_fft: int = 1024  # samples of the Fourier transform
     win_length: int = 1024  # samples of the Hann window, at most n_fft
-    hop_length: int = 256  # samples from one frame to the next
+    hop_length: int = 256  # samples between consecutive frames
     n_mels: int = 80  # bands
     fmin: float = 0.0  # Hz, where the lowest band begins
     fmax: float = 8000.0  # Hz, where the highest band ends
-    clamp: float = 1e-5  # magnitudes below it count as it, before the logarithm
-    causal: bool = False  # frame l ends with hop l instead of lying around it: models of such frames see the past alone
+    clamp: float = 1e-5  # lower limit of the magnitudes, before the logarithm
+    causal: bool = False  # frame l ends with hop l instead of being centered on it: models use past samples only
 
     def __post_init__(self) -> None:
         if min(self.sample_rate, self.n_fft, self.win_length, self.hop_length, self.n_mels) < 1:
@@ -48,7 +48,7 @@ class MelConfig:
 
 
 def mel_basis(config: MelConfig, bins: int) -> Tensor:
-    """Weights (bins, n_mels) of the bands at ``bins`` frequencies from 0 Hz to half the sample rate."""
+    """Mel filter weights (bins, n_mels) at ``bins`` frequencies from 0 Hz to half the sample rate."""
     basis = slaney_basis(config.sample_rate, 2 * (bins - 1), config.n_mels, config.fmin, config.fmax)
     return torch.from_numpy(basis.T.copy())
 
@@ -56,9 +56,9 @@ def mel_basis(config: MelConfig, bins: int) -> Tensor:
 class InputSpectra(NamedTuple):
     """Complex spectrograms of the input (B, n_fft // 2 + 1, L): see ``Stft.input_spectra``."""
 
-    bone: Tensor  # of the microphone on the body
-    compressed: Tensor  # of the signed root of its samples, whose harmonics go on where its own end
-    air: Tensor | None = None  # of the microphone in the air, if there is one
+    bone: Tensor  # of the bone-conduction microphone
+    compressed: Tensor  # of the signed square root of its samples, which extends the harmonics upward
+    air: Tensor | None = None  # of the air-conduction microphone, if there is one
 
     @property
     def channels(self) -> list[Tensor]:
@@ -74,8 +74,8 @@ class InputSpectra(NamedTuple):
 class Stft(nn.Module):
     """Magnitude spectrogram without centering: (B, 1, T) -> (B, n_fft // 2 + 1, T // hop_length).
 
-    The signal is padded by (n_fft - hop_length) / 2 samples on each side, by reflection where it is long enough and by
-    zeros beyond, so that every length gives exactly T // hop_length frames (Kong et al., HiFi-GAN, 2020, reference
+    The signal is padded by (n_fft - hop_length) / 2 samples on each side, by reflection as far as its length allows and
+    by zeros beyond, so that every length gives exactly T // hop_length frames (Kong et al., HiFi-GAN, 2020, reference
     code). If ``causal``, n_fft - hop_length zeros are prepended instead.
     """
 
@@ -108,21 +108,21 @@ class Stft(nn.Module):
             )
 
     def input_spectra(self, audio: Tensor) -> InputSpectra:
-        """Of audio (B, C, T): bone, or bone and air. All are transformed at once, as one leaf keeps their past."""
+        """The spectra of audio (B, C, T): bone, or bone and air; in one batch, because one ``Past`` holds the state."""
         bone, *air = audio.split(1, -2)
         batch, compressed = audio.shape[0], bone.sign() * bone.abs().sqrt()
         stacked = self.spectrum(torch.cat([bone, compressed, *air]))
-        # narrow: ONNX cannot split complex numbers; counted from behind: real and imaginary parts may stand in front
+        # narrow, because ONNX cannot split complex tensors; -3, because real and imaginary parts may be a leading axis
         return InputSpectra(*(stacked.narrow(-3, i * batch, batch) for i in range(2 + len(air))))
 
     def _pad(self, audio: Tensor) -> Tensor:
         if self.past is not None:
             padded: Tensor = self.past(audio)
             return padded
-        side = (self.n_fft - self.hop_length) // 2
-        mirrored = min(side, audio.shape[-1] - 1)
-        audio = F.pad(audio[:, None], (mirrored, mirrored), mode="reflect")[:, 0]
-        return F.pad(audio, (side - mirrored, side - mirrored))
+        padding = (self.n_fft - self.hop_length) // 2
+        reflected = min(padding, audio.shape[-1] - 1)
+        audio = F.pad(audio[:, None], (reflected, reflected), mode="reflect")[:, 0]
+        return F.pad(audio, (padding - reflected, padding - reflected))
 
 
 class Istft(nn.Module):
@@ -140,8 +140,8 @@ class Istft(nn.Module):
         self.n_fft, self.hop_length = stft.n_fft, stft.hop_length
         self.delay = 0 if stft.past is None else stft.n_fft - stft.hop_length
         self.overlap = Overlap(self.delay) if self.delay else None
-        before = (stft.n_fft - stft.win_length) // 2
-        window = F.pad(stft.window, (before, stft.n_fft - stft.win_length - before))
+        padding = (stft.n_fft - stft.win_length) // 2
+        window = F.pad(stft.window, (padding, stft.n_fft - stft.win_length - padding))
         self.register_buffer("window", window[:, None], persistent=False)
 
     def forward(self, spectrum: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class Istft(nn.Module):
         squares = self.window.square()
         if self.overlap is None:
             return self._complete(self._overlapped(squares.expand(1, -1, frames)))
-        # every frame that a sample could be in is there or will be
+        # every sample is covered by all of its frames, past and future
         hops = F.pad(squares[:, 0], (0, -self.n_fft % self.hop_length)).unflatten(0, (-1, self.hop_length))
         return hops.sum(0).repeat(frames)[None, None]
 
@@ -168,8 +168,8 @@ class Istft(nn.Module):
         if self.overlap is not None:
             complete: Tensor = self.overlap(audio)
             return complete
-        side = (self.n_fft - self.hop_length) // 2
-        return audio[..., side : audio.shape[-1] - side]
+        padding = (self.n_fft - self.hop_length) // 2
+        return audio[..., padding : audio.shape[-1] - padding]
 
 
 def as_channels(spectrum: Tensor) -> Tensor:
@@ -182,20 +182,20 @@ def as_complex(parts: Tensor) -> Tensor:
     return torch.complex(*parts.float().unbind(1))
 
 
-def complex_product(one: Tensor, other: Tensor) -> Tensor:
+def complex_product(left: Tensor, right: Tensor) -> Tensor:
     """The product of two spectrograms as real and imaginary parts, (B, 2, F, L)."""
-    (a, b), (c, d) = one.unbind(1), other.unbind(1)
+    (a, b), (c, d) = left.unbind(1), right.unbind(1)
     return torch.stack([a * c - b * d, a * d + b * c], 1)
 
 
 def power(spectrum: Tensor) -> Tensor:
-    """Squared magnitudes of a complex spectrogram, or of one in real and imaginary parts, stacked in front."""
+    """Squared magnitudes of a spectrogram: complex, or real and imaginary parts stacked along the first axis."""
     real, imaginary = torch.view_as_real(spectrum).unbind(-1) if spectrum.is_complex() else spectrum
-    return real.square() + imaginary.square()  # a sum over two is slow
+    return real.square() + imaginary.square()  # faster than a sum over an axis of two
 
 
 def magnitudes(spectrum: Tensor) -> Tensor:
-    """Magnitudes of a spectrogram as for ``power``; the clamp keeps the root's slope finite at digital silence."""
+    """Magnitudes of a spectrogram as for ``power``; the clamp keeps the gradient of the root finite at silence."""
     return power(spectrum).clamp_min(1e-10).sqrt()
 
 
@@ -219,5 +219,5 @@ class LogMel(nn.Module):
 
     def of(self, spectrum: Tensor) -> Tensor:
         """The log-mel of a spectrogram from ``self.stft.spectrum``, (B, n_fft // 2 + 1, L)."""
-        with torch.autocast(spectrum.device.type, enabled=False):  # eight bits of mantissa are too few for a logarithm
+        with torch.autocast(spectrum.device.type, enabled=False):  # eight bits (bfloat16) are too few for a logarithm
             return (self.basis @ magnitudes(spectrum)).clamp_min(self.config.clamp).log()

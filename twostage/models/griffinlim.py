@@ -3,10 +3,10 @@
 A vocoder that is not fully trained repeats its phase from frame to frame. This is heard as a buzz at the frame rate and
 visible as lines at its multiples. A few iterations remove it.
 
-If the input is speech without its high band, it contains what a mel lacks: the harmonics of this voice and their phase.
-Below `input_phase_below` they are taken from the input. In bins where the input contains nothing, the phase is that of
-the compressed input, whose harmonics continue upward: unlike that of a briefly trained vocoder, it does not repeat
-itself from frame to frame.
+If the input is speech without its high band, it contains information that a mel does not: the exact harmonics and their
+phase. Below `input_phase_below` both are taken from the input. In bins where the input is empty, the phase is that of
+the compressed input, whose harmonics continue upward; unlike the phase of a briefly trained vocoder, it does not repeat
+from frame to frame.
 """
 
 from functools import reduce
@@ -21,19 +21,19 @@ from twostage.nn.streaming import Overlap
 from twostage.utils.errors import ConfigError
 
 RELAXATION = 0.9  # RAAR's beta
-INVERSIONS, ROUGH = 8, 3  # multiplicative updates from mels to magnitudes, of a causal model: more gain nothing
-# of a magnitude: bins much weaker than this keep some of their own weakness. Their phase is all but arbitrary; taken at
-# face value, it lets rounding errors grow until two windows of a file no longer agree
+INVERSIONS, ROUGH = 8, 3  # multiplicative updates from mels to magnitudes, and for causal models; more do not help
+# relative to the target magnitude: much weaker bins are not raised to it in full. Their phase is nearly arbitrary, and
+# raising them would amplify rounding errors until two windows of a file no longer agree
 SOFTNESS = 0.2
 TINY = 1e-8
-FADED = 7  # windows' lengths away, what a frame is moves a sample by less than 1e-7, however many the iterations
-# of the strongest bin of a frame: what the input, and the compressed input, hold of weaker ones is rounding, not speech
+FADED = 7  # window lengths beyond which a frame changes a sample by less than 1e-7, for any number of iterations
+# relative to the strongest bin of a frame, in the input and in the compressed input: weaker bins are rounding errors
 FAINT, FAINT_HARMONIC = 1e-4, 3e-3
-OPPOSED = 0.01  # squared: where two phases all but cancel, their sum's is as arbitrary
+OPPOSED = 0.01  # squared magnitude: where two phases nearly cancel, the phase of their sum is arbitrary
 
 
 class GriffinLim(nn.Module):
-    """Audio (B, 1, L * hop_length) and the log-mels (B, n_mels, L) it should have -> audio of the same shape.
+    """Audio (B, 1, L * hop_length) and its target log-mels (B, n_mels, L) -> audio of the same shape.
 
     The input's harmonics, and its phase or that of the compressed input, have full weight at 0 Hz. The weight decreases
     to zero at ``input_phase_below`` Hz.
@@ -53,8 +53,8 @@ class GriffinLim(nn.Module):
 
     def __init__(self, config: MelConfig, iterations: int, input_phase_below: float = 0.0) -> None:
         super().__init__()
-        whole = config.n_fft % config.hop_length == 0 and config.n_fft >= 2 * config.hop_length
-        if iterations and (not whole or config.win_length != config.n_fft):  # no sample in the zeros of all its windows
+        divisible = config.n_fft % config.hop_length == 0 and config.n_fft >= 2 * config.hop_length
+        if iterations and (not divisible or config.win_length != config.n_fft):  # the window sum must not be 0
             raise ConfigError(
                 "griffin_lim needs mel.win_length equal to mel.n_fft and that twice mel.hop_length or more, and a "
                 "multiple of it: "
@@ -65,77 +65,78 @@ class GriffinLim(nn.Module):
         self.iterations, self.input_phase_below, self.mel = iterations, input_phase_below, LogMel(config)
         self.overlap = Overlap(config.n_fft - config.hop_length) if config.causal else None
         basis = self.mel.basis
-        # how far each bin (rows) answers for each band
+        # the share of each band that each bin (rows) contributes
         self.register_buffer("spread", (basis / basis.sum(0).clamp_min(TINY)).T.contiguous(), persistent=False)
         hertz = torch.linspace(0, config.sample_rate / 2, config.n_fft // 2 + 1)
         trust = (1 - hertz / input_phase_below).clamp_min(0) if input_phase_below else torch.zeros_like(hertz)
         self.register_buffer("trust", trust[:, None], persistent=False)
 
     def forward(self, audio: Tensor, mel: Tensor, input_spectra: InputSpectra | None = None) -> Tensor:
-        """``input_spectra`` are those of the input that was restored."""
+        """``input_spectra``: the spectra of the input before restoration."""
         with torch.autocast(audio.device.type, enabled=False):
             if not self.iterations or not mel.shape[-1]:
                 return audio
             mel, audio = mel.float(), audio.float()
             if input_spectra is None or not self.input_phase_below:
                 return self._iterate(audio, self.magnitudes(mel))
-            size = self._size(input_spectra.bone, FAINT)
-            phase = input_spectra.bone / size
-            missing = (1 - power(phase).sqrt()) / self._size(input_spectra.compressed, FAINT_HARMONIC)
+            magnitude = self._floored_magnitudes(input_spectra.bone, FAINT)
+            phase = input_spectra.bone / magnitude
+            missing = (1 - power(phase).sqrt()) / self._floored_magnitudes(input_spectra.compressed, FAINT_HARMONIC)
             phase = phase + input_spectra.compressed * missing
-            held = phase * (power(phase) + OPPOSED).rsqrt_().mul_(self.trust)
-            return self._iterate(audio, self.magnitudes(mel, size), held)
+            target_phase = phase * (power(phase) + OPPOSED).rsqrt_().mul_(self.trust)
+            return self._iterate(audio, self.magnitudes(mel, magnitude), target_phase)
 
     @staticmethod
-    def _size(spectrum: Tensor, faint: float) -> Tensor:
+    def _floored_magnitudes(spectrum: Tensor, faint: float) -> Tensor:
         """Magnitudes (B, n_fft // 2 + 1, L), with a floor for empty bins."""
-        size = power(spectrum).sqrt()
-        # not "+ TINY", which the exporter takes for nothing: digital silence would be divided by zero
-        return (size + faint * size.amax(1, keepdim=True)).clamp_min(TINY)
+        magnitudes = power(spectrum).sqrt()
+        # not "+ TINY", which the exporter optimizes away: digital silence would then be divided by zero
+        return (magnitudes + faint * magnitudes.amax(1, keepdim=True)).clamp_min(TINY)
 
     def magnitudes(self, mel: Tensor, input_magnitudes: Tensor | None = None) -> Tensor:
         """Magnitudes (B, n_fft // 2 + 1, L) whose log-mels are ``mel`` (B, n_mels, L).
 
-        Within a band they are as smooth as these, or, where those count, as fine as ``input_magnitudes``, the input's.
+        Within a band they are smooth, or, as far as ``trust`` weights them, have the fine structure of the
+        ``input_magnitudes``.
         """
-        wanted = mel.mT.exp()
-        estimate = (wanted / self.mel.basis.sum(1).clamp_min(TINY)) @ self.spread.T
+        target = mel.mT.exp()
+        estimate = (target / self.mel.basis.sum(1).clamp_min(TINY)) @ self.spread.T
         if input_magnitudes is not None:
             fine = self._log(input_magnitudes.mT)
             estimate = torch.lerp(self._log(estimate), fine, self.trust.T.expand_as(fine)).exp()
-        return self._fitted(estimate, wanted).mT
+        return self._fitted(estimate, target).mT
 
     @staticmethod
     def _log(magnitudes: Tensor) -> Tensor:
         return magnitudes.clamp_min(TINY).log()
 
-    def _fitted(self, estimate: Tensor, wanted: Tensor) -> Tensor:
+    def _fitted(self, estimate: Tensor, target: Tensor) -> Tensor:
         """Correct each bin (B, L, F) by the geometric mean of the ratios of the bands that it belongs to."""
         for _ in range(ROUGH if self.mel.config.causal else INVERSIONS):
-            ratio = wanted / (estimate @ self.mel.basis.T).clamp_min(TINY)
+            ratio = target / (estimate @ self.mel.basis.T).clamp_min(TINY)
             estimate = estimate * (ratio.clamp_min(TINY).log() @ self.spread.T).exp_()
         return estimate
 
-    def _iterate(self, audio: Tensor, magnitudes: Tensor, held: Tensor | None = None) -> Tensor:
-        """``held`` is the phase to keep, as complex numbers whose magnitude, up to 1, is the weight.
+    def _iterate(self, audio: Tensor, magnitudes: Tensor, phase: Tensor | None = None) -> Tensor:
+        """``phase`` is the phase to keep, as complex numbers whose magnitude, up to 1, is the weight.
 
         Internally, the bins of a frame are adjacent, (B, L, F), as a Fourier transform takes and returns them.
         """
-        coverage, size = self._coverage(magnitudes.shape[-1]), magnitudes.mT.contiguous()
-        soft = (SOFTNESS * size).square().clamp_min(TINY**2)
-        kept, free = (0.0, size) if held is None else (size * held.mT, size * (1 - power(held).sqrt().mT))
+        coverage, target = self._coverage(magnitudes.shape[-1]), magnitudes.mT.contiguous()
+        threshold = (SOFTNESS * target).square().clamp_min(TINY**2)
+        fixed, free = (0.0, target) if phase is None else (target * phase.mT, target * (1 - power(phase).sqrt().mT))
         spectrum = self.mel.stft.spectrum(audio).mT
         for _ in range(self.iterations - 1):
-            there = self._with(spectrum, soft, free).add_(kept)
-            reflected = self._waveform((2 * there).sub_(spectrum).mT, coverage)
+            projected = self._with_magnitudes(spectrum, threshold, free).add_(fixed)
+            reflected = self._waveform((2 * projected).sub_(spectrum).mT, coverage)
             consistent = self.mel.stft.spectrum(reflected).mT
-            spectrum = consistent.add_(spectrum).mul_(RELAXATION).sub_(there, alpha=2 * RELAXATION - 1)
-        return self._waveform(self._with(spectrum, soft, free).add_(kept).mT, coverage)
+            spectrum = consistent.add_(spectrum).mul_(RELAXATION).sub_(projected, alpha=2 * RELAXATION - 1)
+        return self._waveform(self._with_magnitudes(spectrum, threshold, free).add_(fixed).mT, coverage)
 
     @staticmethod
-    def _with(spectrum: Tensor, soft: Tensor, sizes: Tensor) -> Tensor:
-        """``spectrum`` with bins of these sizes; less of those that are weak beside the root of ``soft``."""
-        return spectrum * power(spectrum).add_(soft).rsqrt_().mul_(sizes)
+    def _with_magnitudes(spectrum: Tensor, threshold: Tensor, magnitudes: Tensor) -> Tensor:
+        """``spectrum`` with these magnitudes; bins that are weak relative to the root of ``threshold`` get less."""
+        return spectrum * power(spectrum).add_(threshold).rsqrt_().mul_(magnitudes)
 
     def _waveform(self, spectrum: Tensor, coverage: Tensor) -> Tensor:
         """Inverse of ``Stft.spectrum``: (B, n_fft // 2 + 1, L) -> (B, 1, L * hop_length), by least squares."""
@@ -145,25 +146,25 @@ class GriffinLim(nn.Module):
     def _coverage(self, frames: int) -> Tensor:
         """The sum of the squared windows of L frames at each sample: (1, 1, L * hop_length)."""
         squares = self.mel.stft.window.square()
-        if self.overlap is not None:  # every frame that a sample could be in is there or will be
+        if self.overlap is not None:  # every sample is covered by all of its frames
             return squares.unflatten(0, (-1, self.mel.config.hop_length)).sum(0).repeat(frames)[None, None]
         return self._overlap(squares.expand(1, frames, -1)).clamp_min(TINY)
 
     def _overlap(self, frames: Tensor) -> Tensor:
         """Overlap-add of frames (B, L, n_fft), without the padding: (B, 1, L * hop_length).
 
-        Causal frames are padded at the start alone; from there on their sum is complete and is returned.
+        Causal frames are padded only at the start, and the sum from there on, which is complete, is returned.
         """
         hop, length = self.mel.config.hop_length, frames.shape[1]
         parts = frames.unflatten(-1, (-1, hop))
-        overlap, side = parts.shape[2], (self.mel.config.n_fft - hop) // 2
-        # not into slices of one tensor, which an ONNX file would do element by element
+        overlap, padding = parts.shape[2], (self.mel.config.n_fft - hop) // 2
+        # in-place sums into slices would become element-wise updates in ONNX
         shifted = [F.pad(parts[:, :, i], (0, 0, i, overlap - 1 - i)) for i in range(overlap)]
         total = reduce(torch.add, shifted)
         if self.overlap is not None:
             complete: Tensor = self.overlap(total.flatten(1)[:, None])
             return complete
-        return total.flatten(1)[:, None, side : side + length * hop]
+        return total.flatten(1)[:, None, padding : padding + length * hop]
 
     @property
     def delay(self) -> int:

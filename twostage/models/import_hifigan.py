@@ -27,17 +27,17 @@ NETWORK = (
     "upsample_rates", "upsample_kernel_sizes", "upsample_initial_channel", "resblock", "resblock_kernel_sizes",
     "resblock_dilation_sizes",
 )  # fmt: skip
-# of their training, with no say in what the network computes; num_freq is not read by their code either
+# settings of their training, without effect on the network; num_freq is not used by their code either
 TRAINING = (
     "num_gpus", "batch_size", "learning_rate", "adam_b1", "adam_b2", "lr_decay", "seed", "segment_size", "num_freq",
     "num_workers", "dist_config",
 )  # fmt: skip
-LOSS = "fmax_for_loss"  # for a training that goes on from these weights; null, or not there: half the sample rate
-CONVOLUTIONS = {"1": 3, "2": 2}  # dilations a block of either type reads; their code ignores further ones
+LOSS = "fmax_for_loss"  # for a training that continues from these weights; null or missing: half the sample rate
+CONVOLUTIONS = {"1": 3, "2": 2}  # number of dilations that a block of each type uses; their code ignores further ones
 
 
 def import_hifigan(weights: str | Path, config: str | Path, out: str | Path, *, overwrite: bool = False) -> Vocoder:
-    """Read a published generator and its JSON, write them to ``out`` as a vocoder's checkpoint and return it, folded.
+    """Read a published generator and its JSON, write them to ``out`` as a vocoder's checkpoint, and return it, folded.
 
     ``weights`` is a torch file of {"generator": tensors} or of the tensors alone, with weight normalization or without;
     it is read weights-only. Raises ConfigError or CheckpointError for a setting or tensor that is missing, unknown or
@@ -74,7 +74,7 @@ def _config(values: Mapping[str, Any]) -> VocoderConfig:
             raise ConfigError("missing", subject=key)
     for key in values:
         if key not in (*MEL, *NETWORK, *TRAINING, LOSS):
-            raise ConfigError("no setting of the published generator, so its meaning is not known", subject=key)
+            raise ConfigError("not a setting of the published generator", subject=key)
     mel = {ours: values[theirs] for theirs, ours in MEL.items()}
     if mel["fmax"] is None and isinstance(mel["sample_rate"], int):
         mel["fmax"] = mel["sample_rate"] / 2
@@ -83,10 +83,10 @@ def _config(values: Mapping[str, Any]) -> VocoderConfig:
     if kind not in CONVOLUTIONS:
         raise ConfigError(f"resblock is {network['resblock']!r}, must be '1' or '2'")
     config = build(VocoderConfig, network | {"resblock": int(kind), "mel": mel, LOSS: values.get(LOSS)})
-    needed = CONVOLUTIONS[kind]
-    if any(len(dilations) < needed for dilations in config.resblock_dilation_sizes):
-        raise ConfigError(f"resblock_dilation_sizes: blocks of type {kind} need {needed} dilations each")
-    return replace(config, resblock_dilation_sizes=tuple(sizes[:needed] for sizes in config.resblock_dilation_sizes))
+    count = CONVOLUTIONS[kind]
+    if any(len(dilations) < count for dilations in config.resblock_dilation_sizes):
+        raise ConfigError(f"resblock_dilation_sizes: blocks of type {kind} need {count} dilations each")
+    return replace(config, resblock_dilation_sizes=tuple(sizes[:count] for sizes in config.resblock_dilation_sizes))
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -94,7 +94,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError("no such file", subject=path)
     try:
         state = checkpoint.unpickled(path)
-    except Exception:  # bytes that are no tensors can trip the unpickler anywhere
+    except Exception:  # on arbitrary bytes, the unpickler can raise anything
         raise CheckpointError(
             "not a file of tensors, damaged, or it holds code, which is not run", subject=path
         ) from None
@@ -111,11 +111,11 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _renamed(tensors: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
-    """Published names of normalized weights, weight_g and weight_v, in torch's present names."""
+    """Rename normalized weights from the published weight_g and weight_v to torch's current names."""
     for length, direction in (("weight_g", "weight_v"), ("weight_v", "weight_g")):
         for key in tensors:
             if key.endswith(f".{length}") and key.replace(f".{length}", f".{direction}") not in tensors:
-                raise CheckpointError(f"{key} stands without its {direction}", subject=source)
+                raise CheckpointError(f"{key} is there without its {direction}", subject=source)
     names = {".weight_g": checkpoint.LENGTH, ".weight_v": checkpoint.DIRECTION}
     return {_replace_end(key, names): tensor for key, tensor in tensors.items()}
 

@@ -1,4 +1,4 @@
-"""``load``, which opens every kind of model. PyTorch is imported for files of weights, but not for ONNX files."""
+"""``load`` for every kind of model. PyTorch is imported for files of weights, but not for ONNX files."""
 
 import logging
 from pathlib import Path
@@ -49,12 +49,12 @@ def onnx_for(*paths: str | Path) -> Path | None:
     for path in paths:
         if onnx := onnx_file(path):
             if len(paths) > 1:
-                raise CheckpointError("holds a model of its own; give it alone", subject=path)
+                raise CheckpointError("contains a complete model, so it must be the only path", subject=path)
             return onnx
     if installed("torch"):
         return None
-    if beside := onnx_beside(paths):
-        return beside
-    what = ", ".join(map(str, paths)) or DEFAULT
-    ready = ", ".join(names_with_onnx()) or "none of the shipped models"
-    raise CheckpointError(f"{WITHOUT_TORCH}; without it, ONNX files can be used, and {ready}", subject=what)
+    if onnx_path := onnx_beside(paths):
+        return onnx_path
+    names = ", ".join(map(str, paths)) or DEFAULT
+    usable = ", ".join(names_with_onnx()) or "none of the shipped models"
+    raise CheckpointError(f"{WITHOUT_TORCH}; without it, ONNX files can be used, and {usable}", subject=names)

@@ -3,13 +3,13 @@
 import numpy as np
 from numpy.typing import NDArray
 
-LINEAR = 200 / 3  # Hz a mel, up to
-BREAK = 1000.0  # Hz; from there on
-LOG_STEP = np.log(6.4) / 27  # of the logarithm a mel
+LINEAR = 200 / 3  # Hz per mel, below BREAK
+BREAK = 1000.0  # Hz
+LOG_STEP = np.log(6.4) / 27  # of log(Hz) per mel, above BREAK
 
 
 def slaney_basis(sample_rate: int, n_fft: int, n_mels: int, fmin: float, fmax: float) -> NDArray[np.float32]:
-    """Bands (n_mels, n_fft // 2 + 1) of magnitudes or powers, each of the same area.
+    """Mel filters (n_mels, n_fft // 2 + 1) for magnitudes or powers, all with the same area.
 
     The values of ``librosa.filters.mel(norm="slaney", htk=False)``, to the bit: the scale of Slaney, "Auditory Toolbox"
     (Interval Research, 1998), linear up to 1 kHz and logarithmic above.

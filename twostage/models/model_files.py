@@ -1,4 +1,4 @@
-"""Finds the files of a model by its name, folder or path. Only the names of files are read."""
+"""Finds the files of a model by name, folder or path. Only file names are examined, no contents."""
 
 import os
 from collections.abc import Sequence
@@ -42,27 +42,27 @@ def onnx_file(path: str | Path) -> Path | None:
 
 def stage_files(path: str | Path) -> list[Path]:
     """The files that a name, folder or path names: one, or a folder's two stages."""
-    place = _find(path)
-    if place.is_file():
-        return [place]
+    location = _find(path)
+    if location.is_file():
+        return [location]
     for name in ("best", "last"):  # a training's run directory
-        if (place / f"{name}{SUFFIX}").is_file():
-            return [place / f"{name}{SUFFIX}"]
-    files = sorted(place.glob(f"*{SUFFIX}"))
+        if (location / f"{name}{SUFFIX}").is_file():
+            return [location / f"{name}{SUFFIX}"]
+    files = sorted(location.glob(f"*{SUFFIX}"))
     if not 1 <= len(files) <= 2:
-        raise CheckpointError(f"holds {len(files)} {SUFFIX} files, wanted one or two", subject=place)
+        raise CheckpointError(f"holds {len(files)} {SUFFIX} files, wanted one or two", subject=location)
     return files
 
 
 def _find(path: str | Path) -> Path:
-    if "/" not in str(path) and not Path(path).suffix:  # a bare name is a shipped model before it is a folder
+    if "/" not in str(path) and not Path(path).suffix:  # for a bare name, shipped models precede folders
         for home in SHIPPED:
             if (home / path).is_dir():
                 return home / path
     if not Path(path).exists():
         if Path(path).is_symlink():
-            raise CheckpointError(f"a link to {os.readlink(path)}, which is not there", subject=path)
-        for file in (home / f"{path}{SUFFIX}" for home in SHIPPED):  # one stage of a shipped model: default/vocoder
+            raise CheckpointError(f"a link to {os.readlink(path)}, which does not exist", subject=path)
+        for file in (home / f"{path}{SUFFIX}" for home in SHIPPED):  # one shipped stage: default/vocoder
             if file.is_file():
                 return file
         raise CheckpointError(

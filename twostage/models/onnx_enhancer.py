@@ -1,4 +1,4 @@
-"""Models in ONNX files, run by ONNX Runtime: an enhancer like any other, with its settings inside the file."""
+"""Models in ONNX files, run by ONNX Runtime: enhancers whose settings are stored in the file."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ from twostage.utils.schema import build, parse_json
 if TYPE_CHECKING:
     import torch
 
-AUDIO, RESTORED, NEXT = "audio", "restored", "next."  # names in the graph; a state's new value is NEXT and its name
+AUDIO, RESTORED, NEXT = "audio", "restored", "next."  # names in the graph; a state's new value is NEXT + its name
 Values = dict[str, Audio]
 
 
@@ -63,7 +63,7 @@ class OnnxHeader:
 class OnnxEnhancer:
     """Audio (B, inputs, T) -> (B, 1, T // hop_length * hop_length) by onnxruntime, on the CPU; arrays or tensors.
 
-    A file of one step is run step after step, with the same result. ``threads``: None is PyTorch's number of threads if
+    A file of one step is run step by step, with the same result. ``threads``: None is PyTorch's number of threads if
     PyTorch is in use, otherwise all cores.
     """
 
@@ -177,7 +177,7 @@ class OnnxStream:
         self._states = self._model.silence()
 
     def __call__(self, audio: Audio) -> Audio:
-        """The next chunk (inputs, T), T a multiple of ``stride`` -> (T,), ``delay`` samples late."""
+        """Process the next chunk (inputs, T), T a multiple of ``stride``, to (T,), ``delay`` samples late."""
         return np.concatenate([out[RESTORED][0, 0] for _, out in self.steps(audio)])
 
     def steps(self, audio: Audio) -> Iterator[tuple[Values, Values]]:
@@ -207,8 +207,8 @@ def _session(path: Path, threads: int) -> Any:
     options.intra_op_num_threads, options.log_severity_level = threads, 4
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own, one for each way in which a file can be damaged
-        reason = one_line(first_line(error))  # which begins with what is wrong
+    except Exception as error:  # onnxruntime has many exception classes
+        reason = one_line(first_line(error))  # its first line states the reason
         raise CheckpointError(f"not an ONNX file, or damaged ({reason})", subject=path) from None
 
 
@@ -218,6 +218,6 @@ def _checked_weights(path: Path, header: OnnxHeader) -> list[Path]:
     for file, digest in files.items():
         if not file.is_file() or sha256(file.read_bytes()).hexdigest() != digest:
             raise CheckpointError(
-                f"was made for other weights than those in {file.name}, or that is damaged", subject=path
+                f"was exported for other weights than those in {file.name}, or that file is damaged", subject=path
             )
     return list(files)

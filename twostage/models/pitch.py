@@ -1,4 +1,4 @@
-"""The pitch of a voice for each frame, computed from the spectrum that the log-mels are made of."""
+"""The pitch of a voice for each frame, computed from the spectrum from which the log-mels are computed."""
 
 from math import log2
 
@@ -10,10 +10,10 @@ from twostage.models.features import MelConfig, power
 
 LOWEST, HIGHEST = 60.0, 400.0  # Hz
 CANDIDATES = 128  # evenly spaced in octaves: 1.5 % apart
-BAND = (70.0, 1000.0)  # Hz: above heart and steps, and where every sensor still hears the voice
-OCTAVE = 0.05  # of correlation, for each octave down: twice the period is as periodic
-SHARPNESS = 200.0  # of the softmax that finds the peak: the largest alone would jump with the rounding of a window
-SILENCE = 1e-3  # of a frame's power; that of speech at the models' level is some hundreds
+BAND = (70.0, 1000.0)  # Hz: above heartbeat and steps, and within the band that every sensor picks up
+OCTAVE = 0.05  # penalty on the correlation per octave down, because multiples of the period correlate as well
+SHARPNESS = 200.0  # of the softmax that finds the peak; an argmax would jump with rounding errors
+SILENCE = 1e-3  # added to the power of a frame; that of speech at the level of the models is some hundreds
 
 
 class Pitch(nn.Module):
@@ -33,12 +33,12 @@ class Pitch(nn.Module):
         super().__init__()
         hertz = torch.linspace(0, config.sample_rate / 2, config.n_fft // 2 + 1, dtype=torch.float64)
         log_pitch = torch.linspace(-1, 1, CANDIDATES, dtype=torch.float64)
-        octaves = log2(HIGHEST / LOWEST) * (1 - log_pitch) / 2  # below the highest
+        octaves = log2(HIGHEST / LOWEST) * (1 - log_pitch) / 2  # below HIGHEST
         waves = torch.cos(2 * torch.pi * hertz * (2**octaves / HIGHEST)[:, None])
         window = torch.hann_window(config.win_length, dtype=torch.float64)
-        own = torch.fft.rfft(F.pad(window, (0, config.n_fft - config.win_length))).abs().square()
-        own[1:-1] *= 2
-        overlap = waves @ own / own.sum()  # how much of the window is left at that lag
+        window_power = torch.fft.rfft(F.pad(window, (0, config.n_fft - config.win_length))).abs().square()
+        window_power[1:-1] *= 2
+        overlap = waves @ window_power / window_power.sum()  # autocorrelation of the window at that lag
         waves = waves * ((hertz >= BAND[0]) & (hertz <= BAND[1])) / overlap[:, None]
         self.register_buffer("waves", waves.float(), persistent=False)
         self.register_buffer("band", ((hertz >= BAND[0]) & (hertz <= BAND[1])).float()[None], persistent=False)
@@ -49,7 +49,7 @@ class Pitch(nn.Module):
     def forward(self, spectrum: Tensor) -> Tensor:
         with torch.autocast(spectrum.device.type, enabled=False):
             powers = power(spectrum)
-            likeness = (self.waves @ powers) / (self.band @ powers + SILENCE) - self.handicap
-            chances = torch.softmax(SHARPNESS * likeness, 1)
-            voicing = (likeness + self.handicap).mul(chances).sum(1, keepdim=True).clamp(0, 1)
-            return torch.cat([self.log_pitch @ chances * voicing, voicing], 1)
+            correlation = (self.waves @ powers) / (self.band @ powers + SILENCE) - self.handicap
+            weights = torch.softmax(SHARPNESS * correlation, 1)
+            voicing = (correlation + self.handicap).mul(weights).sum(1, keepdim=True).clamp(0, 1)
+            return torch.cat([self.log_pitch @ weights * voicing, voicing], 1)

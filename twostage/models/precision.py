@@ -34,11 +34,11 @@ def shortfall(precision: str, device: str | torch.device) -> str:
         raise ConfigError(f"precision is {precision!r}, must be one of {', '.join(PRECISIONS)}")
     if PRECISIONS[precision] is torch.float32 or computes_bfloat16(device):
         return ""
-    return f"precision {precision}: this machine's {torch.device(device).type} does not compute in it; float32 is used"
+    return f"precision {precision}: this machine's {torch.device(device).type} does not support it; float32 is used"
 
 
 def convert(model: M, precision: str) -> M:
-    """Store and run the convolutions below ``model``, folded, in ``precision``; returns ``model``."""
+    """Store and run the convolutions of a folded ``model`` in ``precision``; returns ``model``."""
     for module in model.modules():
         if isinstance(module, CONVOLUTIONS):
             module.to(PRECISIONS[precision])

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class Enhancer(Protocol):
     """Degraded audio (B, inputs, T) -> enhanced audio (B, 1, T // hop_length * hop_length), both at ``sample_rate``.
 
-    Lengths are in samples. Whatever has all of these is an enhancer; ``EnhancerModule`` gives a module most of them.
+    Lengths are in samples. Any object with these members is an enhancer; ``EnhancerModule`` implements most of them.
     """
 
     @property
@@ -33,7 +33,7 @@ class Enhancer(Protocol):
 
     @property
     def stride(self) -> int:
-        """A window that begins at a multiple of it gives the output of the whole signal; a multiple of the hop."""
+        """Windows that begin at multiples of it have the output of the whole signal; a multiple of ``hop_length``."""
         ...
 
     @property
@@ -65,7 +65,7 @@ class Enhancer(Protocol):
 
 
 class CausalEnhancer(Enhancer, Protocol):
-    """An enhancer that uses past samples only. It is a module, and its leaves hold the state (``nn.streaming``)."""
+    """An enhancer that uses past samples only: a module whose submodules hold the state (``nn.streaming``)."""
 
     def forward_chunk(self, audio: "Tensor", /) -> "Tensor":
         """Process the next chunk, (B, inputs, T), T a multiple of ``stride`` -> (B, 1, T), ``delay`` samples late.

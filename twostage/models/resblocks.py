@@ -10,7 +10,7 @@ from twostage.nn.layers import Conv1d, receptive_field, weight_norm
 
 SLOPE = 0.1
 
-# What a convolution has made is worked on in place: a second tensor of that size would cost memory and its first touch
+# Outputs of convolutions are modified in place, to save memory and the time to allocate it
 
 
 class ResBlock1(nn.Module):

@@ -1,22 +1,22 @@
 """Stage one: a 2D ResUNet that restores the log-mel spectrogram of bone-conducted speech.
 
 Source: Liu et al., "VoiceFixer: A Unified Framework for High-Fidelity Speech Restoration", Interspeech 2022, section
-3.1 (analysis module), and its authors' code. What differs from them:
-- size: 16 to 128 channels and one residual block a level, where theirs has 32 to 384 and four, 65 M parameters
+3.1 (analysis module), and its authors' code. Differences:
+- size: 16 to 128 channels and one residual block per level, where theirs has 32 to 384 and four, 65 M parameters
 - 16 kHz, 80 mels and natural logarithms of magnitudes, where theirs has 44.1 kHz, 128 mels and common logarithms
-- weights are normalized, where theirs normalizes batches: no statistics of the utterance or the batch enter, so a
-  window of a file sees what the whole file sees
-- between levels, convolutions as wide as their stride pool and transposed ones undo it, where theirs averages 2 by 2
-  and goes back by transposed convolutions of 3 by 3
-- bands are halved at every level and frames where ``time_strides`` says so, where theirs halves both at all of its six
-- blocks at the bottom are dilated in time, theirs are not
-- the last convolution is of 3 by 3, behind the last block, where theirs has one more block and a convolution of 1 by 1
-- a skip is merged by a convolution of 1 by 1 before the block, where theirs leaves that to the first block, whose
-  shortcut is such a convolution; leaky ReLUs have a slope of 0.1, theirs 0.01
-- a second channel says where in frequency a band lies; theirs has mels alone
-- the mask is the network's output; theirs first takes noise away, by a mask of linear layers and GRUs on the mel, and
-  takes the result besides the input
-- with ``mel.causal``, every layer looks back alone
+- weight normalization, where theirs uses batch normalization: without statistics of the utterance or the batch, windows
+  of a file have the same output as the whole file
+- convolutions with a kernel of their stride for pooling, and transposed ones for upsampling, where theirs has 2x2
+  average pooling and 3x3 transposed convolutions
+- bands are halved at every level, and frames according to ``time_strides``; theirs halves both at all six levels
+- the blocks at the bottom are dilated in time
+- the last convolution is 3x3, directly after the last block, where theirs has one more block and a 1x1 convolution
+- a skip is merged by a 1x1 convolution before the block, where theirs does this in the first block, whose shortcut is
+  such a convolution; leaky ReLUs have a slope of 0.1, theirs 0.01
+- a second input channel is the frequency coordinate of each band; theirs has mels only
+- the mask is the output of the network; theirs first removes noise, by a mask from linear layers and GRUs on the mel,
+  and takes the result in addition to the input
+- with ``mel.causal``, every layer uses the past only
 """
 
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ from twostage.utils.errors import ConfigError
 
 SLOPE = 0.1
 FEATURES = {"pitch": 2}  # rows of each input feature besides log-mels
-MEAN, SCALE = -6.0, 2.5  # of the log-mels of speech, roughly: brings the network's input near zero mean, unit deviation
+MEAN, SCALE = -6.0, 2.5  # of the log-mels of speech, roughly: normalize the input of the network
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class RestorerConfig:
     With two inputs, the mask is still added to the log-mel of the bone-conduction microphone.
     """
 
-    mel: MelConfig = field(default_factory=MelConfig)  # the contract with the vocoder
+    mel: MelConfig = field(default_factory=MelConfig)  # must equal the settings of the vocoder
     channels: tuple[int, ...] = (16, 32, 64, 96, 128)  # of each level of the U-Net
-    time_strides: tuple[int, ...] = (2, 1, 1, 1)  # frames that each pooling between two levels joins
-    band_strides: tuple[int, ...] = ()  # bands that each pooling joins; empty: two
-    blocks: int = 1  # residual blocks a level, each way
+    time_strides: tuple[int, ...] = (2, 1, 1, 1)  # frames that each pooling between two levels combines
+    band_strides: tuple[int, ...] = ()  # bands that each pooling combines; empty: two
+    blocks: int = 1  # residual blocks per level, in encoder and decoder
     dilations: tuple[int, ...] = (1, 2, 4)  # in frames, of the residual blocks at the bottom
     output: str = "mask"  # mask: a gain in the log domain, unbounded, added to the input; mapping: the log-mel itself
-    inputs: int = 1  # microphones: 1, or 2, bone and then air
+    inputs: int = 1  # microphones: 1 (bone), or 2 (bone, then air)
     features: tuple[str, ...] = ()  # input features besides log-mels: "pitch"
 
     def __post_init__(self) -> None:
@@ -66,8 +66,8 @@ class RestorerConfig:
         pooled = prod(bands for bands, _ in self.strides)
         if self.mel.n_mels % pooled:
             raise ConfigError(
-                f"mel.n_mels is {self.mel.n_mels}, must divide by {pooled}, the product of restorer.band_strides "
-                "(one 2 for each of restorer.time_strides, if there are none)"
+                f"mel.n_mels is {self.mel.n_mels}, must be divisible by {pooled}, the product of restorer.band_strides "
+                "(by default a 2 for each of restorer.time_strides)"
             )
         if self.output not in ("mask", "mapping"):
             raise ConfigError(f"restorer.output is {self.output!r}, must be 'mask' or 'mapping'")
@@ -77,7 +77,7 @@ class RestorerConfig:
             if name not in FEATURES:
                 raise ConfigError(f"restorer.features: no feature {name!r}; there are {', '.join(FEATURES)}")
         if len(set(self.features)) < len(self.features):
-            raise ConfigError(f"restorer.features is {list(self.features)}: one is named twice")
+            raise ConfigError(f"restorer.features is {list(self.features)}: a name occurs twice")
 
     @property
     def strides(self) -> list[tuple[int, int]]:
@@ -114,7 +114,7 @@ class ResBlock(nn.Module):
 class Restorer(nn.Module):
     """ResUNet: (B, n_mels, L) log-mels of bone-conducted speech -> (B, n_mels, L) log-mels of clean speech.
 
-    With more inputs and features, the input has the shape (B, sum(config.rows), L) of ``RestorerFeatures``: their rows
+    With more inputs or features, the input has the shape (B, sum(config.rows), L) of ``RestorerFeatures``: their rows
     follow the log-mel of the bone channel.
     """
 
@@ -143,18 +143,18 @@ class Restorer(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         mel = features[:, : self.config.mel.n_mels]
-        x = self._layers(F.pad(features, (0, -mel.shape[-1] % self.stride), mode="replicate"))
+        x = self._as_channels(F.pad(features, (0, -mel.shape[-1] % self.stride), mode="replicate"))
         x = self._unet(x.to(next(self.conv_pre.parameters()).dtype))[:, 0, :, : mel.shape[-1]].float() * SCALE
         restored = mel + x if self.config.output == "mask" else x + MEAN
         return restored.clamp_min(log(self.config.mel.clamp))
 
-    def _layers(self, features: Tensor) -> Tensor:
-        """Rows (B, R, L) to layers (B, C, n_mels, L): bone with its frequency, air, features in all bands."""
+    def _as_channels(self, features: Tensor) -> Tensor:
+        """Rows (B, R, L) to channels (B, C, n_mels, L): bone, frequency, air, and features repeated in all bands."""
         inputs, n_mels = self.config.inputs, self.config.mel.n_mels
         bone, *others = features.split(self.config.rows, 1)
         air = [(mel[:, None] - MEAN) / SCALE for mel in others[: inputs - 1]]
-        feature_layers = [rows[:, :, None].expand(-1, -1, n_mels, -1) for rows in others[inputs - 1 :]]
-        return torch.cat([with_frequency(bone), *air, *feature_layers], 1)
+        feature_channels = [rows[:, :, None].expand(-1, -1, n_mels, -1) for rows in others[inputs - 1 :]]
+        return torch.cat([with_frequency(bone), *air, *feature_channels], 1)
 
     def _unet(self, x: Tensor) -> Tensor:
         x, skips = self.conv_pre(x), []
@@ -183,4 +183,4 @@ class Restorer(nn.Module):
             frames += 2 * 2 * self.config.blocks * stride + (step - 1) * stride
             stride *= step
         frames += stride * sum(d + 1 for d in self.config.dilations) + stride
-        return frames * (2 if self.config.mel.causal else 1)  # causal, all of it in the past
+        return frames * (2 if self.config.mel.causal else 1)  # if causal, all of them in the past

@@ -13,8 +13,8 @@ from twostage.models.restorer import RestorerConfig
 class RestorerFeatures(nn.Module):
     """Audio (B, inputs, T), bone first -> (B, inputs * n_mels + rows of features, L), as ``Restorer`` takes it.
 
-    Additional features are computed from the bone channel, which picks up the wearer alone. ``mel`` belongs to the
-    owner of this module: the spectrograms that it computes of a stream are used by the vocoder as well.
+    Additional features are computed from the bone channel, which picks up only the wearer. ``mel`` is an argument
+    because it holds the state of the stream and the vocoder uses the same spectrograms.
     """
 
     def __init__(self, config: RestorerConfig) -> None:

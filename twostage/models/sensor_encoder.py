@@ -1,10 +1,10 @@
-"""The encoder of the sensor's waveform: audio to activations at every rate of the generator.
+"""The encoder of the sensor's waveform: from audio to activations at every rate of the generator.
 
 A mel contains neither the exact frequencies of the harmonics nor their phase; the sensor's waveform contains both, for
 the low band. Compare Andreev et al., "HiFi++: a Unified Framework for Bandwidth Extension and Speech Enhancement",
-ICASSP 2023, which puts a waveform U-Net behind a HiFi-GAN generator; here the generator is the decoder half of the
-U-Net. Strided layers are aligned with the generator's transposed ones, so that every activation is added at the
-position of its samples. In causal models, a step depends on no sample after its own, and a frame on none after its hop.
+ICASSP 2023, which appends a waveform U-Net to a HiFi-GAN generator; here the generator is the decoder half of the
+U-Net. Strided layers are aligned with the transposed layers of the generator, so that every activation is added at the
+position of its samples. In causal models, a step depends on no later sample, and a frame on no sample after its hop.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from twostage.models.resblocks import SLOPE, ResBlock2
 from twostage.nn.layers import Conv1d, receptive_field, weight_norm
 
 RESBLOCK_KERNEL, DILATIONS = 3, (1, 3)
-KERNEL = 7  # of the first convolution, as of the generator's last
+KERNEL = 7  # of the first convolution, as in the last one of the generator
 
 
 def silent(conv: Conv1d) -> Conv1d:
@@ -27,10 +27,10 @@ def silent(conv: Conv1d) -> Conv1d:
 
 
 class SensorEncoder(nn.Module):
-    """Sensor audio (B, 1, L * hop_length) -> the activations to add in the generator, from the frame rate upwards.
+    """Sensor audio (B, 1, L * hop_length) -> activations to add in the generator, from the frame rate upward.
 
     ``channels``, ``rates`` and ``kernel_sizes`` are those of the generator: the channels at the frame rate and after
-    each upsampling layer, whose rates are the encoder's strides in reverse. The output layers are initialized with
+    each upsampling layer; the encoder's strides are these rates in reverse. The output layers are initialized with
     zeros, so that the generator starts as one without an encoder.
     """
 
@@ -38,7 +38,7 @@ class SensorEncoder(nn.Module):
         self, channels: Sequence[int], rates: Sequence[int], kernel_sizes: Sequence[int], *, causal: bool
     ) -> None:
         super().__init__()
-        self.steps = list(zip(rates, kernel_sizes, strict=True))  # of the generator, from the frame rate upwards
+        self.steps = list(zip(rates, kernel_sizes, strict=True))  # of the generator, from the frame rate upward
         narrow_to_wide = list(reversed(channels))
         self.conv_pre = weight_norm(Conv1d(1, narrow_to_wide[0], KERNEL, causal=causal))
         self.downs = nn.ModuleList(
@@ -60,9 +60,9 @@ class SensorEncoder(nn.Module):
 
     @property
     def receptive_field(self) -> float:
-        """Frames of audio that what is added at the frame rate depends on, on each side; causal, twice, all before.
+        """The number of frames on each side that the activations at the frame rate depend on.
 
-        What is added at higher rates depends on less.
+        If causal, it is twice as many in the past. Activations at higher rates depend on fewer.
         """
         rate, residual = 1, ResBlock2.receptive_field(RESBLOCK_KERNEL, DILATIONS)
         frames = float(residual)

@@ -1,4 +1,4 @@
-"""Both stages as one enhancer: the only module that knows the restorer and the vocoder together."""
+"""Both stages as one enhancer: the only module that combines the restorer and the vocoder."""
 
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ from twostage.utils.errors import ConfigError
 
 @dataclass(frozen=True)
 class TwoStageConfig(EnhancerConfig):
-    """The two stages' settings; their mel settings must be the same."""
+    """The settings of the two stages; their mel settings must be equal."""
 
     restorer: RestorerConfig = field(default_factory=RestorerConfig)  # stage one
     vocoder: VocoderConfig = field(default_factory=VocoderConfig)  # stage two
@@ -47,7 +47,7 @@ class TwoStage(StreamingModule):
         self.vocoder = Vocoder(config.vocoder)
 
     def forward(self, audio: Tensor) -> Tensor:
-        # a restorer that looks ahead makes its strides whole itself, by repeating the last frame
+        # a restorer that looks ahead pads to a multiple of its stride itself, by repeating the last frame
         return super().forward(audio) if self.causal else self.forward_chunk(audio)
 
     def forward_chunk(self, audio: Tensor) -> Tensor:

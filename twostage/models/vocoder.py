@@ -1,4 +1,4 @@
-"""Stage two: the HiFi-GAN generator, log-mels to a waveform.
+"""Stage two: the HiFi-GAN generator, from log-mels to a waveform.
 
 Source: Kong, Kim and Bae, "HiFi-GAN: Generative Adversarial Networks for Efficient and High Fidelity Speech Synthesis",
 NeurIPS 2020, section 2.2 and appendix A.1. Module names are those of the authors' checkpoints. With ``sensor_input``
@@ -20,7 +20,7 @@ from twostage.models.sensor_encoder import SensorEncoder
 from twostage.nn.layers import Conv1d, ConvTranspose1d, fold_weight_norm, weight_norm
 from twostage.utils.errors import ConfigError
 
-LAST_SLOPE = 0.01  # the authors' code leaves torch's default before the output convolution; their weights expect it
+LAST_SLOPE = 0.01  # before the output convolution: torch's default, as in the authors' code; their weights require it
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,17 @@ class VocoderConfig:
     With ``mel.causal``, a sample depends on the frames up to its own, and Griffin-Lim is 0 or 1.
     """
 
-    mel: MelConfig = field(default_factory=MelConfig)  # the contract with the restorer
-    upsample_rates: tuple[int, ...] = (8, 8, 2, 2)  # of each level; they multiply to mel.hop_length
+    mel: MelConfig = field(default_factory=MelConfig)  # must equal the settings of the restorer
+    upsample_rates: tuple[int, ...] = (8, 8, 2, 2)  # of each level; their product is mel.hop_length
     upsample_kernel_sizes: tuple[int, ...] = (16, 16, 4, 4)  # of each level: its rate plus an even number
     upsample_initial_channel: int = 256  # channels before the first level; each level halves them
-    resblock: int = 1  # the paper's type: 1 (two convolutions a dilation) or 2 (one)
-    resblock_kernel_sizes: tuple[int, ...] = (3, 7)  # of the residual blocks that a level averages
-    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5))  # of each of them
-    fmax_for_loss: float | None = None  # Hz, where the log-mels of a training's losses end; null: half the sample rate
-    sensor_input: bool = False  # the generator takes the sensor's waveform too; data.sensors, data.silent_prob
-    griffin_lim: int = 0  # iterations that finish the output, not in training; 0: the paper's vocoder
-    input_phase_below: float = 0.0  # Hz, up to which they take phase and harmonics from the restored input; 0: nothing
+    resblock: int = 1  # type in the paper: 1 (two convolutions per dilation) or 2 (one)
+    resblock_kernel_sizes: tuple[int, ...] = (3, 7)  # of the residual blocks, whose outputs are averaged at each level
+    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5))  # of each residual block
+    fmax_for_loss: float | None = None  # Hz, upper limit of the log-mels in losses; null: half the sample rate
+    sensor_input: bool = False  # the generator also takes the sensor's waveform; see data.sensors, data.silent_prob
+    griffin_lim: int = 0  # iterations applied to the output, except in training; 0: the paper's vocoder
+    input_phase_below: float = 0.0  # Hz, below which they take phase and harmonics from the input; 0: nothing
 
     def __post_init__(self) -> None:
         sizes = (*self.upsample_rates, *self.upsample_kernel_sizes, *self.resblock_kernel_sizes)
@@ -81,7 +81,7 @@ class VocoderConfig:
         if self.upsample_initial_channel % 2 ** len(self.upsample_rates):
             raise ConfigError(
                 f"vocoder.upsample_initial_channel is {self.upsample_initial_channel}, "
-                f"must divide by {2 ** len(self.upsample_rates)}"
+                f"must be divisible by {2 ** len(self.upsample_rates)}"
             )
 
     @property
@@ -105,7 +105,7 @@ class Vocoder(nn.Module):
                 channels, channels[1:], config.upsample_kernel_sizes, config.upsample_rates, strict=False
             )
         )
-        # one flat list, level by level: the order in which published checkpoints number their blocks
+        # one flat list, level by level: the order of the blocks in published checkpoints
         self.resblocks = nn.ModuleList(
             RESBLOCKS[config.resblock](c, k, tuple(d), causal) for c in channels[1:] for k, d in blocks
         )
@@ -118,15 +118,15 @@ class Vocoder(nn.Module):
             self.griffin_lim = GriffinLim(config.mel, config.griffin_lim, config.input_phase_below)
 
     def forward(self, mel: Tensor, input_spectra: InputSpectra | None = None, sensor: Tensor | None = None) -> Tensor:
-        """``input_spectra`` are those of the restored input, for Griffin-Lim, if it is used.
+        """``input_spectra``: the spectra of the input before restoration, for Griffin-Lim, if it is used.
 
         ``sensor`` (B, 1, L * hop_length): the waveform of the input, for a generator with ``sensor_input``; None is
         silence.
         """
         if not self.delay or not mel.shape[-1]:
             return self.forward_chunk(mel, input_spectra, sensor)
-        frames = self.delay // self.config.mel.hop_length  # with which the last samples come
-        mel = F.pad(mel, (0, frames), mode="replicate")  # silence would fade them out
+        frames = self.delay // self.config.mel.hop_length  # that complete the last samples
+        mel = F.pad(mel, (0, frames), mode="replicate")  # padding with silence would fade them out
         input_spectra = (
             None if input_spectra is None else input_spectra.each(lambda spectrum: F.pad(spectrum, (0, frames)))
         )
@@ -150,7 +150,7 @@ class Vocoder(nn.Module):
         return torch.tanh(self.conv_post(F.leaky_relu_(x, LAST_SLOPE)).float())
 
     def _skips(self, mel: Tensor, sensor: Tensor | None) -> list[Tensor] | list[None]:
-        """The activations of the encoder for each rate, from the frame rate upwards; empty without an encoder."""
+        """The activations of the encoder for each rate, from the frame rate upward; None each without an encoder."""
         if self.encoder is None:
             return [None] * (1 + len(self.ups))
         samples = mel.shape[-1] * self.config.mel.hop_length
@@ -174,7 +174,7 @@ class Vocoder(nn.Module):
 
     @property
     def delay(self) -> int:
-        """The number of samples by which the output of ``forward_chunk`` is late: those that Griffin-Lim waits for."""
+        """The number of samples by which the output of ``forward_chunk`` is late: the delay of Griffin-Lim."""
         return self.griffin_lim.delay if self.griffin_lim and not self.training else 0
 
     @property
@@ -191,7 +191,7 @@ class Vocoder(nn.Module):
     def generator_context(self) -> int:
         """The largest number of frames on each side that ``generate`` depends on."""
         config, rate, frames = self.config, 1, 3.0
-        if self.encoder is not None:  # which sees further than the convolution of mels beside it
+        if self.encoder is not None:  # its receptive field is larger than that of ``conv_pre``
             frames = self.encoder.receptive_field
         widest = max(
             RESBLOCKS[config.resblock].receptive_field(k, tuple(d))
@@ -201,5 +201,5 @@ class Vocoder(nn.Module):
             frames += kernel_size / (2 * up) / rate
             rate *= up
             frames += widest / rate
-        frames = (frames + 3 / rate) * (2 if config.mel.causal else 1)  # causal, all of it in the past
+        frames = (frames + 3 / rate) * (2 if config.mel.causal else 1)  # if causal, all of them in the past
         return ceil(frames)

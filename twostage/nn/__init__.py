@@ -1,1 +1,1 @@
-"""Building blocks that know nothing of speech."""
+"""Building blocks that are independent of speech."""

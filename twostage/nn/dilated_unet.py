@@ -1,7 +1,7 @@
-"""A U-Net along time: dilated residual units, strided convolutions between them, skips that are added.
+"""A U-Net along time: dilated residual units, strided convolutions between them, and additive skips.
 
 Sources: Tagliasacchi, Li, Misiunas and Roblek, "SEANet", Interspeech 2020, section 2, and Hauret et al., "EBEN", ICASSP
-2023, which takes it over. Where its activations stand is as in the latter's code.
+2023, which adopts it. The positions of activations are those of the latter's code.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ BOTTOM = 7  # kernel size of the convolutions at the bottom
 class DilatedUnet(nn.Module):
     """(B, channels, L) -> (B, channels, L), L a multiple of ``stride``. Each level doubles the channels.
 
-    ``unit`` makes a residual unit of kernel size 3 from its channels and dilation. ``strides``, all even, are those of
+    ``unit`` builds a residual unit of kernel size 3 from its channels and dilation. ``strides``, all even, are those of
     the levels; ``bottleneck`` is the number of channels inside the bottleneck.
     """
 
@@ -38,24 +38,24 @@ class DilatedUnet(nn.Module):
         self.strides, self.activation = tuple(strides), activation
         widths = [channels * 2**level for level in range(len(strides) + 1)]
         levels = list(zip(pairwise(widths), strides, strict=True))
-        how = {"bias": bias, "causal": causal}
+        options = {"bias": bias, "causal": causal}
         self.downs = nn.ModuleList(
             nn.Sequential(
                 *(unit(narrow, dilation) for dilation in DILATIONS),
-                weight_norm(Conv1d(narrow, wide, 2 * stride, stride=stride, **how)),
+                weight_norm(Conv1d(narrow, wide, 2 * stride, stride=stride, **options)),
             )
             for (narrow, wide), stride in levels
         )
         self.bottom = nn.Sequential(
             activation,
-            weight_norm(Conv1d(widths[-1], bottleneck, BOTTOM, **how)),
+            weight_norm(Conv1d(widths[-1], bottleneck, BOTTOM, **options)),
             activation,
-            weight_norm(Conv1d(bottleneck, widths[-1], BOTTOM, **how)),
+            weight_norm(Conv1d(bottleneck, widths[-1], BOTTOM, **options)),
             activation,
         )
         self.ups = nn.ModuleList(
             nn.Sequential(
-                weight_norm(ConvTranspose1d(wide, narrow, 2 * stride, stride, **how)),
+                weight_norm(ConvTranspose1d(wide, narrow, 2 * stride, stride, **options)),
                 activation,
                 *(unit(narrow, dilation) for dilation in DILATIONS),
             )
@@ -78,9 +78,9 @@ class DilatedUnet(nn.Module):
 
     @property
     def receptive_field(self) -> int:
-        """Steps that an output step depends on beyond its stride, on each side, at most; causal, twice, all before."""
-        reached, step = 0, 1
+        """Steps on each side, beyond its stride, that an output step depends on; if causal, twice as many, all past."""
+        steps, step = 0, 1
         for stride in self.strides:
-            reached += 2 * (receptive_field((3, dilation) for dilation in DILATIONS) + stride // 2) * step
+            steps += 2 * (receptive_field((3, dilation) for dilation in DILATIONS) + stride // 2) * step
             step *= stride
-        return reached + 2 * receptive_field([(BOTTOM, 1)]) * step
+        return steps + 2 * receptive_field([(BOTTOM, 1)]) * step

@@ -19,7 +19,7 @@ Size = tuple[int, int]  # bands, then frames
 
 
 class Conv1d(nn.Conv1d):
-    """(B, C, L) -> (B, C', L), or, with a ``stride``, which the kernel must cover, (B, C', L / stride)."""
+    """(B, C, L) -> (B, C', L); with a ``stride``, at most the kernel size, -> (B, C', L / stride)."""
 
     def __init__(
         self,
@@ -42,14 +42,14 @@ class Conv1d(nn.Conv1d):
         if short.is_short(x):
             x = F.pad(x, (self.sides, self.sides))
             return short.conv1d(x, self.weight, self.bias, self.stride[0], self.dilation[0])
-        if torch.compiler.is_exporting():  # one operator; written into, the view below would be scattered
+        if torch.compiler.is_exporting():  # one operator; in-place changes of the view below would become scatters
             return super().forward(x)
-        x, weight = _level(x), self.weight[:, :, None]
+        x, weight = _as_2d(x), self.weight[:, :, None]
         return F.conv2d(x, weight, self.bias, (1, *self.stride), (0, self.sides), (1, *self.dilation))[:, :, 0]
 
 
 class Conv2d(nn.Conv2d):
-    """(B, C, F, L) -> (B, C', F, L), or, with a ``stride``, which the kernel must cover, (B, C', F / s, L / s')."""
+    """(B, C, F, L) -> (B, C', F, L); with a ``stride``, at most the kernel size, -> (B, C', F / s, L / s')."""
 
     def __init__(
         self,
@@ -72,26 +72,26 @@ class Conv2d(nn.Conv2d):
         if short.is_short(x):
             x = F.pad(x, (self.sides[1], self.sides[1], self.sides[0], self.sides[0]))
             return short.conv2d(x, self.weight, self.bias, self.stride, self.dilation)
-        return super().forward(_channels_together(x))
+        return super().forward(_channels_last(x))
 
 
 class ConvTranspose1d(nn.ConvTranspose1d):
-    """(B, C, L) -> (B, C', L * rate); ``kernel_size`` is the rate plus an even number, or, if causal, any above it."""
+    """(B, C, L) -> (B, C', L * rate); ``kernel_size`` is the rate plus an even number, or any number if causal."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel_size: int, rate: int, *, bias: bool = True, causal: bool = False
     ) -> None:
-        over = kernel_size - rate
-        self.sides = 0 if causal else over // 2
+        overlap = kernel_size - rate
+        self.sides = 0 if causal else overlap // 2
         super().__init__(inputs, outputs, kernel_size, rate, self.sides, bias=bias)
-        self.overlap = Overlap(over) if causal and over else None
+        self.overlap = Overlap(overlap) if causal and overlap else None
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        bias = self.bias if self.overlap is None else None  # before the overlap, it would count twice
+        bias = self.bias if self.overlap is None else None  # if added before the overlap, it would count twice
         if torch.compiler.is_exporting():
             x = F.conv_transpose1d(x, self.weight, bias, self.stride, self.sides)
         else:
-            x, weight = _level(x), self.weight[:, :, None]
+            x, weight = _as_2d(x), self.weight[:, :, None]
             x = F.conv_transpose2d(x, weight, bias, (1, *self.stride), (0, self.sides))[:, :, 0]
         if self.overlap is None:
             return x
@@ -100,7 +100,7 @@ class ConvTranspose1d(nn.ConvTranspose1d):
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
-    """(B, C, F, L) -> (B, C', F * s, L * s'); ``kernel_size`` as for ConvTranspose1d, of each axis."""
+    """(B, C, F, L) -> (B, C', F * s, L * s'); ``kernel_size`` of each axis as for ConvTranspose1d."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel_size: Size, stride: Size, *, causal: bool = False, bias: bool = True
@@ -112,8 +112,8 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         if self.overlap is None:
-            return super().forward(_channels_together(x), output_size)
-        x = self.overlap(F.conv_transpose2d(_channels_together(x), self.weight, None, self.stride, self.sides))
+            return super().forward(_channels_last(x), output_size)
+        x = self.overlap(F.conv_transpose2d(_channels_last(x), self.weight, None, self.stride, self.sides))
         return x if self.bias is None else x + self.bias[:, None, None]
 
 
@@ -146,19 +146,19 @@ class LSTM(nn.LSTM):
         return x
 
 
-def _level(x: Tensor) -> Tensor:
-    """(B, C, L) -> (B, C, 1, L), because torch optimizes the memory layout of two-dimensional convolutions only."""
-    return _channels_together(x[:, :, None])
+def _as_2d(x: Tensor) -> Tensor:
+    """(B, C, L) -> (B, C, 1, L), because torch optimizes the memory layout of 2D convolutions only."""
+    return _channels_last(x[:, :, None])
 
 
-def _channels_together(x: Tensor) -> Tensor:
-    """Without gradient on a CPU, a position's channels lie side by side: up to twice as fast, backward is slower."""
-    wanted = x.device.type == "cpu" and not torch.is_grad_enabled()
-    return x.contiguous(memory_format=torch.channels_last) if wanted else x
+def _channels_last(x: Tensor) -> Tensor:
+    """Use the channels-last layout on a CPU without gradient: forward is up to twice as fast, backward is slower."""
+    faster = x.device.type == "cpu" and not torch.is_grad_enabled()
+    return x.contiguous(memory_format=torch.channels_last) if faster else x
 
 
 def weight_norm(module: M, std: float | None = None) -> M:
-    """Reparametrize ``module.weight`` as direction times length; it is first drawn from N(0, std) if ``std`` is given.
+    """Reparametrize ``module.weight`` as direction times length, initialized from N(0, std) if ``std`` is given.
 
     Source: Salimans and Kingma, "Weight Normalization", 2016, equation 2.
     """
@@ -166,24 +166,24 @@ def weight_norm(module: M, std: float | None = None) -> M:
         nn.init.normal_(module.weight, 0.0, std)  # type: ignore[arg-type]
     hooks = set(module._load_state_dict_pre_hooks)
     parametrizations.weight_norm(module)
-    # torch's hook for names of old weights is a local function, which would keep the module from being pickled
+    # torch's hook for old names of weights is a local function, which prevents pickling of the module
     for key in set(module._load_state_dict_pre_hooks) - hooks:
         del module._load_state_dict_pre_hooks[key]
     return module
 
 
 def fold_weight_norm(model: M) -> M:
-    """Replace every normalized weight below ``model`` by the plain weight. Idempotent; returns ``model``."""
+    """Replace every normalized weight in ``model`` by the plain weight. Idempotent; returns ``model``."""
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight")
         if isinstance(module, Conv1d | Conv2d):
-            module.weight.data = module.weight.data.movedim(1, -1).contiguous().movedim(-1, 1)  # as `short` likes it
+            module.weight.data = module.weight.data.movedim(1, -1).contiguous().movedim(-1, 1)  # fastest for `short`
     return model
 
 
 def receptive_field(layers: Iterable[tuple[int, int]]) -> int:
-    """Input steps that centered stride-one convolutions see on each side, from (kernel_size, dilation) pairs.
+    """Input steps on each side that centered stride-one convolutions use, from (kernel_size, dilation) pairs.
 
     >>> receptive_field([(3, 1), (3, 3), (3, 5)])
     9
@@ -192,7 +192,7 @@ def receptive_field(layers: Iterable[tuple[int, int]]) -> int:
 
 
 def feature_maps(x: Tensor, hidden: Iterable[nn.Module], last: nn.Module, slope: float) -> list[Tensor]:
-    """Feature maps of a discriminator for ``x`` (B, C, ...): each hidden layer's, after leaky ReLU, and flat logits."""
+    """Feature maps of a discriminator for ``x`` (B, C, ...): hidden layers, after leaky ReLU, and flattened logits."""
     maps = []
     for layer in hidden:
         x = F.leaky_relu(layer(x), slope)

@@ -1,4 +1,4 @@
-"""Pseudo-quadrature mirror filters: audio to bands at a fraction of its rate, and back, almost without error.
+"""Pseudo-quadrature mirror filters: audio to bands at a fraction of its rate, and nearly perfectly back.
 
 Sources: Nguyen, "Near-perfect-reconstruction pseudo-QMF banks", IEEE Transactions on Signal Processing 1994, eq. 1, for
 the bank; Lin and Vaidyanathan, "A Kaiser window approach for the design of prototype filters of cosine modulated
@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from twostage.nn.streaming import Overlap, Past
 
-BETA = 9.0  # of the Kaiser window, EBEN's
+BETA = 9.0  # of the Kaiser window, as in EBEN
 
 
 class Pqmf(nn.Module):
     """Audio (B, 1, T) <-> ``bands`` (B, bands, T / bands), T a multiple of ``bands``, from low to high.
 
-    There and back is ``delay`` samples late. Float32 under autocast as well.
+    Analysis and synthesis together have a delay of ``delay`` samples. They use float32 also under autocast.
 
     >>> bank, audio = Pqmf(4, 32), torch.sin(torch.arange(400.0) ** 2 / 300)[None, None]
     >>> again = bank.synthesis(bank.analysis(audio))
@@ -46,28 +46,28 @@ class Pqmf(nn.Module):
 
 
 def prototype(bands: int, taps: int) -> NDArray[np.float64]:
-    """The low-pass (taps,) of which all bands are modulations: a windowed sinc, its cutoff the best there is.
+    """The low-pass prototype (taps,) of all bands: a windowed sinc with an optimized cutoff.
 
-    That is, of all cutoffs that one at which the filter's autocorrelation is nearest to zero at multiples of 2 bands.
+    The optimum is the cutoff at which the autocorrelation of the filter is nearest to zero at multiples of 2 * bands.
     """
 
     def windowed(cutoff: float) -> NDArray[np.float64]:
         return cutoff * np.sinc(cutoff * _centered(taps)) * np.kaiser(taps, BETA)
 
-    def rest(cutoff: float) -> float:
+    def aliasing(cutoff: float) -> float:
         low = windowed(cutoff)
         return float(np.abs(np.correlate(low, low, "full")[taps - 1 + 2 * bands :: 2 * bands]).max())
 
-    from scipy.optimize import minimize_scalar  # takes a third of a second to import
+    from scipy.optimize import minimize_scalar  # imported here because it takes a third of a second
 
-    minimum = minimize_scalar(rest, bounds=(0.5 / bands, 1 / bands), method="bounded", options={"xatol": 1e-9})
+    minimum = minimize_scalar(aliasing, bounds=(0.5 / bands, 1 / bands), method="bounded", options={"xatol": 1e-9})
     return windowed(minimum.x)
 
 
 def modulated(low: NDArray[np.float64], bands: int) -> NDArray[np.float64]:
-    """The prototype (taps,) moved to the middle of every band: (bands, taps).
+    """Modulate the prototype (taps,) to the center of every band: (bands, taps).
 
-    Written for correlation, as torch convolves: synthesis, but for a factor of ``bands``, is analysis turned round.
+    For correlation, as in torch's convolutions; up to a factor of ``bands``, synthesis is the transpose of analysis.
     """
     band = np.arange(bands)[:, None]
     phase = (2 * band + 1) * np.pi / (2 * bands) * _centered(len(low)) - (-1.0) ** band * np.pi / 4

@@ -1,4 +1,4 @@
-"""State that causal layers carry from one chunk of a signal to the next. Offline processing is a stream of one chunk.
+"""State that causal layers keep from one chunk of a signal to the next. Offline processing is a stream of one chunk.
 
 Only leaf modules hold state. A causal convolution is ``Past`` followed by a convolution without padding; a transposed
 convolution ends in ``Overlap``. Time is the last axis everywhere.
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FADE = 512  # samples over which the last one of a signal fades out behind its end
+FADE = 512  # samples over which the value of the last sample fades out after the end
 
 
 class StreamState(nn.Module):
-    """A leaf that keeps ``value`` for the next call within ``streaming``; outside of it, every call starts a stream."""
+    """A leaf that keeps ``value`` for the next call within ``streaming``; outside of it, every call starts anew."""
 
-    value: Any  # a tensor, or several by name; None at the start
+    value: Any  # a tensor; None at the start
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class DelayLine(Past):
 
 
 class Overlap(StreamState):
-    """Adds the tail of the previous chunk and holds back that of this chunk: (..., L + steps) -> (..., L)."""
+    """Adds the tail of the previous chunk and keeps that of this chunk: (..., L + steps) -> (..., L)."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Overlap(StreamState):
 
     def forward(self, x: Tensor) -> Tensor:
         length = x.shape[-1] - self.steps
-        if self.value is not None:  # it may hang over a short chunk's end as well
+        if self.value is not None:  # for a short chunk, it can be longer than the chunk
             x = x + F.pad(self.value, (0, length))
         self.keep(x[..., length:])
         return x[..., :length]
@@ -72,7 +72,7 @@ class Overlap(StreamState):
 
 
 def stream_states(model: nn.Module) -> dict[str, StreamState]:
-    """All leaves of ``model`` that hold state, by name."""
+    """All modules in ``model`` that hold state, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, StreamState)}
 
 
@@ -98,15 +98,16 @@ class Delayed(Protocol):
 
 
 def continued(audio: Tensor, steps: int) -> Tensor:
-    """A signal and what is to be heard after its end, as smooth as it was: (..., T) -> (..., T + steps).
+    """Extend a signal smoothly beyond its end: (..., T) -> (..., T + steps).
 
-    Many recordings end in the middle of speech. Zeros after such an end are a step, hence energy at all frequencies, in
-    frames of which output before the end is made; a model that restores high bands makes a click of it. Here the past
-    follows, turned about the last sample in time and sign, so that neither level nor slope jumps; zeros, which precede
-    a signal, follow where it is shorter than ``steps``. What follows does not depend on how much of it is asked for.
+    Many recordings end in the middle of speech. Zeros after such an end are a step with energy at all frequencies. The
+    frames that contain it contribute to the output before the end, where a model that restores high bands would produce
+    a click. The extension is therefore the past, reflected at the last sample in time and sign, so that level and slope
+    are continuous; if the signal is shorter than ``steps``, zeros are taken to precede it. The values do not depend on
+    ``steps``.
 
     Source: Gustafsson, "Determining the initial states in forward-backward filtering", IEEE Transactions on Signal
-    Processing 1996. There the last sample counts throughout; here it fades out, lest a level stay that is no speech.
+    Processing 1996. There the last sample is added with constant weight; here it fades out, to leave no offset.
 
     >>> continued(torch.tensor([3.0, 1.5, 2.0]), 3).round(decimals=2).tolist()
     [3.0, 1.5, 2.0, 2.5, 1.0, 4.0]
@@ -122,7 +123,7 @@ def tail_length(model: Delayed) -> int:
 
 
 def with_tail(model: Delayed, audio: Tensor) -> Tensor:
-    """Continue a signal (..., T) until the last sample of its last whole hop is output: a multiple of the stride."""
+    """Extend a signal (..., T) until the output of its last complete hop is available, to a multiple of the stride."""
     length = audio.shape[-1] // model.hop_length * model.hop_length
     needed = (length + tail_length(model)) // model.stride * model.stride
     return continued(audio, tail_length(model))[..., :needed]

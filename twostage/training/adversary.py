@@ -36,19 +36,19 @@ Precision = Callable[[], AbstractContextManager[object]]
 
 @dataclass(frozen=True, kw_only=True)
 class AdversaryRules:
-    """Settings that every adversary has.
+    """Settings of every adversary.
 
     ``adaptive`` scales the adversarial loss so that the norm of its gradient at the generator's last layer equals that
     of all other losses together, before its weight (Esser et al., VQGAN, 2021). With "each", every loss is scaled so
     that the norm of its gradient there equals its weight (``LossBalancer``).
     """
 
-    loss: str = "least_squares"  # least_squares, hinge, or bounded_hinge (logits above one gain nothing)
-    start: int = 0  # steps of content losses alone before it joins
-    generator_steps: int = 1  # the generator's to one of the discriminators'
-    adaptive: bool | str = False  # true: the adversarial loss to all others; "each": every loss; false: neither
-    match_logits: bool = True  # feature matching compares logits too, as HiFi-GAN's; false: as MelGAN's and EBEN's
-    init_from: str = ""  # another training's state.pt, whose discriminators to begin with
+    loss: str = "least_squares"  # least_squares, hinge, or bounded_hinge (no gradient for logits above one)
+    start: int = 0  # steps with content losses only, before it starts
+    generator_steps: int = 1  # generator steps per discriminator step
+    adaptive: bool | str = False  # true: scale the adversarial loss to the others; "each": every loss; false: none
+    match_logits: bool = True  # feature matching includes logits, as in HiFi-GAN; false: as in MelGAN and EBEN
+    init_from: str = ""  # state.pt of another training, to initialize the discriminators
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
@@ -62,7 +62,7 @@ class AdversaryRules:
             )
 
     def discriminators(self) -> nn.Module:
-        """New discriminators: from real or fake signals to lists of maps, the last of each its logits."""
+        """New discriminators: from real or fake signals to lists of feature maps, the last of which are the logits."""
         raise NotImplementedError
 
 
@@ -80,7 +80,7 @@ class AdversaryConfig(AdversaryRules):
 class MelAdversaryConfig(AdversaryRules):
     """The adversary of a restorer: a discriminator of log-mels (B, n_mels, L).
 
-    Its section has a name of its own, so that one file can contain the discriminators of both stages.
+    Its section has a separate name, so that one file can contain the discriminators of both stages.
     """
 
     mel_discriminator: MelDiscriminatorConfig = field(default_factory=MelDiscriminatorConfig)  # of log-mels
@@ -113,7 +113,7 @@ class Adversary:
         wrap: Callable[[nn.Module], nn.Module] = nn.Module.train,
     ) -> None:
         """``precision`` returns the context (autocast) of forwards; ``wrap`` distributes the loss module."""
-        self.config, self._optimizing, self._precision = config, optimizer, precision
+        self.config, self._optimizer_config, self._precision = config, optimizer, precision
         self.discriminators = config.discriminators().to(device)
         self.optimizer = optim.adamw(self.discriminators.parameters(), optimizer)
         self.balancer = LossBalancer()
@@ -126,21 +126,19 @@ class Adversary:
         loss.backward()
         return {
             "discriminator_loss": loss.detach(),
-            "discriminator_grad_norm": optim.apply(self.optimizer, self._optimizing, rate),
+            "discriminator_grad_norm": optim.apply(self.optimizer, self._optimizer_config, rate),
         }
 
     def generator_loss(self, fake: Tensor, real: Tensor, *, matching: bool = True) -> dict[str, Tensor]:
-        """The generator's losses: "adv" and, if ``matching``, "fm". The discriminators are frozen meanwhile."""
+        """The generator's losses: "adv" and, if ``matching``, "fm". The discriminators are not trained."""
         self.discriminators.requires_grad_(False)
         with self._precision():
-            of_fake = _float(self.discriminators(fake))
+            fakes = _float(self.discriminators(fake))
             with torch.no_grad():
-                of_real = _float(self.discriminators(real)) if matching else []
+                reals = _float(self.discriminators(real)) if matching else []
         self.discriminators.requires_grad_(True)
-        losses = {"adv": LOSSES[self.config.loss][1](of_fake)}
-        return (
-            losses | {"fm": feature_matching(of_real, of_fake, logits=self.config.match_logits)} if matching else losses
-        )
+        losses = {"adv": LOSSES[self.config.loss][1](fakes)}
+        return losses | {"fm": feature_matching(reals, fakes, logits=self.config.match_logits)} if matching else losses
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -152,7 +150,7 @@ class Adversary:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.discriminators.load_state_dict(state["discriminators"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.balancer.lengths = dict(state.get("lengths", {}))  # states from before there were any are without
+        self.balancer.lengths = dict(state.get("lengths", {}))  # states of earlier versions have none
 
 
 def _float(maps: list[list[Tensor]]) -> list[list[Tensor]]:

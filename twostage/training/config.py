@@ -35,28 +35,28 @@ from twostage.utils.schema import build, complete
 CONFIG_FILE = "config.yaml"  # in the directory of a training
 PACKAGE = Path(__file__).parent.parent
 SHIPPED = (PACKAGE / "configs", PACKAGE.parent / "configs")
-BASELINES, CORPORA = "baselines", "corpora"  # folders of those of one-stage systems, and of published corpora
-# what may differ between a training and its resumption: where things are, how long and how often
+BASELINES, CORPORA = "baselines", "corpora"  # folders of configurations: one-stage systems, published corpora
+# settings that may differ between a training and its resumption: paths, durations and intervals
 FREE = {
     *("run_dir", "steps", "init_from", "models", "device", "threads", "log_every", "save_every"),
     *("data.train", "data.valid", "data.noise", "data.prefetch", "data.cache_gigabytes"),
     *("adversary.init_from", "valid.vocoder", "valid.every", "valid.show"),
 }
 TRAINABLE = {"vocoder": ("vocoder",), "restorer": ("restorer",), "both": ("restorer", "vocoder")}
-# what a file may hold for other trainings than the one that reads it
+# sections that a file may contain for other trainings than the one that reads it
 SECTIONS = {"restorer", "vocoder", "adversary", "discriminator", "mel_discriminator"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(PairConfig):
-    """Which speech, and how segments are drawn from it (the inherited fields)."""
+    """The speech, and how segments are drawn from it (the inherited fields)."""
 
-    train: tuple[str, ...] = ()  # manifests to learn from
-    valid: tuple[str, ...] = ()  # manifests to be measured on
-    exclude_speakers: tuple[str, ...] = ()  # left out of train
-    noise: str = ""  # folder of room sound; empty: pink noise
-    batch_size: int = 16  # segments a step, of each process
-    prefetch: int = 4  # batches that are made in advance
+    train: tuple[str, ...] = ()  # manifests of training data
+    valid: tuple[str, ...] = ()  # manifests of validation data
+    exclude_speakers: tuple[str, ...] = ()  # speakers to leave out of train
+    noise: str = ""  # folder of ambient sound; empty: pink noise
+    batch_size: int = 16  # segments per step in each process
+    prefetch: int = 4  # batches that are prepared in advance
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,13 +76,13 @@ class DataConfig(PairConfig):
 class ValidConfig:
     """Validation on held-out speech, with the averaged weights."""
 
-    every: int = 1000  # steps from one measurement to the next
-    items: int = 16  # files, spread over the manifests
-    seconds: float = 6.0  # of a file, at most
+    every: int = 1000  # steps between validations
+    items: int = 16  # number of files, spread over the manifests
+    seconds: float = 6.0  # maximum length of a file
     metrics: tuple[str, ...] = ("mel_l1",)  # pesq, stoi, estoi, lsd, mel_l1, mcd, si_sdr, mos, dnsmos
-    best: str = "mel_l1"  # metric whose best weights are kept; _real or _simulated behind it is of such pairs alone
-    vocoder: str = ""  # model, alone or of both stages, that makes a restorer's log-mels audible
-    show: int = 2  # files whose sound and picture are logged
+    best: str = "mel_l1"  # metric for the best weights; with the suffix _real or _simulated, on such pairs only
+    vocoder: str = ""  # vocoder, or model with one, that generates sound from a restorer's log-mels
+    show: int = 2  # number of files whose sound and spectrograms are logged
 
     def __post_init__(self) -> None:
         for name in self.metrics:
@@ -102,20 +102,20 @@ class ValidConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Settings that every training has."""
+    """Settings of every training."""
 
     run_dir: str  # directory of the training
-    steps: int  # how many, in all
-    data: DataConfig  # which speech
+    steps: int  # total number
+    data: DataConfig  # speech data
     seed: int = 0  # of weights and data
-    init_from: str = ""  # weights to start from: a name, a folder or a file; of both stages, the one that is trained
-    device: str = "auto"  # auto (cuda where there is one, else cpu), cpu, cuda or mps
-    precision: str = "float32"  # float32 or bfloat16, of the networks
-    threads: int = 0  # of the CPU; 0: as many as there are
-    log_every: int = 50  # steps between two lines of the log
-    save_every: int = 500  # steps between two states to resume from
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)  # of the model, and of its discriminators
-    valid: ValidConfig = field(default_factory=ValidConfig)  # measuring on the way
+    init_from: str = ""  # initial weights: a name, folder or file; with both stages, the trained one is used
+    device: str = "auto"  # auto (cuda if available, else cpu), cpu, cuda or mps
+    precision: str = "float32"  # of the networks: float32 or bfloat16
+    threads: int = 0  # CPU threads; 0: all cores
+    log_every: int = 50  # steps between log lines
+    save_every: int = 500  # steps between saved states
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)  # of the model and of the discriminators
+    valid: ValidConfig = field(default_factory=ValidConfig)  # validation
 
     def __post_init__(self) -> None:
         if not self.run_dir:
@@ -133,11 +133,12 @@ class RunConfig:
             raise ConfigError(f"data.sample_rate is {self.data.sample_rate}, mel.sample_rate {mel.sample_rate}")
         if self.data.segment_length % mel.hop_length:
             raise ConfigError(
-                f"data.segment_length is {self.data.segment_length}, must divide by mel.hop_length, {mel.hop_length}"
+                f"data.segment_length is {self.data.segment_length}, must be a multiple of mel.hop_length, "
+                f"{mel.hop_length}"
             )
 
     def check_inputs(self, name: str, inputs: int) -> None:
-        """Raise ConfigError if the data do not have the channels of a model with ``inputs``, the setting ``name``."""
+        """Raise ConfigError if the data do not have the number of channels ``inputs`` of the setting ``name``."""
         if inputs != self.data.channels:
             channels = f"{list(self.data.air_snr_db)}: 2 channels" if self.data.air_snr_db else "empty"
             raise ConfigError(f"{name} is {inputs}, but data.air_snr_db is {channels}")
@@ -153,7 +154,7 @@ class RestorerRun(RunConfig):
     restorer: RestorerConfig = field(default_factory=RestorerConfig)  # the model
     weights: RestoringWeights = field(default_factory=RestoringWeights)  # of the losses
     adversary: MelAdversaryConfig = field(default_factory=MelAdversaryConfig)  # discriminator of log-mels
-    quantile: float = 0.5  # of the log-mels that could be; 0.5: the median; below it, the unsure is left quieter
+    quantile: float = 0.5  # quantile of the log-mels to predict; 0.5: the median; less: uncertain bands become quieter
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -182,7 +183,7 @@ class VocoderRun(RunConfig):
         self.check_mel(self.vocoder.mel)
         if self.vocoder.sensor_input and self.data.real_fraction < 1 and not self.data.sensors:
             raise ConfigError(
-                "data.sensors is empty, and vocoder.sensor_input needs them: the sensor would hear clean speech"
+                "data.sensors is empty, and vocoder.sensor_input needs them: otherwise its input would be clean speech"
             )
         check_adaptive(self.adversary, self.weights)
 
@@ -191,9 +192,9 @@ class VocoderRun(RunConfig):
 class FinetuneRun(RunConfig):
     """Both stages."""
 
-    models: tuple[str, ...]  # what twostage.load takes
-    train: str = "vocoder"  # what learns: vocoder, restorer or both
-    frames: int = 32  # middle of a segment that the vocoder makes; the restorer sees all of it
+    models: tuple[str, ...]  # arguments of twostage.load
+    train: str = "vocoder"  # stages to train: vocoder, restorer or both
+    frames: int = 32  # frames in the middle of a segment for the vocoder; the restorer gets the whole segment
     weights: FinetuningWeights = field(default_factory=FinetuningWeights)  # of the losses
     adversary: AdversaryConfig = field(default_factory=AdversaryConfig)  # discriminators of audio
 
@@ -207,9 +208,9 @@ class FinetuneRun(RunConfig):
             raise ConfigError(f"weights.restored is {self.weights.restored}, but train is vocoder")
         if self.init_from:
             raise ConfigError(f"init_from is {self.init_from!r}; fine-tuning starts from models")
-        # of both stages, losses are balanced at the vocoder's last layer, of which log-mels know nothing
-        beside = ("restored",) if self.train == "both" else ()
-        check_adaptive(self.adversary, self.weights, beside)
+        # losses are balanced at the vocoder's last layer, on which the restored log-mels do not depend
+        unreachable = ("restored",) if self.train == "both" else ()
+        check_adaptive(self.adversary, self.weights, unreachable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,8 +218,8 @@ class EnhancerRun(RunConfig):
     """A one-stage system."""
 
     enhancer: str  # name of the system
-    model: dict = field(default_factory=dict)  # its settings, as below, those of its file in twostage/baselines
-    mel: MelConfig = field(default_factory=MelConfig)  # of the losses on log-mels, and of what is logged
+    model: dict = field(default_factory=dict)  # its settings, which are documented below
+    mel: MelConfig = field(default_factory=MelConfig)  # of the losses on log-mels, and of the logs
     weights: EnhancingWeights = field(default_factory=EnhancingWeights)  # of the losses
     adversary: AdversaryConfig = field(default_factory=AdversaryConfig)  # discriminators of audio
 
@@ -236,24 +237,24 @@ class EnhancerRun(RunConfig):
         return build(ENHANCERS[self.enhancer][0], self.model, "model")
 
 
-def check_adaptive(adversary: AdversaryRules, weights: LossWeights, beside: Collection[str] = ()) -> None:
+def check_adaptive(adversary: AdversaryRules, weights: LossWeights, unreachable: Collection[str] = ()) -> None:
     """Raise ConfigError for an adaptive adversary that cannot be balanced with losses of these weights.
 
-    ``beside``: terms whose gradient does not reach the layer where losses are balanced.
+    ``unreachable``: terms whose gradient does not reach the layer at which losses are balanced.
     """
-    count = {name for name, weight in named(weights).items() if weight}
-    if not adversary.adaptive or not count & set(ADVERSARIAL):
+    weighted = {name for name, weight in named(weights).items() if weight}
+    if not adversary.adaptive or not weighted & set(ADVERSARIAL):
         return
-    for name in count & set(beside):
+    for name in weighted & set(unreachable):
         if adversary.adaptive == "each":
             raise ConfigError(
                 f"weights.{name} is {named(weights)[name]}, but adversary.adaptive is each: this loss does not reach "
                 "the vocoder's last layer, where losses are balanced; leave one of them out, or train one stage"
             )
-    if adversary.adaptive is True and "adv" in count and not count - {"adv", *beside}:
+    if adversary.adaptive is True and "adv" in weighted and not weighted - {"adv", *unreachable}:
         raise ConfigError(
-            "adversary.adaptive is true, but no other loss at the last layer has a weight: beside nothing, weights.adv "
-            "would count nothing"
+            "adversary.adaptive is true, but no other loss at the last layer has a weight, so weights.adv would have "
+            "no effect"
         )
 
 
@@ -263,23 +264,23 @@ C = TypeVar("C", bound=RunConfig)
 def load_config(cls: type[C], files: Iterable[str], overrides: Sequence[str] = (), *, stored: bool = False) -> C:
     """Merge YAML files and ``key=value`` overrides, left to right, into checked settings.
 
-    A name without a folder is looked up in the current folder and among the shipped configurations. A file may contain
-    sections of several trainings: those of others are left out. Files that a training ``stored`` may have settings
+    A name without a folder is searched in the current folder and among the shipped configurations. A file may contain
+    sections for several trainings; those for others are ignored. Files that a training ``stored`` may have settings
     under their former names. Raises ConfigError, one line that names the file or the field.
     """
     return build(cls, _merged(cls, files, overrides, stored))
 
 
 def preview(cls: type[RunConfig], files: Iterable[str], overrides: Sequence[str] = ()) -> str:
-    """The same settings as YAML, with all defaults, possibly incomplete: ??? marks settings that must be given.
+    """The settings of ``load_config`` as YAML with all defaults, possibly incomplete: ??? marks missing settings.
 
-    Names and types are checked as in ``load_config``, but not whether values are possible or files exist.
+    Names and types are checked as in ``load_config``, but not the ranges of values and the existence of files.
     """
     return OmegaConf.to_yaml(OmegaConf.create(_plain(complete(cls, _merged(cls, files, overrides)))))
 
 
 def with_new_names(cls: type[RunConfig], values: Any) -> Any:
-    """The settings that a training of the kind ``cls`` stored, under their present names."""
+    """The settings that a training of the kind ``cls`` stored, under their current names."""
     values = translated(cls, values)
     system = values.get("enhancer") if isinstance(values, dict) else None
     if system in ENHANCERS and "model" in values:
@@ -292,7 +293,7 @@ def _merged(cls: type[RunConfig], files: Iterable[str], overrides: Sequence[str]
         if "=" not in override or override.startswith("="):
             raise ConfigError("neither a YAML file nor key=value", subject=override)
     try:
-        parts = [_of(cls, OmegaConf.to_container(_read(_find(file)))) for file in files]
+        parts = [_own_sections(cls, OmegaConf.to_container(_read(_find(file)))) for file in files]
         parts = [with_new_names(cls, part) for part in parts] if stored else parts
         merged = OmegaConf.merge(*parts, OmegaConf.from_dotlist(list(overrides)))
         return OmegaConf.to_container(merged, resolve=True)
@@ -301,7 +302,7 @@ def _merged(cls: type[RunConfig], files: Iterable[str], overrides: Sequence[str]
 
 
 def to_yaml(settings: RunConfig) -> str:
-    """The YAML text from which ``load_config`` makes the same settings."""
+    """Settings as YAML, which ``load_config`` reads back to the same settings."""
     return OmegaConf.to_yaml(OmegaConf.create(plain(settings)))
 
 
@@ -311,7 +312,7 @@ def plain(settings: Any) -> dict[str, Any]:
 
 
 def difference(ours: RunConfig, stored: RunConfig, verb: str = "was") -> str:
-    """The first field, not counting those that are free, in which two settings differ; empty if none does.
+    """The first field in which two settings differ, except for those in FREE; empty if there is none.
 
     ``verb`` introduces the value of ``stored``.
     """
@@ -335,29 +336,29 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _of(kind: type, values: Any) -> Any:
-    """A file's values without the sections of other trainings; an adversary has some for each."""
+def _own_sections(kind: type, values: Any) -> Any:
+    """The values of a file without sections of other trainings; those of an adversary also depend on the training."""
     hints = get_type_hints(kind)
     kept = {key: value for key, value in values.items() if key in hints or key not in SECTIONS}
     if isinstance(kept.get("adversary"), dict):
-        kept["adversary"] = _of(hints["adversary"], kept["adversary"])
+        kept["adversary"] = _own_sections(hints["adversary"], kept["adversary"])
     return kept
 
 
 def _find(name: str) -> Path:
-    places, homes = [Path(name)], [home / part for part in ("", BASELINES, CORPORA) for home in SHIPPED]
+    candidates, folders = [Path(name)], [folder / part for part in ("", BASELINES, CORPORA) for folder in SHIPPED]
     if "/" not in name:
-        places += [home / leaf for home in homes for leaf in (name, f"{name}.yaml")]
-    for place in places:
-        if place.is_file():
-            return place
+        candidates += [folder / file_name for folder in folders for file_name in (name, f"{name}.yaml")]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
     raise ConfigError(f"no such file or shipped configuration ({', '.join(shipped())})", subject=name)
 
 
 def shipped() -> list[str]:
     """Names of the shipped files of settings."""
-    homes = [*SHIPPED, *(home / BASELINES for home in SHIPPED)]
-    return sorted({path.stem for home in homes for path in home.glob("*.yaml")})
+    folders = [*SHIPPED, *(folder / BASELINES for folder in SHIPPED)]
+    return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
 
 
 def _read(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Several processes that train one model: torchrun's environment, and DistributedDataParallel."""
+"""Distributed training: the environment of torchrun, and DistributedDataParallel."""
 
 import os
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ class Team:
         """``module`` with its gradients averaged over the processes."""
         if self.world == 1:
             return module
-        # buffers stay as they are: they move alike in all processes, and a copy within a step would break its backward
+        # no broadcast of buffers: they are equal in all processes, and a copy within a step would break its backward
         return DistributedDataParallel(module, broadcast_buffers=False)
 
     def gather(self, value: Any) -> list[Any]:
@@ -39,17 +39,17 @@ class Team:
 
 @contextmanager
 def team(device: str) -> Iterator[Team]:
-    """Join the processes that torchrun started; a team of one if it started none. ``device``: one of ``DEVICES``."""
+    """Join the processes that torchrun started; without torchrun, a team of one. ``device``: one of ``DEVICES``."""
     kind = device_for(device)
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    chosen = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    torch_device = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
     if "WORLD_SIZE" not in os.environ:
-        yield Team(chosen)
+        yield Team(torch_device)
         return
     if kind == "cuda":
-        torch.cuda.set_device(chosen)
+        torch.cuda.set_device(torch_device)
     distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
     try:
-        yield Team(chosen, distributed.get_rank(), distributed.get_world_size())
+        yield Team(torch_device, distributed.get_rank(), distributed.get_world_size())
     finally:
         distributed.destroy_process_group()

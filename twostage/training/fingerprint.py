@@ -1,7 +1,7 @@
-"""A fingerprint of the training and validation data in a few numbers, which detects a resumption with other data.
+"""A compact fingerprint of the training and validation data, which detects a resumption with other data.
 
-Paths may change between a training and its resumption, contents may not. Names of folders are therefore ignored, and
-sound is compared by its levels, so that a file that was moved or recoded without loss is the same.
+Between a training and its resumption, paths may change, but not contents. Folder names are therefore ignored, and sound
+is compared by its levels, so that files may be moved or recoded losslessly.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,20 +15,25 @@ from torch import Tensor, nn
 from twostage.data.manifest import Entry
 from twostage.training.validation import Example
 
-PARTS = 8  # stretches of a held-out file whose levels are compared
-TOLERANCE = 0.02  # of a level
-SPEECH, NOISE, HELD_OUT, LISTENER = "data.train", "data.noise", "data.valid", "valid.vocoder"  # the settings to blame
+PARTS = 8  # sections of a held-out file whose levels are compared
+TOLERANCE = 0.02  # relative difference of levels
+SPEECH, NOISE, HELD_OUT, LISTENER = (
+    "data.train",
+    "data.noise",
+    "data.valid",
+    "valid.vocoder",
+)  # settings to name in errors
 
 
 def fingerprint(
     entries: Sequence[Entry], noise: Iterable[str], held_out: Sequence[Example], listener: nn.Module | None
 ) -> dict[str, Any]:
     """Tensors and texts for a training's state, by the setting that they belong to."""
-    speech = sorted((_leaf(e.clean), _leaf(e.degraded), round(e.delay, 6), round(e.seconds, 2)) for e in entries)
+    speech = sorted((_name(e.clean), _name(e.degraded), round(e.delay, 6), round(e.seconds, 2)) for e in entries)
     weights = sorted(listener.state_dict().items()) if listener else []
     return {
         SPEECH: _digest(speech),
-        NOISE: _digest(sorted(_leaf(path) for path in noise)),
+        NOISE: _digest(sorted(_name(path) for path in noise)),
         HELD_OUT: [_levels(example) for example in held_out],
         LISTENER: _digest([(name, weight.double().abs().sum().item()) for name, weight in weights]),
     }
@@ -42,23 +47,23 @@ def changed(ours: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
     for name in (SPEECH, NOISE, LISTENER):
         if name in stored and ours[name] != stored[name]:
             return name
-    known = stored.get(HELD_OUT, ours[HELD_OUT])
-    same = len(known) == len(ours[HELD_OUT]) and all(map(_alike, ours[HELD_OUT], known))
+    stored_levels = stored.get(HELD_OUT, ours[HELD_OUT])
+    same = len(stored_levels) == len(ours[HELD_OUT]) and all(map(_are_close, ours[HELD_OUT], stored_levels))
     return "" if same else HELD_OUT
 
 
 def _levels(example: Example) -> Tensor:
-    """The samples, and the levels of both sides in PARTS segments."""
-    both = torch.cat([example.degraded, example.clean], 1)[0].double().cpu()
-    levels = [part.square().mean(-1).sqrt() for part in both.tensor_split(PARTS, -1) if part.shape[-1]]
-    return torch.cat([torch.tensor([float(both.shape[-1])], dtype=torch.float64), *levels])
+    """The number of samples, and the levels of both sides in PARTS sections."""
+    channels = torch.cat([example.degraded, example.clean], 1)[0].double().cpu()
+    levels = [part.square().mean(-1).sqrt() for part in channels.tensor_split(PARTS, -1) if part.shape[-1]]
+    return torch.cat([torch.tensor([float(channels.shape[-1])], dtype=torch.float64), *levels])
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and bool(torch.allclose(one, other, rtol=TOLERANCE, atol=1e-4))
+def _are_close(left: Tensor, right: Tensor) -> bool:
+    return left.shape == right.shape and bool(torch.allclose(left, right, rtol=TOLERANCE, atol=1e-4))
 
 
-def _leaf(path: str | None) -> str:
+def _name(path: str | None) -> str:
     return Path(path or "").name
 
 

@@ -1,4 +1,4 @@
-"""Logs of a training: TensorBoard (scalars, sound, pictures), a JSONL file and lines on the console."""
+"""Logs of a training: TensorBoard (scalars, sound, spectrograms), a JSONL file and lines on the console."""
 
 import json
 import sys
@@ -19,21 +19,21 @@ from twostage.utils.files import make_folder, replacing
 from twostage.utils.schema import parse_json
 
 Array = NDArray[np.float32]
-# dark violet over red to pale yellow, after matplotlib's inferno
+# from dark violet through red to pale yellow, after matplotlib's inferno
 COLORS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float32) / 255
 
 
 class RunLog:
     """The logs of one run directory from ``step`` on; entries of an interrupted run after that step are dropped.
 
-    Used in a ``with`` block. Raises OutputError, one line, where the logs cannot be written.
+    Used in a ``with`` block. Raises OutputError, one line, if the logs cannot be written.
     """
 
     def __init__(self, directory: str | Path, step: int = 0, *, console: TextIO | None = None) -> None:
         self.directory, self.console = Path(directory), console or sys.stderr
         make_folder(self.directory)
         self._lines = self.directory / "log.jsonl"
-        self._previous_hook, threading.excepthook = threading.excepthook, self._of_a_thread
+        self._previous_hook, threading.excepthook = threading.excepthook, self._handle_thread_exception
         try:
             with self._writing():
                 self._drop_after(step)
@@ -51,11 +51,11 @@ class RunLog:
         try:
             self.close()
         except OutputError:
-            if kind is None:  # what went wrong before matters more
+            if kind is None:  # otherwise the earlier error matters more
                 raise
 
     def scalars(self, step: int, values: Mapping[str, float], kind: str) -> None:
-        """Log ``values`` of a step below ``kind``, such as "train"."""
+        """Log the ``values`` of a step under ``kind``, such as "train"."""
         rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
         with self._writing():
             for name, value in values.items():
@@ -69,7 +69,7 @@ class RunLog:
             self._board.add_audio(name, np.clip(audio, -1, 1)[None], step, sample_rate)
 
     def picture(self, step: int, name: str, mels: Mapping[str, Array]) -> None:
-        """Log (n_mels, L) log-mels, one below the other, low frequencies at the bottom, in the order of ``mels``."""
+        """Log log-mels (n_mels, L) as one image, one below the other in the order of ``mels``."""
         rows = [np.pad(np.flipud(mel), ((0, 2), (0, 0)), constant_values=-np.inf) for mel in mels.values()]
         stacked = np.concatenate(rows)
         with self._writing():
@@ -92,8 +92,8 @@ class RunLog:
         except OSError as error:
             raise OutputError(f"logs cannot be written ({reason_of(error)})", subject=self.directory) from None
 
-    def _of_a_thread(self, args: threading.ExceptHookArgs) -> None:
-        """Raise exceptions of the thread of TensorBoard's writer where the log is written to next."""
+    def _handle_thread_exception(self, args: threading.ExceptHookArgs) -> None:
+        """Ignore an OSError of TensorBoard's writer thread, which the next write to the log raises again."""
         if not isinstance(args.exc_value, OSError):
             self._previous_hook(args)
 
@@ -103,12 +103,12 @@ class RunLog:
         lines = self._lines.read_text(encoding="utf-8", errors="replace").splitlines()
         kept = [line for line in lines if _step(line) <= step]
         if len(kept) < len(lines):
-            with replacing(self._lines) as partial:  # killed here, a training must not lose what it has logged
+            with replacing(self._lines) as partial:  # a training killed here must not lose its log
                 partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 class Clock:
-    """Steps per second, the remaining time, and the share of time spent waiting for data."""
+    """Steps per second, the remaining time, and the fraction of time spent waiting for data."""
 
     def __init__(self) -> None:
         self.steps, self.waited, self.seconds = 0, 0.0, 0.0
@@ -120,7 +120,7 @@ class Clock:
         return {"steps_per_second": self.steps / self.seconds, "data_share": self.waited / self.seconds}
 
     def describe(self, left: int) -> str:
-        """One phrase, for ``left`` more steps.
+        """A description, with the time for ``left`` more steps.
 
         >>> clock = Clock()
         >>> for _ in range(10):
@@ -136,9 +136,9 @@ class Clock:
 
 
 def colored(values: Array, *, low: float, high: float) -> Array:
-    """(H, W) values as a (3, H, W) picture in [0, 1]; ``low`` is dark, ``high`` bright."""
-    place = np.clip((values - low) / (high - low), 0, 1)
-    return np.stack([np.interp(place, np.linspace(0, 1, len(COLORS)), channel) for channel in COLORS.T]).astype(
+    """Values (H, W) as an RGB image (3, H, W) in [0, 1]; ``low`` is dark, ``high`` bright."""
+    position = np.clip((values - low) / (high - low), 0, 1)
+    return np.stack([np.interp(position, np.linspace(0, 1, len(COLORS)), channel) for channel in COLORS.T]).astype(
         np.float32
     )
 
@@ -148,4 +148,4 @@ def _step(line: str) -> float:
         step = float(parse_json(line)["step"])
         return step if step == step else float("inf")
     except (ValueError, LookupError, TypeError, OverflowError):
-        return float("inf")  # the last line of a run that was killed
+        return float("inf")  # an incomplete last line of a killed run

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 MOMENTUM = 0.9
-LEAST, MOST = 1e-4, 1e4  # of a length, and of a factor
+LEAST, MOST = 1e-4, 1e4  # lower limit of a gradient norm, upper limit of a factor
 
 
 class LossBalancer:
-    """Keeps the averaged ``lengths`` of gradients by name of loss. They are part of the state of a training."""
+    """Keeps the averaged gradient norms (``lengths``) by name of loss, which are part of the state of a training."""
 
     def __init__(self) -> None:
         self.lengths: dict[str, Tensor] = {}
@@ -25,8 +25,8 @@ class LossBalancer:
         gradients = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in losses.values()]
         lengths = mean_of_processes(torch.stack([gradient.norm() for gradient in gradients]).detach())
         for name, length in zip(losses, lengths.unbind(), strict=True):
-            before = self.lengths.get(name, length).to(length.device)
-            self.lengths[name] = MOMENTUM * before + (1 - MOMENTUM) * length
+            average = self.lengths.get(name, length).to(length.device)
+            self.lengths[name] = MOMENTUM * average + (1 - MOMENTUM) * length
         return {name: (1 / (self.lengths[name] + LEAST)).clamp(max=MOST) for name in losses}
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from twostage.models.features import LogMel, MelConfig, Stft, mel_basis
 
-Maps = Sequence[Sequence[Tensor]]  # one list of feature maps a sub-discriminator, the last map its logits
+Maps = Sequence[Sequence[Tensor]]  # feature maps of each sub-discriminator; its last map is the logits
 
 
 def discriminator_least_squares(real: Maps, fake: Maps) -> Tensor:
@@ -42,10 +42,10 @@ def generator_bounded_hinge(fake: Maps) -> Tensor:
 
 
 def feature_matching(real: Maps, fake: Maps, *, logits: bool = True) -> Tensor:
-    """L1 between feature maps, mean of each, summed (Kumar et al., MelGAN, 2019; HiFi-GAN, equation 4).
+    """Sum of the mean absolute differences of feature maps (Kumar et al., MelGAN, 2019; HiFi-GAN, equation 4).
 
-    With ``logits``, the last map of each sub-discriminator is included, as in HiFi-GAN's code, whose weight of 2
-    belongs to that; without, only the hidden maps are, as in MelGAN's and EBEN's.
+    With ``logits``, the last map of each sub-discriminator is included, as in HiFi-GAN's code, for which its weight of
+    2 was chosen; without, only the hidden maps are compared, as in MelGAN and EBEN.
     """
     last = None if logits else -1
     pairs = [(r, f) for rs, fs in zip(real, fake, strict=True) for r, f in zip(rs[:last], fs[:last], strict=True)]
@@ -61,20 +61,20 @@ def mel_quantile(fake: Tensor, real: Tensor, quantile: float = 0.5) -> Tensor:
     """Twice the pinball loss, which is minimized by a quantile of ``real`` given the input; 0.5 gives ``mel_l1``.
 
     Source: Koenker and Bassett, "Regression quantiles", Econometrica 1978. Below 0.5, bands with an uncertain level
-    become quieter, the more the less certain they are, and bands with a certain level stay as they are.
+    become quieter, in proportion to the uncertainty, and bands with a certain level do not change.
     """
-    short = real - fake
-    return 2 * torch.maximum(quantile * short, (quantile - 1) * short).mean()
+    error = real - fake
+    return 2 * torch.maximum(quantile * error, (quantile - 1) * error).mean()
 
 
 def negative_si_sdr(fake: Tensor, real: Tensor) -> Tensor:
-    """Minus the mean scale-invariant signal-to-distortion ratio of audio (B, 1, T) in dB; means are subtracted.
+    """Negative mean scale-invariant signal-to-distortion ratio of audio (B, 1, T) in dB; means are subtracted.
 
     Source: Le Roux et al., "SDR - half-baked or well done?", ICASSP 2019, equation 3.
     """
-    fake, real = (side - side.mean(-1, keepdim=True) for side in (fake, real))
-    wanted = real * (fake * real).sum(-1, keepdim=True) / real.square().sum(-1, keepdim=True).clamp_min(1e-8)
-    ratio = wanted.square().sum(-1).clamp_min(1e-8) / (fake - wanted).square().sum(-1).clamp_min(1e-8)
+    fake, real = (audio - audio.mean(-1, keepdim=True) for audio in (fake, real))
+    target = real * (fake * real).sum(-1, keepdim=True) / real.square().sum(-1, keepdim=True).clamp_min(1e-8)
+    ratio = target.square().sum(-1).clamp_min(1e-8) / (fake - target).square().sum(-1).clamp_min(1e-8)
     return -10 * ratio.log10().mean()
 
 
@@ -89,16 +89,16 @@ class MultiResolutionStft(nn.Module):
         self.stfts = nn.ModuleList(Stft(n, n // overlap) for n in n_ffts)
 
     def forward(self, fake: Tensor, real: Tensor) -> Tensor:
-        return torch.stack([self._one(stft(fake), stft(real)) for stft in self.stfts]).mean()
+        return torch.stack([self._stft_distance(stft(fake), stft(real)) for stft in self.stfts]).mean()
 
     @staticmethod
-    def _one(fake: Tensor, real: Tensor) -> Tensor:
+    def _stft_distance(fake: Tensor, real: Tensor) -> Tensor:
         convergence = (real - fake).norm() / real.norm().clamp_min(1e-5)
         return convergence + F.l1_loss(fake.clamp_min(1e-5).log(), real.clamp_min(1e-5).log())
 
 
 class MultiScaleMel(nn.Module):
-    """Log-mel L1 at many resolutions, from single pulses to single harmonics, mean over them: two (B, 1, T) -> scalar.
+    """Log-mel L1, mean over resolutions from single pulses to single harmonics: two (B, 1, T) -> scalar.
 
     Source: Kumar et al., "High-Fidelity Audio Compression with Improved RVQGAN" (DAC), NeurIPS 2023, section 3.4. The
     number of bands grows with the window, as long as each band is at least one bin wide.
@@ -118,15 +118,15 @@ def adaptive_weight(content: Tensor, adversarial: Tensor, last_layer: Tensor) ->
 
     Source: Esser, Rombach and Ommer, "Taming Transformers" (VQGAN), CVPR 2021, equation 7.
     """
-    (of_content,) = torch.autograd.grad(content, last_layer, retain_graph=True)
-    (of_adversarial,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    return (of_content.norm() / (of_adversarial.norm() + 1e-4)).clamp(0, 1e4)
+    (content_gradient,) = torch.autograd.grad(content, last_layer, retain_graph=True)
+    (adversarial_gradient,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
+    return (content_gradient.norm() / (adversarial_gradient.norm() + 1e-4)).clamp(0, 1e4)
 
 
 def delta_l1(fake: Tensor, real: Tensor) -> Tensor:
     """Mean absolute difference of the slopes of two log-mels (B, n_mels, L) along time and along frequency, summed.
 
-    It penalizes what an L1 of levels smooths away: onsets and the edges of formants.
+    It penalizes the loss of onsets and formant edges, which an L1 of levels smooths.
     """
     return F.l1_loss(fake.diff(dim=-1), real.diff(dim=-1)) + F.l1_loss(fake.diff(dim=-2), real.diff(dim=-2))
 
@@ -135,7 +135,7 @@ def ssim_distance(fake: Tensor, real: Tensor, *, floor: float, span: float = 12.
     """One minus the mean structural similarity of two log-mels (B, n_mels, L), in [0, 2]; it penalizes blur.
 
     Source: Wang, Bovik, Sheikh and Simoncelli, "Image Quality Assessment: From Error Visibility to Structural
-    Similarity", TIP 2004, equation 13. Pictures have no values below black, so ``floor``, the least log-mel, in nepers,
+    Similarity", TIP 2004, equation 13. Images have no values below black, so ``floor``, the lowest log-mel, in nepers,
     counts as zero. ``span``, in nepers, is the paper's dynamic range L: speech reaches about 12 above a floor of
     log(1e-5). K1 and K2 are the paper's. Windows are ``size`` bands by ``size`` frames, all with the same weight; at
     the edges they contain only existing values.
@@ -155,8 +155,8 @@ class Intelligibility(nn.Module):
 
     Envelopes of third-octave bands from 150 Hz are correlated over 384 ms, band by band (Taal et al., "An Algorithm for
     Intelligibility Prediction of Time-Frequency Weighted Noisy Speech", TASLP 2011, section II) and frame by frame
-    (Jensen and Taal, TASLP 2016, section III). What differs from them: the frames and bands are those of the mel, there
-    is no clipping, and segments are weighted by the energy of the clean speech instead of leaving out silent frames.
+    (Jensen and Taal, TASLP 2016, section III). Differences: the frames and bands are those of the mel, there
+    is no clipping, and segments are selected by the energy of the clean speech instead of removing silent frames.
     """
 
     octaves: Tensor
@@ -165,22 +165,22 @@ class Intelligibility(nn.Module):
         super().__init__()
         self.frames = max(2, round(seconds * config.sample_rate / config.hop_length))
         centers = lowest * 2 ** (torch.arange(bands) / 3)
-        hertz = mel_basis(config, config.sample_rate // 2 + 1)  # a row for each
+        hertz = mel_basis(config, config.sample_rate // 2 + 1)  # a row for each Hz
         inside = (torch.arange(len(hertz)) >= centers[:, None] * 2 ** (-1 / 6)).float()
         inside *= torch.arange(len(hertz)) < centers[:, None] * 2 ** (1 / 6)
         self.register_buffer("octaves", inside @ hertz, persistent=False)
 
     def forward(self, fake: Tensor, real: Tensor) -> Tensor:
-        one, other = self._stretches(fake), self._stretches(real)
-        energy = other.square().sum((-2, -1))
+        fake_segments, real_segments = self._segments(fake), self._segments(real)
+        energy = real_segments.square().sum((-2, -1))
         weight = (energy / energy.amax(dim=1, keepdim=True).clamp_min(1e-10) > 1e-3).float()
-        one, other = _standardize(one, -1), _standardize(other, -1)
-        by_band = (one * other).sum(-1).mean(-1)
-        by_frame = (_standardize(one, -2) * _standardize(other, -2)).sum(-2).mean(-1)
+        fake_segments, real_segments = _standardize(fake_segments, -1), _standardize(real_segments, -1)
+        by_band = (fake_segments * real_segments).sum(-1).mean(-1)
+        by_frame = (_standardize(fake_segments, -2) * _standardize(real_segments, -2)).sum(-2).mean(-1)
         return 1 - ((by_band + by_frame) / 2 * weight).sum() / weight.sum().clamp_min(1)
 
-    def _stretches(self, mel: Tensor) -> Tensor:
-        """Envelopes (B, stretches, bands, frames), a stretch every quarter of its length."""
+    def _segments(self, mel: Tensor) -> Tensor:
+        """Envelopes (B, segments, bands, frames); segments overlap by three quarters."""
         envelopes = (self.octaves @ mel.float().mul(2).exp()).clamp_min(1e-10).sqrt()
         envelopes = F.pad(envelopes, (0, max(0, self.frames - envelopes.shape[-1])))
         return envelopes.unfold(-1, self.frames, self.frames // 4).movedim(-2, 1)

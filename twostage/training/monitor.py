@@ -1,4 +1,4 @@
-"""Everything that a training does besides learning: logging, validation on held-out speech, saving its state."""
+"""The periodic work of a training: logging, validation on held-out speech, saving its state."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ STATE, BEST, LAST = "state.pt", "best.safetensors", "last.safetensors"
 
 
 class Monitor:
-    """Called after every step of ``fit``. The intervals are those of the settings; the last step is due for all."""
+    """Called after every step of ``fit``. The intervals are those of the settings; the last step runs everything."""
 
     def __init__(
         self,
@@ -49,13 +49,13 @@ class Monitor:
         if due(self.settings.save_every) or due(self.settings.valid.every) or stopping:
             self._check(training)
         if due(self.settings.log_every):
-            self._tell(training)
+            self._log_means(training)
         if due(self.settings.valid.every):
             self._validate(training)
         if due(self.settings.save_every) or stopping:
             self._save(training)
         if stopping:
-            self.log.say(f"stopped at step {training.step}; go on with --resume")
+            self.log.say(f"stopped at step {training.step}; continue with --resume")
             raise KeyboardInterrupt
 
     def _due(self, step: int) -> Callable[[int], bool]:
@@ -67,25 +67,25 @@ class Monitor:
         name = optim.first_not_finite({**means, "weight": largest})
         if name:
             raise TwoStageError(
-                f"{name} is not finite at step {training.step}, stopped before it was kept; "
+                f"{name} is not finite at step {training.step}, stopped before it was saved; "
                 "a lower optimizer.learning_rate or an optimizer.grad_clip may help",
                 subject=self.settings.run_dir,
             )
         return {name: float(mean) for name, mean in means.items()}
 
-    def _tell(self, training: Training) -> None:
+    def _log_means(self, training: Training) -> None:
         values = self._check(training)
         values["learning_rate"] = training.optimizer.param_groups[0]["lr"]
         self.log.scalars(training.step, values | self._clock.values(), "train")
         terms = " ".join(f"{name} {value:.4g}" for name, value in values.items())
-        left = self._clock.describe(self.settings.steps - training.step)
-        self.log.say(f"step {training.step}/{self.settings.steps}  {terms}  [{left}]")
+        remaining = self._clock.describe(self.settings.steps - training.step)
+        self.log.say(f"step {training.step}/{self.settings.steps}  {terms}  [{remaining}]")
         self._sums, self._clock = {}, Clock()
 
     def _validate(self, training: Training) -> None:
         valid = self.settings.valid
         if not self._shown:
-            self._tell_bounds(training.step)
+            self._log_bounds(training.step)
         self.scores = score_examples(training.ema, self.estimate, self.held_out, valid.metrics, self.mel)
         self.log.scalars(training.step, self.scores, "valid")
         score, best = self.scores[valid.best], training.best
@@ -97,32 +97,32 @@ class Monitor:
             self._write(training, BEST)
         scores = " ".join(f"{name} {value:.4f}" for name, value in self.scores.items())
         self.log.say(f"step {training.step}/{self.settings.steps}  held out: {scores}{'  (best)' if better else ''}")
-        for place, example in enumerate(self.held_out[: valid.show]):
-            self._show(training, place, example)
+        for index, example in enumerate(self.held_out[: valid.show]):
+            self._show(training, index, example)
         self._shown = True
 
-    def _tell_bounds(self, step: int) -> None:
-        """Log the scores of the input and of the clean speech, the bounds for those of the model; they never change."""
+    def _log_bounds(self, step: int) -> None:
+        """Log the scores of the input and of the clean speech, which bound those of the model and never change."""
         for side, scores in bounds(self.held_out, self.settings.valid.metrics, self.settings.data.sample_rate).items():
             self.log.scalars(step, scores, f"valid_{side}")
             self.log.say(f"held out, {side}: " + " ".join(f"{name} {value:.4f}" for name, value in scores.items()))
 
     @torch.no_grad()
-    def _show(self, training: Training, place: int, example: Example) -> None:
+    def _show(self, training: Training, index: int, example: Example) -> None:
         estimate, rate = self.estimate(training.ema, example), self.settings.data.sample_rate
-        sides = {
+        mels = {
             "degraded": self.mel(example.degraded[:, :1])[0],
             "output": estimate.mel,
             "clean": self.mel(example.clean)[0],
         }
-        frames = min(mel.shape[-1] for mel in sides.values())  # a system whose hop is another may make fewer
-        pictured = {name: mel[..., :frames].cpu().numpy() for name, mel in sides.items()}
-        self.log.picture(training.step, f"held_out_{place}", pictured)
+        frames = min(mel.shape[-1] for mel in mels.values())  # systems with a different hop may output fewer
+        images = {name: mel[..., :frames].cpu().numpy() for name, mel in mels.items()}
+        self.log.picture(training.step, f"held_out_{index}", images)
         if estimate.audio is not None:
-            self.log.sound(training.step, f"held_out_{place}/output", estimate.audio, rate)
+            self.log.sound(training.step, f"held_out_{index}/output", estimate.audio, rate)
         if not self._shown:
             for name, side in ("degraded", example.degraded), ("clean", example.clean):
-                self.log.sound(training.step, f"held_out_{place}/{name}", side[0, 0].cpu().numpy(), rate)
+                self.log.sound(training.step, f"held_out_{index}/{name}", side[0, 0].cpu().numpy(), rate)
 
     def _save(self, training: Training) -> None:
         self._write(training, LAST)

@@ -14,16 +14,16 @@ from twostage.utils.errors import ConfigError
 class OptimizerConfig:
     """AdamW (Loshchilov and Hutter, 2019) with the defaults of HiFi-GAN. Lengths are in steps."""
 
-    learning_rate: float = 2e-4  # at its highest
-    betas: tuple[float, float] = (0.8, 0.99)  # decay of the averages of gradients and of their squares
+    learning_rate: float = 2e-4  # maximum
+    betas: tuple[float, float] = (0.8, 0.99)  # decay of the moving averages of gradients and of their squares
     eps: float = 1e-8  # added to the root of the averaged squares
-    weight_decay: float = 0.01  # a step, times the learning rate
-    warmup: int = 0  # steps over which the rate rises from zero
-    decay: float = 0.999  # factor of the rate every decay_every steps, smoothly
+    weight_decay: float = 0.01  # per step, times the learning rate
+    warmup: int = 0  # steps of linear increase of the learning rate from zero
+    decay: float = 0.999  # factor of the learning rate per decay_every steps, applied continuously
     decay_every: int = 1000  # steps
-    cooldown: int = 0  # last steps, over which the rate falls to zero
-    grad_clip: float = 0.0  # bound of the gradient's norm; 0: none
-    ema_decay: float = 0.999  # decay of the averaged weights, a step; 0: no average
+    cooldown: int = 0  # last steps, with a linear decrease of the learning rate to zero
+    grad_clip: float = 0.0  # maximum norm of the gradient; 0: no clipping
+    ema_decay: float = 0.999  # decay of the moving average of the weights per step; 0: no average
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.eps <= 0:
@@ -60,7 +60,7 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
 
 def apply(optimizer: AdamW, config: OptimizerConfig, rate: float) -> Tensor:
-    """Clip the present gradients and take a step; returns their norm before clipping."""
+    """Clip the gradients and take a step; returns their norm before clipping."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -72,15 +72,15 @@ def apply(optimizer: AdamW, config: OptimizerConfig, rate: float) -> Tensor:
 
 @torch.no_grad()
 def average(ema: nn.Module, model: nn.Module, config: OptimizerConfig, step: int) -> None:
-    """Move ``ema``'s weights towards ``model``'s; the decay is min(ema_decay, (1 + step) / (10 + step)).
+    """Move the weights of ``ema`` toward those of ``model``; the decay is min(ema_decay, (1 + step) / (10 + step)).
 
-    The ramp lets the weights of the first steps fade quickly (TensorFlow's ExponentialMovingAverage). Buffers are
+    The ramp makes the weights of the first steps decay quickly (TensorFlow's ExponentialMovingAverage). Buffers are
     copied.
     """
     decay = min(config.ema_decay, (1 + step) / (10 + step)) if config.ema_decay else 0.0
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
-    for mine, theirs in zip(ema.buffers(), model.buffers(), strict=True):
-        mine.copy_(theirs)
+    for ema_buffer, buffer in zip(ema.buffers(), model.buffers(), strict=True):
+        ema_buffer.copy_(buffer)
 
 
 def first_not_finite(tensors: dict[str, Tensor]) -> str:

@@ -30,12 +30,12 @@ from twostage.utils.files import replacing, sweep
 from twostage.utils.schema import build
 from twostage.utils.signals import Interruption
 
-PREPARED = 64  # batches that statistics of the training set are gathered from
+PREPARED = 64  # batches from which statistics of the training set are measured
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What differs between trainings. ``listener`` is a frozen vocoder for held-out speech.
+    """The parts in which trainings differ. ``listener`` is a frozen vocoder for held-out speech.
 
     ``last_layer`` returns the weight of a model at which an adaptive adversarial loss is balanced.
     """
@@ -59,7 +59,7 @@ class PreparedTraining:
     dataset: PairDataset
     held_out: list[Example]
     files: int  # entries of the training manifests
-    data: dict[str, Any]  # the fingerprint of all of them
+    data: dict[str, Any]  # the fingerprint of all data
     state: dict[str, Any] | None = None
 
     @classmethod
@@ -82,8 +82,8 @@ class PreparedTraining:
         fingerprints = fingerprint(entries, noise, held_out, plan.listener)
         if state and (name := changed(fingerprints, state.get("data", {}))):
             raise ConfigError(
-                f"{name} is not what this training began with in {settings.run_dir}: scores and weights would be of "
-                "two sets; give the same data (files may have moved), or begin another training from its weights "
+                f"{name} is not what this training began with in {settings.run_dir}: scores and weights would depend "
+                "on two sets; give the same data (files may have moved), or begin another training from its weights "
                 "(init_from)"
             )
         return cls(settings, plan, dataset, held_out, len(entries), fingerprints, state)
@@ -96,7 +96,7 @@ class PreparedTraining:
             if self.state is None and isinstance(self.plan.model, EnhancerModule):
                 self.plan.model.prepare(self._batch(step) for step in range(PREPARED))
             if not any(p.requires_grad for p in self.plan.model.parameters()):
-                _keep(self.settings, self.plan.model)
+                _save_untrained(self.settings, self.plan.model)
                 return
             training = _training(self.settings, self.plan, mates, self.state)
             training.data = self.data
@@ -122,7 +122,7 @@ class PreparedTraining:
         )
 
     def _learner(self, training: Training, mates: Team, feed: Generator[Pair, None, None]) -> Callable[..., None]:
-        """``fit``, which takes ``report``, called after every step, or none."""
+        """``fit`` with all arguments except for ``report``, which is optional."""
         adversary, last_layer = self.plan.adversary, None
         if self.plan.last_layer and adversary and adversary.adaptive:
             last_layer = self.plan.last_layer(training.model)
@@ -139,20 +139,20 @@ class PreparedTraining:
         )
 
     def _lead(self, training: Training, mates: Team, learn: Callable[..., None], interruption: Interruption) -> None:
-        """Train as the process that writes files and watches the training."""
+        """Train in the process that writes files and monitors the training."""
         run_dir = Path(self.settings.run_dir)
         sweep(run_dir)
         with replacing(run_dir / CONFIG_FILE) as partial_file:
             partial_file.write_text(to_yaml(self.settings), encoding="utf-8")
         with RunLog(self.settings.run_dir, training.step) as log:
-            placed = [
+            held_out = [
                 e._replace(degraded=e.degraded.to(mates.device), clean=e.clean.to(mates.device)) for e in self.held_out
             ]
-            log.say(_greeting(self.settings, training, self.dataset, placed))
-            watch = Monitor(
-                self.settings, log, placed, estimate=self.plan.estimate, mel=self.plan.mel, interruption=interruption
+            log.say(_greeting(self.settings, training, self.dataset, held_out))
+            monitor = Monitor(
+                self.settings, log, held_out, estimate=self.plan.estimate, mel=self.plan.mel, interruption=interruption
             )
-            learn(report=watch)
+            learn(report=monitor)
 
 
 def begin(settings: RunConfig, resume: bool) -> dict[str, Any] | None:
@@ -164,54 +164,53 @@ def begin(settings: RunConfig, resume: bool) -> dict[str, Any] | None:
     torch.manual_seed(settings.seed)
     path = Path(settings.run_dir, STATE)
     if not path.exists():
-        if (
-            resume and not Path(settings.run_dir, CONFIG_FILE).exists()
-        ):  # killed before its first state, it has settings alone
+        # a training that was killed before its first state has only its settings
+        if resume and not Path(settings.run_dir, CONFIG_FILE).exists():
             raise ConfigError(
-                f"run_dir: {settings.run_dir} holds no training to resume; without --resume one begins there"
+                f"run_dir: {settings.run_dir} contains no training to resume; without --resume one begins there"
             )
         return None
     if not resume:
         raise ConfigError(
-            f"run_dir: {settings.run_dir} holds a training; go on with --resume, or name another directory"
+            f"run_dir: {settings.run_dir} contains a training; continue it with --resume, or name another directory"
         )
     state = checkpoint.load_state(path)
     stored = with_new_names(type(settings), state["settings"])
     stored = build(type(settings), _without_checks(stored, settings), f"{path}: settings")
     changed = difference(settings, stored)
     if changed:
-        raise ConfigError(f"cannot go on with other settings: {changed}", subject=path)
+        raise ConfigError(f"cannot continue with other settings: {changed}", subject=path)
     return state
 
 
 def _without_checks(stored: dict[str, Any], settings: RunConfig) -> dict[str, Any]:
-    """``stored`` with the present paths, because files that have moved must not stop the comparison."""
-    today = plain(settings)
-    data = stored["data"] | {name: today["data"][name] for name in ("train", "valid", "noise")}
+    """``stored`` with the current paths, because moved files must not prevent the comparison."""
+    current = plain(settings)
+    data = stored["data"] | {name: current["data"][name] for name in ("train", "valid", "noise")}
     return stored | {"data": data, "run_dir": settings.run_dir}
 
 
 def _check_same(mates: Team, settings: RunConfig, step: int, files: int) -> None:
-    """Raise ConfigError if processes differ in settings, step or data, because they would not train one model."""
+    """Raise ConfigError if processes differ in settings, step or data, because they would train different models."""
     for rank, (theirs, their_step, their_files) in enumerate(mates.gather((settings, step, files))):
         if changed := difference(settings, theirs, "there"):
             raise ConfigError(f"process {mates.rank} differs from process {rank}: {changed}")
         if (step, files) != (their_step, their_files):
-            ours, other = (f"step {s} and {f} files" for s, f in ((step, files), (their_step, their_files)))
-            raise ConfigError(f"process {mates.rank} differs from process {rank}: it is at {ours}, there {other}")
+            ours, theirs_text = (f"step {s} and {f} files" for s, f in ((step, files), (their_step, their_files)))
+            raise ConfigError(f"process {mates.rank} differs from process {rank}: it is at {ours}, there {theirs_text}")
 
 
-def _keep(settings: RunConfig, model: nn.Module) -> None:
-    """Write what has nothing to learn by steps."""
+def _save_untrained(settings: RunConfig, model: nn.Module) -> None:
+    """Write a model without trainable parameters."""
     checkpoint.save(Path(settings.run_dir, LAST), model, provenance=provenance(settings, 0, {}))
-    print(f"{settings.run_dir}: nothing to learn by steps; written as it is")
+    print(f"{settings.run_dir}: no parameters to train; written after its preparation")
 
 
 def _check_best(best: str, held_out: list[Example]) -> None:
-    """Raise ConfigError if ``best`` names one kind of pairs and all pairs are of one kind."""
+    """Raise ConfigError if ``best`` is restricted to one kind of pairs, but all pairs are of one kind."""
     if best.endswith(("_real", "_simulated")) and len({example.real for example in held_out}) == 1:
         kind = "real" if held_out[0].real else "simulated"
-        raise ConfigError(f"valid.best is {best!r}, but all held-out pairs are {kind}: leave the ending out")
+        raise ConfigError(f"valid.best is {best!r}, but all held-out pairs are {kind}: remove the suffix")
 
 
 def _training(settings: RunConfig, plan: Plan, mates: Team, state: dict[str, Any] | None) -> Training:
@@ -227,7 +226,7 @@ def _training(settings: RunConfig, plan: Plan, mates: Team, state: dict[str, Any
             wrap=mates.wrap,
         )
         if plan.adversary.init_from and not state:
-            _borrow(adversary, plan.adversary.init_from)
+            _initialize_discriminators(adversary, plan.adversary.init_from)
     training = Training(plan.model.to(mates.device), settings.optimizer, adversary, plain(settings))
     if state:
         try:
@@ -238,11 +237,11 @@ def _training(settings: RunConfig, plan: Plan, mates: Team, state: dict[str, Any
     return training
 
 
-def _borrow(adversary: Adversary, path: str) -> None:
+def _initialize_discriminators(adversary: Adversary, path: str) -> None:
     """Initialize the discriminators from another training's state."""
     state = checkpoint.load_state(path).get("adversary")
     if not state:
-        raise CheckpointError(f"adversary.init_from: {path}: holds no discriminators")
+        raise CheckpointError(f"adversary.init_from: {path}: contains no discriminators")
     checkpoint.assign(adversary.discriminators, state["discriminators"], f"adversary.init_from: {path}")
 
 
@@ -253,9 +252,9 @@ def _precision(settings: RunConfig, mates: Team) -> Precision:
 
 
 def _greeting(settings: RunConfig, training: Training, dataset: PairDataset, held_out: list[Example]) -> str:
-    learning = sum(p.numel() for p in training.model.parameters() if p.requires_grad)
-    begun = f"goes on at step {training.step}" if training.step else "starts"
+    trainable = sum(p.numel() for p in training.model.parameters() if p.requires_grad)
+    start = f"continues at step {training.step}" if training.step else "starts"
     return (
-        f"{settings.run_dir}: {begun}; {learning / 1e6:.2f} M weights learn; {len(dataset.clean)} clean files, "
+        f"{settings.run_dir}: {start}; {trainable / 1e6:.2f} M weights learn; {len(dataset.clean)} clean files, "
         f"{len(dataset.real)} real pairs; {len(held_out)} files held out"
     )

@@ -1,4 +1,4 @@
-"""One function for each training: which model is trained on which data with which losses. `prepared` runs it."""
+"""One function per training: combines the model, the data and the losses. `prepared` runs it."""
 
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from twostage.utils.errors import ConfigError
 
 
 def train_restorer(settings: RestorerRun, *, resume: bool = False) -> None:
-    """Stage one: mel regression, and an adversary if it has weight. Raises TwoStageError for errors of the user."""
+    """Stage one: mel regression, with an adversary if its weight is not 0. Raises TwoStageError for user errors."""
     state, weights = begin(settings, resume), settings.weights
     mel, model, listener = LogMel(settings.restorer.mel), Restorer(settings.restorer), None
     task = Restoring(settings.restorer, weights, settings.quantile)
@@ -39,7 +39,7 @@ def train_restorer(settings: RestorerRun, *, resume: bool = False) -> None:
 
 
 def train_vocoder(settings: VocoderRun, *, resume: bool = False) -> None:
-    """Stage two: the GAN vocoder on clean speech alone; without adversarial weights, with content losses alone."""
+    """Stage two: the GAN vocoder on clean speech; with content losses only if the adversarial weights are 0."""
     state = begin(settings, resume)
     mel, model, weights = LogMel(settings.vocoder.mel), Vocoder(settings.vocoder), settings.weights
 
@@ -63,8 +63,8 @@ def finetune(settings: FinetuneRun, *, resume: bool = False) -> None:
     settings.check_mel(model.config.vocoder.mel)
     settings.check_inputs("restorer.inputs", model.inputs)
     model.requires_grad_(False)
-    for part in TRAINABLE[settings.train]:
-        model.get_submodule(part).requires_grad_(True)
+    for stage in TRAINABLE[settings.train]:
+        model.get_submodule(stage).requires_grad_(True)
     mel = LogMel(model.config.vocoder.mel)
 
     def estimate(both: nn.Module, example: Example) -> Estimate:
@@ -72,7 +72,7 @@ def finetune(settings: FinetuneRun, *, resume: bool = False) -> None:
         return Estimate(mel(audio)[0], audio[0, 0].cpu().numpy())
 
     task = Finetuning(model.config.vocoder.mel_of_losses, weights, settings.frames)
-    last_layer = partial(_last_that_learns, settings.train)
+    last_layer = partial(_last_trained, settings.train)
     plan = Plan(model, mel, task, weights, estimate, _adversary(settings), last_layer)
     PreparedTraining.of(settings, plan, state).run()
 
@@ -109,13 +109,13 @@ def _direction_of_last(stage: Any) -> Tensor:
     return direction
 
 
-def _last_that_learns(train: str, both: nn.Module) -> Tensor:
-    """The direction of the last weight on the data's way that is not frozen; ``train`` as in ``FinetuneRun``."""
-    return _direction_of_last(both.get_submodule(TRAINABLE[train][-1]))
+def _last_trained(train: str, model: nn.Module) -> Tensor:
+    """The direction of the weight of the last trained layer; ``train`` as in ``FinetuneRun``."""
+    return _direction_of_last(model.get_submodule(TRAINABLE[train][-1]))
 
 
 def last_weight(model: nn.Module) -> Tensor:
-    """The weight, or its direction, of what makes the output: modules are named in the order of the data's way."""
-    if isinstance(model, TwoStage):  # but for the encoder of a vocoder with sensor input, which stands behind
+    """The weight, or its direction, of the output layer: modules are defined in the order of the data flow."""
+    if isinstance(model, TwoStage):  # the encoder of a vocoder with sensor input is defined last
         model = model.vocoder.conv_post
     return [p for name, p in model.named_parameters() if p.ndim > 1 and not name.endswith("original0")][-1]

@@ -1,4 +1,4 @@
-"""Training tasks: they map pairs to loss terms, and hold the weights of those terms.
+"""Training tasks: they map pairs to loss terms, and define the weights of those terms.
 
 A task computes a term only if its weight is not zero. ``total`` checks that the names of terms and weights agree.
 """
@@ -30,7 +30,7 @@ from twostage.utils.errors import ConfigError
 
 
 class Output(NamedTuple):
-    """Loss terms of one batch, and ``fake`` and ``real`` for an adversary, if the task can have one.
+    """Loss terms of one batch, and ``fake`` and ``real`` for an adversary if the task supports one.
 
     They are audio (B, 1, T) if the task outputs audio, and log-mels (B, n_mels, L) if it outputs log-mels.
     """
@@ -45,14 +45,14 @@ Task = Callable[[nn.Module, Pair], Output]
 
 @dataclass(frozen=True)
 class RestoringWeights:
-    """Weights of the losses of stage one; a loss with weight 0 is left out."""
+    """Weights of the losses of stage one; a loss with weight 0 is not computed."""
 
-    mel: float = 1.0  # L1 of log-mels, or the pinball loss of quantile
+    mel: float = 1.0  # L1 of log-mels, or the pinball loss of the quantile
     delta: float = 0.0  # L1 of the slopes of log-mels
     intelligibility: float = 0.0  # one minus the mean of STOI and ESTOI, read off log-mels
     ssim: float = 0.0  # one minus the structural similarity of log-mels
-    adv: float = 0.0  # adversarial, of a discriminator of log-mels
-    fm: float = 0.0  # feature matching, of that discriminator
+    adv: float = 0.0  # adversarial, with a discriminator of log-mels
+    fm: float = 0.0  # feature matching of that discriminator
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ class VocodingWeights:
 
 @dataclass(frozen=True)
 class FinetuningWeights:
-    """Weights of the losses of a training of both stages."""
+    """Weights of the losses of joint training."""
 
     mel: float = 45.0  # L1 of log-mels
     multi_mel: float = 0.0  # L1 of log-mels at many resolutions
     stft: float = 0.0  # multi-resolution STFT loss
     intelligibility: float = 0.0  # one minus the mean of STOI and ESTOI, read off log-mels
-    restored: float = 0.0  # L1 of the restorer's log-mels, which keeps them log-mels
+    restored: float = 0.0  # L1 of the restorer's log-mels, so that they stay log-mels
     adv: float = 1.0  # adversarial
     fm: float = 2.0  # feature matching: L1 of what the discriminators make of fake and real
 
@@ -88,11 +88,11 @@ class EnhancingWeights:
     mel: float = 0.0  # L1 of log-mels
     multi_mel: float = 0.0  # L1 of log-mels at many resolutions
     stft: float = 0.0  # multi-resolution STFT loss
-    si_sdr: float = 0.0  # minus the SI-SDR in dB
+    si_sdr: float = 0.0  # negative SI-SDR in dB
     intelligibility: float = 0.0  # one minus the mean of STOI and ESTOI, read off log-mels
     adv: float = 0.0  # adversarial
     fm: float = 0.0  # feature matching: L1 of what the discriminators make of fake and real
-    own: dict = field(default_factory=dict)  # a system's own terms, by name (see its file); others do not count
+    own: dict = field(default_factory=dict)  # the system's own terms by name (see its file); others are unused
 
     def __post_init__(self) -> None:
         for name, weight in self.own.items():
@@ -155,8 +155,8 @@ class Finetuning(nn.Module):
         self.waveform, self.weights, self.frames = WaveformTerms(mel, weights), weights, frames
 
     def forward(self, model: Any, pair: Pair) -> Output:
-        learns = any(p.requires_grad for p in model.restorer.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+        trains_restorer = any(p.requires_grad for p in model.restorer.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains_restorer):
             restored = model.restorer(model.restorer_features(model.mel, pair.degraded)).float()
         start = max(0, restored.shape[-1] - self.frames) // 2
         restored_part = restored[..., start : start + self.frames]
@@ -224,7 +224,7 @@ def named(weights: LossWeights) -> dict[str, float]:
 
 
 def total(terms: Mapping[str, Tensor], weights: LossWeights, pending: Collection[str] = ()) -> Tensor:
-    """The weighted sum. ``pending``: weights whose terms come at a later step.
+    """The weighted sum of loss terms. ``pending``: weights whose terms are not computed until a later step.
 
     Raises ConfigError for a term that has no weight, and for a weight other than zero that has no term.
     """

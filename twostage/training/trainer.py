@@ -1,4 +1,4 @@
-"""The one training loop: mel regression, the GAN vocoder and fine-tuning differ in the arguments."""
+"""The training loop; mel regression, the GAN vocoder and fine-tuning differ only in its arguments."""
 
 import copy
 import time
@@ -79,7 +79,7 @@ class Training:
 
 @dataclass(frozen=True)
 class StepResult:
-    """The result of one step: unweighted loss terms, gradient norms, and seconds spent waiting for data and in all."""
+    """The result of one step: unweighted loss terms, gradient norms, and seconds waiting for data and in total."""
 
     values: dict[str, Tensor]
     waited: float
@@ -109,27 +109,27 @@ def fit(
     device = next(training.model.parameters()).device
     task_module = wrap(TaskModule(training.model.train(), task))
     while training.step < steps:
-        begun = time.perf_counter()
-        pair = Pair(*(side.to(device, non_blocking=True) for side in next(batches)))
-        waited = time.perf_counter() - begun
+        started = time.perf_counter()
+        pair = Pair(*(channel.to(device, non_blocking=True) for channel in next(batches)))
+        waited = time.perf_counter() - started
         rate = optim.learning_rate(training.optimizing, training.step, steps)
         with precision():
             output = task_module(pair)
         values = _learn(training, output, weights, rate, last_layer)
         training.step += 1
         optim.average(training.ema, training.model, training.optimizing, training.step)
-        report(training, StepResult(values, waited, time.perf_counter() - begun))
+        report(training, StepResult(values, waited, time.perf_counter() - started))
 
 
 def _learn(
     training: Training, output: Output, weights: LossWeights, rate: float, last_layer: Tensor | None
 ) -> dict[str, Tensor]:
-    """One step of the discriminators, if it is due, and one of the model."""
+    """A step of the discriminators, if it is due, and a step of the model."""
     adversary, terms, logs, factors = training.adversary, output.terms, {}, {}
     pending = ADVERSARIAL if adversary else ()
     if adversary and training.step >= adversary.config.start:
         if output.fake is None or output.real is None:
-            raise TwoStageError("this task makes nothing that an adversary could tell from real")
+            raise TwoStageError("this task has no output for an adversary")
         if (training.step - adversary.config.start) % adversary.config.generator_steps == 0:
             logs = adversary.train_step(output.fake, output.real, rate)
         losses = adversary.generator_loss(output.fake, output.real, matching=bool(weights.fm))
@@ -148,8 +148,8 @@ def _factors(
 ) -> dict[str, Tensor]:
     """The factors of the losses of an adaptive adversary, by their names."""
     if adversary.config.adaptive == "each":
-        pulling = named(weights)
-        return adversary.balancer.factors({name: term for name, term in terms.items() if pulling.get(name)}, last_layer)
+        by_name = named(weights)
+        return adversary.balancer.factors({name: term for name, term in terms.items() if by_name.get(name)}, last_layer)
     content = {name: term for name, term in terms.items() if name != "adv"}
     weight = adaptive_weight(total(content, weights, ADVERSARIAL), terms["adv"], last_layer)
     return {"adv": mean_of_processes(weight)}

@@ -23,7 +23,7 @@ Array = NDArray[np.float32]
 
 
 class Example(NamedTuple):
-    """Held-out speech, (1, 1, T) each, degraded (1, C, T); ``real`` if the degraded side was recorded."""
+    """Held-out speech: clean (1, 1, T) and degraded (1, C, T); ``real`` if the degraded side was recorded."""
 
     name: str
     degraded: Tensor
@@ -32,7 +32,7 @@ class Example(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """The output of a model for an example: log-mels (n_mels, L) and, with sound, audio (T,) of L * hop_length."""
+    """The output of a model for an example: log-mels (n_mels, L), and audio (L * hop_length,) if it generates sound."""
 
     mel: Tensor
     audio: Array | None
@@ -50,44 +50,44 @@ def examples(
     hop_length: int,
     noise: Sequence[str] = (),
 ) -> list[Example]:
-    """At most ``items`` of the entries, evenly spread, cut to ``seconds``; the same in every call.
+    """At most ``items`` of the entries, evenly spaced, cut to ``seconds``; the same in every call.
 
-    Clean speech alone is degraded by the config's sensors in turn, seeded by its position in the manifest. The air
+    Clean speech is degraded by the sensors of the config in turn, seeded by its position in the manifest. The air
     channel, if there is one, is simulated in the same way, with a file of ``noise``.
     """
     usable = [entry for entry in entries if entry.clean]
     if not usable:
         raise DataError("data.valid: no entry has a clean file")
-    places = np.unique(np.linspace(0, len(usable) - 1, min(items, len(usable))).round().astype(int))
-    chosen = [_example(usable[place], config, int(place), seconds, hop_length) for place in places]
-    return [_with_air(example, config, place, noise) for example, place in zip(chosen, places, strict=True)]
+    indices = np.unique(np.linspace(0, len(usable) - 1, min(items, len(usable))).round().astype(int))
+    chosen = [_example(usable[index], config, int(index), seconds, hop_length) for index in indices]
+    return [_with_air(example, config, index, noise) for example, index in zip(chosen, indices, strict=True)]
 
 
-def _with_air(example: Example, config: PairConfig, place: int, noise: Sequence[str]) -> Example:
+def _with_air(example: Example, config: PairConfig, index: int, noise: Sequence[str]) -> Example:
     if not config.air_snr_db:
         return example
     lowest, highest = config.air_snr_db
-    air = Air(seeded(int(place), "snr").uniform(lowest, highest), tuple(sorted(noise)))
-    air_channel = leveled(air.of(example.clean[0, 0].numpy(), config.sample_rate, str(place)), config.sample_rate)
+    air = Air(seeded(int(index), "snr").uniform(lowest, highest), tuple(sorted(noise)))
+    air_channel = leveled(air.of(example.clean[0, 0].numpy(), config.sample_rate, str(index)), config.sample_rate)
     return example._replace(degraded=torch.cat([example.degraded, torch.from_numpy(air_channel)[None, None]], 1))
 
 
-def _example(entry: Entry, config: PairConfig, place: int, seconds: float, hop_length: int) -> Example:
-    degraded, clean = _pair(entry, config, place).cut()
+def _example(entry: Entry, config: PairConfig, index: int, seconds: float, hop_length: int) -> Example:
+    degraded, clean = _pair(entry, config, index).cut()
     length = min(len(clean), round(seconds * config.sample_rate)) // hop_length * hop_length
     if not length:
         raise DataError(f"data.valid: shorter than a frame of {hop_length} samples", subject=entry.name)
     for side, audio in ("degraded", degraded[:length]), ("clean", clean[:length]):
-        if rms(audio) < SILENCE:  # whatever a model makes of it, it would be scored as perfect, or not at all
+        if rms(audio) < SILENCE:  # the score of any output would be perfect or undefined
             within = f"its first {length / config.sample_rate:.1f} s (valid.seconds)"
             raise DataError(
-                f"data.valid: the {side} channel is silent in {within}: no score is of it", subject=entry.name
+                f"data.valid: the {side} channel is silent in {within}: it cannot be scored", subject=entry.name
             )
-    sides = [torch.from_numpy(np.ascontiguousarray(side[:length]))[None, None] for side in (degraded, clean)]
-    return Example(entry.name, sides[0], sides[1], entry.paired)
+    tensors = [torch.from_numpy(np.ascontiguousarray(side[:length]))[None, None] for side in (degraded, clean)]
+    return Example(entry.name, tensors[0], tensors[1], entry.paired)
 
 
-def _pair(entry: Entry, config: PairConfig, place: int) -> AlignedPair:
+def _pair(entry: Entry, config: PairConfig, index: int) -> AlignedPair:
     """Both channels, aligned and each at LEVEL: as recorded, or with the degraded one simulated."""
     rate = config.sample_rate
     if entry.paired:
@@ -96,8 +96,8 @@ def _pair(entry: Entry, config: PairConfig, place: int) -> AlignedPair:
     clean = leveled(read_mono(entry.clean or "", rate), rate)
     if not config.sensors:
         return AlignedPair(clean, clean)
-    sensor = load_sensor(config.sensors[place % len(config.sensors)])
-    return AlignedPair(leveled(simulate(clean, rate, sensor, seeded(place, "valid")), rate), clean)
+    sensor = load_sensor(config.sensors[index % len(config.sensors)])
+    return AlignedPair(leveled(simulate(clean, rate, sensor, seeded(index, "valid")), rate), clean)
 
 
 @torch.no_grad()
@@ -128,20 +128,20 @@ def score_examples(
 
 
 def bounds(held_out: Sequence[Example], names: Sequence[str], sample_rate: int) -> dict[str, dict[str, float]]:
-    """Mean scores of the input ("raw") and of the clean speech ("clean"), by those of ``names`` without a reference.
+    """Mean scores of the input ("raw") and of the clean speech ("clean") by the no-reference metrics in ``names``.
 
-    Such a score says little alone. Empty if none of the metrics is of that kind.
+    They put the scores of a model into context. Empty if there are no such metrics.
     """
-    wanted = [name for name in names if name in NO_REFERENCE]
+    metrics = [name for name in names if name in NO_REFERENCE]
     sides = {
         "raw": [example.degraded[0, 0].cpu().numpy() for example in held_out],
         "clean": [example.clean[0, 0].cpu().numpy() for example in held_out],
     }
-    if not wanted:
+    if not metrics:
         return {}
-    rows = {side: [score(a, a, wanted, sample_rate=sample_rate)[0] for a in audio] for side, audio in sides.items()}
+    rows = {side: [score(a, a, metrics, sample_rate=sample_rate)[0] for a in audio] for side, audio in sides.items()}
     return {
-        side: {name: _mean([row[name] for row in side_rows]) for name in wanted} for side, side_rows in rows.items()
+        side: {name: _mean([row[name] for row in side_rows]) for name in metrics} for side, side_rows in rows.items()
     }
 
 

@@ -1,1 +1,1 @@
-"""Errors, files, settings as dataclasses, signals, memory: what every room may use."""
+"""Errors, files, settings as dataclasses, signals and memory, for all other folders of the package."""

@@ -1,27 +1,27 @@
-"""Which device computes. Imports torch only where it is asked for more than a CPU."""
+"""Selects the device for computation. PyTorch is imported only if more than the CPU is requested."""
 
 from twostage.utils.errors import ConfigError
 from twostage.utils.packages import WITHOUT_TORCH, installed
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-DEVICE_HELP = "auto is cuda where there is one, else cpu; mps is that of Apple's processors (default: auto)"
+DEVICE_HELP = "auto is cuda if available, else cpu; mps is the GPU of Apple's processors (default: auto)"
 
 
 def available_devices() -> list[str]:
-    """Those that torch can use here, "cpu" first."""
+    """The devices that torch can use here, "cpu" first."""
     if not installed("torch"):
         return ["cpu"]
     import torch
 
     usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    return ["cpu", *(name for name, there in usable.items() if there)]
+    return ["cpu", *(name for name, available in usable.items() if available)]
 
 
 def device_for(name: str, setting: str = "device") -> str:
-    """The device that a setting of one of ``DEVICES`` means: "cpu", "cuda" or "mps".
+    """The device that a setting, one of ``DEVICES``, selects: "cpu", "cuda" or "mps".
 
-    "auto" is never "mps": which of torch's operations work there changes from version to version, so it has to be
-    asked for. Raises ConfigError, which begins with ``setting``, for a device that is not there.
+    "auto" never selects "mps", because the operations that torch supports there change between versions. Raises
+    ConfigError, which begins with ``setting``, for a device that is not available.
     """
     if name not in DEVICES:
         raise ConfigError(f"{setting} is {name!r}, must be one of {', '.join(DEVICES)}")

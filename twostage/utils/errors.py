@@ -5,21 +5,21 @@ from contextlib import contextmanager
 from unicodedata import category
 
 LONGEST = 1000  # characters of a message
-UNSEEN = ("Cc", "Cs", "Zl", "Zp")  # categories of characters that break a line, steer a terminal or cannot be encoded
+UNSEEN = ("Cc", "Cs", "Zl", "Zp")  # categories of characters that break lines, control terminals or cannot be encoded
 
 
 def one_line(text: object) -> str:
-    """A message as it may be printed: of one line whatever names and values it quotes, and not without end.
+    """A message in printable form: one line of limited length, whatever names and values it quotes.
 
     >>> one_line("a\\nb\\x1b.wav: no such file")
     'a\\\\nb\\\\x1b.wav: no such file'
     """
-    shown = "".join(repr(c)[1:-1] if category(c) in UNSEEN else c for c in str(text))
-    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2]} ... {shown[5 - LONGEST // 2 :]}"
+    line = "".join(repr(c)[1:-1] if category(c) in UNSEEN else c for c in str(text))
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[5 - LONGEST // 2 :]}"
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another package's error, which says what is wrong; without a message, the name of its type.
+    """The first line of the message of another package's error, or the name of its type if there is no message.
 
     >>> first_line(ValueError("bad header\\nread_header, line 7"))
     'bad header'
@@ -30,14 +30,14 @@ def first_line(error: BaseException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """What went wrong: the system's words where it was the system's error, else the first line of the message."""
+    """The reason of an error: the message of the system for system errors, else the first line of the message."""
     return getattr(error, "strerror", None) or first_line(error)
 
 
 class TwoStageError(Exception):
-    """A file, setting or value that cannot be used: ``subject`` names it and ``reason`` says what is wrong with it.
+    """A file, setting or value that cannot be used: ``subject`` names it and ``reason`` explains the problem.
 
-    The message is both, "subject: reason"; without a subject, the reason names everything itself.
+    The message is "subject: reason", or the reason only if there is no subject.
 
     >>> str(TwoStageError("no such file", subject="a.wav"))
     'a.wav: no such file'
@@ -51,7 +51,7 @@ class TwoStageError(Exception):
         return f"{self.subject}: {self.reason}" if self.subject else self.reason
 
     def about(self, name: str) -> str:
-        """The message as one about ``name``: it begins with it, once.
+        """The message with ``name`` at its start, once.
 
         >>> TwoStageError("no such file", subject="a.wav").about("a.wav")
         'a.wav: no such file'
@@ -63,7 +63,7 @@ class TwoStageError(Exception):
 
 @contextmanager
 def called(names: Mapping[str, str]) -> Iterator[None]:
-    """Have errors name the subjects that the reader does not know, such as files in between, by ``names``."""
+    """Replace the subjects of errors by ``names``, for example those of temporary files by those that users know."""
     try:
         yield
     except TwoStageError as error:
@@ -92,4 +92,4 @@ class DataError(TwoStageError):
 
 
 class Cancelled(Exception):
-    """Work that was asked to stop. It is not an error of the input: loops that go on after a bad file raise it."""
+    """Work that was asked to stop. It is not an input error: loops that continue after a bad file do not catch it."""

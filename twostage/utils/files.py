@@ -8,8 +8,8 @@ from pathlib import Path
 
 from twostage.utils.errors import OutputError, reason_of
 
-PARTIAL = ".part"  # ends the names of files that are not complete
-LATER_BYTES = bytes(range(0x80, 0xC0))  # of a character of UTF-8 that was cut
+PARTIAL = ".part"  # suffix of incomplete files
+LATER_BYTES = bytes(range(0x80, 0xC0))  # continuation bytes of UTF-8, at the start of a cut name
 
 
 def check_writable(path: Path, overwrite: bool) -> None:
@@ -33,14 +33,14 @@ def make_folder(path: Path) -> None:
 def partial_name(path: Path) -> Path:
     """A hidden name beside ``path`` for an incomplete file, unique and no longer than file systems allow.
 
-    It ends with this process's number, which machines that share a disk may have in common; hence the random part.
+    It ends with the process ID, which can be the same on machines that share a disk, hence the random part.
     """
-    kept = os.fsdecode(os.fsencode(path.name)[-100:].lstrip(LATER_BYTES))
-    return path.with_name(f".{kept}.{secrets.token_hex(4)}.{os.getpid()}{PARTIAL}")
+    stem = os.fsdecode(os.fsencode(path.name)[-100:].lstrip(LATER_BYTES))
+    return path.with_name(f".{stem}.{secrets.token_hex(4)}.{os.getpid()}{PARTIAL}")
 
 
 def sweep(folder: Path) -> None:
-    """Remove incomplete files of killed processes in ``folder``, which no other process may write to now."""
+    """Remove incomplete files of killed processes in ``folder``; no other process may be writing to it."""
     for path in folder.glob(f".*{PARTIAL}"):
         path.unlink(missing_ok=True)
 
@@ -57,7 +57,7 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterat
     partial = partial_name(path)
     try:
         yield partial
-        check_writable(path, overwrite)  # it may have come into being meanwhile
+        check_writable(path, overwrite)  # it may have been created in the meantime
         publish(partial, path)
     except OSError as error:
         raise OutputError(f"cannot be written ({reason_of(error)})", subject=path) from None
@@ -66,10 +66,10 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterat
 
 
 def publish(partial: Path, path: Path) -> None:
-    """Rename ``partial``, complete and on the same disk, to ``path``: the one way in which our files appear.
+    """Rename ``partial``, complete and on the same disk, to ``path``; all files of the package are published this way.
 
-    A reader of ``path``, even after a kill or a crash of the machine, finds either the whole old file or the whole new
-    one: the content is on the disk before it has its name, and the name is when this returns. Raises OSError.
+    A reader of ``path``, even after a kill or a crash of the machine, finds either the complete old or the complete new
+    file: the content is flushed to disk before it is renamed, and the name before this returns. Raises OSError.
     """
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
@@ -79,7 +79,7 @@ def publish(partial: Path, path: Path) -> None:
 
 def _flush_folder(folder: Path) -> None:
     """Flush the names in ``folder`` to the disk, if the system allows folders to be opened and flushed."""
-    with suppress(OSError):  # Windows opens none, and some file systems flush none: PermissionError, EINVAL
+    with suppress(OSError):  # PermissionError on Windows; EINVAL on some file systems
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -1,7 +1,7 @@
-"""Standard logging: what the package says of its work goes to loggers named after its modules, below "twostage".
+"""Standard logging: the package logs to loggers named after its modules, below "twostage".
 
-A program that uses the package decides where it goes; the command line shows it on stderr. Other packages' loggers are
-quieted one by one, and for as long as their remarks would say nothing to our users: the host's logging is the host's.
+A program that uses the package decides where the records go; the command line writes them to stderr. Loggers of other
+packages are silenced only individually and temporarily, because the logging configuration belongs to the host program.
 """
 
 import logging
@@ -13,11 +13,11 @@ from pathlib import Path
 from twostage.utils.errors import one_line
 
 NAME = "twostage"
-LEVELS = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}  # by -q, nothing, -v, -vv
+LEVELS = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}  # for -q, no option, -v, -vv
 
 
 class Lines(logging.Handler):
-    """Writes a record as a line on stderr, above a progress bar if there is one."""
+    """Writes records as lines to stderr, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         kind = "" if record.levelno in (logging.INFO, logging.DEBUG) else f"{record.levelname.lower()}: "
@@ -35,7 +35,7 @@ class Lines(logging.Handler):
 
 @contextmanager
 def shown(verbosity: int = 0) -> Iterator[None]:
-    """Let the package's loggers write to stderr within the block: errors at -1, warnings at 0, more at 1 and 2."""
+    """Write the package's log records to stderr within the block: errors at -1, warnings at 0, more at 1 and 2."""
     logger, handler = logging.getLogger(NAME), Lines()
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
@@ -51,32 +51,32 @@ def shown(verbosity: int = 0) -> Iterator[None]:
 
 @contextmanager
 def quieted(*packages: str, level: int = logging.ERROR) -> Iterator[None]:
-    """Silence the loggers of ``packages`` below ``level`` within the block; all others are left alone.
+    """Silence the loggers of ``packages`` below ``level`` within the block; all others are not affected.
 
     Some packages log to the root logger itself. Records from their files are filtered out there, and handlers that they
     added are removed.
     """
-    before = {logger: logger.level for logger in _loggers_of(packages)}
+    levels = {logger: logger.level for logger in _loggers_of(packages)}
     root, handlers = logging.root, logging.root.handlers[:]
 
-    def is_others(record: logging.LogRecord) -> bool:
+    def is_allowed(record: logging.LogRecord) -> bool:
         return record.levelno >= level or not {*packages} & {*Path(record.pathname).parts}
 
-    for logger in before:
+    for logger in levels:
         logger.setLevel(max(level, logger.level))
-    root.addFilter(is_others)
+    root.addFilter(is_allowed)
     try:
         yield
     finally:
-        root.removeFilter(is_others)
+        root.removeFilter(is_allowed)
         for handler in root.handlers[:]:
             if handler not in handlers:
                 root.removeHandler(handler)
         for logger in _loggers_of(packages):
-            logger.setLevel(before.get(logger, logger.level))
+            logger.setLevel(levels.get(logger, logger.level))
 
 
 def _loggers_of(packages: tuple[str, ...]) -> list[logging.Logger]:
-    """Of each package, and all below that there are."""
-    known = [name for name in logging.root.manager.loggerDict if name.startswith(tuple(f"{p}." for p in packages))]
-    return [logging.getLogger(name) for name in (*packages, *known)]
+    """The logger of each package and all existing loggers below it."""
+    below = [name for name in logging.root.manager.loggerDict if name.startswith(tuple(f"{p}." for p in packages))]
+    return [logging.getLogger(name) for name in (*packages, *below)]

@@ -1,4 +1,4 @@
-"""Memory of the process: the heap, where freed memory stays for the next tensor of the same size, and the peak."""
+"""Memory of the process: keeping freed memory for the next tensors, running out of memory, and the peak."""
 
 import ctypes
 import sys
@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers of M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's values of M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
 LARGEST = 2**31 - 1  # bytes
 
 
 def keep_freed() -> bool:
-    """Let the heap serve blocks of up to 2 GB and never return memory; False where this is impossible.
+    """Serve blocks of up to 2 GB from the heap and never return memory to the system; False if this is impossible.
 
-    By default, glibc maps a tensor of 10 MB anew every time, and the system clears its pages at the first access, which
-    takes a seventh of the time of restoring. The peak of the memory stays the same; it is only held until the process
-    ends. This is for programs that do little else: a library must not decide it for its host.
+    By default, glibc maps new memory for every tensor of 10 MB, and the system clears its pages on first access, which
+    takes a seventh of the time of restoring. The peak memory stays the same, but it is held until the process
+    ends. Only the command line uses it, because a library must not decide this for its host program.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     return mallopt is not None and all(mallopt(option, LARGEST) for option in (MMAP_THRESHOLD, TRIM_THRESHOLD))
@@ -23,7 +23,7 @@ def keep_freed() -> bool:
 
 @contextmanager
 def raise_memory_error() -> Iterator[None]:
-    """Let torch raise MemoryError where the memory of the CPU or of a GPU is not enough, as everything else does."""
+    """Convert torch's errors for insufficient memory of the CPU or a GPU to MemoryError."""
     try:
         yield
     except RuntimeError as error:
@@ -33,9 +33,9 @@ def raise_memory_error() -> Iterator[None]:
 
 
 def peak_memory() -> float:
-    """MB of memory that this process has held at most. Linux and macOS."""
+    """Peak resident memory of this process in MB, on Linux and macOS."""
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage counts the parent's as well here, which is the child's own for a moment
+    if status.exists():  # on Linux, getrusage includes the parent's memory at the time of the fork
         lines = status.read_text(encoding="ascii", errors="replace").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e3
     import resource

@@ -1,16 +1,16 @@
-"""Finds out whether PyTorch and the packages of extras are installed, without importing them."""
+"""Checks whether PyTorch and the packages of extras are installed, without importing them."""
 
 import sys
 from importlib.util import find_spec
 from typing import Any
 
-WITHOUT_TORCH = "PyTorch is not installed (pip install twostage brings it)"
+WITHOUT_TORCH = "PyTorch is not installed (pip install twostage installs it)"
 
 
 def installed(package: str) -> bool:
     try:
         return find_spec(package) is not None
-    except ImportError:  # of whoever keeps it from being imported
+    except ImportError:  # raised by import hooks that block a package
         return False
 
 

@@ -11,13 +11,13 @@ from twostage.utils.errors import ConfigError
 from twostage.utils.renamed import new_name
 
 T = TypeVar("T")
-UNSET = "???"  # as omegaconf writes what must still be given
-SHORT = Repr()  # values in messages: a file can hold one that takes pages, or more memory than there is, to be shown
+UNSET = "???"  # omegaconf's mark of a missing mandatory value
+SHORT = Repr()  # shortens values in messages, because those of a file can be arbitrarily large
 SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 100, 100
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The values of a JSON text. Raises ValueError, of one line, for everything that Python's parser cannot handle."""
+    """Parse a JSON text. Raises ValueError with a one-line message for any text that Python's parser rejects."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -44,9 +44,9 @@ def build(cls: type[T], values: object, name: str = "") -> T:
 
 
 def complete(cls: type, values: object, name: str = "") -> dict[str, Any]:
-    """``values`` with the defaults of the dataclass ``cls``; what has none and is not given is UNSET.
+    """``values`` with the defaults of the dataclass ``cls``; missing values without a default are UNSET.
 
-    Names and types are checked as in ``build``, the dataclass's own rules are not.
+    Names and types are checked as in ``build``, but not the rules of the dataclass itself.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{name or 'settings'}: {SHORT.repr(values)} is not a mapping of fields to values")

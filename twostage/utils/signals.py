@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: either ends the work like Ctrl-C, with nothing half-written left. Owns `signal`."""
+"""SIGINT and SIGTERM: both end the work like Ctrl-C and leave no incomplete files. Owns `signal`."""
 
 import os
 import signal
@@ -10,8 +10,8 @@ from math import inf
 from types import FrameType
 from typing import Any
 
-PATIENCE = 1.0  # seconds in which a second signal is the same request
-AGAIN = 0.01  # seconds after which a signal that could not be answered is sent again
+PATIENCE = 1.0  # seconds within which a second signal counts as the same request
+AGAIN = 0.01  # seconds after which a signal that could not be handled is sent again
 
 
 class DebouncedInterrupt:
@@ -25,9 +25,9 @@ class DebouncedInterrupt:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if _in_callback(frame):
-            again = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
-            again.daemon = True
-            again.start()
+            retry = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
+            retry.daemon = True
+            retry.start()
             return
         now = time.monotonic()
         if now > self._last + PATIENCE:
@@ -36,9 +36,9 @@ class DebouncedInterrupt:
 
 
 class Interruption:
-    """Whether SIGINT or SIGTERM has come: a training then finishes its step and keeps its state.
+    """Records whether SIGINT or SIGTERM was received: a training then finishes its step and saves its state.
 
-    The second signal does not wait for the step's end: it raises KeyboardInterrupt.
+    A second signal raises KeyboardInterrupt without waiting for the end of the step.
     """
 
     def __init__(self) -> None:
@@ -69,17 +69,17 @@ def ignore() -> None:
 @contextmanager
 def answered(handler: Any) -> Iterator[None]:
     """Handle SIGINT and SIGTERM with ``handler`` within the block."""
-    before = answer(handler)
+    previous = answer(handler)
     try:
         yield
     finally:
-        for number, former in before.items():
-            signal.signal(number, former)
+        for number, previous_handler in previous.items():
+            signal.signal(number, previous_handler)
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM end the work like Ctrl-C, with nothing half-written left."""
+    """Let SIGTERM end the work like Ctrl-C, without incomplete files."""
     if not _in_main_thread() or isinstance(signal.getsignal(signal.SIGTERM), DebouncedInterrupt):
         yield
         return
@@ -90,29 +90,29 @@ def terminable() -> Iterator[None]:
 @contextmanager
 def termination_kept() -> Iterator[None]:
     """Restore the handler of SIGTERM after the block, because some libraries install their own."""
-    before = signal.getsignal(signal.SIGTERM)
+    previous = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
         if _in_main_thread():
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager
 def interrupt_blocked() -> Iterator[None]:
-    """Block SIGINT, if the system can: a process that is started in the block inherits this and never receives it."""
+    """Block SIGINT, if the system supports it; a process started in the block inherits this and never receives it."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _in_callback(frame: FrameType | None) -> bool:
-    """Whether Python is being called by libsndfile, where an exception would be printed and lost."""
+    """Whether libsndfile is calling Python code, where an exception would be printed and lost."""
     while frame is not None:
         if frame.f_code.co_name.startswith("vio_") and frame.f_globals.get("__name__") == "soundfile":
             return True

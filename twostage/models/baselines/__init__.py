@@ -1,1 +1,1 @@
-"""Published enhancers, one in each file, from audio to audio."""
+"""Published enhancers, audio to audio, one in each file."""

@@ -1,17 +1,17 @@
-"""BSRNN: a spectrogram cut into bands, recurrent layers along time and across bands in turn; no convolution.
+"""BSRNN: splits a spectrogram into bands and alternates recurrent layers along time and across bands.
 
 Source: Luo and Yu, "Music Source Separation with Band-split RNN", TASLP 2023: bands, pairs of layers, masks, loss. For
-speech: Yu, Chen, Luo, Gu and Weng, "High Fidelity Speech Enhancement with Band-split RNN", Interspeech 2023, where a
-residual spectrogram is added to what was masked, which a mask cannot put where nothing was heard. LSTM: Hochreiter and
+speech: Yu, Chen, Luo, Gu and Weng, "High Fidelity Speech Enhancement with Band-split RNN", Interspeech 2023, which adds
+a residual spectrogram to the masked one, because a mask cannot restore empty bins. LSTM: Hochreiter and
 Schmidhuber, 1997. GLU: Dauphin et al., 2017. What differs from them:
 - 32 features and five pairs of layers, 1.0 M parameters, to train without an accelerator; theirs for music have 128
   features, and for stereo at 44.1 kHz some 37 M (by Chen et al., "DTTNet", ICASSP 2024)
-- bands are those of the music paper's voice up to 8 kHz, rounded to bins of 31.25 Hz: 100 Hz wide up to 1 kHz, 250 Hz
+- bands are those for vocals in the music paper up to 8 kHz, rounded to bins of 31.25 Hz: 100 Hz up to 1 kHz, 250 Hz
   up to 4 kHz, 500 Hz above
-- layers are normalized by the statistics of one frame, not of all of a signal: a stream has no others, and crops of
-  training and whole recordings are normalized alike. The level of a band, which this takes away, stands beside it
-- all of a spectrum is treated alike: nothing of theirs that is for bands above 8 kHz or for one speaker
-Layers along time read both ways, so that all of the signal is needed, or, if ``causal``, the past alone: it streams.
+- layers are normalized by the statistics of one frame, not of the signal, so that streams work, and training segments
+  and whole recordings are normalized in the same way. The level of each band, which this removes, is a separate input
+- all bands are treated in the same way; the parts for bands above 8 kHz and for a target speaker are omitted
+Layers along time are bidirectional and need the whole signal; if ``causal``, they are unidirectional and can stream.
 """
 
 from dataclasses import dataclass
@@ -26,26 +26,26 @@ from twostage.models.features import Istft, Stft, as_channels, as_complex, compl
 from twostage.nn.layers import LSTM
 from twostage.utils.errors import ConfigError
 
-PARTS = {"mask": 1, "mapping": 1, "both": 2}  # complex numbers a bin, by ``output``
-QUIET = 1e-8  # least mean power of a bin
+PARTS = {"mask": 1, "mapping": 1, "both": 2}  # complex numbers per bin, by ``output``
+QUIET = 1e-8  # lower limit of the mean power of a bin
 
 
 @dataclass(frozen=True)
 class BsrnnConfig(EnhancerConfig):
     """Sizes of the network.
 
-    ``output``: "mask", a complex number by which each bin is multiplied, as in the music paper; "mapping", the
-    spectrogram itself; "both", their sum, as in the speech paper.
+    ``output``: "mask", a complex mask that is multiplied with the input, as in the music paper; "mapping", the
+    spectrogram itself; "both", the sum of the two, as in the speech paper.
     """
 
     sample_rate: int = 16000  # Hz
     n_fft: int = 512  # samples of the Fourier transform
-    hop_length: int = 128  # samples from one frame to the next
-    bands: tuple[int, ...] = (*[3] * 8, *[4] * 2, *[8] * 12, *[16] * 7, 17)  # bins that each band holds, from 0 Hz on
+    hop_length: int = 128  # samples between consecutive frames
+    bands: tuple[int, ...] = (*[3] * 8, *[4] * 2, *[8] * 12, *[16] * 7, 17)  # bins in each band, from 0 Hz on
     features: int = 32  # channels of each band
     layers: int = 5  # pairs of recurrences, along time and across bands
     output: str = "both"  # mask, mapping or both
-    causal: bool = False  # sees the past alone
+    causal: bool = False  # uses past samples only
 
     def __post_init__(self) -> None:
         for name in ("features", "layers"):
@@ -77,9 +77,9 @@ class Split(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         features = []
         for band, norm, dense in zip(x.split(self.bands, 2), self.norms, self.dense, strict=True):
-            numbers = band.flatten(1, 2).mT
-            level = numbers.square().mean(-1, keepdim=True).clamp_min(QUIET).log10() / 4  # about 1 from 0
-            features.append(dense(torch.cat([norm(numbers), level], -1)))
+            parts = band.flatten(1, 2).mT
+            level = parts.square().mean(-1, keepdim=True).clamp_min(QUIET).log10() / 4  # within about 1 of 0
+            features.append(dense(torch.cat([norm(parts), level], -1)))
         return torch.stack(features, 1)
 
 
@@ -88,7 +88,7 @@ class Residual(nn.Module):
 
     def __init__(self, features: int, *, causal: bool) -> None:
         super().__init__()
-        units = 2 * features  # of one direction
+        units = 2 * features  # in each direction
         self.norm, self.causal = nn.LayerNorm(features), causal
         self.lstm = LSTM(features, units) if causal else nn.LSTM(features, units, batch_first=True, bidirectional=True)
         self.dense = nn.Linear(units if causal else 2 * units, features)
@@ -99,7 +99,7 @@ class Residual(nn.Module):
 
 
 class Pair(nn.Module):
-    """(B, K, L, N) -> (B, K, L, N): along time, each band by itself, then across bands, each frame by itself."""
+    """A layer along time, on each band, then one across bands, on each frame: (B, K, L, N) -> (B, K, L, N)."""
 
     def __init__(self, config: BsrnnConfig) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Pair(nn.Module):
 
 
 class Estimate(nn.Module):
-    """Features of K bands (B, K, L, N) -> ``parts`` complex numbers for each bin: (B, 2 parts, F, L)."""
+    """Features of K bands (B, K, L, N) -> one or two complex spectrograms as real channels (B, parts, F, L)."""
 
     def __init__(self, config: BsrnnConfig) -> None:
         super().__init__()
@@ -129,14 +129,14 @@ class Estimate(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = [band(one).mT.unflatten(1, (self.parts, -1)) for band, one in zip(self.bands, x.unbind(1), strict=True)]
+        parts = [band(x_k).mT.unflatten(1, (self.parts, -1)) for band, x_k in zip(self.bands, x.unbind(1), strict=True)]
         return torch.cat(parts, 2)
 
 
 class Bsrnn(StreamingModule):
     """Audio (B, 1, T) -> (B, 1, T // hop_length * hop_length)."""
 
-    context = inf  # the LSTMs forget nothing for sure
+    context = inf  # an LSTM has no finite receptive field
 
     def __init__(self, config: BsrnnConfig) -> None:
         super().__init__()
@@ -148,9 +148,9 @@ class Bsrnn(StreamingModule):
         self.estimate = Estimate(config)
 
     def forward_chunk(self, audio: Tensor) -> Tensor:
-        """The next chunk of a stream, a multiple of ``stride`` long, ``delay`` samples late.
+        """Process the next chunk of a stream, a multiple of ``stride`` long; the output is ``delay`` samples late.
 
-        Calls follow each other within ``nn.streaming.streaming``; not causal, the chunk is all of the signal.
+        Within ``nn.streaming.streaming``, calls continue one stream. If not causal, the chunk is the whole signal.
         """
         spectrum = as_channels(self.stft.spectrum(audio))
         estimate = self.estimate(self.pairs(self.split(spectrum))).float()
@@ -171,7 +171,7 @@ class Bsrnn(StreamingModule):
 
     @property
     def delay(self) -> int:
-        """Samples by which what ``forward_chunk`` gives is late."""
+        """The number of samples by which the output of ``forward_chunk`` is late."""
         return self.istft.delay
 
     @property

@@ -1,16 +1,16 @@
-"""HiFi-GAN+: a feed-forward WaveNet on the waveform, trained against discriminators of it.
+"""HiFi-GAN+: a feed-forward WaveNet on the waveform, trained with discriminators.
 
-Source: Su, Wang, Finkelstein and Jin, "Bandwidth Extension is All You Need", ICASSP 2021. Its authors gave out no code:
+Source: Su, Wang, Finkelstein and Jin, "Bandwidth Extension is All You Need", ICASSP 2021. Its code is not public:
 sizes (128 channels, two stacks of eight layers, dilations that are powers of three, 1 M parameters), discriminators and
 losses are those of the public reimplementation, Spell, "hifi-gan-bwe", 2022. WaveNet: van den Oord et al., 2016,
-equation 2, without its condition, and not causal. What differs from them:
-- 16 kHz in and out (theirs: 8 to 16 kHz, interpolated to 48 kHz): the input is as long as the output, only duller
-- seven layers a stack: dilations of 3^0 to 3^6 reach 137 ms each side at 16 kHz, as eight layers do at 48 kHz
-- the last layer has no way on to a next one, which nothing would see (8320 parameters)
-- zeros before and after a signal come in at every layer, instead of silence at the input alone
-- discriminators of the waveform at three rates and of a spectrogram, where theirs are at four rates and of a mel
-  spectrogram; generator and discriminators learn at one rate and in every step, where theirs learns at a hundredth of
-  it every other step
+equation 2, without conditioning, and not causal. Differences:
+- 16 kHz in and out (theirs: 8 to 16 kHz, interpolated to 48 kHz), so the input already has the length of the output
+- seven layers per stack: dilations of 3^0 to 3^6 reach 137 ms on each side at 16 kHz, as eight layers do at 48 kHz
+- the last layer has no convolution for a next layer, whose output would be unused (8320 parameters)
+- every layer pads with zeros, instead of padding the input only
+- discriminators of the waveform at three rates and of a spectrogram; theirs are of four rates and of a mel spectrogram
+- generator and discriminators share a learning rate and are updated in every step; theirs updates the generator at a
+  hundredth of the rate in every other step
 """
 
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ class GatedLayer(nn.Module):
         value, gate = self.conv(x).chunk(2, 1)
         gated = torch.tanh(value) * torch.sigmoid(gate)
         if self.conv_next is not None:
-            x = (x + self.conv_next(gated)) * sqrt(0.5)  # or the level would grow with every layer
+            x = (x + self.conv_next(gated)) * sqrt(0.5)  # keeps the level constant from layer to layer
         return x, self.conv_skip(gated)
 
 
@@ -77,8 +77,8 @@ class Bwe(EnhancerModule):
         self.config, dilations = config, config.dilations
         self.conv_pre = weight_norm(Conv1d(1, config.channels, 1))
         self.layers = nn.ModuleList(
-            GatedLayer(config.channels, config.kernel_size, dilation, last=place == len(dilations))
-            for place, dilation in enumerate(dilations, 1)
+            GatedLayer(config.channels, config.kernel_size, dilation, last=index == len(dilations))
+            for index, dilation in enumerate(dilations, 1)
         )
         self.conv_post = weight_norm(Conv1d(config.channels, 1, 1))
 
@@ -86,8 +86,8 @@ class Bwe(EnhancerModule):
         x = self.conv_pre(audio.to(next(self.conv_pre.parameters()).dtype))
         total = torch.zeros_like(x)
         for layer in self.layers:
-            x, share = layer(x)
-            total = total + share
+            x, contribution = layer(x)
+            total = total + contribution
         return torch.tanh(self.conv_post(total / sqrt(len(self.layers))).float())
 
     @property
@@ -96,10 +96,10 @@ class Bwe(EnhancerModule):
 
     @property
     def context(self) -> int:
-        """Samples that an output sample depends on, on each side."""
+        """The number of samples on each side that an output sample depends on."""
         return receptive_field((self.config.kernel_size, dilation) for dilation in self.config.dilations)
 
     @property
     def latency(self) -> float:
-        """Samples after one, until the last that it depends on is there."""
+        """The number of future samples that an output sample depends on."""
         return float(self.context)

@@ -1,12 +1,12 @@
-"""DPCRN: a convolutional recurrent network whose recurrences read each frame across frequency, then each band in time.
+"""DPCRN: a convolutional recurrent network with recurrent layers across frequency, then along time.
 
 Source: Le, Chen, Chen and Lu, "DPCRN: Dual-Path Convolution Recurrent Network for Single Channel Speech Enhancement",
-Interspeech 2021; sizes (0.8 M parameters) and the form of the loss also from the authors' code. What differs:
-- windows are Hann's and the inverse is by least squares, where theirs are sine windows on both sides
-- LSTMs gate by the logistic function, where theirs take a piecewise linear one
-- no biases before a normalization, which would take them away again
-- a mapping, which is ours, reads the spectrum as it is: normalized, it would not say how loud the output is to be
-It is causal without look-ahead and takes a stream; an output sample waits for at most a window.
+Interspeech 2021; sizes (0.8 M parameters) and the form of the loss also from the authors' code. Differences:
+- Hann windows and a least-squares inverse STFT, where theirs uses sine windows for both
+- LSTMs with logistic gates, where theirs are piecewise linear
+- no biases before a normalization, which would remove them
+- mapping, which is our addition, takes the spectrum unnormalized: normalized, it would lack the level of the output
+It is causal without look-ahead and can stream; an output sample waits for at most one window.
 """
 
 from dataclasses import dataclass
@@ -21,26 +21,26 @@ from twostage.models.features import Istft, Stft, as_channels, as_complex, compl
 from twostage.nn.layers import LSTM, Conv2d, ConvTranspose2d
 from twostage.utils.errors import ConfigError
 
-FRAMES = 2  # that each convolution sees
-WIDE, NARROW = 5, 3  # bands that the first and the others see
+FRAMES = 2  # kernel size of each convolution in frames
+WIDE, NARROW = 5, 3  # kernel size in bands, of the first convolution and of the others
 
 
 @dataclass(frozen=True)
 class DpcrnConfig(EnhancerConfig):
     """Sizes of the network.
 
-    ``norm``: "instant", by statistics of one frame over bands and channels, or "instance", by those of each channel
-    over an utterance in training, and by their average in use.
+    ``norm``: "instant", by the statistics of one frame over bands and channels, or "instance", by those of each channel
+    over an utterance in training, and by their moving average in evaluation mode.
     """
 
     sample_rate: int = 16000  # Hz
     n_fft: int = 400  # samples of the Fourier transform
-    hop_length: int = 200  # samples from one frame to the next
+    hop_length: int = 200  # samples between consecutive frames
     channels: tuple[int, ...] = (32, 32, 32, 64, 128)  # of each level
-    strides: tuple[int, ...] = (2, 2, 1, 1, 1)  # of each level's bins, 1 or 2
+    strides: tuple[int, ...] = (2, 2, 1, 1, 1)  # of each level across frequency, 1 or 2
     blocks: int = 2  # pairs of recurrences, across frequency and along time
-    units: int = 128  # of the recurrences; across frequency half of them each way
-    output: str = "mask"  # a complex "mask", or a "mapping", the spectrum itself
+    units: int = 128  # of the recurrent layers; across frequency, half of them in each direction
+    output: str = "mask"  # "mask" (complex) or "mapping" (the spectrum itself)
     norm: str = "instant"  # instant or instance
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ class DpcrnConfig(EnhancerConfig):
 
     @property
     def bands(self) -> list[int]:
-        """Of the spectrum, and of each level."""
+        """The number of bands of the spectrum and of each level."""
         bands = [self.n_fft // 2 + 1]
         for stride in self.strides:
             bands.append(bands[-1] // stride)
@@ -75,7 +75,7 @@ class DpcrnConfig(EnhancerConfig):
 
 
 class InstantNorm(nn.LayerNorm):
-    """Mean 0 and deviation 1 of each frame over channels and bands, then affine: (B, C, F, L) -> (B, C, F, L)."""
+    """Normalizes each frame over channels and bands, then affine: (B, C, F, L) -> (B, C, F, L)."""
 
     def __init__(self, channels: int, bands: int) -> None:
         super().__init__([channels, bands])
@@ -91,13 +91,13 @@ def norm(config: DpcrnConfig, channels: int, bands: int) -> nn.Module:
 
 
 class Down(nn.Module):
-    """(B, C, F, L) -> (B, C', F // stride, L); a frame depends on the one before it too."""
+    """(B, C, F, L) -> (B, C', F // stride, L); a frame also depends on the previous one."""
 
     def __init__(self, inputs: int, outputs: int, bands: int, kernel: int, stride: int) -> None:
         super().__init__()
         self.conv = Conv2d(inputs, outputs, (kernel, FRAMES), stride=(stride, 1), causal=True, bias=False)
         self.norm, self.act = nn.BatchNorm2d(outputs), nn.PReLU(outputs)
-        self.below = int(stride == 2 and bands % 2 == 0)  # the kernel is odd: bands that come in twos need one more
+        self.below = int(stride == 2 and bands % 2 == 0)  # an odd kernel with stride 2 needs one more band of padding
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, (0, 0, self.below, 0)).to(self.conv.weight.dtype)
@@ -105,7 +105,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """(B, C, F, L), joined with the encoder's output, -> (B, C', bands, L); the ``last`` is not normalized."""
+    """(B, C, F, L), concatenated with the encoder's output, -> (B, C', bands, L); the ``last`` is not normalized."""
 
     def __init__(self, inputs: int, outputs: int, bands: int, kernel: int, stride: int, *, last: bool = False) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Up(nn.Module):
 
 
 class DualPath(nn.Module):
-    """Recurrences across each frame's bands, both ways, then along each band's frames: (B, C, F, L) -> (B, C, F, L)."""
+    """A bidirectional LSTM across bands, then an LSTM along time, with residuals: (B, C, F, L) -> (B, C, F, L)."""
 
     def __init__(self, channels: int, bands: int, config: DpcrnConfig) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class DualPath(nn.Module):
 class Dpcrn(StreamingModule):
     """Audio (B, 1, T) -> (B, 1, T // hop_length * hop_length)."""
 
-    causal, context = True, inf  # the LSTMs forget nothing for sure
+    causal, context = True, inf  # an LSTM has no finite receptive field
 
     def __init__(self, config: DpcrnConfig) -> None:
         super().__init__()
@@ -152,14 +152,14 @@ class Dpcrn(StreamingModule):
         self.downs = nn.ModuleList(Down(*level) for level in levels)
         self.paths = nn.Sequential(*(DualPath(widths[-1], bands[-1], config) for _ in range(config.blocks)))
         self.ups = nn.ModuleList(
-            Up(outputs, inputs, *sizes, last=place == len(levels))
-            for place, (inputs, outputs, *sizes) in enumerate(reversed(levels), 1)
+            Up(outputs, inputs, *sizes, last=index == len(levels))
+            for index, (inputs, outputs, *sizes) in enumerate(reversed(levels), 1)
         )
 
     def forward_chunk(self, audio: Tensor) -> Tensor:
-        """The next chunk of a stream, a multiple of ``stride`` long, ``delay`` samples late.
+        """Process the next chunk of a stream, a multiple of ``stride`` long; the output is ``delay`` samples late.
 
-        Calls follow each other within ``nn.streaming.streaming``.
+        Within ``nn.streaming.streaming``, calls continue one stream.
         """
         spectrum = as_channels(self.stft.spectrum(audio))
         estimate = self._network(self.norm(spectrum))
@@ -176,22 +176,21 @@ class Dpcrn(StreamingModule):
         return x
 
     def terms(self, degraded: Tensor, clean: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Enhanced audio; ``snr``, minus the signal-to-noise ratio in dB, and ``spectrum``.
-
-        That is the logarithm of three mean squared errors' sum: of real parts, of imaginary ones and of magnitudes.
+        """Enhanced audio; ``snr``, the negative signal-to-noise ratio in dB; and ``spectrum``,
+        the logarithm of the sum of the mean squared errors of real parts, imaginary parts and magnitudes.
         """
         enhanced = self(degraded)
         clean = clean[..., : enhanced.shape[-1]]
         noise = (clean - enhanced).square().mean(-1) + 1e-8
         snr = 10 * (clean.square().mean(-1) / noise + 1e-8).log10()
         fake, real = (as_channels(self.stft.spectrum(audio)) for audio in (enhanced, clean))
-        size, wanted = ((power(side.transpose(0, 1)) + 1e-8).sqrt() for side in (fake, real))
-        errors = 2 * F.mse_loss(fake, real) + F.mse_loss(size, wanted)  # the mean over both parts is half of their sum
+        fake_size, real_size = ((power(spectrum.transpose(0, 1)) + 1e-8).sqrt() for spectrum in (fake, real))
+        errors = 2 * F.mse_loss(fake, real) + F.mse_loss(fake_size, real_size)  # twice: the mean is over both parts
         return enhanced, {"snr": -snr.mean(), "spectrum": (errors + 1e-8).log()}
 
     @property
     def delay(self) -> int:
-        """Samples by which what ``forward_chunk`` gives is late."""
+        """The number of samples by which the output of ``forward_chunk`` is late."""
         return self.istft.delay
 
     @property

@@ -1,13 +1,13 @@
-"""EBEN: a U-Net on the lowest of a few bands, which gives all of them back; discriminators of bands and of sound.
+"""EBEN: a U-Net from the lowest bands of a filter bank to all bands; discriminators of the bands and of the waveform.
 
 Source: Hauret, Joubaud, Zimpfer and Bavu, "EBEN: Extreme bandwidth extension network applied to speech signals captured
 with noise-resilient body-conduction microphones", ICASSP 2023, section 2; M, P and N as settings (``bands``,
-``input_bands``, ``taps``) are those of "Configurable EBEN", TASLP 2023. Sizes of layers, which have no biases, and
-where activations stand are those of the authors' code. What differs from them:
-- zeros before and after a signal, where theirs is reflected at every layer; a strided convolution looks as far back as
-  ahead; a signal is continued to a whole number of strides, where theirs is cut to one
-- ``causal``, not in the papers: every layer looks back alone, and the bands' filters add 28 samples
-- the discriminators of bands split the finished sound again; theirs are shown the bands that it was made of
+``input_bands``, ``taps``) are those of "Configurable EBEN", TASLP 2023. The sizes of layers, which have no biases, and
+the positions of activations are those of the authors' code. Differences:
+- padding with zeros, where theirs is by reflection at every layer; strided convolutions are centered; a signal is
+  extended to a multiple of the stride, where theirs is cut
+- ``causal``, not in the papers: all layers use the past only, and the filter bank adds a delay of 28 samples
+- the discriminators of bands analyze the output waveform; theirs take the bands before the synthesis
 """
 
 from dataclasses import dataclass
@@ -31,12 +31,12 @@ class EbenConfig(EnhancerConfig):
 
     sample_rate: int = 16000  # Hz
     bands: int = 4  # of the filter bank
-    input_bands: int = 1  # lowest bands, which go in
-    taps: int = 32  # of each filter, for each band
+    input_bands: int = 1  # lowest bands, which are the input
+    taps: int = 32  # length of each filter of the bank
     channels: int = 32  # at the top; each stride doubles them
     strides: tuple[int, ...] = (2, 4, 8)  # of each level
     bottleneck: int = 64  # channels at the bottom
-    causal: bool = False  # sees the past alone
+    causal: bool = False  # uses past samples only
 
     def __post_init__(self) -> None:
         if self.bands < 2:
@@ -84,12 +84,12 @@ class Eben(StreamingModule):
         self.conv_post = Conv1d(config.channels, config.bands, 3, bias=False, causal=causal)
 
     def forward_chunk(self, audio: Tensor) -> Tensor:
-        """The next chunk of a stream, or all of a signal, a multiple of ``stride`` long, ``delay`` samples late."""
+        """Process the next chunk of a stream, or a signal, a multiple of ``stride`` long; ``delay`` samples late."""
         low_bands = self.pqmf.analysis(audio)[:, : self.config.input_bands]
         x = self.conv_pre(low_bands.to(self.conv_pre.weight.dtype))
         bands = self.conv_post(self.unet(x)).float()
-        silent = (0, 0, 0, self.config.bands - self.config.input_bands)
-        return self.pqmf.synthesis(torch.tanh(bands + F.pad(low_bands, silent)))
+        padding = (0, 0, 0, self.config.bands - self.config.input_bands)
+        return self.pqmf.synthesis(torch.tanh(bands + F.pad(low_bands, padding)))
 
     @property
     def sample_rate(self) -> int:
@@ -97,26 +97,26 @@ class Eben(StreamingModule):
 
     @property
     def causal(self) -> bool:
-        """Whether ``forward_chunk`` can take a stream in chunks."""
+        """Whether ``forward_chunk`` can process a stream in chunks."""
         return self.config.causal
 
     @property
     def delay(self) -> int:
-        """Samples by which what ``forward_chunk`` gives is late: those that the bands' filters take."""
+        """The number of samples by which the output of ``forward_chunk`` is late: the delay of the filter bank."""
         return self.pqmf.delay
 
     @property
     def stride(self) -> int:
-        """Samples in a step of the bottom: windows of a file must begin at multiples of it."""
+        """Samples per step at the bottom; windows of a file must begin at multiples of it."""
         return self.unet.stride * self.config.bands
 
     @property
     def context(self) -> int:
-        """Samples that an output sample depends on, on each side, at most."""
-        sides = (self.unet.receptive_field + 2) * (2 if self.causal else 1)
-        return self.delay + sides * self.config.bands + self.stride - 1
+        """The largest number of samples on each side that an output sample depends on."""
+        receptive_field = (self.unet.receptive_field + 2) * (2 if self.causal else 1)
+        return self.delay + receptive_field * self.config.bands + self.stride - 1
 
     @property
     def latency(self) -> float:
-        """Samples after one, until the last that it depends on is there."""
+        """The number of future samples that an output sample depends on."""
         return float(self.delay + self.stride - 1 if self.causal else self.context)

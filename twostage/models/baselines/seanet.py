@@ -1,13 +1,13 @@
-"""SEANet: a convolutional U-Net from waveforms to a waveform, trained against discriminators of it at three rates.
+"""SEANet: a convolutional U-Net on the waveform, trained with waveform discriminators at three rates.
 
 Source: Tagliasacchi, Li, Misiunas and Roblek, "SEANet: A Multi-modal Speech Enhancement Network", Interspeech 2020,
 section 2: strides 2, 2, 8, 8, three residual units a level with dilations 1, 3, 9, ELU, weight normalization; MelGAN's
 discriminators, hinge loss, feature matching. Channels, kernels and skips are those of the reimplementation by the
-authors of EBEN, who count 8.3 M weights. What differs:
-- with ``inputs: 1`` bone-conducted speech alone is heard; the paper's are an accelerometer and a noisy microphone
-- ``causal``, not in the paper: every layer looks back alone. With ``channels: 8`` that is the streaming SEANet of Li et
+authors of EBEN, who count 8.3 M weights. Differences:
+- with ``inputs: 1``, the input is bone-conducted speech only; in the paper, an accelerometer and a noisy microphone
+- ``causal``, not in the paper: all layers use the past only. With ``channels: 8`` it is the streaming SEANet of Li et
   al., "Real-Time Speech Frequency Bandwidth Extension", ICASSP 2021, 0.7 M
-- tanh bounds the output; a signal is continued to a whole number of strides
+- tanh bounds the output; a signal is extended to a multiple of the stride
 """
 
 from dataclasses import dataclass
@@ -29,11 +29,11 @@ class SeanetConfig(EnhancerConfig):
     """Sizes of the network."""
 
     sample_rate: int = 16000  # Hz
-    inputs: int = 1  # microphones: 1, or 2, bone and then air
+    inputs: int = 1  # microphones: 1 (bone), or 2 (bone, then air)
     channels: int = 32  # at the top; each stride doubles them
     strides: tuple[int, ...] = (2, 2, 8, 8)  # of each level
     bottleneck: int = 128  # channels at the bottom
-    causal: bool = False  # sees the past alone
+    causal: bool = False  # uses past samples only
 
     def __post_init__(self) -> None:
         for name in ("inputs", "channels", "bottleneck"):
@@ -73,7 +73,7 @@ class Seanet(StreamingModule):
         self.conv_post = weight_norm(Conv1d(config.channels, 1, KERNEL, causal=causal))
 
     def forward_chunk(self, audio: Tensor) -> Tensor:
-        """The next chunk of a stream, or all of a signal, a multiple of ``stride`` long."""
+        """Process the next chunk of a stream, or a whole signal, a multiple of ``stride`` long."""
         x = self.conv_pre(audio.to(next(self.conv_pre.parameters()).dtype))
         return torch.tanh(self.conv_post(x + self.unet(x)).float())
 
@@ -87,21 +87,21 @@ class Seanet(StreamingModule):
 
     @property
     def causal(self) -> bool:
-        """Whether ``forward_chunk`` can take a stream in chunks."""
+        """Whether ``forward_chunk`` can process a stream in chunks."""
         return self.config.causal
 
     @property
     def stride(self) -> int:
-        """Samples in a step of the bottom: windows of a file must begin at multiples of it."""
+        """Samples per step at the bottom; windows of a file must begin at multiples of it."""
         return self.unet.stride
 
     @property
     def context(self) -> int:
-        """Samples that an output sample depends on, on each side, at most."""
-        sides = self.unet.receptive_field + 2 * receptive_field([(KERNEL, 1)])
-        return sides * (2 if self.causal else 1) + self.stride - 1
+        """The largest number of samples on each side that an output sample depends on."""
+        receptive_fields = self.unet.receptive_field + 2 * receptive_field([(KERNEL, 1)])
+        return receptive_fields * (2 if self.causal else 1) + self.stride - 1
 
     @property
     def latency(self) -> float:
-        """Samples after one, until the last that it depends on is there."""
+        """The number of future samples that an output sample depends on."""
         return float(self.stride - 1 if self.causal else self.context)

@@ -1,15 +1,15 @@
-"""What costs nothing to train: the input as it came, and its own low band copied upwards.
+"""Baselines without training: the unchanged input, and its low band copied upward.
 
-`Lowpass` is the floor that every enhancer must beat: the body is the low-pass, nothing is done about it.
+`Lowpass` returns its input, which the body has low-passed: the lower bound that every enhancer must beat.
 
 `Shift` regenerates the missing band by spectral translation, with the envelope of a fitted filter. Sources: Makhoul and
 Berouti, "High-frequency regeneration in speech coding systems", ICASSP 1979, section on spectral duplication; Dietz,
 Liljeryd, Kjörling and Kunz, "Spectral Band Replication, a novel approach in audio coding", AES 112th Convention, 2002,
-paper 5553. What differs from them:
-- no side information: the envelope of the regenerated band follows that of the copied one from frame to frame, by gains
-  that are the same at all times; a slope, or measured on pairs
-- an STFT instead of their filter banks, a band of it copied as often as it takes to reach half the sample rate
-- neither noise nor tones are added, and copies do not continue the voice's harmonics where they join
+paper 5553. Differences:
+- no side information: the envelope of the regenerated band follows that of the copied band from frame to frame, with
+  fixed gains, which are given by a slope or measured on pairs
+- an STFT instead of filter banks; its source band is copied repeatedly up to half the sample rate
+- no noise or tones are added, and copies do not continue the harmonics of the voice at their boundaries
 """
 
 from collections.abc import Iterable
@@ -24,8 +24,8 @@ from twostage.models.enhancer import EnhancerConfig, EnhancerModule
 from twostage.models.features import Istft, Stft, magnitudes, power
 from twostage.utils.errors import ConfigError, DataError
 
-ACTIVE = 1e-4  # of the power of a segment's loudest frame: 40 dB below it, a frame is a pause and is not fitted to
-DECIBELS = 20 / log(10)  # of a neper
+ACTIVE = 1e-4  # of the power of the loudest frame of a segment: frames 40 dB below it are pauses, which the fit ignores
+DECIBELS = 20 / log(10)  # per neper
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ class ShiftConfig(EnhancerConfig):
     sample_rate: int = 16000  # Hz
     cutoff: float = 1500.0  # Hz
     source: float = 500.0  # Hz
-    slope: float = -6.0  # dB an octave by which a copy is quieter than its source; -6 is about that of speech
-    bands: int = 16  # of equal width above the cutoff, each with its own gain, once Shift.prepare has measured them
+    slope: float = -6.0  # dB per octave of the copy relative to its source; that of speech is about -6
+    bands: int = 16  # of equal width above the cutoff; Shift.prepare measures the gain of each
     n_fft: int = 512  # samples of the Fourier transform
-    hop_length: int = 128  # samples from one frame to the next
+    hop_length: int = 128  # samples between consecutive frames
 
     def __post_init__(self) -> None:
-        whole = self.hop_length > 0 and self.n_fft % self.hop_length == 0
-        if not whole or self.overlap < 2 or (self.n_fft - self.hop_length) % 2:
+        divides = self.hop_length > 0 and self.n_fft % self.hop_length == 0
+        if not divides or self.overlap < 2 or (self.n_fft - self.hop_length) % 2:
             raise ConfigError(
                 f"model.hop_length is {self.hop_length}, must divide model.n_fft, {self.n_fft}, twice at least, and "
                 "leave an even number of it"
@@ -90,13 +90,13 @@ class ShiftConfig(EnhancerConfig):
 
     @property
     def width(self) -> int:
-        """Bins that are copied at a time; a whole number of cycles a hop, so that the copy of a tone is a tone."""
+        """Bins in a copy; they shift by whole cycles per hop, so that the copy of a tone is a tone."""
         bins = (self.cutoff - self.source) * self.n_fft / self.sample_rate
         return max(1, round(bins / self.overlap)) * self.overlap
 
 
 class Shift(EnhancerModule):
-    """Audio (B, 1, T) -> (B, 1, T // hop_length * hop_length); the band above the cutoff is made from that below.
+    """Audio (B, 1, T) -> (B, 1, T // hop_length * hop_length); the band above the cutoff is generated from that below.
 
     It has no parameters; ``correction``, in dB by band, is fitted in closed form and stored with the weights.
     """
@@ -128,10 +128,10 @@ class Shift(EnhancerModule):
 
     @torch.no_grad()
     def prepare(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Fit ``correction`` to pairs of degraded and clean audio, (B, 1, T) each, from scratch.
+        """Fit ``correction`` to pairs of degraded and clean audio, (B, 1, T) each.
 
-        The mean over frames and bins of the logarithm of clean over copied magnitudes, band by band, which has the
-        least squared log-spectral distance. Raises DataError if the clean side is silent.
+        It is the mean over frames and bins of the log ratio of clean to copied magnitudes, by band, which minimizes the
+        squared log-spectral distance. Raises DataError if all clean audio is silent.
         """
         device = self.correction.device
         total, frames = torch.zeros(self.config.bands, dtype=torch.float64, device=device), 0
@@ -143,12 +143,12 @@ class Shift(EnhancerModule):
             total.index_add_(0, self.band, ratio.mT[active].sum(0, dtype=torch.float64))
             frames += int(active.sum())
         if not frames:
-            raise DataError("shift: the clean side of the pairs is silent, there is nothing to fit to")
+            raise DataError("shift: the clean audio of all pairs is silent")
         bins = torch.bincount(self.band, minlength=self.config.bands)
         self.correction.copy_(DECIBELS * total / (frames * bins))
 
     def _copied(self, spectrum: Tensor) -> Tensor:
-        """What the bins above the cutoff would be without correction: (B, n_fft // 2 + 1, L) -> (B, bins, L)."""
+        """The bins above the cutoff before the correction: (B, n_fft // 2 + 1, L) -> (B, bins, L)."""
         return spectrum[:, self.origin] * (self.slope / DECIBELS).exp()[:, None]
 
     @property
@@ -161,10 +161,10 @@ class Shift(EnhancerModule):
 
     @property
     def context(self) -> int:
-        """Samples that an output sample depends on, on each side, at most: of the frames that it lies in."""
+        """The largest number of samples on each side that an output sample depends on, by way of its frames."""
         return self.config.n_fft - 1
 
     @property
     def latency(self) -> float:
-        """Samples after one, until the last frame that it lies in is there."""
+        """The number of future samples that an output sample depends on."""
         return float(self.context)

@@ -2,12 +2,12 @@
 
 Source: Stoller, Ewert and Dixon, "Wave-U-Net: A Multi-Scale Neural Network for End-to-End Audio Source Separation",
 ISMIR 2018, section 3.1 (the base architecture, M1 of their variants); for speech, Macartney and Weyde, "Improved Speech
-Enhancement with the Wave-U-Net", arXiv 1811.11307, 2018. The slope of leaky ReLUs is that of the authors' code. What
-differs from them:
-- 16 kHz (theirs: 22.05 kHz) and one output, speech, where music is separated into two
-- ten levels where they have twelve: fewer are enough for speech (Macartney and Weyde), and an output sample depends on
-  1.1 s each side, not 4.4 s; with ``levels: 12`` the sizes are the paper's, 10.3 million parameters
-- a signal is padded with zeros to a whole number of the lowest level's steps, instead of segments of 16384 samples
+Enhancement with the Wave-U-Net", arXiv 1811.11307, 2018. The slope of leaky ReLUs is that of the authors' code.
+Differences:
+- 16 kHz (theirs: 22.05 kHz) and one output, speech, where theirs separates music into two
+- ten levels, where theirs has twelve: fewer suffice for speech (Macartney and Weyde), and an output sample depends on
+  1.1 s on each side, not 4.4 s; with ``levels: 12`` the sizes are those of the paper, 10.3 million parameters
+- a signal is padded with zeros to a multiple of the stride, instead of cut into segments of 16384 samples
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class WaveUnetConfig(EnhancerConfig):
 
     sample_rate: int = 16000  # Hz
     levels: int = 10  # each halves the rate
-    channels: int = 24  # times l at level l, the bottom counting as one more
+    channels: int = 24  # times l at level l, counted from 1; the bottom is one more level
     down_kernel_size: int = 15  # samples, on the way down
     up_kernel_size: int = 5  # samples, on the way up
 
@@ -44,15 +44,15 @@ class WaveUnetConfig(EnhancerConfig):
 
 
 def interpolated(x: Tensor) -> Tensor:
-    """Twice as many steps, the new ones halfway between two, the last one as its neighbor: (B, C, L) -> (B, C, 2 L).
+    """Insert the mean of each two neighbors after the first, and repeat the last: (B, C, L) -> (B, C, 2 L).
 
-    Every other of them is what was given, as decimation left it: resampling around half steps would move it in time.
+    The given steps keep their positions, as the inverse of the decimation; centered interpolation would shift them.
 
     >>> interpolated(torch.tensor([[[0.0, 2.0, 6.0]]])).tolist()
     [[[0.0, 1.0, 2.0, 4.0, 6.0, 6.0]]]
     """
-    following = torch.cat([x[..., 1:], x[..., -1:]], -1)
-    return torch.stack([x, (x + following) / 2], -1).flatten(-2)
+    next_steps = torch.cat([x[..., 1:], x[..., -1:]], -1)
+    return torch.stack([x, (x + next_steps) / 2], -1).flatten(-2)
 
 
 class WaveUnet(EnhancerModule):
@@ -95,16 +95,16 @@ class WaveUnet(EnhancerModule):
 
     @property
     def stride(self) -> int:
-        """Samples in a step of the bottom: windows of a file must begin at multiples of it."""
+        """Samples per step at the bottom; windows of a file must begin at multiples of it."""
         return 2**self.config.levels
 
     @property
     def context(self) -> int:
-        """Samples that an output sample depends on, on each side, at most."""
+        """The largest number of samples on each side that an output sample depends on."""
         down, up = self.config.down_kernel_size // 2, self.config.up_kernel_size // 2
-        return (down + up + 1) * (self.stride - 1) + down * self.stride  # 1: the neighbor to interpolate with
+        return (down + up + 1) * (self.stride - 1) + down * self.stride  # 1: for the interpolation
 
     @property
     def latency(self) -> float:
-        """Samples after one, until the last that it depends on is there."""
+        """The number of future samples that an output sample depends on."""
         return float(self.context)

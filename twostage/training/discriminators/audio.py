@@ -1,4 +1,4 @@
-"""Discriminators of waveforms: audio (B, 1, T) to a list of lists of feature maps, the last of each its logits.
+"""Discriminators of waveforms: from audio (B, 1, T) to lists of feature maps, the last of which are the logits.
 
 Sources: Kong et al., "HiFi-GAN", 2020, section 2.3, for multi-period and multi-scale discriminators; Kumar et al.,
 "MelGAN", 2019, section 2.2, for the multi-scale ones that HiFi-GAN's are based on; Jang et al., "UnivNet", Interspeech
@@ -20,26 +20,26 @@ from twostage.training.discriminators.bands import MultiBand
 from twostage.utils.errors import ConfigError
 
 SLOPE, MELGAN_SLOPE = 0.1, 0.2
-COMPRESSION = 0.3  # power of a magnitude
+COMPRESSION = 0.3  # exponent of magnitudes
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """The kinds of discriminators and their sizes. Kinds with a count of 0 or an empty list are left out."""
+    """The kinds of discriminators and their sizes. Kinds with a count of 0 or an empty list are not used."""
 
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)  # samples, of HiFi-GAN's multi-period discriminators
     scales: int = 3  # of HiFi-GAN's multi-scale discriminators: sample rates 1, 1/2, 1/4, ...
-    width: float = 1.0  # scales every channel count; 1 is the papers'
-    resolutions: tuple[int, ...] = ()  # windows in samples of spectrograms; UnivNet: 512, 1024, 2048
-    melgan: int = 0  # sample rates 1, 1/2, 1/4, ... that MelGAN's discriminators hear
-    melgan_groups: int = 0  # of their inner convolutions; 0 leaves four channels to each group
-    bands: int = 0  # EBEN's discriminators hear the upper ones of of_bands
-    of_bands: int = 4  # into which the signal is split for them
+    width: float = 1.0  # factor of all channel counts; 1: as in the papers
+    resolutions: tuple[int, ...] = ()  # spectrogram windows in samples; UnivNet: 512, 1024, 2048
+    melgan: int = 0  # number of MelGAN discriminators: sample rates 1, 1/2, 1/4, ...
+    melgan_groups: int = 0  # groups of their inner convolutions; 0: four channels per group
+    bands: int = 0  # number of upper bands, out of of_bands, for EBEN's discriminators; 0: none
+    of_bands: int = 4  # number of bands into which the signal is split for them
 
     def __post_init__(self) -> None:
         if self.width * 16 < 1 or (self.width * 16) % 1:
             raise ConfigError(f"discriminator.width is {self.width}, must be a multiple of 1/16")
-        if any(n < 8 or n % 8 for n in self.resolutions):  # frames a quarter apart, an even number of samples
+        if any(n < 8 or n % 8 for n in self.resolutions):  # the hop is a quarter, and an even number
             raise ConfigError(f"discriminator.resolutions is {self.resolutions}, must be multiples of 8")
         if self.scales < 0 or any(p < 2 for p in self.periods):
             raise ConfigError("discriminator: periods must be at least 2, scales not negative")
@@ -112,13 +112,13 @@ class SpectrogramDiscriminator(nn.Module):
         self.conv_post = weight_norm(nn.Conv2d(channels, 1, 3, padding=1))
 
     def forward(self, audio: Tensor) -> list[Tensor]:
-        missing = -audio.shape[-1] % self.stft.hop_length  # or the last samples would not be seen
+        missing = -audio.shape[-1] % self.stft.hop_length  # so that the last samples are included
         x = self.stft(F.pad(audio, (0, missing))).pow(COMPRESSION).mT[:, None]  # (B, 1, frames, bins)
         return feature_maps(x, self.convs, self.conv_post, SLOPE)
 
 
 class MelganDiscriminator(nn.Module):
-    """Grouped convolutions on the raw waveform at one resolution, each at a quarter of the rate of the one before.
+    """Grouped convolutions on the raw waveform at one resolution, each at a quarter of the rate of its predecessor.
 
     ``groups`` is reduced to a divisor of the channels where necessary; 0: groups of four channels each.
     """
@@ -143,7 +143,7 @@ class MelganDiscriminator(nn.Module):
 
 
 class Family(nn.Module):
-    """Discriminators of one kind, (B, 1, T) -> a list of maps for each."""
+    """Discriminators of one kind: (B, 1, T) -> a list of maps for each."""
 
     def __init__(self, discriminators: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class Family(nn.Module):
 
 
 class Halving(Family):
-    """Discriminators of one kind, each at half the rate of the one before, (B, 1, T) -> a list of maps for each."""
+    """Discriminators of one kind, each at half the rate of its predecessor: (B, 1, T) -> a list of maps for each."""
 
     def forward(self, audio: Tensor) -> list[list[Tensor]]:
         results = []
@@ -165,17 +165,17 @@ class Halving(Family):
 
 
 def multi_period(periods: Iterable[int], width: float = 1.0) -> Family:
-    """MPD."""
+    """Multi-period discriminator."""
     return Family(PeriodDiscriminator(period, width) for period in periods)
 
 
 def multi_scale(scales: int, width: float = 1.0) -> Halving:
-    """MSD: the first with spectral norm."""
+    """Multi-scale discriminator; the first scale uses spectral normalization."""
     return Halving(ScaleDiscriminator(width, spectral=scale == 0) for scale in range(scales))
 
 
 def multi_resolution(resolutions: Iterable[int], width: float = 1.0) -> Family:
-    """MRSD."""
+    """Multi-resolution spectrogram discriminator."""
     return Family(SpectrogramDiscriminator(n_fft, width) for n_fft in resolutions)
 
 

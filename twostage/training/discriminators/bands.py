@@ -1,8 +1,8 @@
-"""EBEN's discriminators of bands: each one analyzes the upper bands of audio jointly, with a dilation of its own.
+"""EBEN's discriminators of bands: each processes the upper bands of the audio jointly, with a different dilation.
 
-Source: Hauret et al., "EBEN", ICASSP 2023, section 2.2; sizes, slope and dilations are those of the authors' code. What
-differs: every convolution keeps the length, or halves it, whatever its dilation; and if 30, the number of channels of
-the first layer, is not divisible by the number of bands, there are a few channels less.
+Source: Hauret et al., "EBEN", ICASSP 2023, section 2.2; sizes, slope and dilations are those of the authors' code.
+Differences: every convolution keeps or halves the length, whatever its dilation; and channel counts are rounded down to
+multiples of the number of bands.
 """
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from twostage.nn.pqmf import Pqmf
 
 SLOPE = 0.2
 DILATIONS = (1, 2, 3)
-TAPS = 8  # of the bands' filters, for each band
+TAPS = 8  # length of each filter of the bank, per band
 
 
 class BandDiscriminator(nn.Module):
@@ -42,6 +42,6 @@ class MultiBand(nn.Module):
         self.discriminators = nn.ModuleList(BandDiscriminator(bands, dilation, width) for dilation in DILATIONS)
 
     def forward(self, audio: Tensor) -> list[list[Tensor]]:
-        whole = F.pad(audio, (0, -audio.shape[-1] % self.pqmf.bands))  # or the last samples would not be seen
-        upper = self.pqmf.analysis(whole)[:, -self.count :]
+        padded = F.pad(audio, (0, -audio.shape[-1] % self.pqmf.bands))  # so that the last samples are included
+        upper = self.pqmf.analysis(padded)[:, -self.count :]
         return [discriminator(upper) for discriminator in self.discriminators]

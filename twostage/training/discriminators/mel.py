@@ -1,8 +1,8 @@
-"""A discriminator of log-mels: restored ones, smoothed by an L1, against clean ones, patch by patch.
+"""A patch discriminator of log-mels: distinguishes restored ones, which an L1 loss smooths, from clean ones.
 
 Source: the patches of Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks" (pix2pix), CVPR
-2017, section 3.2.2, and its layout: every convolution but the last hidden one halves the map. It is much narrower, and
-its weights are normalized as in the other discriminators.
+2017, section 3.2.2, and its layout: every hidden convolution except the last halves the map. It is much narrower, and
+uses weight normalization like the other discriminators.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from twostage.models.restorer import with_frequency
 from twostage.nn.layers import feature_maps, weight_norm
 from twostage.utils.errors import ConfigError
 
-SLOPE = 0.2  # pix2pix's
+SLOPE = 0.2  # as in pix2pix
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class MelDiscriminatorConfig:
     """
 
     channels: tuple[int, ...] = (16, 32, 64, 64)  # of each hidden convolution
-    kernel_size: int = 3  # bands, and frames, of every convolution; odd
+    kernel_size: int = 3  # size of every convolution in bands and frames; odd
 
     def __post_init__(self) -> None:
         if not self.channels or min(self.channels) < 1:
@@ -36,17 +36,17 @@ class MelDiscriminatorConfig:
 
 
 class MelDiscriminator(nn.Module):
-    """(B, n_mels, L) log-mels -> a list of one list of maps, like a family of discriminators; the logits are last."""
+    """(B, n_mels, L) log-mels -> a list with one list of feature maps, the last of which are the logits."""
 
     def __init__(self, config: MelDiscriminatorConfig) -> None:
         super().__init__()
         self.config = config
-        sizes, side = (2, *config.channels), config.kernel_size
+        sizes, size = (2, *config.channels), config.kernel_size
         strides = (2,) * (len(config.channels) - 1) + (1,)
         self.convs = nn.ModuleList(
-            weight_norm(nn.Conv2d(i, o, side, s, side // 2)) for i, o, s in zip(sizes, sizes[1:], strides, strict=False)
+            weight_norm(nn.Conv2d(i, o, size, s, size // 2)) for i, o, s in zip(sizes, sizes[1:], strides, strict=False)
         )
-        self.conv_post = weight_norm(nn.Conv2d(sizes[-1], 1, side, padding=side // 2))
+        self.conv_post = weight_norm(nn.Conv2d(sizes[-1], 1, size, padding=size // 2))
 
     def forward(self, mel: Tensor) -> list[list[Tensor]]:
         return [feature_maps(with_frequency(mel), self.convs, self.conv_post, SLOPE)]
