@@ -1,24 +1,24 @@
-"""Train and measure every system on the same pairs, at a named budget, from clean speech to the tables.
+"""Train and measure every system on the same pairs at a named budget, and write tables of the results.
 
     python scripts/benchmark.py --budget smoke -o results/smoke
     python scripts/benchmark.py --budget cpu-hour --data DATA -o results/cpu-hour --systems lowpass,two-stage,dccrn
     python scripts/benchmark.py -o results/cpu-hour --report docs
 
-DATA holds train.csv and dev.csv (manifests of clean speech, no speaker in both), pairs.csv (a manifest of pairs) and
-noise/ (room sound). `smoke` needs none: it goes through every step with the sample recording, and its tables mean
-nothing. Settings as key=value go to every training.
+DATA contains train.csv and dev.csv (manifests of clean speech without common speakers), pairs.csv (a manifest of
+pairs) and noise/ (ambient noise). `smoke` needs none of it: it runs every step with the sample recording, and its
+tables mean nothing. Settings as key=value are passed to every training.
 
-A budget is the time for the training of all systems together. Each has an even share of it, whichever are chosen, so
-that they can be trained in several calls; cpu-hour and cpu-half-hour count the time of one core, in whatever thread,
-and not the wall clock. Steps follow from a few that are timed first, which is not counted. What is equal: speech,
-simulated sensors, augmentation, and that time. What is not: steps, and with them how many segments. Each
-keeps its YAML's recipe but for lengths in steps, which shrink with the training, and for the settings below that suit a
-budget. An adversary joins where it did, as a share of the steps; the learning rate rises over the first twentieth and
-falls over the last third.
+A budget is the time for the training of all systems together. Each system has an equal part of it, whichever are
+chosen, so that they can be trained in several calls. cpu-hour and cpu-half-hour count processor time of one core, not
+wall-clock time. The number of steps follows from a few steps that are timed first and do not count. All systems have
+the same speech, simulated sensors, augmentation and training time; the number of steps, and so of segments, differs.
+Each keeps the recipe of its YAML file, except that lengths in steps are scaled to the training, and except for the
+settings below that suit a budget. An adversary starts at the same fraction of the steps; the learning rate rises over
+the first twentieth and falls over the last third.
 
-What is complete is skipped, what was stopped goes on. --report writes what OUT holds into a folder: COMPARISON.md with
-the budget and the mean scores on all test sets, and comparison/SET.md with the tables and pictures of each test set.
-Text outside the marked part of a page that exists is kept.
+Complete parts are skipped, and stopped ones continue. --report writes the results in OUT into a folder: COMPARISON.md
+with the budget and the mean scores on all test sets, and comparison/SET.md with the tables and pictures of each test
+set. Text outside the marked part of an existing page is kept.
 """
 
 import argparse
@@ -51,33 +51,39 @@ SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 FREE = ("lowpass", "shift")  # need no training
 # a budget is shared by all of these; `two-stage` trains its restorer, in front of the shipped vocoder
 TRAINED = ("two-stage", "bilstm", "wave-unet", "dccrn", "dpcrn", "bsrnn", "seanet", "eben", "bwe")
-FUSION = ("two-stage-fusion", "seanet-fusion")  # take a second microphone, in the air, as well
+FUSION = ("two-stage-fusion", "seanet-fusion")  # models that also take a second microphone, in the air
 SYSTEMS = (*FREE, *TRAINED, *FUSION)
 FILES = {
     "two-stage": ["restorer"],
     "two-stage-fusion": ["restorer", "fusion"],
     "seanet-fusion": ["seanet", "seanet-fusion"],
 }
-SHARED = ("sensors", "sensor_weights", "gate_db", "speed", "eq_db")  # of restorer.yaml: the same pairs for all
-WEIGHTS = LAST  # not best, which was chosen on the speech that is scored
+SHARED = (
+    "sensors",
+    "sensor_weights",
+    "gate_db",
+    "speed",
+    "eq_db",
+)  # settings of restorer.yaml that all systems share, so that they have the same pairs
+WEIGHTS = LAST  # not the best, which was selected on the speech that is scored
 PLAN, DONE = "plan.json", "complete"
-SETS = {  # what is scored, and the heading of its page
+SETS = {  # test set -> heading of its page
     "throat": "Held-out speech through a simulated throat microphone",
     "eben": "Held-out speech through a simulated in-ear microphone (EBEN's)",
     "pairs": "Real pairs of a throat microphone",
     "fusion": "Held-out speech through a simulated throat microphone, with a noisy air microphone",
 }
-SUMMARIZED = ("ESTOI", "PESQ-WB")  # columns of the tables whose means stand on the first page
+SUMMARIZED = ("ESTOI", "PESQ-WB")  # columns of the tables whose means are on the first page
 PICTURES = {
     "cost": "ESTOI of each system against its cost",
     "bands": "Error of the band levels by frequency",
     "spectrograms": "Spectrograms of one utterance",
 }
 BEGIN, END = "<!-- benchmark.py writes from here -->", "<!-- benchmark.py writes to here -->"
-LARGEST = 150_000  # bytes of a picture of the report
-PROBE = 12  # steps that are timed
+LARGEST = 150_000  # maximal size of a picture of the report in bytes
+PROBE = 12  # number of steps that are timed
 
-# Steps that take one core half a second or less: so short a training learns more from many small than from few large.
+# Steps of at most half a second on one core: in so short a training, many small steps learn more than few large ones.
 SMALL = {
     "two-stage": ("data.batch_size=4", "data.segment_length=24576"),
     "two-stage-fusion": ("data.batch_size=4", "data.segment_length=24576"),
@@ -94,9 +100,9 @@ ON_A_CORE = ("threads=1", "data.batch_size=2", "data.segment_length=16384", "opt
 
 @dataclass(frozen=True)
 class Budget:
-    """Minutes of training for all systems together (0: ``steps`` each) and utterances that are scored.
+    """Minutes of training for all systems together (0: ``steps`` each), and the number of utterances that are scored.
 
-    ``settings`` of every training, ``own`` of single systems, and ``last``, which those do not change.
+    ``settings`` are those of every training, ``own`` those of single systems, and ``last`` override both.
     """
 
     minutes: float
@@ -119,7 +125,7 @@ BUDGETS = {
 
 @dataclass(frozen=True)
 class Task:
-    """Where things are, and what every training and evaluation is given."""
+    """The budget, folders and settings of all trainings and evaluations."""
 
     name: str
     data: Path
@@ -135,7 +141,7 @@ class Task:
         return [f"data.train=[{self.data / 'train.csv'}]", f"data.valid=[{self.data / 'dev.csv'}]", *noise]
 
     def recipe(self, system: str) -> RunConfig:
-        """What the YAML of ``system`` says."""
+        """The settings in the YAML file of ``system``."""
         kind = RestorerRun if of_two_stages(system) else EnhancerRun
         return load_config(kind, files(system), [*self.lists(), "run_dir=."])
 
@@ -152,13 +158,13 @@ class Task:
         ]
 
     def common(self) -> list[str]:
-        """Settings that are the same for all: the pairs, and that what is measured on the way costs no time."""
+        """Settings of all trainings: the same pairs, and a quick validation."""
         pairs = plain(self.recipe("two-stage"))["data"]
         quiet = ["valid.items=2", "valid.seconds=2", "valid.metrics=[mel_l1]", "valid.best=mel_l1"]
         return [*(f"data.{name}={json.dumps(pairs[name])}" for name in SHARED), *quiet, f"device={self.budget.device}"]
 
     def lengths(self, system: str, steps: int) -> list[str]:
-        """The YAML's lengths in steps as shares of ``steps``, and settings of its own."""
+        """The lengths in steps of the YAML file, scaled to ``steps``, and the system's own settings."""
         recipe: Any = self.recipe(system)
         rise = [f"optimizer.warmup={steps // 20}"]
         fall = [f"optimizer.cooldown={max(1, steps // 3)}", "optimizer.decay=1.0"]
@@ -171,16 +177,16 @@ class Task:
         return [f"steps={steps}", *rise, *fall, *join, *often, *self.own(system), *self.settings]
 
     def own(self, system: str) -> list[str]:
-        """What suits the budget; on a core, bfloat16 where it computes in that."""
+        """Settings that suit the budget, with bfloat16 on processors that support it."""
         budget = self.budget
         halves = ("precision=bfloat16",) * (budget.device == "cpu" and computes_bfloat16("cpu"))
         settings = (*budget.settings, *halves, *budget.own.get(system, ()), *budget.last)
         return [f"{name}={value}" for name, value in dict(text.split("=", 1) for text in settings).items()]
 
     def sets(self, system: str) -> dict[str, list[object]]:
-        """What ``system`` is scored on: held-out speech through two simulated sensors, and the real pairs.
+        """The sets that ``system`` is scored on: held-out speech through two simulated sensors, and the real pairs.
 
-        With a second microphone those that hear it, and for comparison their like that hear one.
+        Fusion systems, and for comparison the same systems with one microphone, are scored on the set with both.
         """
         dev = ["--clean", self.data / "dev.csv", "--limit", self.budget.limit]
         noise = ["--noise", self.data / "noise"] if (self.data / "noise").is_dir() else []
@@ -196,7 +202,7 @@ class Task:
 
 
 def files(system: str) -> list[str]:
-    """Its configurations; most have the system's name."""
+    """The configuration files of a system, of which most have its name."""
     return FILES.get(system, [system])
 
 
@@ -213,35 +219,35 @@ def run(*arguments: object) -> None:
 
 
 def timed(task: Task, *arguments: object) -> float:
-    """Seconds that a command takes: of all threads' processor time, or of an accelerator's wall clock."""
+    """Run a command; return its seconds of processor time of all threads, or of wall-clock time on an accelerator."""
     clock = time.process_time if task.budget.device == "cpu" else time.perf_counter
-    begun = clock()
+    started = clock()
     run(*arguments)
-    return clock() - begun
+    return clock() - started
 
 
 class Plan:
-    """Steps and seconds of the trained systems, kept in plan.json: whoever goes on must go on with the same."""
+    """Steps and seconds of the trained systems, stored in plan.json, so that a continued benchmark uses the same."""
 
     def __init__(self, task: Task) -> None:
         self.task, self.path = task, task.out / PLAN
-        here = {"budget": task.name, "settings": list(task.settings), "machine": machine(task.budget.device)}
-        self.values: dict[str, Any] = read_plan(task.out) if self.path.exists() else {**here, "systems": {}}
-        for key, value in here.items():
+        current = {"budget": task.name, "settings": list(task.settings), "machine": machine(task.budget.device)}
+        self.values: dict[str, Any] = read_plan(task.out) if self.path.exists() else {**current, "systems": {}}
+        for key, value in current.items():
             if self.values[key] != value:
                 raise ConfigError(f"{self.path}: {key} is {self.values[key]}, not {value}; name another folder")
 
     def steps(self, system: str) -> int:
-        """Those of ``system``, once settled; its share of the budget decides, and what a step takes."""
+        """The number of steps of ``system``, computed once from its part of the budget and the time of a step."""
         if system in FREE:
             return 1
-        known, budget = self.values["systems"], self.task.budget
-        if system not in known:
-            share = budget.minutes * 60 / len(TRAINED + FUSION)
-            steps = budget.steps or max(1, round(share / seconds_per_step(self.task, system)))
-            known[system] = {"steps": steps, "seconds": None, "own": self.task.own(system)}
+        systems, budget = self.values["systems"], self.task.budget
+        if system not in systems:
+            seconds = budget.minutes * 60 / len(TRAINED + FUSION)
+            steps = budget.steps or max(1, round(seconds / seconds_per_step(self.task, system)))
+            systems[system] = {"steps": steps, "seconds": None, "own": self.task.own(system)}
             write_json(self.path, self.values)
-        return int(known[system]["steps"])
+        return int(systems[system]["steps"])
 
     def took(self, system: str, seconds: float) -> None:
         if system not in FREE:
@@ -267,7 +273,7 @@ def machine(device: str) -> str:
 
 
 def seconds_per_step(task: Task, system: str) -> float:
-    """By the difference of two short trainings, after one that loads what both need; what they made is not kept."""
+    """The difference of two short trainings, after one that loads what both need; their files are deleted."""
     taken = []
     for steps in (1, 2, 2 + PROBE):
         folder = task.out / "probe" / f"{system}-{steps}"
@@ -278,23 +284,23 @@ def seconds_per_step(task: Task, system: str) -> float:
 
 
 def train(task: Task, plan: Plan, system: str) -> Path:
-    """Weights of ``system``, trained unless they are there."""
+    """The weights of ``system``, which is trained if they do not exist."""
     steps, folder = plan.steps(system), task.out / "runs" / system
     weights = folder / WEIGHTS
     done = steps_trained(weights)
     if done is None or (done < steps and system not in FREE):
         seconds = timed(task, *task.training(system, folder, steps), *["--resume"] * (folder / "config.yaml").exists())
-        plan.took(system, seconds * steps / max(1, steps - (done or 0)))  # as if it had not been stopped
+        plan.took(system, seconds * steps / max(1, steps - (done or 0)))  # the time without an interruption
     return weights
 
 
 def steps_trained(weights: Path) -> int | None:
-    """Steps that made ``weights``; None without weights."""
+    """The number of training steps of ``weights``; None without weights."""
     return int(checkpoint.read_header(weights).provenance["steps"]) if weights.exists() else None
 
 
 def evaluate(task: Task, system: str, weights: Path) -> None:
-    """Score on every set that has no mark of being complete. What it costs is measured once."""
+    """Score on every set that is not marked complete. Costs are measured once."""
     model: list[object] = [f"{system}={weights}"]
     if of_two_stages(system):
         vocoder = task.out / "vocoder.safetensors"
@@ -312,7 +318,7 @@ def evaluate(task: Task, system: str, weights: Path) -> None:
 
 
 def compare(task: Task) -> None:
-    """A table and pictures of each set, of all systems that are complete."""
+    """Write a table and pictures of each set, with all complete systems."""
     for name in SETS:
         folders = [task.out / name / system for system in SYSTEMS]
         done = [folder for folder in folders if (folder / DONE).exists()]
@@ -321,7 +327,7 @@ def compare(task: Task) -> None:
 
 
 def sample_data(folder: Path) -> Path:
-    """Manifests of two seconds of the sample recording, as training, held-out speech and pair alike."""
+    """Manifests of two seconds of the sample recording as training speech, held-out speech and pair."""
     for name in (CLEAN, "throat"):
         sound, rate = sound_files.read(SAMPLES / f"{name}.flac")
         sound_files.write(folder / f"{name}.flac", sound[:, : 2 * rate], rate, overwrite=True)
@@ -334,7 +340,7 @@ def sample_data(folder: Path) -> Path:
 
 def benchmark(task: Task, systems: Sequence[str]) -> None:
     if task.budget.device == "cpu":
-        torch.set_num_threads(1)  # of evaluation too, whatever was trained before it
+        torch.set_num_threads(1)  # for evaluation too, whatever trainings have set
     plan = Plan(task)
     for system in systems:
         evaluate(task, system, train(task, plan, system))
@@ -342,7 +348,7 @@ def benchmark(task: Task, systems: Sequence[str]) -> None:
 
 
 def report(out: Path, folder: Path) -> None:
-    """COMPARISON.md, and a page in comparison/ for each test set, of what ``out`` holds."""
+    """Write COMPARISON.md, and a page in comparison/ for each test set, from the results in ``out``."""
     plan = read_plan(out)
     tables = {name: out / "comparison" / name / "table.md" for name in SETS}
     texts = {name: path.read_text(encoding="utf-8") for name, path in tables.items() if path.exists()}
@@ -351,11 +357,11 @@ def report(out: Path, folder: Path) -> None:
     pages = {folder / "COMPARISON.md": ("Comparison", overview(plan, texts))}
     for name, text in texts.items():
         pages[folder / "comparison" / f"{name}.md"] = (SETS[name], set_page(out, name, text))
-    # all before the first is written: a page without the marks leaves the others as they were
+    # all texts before the first file is written: a page without the marks leaves the other pages unchanged
     written = {path: between_marks(path, heading, lines) for path, (heading, lines) in pages.items()}
     for name in texts:
         for kind, picture in pictures(out, name).items():
-            smaller(picture, folder / "comparison" / f"{name}-{kind}.png")
+            write_small_picture(picture, folder / "comparison" / f"{name}-{kind}.png")
     for path, text in written.items():
         write_text(path, text)
         print(path)
@@ -372,7 +378,7 @@ def between_marks(path: Path, heading: str, lines: Sequence[str]) -> str:
 
 
 def overview(plan: Mapping[str, Any], texts: Mapping[str, str]) -> list[str]:
-    """The first page: the mean scores on every test set, then what every system was given."""
+    """Lines of the first page: the mean scores on every test set, then the budget of the systems."""
     lines = ["## Mean scores", "", "The pages of the test sets have all scores, with intervals and pictures:", ""]
     lines += [f"- `{name}`: [{SETS[name]}](comparison/{name}.md)" for name in texts]
     for metric in SUMMARIZED:
@@ -380,7 +386,7 @@ def overview(plan: Mapping[str, Any], texts: Mapping[str, str]) -> list[str]:
         lines += ["", f"### {metric}", "", f"| system | {' | '.join(texts)} |", f"| --- |{' ---: |' * len(texts)}"]
         for system in dict.fromkeys(system for column in columns.values() for system in column):
             lines.append(f"| {system} | {' | '.join(column.get(system, '') for column in columns.values())} |")
-    return [*lines, "", f"## Budget: {plan['budget']}", "", *settled(plan)]
+    return [*lines, "", f"## Budget: {plan['budget']}", "", *budget_section(plan)]
 
 
 def means(text: str, metric: str) -> dict[str, str]:
@@ -410,8 +416,8 @@ def pictures(out: Path, name: str) -> dict[str, Path]:
     return {kind: path for kind, path in paths.items() if path.exists()}
 
 
-def settled(plan: Mapping[str, Any]) -> list[str]:
-    """What every system was given, as Markdown."""
+def budget_section(plan: Mapping[str, Any]) -> list[str]:
+    """The budget, and the steps and settings of every system, as Markdown."""
     budget = BUDGETS[plan["budget"]]
     share = f"{budget.minutes * 60 / len(TRAINED + FUSION):.0f} s" if budget.minutes else "a few steps"
     clock = "processor" if budget.device == "cpu" else "wall-clock"
@@ -433,8 +439,8 @@ def settled(plan: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def smaller(source: Path, target: Path) -> None:
-    """A picture as it is, or in 64 colors and shrunk until it takes less than LARGEST bytes."""
+def write_small_picture(source: Path, target: Path) -> None:
+    """Copy a picture; if it is larger than LARGEST bytes, reduce it to 64 colors and then its size."""
     from PIL import Image
 
     data = source.read_bytes()
@@ -475,9 +481,9 @@ def main() -> None:
     parser.add_argument("--budget", choices=BUDGETS)
     parser.add_argument("--data", type=Path, metavar="DATA", help="folder of the speech; not needed for smoke")
     parser.add_argument("-o", "--out", type=Path, metavar="OUT", required=True, help="trainings, scores and tables")
-    parser.add_argument("--systems", default=",".join(SYSTEMS), metavar="NAME,...", help="some of them alone")
+    parser.add_argument("--systems", default=",".join(SYSTEMS), metavar="NAME,...", help="only these systems")
     parser.add_argument(
-        "--report", type=Path, metavar="DIR", help="write DIR/COMPARISON.md and DIR/comparison/ of what OUT holds"
+        "--report", type=Path, metavar="DIR", help="write DIR/COMPARISON.md and DIR/comparison/ from the results in OUT"
     )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of every training")
     options = parser.parse_args()

@@ -1,11 +1,11 @@
-"""What restoring and training cost on this machine: time, memory, and how near both are to its matrix products.
+"""Measure what restoring and training cost on this machine: time, memory, and time relative to matrix products.
 
     python scripts/benchmark_speed.py --out results/speed
 
 The folder gets speed.md (tables, also printed), speed.json and speed.png (cost by length). Every figure is measured in
-a process of its own. What is compared takes turns in one process, and medians are given; of one thread it is the time
-of the processor, which another program beside it hardly moves, of more the clock's. Real-time factors are seconds of
-work for a second of audio.
+a separate process. Alternatives take turns in one process, and medians are reported: of processor time with one thread,
+which other programs hardly affect, and of wall-clock time with more. Real-time factors are seconds of work per second
+of audio.
 """
 
 import argparse
@@ -50,30 +50,30 @@ from twostage.utils.files import make_folder
 from twostage.utils.memory import keep_freed, peak_memory
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "throat.flac"
-MATRIX = 2048  # rows and columns of the products that set the machine's rate
+MATRIX = 2048  # rows and columns of the matrix products that measure the machine's rate
 LENGTHS, QUICK_LENGTHS = (1.0, 10.0, 60.0, 600.0, 3600.0), (0.5, 1.0)
 VOCODERS = ("hifigan_v1", "hifigan_v2", "hifigan_v3")
 
 
 def clock() -> float:
-    """Seconds: of the processor with one thread, of the wall with more."""
+    """Seconds of processor time with one thread, of wall-clock time with more."""
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def interleaved(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each piece of work; all take turns. Of two rounds or more, the first only warms up."""
+    """Median seconds of each function; all take turns. With two rounds or more, one more round before warms up."""
     taken: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds + (rounds > 1)):
         for name, run in work.items():
-            begun = clock()
+            started = clock()
             run()
-            taken[name].append(clock() - begun)
+            taken[name].append(clock() - started)
     return {name: statistics.median(seconds[-rounds:]) for name, seconds in taken.items()}
 
 
 def matrices() -> Callable[[], Tensor]:
-    one, other, out = torch.randn(MATRIX, MATRIX), torch.randn(MATRIX, MATRIX), torch.empty(MATRIX, MATRIX)
-    return lambda: torch.mm(one, other, out=out)
+    left, right, out = torch.randn(MATRIX, MATRIX), torch.randn(MATRIX, MATRIX), torch.empty(MATRIX, MATRIX)
+    return lambda: torch.mm(left, right, out=out)
 
 
 def gigaflops(seconds: float) -> float:
@@ -81,14 +81,14 @@ def gigaflops(seconds: float) -> float:
 
 
 def speech(seconds: float, multiple: int = 1) -> np.ndarray:
-    """The sample recording (1, T) over and over, T cut to a multiple."""
+    """The sample recording, repeated, (1, T), with T cut to a multiple of ``multiple``."""
     sound, rate = sound_files.read(SAMPLE)
     length = int(seconds * rate) // multiple * multiple
     return np.tile(sound[:1], -(-length // sound.shape[1]))[:, :length]
 
 
 def parts(model: TwoStage, audio: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """The stages of a forward, each on what the one before it made."""
+    """The stages of a forward, each with the output of the previous one as input."""
     vocoder, finish = model.vocoder, model.vocoder.griffin_lim
     mel, input_spectra, sensor = model.mel(audio), model.mel.stft.input_spectra(audio), audio[:, :1]
     restored = model.restored(input_spectra)
@@ -103,7 +103,7 @@ def parts(model: TwoStage, audio: Tensor) -> dict[str, Callable[[], Tensor]]:
 
 @torch.inference_mode()
 def measure_rate(name: str, seconds: float, rounds: int) -> dict[str, Any]:
-    """A forward of ``seconds`` against matrix products, and what its parts take; in bfloat16 too where that is fast."""
+    """A forward of ``seconds`` against matrix products, and its parts; also in bfloat16 where that is fast."""
     model = load(name)
     assert isinstance(model, TwoStage)
     audio = torch.from_numpy(speech(seconds, model.stride))[None]
@@ -124,7 +124,7 @@ def _rated(taken: dict[str, float], seconds: float) -> dict[str, Any]:
 
 @torch.inference_mode()
 def measure_vocoder(name: str, seconds: float, rounds: int) -> dict[str, Any]:
-    """The vocoder of a configuration, with random weights, against matrix products."""
+    """The vocoder of a configuration with random weights, against matrix products."""
     vocoder = Vocoder(settings_of(name).vocoder).fold().eval()
     mel = torch.randn(1, 80, int(seconds * 62.5)) - 5
     length, work = mel.shape[-1] / 62.5, {"matrix": matrices(), "float32": lambda: vocoder(mel)}
@@ -133,43 +133,43 @@ def measure_vocoder(name: str, seconds: float, rounds: int) -> dict[str, Any]:
 
 
 def settings_of(name: str) -> VocoderRun:
-    files = [f"data.{name}=[{__file__}]" for name in ("train", "valid")]  # must exist, and are not read
+    files = [f"data.{name}=[{__file__}]" for name in ("train", "valid")]  # the files must exist and are not read
     return load_config(VocoderRun, ["vocoder", name], ["run_dir=none", *files])
 
 
 def measure_length(name: str, seconds: float, rounds: int) -> dict[str, Any]:
-    """A file of ``seconds`` restored into another, and the most memory that the process held."""
+    """Restoring a file of ``seconds``, and the peak memory of the process."""
     model, options = load(name), Options(overwrite=True)
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "before.wav", Path(folder) / "after.wav"
         with sound_files.Writer(before, 16000, 1) as writer:
-            for begun in np.arange(0, seconds, 60):
-                writer.write(speech(min(60, seconds - begun)))
+            for start in np.arange(0, seconds, 60):
+                writer.write(speech(min(60, seconds - start)))
 
-        def restored() -> None:
+        def restore_once() -> None:
             restore_file(model, before, after, options)
 
-        taken = interleaved({"file": restored}, rounds)
+        taken = interleaved({"file": restore_once}, rounds)
     return {"model": name, "seconds": seconds, "factor": taken["file"] / seconds, "memory": peak_memory()}
 
 
 def measure_quality(name: str) -> dict[str, Any]:
-    """How far bfloat16 moves the restored sample, scored against that of float32; emulated where need be."""
+    """The restored sample in bfloat16, scored against that in float32; bfloat16 is emulated where necessary."""
     sound, rate = sound_files.read(SAMPLE)
     model = load(name)
-    wanted = restore(model, sound[0], rate)
+    reference = restore(model, sound[0], rate)
     assert isinstance(model, TwoStage)
     restored = restore(convert(model, "bfloat16"), sound[0], rate)
-    ratio = 10 * np.log10(np.square(wanted).sum() / np.square(restored - wanted).sum())
+    ratio = 10 * np.log10(np.square(reference).sum() / np.square(restored - reference).sum())
     return {
         "model": name,
         "snr": float(ratio),
-        **score(wanted, restored, ("pesq", "stoi", "estoi", "lsd", "mel_l1"))[0],
+        **score(reference, restored, ("pesq", "stoi", "estoi", "lsd", "mel_l1"))[0],
     }
 
 
 class PlainAdversary(Adversary):
-    """The generator's phase as HiFi-GAN's published code has it: nothing is frozen, real features carry gradients."""
+    """The generator's phase of HiFi-GAN's published code: nothing is frozen, and real features have gradients."""
 
     def generator_loss(self, fake: Tensor, real: Tensor, *, matching: bool = True) -> dict[str, Tensor]:
         with self._precision():
@@ -181,7 +181,7 @@ class PlainAdversary(Adversary):
 
 
 def measure_training(name: str, rounds: int) -> dict[str, Any]:
-    """A vocoder's step, batch 4 of 8192 samples: ours and a plain reading of the recipe, by turns."""
+    """A training step of a vocoder with a batch of 4 times 8192 samples, by our code and by a plain implementation."""
     kinds = {"plain": PlainAdversary, "ours": Adversary}
     contexts: dict[str, Any] = {"float32": nullcontext}
     if computes_bfloat16("cpu"):
@@ -199,7 +199,7 @@ def measure_training(name: str, rounds: int) -> dict[str, Any]:
 
 
 def _step(settings: VocoderRun, adversary_class: type[Adversary], context: Any) -> tuple[Callable[[], None], Vocoder]:
-    """A step whose generator, and so its gradients, stays as it was made."""
+    """A training step that never updates the generator, so that its gradients can be compared."""
     torch.manual_seed(0)
     generator, mel = Vocoder(settings.vocoder), LogMel(settings.vocoder.mel)
     adversary = adversary_class(settings.adversary, settings.optimizer, precision=context)
@@ -224,9 +224,9 @@ def _gradient(parameter: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def measure_voicefixer(seconds: float, rounds: int) -> dict[str, Any]:
-    """VoiceFixer's pipeline as its package runs it, with random weights (nothing is fetched), and ours by turns.
+    """VoiceFixer's pipeline as its package runs it, with random weights (nothing is downloaded), and ours, in turn.
 
-    The memory is VoiceFixer's alone.
+    The memory is that of VoiceFixer only.
     """
     with tempfile.TemporaryDirectory() as home:
         pipeline = _voicefixer(home)
@@ -241,7 +241,7 @@ def measure_voicefixer(seconds: float, rounds: int) -> dict[str, Any]:
 
 
 def _voicefixer(home: str) -> Any:
-    """The pipeline of the package of that name, which looks for weights in ``home`` while it is imported."""
+    """The pipeline of the package voicefixer, which looks for weights in ``home`` when it is imported."""
     os.environ["HOME"] = home
 
     def fetch(_: str, path: str) -> None:
@@ -271,12 +271,12 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def in_a_process(kind: str, threads: int, **arguments: Any) -> dict[str, Any]:
-    """What a measure gives in a fresh process of so many threads."""
+    """The result of a measure in a new process with this number of threads."""
     print(f"{kind}, {threads} threads: {arguments}", file=sys.stderr, flush=True)
     command = [sys.executable, __file__, "--child", json.dumps([kind, threads, arguments])]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return {"threads": threads} | result
 
 
@@ -301,7 +301,7 @@ def machine() -> dict[str, Any]:
 
 
 def measure_all(options: argparse.Namespace) -> dict[str, Any]:
-    """All measures that the options ask for."""
+    """The results of all measures that the options select."""
     seconds, rounds = (1.0, 2) if options.quick else (10.0, options.rounds)
     lengths = options.lengths or (QUICK_LENGTHS if options.quick else LENGTHS)
     results: dict[str, Any] = {"machine": machine(), "speed": [], "lengths": [], "training": []}
@@ -324,7 +324,7 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """The tables of all that was measured."""
+    """The tables of all results."""
     words = {**results["machine"], "bfloat16": "yes" if results["machine"]["bfloat16"] else "no"}
     text = "{cpu}, {cores} cores, {vectors}, bfloat16 instructions: {bfloat16}; torch {torch}, {system}\n".format(
         **words
@@ -420,12 +420,12 @@ def main() -> None:
         help="shipped models, folders or files of both stages",
     )
     add("--threads", nargs="+", type=int, default=[1, 2], metavar="N")
-    add("--lengths", nargs="+", type=float, metavar="S", help=f"of files, in seconds (default: {LENGTHS})")
-    add("--rounds", type=int, default=5, metavar="N", help="turns that medians are taken over (default: 5)")
+    add("--lengths", nargs="+", type=float, metavar="S", help=f"lengths of files in seconds (default: {LENGTHS})")
+    add("--rounds", type=int, default=5, metavar="N", help="rounds for medians (default: 5)")
     add("--training", nargs="*", default=["hifigan_v2"], metavar="CONFIG", help="overlays of the vocoder's training")
     add("--quality", action="store_true", help="also score bfloat16 against float32; slow where it is emulated")
     add("--voicefixer", action="store_true", help="also time the package voicefixer, with random weights")
-    add("--quick", action="store_true", help="a second instead of ten, two rounds: whether it works")
+    add("--quick", action="store_true", help="one second instead of ten, and two rounds, to check that it works")
     add("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:

@@ -1,7 +1,7 @@
-"""Write the ONNX files of the shipped models, for where PyTorch is not installed: ``python scripts/export_shipped.py``.
+"""Write the ONNX files of the shipped models, which run without PyTorch: ``python scripts/export_shipped.py``.
 
-To be run when a shipped model has been replaced. The files hold no weights, they read those of the safetensors files
-beside them; a causal model becomes the step of a stream. Each is compared with PyTorch before it takes its name.
+Run it after replacing a shipped model. The files contain no weights but read those of the safetensors files beside
+them; a causal model becomes a streaming step. Each is compared with PyTorch before it replaces the old file.
 """
 
 import argparse
@@ -17,15 +17,15 @@ CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 
 
 def export_shipped(name: str, home: Path = CHECKPOINTS) -> Path:
-    """Write ``model.onnx``, or ``step.onnx`` of a causal model, into the folder of the model ``name``; its path."""
+    """Write ``model.onnx``, or ``step.onnx`` for a causal model, into the folder of the model; return the path."""
     files = [file.resolve() for file in stage_files(home / name)]
     model = checkpoint.load(*files)
     target = files[0].with_name("step.onnx" if model.causal else "model.onnx")
     with TemporaryDirectory() as folder:
         whole = Path(folder, "whole.onnx")
         export(model, whole, stream=model.causal, provenance=checkpoint.provenances(*files))
-        away = share_weights(model, whole, target, files)
-    print(f"{target}: {target.stat().st_size / 1e6:.2f} MB, within {away:.1g} of PyTorch's")
+        difference = share_weights(model, whole, target, files)
+    print(f"{target}: {target.stat().st_size / 1e6:.2f} MB, within {difference:.1g} of PyTorch's")
     return target
 
 

@@ -1,9 +1,9 @@
-"""Score a restorer's adaptation to a sensor on speakers that it was not trained on, one training a speaker left out.
+"""Score a restorer's adaptation to a sensor on speakers that are not in its training, with one training per speaker.
 
     python scripts/leave_one_out.py --pairs pairs.csv --clean train.csv --init base --vocoder default -o results/loo
 
 For each speaker of the pairs: fit the sensor to the other speakers, adapt the restorer to it (configs/adapt.yaml), and
-evaluate on the speaker that was left out; then one table of all. Goes on where it was stopped.
+evaluate on the speaker that was left out. The last step is one table of all. It continues where it was stopped.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def step(*arguments: object) -> None:
 
 
 def speaker_out(speaker: str, vocoder: Path, options: argparse.Namespace) -> Path:
-    """Train without ``speaker`` and score on it; the folder of the scores."""
+    """Train without ``speaker`` and score on it; return the folder of the scores."""
     folder: Path = options.output / speaker
     sensor, weights = folder / "sensor.yaml", folder / "run" / "last.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,14 +58,16 @@ def main() -> None:
     parser.add_argument("--clean", required=True, help="manifest of clean speech")
     parser.add_argument("--init", required=True, help="the restorer to adapt: a model's name, folder or file")
     parser.add_argument("--vocoder", required=True, help="the vocoder: a model's name, folder or file")
-    parser.add_argument("--overlay", action="append", default=[], help="what the restorer's settings need, as: causal")
+    parser.add_argument(
+        "--overlay", action="append", default=[], help="overlay that the restorer needs, such as causal"
+    )
     parser.add_argument("--label", default="two-stage", help="name of the system in the table")
     parser.add_argument("--evaluate", default="", help="further arguments of twostage evaluate, in one string")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of trainings and scores")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the adaptation")
     options = parser.parse_args()
     speakers = sorted({entry.speaker for entry in read_manifest(options.pairs)})
-    vocoder = options.output / "vocoder.safetensors"  # alone, of a place that may hold both stages
+    vocoder = options.output / "vocoder.safetensors"  # only the vocoder, since the given path may contain both stages
     stage = checkpoint.load_stage(options.vocoder, "vocoder")
     checkpoint.save(vocoder, stage, provenance={"taken_from": options.vocoder})
     scores = [speaker_out(speaker, vocoder, options) for speaker in speakers]

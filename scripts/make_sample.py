@@ -1,8 +1,8 @@
-"""Make samples/: synthetic speech (espeak-ng) as a throat microphone would hear it, and the clean speech beside it.
+"""Write samples/: synthetic speech (espeak-ng) through a simulated throat microphone, and the clean speech.
 
     python scripts/make_sample.py --overwrite
 
-Needs the program espeak-ng. No recording of a person goes into the sample, so it is free of anybody's rights.
+Needs the program espeak-ng. The sample contains no recording of a person, so that nobody has rights in it.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""How much memory each shipped recipe takes to train with its own batch: a table in Markdown.
+"""Measure how much memory training each shipped recipe takes with its own batch, as a table in Markdown.
 
     python scripts/training_memory.py                       # all of them, some minutes
     python scripts/training_memory.py restorer content eben
 
 Each recipe makes three steps on two seconds of the sample recording, on the CPU, with its discriminators from the first
-step on; the most memory that the process held is what counts. Linux and macOS.
+step on. The peak memory of the process is reported. It runs on Linux and macOS.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from twostage.audio import sound_files
 from twostage.utils.memory import peak_memory
 
 SAMPLES = Path(__file__).parent.parent / "samples"
-# name -> command, configurations and settings of its own
+# name -> command, configurations and own settings
 RECIPES: dict[str, list[str]] = {
     "restorer": ["train-restorer", "restorer"],
     "restorer fusion": ["train-restorer", "restorer", "fusion"],
@@ -36,7 +36,7 @@ RECIPES: dict[str, list[str]] = {
 }
 BRIEF = ("steps=3", "save_every=9", "log_every=9", "valid.every=9", "valid.items=1", "valid.seconds=1", "threads=1")
 PLAIN = ("valid.metrics=[mel_l1]", "valid.best=mel_l1", "optimizer.cooldown=0", "optimizer.warmup=0")
-AT_ONCE = "adversary.start=0"
+ADVERSARY_FROM_START = "adversary.start=0"
 
 
 def sample_data(folder: Path) -> list[str]:
@@ -50,23 +50,23 @@ def sample_data(folder: Path) -> list[str]:
 
 
 def command(name: str, data: Sequence[str], run_dir: Path) -> list[str]:
-    """The words behind ``twostage`` that train the recipe ``name``."""
-    return [*RECIPES[name], *data, f"run_dir={run_dir}", *BRIEF, *PLAIN, AT_ONCE, "device=cpu"]
+    """The arguments of ``twostage`` that train the recipe ``name``."""
+    return [*RECIPES[name], *data, f"run_dir={run_dir}", *BRIEF, *PLAIN, ADVERSARY_FROM_START, "device=cpu"]
 
 
-def peak_megabytes(words: Sequence[str]) -> float:
-    """The most memory that ``twostage`` held with these words, MB. Raises CalledProcessError if it fails."""
-    measure = [sys.executable, __file__, "--child", json.dumps(list(words))]
+def peak_megabytes(arguments: Sequence[str]) -> float:
+    """The peak memory of ``twostage`` with these arguments in MB. Raises CalledProcessError if it fails."""
+    measure = [sys.executable, __file__, "--child", json.dumps(list(arguments))]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(measure, check=True, env=environment, stdout=subprocess.PIPE, text=True)
-    return float(done.stdout.splitlines()[-1])
+    process = subprocess.run(measure, check=True, env=environment, stdout=subprocess.PIPE, text=True)
+    return float(process.stdout.splitlines()[-1])
 
 
-def child(words: list[str]) -> int:
-    """Run ``twostage`` in this process, then print the most memory that it held."""
+def child(arguments: list[str]) -> int:
+    """Run ``twostage`` in this process, then print its peak memory."""
     from twostage.cli import main as twostage
 
-    code = twostage(words)
+    code = twostage(arguments)
     print(peak_memory())
     return code
 
@@ -84,8 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("| recipe | most memory, GB |\n| --- | ---: |")
     for name in options.recipes or RECIPES:
         with tempfile.TemporaryDirectory() as folder:
-            words = command(name, sample_data(Path(folder)), Path(folder, "run"))
-            print(f"| `{' '.join(RECIPES[name][:3])}` | {peak_megabytes(words) / 1000:.1f} |", flush=True)
+            command_arguments = command(name, sample_data(Path(folder)), Path(folder, "run"))
+            print(f"| `{' '.join(RECIPES[name][:3])}` | {peak_megabytes(command_arguments) / 1000:.1f} |", flush=True)
     return 0
 
 

@@ -1,9 +1,9 @@
-"""Which error of the restored log-mels costs most? Parts of them are replaced by the clean speech's, and scored.
+"""Measure which error of the restored log-mels costs most: parts of them are replaced by those of the clean speech.
 
     python scripts/what_limits.py --pairs pairs.csv results/loo
 
-The folder is one of scripts/leave_one_out.py, whose models were not trained on the speaker that they are scored on. A
-table of means over the pairs goes to the standard output.
+The folder is one that scripts/leave_one_out.py wrote, so that no model was trained on the speaker on whom it is scored.
+A table of means over the pairs is printed.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from twostage.models.two_stage import TwoStage
 from twostage.utils.errors import DataError, TwoStageError
 
 SCORES = ("stoi", "estoi", "pesq")
-PAUSE = 6.0  # natural-log power below the loudest frame
+PAUSE = 6.0  # natural logarithm of power, below the loudest frame
 
 
 def centers(config: MelConfig) -> Tensor:
@@ -35,7 +35,7 @@ def centers(config: MelConfig) -> Tensor:
 
 
 def variants(restored: Tensor, clean: Tensor, config: MelConfig) -> Iterator[tuple[str, Tensor]]:
-    """Log-mels (1, n_mels, L) with one part put right, by name."""
+    """(name, log-mels (1, n_mels, L) with the named part corrected)."""
     hertz, error = centers(config), clean - restored
     power = clean.exp().square().sum(1, keepdim=True).log()
     yield "as restored", restored
@@ -55,10 +55,10 @@ def variants(restored: Tensor, clean: Tensor, config: MelConfig) -> Iterator[tup
 def scores_of(model: TwoStage, degraded: np.ndarray, clean: np.ndarray) -> dict[str, list[float]]:
     length = min(len(degraded), len(clean)) // model.hop_length * model.hop_length
     sides = [leveled(side[:length], model.sample_rate) for side in (degraded, clean)]
-    sensor, spoken = (torch.from_numpy(np.ascontiguousarray(side))[None, None] for side in sides)
+    sensor, clean_audio = (torch.from_numpy(np.ascontiguousarray(side))[None, None] for side in sides)
     input_spectra = model.mel.stft.input_spectra(sensor)
     restored, scores = model.restored(input_spectra), {}
-    for name, mel in variants(restored, model.mel(spoken), model.config.vocoder.mel):
+    for name, mel in variants(restored, model.mel(clean_audio), model.config.vocoder.mel):
         generated = model.vocoder(mel.float(), input_spectra, sensor)[0, 0].numpy()
         scores[name] = list(score(sides[1], generated, SCORES)[0].values())
     return scores

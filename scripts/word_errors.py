@@ -1,12 +1,12 @@
-"""Are the words still there? What a speech recognizer makes of raw, restored and clean English speech.
+"""Measure word error rates of a speech recognizer on raw, restored and clean English speech.
 
     python scripts/word_errors.py --clean dev.csv --simulate throat --model default --limit 20 -o words.csv
     python scripts/word_errors.py --clean dev.csv --simulate throat --texts texts.csv
 
-The recognizer is PocketSphinx, whose model of US English is inside the package. With --texts, a CSV of the columns path
-(as in the manifest) and text, errors are counted against what was said, numbers written as words. Without it they are
-counted against what the recognizer hears in the clean speech: that then has none, by definition, and an error is a word
-that is heard otherwise. A table goes to the standard output.
+The recognizer is PocketSphinx, whose model of US English is inside the package. With --texts, a CSV file with the
+columns path (as in the manifest) and text, errors are relative to that text, in which numbers are written as words.
+Without it, the reference is the transcript of the clean speech, which then has no errors by definition. A table is
+printed.
 """
 
 import argparse
@@ -32,12 +32,12 @@ from twostage.evaluation.systems import estimates, load_systems
 from twostage.utils.errors import ConfigError, DataError, TwoStageError
 from twostage.utils.files import replacing
 
-PEAK = 0.9  # where the recognizer's input is brought to: 16 bits are all it takes
+PEAK = 0.9  # peak of the recognizer's input, which has 16 bits
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """What was recognized in one utterance as one system gives it, and how often that differs from ``reference``."""
+    """The transcript of one utterance by one system, with the number of word errors relative to ``reference``."""
 
     utterance: str
     system: str
@@ -47,7 +47,7 @@ class Transcript:
 
 
 class Recognizer:
-    """Sound (T,) at 16 kHz -> words, by PocketSphinx with its own model, dictionary and trigrams."""
+    """Recognizes the words of audio (T,) at 16 kHz, by PocketSphinx with its model, dictionary and trigrams."""
 
     def __init__(self) -> None:
         try:
@@ -59,8 +59,8 @@ class Recognizer:
     def __call__(self, audio: Audio) -> list[str]:
         loudest = float(np.abs(audio).max(initial=0.0))
         if not loudest:
-            return []  # the decoder would make up a word
-        # a decoder adapts to what it has heard: a new one hears every sound alike, whatever came before
+            return []  # the decoder would invent a word
+        # a decoder adapts to earlier audio; a new one makes the result independent of it
         decoder = self._make()
         samples = np.round(audio * (PEAK * 32767 / loudest))
         decoder.start_utt()
@@ -79,21 +79,21 @@ def words_of(text: str) -> list[str]:
 
 
 def word_errors(reference: Sequence[str], words: Sequence[str]) -> int:
-    """The fewest words to substitute, delete and insert to get from one to the other (Levenshtein's distance).
+    """The least number of words to substitute, delete and insert to turn one into the other (Levenshtein distance).
 
     >>> word_errors(["a", "b", "c"], ["b", "x", "d"])
     3
     """
     row = list(range(len(words) + 1))
-    for place, wanted in enumerate(reference, 1):
-        above, row = row, [place]
+    for index, expected in enumerate(reference, 1):
+        above, row = row, [index]
         for column, word in enumerate(words, 1):
-            row.append(min(above[column] + 1, row[-1] + 1, above[column - 1] + (word != wanted)))
+            row.append(min(above[column] + 1, row[-1] + 1, above[column - 1] + (word != expected)))
     return row[-1]
 
 
 def read_texts(path: str) -> dict[str, str]:
-    """Text by path. DataError names the file and the line."""
+    """Read texts by path. Raises DataError, which names the file and the line."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -108,16 +108,16 @@ def read_texts(path: str) -> dict[str, str]:
 def transcribe(
     sounds: Mapping[str, Audio], name: str, recognizer: Any, reference: Sequence[str] | None = None
 ) -> Iterator[Transcript]:
-    """What is recognized in each of ``sounds``, the clean speech among them, against the reference or the clean."""
+    """Transcripts of ``sounds``, which include the clean speech, relative to the reference or the clean transcript."""
     clean = recognizer(sounds[CLEAN])
-    wanted = clean if reference is None else reference
+    expected = clean if reference is None else reference
     for system, sound in sounds.items():
         words = clean if system == CLEAN else recognizer(sound)
-        yield Transcript(name, system, " ".join(wanted), " ".join(words), word_errors(wanted, words))
+        yield Transcript(name, system, " ".join(expected), " ".join(words), word_errors(expected, words))
 
 
 def table(transcripts: Sequence[Transcript], draws: int = 2000) -> str:
-    """Word error rates, errors by words of the reference, with 95 % bootstrap intervals over utterances."""
+    """Word error rates (errors per word of the reference) with 95 % bootstrap intervals over utterances."""
     lines = ["| system | utterances | words | WER % |", "| --- | ---: | ---: | ---: |"]
     for system in dict.fromkeys(row.system for row in transcripts):
         rows = [row for row in transcripts if row.system == system]
@@ -143,11 +143,11 @@ def main() -> None:
     what.add_argument("--pairs", metavar="CSV", help="manifest of pairs of English speech")
     what.add_argument("--clean", metavar="CSV", help="manifest of clean English speech, degraded by --simulate")
     parser.add_argument("--simulate", metavar="SENSOR", help="preset or YAML file of the sensor, with --clean")
-    parser.add_argument("--texts", metavar="CSV", help="what was said: columns path and text")
+    parser.add_argument("--texts", metavar="CSV", help="texts that were spoken: columns path and text")
     parser.add_argument("--model", nargs="+", action="append", help="as in twostage evaluate (default: default)")
-    parser.add_argument("--only-speaker", metavar="S", action="append", default=[], help="S alone; repeatable")
-    parser.add_argument("--limit", metavar="N", type=int, help="N utterances, evenly spread")
-    parser.add_argument("-o", "--out", metavar="CSV", type=Path, help="what was recognized, utterance by utterance")
+    parser.add_argument("--only-speaker", metavar="S", action="append", default=[], help="only speaker S; repeatable")
+    parser.add_argument("--limit", metavar="N", type=int, help="only N utterances, spread evenly")
+    parser.add_argument("-o", "--out", metavar="CSV", type=Path, help="file for the transcripts of all utterances")
     options = parser.parse_args()
     if bool(options.clean) != bool(options.simulate):
         raise ConfigError("--clean and --simulate belong together: the sensor that degrades the clean speech")
@@ -158,16 +158,16 @@ def main() -> None:
         read_manifest(manifest), paired=bool(options.pairs), speakers=options.only_speaker, limit=options.limit
     )
     names = [source.name(entry) for entry in entries]
-    if options.texts and (silent := [name for name in names if name not in texts]):
-        raise DataError(f"{options.texts}: no text of {silent[0]}")
+    if options.texts and (without_text := [name for name in names if name not in texts]):
+        raise DataError(f"{options.texts}: no text of {without_text[0]}")
     systems, recognizer, transcripts = load_systems(models_by_label(options.model)), Recognizer(), list[Transcript]()
     for entry, name in tqdm(list(zip(entries, names, strict=True)), unit="file", disable=None):
         degraded, clean = source.read(entry)
         sounds = {**dict(estimates(degraded, clean, systems)), CLEAN: clean}
         transcripts += transcribe(sounds, name, recognizer, words_of(texts[name]) if name in texts else None)
     print(table(transcripts))
-    against = "what was said" if texts else "what the recognizer hears in the clean speech"
-    print(f"\nErrors by words of the reference, which is {against}; 95 % bootstrap intervals over utterances.")
+    reference = "the given text" if texts else "the transcript of the clean speech"
+    print(f"\nErrors per word of the reference, which is {reference}; 95 % bootstrap intervals over utterances.")
     if options.out:
         write(options.out, transcripts)
 

@@ -1,4 +1,4 @@
-"""Small models and speech-like sound that tests share."""
+"""Fixtures that tests share: small models, speech-like audio, corpora, scripts as modules."""
 
 import importlib.util
 import signal
@@ -9,6 +9,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from small_models import randomize
+from streams import causal_model
 
 from twostage.audio import sound_files
 from twostage.evaluation import speech_quality
@@ -18,7 +20,7 @@ from twostage.models.two_stage import TwoStage, TwoStageConfig
 from twostage.models.vocoder import VocoderConfig
 
 torch.set_num_threads(1)
-# what runs in the background of a shell script ignores Ctrl-C, and so would the processes that tests start and stop
+# a process in the background of a shell script ignores Ctrl-C, and its children would, too
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -28,24 +30,29 @@ def tiny() -> TwoStage:
     torch.manual_seed(0)
     restorer = RestorerConfig(channels=(4, 8), time_strides=(2,), blocks=1, dilations=(1,))
     model = TwoStage(TwoStageConfig(restorer, VocoderConfig(upsample_initial_channel=16))).eval().requires_grad_(False)
-    for name, weight in model.fold().named_parameters():
-        # the initial values are all but silent: at usual sizes every layer passes its input on
-        fan = weight[0].numel() if weight.ndim > 1 else 1
-        weight.copy_(torch.randn(weight.shape) * (0.1 if name.endswith("bias") else 1.2 / fan**0.5))
+    randomize(model.fold())
     return model
 
 
 @pytest.fixture(scope="session")
 def tiny_path(tiny: TwoStage, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``tiny`` in a file of weights."""
+    """The path of a file of weights with ``tiny``."""
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     checkpoint.save(path, tiny, provenance={})
     return path
 
 
 @pytest.fixture(scope="session")
+def causal_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of a file of weights with ``causal_model()``."""
+    path = tmp_path_factory.mktemp("model") / "causal.safetensors"
+    checkpoint.save(path, causal_model(), provenance={})
+    return str(path)
+
+
+@pytest.fixture(scope="session")
 def speech() -> Callable[..., np.ndarray]:
-    """speech(frames, sample_rate=16000, seed=0) -> (frames,): syllables of a gliding voice, pauses, a little noise."""
+    """speech(frames, sample_rate=16000, seed=0) -> (frames,): syllables of varying pitch, pauses, a little noise."""
 
     def make(frames: int, sample_rate: int = 16000, seed: int = 0) -> np.ndarray:
         rng = np.random.default_rng(seed)
@@ -72,7 +79,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, speech: Callable[..., np.nd
 
 @pytest.fixture(scope="session")
 def paired_corpus(tmp_path_factory: pytest.TempPathFactory, speech: Callable[..., np.ndarray]) -> Path:
-    """A manifest of two pairs; the degraded side is the clean one through a moving average."""
+    """A manifest of two pairs, whose degraded side is a moving average of the clean one."""
     folder = tmp_path_factory.mktemp("pairs")
     for seed in range(2):
         clean = speech(16000, seed=seed)
@@ -86,15 +93,28 @@ def paired_corpus(tmp_path_factory: pytest.TempPathFactory, speech: Callable[...
 
 
 @pytest.fixture
+def mixed_recordings(tmp_path: Path, speech: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with speech, stereo, silence and a text file with the name of a recording in "in"."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    stereo = np.stack([speech(20000, 44100), speech(20000, 44100, seed=1)])
+    sound_files.write("in/good.wav", speech(6000), 16000)
+    sound_files.write("in/sub/stereo.flac", stereo, 44100, subtype="PCM_24")
+    sound_files.write("in/silent.wav", np.zeros(3000), 8000)
+    Path("in/text.wav").write_text("not a sound" * 30)
+    return tmp_path
+
+
+@pytest.fixture
 def quick_quality(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DistillMOS and DNSMOS take a second a file; where a test claims nothing of them, they are the level."""
+    """Replace DistillMOS and DNSMOS, which take a second per file, by the level, where their values do not matter."""
     for name in ("distillmos", "dnsmos"):
         monkeypatch.setattr(speech_quality, name, lambda audio: 1 + float(np.abs(audio).mean()))
 
 
 @pytest.fixture(scope="session")
 def load_script() -> Callable[[str], ModuleType]:
-    """load_script(name) -> scripts/name.py as a module, not run; so is a path below the repository's root."""
+    """load_script(name) -> the module scripts/name.py, or that of a path below the repository's root."""
     root = Path(__file__).parent.parent
 
     def load(name: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""A PulseAudio server of a test's own, without sound hardware, and why there is none."""
+"""A PulseAudio server for a test, without sound hardware. Without PulseAudio the test is skipped or fails."""
 
 import os
 import shutil
@@ -14,21 +14,23 @@ import pytest
 TOOLS = ("pulseaudio", "pactl", "parec", "pacat")
 
 
-def demanded() -> bool:
+def is_required() -> bool:
     return os.environ.get("TWOSTAGE_REQUIRE_PULSE") == "1"
 
 
 @dataclass(frozen=True)
 class Pulse:
-    """A running server: its environment, for whoever is to use it."""
+    """A running server, with the environment variables for its clients."""
 
     home: Path
     environment: dict[str, str]
 
-    def pactl(self, *words: str) -> str:
-        done = subprocess.run(["pactl", *words], env=self.environment, capture_output=True, text=True, timeout=10)
-        assert done.returncode == 0, (words, done.stderr)
-        return done.stdout.strip()
+    def pactl(self, *arguments: str) -> str:
+        process = subprocess.run(
+            ["pactl", *arguments], env=self.environment, capture_output=True, text=True, timeout=10
+        )
+        assert process.returncode == 0, (arguments, process.stderr)
+        return process.stdout.strip()
 
     def names(self, kind: str) -> set[str]:
         return {line.split("\t")[1] for line in self.pactl("list", "short", kind).splitlines()}
@@ -36,11 +38,11 @@ class Pulse:
 
 @contextmanager
 def pulse_server(home: Path) -> Iterator[Pulse]:
-    """A server with a sink "body", and "bone", a microphone that hears what is played there."""
+    """A server with a sink "body", and a microphone "bone" that records what is played there."""
     missing = [tool for tool in TOOLS if not shutil.which(tool)]
-    if missing and not demanded():
+    if missing and not is_required():
         pytest.skip(f"{', '.join(missing)} not installed (apt-get install pulseaudio pulseaudio-utils)")
-    assert not missing, "TWOSTAGE_REQUIRE_PULSE=1, but there is no PulseAudio"
+    assert not missing, "TWOSTAGE_REQUIRE_PULSE=1, but PulseAudio is not installed"
     socket = home / "native"
     environment = os.environ | {"HOME": str(home), "XDG_RUNTIME_DIR": str(home), "PULSE_SERVER": f"unix:{socket}"}
     pulse = Pulse(home, environment)
@@ -61,7 +63,7 @@ def start(pulse: Pulse) -> "subprocess.Popen[bytes]":
         "module-null-source source_name=nothing",
     ]
     command = ["pulseaudio", "-n", "--daemonize=no", "--exit-idle-time=-1", "--use-pid-file=no", "--log-target=null"]
-    command += [word for load in loads for word in ("-L", load)]
+    command += [argument for load in loads for argument in ("-L", load)]
     environment = {name: value for name, value in pulse.environment.items() if name != "PULSE_SERVER"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, env=environment, **quiet)  # type: ignore[call-overload]

@@ -1,12 +1,12 @@
-"""Try to break twostage, and write down what held: docs/RELIABILITY.md has the table.
+"""Test twostage by fault injection, and write a table of the results, which docs/RELIABILITY.md contains.
 
-    python tests/run_torture.py -o results/torture                              # all parts: an hour or more
+    python tests/run_torture.py -o results/torture                              # all parts, an hour or more
     python tests/run_torture.py -o results/torture --parts audio,kills --seed 1
     python tests/run_torture.py -o results/torture --report docs/RELIABILITY.md # the table between its markers
-    python tests/run_torture.py --replay results/torture/failures/audio/017     # a case again, in its folder
+    python tests/run_torture.py --replay results/torture/failures/audio/017     # repeat a case in its folder
 
-A part that is complete is not run again, unless --again. A case that breaks the contract keeps its folder, with the
-files that it was given, below OUT/failures. Linux alone: it forks, mounts a small disk if it may, and reads /proc.
+A complete part is not run again, except with --again. The folder of a case that breaks the contract is kept with its
+input files below OUT/failures. It needs Linux: it forks, mounts a small disk if it may, and reads /proc.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 
 from torture import inputs, kills, pickles, places, volume
 from torture.assets import QUICK, Assets, preload
-from torture.harness import Limits, Place, Session, complaints
+from torture.harness import Limits, Place, Session, violations
 
 from twostage.utils.files import replacing
 
@@ -37,7 +37,7 @@ PARTS: dict[str, Part] = {
     "many": volume.many,
     "long": volume.long,
 }
-# kinds of files that read, and of names, which a short run has
+# the kinds of files and of names in a short run
 KINDS: tuple[str, ...] = (
     *("weights, restore", "restorer and vocoder, restore", "weights, stream", "weights, init", "state, resume"),
     *("log of a run, resume", "settings of a run, resume", "generator, import-hifigan", "sensor, simulate"),
@@ -56,16 +56,16 @@ SHORT: dict[str, Part] = {
 BEGIN, END = "<!-- torture: begin -->", "<!-- torture: end -->"
 
 
-def arguments(words: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--out", type=Path, default=Path("results/torture"), help="folder of results")
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"some of them (default: {','.join(PARTS)})")
-    parser.add_argument("--seed", type=int, default=0, help="other damage, other moments (default: 0)")
-    parser.add_argument("--short", action="store_true", help="a few cases of the quick parts, which tests run")
-    parser.add_argument("--again", action="store_true", help="run parts that are complete, too")
-    parser.add_argument("--report", type=Path, metavar="FILE.md", help="write the table there and run nothing")
-    parser.add_argument("--replay", type=Path, metavar="FOLDER", help="run a kept case again, and nothing else")
-    args = parser.parse_args(words)
+    parser.add_argument("-o", "--out", type=Path, default=Path("results/torture"), help="folder for the results")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"only these parts (default: {','.join(PARTS)})")
+    parser.add_argument("--seed", type=int, default=0, help="seed of damage and of moments (default: 0)")
+    parser.add_argument("--short", action="store_true", help="a few cases of the quick parts, as in the tests")
+    parser.add_argument("--again", action="store_true", help="also run complete parts")
+    parser.add_argument("--report", type=Path, metavar="FILE.md", help="only write the table there")
+    parser.add_argument("--replay", type=Path, metavar="FOLDER", help="only repeat a kept case")
+    args = parser.parse_args(arguments)
     args.parts = args.parts.split(",")
     if args.short:
         args.parts = [part for part in args.parts if part in SHORT]
@@ -78,14 +78,14 @@ def run(args: argparse.Namespace) -> int:
     preload(QUICK if args.short else ())
     session, assets = Session(args.out.absolute(), args.seed), Assets(args.out.absolute() / "assets")
     for part in args.parts:
-        done = session.out / f"{part}.json"
-        if done.exists() and not args.again and json.loads(done.read_text())["seed"] == args.seed:
+        result_path = session.out / f"{part}.json"
+        if result_path.exists() and not args.again and json.loads(result_path.read_text())["seed"] == args.seed:
             session.say(f"{part}: complete, skipped")
             continue
         session.begin(part)
         (SHORT if args.short else PARTS)[part](session, assets)
         result = session.result() | {"machine": machine(), "date": time.strftime("%Y-%m-%d")}
-        with replacing(done) as partial:
+        with replacing(result_path) as partial:
             partial.write_text(json.dumps(result, indent=1) + "\n")
         session.say(line(result))
     results = read(session.out)
@@ -111,7 +111,7 @@ def line(result: dict[str, Any]) -> str:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a line a kind of case, and what broke."""
+    """A Markdown table with a line per kind of case, and a list of the broken cases."""
     lines = ["| part | cases | went through | refused in a line | stopped | broken | slowest | most memory |"]
     lines.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     lines += [_cells(result["part"], result["rows"]) for result in results]
@@ -155,21 +155,21 @@ def report(out: Path, path: Path) -> None:
 
 
 def replay(folder: Path) -> int:
-    """Run the commands of a kept case in its folder; 1 if one of them breaks the contract still."""
+    """Run the commands of a kept case in its folder; return 1 if one of them still breaks the contract."""
     preload()
     case, place = json.loads((folder / "case.json").read_text()), Place(folder.absolute())
     broken = False
-    for words in case["commands"]:
-        outcome = place.run(words, Limits())
-        problems = complaints(outcome)
+    for arguments in case["commands"]:
+        outcome = place.run(arguments, Limits())
+        problems = violations(outcome)
         broken |= bool(problems)
-        print(f"$ twostage {' '.join(words)}\n{outcome.out}{outcome.err}-> {outcome.code}, {outcome.seconds:.1f} s, "
-              f"{outcome.megabytes:.0f} MB; {'; '.join(problems) or 'fine'}")  # fmt: skip
+        print(f"$ twostage {' '.join(arguments)}\n{outcome.out}{outcome.err}-> {outcome.code}", end=", ")
+        print(f"{outcome.seconds:.1f} s, {outcome.megabytes:.0f} MB; {'; '.join(problems) or 'fine'}")
     return int(broken)
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    args = arguments(words)
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parse_arguments(arguments)
     if args.replay:
         return replay(args.replay)
     if args.report:

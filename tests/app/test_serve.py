@@ -1,4 +1,4 @@
-"""Claims about what the server answers to programs, and about who may ask. Needs starlette and uvicorn."""
+"""Tests of the HTTP interface and of its access control. They need starlette and uvicorn."""
 
 import base64
 import io
@@ -35,7 +35,7 @@ from twostage.utils.errors import Cancelled, ConfigError
 
 required("starlette")
 required("uvicorn")
-from twostage.app import server  # noqa: E402 - where there are these
+from twostage.app import server  # noqa: E402 - only where both are installed
 from twostage.app.server import Address, serving  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -52,42 +52,49 @@ def tiny_server(tiny_path: Path, limits: Limits | None = None, access: Access | 
 
 @pytest.fixture(scope="module")
 def url(tiny_path: Path) -> Iterator[str]:
-    with tiny_server(tiny_path) as actual:
-        yield actual
+    with tiny_server(tiny_path) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
-def take(tmp_path_factory: pytest.TempPathFactory, speech: Any) -> Path:
+def recording(tmp_path_factory: pytest.TempPathFactory, speech: Any) -> Path:
     path = tmp_path_factory.mktemp("take") / "take.flac"
     sound_files.write(path, np.stack([speech(9000, 44100), speech(9000, 44100, seed=1)]), 44100, subtype="PCM_24")
     return path
 
 
 def ask(url: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
-    """(status, headers, body) of a GET, or of a POST of ``body``."""
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    """Return (status, headers, body) of a GET, or of a POST of ``body``."""
+    http_headers = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
-        answer = urllib.request.urlopen(urllib.request.Request(url + path, body, named), timeout=60)
+        answer = urllib.request.urlopen(urllib.request.Request(url + path, body, http_headers), timeout=60)
     except urllib.error.HTTPError as error:
         answer = error  # type: ignore[assignment]
     return answer.status, dict(answer.headers.items()), answer.read()
 
 
-def form(content: bytes, name: str = "take.flac") -> dict[str, Any]:
+def multipart_form(content: bytes, name: str = "take.flac") -> dict[str, Any]:
+    """The arguments of ``ask`` that send the content as the file of a form."""
     head = f'--x\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'.encode()
     return {"body": head + content + b"\r\n--x--\r\n", "Content_Type": "multipart/form-data; boundary=x"}
 
 
-def error_of(answer: Answer) -> str:
+def error_message(answer: Answer) -> str:
     return str(json.loads(answer[2])["error"])
 
 
 @pytest.mark.parametrize("raw", [True, False])
-def test_a_file_is_restored_as_by_the_command(url: str, take: Path, tiny_path: Path, tmp_path: Path, raw: bool) -> None:
-    inputs = {"body": take.read_bytes(), "Content_Type": "audio/x-flac"} if raw else form(take.read_bytes())
+def test_the_server_restores_a_file_exactly_as_the_command_does(
+    url: str, recording: Path, tiny_path: Path, tmp_path: Path, raw: bool
+) -> None:
+    inputs = (
+        {"body": recording.read_bytes(), "Content_Type": "audio/x-flac"}
+        if raw
+        else multipart_form(recording.read_bytes())
+    )
     status, headers, body = ask(url, "v1/restore?level=model&sample_rate=input", **inputs)
     options = ["--model", str(tiny_path), "--level", "model", "--sample-rate", "input"]
-    assert main(["restore", str(take), "-o", str(tmp_path), *options]) == 0
+    assert main(["restore", str(recording), "-o", str(tmp_path), *options]) == 0
     assert (status, headers["content-type"], body) == (200, "audio/flac", (tmp_path / "take.flac").read_bytes())
     report = json.loads(headers["x-twostage-report"])
     assert report["source"] == ("recording.flac" if raw else "take.flac")
@@ -95,19 +102,19 @@ def test_a_file_is_restored_as_by_the_command(url: str, take: Path, tiny_path: P
     assert str(Path(report["source"]).stem) + "-restored.flac" in headers["content-disposition"]
 
 
-def test_who_accepts_json_gets_the_report_with_the_sound_inside(url: str, take: Path) -> None:
-    _, headers, body = ask(url, "v1/restore?format=wav&name=x/y.flac", take.read_bytes())
-    status, printed, answered = ask(
-        url, "v1/restore?format=wav&name=x/y.flac", take.read_bytes(), Accept="application/json"
+def test_a_request_that_accepts_json_gets_report_and_audio_in_one_document(url: str, recording: Path) -> None:
+    _, headers, body = ask(url, "v1/restore?format=wav&name=x/y.flac", recording.read_bytes())
+    status, json_headers, document = ask(
+        url, "v1/restore?format=wav&name=x/y.flac", recording.read_bytes(), Accept="application/json"
     )
-    assert (status, printed["content-type"]) == (200, "application/json")
-    answer = json.loads(answered)
+    assert (status, json_headers["content-type"]) == (200, "application/json")
+    answer = json.loads(document)
     assert base64.b64decode(answer["audio"]) == body
     assert (answer["media_type"], headers["content-type"]) == ("audio/wav", "audio/wav")
     assert (answer["report"]["source"], answer["report"]["target"]) == ("y.flac", "y.wav")
 
 
-def test_models_and_health(url: str) -> None:
+def test_models_and_health_are_listed(url: str) -> None:
     models = json.loads(ask(url, "v1/models")[2])["models"]
     assert [(model["name"], model["kind"], model["sample_rate"]) for model in models] == [
         ("tiny", "two-stage", 16000),
@@ -116,7 +123,7 @@ def test_models_and_health(url: str) -> None:
     assert json.loads(ask(url, "v1/health")[2]) == {"status": "ok", "version": "0.1.0", "waiting": 0}
 
 
-def test_the_document_says_what_is_answered(url: str, take: Path) -> None:
+def test_the_openapi_document_describes_the_actual_answers(url: str, recording: Path) -> None:
     document = json.loads(ask(url, "openapi.json")[2])
     assert document["openapi"] == "3.1.0"
     for path, methods in document["paths"].items():
@@ -127,15 +134,15 @@ def test_the_document_says_what_is_answered(url: str, take: Path) -> None:
     schemas = document["components"]["schemas"]
     references = {part.split('"')[0] for part in json.dumps(document).split('"$ref": "')[1:]}
     assert references == {f"#/components/schemas/{name}" for name in schemas}
-    answer = json.loads(ask(url, "v1/restore", take.read_bytes(), Accept="application/json")[2])
+    answer = json.loads(ask(url, "v1/restore", recording.read_bytes(), Accept="application/json")[2])
     assert answer.keys() == schemas["Restored"]["properties"].keys()
     assert answer["report"].keys() == schemas["Report"]["properties"].keys()
     (model, _) = json.loads(ask(url, "v1/models")[2])["models"]
     assert model.keys() == schemas["Model"]["properties"].keys()
 
 
-def test_every_mistake_is_a_sentence_in_json(url: str, take: Path, speech: Any) -> None:
-    sound = take.read_bytes()
+def test_every_invalid_request_is_answered_with_a_message_in_json(url: str, recording: Path, speech: Any) -> None:
+    sound = recording.read_bytes()
     long = io.BytesIO()
     sound_files.soundfile.write(long, np.zeros(21 * 16000), 16000, format="FLAC")
     for path, body, status, words in [
@@ -154,20 +161,20 @@ def test_every_mistake_is_a_sentence_in_json(url: str, take: Path, speech: Any) 
         ("?name=a.wav", bytes(1_200_000), 413, "1.2 MB are"),
     ]:
         answer = ask(url, f"v1/restore{path}", body)
-        assert (answer[0], words in error_of(answer)) == (status, True), (path, answer)
-        assert "/tmp" not in error_of(answer)
+        assert (answer[0], words in error_message(answer)) == (status, True), (path, answer)
+        assert "/tmp" not in error_message(answer)
     assert ask(url, "v1/restore", b"--x--\r\n", Content_Type="multipart/form-data; boundary=x")[0] == 400
-    assert ask(url, "v1/restore", **form(b""))[0] == 422
+    assert ask(url, "v1/restore", **multipart_form(b""))[0] == 422
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "opus", "mp3", "aiff"])
-def test_a_file_without_a_name_keeps_its_format(tmp_path: Path, speech: Any, suffix: str) -> None:
+def test_the_format_of_a_file_without_a_name_is_recognized(tmp_path: Path, speech: Any, suffix: str) -> None:
     sound_files.write(tmp_path / f"a.{suffix}", speech(48000, 48000)[None], 48000)
     (tmp_path / "recording").write_bytes((tmp_path / f"a.{suffix}").read_bytes())
     assert api.named_by_content(tmp_path / "recording").suffix[1:4] == suffix[:3]
 
 
-def test_a_name_cannot_lead_out_of_its_folder() -> None:
+def test_a_file_name_cannot_lead_out_of_its_folder() -> None:
     for name in ("../../a.wav", "/etc/a.wav", "..\\..\\a.wav", "a.wav\0", "\n a.wav", "...a.wav"):
         assert api.file_name(name) == "a.wav"
     assert api.file_name("..", "audio/mpeg; codecs=x") == "recording.mp3"
@@ -175,39 +182,39 @@ def test_a_name_cannot_lead_out_of_its_folder() -> None:
     assert len(api.file_name("가" * 200 + ".wav").encode()) <= 100
 
 
-def call(url: str, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
-    """As `ask`, with any Host, and no redirection followed."""
-    place = urlsplit(url)
-    connection = HTTPConnection(place.hostname or "", place.port, timeout=60)
+def ask_directly(url: str, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """Like `ask`, but with any Host header and without following redirections."""
+    address = urlsplit(url)
+    connection = HTTPConnection(address.hostname or "", address.port, timeout=60)
     connection.request("GET", path, headers=headers)
     answer = connection.getresponse()
-    actual = answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    result = answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
     connection.close()
-    return actual
+    return result
 
 
-def test_a_name_that_is_not_the_servers_is_refused(url: str) -> None:
+def test_a_request_for_another_host_is_refused(url: str) -> None:
     for host, status in (("localhost", 200), ("127.0.0.1:1", 200), ("[::1]:80", 200), ("LOCALHOST:99", 200)):
-        assert call(url, "/v1/health", Host=host)[0] == status
+        assert ask_directly(url, "/v1/health", Host=host)[0] == status
     for host in ("evil.example", "evil.example:7860", "127.0.0.1.evil.example", "192.168.0.7", ""):
-        answer = call(url, "/v1/health", Host=host)
-        assert (answer[0], "--allow-host" in error_of(answer)) == (421, True)
+        answer = ask_directly(url, "/v1/health", Host=host)
+        assert (answer[0], "--allow-host" in error_message(answer)) == (421, True)
 
 
-def test_a_page_of_another_server_is_refused(url: str) -> None:
+def test_a_request_from_another_origin_is_refused(url: str) -> None:
     own = url.rstrip("/")
-    assert call(url, "/v1/health", Origin=own)[0] == 200
+    assert ask_directly(url, "/v1/health", Origin=own)[0] == 200
     for origin in ("http://evil.example", "null", own + "1", "http://localhost:1"):
-        assert call(url, "/v1/health", Origin=origin)[0] == 403
+        assert ask_directly(url, "/v1/health", Origin=origin)[0] == 403
 
 
-def test_nobody_can_put_an_answer_into_a_page_of_theirs(url: str) -> None:
-    headers = call(url, "/v1/health")[1]
+def test_answers_cannot_be_embedded_in_other_pages(url: str) -> None:
+    headers = ask_directly(url, "/v1/health")[1]
     assert "frame-ancestors 'none'" in headers["content-security-policy"]
     assert "access-control-allow-origin" not in headers
 
 
-def test_names_that_are_allowed() -> None:
+def test_allowed_hosts_and_loopback_addresses() -> None:
     access = Access("127.0.0.1", ("speech.example.org",))
     assert access.names("speech.example.org:443")
     assert access.is_own("https://speech.example.org", "127.0.0.1:7860")
@@ -219,53 +226,53 @@ def test_names_that_are_allowed() -> None:
     assert [is_loopback(host) for host in ("0.0.0.0", "::", "192.168.0.7", "example.org", "")] == [False] * 5
 
 
-def test_a_token_lets_in_and_nothing_else(tiny_path: Path, take: Path) -> None:
+def test_only_the_token_grants_access(tiny_path: Path, recording: Path) -> None:
     with tiny_server(tiny_path, access=Access("127.0.0.1", token=TOKEN)) as url:
-        assert call(url, "/v1/health")[0] == 200
+        assert ask_directly(url, "/v1/health")[0] == 200
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}, {"Cookie": "x=y"}):
-            answer = call(url, "/v1/models", **headers)
+            answer = ask_directly(url, "/v1/models", **headers)
             assert (answer[0], answer[1]["www-authenticate"]) == (401, "Bearer")
-        assert call(url, "/v1/models?token=wrong")[0] == 401
-        assert ask(url, "v1/restore", take.read_bytes())[0] == 401
-        assert call(url, "/v1/models", Authorization=f"Bearer {TOKEN}")[0] == 200
-        assert ask(url, "v1/restore", take.read_bytes(), Authorization=f"bearer {TOKEN}")[0] == 200
-        status, headers, _ = call(url, f"/v1/models?token={TOKEN}&a=b")
+        assert ask_directly(url, "/v1/models?token=wrong")[0] == 401
+        assert ask(url, "v1/restore", recording.read_bytes())[0] == 401
+        assert ask_directly(url, "/v1/models", Authorization=f"Bearer {TOKEN}")[0] == 200
+        assert ask(url, "v1/restore", recording.read_bytes(), Authorization=f"bearer {TOKEN}")[0] == 200
+        status, headers, _ = ask_directly(url, f"/v1/models?token={TOKEN}&a=b")
         assert (status, headers["location"]) == (303, "/v1/models?a=b")
         cookie, *attributes = headers["set-cookie"].split("; ")
         assert attributes == ["Path=/", "HttpOnly", "SameSite=Lax"]
-        assert call(url, "/v1/models", Cookie=f"other=1; {cookie}")[0] == 200
-        assert call(url, f"//evil.example/%0d%0ax?token={TOKEN}")[1]["location"] == "/evil.example/%0D%0Ax"
-        assert b"<form" in call(url, "/", Accept="text/html")[2]
+        assert ask_directly(url, "/v1/models", Cookie=f"other=1; {cookie}")[0] == 200
+        assert ask_directly(url, f"//evil.example/%0d%0ax?token={TOKEN}")[1]["location"] == "/evil.example/%0D%0Ax"
+        assert b"<form" in ask_directly(url, "/", Accept="text/html")[2]
 
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event, list[str]]]:
-    """(begun, go, ended): a restoration that waits for ``go``, or for being cancelled."""
-    begun, go, ended = threading.Event(), threading.Event(), list[str]()
-    real = api.restore_file
+    """(started, may_finish, outcomes) of restorations that wait until they may finish or are canceled."""
+    started, may_finish, outcomes = threading.Event(), threading.Event(), list[str]()
+    original = api.restore_file
 
-    def restore_file(*arguments: Any, cancel: Any, **how: Any) -> Any:
-        begun.set()
-        while not go.wait(0.05):
+    def restore_file(*arguments: Any, cancel: Any, **options: Any) -> Any:
+        started.set()
+        while not may_finish.wait(0.05):
             if cancel():
-                ended.append("cancelled")
+                outcomes.append("cancelled")
                 raise Cancelled("x")
-        ended.append("done")
-        return real(*arguments, cancel=cancel, **how)
+        outcomes.append("done")
+        return original(*arguments, cancel=cancel, **options)
 
     monkeypatch.setattr(api, "restore_file", restore_file)
-    yield begun, go, ended
-    go.set()
+    yield started, may_finish, outcomes
+    may_finish.set()
 
 
-def sending(url: str, body: bytes) -> HTTPConnection:
-    """A request whose answer is not waited for."""
+def send_request(url: str, body: bytes) -> HTTPConnection:
+    """Send a request without waiting for the answer."""
     connection = HTTPConnection(urlsplit(url).netloc, timeout=60)
     connection.request("POST", "/v1/restore?name=a.flac", body)
     return connection
 
 
-def waiting(url: str) -> int:
+def queue_length(url: str) -> int:
     return int(json.loads(ask(url, "v1/health")[2])["waiting"])
 
 
@@ -276,87 +283,91 @@ def wait_for(done: Any) -> None:
         time.sleep(0.05)
 
 
-def test_more_than_may_wait_are_told_so(tiny_path: Path, take: Path, slow: Any) -> None:
-    begun, go, ended = slow
+def running_and_waiting_request(url: str, recording: Path, started: Any) -> tuple[HTTPConnection, HTTPConnection]:
+    first = send_request(url, recording.read_bytes())
+    assert started.wait(30)
+    second = send_request(url, recording.read_bytes())
+    wait_for(lambda: queue_length(url) == 1)
+    return first, second
+
+
+def test_a_request_to_a_full_queue_is_refused_with_a_time_to_retry(tiny_path: Path, recording: Path, slow: Any) -> None:
+    started, may_finish, outcomes = slow
     with tiny_server(tiny_path, Limits(queue=1, jobs=1)) as url:
-        first = sending(url, take.read_bytes())
-        assert begun.wait(30)
-        second = sending(url, take.read_bytes())
-        wait_for(lambda: waiting(url) == 1)
-        status, headers, body = ask(url, "v1/restore", take.read_bytes())
+        first, second = running_and_waiting_request(url, recording, started)
+        status, headers, body = ask(url, "v1/restore", recording.read_bytes())
         assert (status, headers["retry-after"]) == (503, "5")
         assert "1 requests are waiting already" in body.decode()
-        go.set()
+        may_finish.set()
         assert [first.getresponse().status, second.getresponse().status] == [200, 200]
-        assert ended == ["done", "done"]
+        assert outcomes == ["done", "done"]
 
 
-def test_who_leaves_is_not_worked_for(tiny_path: Path, take: Path, slow: Any) -> None:
-    begun, go, ended = slow
+def test_the_job_of_a_closed_connection_is_canceled(tiny_path: Path, recording: Path, slow: Any) -> None:
+    started, may_finish, outcomes = slow
     with tiny_server(tiny_path, Limits(queue=2, jobs=1)) as url:
-        first = sending(url, take.read_bytes())
-        assert begun.wait(30)
-        second = sending(url, take.read_bytes())
-        wait_for(lambda: waiting(url) == 1)
-        second.close()  # leaves the queue
-        wait_for(lambda: waiting(url) == 0)
-        first.close()  # leaves what is being done
-        wait_for(lambda: ended == ["cancelled"])
-        go.set()
-        assert ask(url, "v1/restore", take.read_bytes())[0] == 200
-        assert ended == ["cancelled", "done"]
+        first, second = running_and_waiting_request(url, recording, started)
+        second.close()  # the job was waiting
+        wait_for(lambda: queue_length(url) == 0)
+        first.close()  # the job was running
+        wait_for(lambda: outcomes == ["cancelled"])
+        may_finish.set()
+        assert ask(url, "v1/restore", recording.read_bytes())[0] == 200
+        assert outcomes == ["cancelled", "done"]
 
 
-def test_the_end_stops_what_is_under_way(tiny_path: Path, take: Path, slow: Any) -> None:
-    begun, _, ended = slow
+def test_stopping_the_server_cancels_the_running_job(tiny_path: Path, recording: Path, slow: Any) -> None:
+    started, _, outcomes = slow
     began = time.monotonic()
     with tiny_server(tiny_path, Limits(jobs=1)) as url:
-        first = sending(url, take.read_bytes())
-        assert begun.wait(30)
+        first = send_request(url, recording.read_bytes())
+        assert started.wait(30)
         threading.Timer(0.5, first.close).start()
-    assert ended == ["cancelled"]
+    assert outcomes == ["cancelled"]
     assert time.monotonic() - began < 30
 
 
-def test_all_that_is_kept_has_a_limit(tiny_path: Path, take: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_on_the_server_have_a_total_limit(
+    tiny_path: Path, recording: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     homes = []
 
-    class Known(Storage):
+    class RecordingStorage(Storage):
         def __init__(self, home: Path, mb: int) -> None:
             super().__init__(home, mb)
             homes.append(home)
 
-    monkeypatch.setattr("twostage.app.service.Storage", Known)
+    monkeypatch.setattr("twostage.app.service.Storage", RecordingStorage)
     with tiny_server(tiny_path, Limits(total_mb=1)) as url:
-        assert ask(url, "v1/restore", take.read_bytes())[0] == 200
-        wait_for(lambda: [path.name for path in homes[0].rglob("*")] == [LOCK])  # what was given and made is gone
+        assert ask(url, "v1/restore", recording.read_bytes())[0] == 200
+        wait_for(lambda: [path.name for path in homes[0].rglob("*")] == [LOCK])  # upload and output are deleted
         (homes[0] / "others").write_bytes(bytes(999_000))
-        answer = ask(url, "v1/restore", take.read_bytes())
-        assert (answer[0], "of 1 MB are used on this server" in error_of(answer)) == (507, True)
+        answer = ask(url, "v1/restore", recording.read_bytes())
+        assert (answer[0], "of 1 MB are used on this server" in error_message(answer)) == (507, True)
         (homes[0] / "others").unlink()
-        assert ask(url, "v1/restore", take.read_bytes())[0] == 200
+        assert ask(url, "v1/restore", recording.read_bytes())[0] == 200
 
 
-def test_work_has_its_room_too(tiny_path: Path, tmp_path: Path) -> None:
-    sound_files.write(tmp_path / "silence.flac", np.zeros((1, 16000 * 20)), 16000)  # of some hundred bytes
+def test_the_output_counts_toward_the_total_limit(tiny_path: Path, tmp_path: Path) -> None:
+    sound_files.write(tmp_path / "silence.flac", np.zeros((1, 16000 * 20)), 16000)  # some hundred bytes
     with tiny_server(tiny_path, Limits(total_mb=1)) as url:
         answer = ask(url, "v1/restore", (tmp_path / "silence.flac").read_bytes())
-        assert (answer[0], "No room: 7.7 MB are needed" in error_of(answer)) == (507, True)
+        assert (answer[0], "No room: 7.7 MB are needed" in error_message(answer)) == (507, True)
 
 
-def test_an_upload_says_its_length(url: str) -> None:
+def test_an_upload_without_a_length_is_refused(url: str) -> None:
     connection = HTTPConnection(urlsplit(url).netloc, timeout=60)
     connection.request("POST", "/v1/restore", iter([b"x"]), encode_chunked=True)
     assert connection.getresponse().status == 411
 
 
-def test_promises_count_until_they_are_kept(tmp_path: Path) -> None:
+def test_reserved_storage_counts_until_the_file_is_stored(tmp_path: Path) -> None:
     storage = Storage(tmp_path, 1)
-    with storage.reserve(600_000) as promise:
+    with storage.reserve(600_000) as reservation:
         with pytest.raises(StorageFull, match=r"0\.5 MB are needed, 0\.6 of 1 MB are used"), storage.reserve(500_000):
             pass
         (tmp_path / "a").write_bytes(bytes(600_000))
-        promise.arrived(600_000)
+        reservation.arrived(600_000)
         with storage.reserve(400_000):
             pass
     with pytest.raises(StorageFull), storage.reserve(400_001):
@@ -366,32 +377,32 @@ def test_promises_count_until_they_are_kept(tmp_path: Path) -> None:
         pass
 
 
-def test_jobs_begin_in_the_order_of_coming_and_end_with_the_shift() -> None:
-    shift, order, go = Shift(jobs=1), list[Any](), threading.Event()
+def test_jobs_start_in_order_of_arrival_and_none_starts_after_closing() -> None:
+    shift, events, may_finish = Shift(jobs=1), list[Any](), threading.Event()
 
     def work(number: int) -> None:
         try:
             with shift.work():
-                order.append(number)
-                go.wait(30)
+                events.append(number)
+                may_finish.wait(30)
         except Closing:
-            order.append("closed")
+            events.append("closed")
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for count, thread in enumerate(threads):
         thread.start()
-        wait_for(lambda count=count: shift.waiting + len(order) == count + 1)
-    assert (order, shift.waiting) == ([0], 3)
-    go.set()
+        wait_for(lambda count=count: shift.waiting + len(events) == count + 1)
+    assert (events, shift.waiting) == ([0], 3)
+    may_finish.set()
     for thread in threads:
         thread.join(30)
-    assert order == [0, 1, 2, 3]
+    assert events == [0, 1, 2, 3]
     shift.close()
     work(4)
-    assert order[4:] == ["closed"]
+    assert events[4:] == ["closed"]
 
 
-def test_a_place_in_the_queue_is_given_up_when_nobody_waits_for_it() -> None:
+def test_a_canceled_request_leaves_the_queue() -> None:
     shift = Shift(jobs=1)
 
     def gone() -> None:
@@ -404,11 +415,11 @@ def test_a_place_in_the_queue_is_given_up_when_nobody_waits_for_it() -> None:
         pass
 
 
-def test_a_visitor_has_left_when_its_stream_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_visitor_has_left_when_all_its_streams_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("twostage.app.visitors.GRACE", 0.05)
     visitors = Visitors()
-    check, other = visitors.check("me"), visitors.check(None)
-    check()  # the stream may be opened a moment later
+    check, check_without_session = visitors.check("me"), visitors.check(None)
+    check()  # a stream may be opened a moment after the request
     visitors.came("me")
     visitors.came("me")
     visitors.went("me")
@@ -419,10 +430,10 @@ def test_a_visitor_has_left_when_its_stream_is_closed(monkeypatch: pytest.Monkey
     time.sleep(0.1)
     with pytest.raises(Cancelled):
         check()
-    other()  # of no session at all
+    check_without_session()
 
 
-HOLDING = """
+HOLDS_A_FOLDER = """
 import sys, time
 from twostage.app.private_folder import private_folder
 with private_folder(sys.argv[1]) as home:
@@ -432,22 +443,22 @@ with private_folder(sys.argv[1]) as home:
 """
 
 
-def test_the_folder_of_a_server_that_was_killed_is_swept(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", HOLDING, str(tmp_path)]
+def test_the_folder_of_a_killed_server_is_deleted(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDS_A_FOLDER, str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        left = Path(process.stdout.readline().strip())
-        assert sweep_abandoned(tmp_path) == 0  # it lives
+        abandoned = Path(process.stdout.readline().strip())
+        assert sweep_abandoned(tmp_path) == 0  # the process is running
         process.send_signal(signal.SIGKILL)
         process.wait(30)
-    assert (left / "upload.wav").exists()
+    assert (abandoned / "upload.wav").exists()
     with private_folder(tmp_path) as home:
         assert [path for path in tmp_path.iterdir() if path != home] == []
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_else_is_swept(tmp_path: Path) -> None:
+def test_only_abandoned_folders_of_servers_are_deleted(tmp_path: Path) -> None:
     young, old, link = (tmp_path / f"{PREFIX}{name}" for name in ("young", "old", "link"))
     other = tmp_path / "other"
     for folder in (young, old, other):
@@ -466,13 +477,13 @@ def test_nothing_else_is_swept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("token", ["short", "with a space in it", "semi;colon;semi;colon", "ümlaut-ümlaut-ümlaut"])
-def test_a_token_that_is_none(token: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unsuitable_token_is_refused(token: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--token", token]) == 1
     assert "--token: must have at least 16 letters" in capsys.readouterr().err
 
 
-def test_the_command_serves_other_machines_with_a_token_and_a_warning(
-    tiny_path: Path, tmp_path: Path, take: Path
+def test_the_command_serves_other_machines_only_with_a_token_and_warns(
+    tiny_path: Path, tmp_path: Path, recording: Path
 ) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment |= {"TMPDIR": str(tmp_path), "HOME": str(tmp_path)}
@@ -488,19 +499,19 @@ def test_the_command_serves_other_machines_with_a_token_and_a_warning(
     assert process.stdout is not None
     line = process.stdout.readline()
     url, token = line.split("twostage: ")[1].split("v1/")[0], line.split("token ")[1].split(" ")[0]
-    assert call(url, "/v1/models")[0] == 401
-    assert call(url, "/v1/models", Host="evil.example", Authorization=f"Bearer {token}")[0] == 421
-    status, _, body = ask(url, "v1/restore?model=mine", take.read_bytes(), Authorization=f"Bearer {token}")
+    assert ask_directly(url, "/v1/models")[0] == 401
+    assert ask_directly(url, "/v1/models", Host="evil.example", Authorization=f"Bearer {token}")[0] == 421
+    status, _, body = ask(url, "v1/restore?model=mine", recording.read_bytes(), Authorization=f"Bearer {token}")
     assert (status, body[:4]) == (200, b"fLaC")
     process.terminate()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0
     assert errors.startswith("twostage: warning: --host 0.0.0.0: other machines with the token can send requests")
     assert errors.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []  # nothing is left, nor written elsewhere
+    assert list(tmp_path.iterdir()) == []  # HOME and TMPDIR are here too
 
 
-def test_an_address_that_cannot_be_served_on_is_named(tiny_path: Path, url: str, capsys: Any) -> None:
+def test_an_address_that_cannot_be_bound_is_named(tiny_path: Path, url: str, capsys: Any) -> None:
     port = str(urlsplit(url).port)
     assert main(["serve", "--port", port, "--model", f"x={tiny_path}"]) == 1
     assert f"127.0.0.1:{port}: cannot be served there (Address already in use)" in capsys.readouterr().err

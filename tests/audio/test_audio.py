@@ -1,3 +1,5 @@
+"""Tests of reading, writing, resampling and finding sound files."""
+
 import gc
 import os
 from pathlib import Path
@@ -16,7 +18,7 @@ def noise(frames: int, channels: int = 1, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("suffix", sound_files.FORMATS)
 @pytest.mark.parametrize("channels", [1, 2])
-def test_every_format_comes_back_with_its_length(tmp_path: Path, suffix: str, channels: int) -> None:
+def test_every_format_is_read_back_with_its_length(tmp_path: Path, suffix: str, channels: int) -> None:
     inputs, path = noise(5001, channels), tmp_path / f"a.{suffix}"
     sound_files.write(path, inputs, 16000)
     read, rate = sound_files.read(path)
@@ -26,7 +28,7 @@ def test_every_format_comes_back_with_its_length(tmp_path: Path, suffix: str, ch
         assert np.abs(read - inputs).max() < 1e-4
 
 
-def test_parts_of_a_file(tmp_path: Path) -> None:
+def test_a_part_of_a_file_is_read(tmp_path: Path) -> None:
     inputs = noise(1000, 2)
     sound_files.write(tmp_path / "a.wav", inputs, 8000, subtype="FLOAT")
     assert np.array_equal(sound_files.read(tmp_path / "a.wav", start=100, frames=50)[0], inputs[:, 100:150])
@@ -34,7 +36,7 @@ def test_parts_of_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "inputs", "wanted"),
+    ("name", "subtype", "expected"),
     [
         ("a.wav", "PCM_24", ("WAV", "PCM_24")),
         ("a.wav", "FLOAT", ("WAV", "FLOAT")),
@@ -46,8 +48,10 @@ def test_parts_of_a_file(tmp_path: Path) -> None:
         ("a.mp3", None, ("MP3", "MPEG_LAYER_III")),
     ],
 )
-def test_coding_keeps_what_the_format_allows(name: str, inputs: str | None, wanted: tuple[str, str]) -> None:
-    assert sound_files.coding_for(name, inputs) == wanted
+def test_the_subtype_is_kept_if_the_output_format_supports_it(
+    name: str, subtype: str | None, expected: tuple[str, str]
+) -> None:
+    assert sound_files.coding_for(name, subtype) == expected
 
 
 @pytest.mark.parametrize(
@@ -59,7 +63,9 @@ def test_coding_keeps_what_the_format_allows(name: str, inputs: str | None, want
         (None, "no such"),
     ],
 )
-def test_unreadable_files_are_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_an_unreadable_file_is_an_error_of_one_line_that_names_it(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
     path = tmp_path / "bad.wav"
     if content is not None:
         path.write_bytes(content)
@@ -70,18 +76,18 @@ def test_unreadable_files_are_named(tmp_path: Path, content: bytes | None, messa
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "opus", "mp3", "aiff", "au", "caf", "w64", "rf64"])
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
-def test_truncated_files_are_noticed(tmp_path: Path, suffix: str, share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.3, 0.6, 0.95])
+def test_a_truncated_file_is_an_error(tmp_path: Path, suffix: str, fraction: float) -> None:
     sound_files.write(tmp_path / f"whole.{suffix}", noise(64000), 16000)
     data = (tmp_path / f"whole.{suffix}").read_bytes()
     path = tmp_path / f"cut.{suffix}"
-    path.write_bytes(data[: int(share * len(data))])
+    path.write_bytes(data[: int(fraction * len(data))])
     with pytest.raises(AudioError, match=r"cut\.\w+: (truncated|damaged|not a sound file)"):
         sound_files.read(path)
 
 
 @pytest.mark.parametrize("length", [0x7FFFFFFF, 0xFFFFFFFF])
-def test_recorders_that_do_not_know_the_length_yet(tmp_path: Path, length: int) -> None:
+def test_a_header_with_a_placeholder_for_the_length_is_read(tmp_path: Path, length: int) -> None:
     sound_files.write(tmp_path / "a.wav", noise(1000), 16000)
     data = bytearray((tmp_path / "a.wav").read_bytes())
     data[4:8] = data[40:44] = length.to_bytes(4, "little")
@@ -89,13 +95,13 @@ def test_recorders_that_do_not_know_the_length_yet(tmp_path: Path, length: int) 
     assert sound_files.read(tmp_path / "b.wav")[0].shape == (1, 1000)
 
 
-def test_no_samples(tmp_path: Path) -> None:
+def test_a_file_without_samples_is_an_error(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.zeros((0, 1)), 16000)
     with pytest.raises(AudioError, match=r"a\.wav: holds no samples"):
         sound_files.read(tmp_path / "a.wav")
 
 
-def test_an_existing_file_stays(tmp_path: Path) -> None:
+def test_an_existing_file_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
     sound_files.write(tmp_path / "a.wav", noise(10), 16000)
     with pytest.raises(OutputError, match="exists already"):
         sound_files.write(tmp_path / "a.wav", noise(20), 16000)
@@ -105,7 +111,7 @@ def test_an_existing_file_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, ValueError])
-def test_an_interrupted_writer_leaves_nothing(tmp_path: Path, kind: type[BaseException]) -> None:
+def test_an_interrupted_writer_leaves_no_file(tmp_path: Path, kind: type[BaseException]) -> None:
     with pytest.raises(kind), sound_files.Writer(tmp_path / "a.wav", 16000, 1) as writer:  # noqa: PT012
         writer.write(noise(100))
         raise kind
@@ -113,23 +119,25 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path: Path, kind: type[BaseExc
 
 
 @pytest.mark.parametrize(("name", "rate", "channels"), [("a.mp3", 7000, 1), ("a.mp3", 16000, 3), ("a.flac", 700000, 1)])
-def test_what_a_format_cannot_hold(tmp_path: Path, name: str, rate: int, channels: int) -> None:
+def test_rates_and_channels_that_a_format_does_not_support_are_refused(
+    tmp_path: Path, name: str, rate: int, channels: int
+) -> None:
     with pytest.raises(AudioError, match=rf"{name}: cannot write {channels} channel\(s\) at {rate} Hz"):
         sound_files.write(tmp_path / name, noise(10, channels), rate)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_no_space_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sound_files, "partial_name", lambda path: _Full())
+def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sound_files, "partial_name", lambda path: _FullDiskPath())
     with pytest.raises(AudioError, match=r"a\.wav: cannot be written \(No space left on device\)"):
         sound_files.write(tmp_path / "a.wav", noise(200000), 16000)
 
 
-class _Full(type(Path())):  # type: ignore[misc]
-    """A full disk's file, which cannot be removed."""
+class _FullDiskPath(type(Path())):  # type: ignore[misc]
+    """A path that opens /dev/full and is never removed."""
 
-    def __new__(cls) -> "_Full":
+    def __new__(cls) -> "_FullDiskPath":
         return super().__new__(cls, "/dev/full")
 
     def __init__(self) -> None:
@@ -142,10 +150,10 @@ class _Full(type(Path())):  # type: ignore[misc]
 @pytest.mark.parametrize("rates", [(8000, 16000), (44100, 16000), (48000, 16000), (16000, 44100), (16000, 16000)])
 @pytest.mark.parametrize("frames", [1, 2, 999, 20001])
 def test_resampling_has_the_exact_length(rates: tuple[int, int], frames: int) -> None:
-    wanted = max(1, round(frames * rates[1] / rates[0]))
+    expected_frames = max(1, round(frames * rates[1] / rates[0]))
     inputs = noise(frames, 2)
     whole = sound_files.resample(inputs, *rates)
-    assert whole.shape == (2, wanted)
+    assert whole.shape == (2, expected_frames)
     blocks = np.array_split(inputs, 7, axis=1)
     streamed = np.concatenate(list(sound_files.resampled(blocks, *rates, 2)), axis=1)
     assert np.allclose(streamed, whole, atol=1e-6)
@@ -154,36 +162,36 @@ def test_resampling_has_the_exact_length(rates: tuple[int, int], frames: int) ->
 def test_resampling_keeps_a_tone() -> None:
     time = np.arange(48000) / 48000
     out = sound_files.resample(np.sin(2 * np.pi * 440 * time).astype(np.float32), 48000, 16000)
-    wanted = np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
-    assert np.abs(out - wanted)[100:-100].max() < 1e-3
+    expected = np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
+    assert np.abs(out - expected)[100:-100].max() < 1e-3
 
 
-def test_match_length() -> None:
+def test_match_length_cuts_or_pads_with_zeros() -> None:
     inputs = np.arange(6.0).reshape(2, 3)
     assert sound_files.match_length(inputs, 2).tolist() == [[0, 1], [3, 4]]
     assert sound_files.match_length(inputs, 4).tolist() == [[0, 1, 2, 0], [3, 4, 5, 0]]
 
 
-def test_find(tmp_path: Path) -> None:
+def test_find_lists_sound_files_of_folders_and_patterns(tmp_path: Path) -> None:
     for name in ("a.wav", "b.txt", "s/c.FLAC", "s/t/d.ogg", ".hidden/e.wav", "s/.f.wav.1.part"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
 
-    def below(*paths: str) -> list[str]:
+    def found_names(*paths: str) -> list[str]:
         return [str(relative) for _, relative in sound_files.find(tmp_path / p for p in paths)]
 
-    assert below(".") == ["a.wav", "s/c.FLAC", "s/t/d.ogg"]
-    assert below("b.txt") == ["b.txt"]
-    assert below("*.wav", "s") == ["a.wav", "c.FLAC", "t/d.ogg"]
-    assert below("**/*.ogg") == ["s/t/d.ogg"]
-    assert below("s/*") == ["c.FLAC", "t/d.ogg"]
+    assert found_names(".") == ["a.wav", "s/c.FLAC", "s/t/d.ogg"]
+    assert found_names("b.txt") == ["b.txt"]
+    assert found_names("*.wav", "s") == ["a.wav", "c.FLAC", "t/d.ogg"]
+    assert found_names("**/*.ogg") == ["s/t/d.ogg"]
+    assert found_names("s/*") == ["c.FLAC", "t/d.ogg"]
     (tmp_path / "none").mkdir()
     with pytest.raises(AudioError, match="none: no sound files"):
-        below("none")
+        found_names("none")
 
 
 @pytest.mark.parametrize("rate", [1, 999, 1_000_001, 2**31 - 1])
-def test_rates_that_no_speech_has_are_refused(tmp_path: Path, rate: int) -> None:
+def test_sample_rates_beyond_the_supported_range_are_refused(tmp_path: Path, rate: int) -> None:
     sound_files.write(tmp_path / "a.wav", noise(100), 16000)
     data = bytearray((tmp_path / "a.wav").read_bytes())
     data[24:28] = rate.to_bytes(4, "little")
@@ -193,13 +201,13 @@ def test_rates_that_no_speech_has_are_refused(tmp_path: Path, rate: int) -> None
 
 
 @pytest.mark.parametrize("name", ["a.au", "a.snd", "a.vox", "a.raw", "a.RAW"])
-def test_a_name_makes_no_sound_of_what_has_no_header(tmp_path: Path, name: str) -> None:
+def test_a_file_without_a_header_is_refused_whatever_its_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(np.random.default_rng(0).bytes(4000))
     with pytest.raises(AudioError, match=rf"{name}: not a sound file that can be read \(it has no header"):
         sound_files.read(tmp_path / name)
 
 
-def test_a_flac_that_cannot_be_sought_in_is_damaged(tmp_path: Path) -> None:
+def test_a_flac_with_a_damaged_first_frame_is_an_error(tmp_path: Path) -> None:
     sound_files.write(tmp_path / "a.flac", noise(4800), 16000)
     data = bytearray((tmp_path / "a.flac").read_bytes())
     start = data.index(b"\xff\xf8", 42)  # the first frame
@@ -210,25 +218,25 @@ def test_a_flac_that_cannot_be_sought_in_is_damaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 251 + ".wav", "\uac00" * 83 + ".wav", os.fsdecode(b"\xff\xfe.wav"), "a\nb.wav"])
-def test_any_name_that_a_disk_takes(tmp_path: Path, name: str) -> None:
+def test_every_name_that_the_file_system_allows_is_written_and_read(tmp_path: Path, name: str) -> None:
     sound_files.write(tmp_path / name, noise(100), 16000)
     assert sound_files.read(tmp_path / name)[0].shape == (1, 100)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize("name", ["a" * 300 + ".wav", "a\0b.wav"])
-def test_names_that_no_disk_takes(tmp_path: Path, name: str) -> None:
+def test_a_name_that_the_file_system_does_not_allow_is_an_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(AudioError, match="cannot be read"):
         sound_files.read(tmp_path / name)
 
 
-def test_ogg_has_no_more_channels_than_its_encoder_survives(tmp_path: Path) -> None:
+def test_more_channels_than_the_ogg_encoder_supports_are_refused(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match=r"a\.ogg: cannot write 257 channels as OGG"):
         sound_files.write(tmp_path / "a.ogg", noise(100, 257), 16000)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_vanishes_is_named(tmp_path: Path) -> None:
+def test_an_output_folder_that_disappears_is_named(tmp_path: Path) -> None:
     def write() -> None:
         with sound_files.Writer(tmp_path / "out" / "a.wav", 16000, 1) as writer:
             writer.write(noise(100))
@@ -238,11 +246,11 @@ def test_a_folder_that_vanishes_is_named(tmp_path: Path) -> None:
         write()
 
 
-def test_an_interrupt_as_the_file_is_opened_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_while_the_file_is_opened_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = soundfile.SoundFile
 
-    def interrupted(*args: object, **more: object) -> None:
-        original(*args, **more).close()
+    def interrupted(*args: object, **kwargs: object) -> None:
+        original(*args, **kwargs).close()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(soundfile, "SoundFile", interrupted)
@@ -252,7 +260,7 @@ def test_an_interrupt_as_the_file_is_opened_leaves_nothing(tmp_path: Path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_writer_that_is_never_entered_leaves_nothing(tmp_path: Path) -> None:
+def test_a_writer_that_is_never_entered_leaves_no_file(tmp_path: Path) -> None:
     writer = sound_files.Writer(tmp_path / "a.wav", 16000, 1)
     assert len(list(tmp_path.iterdir())) == 1
     del writer

@@ -1,4 +1,4 @@
-"""Claims about the limiter: nothing beyond the ceiling, nothing changed elsewhere, one gain for all channels."""
+"""Tests of the limiter: nothing exceeds the ceiling, only the peak's surroundings change, channels share the gain."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ RATE = 16000
 Speech = Callable[..., np.ndarray]
 
 
-def test_a_peak_is_turned_down_with_what_is_around_it_and_nothing_else(speech: Speech) -> None:
+def test_the_limiter_attenuates_only_a_peak_and_its_surroundings(speech: Speech) -> None:
     inputs = np.stack([speech(RATE), 0.5 * speech(RATE)])
     inputs[0, 8000] = 4.0
     output = np.concatenate(list(limited(np.array_split(inputs, 23, axis=1), 0.9, RATE)), axis=1)
@@ -22,10 +22,12 @@ def test_a_peak_is_turned_down_with_what_is_around_it_and_nothing_else(speech: S
     assert np.abs(output).max() == np.float32(0.9)
     near = np.abs(np.arange(RATE) - 8000) <= 320
     np.testing.assert_array_equal(output[:, ~near], inputs[:, ~near])
-    np.testing.assert_allclose(output[1] * inputs[0], output[0] * inputs[1], atol=1e-6)  # the balance of the channels
+    np.testing.assert_allclose(
+        output[1] * inputs[0], output[0] * inputs[1], atol=1e-6
+    )  # the channels keep their balance
 
 
-def test_cuts_do_not_show() -> None:
+def test_limiting_in_blocks_equals_limiting_the_whole() -> None:
     inputs = np.random.default_rng(0).standard_normal((1, 30000)).astype(np.float32)
     whole = np.concatenate(list(limited([inputs], 0.5, RATE)), axis=1)
     parts = np.concatenate(list(limited(np.split(inputs, [1, 2, 700, 701, 9000], axis=1), 0.5, RATE)), axis=1)
@@ -34,7 +36,7 @@ def test_cuts_do_not_show() -> None:
 
 
 class Clicking(EnhancerModule):
-    """Leaves everything as it is but one sample, which it makes a full-scale click."""
+    """An enhancer that turns one sample into a click beyond full scale and changes nothing else."""
 
     sample_rate, hop_length, stride, context = RATE, 256, 256, float("inf")
 
@@ -44,7 +46,7 @@ class Clicking(EnhancerModule):
         return out
 
 
-def test_one_sample_does_not_decide_the_gain_of_the_rest(speech: Speech) -> None:
+def test_a_click_does_not_change_the_gain_of_the_rest(speech: Speech) -> None:
     inputs = speech(3 * RATE)
     out = restore(Clicking(), inputs, RATE)
     assert np.abs(out).max() <= PEAK

@@ -1,4 +1,4 @@
-"""Claims about the kinds of files that a pipe tells from raw samples."""
+"""Tests of recognizing sound files in a pipe of raw samples."""
 
 from pathlib import Path
 
@@ -13,19 +13,19 @@ NAMES |= {"mp3": "MP3", "au": "AU", "caf": "CAF"}
 
 
 @pytest.mark.parametrize("suffix", NAMES)
-def test_a_sound_file_is_known_by_its_beginning(tmp_path: Path, suffix: str) -> None:
+def test_a_sound_file_is_recognized_by_its_first_bytes(tmp_path: Path, suffix: str) -> None:
     sound_files.write(tmp_path / f"a.{suffix}", 0.1 * np.sin(np.arange(48000) * 0.1), 48000)
     data = (tmp_path / f"a.{suffix}").read_bytes()
     assert container_of(data[:ENOUGH]) == NAMES[suffix]
     assert container_of(b"ID3\x04\x00\x00\x00\x00\x00\x0a" + bytes(20)) == "MP3"
-    for have in range(10):  # nothing is played while it may still be a file
-        assert undecided(data[:have]) or container_of(data[:have]) == NAMES[suffix]
+    for length in range(10):  # undecided as long as it may still become a file
+        assert undecided(data[:length]) or container_of(data[:length]) == NAMES[suffix]
 
 
-def test_raw_samples_are_none_of_them() -> None:
+def test_raw_samples_are_not_recognized_as_a_file() -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
         samples = (3000 * rng.standard_normal(ENOUGH // 2)).astype("<i2")
-        samples[0] = -1025  # the bytes ff fb, which begin a frame of MP3
+        samples[0] = -1025  # the bytes ff fb, the start of an MP3 frame
         assert container_of(samples.tobytes()) is None
     assert not undecided(bytes(16))

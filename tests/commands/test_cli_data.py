@@ -1,4 +1,4 @@
-"""The commands simulate, fit-sensor and manifest, as the command line runs them."""
+"""Tests of the commands simulate, fit-sensor and manifest."""
 
 import json
 from argparse import ArgumentParser
@@ -21,22 +21,24 @@ RATE = 16000
 Speech = Callable[..., np.ndarray]
 
 
-def run(module: ModuleType, *words: object) -> int:
+def run(module: ModuleType, *arguments: object) -> int:
     parser = ArgumentParser()
     module.add_arguments(parser)
-    return int(module.run(parser.parse_args([str(word) for word in words])))
+    return int(module.run(parser.parse_args([str(argument) for argument in arguments])))
 
 
 @pytest.fixture
 def clean(tmp_path: Path, speech: Speech) -> Path:
-    """clean/p1/a.wav (stereo, 44.1 kHz) and clean/p2/b.flac."""
+    """A folder with p1/a.wav (stereo, 44.1 kHz) and p2/b.flac (mono, 16 kHz)."""
     stereo = np.stack([speech(44100, 44100), speech(44100, 44100, seed=1)])
     sound_files.write(tmp_path / "clean/p1/a.wav", stereo, 44100)
     sound_files.write(tmp_path / "clean/p2/b.flac", speech(RATE), RATE)
     return tmp_path / "clean"
 
 
-def test_simulate_keeps_the_tree_and_repeats(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_simulate_keeps_the_folder_structure_and_is_reproducible(
+    clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for out in ("one", "two"):
         assert run(simulate, clean, tmp_path / out, "--sensor", "throat", "--seed", 3) == 0
     assert "2 of 2 files" in capsys.readouterr().out
@@ -60,23 +62,23 @@ def test_simulate_writes_a_manifest_of_pairs(clean: Path, tmp_path: Path) -> Non
     assert first.seconds == pytest.approx(1.0)
 
 
-def test_simulate_goes_on_past_bad_files_and_says_so(
+def test_simulate_reports_unreadable_files_and_continues(
     clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (clean / "bad.wav").write_bytes(b"no sound")
     assert run(simulate, clean, tmp_path / "out") == 1
-    said = capsys.readouterr()
-    assert "2 of 3 files" in said.out
-    assert "bad.wav" in said.err
+    printed = capsys.readouterr()
+    assert "2 of 3 files" in printed.out
+    assert "bad.wav" in printed.err
     assert sorted(path.name for path in (tmp_path / "out").rglob("*.*")) == ["a.wav", "b.flac"]
-    assert run(simulate, clean, tmp_path / "out") == 1  # everything is there already
+    assert run(simulate, clean, tmp_path / "out") == 1  # all outputs exist
     assert "exists already" in capsys.readouterr().err
     (clean / "bad.wav").unlink()
     assert run(simulate, clean, tmp_path / "out", "--skip-existing") == 0
     assert run(simulate, clean, tmp_path / "out", "--overwrite") == 0
 
 
-def test_simulate_never_clips(tmp_path: Path, speech: Speech) -> None:
+def test_simulate_never_exceeds_full_scale(tmp_path: Path, speech: Speech) -> None:
     loud = speech(RATE)
     sound_files.write(tmp_path / "in/x.wav", loud / np.abs(loud).max(), RATE, subtype="FLOAT")
     run(simulate, tmp_path / "in", tmp_path / "out", "--sensor", "throat")
@@ -84,7 +86,7 @@ def test_simulate_never_clips(tmp_path: Path, speech: Speech) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["clean", "clean/bone"], "lies in"),
         (["none", "out"], "none"),
@@ -92,16 +94,16 @@ def test_simulate_never_clips(tmp_path: Path, speech: Speech) -> None:
         (["clean", "out", "--manifest", "clean/p2/b.flac"], "exists already"),
     ],
 )
-def test_simulate_refuses_before_it_works(
-    clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+def test_simulate_refuses_invalid_arguments_before_it_writes(
+    clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TwoStageError, match=message):
-        run(simulate, *words)
+        run(simulate, *arguments)
     assert not (tmp_path / "out").exists()
 
 
-def test_two_inputs_must_not_have_one_output(clean: Path, tmp_path: Path) -> None:
+def test_two_inputs_with_the_same_output_are_refused(clean: Path, tmp_path: Path) -> None:
     sound_files.write(clean / "p2/b.wav", np.full(100, 0.1, np.float32), RATE)
     with pytest.raises(TwoStageError, match="same output"):
         run(simulate, clean, tmp_path / "out", "--format", "flac")
@@ -109,7 +111,7 @@ def test_two_inputs_must_not_have_one_output(clean: Path, tmp_path: Path) -> Non
 
 @pytest.fixture
 def recordings(tmp_path: Path, speech: Speech) -> Path:
-    """recordings/{bone,air}/pN/x.wav: three good pairs, one whose channels do not match."""
+    """{bone,air}/pN/x.wav: three usable pairs, and one whose channels do not match."""
     rng = np.random.default_rng(0)
     for number in range(4):
         air = speech(2 * RATE, seed=number) + 0.003 * rng.standard_normal(2 * RATE).astype(np.float32)
@@ -121,7 +123,7 @@ def recordings(tmp_path: Path, speech: Speech) -> Path:
     return tmp_path / "recordings"
 
 
-def test_from_a_folder_to_aligned_and_split_manifests(
+def test_a_folder_is_scanned_aligned_and_split(
     recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(manifest, "scan", recordings, "-o", tmp_path / "all.jsonl", "--corpus", "mine") == 0
@@ -130,25 +132,25 @@ def test_from_a_folder_to_aligned_and_split_manifests(
         run(manifest, "align", tmp_path / "all.jsonl", "-o", tmp_path / "good.jsonl", "--report", tmp_path / "r.json")
         == 0
     )
-    said = capsys.readouterr().out
-    assert "3 of 4 pairs are fit for use" in said
-    (bad,) = [line for line in said.splitlines() if "do not match" in line]
-    assert bad.startswith("p3/x.wav ")  # with the folder, where files have one name
+    printed = capsys.readouterr().out
+    assert "3 of 4 pairs are fit for use" in printed
+    (problem_line,) = [line for line in printed.splitlines() if "do not match" in line]
+    assert problem_line.startswith("p3/x.wav ")  # the folder is printed because all files have the same name
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["kept"] == 3
     assert [bool(pair["problem"]) for pair in report["pairs"]] == [False, False, False, True]
-    good = read_manifest(tmp_path / "good.jsonl")
-    assert [entry.corpus for entry in good] == ["mine"] * 3
-    assert all(entry.delay == pytest.approx(30 / RATE, abs=3 / RATE) for entry in good)
+    usable = read_manifest(tmp_path / "good.jsonl")
+    assert [entry.corpus for entry in usable] == ["mine"] * 3
+    assert all(entry.delay == pytest.approx(30 / RATE, abs=3 / RATE) for entry in usable)
     run(manifest, "split", tmp_path / "good.jsonl", "-o", tmp_path / "t.jsonl", tmp_path / "h.jsonl", "--fraction", 0.3)
-    train, held = read_manifest(tmp_path / "t.jsonl"), read_manifest(tmp_path / "h.jsonl")
-    assert {entry.speaker for entry in train}.isdisjoint(entry.speaker for entry in held)
-    assert len(train) + len(held) == 3
+    train, held_out = read_manifest(tmp_path / "t.jsonl"), read_manifest(tmp_path / "h.jsonl")
+    assert {entry.speaker for entry in train}.isdisjoint(entry.speaker for entry in held_out)
+    assert len(train) + len(held_out) == 3
 
 
-def test_pair_two_folders(recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_folders_are_paired(recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (recordings / "air/p0/x.wav").unlink()
-    words = [
+    arguments = [
         "pair",
         recordings / "bone",
         recordings / "air",
@@ -157,36 +159,36 @@ def test_pair_two_folders(recordings: Path, tmp_path: Path, capsys: pytest.Captu
         "--report",
         tmp_path / "r.json",
     ]
-    assert run(manifest, *words) == 0
+    assert run(manifest, *arguments) == 0
     assert "no partner" in capsys.readouterr().out
     assert len(read_manifest(tmp_path / "p.jsonl")) == 3
     assert json.loads((tmp_path / "r.json").read_text())["speakers"] == ["p1", "p2", "p3"]
     with pytest.raises(TwoStageError, match="exists already"):
-        run(manifest, *words)
+        run(manifest, *arguments)
 
 
-def test_align_without_a_good_pair_is_an_error_with_a_report(recordings: Path, tmp_path: Path) -> None:
+def test_align_without_a_usable_pair_is_an_error_but_writes_the_report(recordings: Path, tmp_path: Path) -> None:
     run(manifest, "scan", recordings, "-o", tmp_path / "all.jsonl")
-    words = ["align", tmp_path / "all.jsonl", "-o", tmp_path / "g.jsonl", "--report", tmp_path / "r.json"]
+    arguments = ["align", tmp_path / "all.jsonl", "-o", tmp_path / "g.jsonl", "--report", tmp_path / "r.json"]
     with pytest.raises(TwoStageError, match="none of the 4 pairs"):
-        run(manifest, *words, "--min-peak", 1.0)
+        run(manifest, *arguments, "--min-peak", 1.0)
     assert json.loads((tmp_path / "r.json").read_text())["kept"] == 0
     assert not (tmp_path / "g.jsonl").exists()
 
 
-def test_fit_sensor_writes_what_the_simulator_reads(
+def test_simulate_reads_the_sensor_that_fit_sensor_writes(
     recordings: Path, clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "sensor.yaml"
     assert run(fit_sensor, recordings, "-o", out, "--plot", "--exclude-speaker", "p2") == 0
-    said = capsys.readouterr().out
-    assert "left out" in said  # p3, whose channels do not match
-    assert "speakers: p0, p1" in said
+    printed = capsys.readouterr().out
+    assert "left out" in printed  # p3, whose channels do not match
+    assert "speakers: p0, p1" in printed
     assert "speakers: p0, p1" in out.read_text().splitlines()[0]
     assert (tmp_path / "sensor.png").stat().st_size > 10000
     sensor = load_sensor(out)
     assert len(sensor.response_db) == len(sensor.frequencies) > 20
-    assert run(simulate, clean, tmp_path / "made", "--sensor", out) == 0
+    assert run(simulate, clean, tmp_path / "simulated", "--sensor", out) == 0
     with pytest.raises(TwoStageError, match="exists already"):
         run(fit_sensor, recordings, "-o", out)
     with pytest.raises(TwoStageError, match="no speaker p9 to exclude"):
@@ -203,7 +205,7 @@ def test_fit_sensor_writes_what_the_simulator_reads(
         ["train-vocoder", "vocoder", "tiny", "data.train=[m.csv]", "data.valid=[m.csv]", "run_dir=file"],
     ],
 )
-def test_an_output_that_cannot_be_written_is_one_line(
+def test_an_output_that_cannot_be_written_is_reported_in_one_line(
     tmp_path: Path,
     speech: Callable[..., np.ndarray],
     arguments: list[str],

@@ -1,4 +1,4 @@
-"""Claims about recurrent baselines from the shell: they train, go on, restore, and say what they cannot."""
+"""Tests of the recurrent baselines on the command line: training, resuming, restoring, and the refusal to export."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_recurrent_system_from_training_to_a_recording(name, paired_corpus, speech, tmp_path, capsys, monkeypatch):
+def test_a_recurrent_system_is_trained_resumed_and_restores(name, paired_corpus, speech, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pairs = [
         f"data.train=[{paired_corpus}]",
@@ -27,12 +27,12 @@ def test_a_recurrent_system_from_training_to_a_recording(name, paired_corpus, sp
         "data.real_fraction=1",
         "data.sensors=[]",
     ]
-    inputs = ["train-enhancer", name, *FAST, *VALID, *SMALL[name], *pairs, "valid.best=mel_l1", "--run"]
-    assert main([*inputs, "whole", "steps=2"]) == 0
-    assert main([*inputs, "parts", "steps=1"]) == 0
-    assert main([*inputs, "parts", "steps=2", "--resume"]) == 0
-    whole, parts = (checkpoint.load(Path(run, "last.safetensors")).state_dict() for run in ("whole", "parts"))
-    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    command = ["train-enhancer", name, *FAST, *VALID, *SMALL[name], *pairs, "valid.best=mel_l1", "--run"]
+    assert main([*command, "whole", "steps=2"]) == 0
+    assert main([*command, "parts", "steps=1"]) == 0
+    assert main([*command, "parts", "steps=2", "--resume"]) == 0
+    uninterrupted, resumed = (checkpoint.load(Path(run, "last.safetensors")).state_dict() for run in ("whole", "parts"))
+    assert all(torch.equal(uninterrupted[key], resumed[key]) for key in uninterrupted)
     sound_files.write("in.wav", speech(3000), 16000)
     for precision in ("float32", "bf16"):
         options = ["--precision", precision, "--device", "cpu", "-o", f"{precision}.wav"]

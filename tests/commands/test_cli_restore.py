@@ -1,3 +1,5 @@
+"""Tests of the command restore."""
+
 import json
 import os
 import signal
@@ -23,22 +25,15 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def recordings(tmp_path: Path, speech: Speech, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with good and bad recordings in "in"."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "in" / "sub").mkdir(parents=True)
-    stereo = np.stack([speech(20000, 44100), speech(20000, 44100, seed=1)])
-    sound_files.write("in/good.wav", speech(6000), 16000)
-    sound_files.write("in/sub/stereo.flac", stereo, 44100, subtype="PCM_24")
+def recordings(mixed_recordings: Path) -> Path:
+    """A working folder with readable and unreadable recordings in "in"."""
     sound_files.write("in/one.wav", np.full(1, 0.1), 16000)
-    sound_files.write("in/silent.wav", np.zeros(3000), 8000)
     soundfile.write("in/zero.wav", np.zeros(0), 16000)
     soundfile.write("in/nan.wav", np.array([0.1, np.nan]), 16000, subtype="FLOAT")
     Path("in/empty.wav").touch()
-    Path("in/text.wav").write_text("not a sound" * 30)
     Path("in/cut.wav").write_bytes(Path("in/good.wav").read_bytes()[:5000])
     Path("in/notes.txt").write_text("no recording")
-    return tmp_path
+    return mixed_recordings
 
 
 def listing(folder: str) -> list[str]:
@@ -49,7 +44,7 @@ def run(tiny_path: Path, *arguments: str) -> int:
     return main(["restore", *arguments, "--model", str(tiny_path), "--device", "cpu"])
 
 
-def test_a_folder_with_good_and_bad_files(
+def test_readable_files_are_restored_and_unreadable_ones_reported(
     recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tiny_path, "in", "-o", "out") == 1
@@ -60,17 +55,23 @@ def test_a_folder_with_good_and_bad_files(
     )
     assert sound_files.info("out/one.wav").frames == 1
     assert not sound_files.read("out/silent.wav")[0].any()
-    complaints = {line.split(": ")[2]: line for line in err.splitlines()}
-    wanted = {"zero": "no samples", "nan": "NaN", "empty": "empty", "text": "not a sound file", "cut": "truncated"}
-    for name, problem in wanted.items():
-        assert problem in complaints[f"in/{name}.wav"]
+    lines_by_file = {line.split(": ")[2]: line for line in err.splitlines()}
+    expected_problems = {
+        "zero": "no samples",
+        "nan": "NaN",
+        "empty": "empty",
+        "text": "not a sound file",
+        "cut": "truncated",
+    }
+    for name, problem in expected_problems.items():
+        assert problem in lines_by_file[f"in/{name}.wav"]
     assert "warning: in/silent.wav: silent" in err
     assert len(err.splitlines()) == 6
     assert len([line for line in out.splitlines() if " -> " in line]) == 4
     assert out.splitlines()[-1].startswith("4 restored, 5 failed; ")
 
 
-def test_one_file_into_one_file_with_report_and_picture(recordings: Path, tiny_path: Path) -> None:
+def test_a_file_is_restored_to_a_named_file_with_report_and_picture(recordings: Path, tiny_path: Path) -> None:
     options = ["--plot", "--json", "r.json", "--sample-rate", "input"]
     assert run(tiny_path, "in/sub/stereo.flac", "-o", "a/b.wav", *options) == 0
     assert listing("a") == ["b.png", "b.wav"]
@@ -87,14 +88,18 @@ def test_one_file_into_one_file_with_report_and_picture(recordings: Path, tiny_p
     assert report["summary"]["restored"] == 1
 
 
-def test_report_on_stdout_is_json_alone(recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stdout_with_json_is_only_the_report(
+    recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(tiny_path, "in/good.wav", "in/text.wav", "-o", "out", "--json") == 1
     files = json.loads(capsys.readouterr().out)["files"]
     assert [file["status"] for file in files] == ["restored", "failed"]
     assert "not a sound file" in files[1]["error"]
 
 
-def test_existing_outputs(recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_output_is_refused_skipped_or_overwritten(
+    recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("out").mkdir()
     Path("out/good.wav").write_text("precious")
     assert run(tiny_path, "in/good.wav", "-o", "out") == 1
@@ -106,7 +111,7 @@ def test_existing_outputs(recordings: Path, tiny_path: Path, capsys: pytest.Capt
     assert sound_files.info("out/good.wav").frames == 6000
 
 
-def test_an_existing_picture_stops_before_the_work(
+def test_an_existing_picture_is_refused_before_restoring(
     recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("good.png").touch()
@@ -115,7 +120,7 @@ def test_an_existing_picture_stops_before_the_work(
     assert not Path("good.wav").exists()
 
 
-def test_patterns_formats_and_levels(recordings: Path, tiny_path: Path) -> None:
+def test_options_for_patterns_formats_and_levels(recordings: Path, tiny_path: Path) -> None:
     assert run(tiny_path, "in/**/[gs]*o*.*a*", "-o", "out", "--format", "ogg", "--keep-low-band", "500") == 0
     assert listing("out") == ["good.ogg", "sub/stereo.ogg"]
     assert run(tiny_path, "in/good.wav", "-o", "loud.wav", "--level", "model") == 0
@@ -138,7 +143,7 @@ def test_patterns_formats_and_levels(recordings: Path, tiny_path: Path) -> None:
         (["in/good.wav", "-o", "in/text.wav/out"], "in/text.wav/out: cannot make this folder (Not a directory)"),
     ],
 )
-def test_mistakes_are_one_line(
+def test_invalid_arguments_are_reported_in_one_line(
     recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     before = listing(".")
@@ -151,46 +156,50 @@ def test_mistakes_are_one_line(
 
 
 @pytest.mark.parametrize("model", ["missing-model", "in/text.wav"])
-def test_models_that_cannot_be_loaded(recordings: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
+def test_a_model_that_cannot_be_loaded_is_reported_in_one_line(
+    recordings: Path, capsys: pytest.CaptureFixture[str], model: str
+) -> None:
     assert main(["restore", "in/good.wav", "-o", "out", "--model", model]) == 1
     err = capsys.readouterr().err
     assert err.startswith(f"twostage: error: {model}: ")
     assert len(err.splitlines()) == 1
 
 
-def test_two_inputs_for_one_output(recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_input_with_the_same_output_is_refused(
+    recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sound_files.write("in/good.flac", np.full(100, 0.1), 16000)
     assert run(tiny_path, "in/good.flac", "in/good.wav", "in/good.wav", "-o", "out", "--format", "wav") == 1
     assert "in/good.wav: would write out/good.wav, which in/good.flac writes" in capsys.readouterr().err
     assert sound_files.info("out/good.wav").frames == 100
 
 
-def test_results_inside_the_input_folder_are_not_restored_again(recordings: Path) -> None:
+def test_outputs_inside_the_input_folder_are_not_restored_again(recordings: Path) -> None:
     Path("in/out").mkdir()
     sound_files.write("in/out/good.wav", np.full(100, 0.1), 16000)
     assert Path("in/out/good.wav") not in {job.source for job in plan(["in"], "in/out")}
 
 
-def test_pictures_do_not_share_a_name(recordings: Path) -> None:
+def test_pictures_of_files_of_the_same_name_have_different_names(recordings: Path) -> None:
     sound_files.write("in/good.flac", np.full(100, 0.1), 16000)
     plots = [job.plot.name for job in plan(["in/good.flac", "in/good.wav"], "out", plot=True) if job.plot]
     assert plots == ["good.png", "good.wav.png"]
 
 
-def test_no_space_is_said_so(
+def test_a_full_disk_is_reported_and_leaves_no_output(
     recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: object, block: object) -> None:
+    def raise_disk_full(self: object, block: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(spool.SpoolFile, "write", full)
+    monkeypatch.setattr(spool.SpoolFile, "write", raise_disk_full)
     assert run(tiny_path, "in/good.wav", "-o", "out") == 1
     assert "out/good.wav: cannot be written (No space left on device)" in capsys.readouterr().err
     assert listing("out") == []
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_says_what_was_done(
+def test_an_interruption_reports_what_was_restored(
     recordings: Path,
     tiny_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -199,10 +208,10 @@ def test_ctrl_c_says_what_was_done(
 ) -> None:
     original = restoration.restore_file
 
-    def interrupted(model: object, source: Path, *rest: object, **more: object) -> restoration.RestorationReport:
+    def interrupted(model: object, source: Path, *args: object, **kwargs: object) -> restoration.RestorationReport:
         if source.name == "one.wav":
             signal.raise_signal(kind)
-        return original(model, source, *rest, **more)  # type: ignore[arg-type]
+        return original(model, source, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(restoration, "restore_file", interrupted)
     assert run(tiny_path, "in/good.wav", "in/one.wav", "in/silent.wav", "-o", "out") == 130
@@ -212,7 +221,7 @@ def test_ctrl_c_says_what_was_done(
     assert listing("out") == ["good.wav"]
 
 
-def test_ctrl_c_leaves_no_half_written_output(recordings: Path, tiny_path: Path) -> None:
+def test_an_interruption_leaves_no_partial_output(recordings: Path, tiny_path: Path) -> None:
     with sound_files.Writer("in/long.wav", 16000, 1) as writer:
         for seed in range(20):
             writer.write(np.random.default_rng(seed).normal(0, 0.1, (1, 160000)).astype(np.float32))
@@ -222,45 +231,49 @@ def test_ctrl_c_leaves_no_half_written_output(recordings: Path, tiny_path: Path)
     deadline = time.monotonic() + 60
     while not listing("out") and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert listing("out")  # it is being written, under a name of its own
+    assert listing("out")  # a partial file under a temporary name
     process.send_signal(signal.SIGINT)
     assert "Traceback" not in process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert listing("out") == []
 
 
-def test_help_is_quick_and_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_an_example_and_imports_no_heavy_package(capsys: pytest.CaptureFixture[str]) -> None:
     for name in COMMANDS:
-        with pytest.raises(SystemExit) as leaving:
+        with pytest.raises(SystemExit) as exit_info:
             main([name, "--help"])
-        assert leaving.value.code == 0
+        assert exit_info.value.code == 0
         out = capsys.readouterr().out
         assert f"example:\n  twostage {name} " in out
     code = "import sys, twostage.cli; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'matplotlib')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-def test_formats_are_those_that_can_be_written() -> None:
+def test_the_option_format_offers_the_writable_formats() -> None:
     assert set(options.FORMATS) == set(sound_files.FORMATS) - {"aif", "oga"}
 
 
-def test_what_another_process_made_meanwhile_is_skipped(
+def test_outputs_that_another_process_writes_meanwhile_are_skipped(
     recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two of them with --skip-existing share the work: before a file's turn, and while it is restored."""
+    """Two processes with --skip-existing share the work: an output appears before a file is read or while it is."""
     original, measure_levels = restoration.restore_file, restoration.measure_levels
 
-    def slow(model: object, source: Path, *rest: object, **more: object) -> restoration.RestorationReport:
+    def restore_while_silent_wav_appears(
+        model: object, source: Path, *args: object, **kwargs: object
+    ) -> restoration.RestorationReport:
         sound_files.write("out/silent.wav", np.full(7, 0.1), 16000, overwrite=True)
-        return original(model, source, *rest, **more)  # type: ignore[arg-type]
+        return original(model, source, *args, **kwargs)  # type: ignore[arg-type]
 
-    def late(source: input_levels.AudioSource, rate: int, **more: bool) -> input_levels.InputLevels:
+    def measure_while_one_wav_appears(
+        source: input_levels.AudioSource, rate: int, **options: bool
+    ) -> input_levels.InputLevels:
         if source.name == "in/one.wav":
             sound_files.write("out/one.wav", np.full(7, 0.1), 16000)
-        return measure_levels(source, rate, **more)
+        return measure_levels(source, rate, **options)
 
-    monkeypatch.setattr(restoration, "restore_file", slow)
-    monkeypatch.setattr(restoration, "measure_levels", late)
+    monkeypatch.setattr(restoration, "restore_file", restore_while_silent_wav_appears)
+    monkeypatch.setattr(restoration, "measure_levels", measure_while_one_wav_appears)
     assert run(tiny_path, "in/good.wav", "in/one.wav", "in/silent.wav", "-o", "out", "--skip-existing") == 0
     out, err = capsys.readouterr()
     assert "1 restored, 2 skipped" in out
@@ -272,9 +285,7 @@ def test_what_another_process_made_meanwhile_is_skipped(
     }
 
 
-def test_a_link_that_leads_to_itself_is_named(
-    recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_circular_link_is_named(recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("in/circle.wav").symlink_to("circle.wav")
     assert run(tiny_path, "in/circle.wav", "-o", "out") == 1
     assert (
@@ -282,24 +293,26 @@ def test_a_link_that_leads_to_itself_is_named(
     )
 
 
-def test_planning_asks_of_each_job_once(recordings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten thousand files take ten times as long as a thousand, not a hundred times."""
+def test_the_time_to_plan_grows_linearly_with_the_number_of_files(
+    recordings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planning compares fewer jobs than there are, instead of every job with every other."""
     for number in range(300):
         Path(f"in/sub/{number}.wav").touch()
-    compared = 0
-    same = jobs.RestoreJob.__eq__
+    comparisons = 0
+    original_eq = jobs.RestoreJob.__eq__
 
-    def counted(self: jobs.RestoreJob, other: object) -> bool:
-        nonlocal compared
-        compared += 1
-        return bool(same(self, other))
+    def counting_eq(self: jobs.RestoreJob, other: object) -> bool:
+        nonlocal comparisons
+        comparisons += 1
+        return bool(original_eq(self, other))
 
-    monkeypatch.setattr(jobs.RestoreJob, "__eq__", counted)
+    monkeypatch.setattr(jobs.RestoreJob, "__eq__", counting_eq)
     assert len(plan(["in/sub"], "out")) == 301
-    assert compared < 301
+    assert comparisons < 301
 
 
-def test_a_bar_in_a_log_file_leaves_errors_lines_of_their_own(
+def test_a_progress_bar_in_a_log_file_does_not_share_lines_with_errors(
     recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "LONG", 0.0)
@@ -309,7 +322,7 @@ def test_a_bar_in_a_log_file_leaves_errors_lines_of_their_own(
     assert any(line.startswith("twostage: error: in/text.wav: not a sound file") for line in lines)
 
 
-def test_a_bad_file_does_not_block_a_good_one_of_its_name(
+def test_an_unreadable_file_does_not_block_a_readable_one_of_the_same_name(
     recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("calls").mkdir()
@@ -325,14 +338,18 @@ def test_a_bad_file_does_not_block_a_good_one_of_its_name(
     assert "calls/call.aiff: not a sound file" in err
 
 
-def test_what_was_passed_over_is_counted(recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_passed_over_are_counted_and_listed(
+    recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("in/sub/picture.png").touch()
     assert run(tiny_path, "in", "-o", "out", "--json", "r.json") == 1
     assert capsys.readouterr().out.splitlines()[-1].endswith("; 2 files passed over that are not sound by their names")
     assert json.loads(Path("r.json").read_text())["passed_over"] == ["in/notes.txt", "in/sub/picture.png"]
 
 
-def test_salvage_says_what_is_missing(recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_salvage_restores_a_truncated_file_and_reports_what_is_missing(
+    recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(tiny_path, "in/cut.wav", "-o", "cut.wav") == 1
     assert "--salvage reads the rest" in capsys.readouterr().err
     assert run(tiny_path, "in/cut.wav", "-o", "cut.wav", "--salvage", "--plot") == 0
@@ -342,7 +359,7 @@ def test_salvage_says_what_is_missing(recordings: Path, tiny_path: Path, capsys:
 
 
 @pytest.mark.parametrize("out", ["out.txt", "out.m4a", "new/out.webm"])
-def test_an_output_of_a_format_that_cannot_be_written_makes_no_folder(
+def test_an_output_of_an_unsupported_format_is_not_taken_for_a_folder(
     recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str], out: str
 ) -> None:
     assert run(tiny_path, "in/good.wav", "-o", out) == 1
@@ -353,27 +370,27 @@ def test_an_output_of_a_format_that_cannot_be_written_makes_no_folder(
 
 
 @pytest.mark.slow
-def test_a_notebook_s_backend_does_not_end_a_batch(recordings: Path, tiny_path: Path) -> None:
+def test_an_invalid_matplotlib_backend_does_not_stop_the_command(recordings: Path, tiny_path: Path) -> None:
     arguments = ["restore", "in/good.wav", "in/one.wav", "-o", "out", "--plot", "--model", str(tiny_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "nonsense"}
-    done = subprocess.run([sys.executable, "-m", "twostage", *arguments], env=environment, capture_output=True)
-    assert (done.returncode, done.stderr) == (0, b"")
+    process = subprocess.run([sys.executable, "-m", "twostage", *arguments], env=environment, capture_output=True)
+    assert (process.returncode, process.stderr) == (0, b"")
     assert listing("out") == ["good.png", "good.wav", "one.png", "one.wav"]
 
 
-def test_a_picture_that_cannot_be_drawn_is_a_warning(
+def test_a_picture_that_cannot_be_drawn_is_only_a_warning(
     recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object, **__: object) -> None:
+    def raise_error(*_: object, **__: object) -> None:
         raise RuntimeError("no font")
 
-    monkeypatch.setattr("twostage.audio.plots.draw", broken)
+    monkeypatch.setattr("twostage.audio.plots.draw", raise_error)
     assert run(tiny_path, "in/good.wav", "in/one.wav", "-o", "out", "--plot") == 0
     assert "warning: in/good.wav: out/good.png: not drawn (no font)" in capsys.readouterr().err
     assert listing("out") == ["good.wav", "one.wav"]
 
 
-def test_between_pipes(recordings: Path, tiny_path: Path) -> None:
+def test_a_recording_is_restored_from_stdin_to_stdout(recordings: Path, tiny_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [
         sys.executable,
@@ -388,35 +405,37 @@ def test_between_pipes(recordings: Path, tiny_path: Path) -> None:
         "--format",
         "flac",
     ]
-    inputs = Path("in/good.wav").read_bytes()
-    done = subprocess.run(command, input=inputs, env=environment, capture_output=True)
-    assert done.returncode == 0
-    assert b"standard input -> standard output" in done.stderr
-    Path("made").write_bytes(done.stdout)
-    assert sound_files.info("made").format == "FLAC"
+    content = Path("in/good.wav").read_bytes()
+    process = subprocess.run(command, input=content, env=environment, capture_output=True)
+    assert process.returncode == 0
+    assert b"standard input -> standard output" in process.stderr
+    Path("piped").write_bytes(process.stdout)
+    assert sound_files.info("piped").format == "FLAC"
     assert run(tiny_path, "in/good.wav", "-o", "direct.wav") == 0
-    assert np.abs(sound_files.read("made")[0] - sound_files.read("direct.wav")[0]).max() < 2**-14
-    bad = subprocess.run(command, input=b"no sound", env=environment, capture_output=True)
-    assert (bad.returncode, bad.stdout) == (1, b"")
-    assert b"twostage: error: standard input: not a sound file" in bad.stderr
+    assert np.abs(sound_files.read("piped")[0] - sound_files.read("direct.wav")[0]).max() < 2**-14
+    failed = subprocess.run(command, input=b"no sound", env=environment, capture_output=True)
+    assert (failed.returncode, failed.stdout) == (1, b"")
+    assert b"twostage: error: standard input: not a sound file" in failed.stderr
     assert not Path("-").exists()
 
 
-def test_what_cannot_go_through_a_pipe(recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["in/good.wav", "--plot"], ["in/good.wav", "--json"], ["in"], ["in/good.wav", "in/one.wav"]):
-        assert run(tiny_path, *words, "-o", "-") == 1
+def test_options_that_do_not_work_with_a_pipe_are_refused(
+    recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (["in/good.wav", "--plot"], ["in/good.wav", "--json"], ["in"], ["in/good.wav", "in/one.wav"]):
+        assert run(tiny_path, *arguments, "-o", "-") == 1
         assert "-o -: " in capsys.readouterr().err
     assert not Path("-").exists()
 
 
-def test_inputs_that_are_named_as_options_are(
+def test_inputs_whose_names_look_like_options(
     recordings: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("-x.wav").write_bytes(Path("in/good.wav").read_bytes())
     Path("in/sub/-y.wav").write_bytes(Path("in/good.wav").read_bytes())
-    for words in (["-x.wav", "-o", "out"], ["in/good.wav", "-x.wav", "-o", "out"]):
+    for arguments in (["-x.wav", "-o", "out"], ["in/good.wav", "-x.wav", "-o", "out"]):
         with pytest.raises(SystemExit):
-            main(["restore", *words])
+            main(["restore", *arguments])
         assert "if -x.wav is a file: ./-x.wav, or -- before it" in capsys.readouterr().err
     assert run(tiny_path, "./-x.wav", "in/sub", "-o", "out") == 0
     assert listing("out") == ["-x.wav", "-y.wav", "stereo.flac"]

@@ -1,57 +1,49 @@
-"""Claims about ``twostage stream``: raw PCM, a file against the clock, a microphone, and what it says of mistakes."""
+"""Tests of the command stream: raw PCM in pipes, a file in real time, a microphone, and error messages."""
 
 import io
 import json
 import os
 import sys
-from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from test_stream import offline, speech
-from test_streaming import chain
+from streams import FakeDevices, causal_model, noise, offline
 
 from twostage import cli
 from twostage.audio import sound_files
 from twostage.inference.realtime import Pcm, Timing, pipe, rechunk, run_duplex
 from twostage.inference.stream import Stream
-from twostage.models import checkpoint
 from twostage.utils.errors import AudioError
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> str:
-    checkpoint.save(tmp_path / "causal.safetensors", chain(), provenance={})
-    return str(tmp_path / "causal.safetensors")
-
-
-def through(data: bytes, format: str = "f32") -> bytes:
-    """What ``pipe`` makes of bytes that stand in a real pipe."""
+def piped(data: bytes, format: str = "f32") -> bytes:
+    """What ``pipe`` writes when it reads these bytes from an operating-system pipe."""
     reader, writer = os.pipe()
     os.write(writer, data)
     os.close(writer)
     sink = io.BytesIO()
     with open(reader, "rb") as source:
-        pipe(Stream(chain()), source, sink, Pcm(format))
+        pipe(Stream(causal_model()), source, sink, Pcm(format))
     return sink.getvalue()
 
 
-def test_floats_through_a_pipe_are_the_offline_output() -> None:
-    sound = speech(5000)
-    actual = np.frombuffer(through(sound.tobytes()), "<f4")
-    np.testing.assert_allclose(actual, offline(chain(), sound), atol=1e-5, rtol=0)
+def test_float_samples_in_a_pipe_are_restored_like_offline() -> None:
+    sound = noise(5000)
+    actual = np.frombuffer(piped(sound.tobytes()), "<f4")
+    np.testing.assert_allclose(actual, offline(causal_model(), sound), atol=1e-5, rtol=0)
 
 
-def test_integers_through_a_pipe_are_too_to_half_a_step() -> None:
-    sound = np.round(speech(5000) * 32768).astype("<i2")
-    actual = np.frombuffer(through(sound.tobytes(), "s16"), "<i2")
-    np.testing.assert_allclose(actual / 32768, offline(chain(), (sound / 32768).astype(np.float32)), atol=6e-5, rtol=0)
+def test_integer_samples_in_a_pipe_are_restored_like_offline_up_to_rounding() -> None:
+    sound = np.round(noise(5000) * 32768).astype("<i2")
+    actual = np.frombuffer(piped(sound.tobytes(), "s16"), "<i2")
+    np.testing.assert_allclose(
+        actual / 32768, offline(causal_model(), (sound / 32768).astype(np.float32)), atol=6e-5, rtol=0
+    )
 
 
-def test_samples_may_be_cut_anywhere_and_clip_at_full_scale() -> None:
+def test_pcm_decodes_partial_samples_and_clips_at_full_scale() -> None:
     pcm = Pcm("s16")
     data = np.array([1, -2, 300, -32768], "<i2").tobytes()
     parts = [pcm.decode(data[:3]), pcm.decode(data[3:4]), pcm.decode(data[4:])]
@@ -60,25 +52,25 @@ def test_samples_may_be_cut_anywhere_and_clip_at_full_scale() -> None:
     assert pcm.clipped == 2
 
 
-def test_a_wav_file_in_the_pipe_is_named() -> None:
+def test_a_wav_file_in_the_pipe_is_refused() -> None:
     with pytest.raises(AudioError, match=r"a WAV file, wanted raw PCM \(with arecord: -t raw\)"):
-        through(b"RIFF" + bytes(100))
+        piped(b"RIFF" + bytes(100))
 
 
 @pytest.mark.parametrize("suffix", ["rf64", "w64", "aiff", "flac", "ogg", "mp3"])
-def test_a_sound_file_in_the_pipe_is_no_noise_in_the_loudspeaker(suffix: str, tmp_path: Path) -> None:
-    sound_files.write(tmp_path / f"a.{suffix}", speech(16000)[None], 16000)
+def test_a_sound_file_in_the_pipe_is_refused_instead_of_played_as_samples(suffix: str, tmp_path: Path) -> None:
+    sound_files.write(tmp_path / f"a.{suffix}", noise(16000)[None], 16000)
     with pytest.raises(AudioError, match=r"standard input: an? .* file, wanted raw PCM"):
-        through((tmp_path / f"a.{suffix}").read_bytes()[:60000])
+        piped((tmp_path / f"a.{suffix}").read_bytes()[:60000])
 
 
-def test_hops_are_of_one_length() -> None:
+def test_rechunk_yields_hops_of_equal_length() -> None:
     blocks = list(rechunk([np.arange(5.0), np.arange(5.0, 6.0), np.arange(6.0, 17.0)], 4))
     assert [len(block) for block in blocks] == [4, 4, 4, 4, 1]
     assert np.concatenate(blocks).tolist() == list(range(17))
 
 
-def test_timing_counts_what_is_late() -> None:
+def test_timing_reports_late_hops_and_percentiles() -> None:
     timing = Timing.of([0.001] * 98 + [0.003, 0.02], hop=0.016, latency=0.048, seconds=1.6)
     assert (timing.hops, timing.late, timing.median_ms, timing.worst_ms) == (100, 1, 1.0, 20.0)
     assert timing.p99_ms == pytest.approx(3.17)
@@ -86,37 +78,39 @@ def test_timing_counts_what_is_late() -> None:
     assert Timing.of([], 0.016, 0.048, 0.0).real_time_factor == 0.0
 
 
-def test_a_file_comes_out_as_it_restores(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sound = speech(9000)
+def test_a_streamed_file_equals_the_offline_output(
+    causal_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = noise(9000)
     sound_files.write(tmp_path / "a.wav", np.stack([sound, -sound]), 16000, subtype="FLOAT")
-    command = ["stream", "--model", model, "--file", str(tmp_path / "a.wav"), "--gain", "6"]
+    command = ["stream", "--model", causal_path, "--file", str(tmp_path / "a.wav"), "--gain", "6"]
     assert cli.main([*command, "-o", str(tmp_path / "b.wav"), "--json", str(tmp_path / "t.json")]) == 0
     actual, rate = sound_files.read(tmp_path / "b.wav")
     gain = np.float32(10 ** (6 / 20))
     assert (rate, actual.shape) == (16000, (1, 9000))
-    np.testing.assert_allclose(
-        actual[0], offline(chain(), sound * gain) / gain, atol=6e-5, rtol=0
-    )  # written as 16 bits
-    answer = json.loads((tmp_path / "t.json").read_text())
-    assert (answer["hops"], answer["latency_ms"], answer["hop_ms"], answer["gain_db"]) == (36, 48.0, 16.0, 6.0)
-    assert answer["median_ms"] <= answer["p99_ms"] <= answer["worst_ms"]
+    expected = offline(causal_model(), sound * gain) / gain
+    np.testing.assert_allclose(actual[0], expected, atol=6e-5, rtol=0)  # written as 16 bits
+    report = json.loads((tmp_path / "t.json").read_text())
+    assert (report["hops"], report["latency_ms"], report["hop_ms"], report["gain_db"]) == (36, 48.0, 16.0, 6.0)
+    assert report["median_ms"] <= report["p99_ms"] <= report["worst_ms"]
     assert "latency 48 ms, in hops of 16 ms" in capsys.readouterr().out
 
 
-def test_a_quiet_file_is_brought_to_the_level_of_the_model(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_quiet_file_is_amplified_to_the_level_of_the_model(
+    causal_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sound_files.write(tmp_path / "a.wav", 0.01 * speech(32000)[None], 32000)
+    sound_files.write(tmp_path / "a.wav", 0.01 * noise(32000)[None], 32000)
     assert (
-        cli.main(["stream", "--model", model, "--file", str(tmp_path / "a.wav"), "-o", str(tmp_path / "b.flac")]) == 0
+        cli.main(["stream", "--model", causal_path, "--file", str(tmp_path / "a.wav"), "-o", str(tmp_path / "b.flac")])
+        == 0
     )
-    # half of white noise lies above 8 kHz, which the model's rate has not
+    # half the power of white noise lies above 8 kHz, beyond the band of the model
     assert "gain +3" in capsys.readouterr().out
     assert sound_files.info(tmp_path / "b.flac").frames == 16000
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--file", "a.wav", "-o", "b.wav"], "b.wav: exists"),
         (["--file", "none.wav"], "none.wav"),
@@ -128,51 +122,27 @@ def test_a_quiet_file_is_brought_to_the_level_of_the_model(
         (["--live", "--for", "-1"], "--for -1"),
     ],
 )
-def test_mistakes_are_one_line(
-    options: list[str], said: str, model: str, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+def test_invalid_options_are_reported_in_one_line(
+    options: list[str],
+    message: str,
+    causal_path: str,
+    tmp_path: Path,
+    monkeypatch: Any,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("a.wav", "b.wav"):
-        sound_files.write(name, speech(1000)[None], 16000)
+        sound_files.write(name, noise(1000)[None], 16000)
     before = Path("b.wav").read_bytes()
-    assert cli.main(["stream", "--model", model, *options]) == 1
+    assert cli.main(["stream", "--model", causal_path, *options]) == 1
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
     assert Path("b.wav").read_bytes() == before
 
 
-class FakeDevices(ModuleType):
-    """As much of sounddevice as is used: a callback gets the microphone's hops while ``sleep`` lasts."""
-
-    class PortAudioError(Exception):
-        pass
-
-    def __init__(self, microphone: np.ndarray, rate: int = 16000) -> None:
-        super().__init__("sounddevice")
-        self.microphone, self.rate, self.played = microphone, rate, list[np.ndarray]()
-
-    def Stream(self, *, callback: Any, samplerate: int, blocksize: int, **options: Any) -> Any:
-        if samplerate != self.rate:
-            raise self.PortAudioError("Invalid sample rate")
-        assert (options["channels"], options["dtype"]) == ((1, 1), "float32")  # in and out
-        self.run = lambda: [
-            self._hop(callback, self.microphone[i : i + blocksize], i == 0)
-            for i in range(0, len(self.microphone), blocksize)
-        ]
-        return nullcontext(SimpleNamespace(latency=(0.01, 0.02)))  # of the microphone and the loudspeaker
-
-    def _hop(self, callback: Any, recorded: np.ndarray, first: bool) -> None:
-        played = np.full((len(recorded), 1), np.nan, np.float32)
-        callback(recorded[:, None], played, len(recorded), None, "underflow" if first else "")
-        self.played.append(played[:, 0])
-
-    def sleep(self, _milliseconds: int) -> None:
-        self.run()
-
-
 def test_the_loudspeaker_plays_the_offline_output_after_the_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    sound, model = speech(256 * 40), chain()
+    sound, model = noise(256 * 40), causal_model()
     devices = FakeDevices(sound)
     monkeypatch.setitem(sys.modules, "sounddevice", devices)
     assert run_duplex(Stream(model), 256, (None, None), seconds=1.0) == 1
@@ -181,12 +151,12 @@ def test_the_loudspeaker_plays_the_offline_output_after_the_latency(monkeypatch:
     np.testing.assert_allclose(played[512:], offline(model, sound)[:-512], atol=1e-5, rtol=0)
 
 
-def test_devices_that_are_not_there_are_one_line(
-    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_missing_devices_and_packages_are_reported(
+    causal_path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "sounddevice", FakeDevices(speech(10), rate=48000))
-    assert cli.main(["stream", "--model", model, "--live"]) == 1
+    monkeypatch.setitem(sys.modules, "sounddevice", FakeDevices(noise(10), rate=48000))
+    assert cli.main(["stream", "--model", causal_path, "--live"]) == 1
     assert "sound device: Invalid sample rate" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "sounddevice", None)
-    assert cli.main(["stream", "--model", model, "--live"]) == 1
+    assert cli.main(["stream", "--model", causal_path, "--live"]) == 1
     assert "pip install 'twostage[live]'" in capsys.readouterr().err

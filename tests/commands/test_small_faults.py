@@ -1,4 +1,4 @@
-"""Claims about what commands say first, and about what a page makes of a file that is none."""
+"""Tests of error messages: what they say first, and that they come before long imports."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ from twostage.models.two_stage import TwoStage
 from twostage.utils.errors import AudioError, CheckpointError
 
 
-def test_noise_on_the_page_is_said_to_be_no_sound(tiny: TwoStage, tmp_path: Path) -> None:
+def test_the_page_reports_random_bytes_as_no_sound_file(tiny: TwoStage, tmp_path: Path) -> None:
     (tmp_path / "noise.mp3").write_bytes(np.random.default_rng(0).bytes(60000))
     outcome = restore_all(tiny, [tmp_path / "noise.mp3"], tmp_path / "out", Limits(), Options())
     (line,) = outcome.failures
@@ -26,7 +26,7 @@ def test_noise_on_the_page_is_said_to_be_no_sound(tiny: TwoStage, tmp_path: Path
     assert "pipe" not in line
 
 
-def test_a_corpus_without_its_extra_is_told_at_once(
+def test_a_missing_extra_is_reported_before_a_corpus_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(storage, "find_spec", lambda name: None)
@@ -38,17 +38,17 @@ def test_a_corpus_without_its_extra_is_told_at_once(
     assert not (tmp_path / "out").exists()
 
 
-def test_compare_looks_at_its_folders_before_it_imports_anything_heavy(tmp_path: Path) -> None:
+def test_compare_checks_its_folders_before_it_imports_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from twostage.cli import main; code = main(['compare', 'missing', '-o', 'out'])\n"
         "sys.exit(code + 10 * ('torch' in sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr == "twostage: error: missing: no such folder\n"
+    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 1
+    assert process.stderr == "twostage: error: missing: no such folder\n"
 
 
-def test_errors_of_onnx_begin_with_what_is_wrong(tmp_path: Path) -> None:
+def test_errors_of_onnx_runtime_follow_the_reason(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     path = tmp_path / f"{'long-' * 30}name.onnx"
     path.write_bytes(b"no model")
@@ -56,9 +56,9 @@ def test_errors_of_onnx_begin_with_what_is_wrong(tmp_path: Path) -> None:
         OnnxEnhancer(path)
 
 
-def test_a_picture_is_optional() -> None:
-    said: list[str] = []
+def test_errors_while_drawing_become_warnings() -> None:
+    warnings: list[str] = []
     for error in (RuntimeError("no font"), AudioError("cannot be read", subject="a.wav")):
-        with plots.optional("a.png", said.append):
+        with plots.optional("a.png", warnings.append):
             raise error
-    assert said == ["a.png: not drawn (no font)", "not drawn: a.wav: cannot be read"]
+    assert warnings == ["a.png: not drawn (no font)", "not drawn: a.wav: cannot be read"]

@@ -1,4 +1,4 @@
-"""Pairs are in step, whichever channel leads, for all who open them: training, validation, evaluation, fitting."""
+"""Tests of aligned pairs in training, validation, evaluation and sensor fit, whichever channel leads."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,52 +17,56 @@ from twostage.training.validation import examples
 from twostage.utils.errors import AudioError, DataError
 
 RATE = 16000
-STEPS = 300  # samples between the channels: 19 ms, as much as an evaluation would mend by itself
+OFFSET = 300  # samples between the channels: 19 ms, small enough for an evaluation to correct it by itself
 
 
-@pytest.fixture(scope="module", params=(STEPS, -STEPS), ids=("lags", "leads"))
+@pytest.fixture(scope="module", params=(OFFSET, -OFFSET), ids=("lags", "leads"))
 def entry(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, speech: Callable[..., np.ndarray]
 ) -> Entry:
-    """Two seconds whose body channel is half the air channel, upside down, and lags or leads."""
-    folder, step = tmp_path_factory.mktemp("pair"), request.param
-    air = speech(2 * RATE + STEPS)
-    bone = -0.5 * np.pad(air, (step, 0)) if step > 0 else -0.5 * air[-step:]
+    """A pair of two seconds whose body channel is the air channel inverted, at half the amplitude, later or earlier."""
+    folder, offset = tmp_path_factory.mktemp("pair"), request.param
+    air = speech(2 * RATE + OFFSET)
+    bone = -0.5 * np.pad(air, (offset, 0)) if offset > 0 else -0.5 * air[-offset:]
     for side, sound in (("air", air), ("bone", bone)):
         sound_files.write(folder / f"{side}.wav", sound, RATE, subtype="FLOAT")
-    return Entry(str(folder / "air.wav"), str(folder / "bone.wav"), "p", 2.0, delay=step / RATE)
+    return Entry(str(folder / "air.wav"), str(folder / "bone.wav"), "p", 2.0, delay=offset / RATE)
 
 
-def trained_on(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+def segments_of_training(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
     config = PairConfig(segment_length=8000, real_fraction=1.0, joint_jitter_db=0.0, degraded_jitter_db=0.0)
     degraded, clean = PairDataset([entry], config).batch(1, 0, 0)
     return degraded[0, 0].numpy(), clean[0, 0].numpy()
 
 
-def held_out(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+def segments_of_validation(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
     (example,) = examples([entry], PairConfig(), items=1, seconds=1.0, hop_length=256)
     return example.degraded[0, 0].numpy(), example.clean[0, 0].numpy()
 
 
-def evaluated(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+def signals_of_evaluation(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
     return PairSource(Path()).read(entry)
 
 
-def fitted_to(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+def signals_of_sensor_fit(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
     (recording,) = load_recordings([entry], RATE)
     return recording.degraded, recording.clean
 
 
-@pytest.mark.parametrize("user", [trained_on, held_out, evaluated, fitted_to])
-def test_every_user_of_a_pair_has_it_in_step(entry: Entry, user: Callable[..., tuple[np.ndarray, np.ndarray]]) -> None:
-    degraded, clean = user(entry)
+@pytest.mark.parametrize(
+    "open_signals", [segments_of_training, segments_of_validation, signals_of_evaluation, signals_of_sensor_fit]
+)
+def test_a_pair_is_in_step_wherever_it_is_used(
+    entry: Entry, open_signals: Callable[..., tuple[np.ndarray, np.ndarray]]
+) -> None:
+    degraded, clean = open_signals(entry)
     length = min(len(degraded), len(clean))
     assert length >= 8000
     correlation = np.corrcoef(degraded[:length], clean[:length])[0, 1]
     assert correlation == pytest.approx(-1, abs=1e-4)
 
 
-def test_a_pair_begins_where_both_channels_have_begun(entry: Entry) -> None:
+def test_a_pair_starts_where_both_channels_have_started(entry: Entry) -> None:
     degraded, clean = open_pair(entry, RATE)
     air = read_mono(str(entry.clean), RATE)
     np.testing.assert_array_equal(clean, air[max(0, -round(entry.delay * RATE)) :])
@@ -70,13 +74,13 @@ def test_a_pair_begins_where_both_channels_have_begun(entry: Entry) -> None:
     assert len(degraded) == len(clean)
 
 
-def test_a_delay_counts_at_the_rate_that_is_asked_for(entry: Entry) -> None:
+def test_the_delay_is_converted_to_the_requested_sample_rate(entry: Entry) -> None:
     degraded, clean = open_pair(entry, 8000).cut()
-    assert len(degraded) == len(clean) == pytest.approx(16000, abs=STEPS)
+    assert len(degraded) == len(clean) == pytest.approx(16000, abs=OFFSET)
     assert np.corrcoef(degraded, clean)[0, 1] < -0.999
 
 
-def test_the_end_stays_as_it_is_unless_cut(entry: Entry, tmp_path: Path) -> None:
+def test_channels_keep_their_ends_unless_cut(entry: Entry, tmp_path: Path) -> None:
     short = read_mono(str(entry.degraded), RATE)[:-77]
     sound_files.write(tmp_path / "bone.wav", short, RATE, subtype="FLOAT")
     pair = open_pair(replace(entry, degraded=str(tmp_path / "bone.wav")), RATE)
@@ -84,11 +88,13 @@ def test_the_end_stays_as_it_is_unless_cut(entry: Entry, tmp_path: Path) -> None
     assert [len(side) for side in pair.cut()] == 2 * [len(pair.degraded)]
 
 
-@pytest.mark.parametrize("user", [trained_on, held_out, evaluated, fitted_to])
-def test_every_user_of_a_pair_honors_drift_and_polarity(
-    user: Callable[..., tuple[np.ndarray, np.ndarray]], tmp_path: Path
+@pytest.mark.parametrize(
+    "open_signals", [segments_of_training, segments_of_validation, signals_of_evaluation, signals_of_sensor_fit]
+)
+def test_drift_and_polarity_are_corrected_wherever_a_pair_is_used(
+    open_signals: Callable[..., tuple[np.ndarray, np.ndarray]], tmp_path: Path
 ) -> None:
-    """A bone channel that is upside down and counts 2000 ppm more: half a period of 1 kHz in a quarter of a second."""
+    """The bone channel is inverted and drifts by 2000 ppm: half a period of 1 kHz in a quarter of a second."""
     time = np.arange(2 * RATE) / RATE
     tones = (220.0, 523.0, 941.0, 1370.0)
     air, bone = (
@@ -98,33 +104,37 @@ def test_every_user_of_a_pair_honors_drift_and_polarity(
     sound_files.write(tmp_path / "air.wav", air, RATE, subtype="FLOAT")
     sound_files.write(tmp_path / "bone.wav", -bone, RATE, subtype="FLOAT")
     entry = Entry(str(tmp_path / "air.wav"), str(tmp_path / "bone.wav"), "p", 2.0, "", 300 / RATE, 2000.0, True)
-    degraded, clean = user(entry)
+    degraded, clean = open_signals(entry)
     length = min(len(degraded), len(clean))
     assert length >= 8000
     assert np.corrcoef(degraded[:length], clean[:length])[0, 1] == pytest.approx(1, abs=1e-3)
 
 
-def test_interpolation_is_exact_to_a_ten_thousandth() -> None:
-    places = 40.3 + np.arange(4000) * 1.0003
+def test_interpolation_has_an_error_below_3e_4() -> None:
+    positions = 40.3 + np.arange(4000) * 1.0003
     tone = np.sin(0.6 * np.arange(4200) + 1).astype(np.float32)  # 1.5 kHz at 16 kHz
-    np.testing.assert_allclose(interpolate(tone, places), np.sin(0.6 * places + 1), atol=3e-4)
+    np.testing.assert_allclose(interpolate(tone, positions), np.sin(0.6 * positions + 1), atol=3e-4)
 
 
 @pytest.mark.parametrize("delay", [3.0, -3.0])
-def test_a_delay_that_leaves_nothing_is_refused_by_name(entry: Entry, delay: float) -> None:
-    wrong = replace(entry, delay=delay)
-    for use in (lambda: open_pair(wrong, RATE), lambda: trained_on(wrong), lambda: held_out(wrong)):
+def test_a_delay_beyond_the_length_is_an_error_that_names_the_file(entry: Entry, delay: float) -> None:
+    invalid_entry = replace(entry, delay=delay)
+    for open_invalid in (
+        lambda: open_pair(invalid_entry, RATE),
+        lambda: segments_of_training(invalid_entry),
+        lambda: segments_of_validation(invalid_entry),
+    ):
         with pytest.raises(DataError, match=rf"bone\.wav: delay is -?{3 * RATE} samples: .* nothing is in common"):
-            use()
+            open_invalid()
 
 
-def test_what_both_have_is_told_on_the_clean_channels_clock() -> None:
+def test_the_shared_range_is_in_samples_of_the_clean_channel() -> None:
     assert Alignment("x", 10).shared(100, 100) == (0, 90)
     assert Alignment("x", -10).shared(100, 100) == (10, 100)
     assert Alignment("x", -10).shared(100, 50) == (10, 60)
 
 
-def test_an_entry_of_one_channel_and_a_damaged_one_are_errors(entry: Entry, tmp_path: Path) -> None:
+def test_an_entry_of_one_channel_and_a_damaged_file_are_errors(entry: Entry, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"bone\.wav: has no second channel"):
         open_pair(replace(entry, clean=None), RATE)
     sound_files.write(tmp_path / "nan.wav", np.array([0.1, np.nan], np.float32), RATE, subtype="FLOAT")

@@ -1,4 +1,4 @@
-"""Published corpora, as Parquet shards of their schema, become pairs in sound files, and go on where they stopped."""
+"""Tests of importing published corpora from Parquet shards into sound files and manifests."""
 
 import io
 import json
@@ -11,6 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import soundfile
+from trainings import data_overrides
 
 from twostage import cli
 from twostage.audio import sound_files
@@ -36,7 +37,7 @@ def encoded(audio: np.ndarray, rate: int, kind: str = "WAV") -> dict[str, Any]:
 
 
 def write_shard(path: Path, columns: dict[str, list[Any]]) -> None:
-    """Sound columns by their short names, flat with a dot in their name as the corpora have them; two row groups."""
+    """Write columns to a shard of two row groups, in which the names of audio columns start with "audio."."""
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {
         f"audio.{name}" if name.endswith(("microphone", "accelerometer", "pickup")) else name: (
@@ -49,26 +50,26 @@ def write_shard(path: Path, columns: dict[str, list[Any]]) -> None:
 
 @pytest.fixture
 def vibravox(tmp_path: Path, speech: Speech) -> Path:
-    """Three splits of three rows of two speakers each, at 48 kHz; and a subset that is not to be taken."""
+    """Three splits of three rows of two speakers at 48 kHz, in the default subset and in another one."""
     for index, split in enumerate(("train", "validation", "test")):
         rows = range(3)
         sounds = {
-            name: [encoded(speech(24000, 48000, seed=10 * index + row) / (1 + place), 48000) for row in rows]
-            for place, name in enumerate(VIBRAVOX)
+            name: [encoded(speech(24000, 48000, seed=10 * index + row) / (1 + number), 48000) for row in rows]
+            for number, name in enumerate(VIBRAVOX)
         }
-        words = {"gender": ["female"] * 3, "speaker_id": [f"{split}{row % 2}" for row in rows]}
-        words |= {"sentence_id": list(rows), "duration": [0.5] * 3, "raw_text": [f"phrase {row}" for row in rows]}
+        texts = {"gender": ["female"] * 3, "speaker_id": [f"{split}{row % 2}" for row in rows]}
+        texts |= {"sentence_id": list(rows), "duration": [0.5] * 3, "raw_text": [f"phrase {row}" for row in rows]}
         for subset in ("speech_clean", "speech_noisy"):
-            write_shard(tmp_path / "hub" / subset / f"{split}-00000-of-00001.parquet", sounds | words)
+            write_shard(tmp_path / "hub" / subset / f"{split}-00000-of-00001.parquet", sounds | texts)
     return tmp_path / "hub"
 
 
-def test_vibravox_by_the_command(vibravox: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["manifest", "import", str(vibravox), "--corpus", "vibravox", "-o", str(tmp_path / "out")]
-    assert cli.main([*words, "--report", str(tmp_path / "r.json")]) == 0
-    said = capsys.readouterr().out
-    assert "passed over: 3 files of other subsets than speech_clean" in said
-    assert "train.jsonl: 3 pairs of 2 speakers" in said
+def test_the_command_imports_vibravox(vibravox: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["manifest", "import", str(vibravox), "--corpus", "vibravox", "-o", str(tmp_path / "out")]
+    assert cli.main([*arguments, "--report", str(tmp_path / "r.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "passed over: 3 files of other subsets than speech_clean" in printed
+    assert "train.jsonl: 3 pairs of 2 speakers" in printed
     entries = read_manifest(tmp_path / "out" / "train.jsonl")
     assert [(entry.speaker, entry.text, entry.corpus) for entry in entries] == [
         ("train0", "phrase 0", "vibravox"),
@@ -78,13 +79,13 @@ def test_vibravox_by_the_command(vibravox: Path, tmp_path: Path, capsys: pytest.
     assert [entry.seconds for entry in entries] == [0.5] * 3
     bone, air = (sound_files.read(str(path)) for path in (entries[1].degraded, entries[1].clean))
     assert bone[1] == air[1] == 16000
-    np.testing.assert_allclose(bone[0], air[0] / 2, atol=1e-4)  # of the row's own throat microphone
+    np.testing.assert_allclose(bone[0], air[0] / 2, atol=1e-4)  # the throat microphone of the same row
     assert sorted(json.loads((tmp_path / "r.json").read_text())["splits"]) == ["test", "train", "valid"]
     speakers = [{e.speaker for e in read_manifest(tmp_path / "out" / f"{s}.jsonl")} for s in ("train", "valid", "test")]
     assert not set.intersection(*speakers)
 
 
-def test_all_sensors_make_a_pair_each(vibravox: Path, tmp_path: Path) -> None:
+def test_every_sensor_becomes_a_pair(vibravox: Path, tmp_path: Path) -> None:
     config = import_config("vibravox", sensors=["all"], sample_rate=0)
     result = import_corpus([str(vibravox / "speech_clean" / "test-00000-of-00001.parquet")], tmp_path / "out", config)
     (entries,) = result.manifests.values()
@@ -94,11 +95,11 @@ def test_all_sensors_make_a_pair_each(vibravox: Path, tmp_path: Path) -> None:
     assert sound_files.info(str(entries[0].degraded)).sample_rate == 48000
 
 
-def test_taps_with_its_dev_split_and_other_forms_of_cells(tmp_path: Path, speech: Speech) -> None:
+def test_taps_is_imported_with_its_dev_split_and_nested_cells(tmp_path: Path, speech: Speech) -> None:
     air = speech(16000)
-    cells = {name: [encoded(air / (1 + place), 16000, "FLAC")] for place, name in enumerate(TAPS)}
+    cells = {name: [encoded(air / (1 + number), 16000, "FLAC")] for number, name in enumerate(TAPS)}
     write_shard(tmp_path / "in/data/dev-00000-of-00001.parquet", {**cells, "speaker_id": [7], "text": ["말"]})
-    nested = {name: {"array": (air / (1 + place)).tolist(), "sampling_rate": 8000} for place, name in enumerate(TAPS)}
+    nested = {name: {"array": (air / (1 + number)).tolist(), "sampling_rate": 8000} for number, name in enumerate(TAPS)}
     table = pyarrow.Table.from_pylist([{"audio": nested, "speaker_id": "p9"}])
     (tmp_path / "in/train").mkdir()
     pyarrow.parquet.write_table(table, tmp_path / "in/train/0000.parquet")
@@ -109,43 +110,51 @@ def test_taps_with_its_dev_split_and_other_forms_of_cells(tmp_path: Path, speech
     np.testing.assert_allclose(sound_files.read(str(valid.clean))[0][0], air, atol=1e-4)
 
 
-def test_a_corpus_of_ones_own_names_its_columns(tmp_path: Path, speech: Speech) -> None:
+def test_another_corpus_is_imported_by_its_column_names(tmp_path: Path, speech: Speech) -> None:
     cells = [encoded(speech(8000), 16000)]
     write_shard(tmp_path / "mine.parquet", {"air_microphone": cells, "bone_microphone": cells, "speaker": ["a"]})
     config = import_config("mine", air="audio.air_microphone", sensors=["audio.bone_microphone"])
     assert list(import_corpus([str(tmp_path / "mine.parquet")], tmp_path / "out", config).manifests) == ["all"]
 
 
-def test_bad_rows_are_named_and_the_rest_is_kept(
+def test_unreadable_rows_are_reported_and_the_others_imported(
     tmp_path: Path, speech: Speech, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good, empty = encoded(speech(8000), 16000), {"bytes": None, "path": "lost.wav"}
+    audio, empty = encoded(speech(8000), 16000), {"bytes": None, "path": "lost.wav"}
     noise = {"bytes": b"no sound at all", "path": "n.wav"}
-    sounds = {TAPS[0]: [good, good, good, good], TAPS[1]: [good, empty, noise, None]}
+    sounds = {TAPS[0]: [audio, audio, audio, audio], TAPS[1]: [audio, empty, noise, None]}
     write_shard(tmp_path / "test-0.parquet", {**sounds, "speaker_id": ["a"] * 4})
-    words = ["manifest", "import", str(tmp_path / "test-0.parquet"), "--corpus", "taps", "-o", str(tmp_path / "out")]
-    assert cli.main(words) == 1
-    said = capsys.readouterr().out
-    assert "row 1: audio.throat_microphone: holds no sound, only the name 'lost.wav'" in said
-    assert "row 2: audio.throat_microphone: not a sound file" in said
-    assert "row 3: audio.throat_microphone: holds no sound" in said
+    arguments = [
+        "manifest",
+        "import",
+        str(tmp_path / "test-0.parquet"),
+        "--corpus",
+        "taps",
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    assert cli.main(arguments) == 1
+    printed = capsys.readouterr().out
+    assert "row 1: audio.throat_microphone: holds no sound, only the name 'lost.wav'" in printed
+    assert "row 2: audio.throat_microphone: not a sound file" in printed
+    assert "row 3: audio.throat_microphone: holds no sound" in printed
     assert len(read_manifest(tmp_path / "out" / "test.jsonl")) == 1
 
 
-def test_an_import_goes_on_where_it_was_stopped(
+def test_an_interrupted_import_continues_where_it_stopped(
     vibravox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, out = import_config("vibravox"), tmp_path / "out"
     written: list[str] = []
     write = sound_files.write
 
-    def dying(path: Path, *args: Any, **kwargs: Any) -> None:
+    def interrupted_write(path: Path, *args: Any, **kwargs: Any) -> None:
         if len(written) == 9:  # in the second shard
             raise KeyboardInterrupt
         write(path, *args, **kwargs)
         written.append(str(path))
 
-    monkeypatch.setattr(sound_files, "write", dying)
+    monkeypatch.setattr(sound_files, "write", interrupted_write)
     with pytest.raises(KeyboardInterrupt):
         import_corpus([str(vibravox)], out, config)
     assert not list(out.glob("*.jsonl"))
@@ -155,19 +164,19 @@ def test_an_import_goes_on_where_it_was_stopped(
     assert {split: len(entries) for split, entries in result.manifests.items()} == {"train": 3, "valid": 3, "test": 3}
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert len(list(out.rglob("*.flac"))) == 18
-    again = [(out / f"{split}.jsonl").read_bytes() for split in ("train", "valid", "test")]
+    manifests = [(out / f"{split}.jsonl").read_bytes() for split in ("train", "valid", "test")]
     import_corpus([str(vibravox)], out, config)
-    assert [(out / f"{split}.jsonl").read_bytes() for split in ("train", "valid", "test")] == again
+    assert [(out / f"{split}.jsonl").read_bytes() for split in ("train", "valid", "test")] == manifests
 
 
-def test_no_more_than_a_few_rows_are_read_at_once(vibravox: Path) -> None:
+def test_rows_are_read_with_the_requested_columns_only(vibravox: Path) -> None:
     rows = corpora.ParquetRows(vibravox / "speech_clean" / "train-00000-of-00001.parquet")
     columns = ["audio.throat_microphone", "speaker_id"]
     assert [set(row) for row in rows.read(columns)] == [set(columns)] * 3
     assert rows.length == 3
 
 
-def test_what_cannot_be_imported_is_refused(vibravox: Path, tmp_path: Path) -> None:
+def test_invalid_imports_are_refused(vibravox: Path, tmp_path: Path) -> None:
     out, taps = tmp_path / "out", import_config("taps")
     with pytest.raises(ConfigError, match="vibravox has no sensor 'chin'; there are throat_microphone, forehead"):
         import_config("vibravox", sensors=["chin"])
@@ -198,18 +207,16 @@ def test_what_cannot_be_imported_is_refused(vibravox: Path, tmp_path: Path) -> N
         ("test-run/mine.parquet", "all"),
     ],
 )
-def test_the_split_is_what_the_name_says(path: str, split: str) -> None:
+def test_the_split_is_taken_from_the_file_name(path: str, split: str) -> None:
     assert corpora._split(Path("/x") / path) == split
 
 
 @pytest.mark.parametrize("name", ["vibravox", "taps"])
-def test_shipped_settings_build_and_step(name: str, paired_corpus: Path, corpus: Path, tmp_path: Path) -> None:
-    tiny = load_config(
-        RestorerRun, ["restorer", "tiny"], [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x"]
-    )
+def test_the_shipped_settings_of_a_corpus_train(name: str, paired_corpus: Path, corpus: Path, tmp_path: Path) -> None:
+    tiny = load_config(RestorerRun, ["restorer", "tiny"], data_overrides(corpus))
     checkpoint.save(tmp_path / "r.safetensors", Restorer(tiny.restorer), provenance={})
-    data = [f"data.train=[{paired_corpus}]", f"data.valid=[{paired_corpus}]", f"run_dir={tmp_path / 'run'}"]
-    fast = [
+    data = data_overrides(paired_corpus, tmp_path / "run")
+    small_training = [
         "steps=2",
         "save_every=1",
         "log_every=1",
@@ -218,15 +225,20 @@ def test_shipped_settings_build_and_step(name: str, paired_corpus: Path, corpus:
         "threads=1",
         "valid.metrics=[mel_l1]",
     ]
-    fast += ["data.batch_size=10", "valid.best=mel_l1", f"init_from={tmp_path / 'r.safetensors'}", "valid.vocoder=''"]
+    small_training += [
+        "data.batch_size=10",
+        "valid.best=mel_l1",
+        f"init_from={tmp_path / 'r.safetensors'}",
+        "valid.vocoder=''",
+    ]
     with pytest.raises(ConfigError, match=rf"data\.train: corpora/{name}/train\.jsonl: no such file"):
         load_config(RestorerRun, ["restorer", name], data[2:])
     shipped = load_config(RestorerRun, ["restorer", name], data)
     assert (shipped.init_from, shipped.data.real_fraction, shipped.valid.best) == ("base", 0.9, "estoi")
-    recipes.train_restorer(load_config(RestorerRun, ["restorer", name, "tiny"], [*data, *fast]))
+    recipes.train_restorer(load_config(RestorerRun, ["restorer", name, "tiny"], [*data, *small_training]))
     assert checkpoint.read_header(tmp_path / "run" / "last.safetensors").provenance["steps"] == 2
 
 
-def test_every_corpus_that_is_known_has_settings() -> None:
+def test_every_known_corpus_has_settings() -> None:
     folder = Path(__file__).parents[2] / "configs" / "corpora"
     assert {path.stem for path in folder.glob("*.yaml")} == set(corpora.CORPORA)

@@ -1,4 +1,4 @@
-"""Claims about the gate: steady noise goes, what is louder stays, and lengths are kept."""
+"""Tests of the noise gate: it attenuates steady noise, and keeps louder sound and the length."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ RATE = 16000
 
 
 def voice(seconds: float = 4.0) -> np.ndarray:
-    """Half a second of harmonics, half a second of pause, and so on."""
+    """Harmonics and silence, alternating every half second."""
     time = np.arange(round(seconds * RATE)) / RATE
     tones = sum(np.sin(2 * np.pi * 125 * k * time) / k for k in range(1, 20))
     return (0.1 * tones * (time % 1 < 0.5)).astype(np.float32)
@@ -20,46 +20,46 @@ def noise(frames: int, level: float) -> np.ndarray:
     return (level * np.random.default_rng(0).standard_normal(frames)).astype(np.float32)
 
 
-def decibels(after: np.ndarray, before: np.ndarray) -> float:
+def gain_db(after: np.ndarray, before: np.ndarray) -> float:
     return 20 * np.log10(rms(after) / rms(before))
 
 
 @pytest.mark.parametrize(("depth", "least"), [(6.0, 5.5), (12.0, 9.5), (20.0, 12.5)])
-def test_steady_noise_falls_in_pauses_and_by_no_more_than_the_depth(depth: float, least: float) -> None:
+def test_noise_in_pauses_is_attenuated_by_at_most_the_depth(depth: float, least: float) -> None:
     speech = voice()
     noisy = speech + noise(len(speech), 1e-3)
-    pauses = (np.arange(len(speech)) / RATE) % 1 > 0.6  # beyond the last frames of a voice
-    # what of the noise rises above its mean is what is left of it at great depths
-    assert -depth <= decibels(gate(noisy, RATE, depth)[pauses], noisy[pauses]) <= -least
+    pauses = (np.arange(len(speech)) / RATE) % 1 > 0.6  # without the frames that contain the end of a voice
+    # the parts of the noise that exceed its mean remain, however large the depth
+    assert -depth <= gain_db(gate(noisy, RATE, depth)[pauses], noisy[pauses]) <= -least
 
 
-def test_a_voice_far_above_the_noise_stays() -> None:
+def test_a_voice_far_above_the_noise_is_not_changed() -> None:
     speech = voice()
     gated = gate(speech + noise(len(speech), 1e-4), RATE, 20.0)
     voiced = (np.arange(len(speech)) / RATE) % 1 < 0.5
-    assert decibels(gated[voiced], speech[voiced]) == pytest.approx(0, abs=0.5)
-    assert decibels(gated[voiced] - speech[voiced], speech[voiced]) < -30
+    assert gain_db(gated[voiced], speech[voiced]) == pytest.approx(0, abs=0.5)
+    assert gain_db(gated[voiced] - speech[voiced], speech[voiced]) < -30
 
 
-def test_a_depth_of_nothing_changes_nothing() -> None:
+def test_a_depth_of_zero_changes_nothing() -> None:
     noisy = voice(1.0) + noise(RATE, 1e-2)
     assert np.abs(gate(noisy, RATE, 0.0) - noisy).max() < 1e-5
 
 
-def test_silence_stays_silence() -> None:
+def test_silence_stays_silent() -> None:
     assert not gate(np.zeros(5000, np.float32), RATE, 20.0).any()
 
 
 @pytest.mark.parametrize("sample_rate", [8000, 16000, 44100])
 @pytest.mark.parametrize("frames", [0, 1, 100, 511, 512, 20001])
-def test_the_length_is_kept_also_of_less_than_a_frame(frames: int, sample_rate: int) -> None:
+def test_the_length_is_kept_even_below_one_frame(frames: int, sample_rate: int) -> None:
     gated = gate(noise(frames, 0.1), sample_rate, 20.0)
     assert gated.shape == (frames,)
     assert gated.dtype == np.float32
     assert np.isfinite(gated).all()
 
 
-def test_long_sound_is_gated_in_parts_of_a_minute() -> None:
+def test_long_audio_is_gated_in_parts_of_a_minute() -> None:
     speech = voice(61.0)
     long = speech + noise(len(speech), 1e-3)
     assert np.array_equal(gate(long, RATE, 12.0)[: 60 * RATE], gate(long[: 60 * RATE], RATE, 12.0))

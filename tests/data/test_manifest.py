@@ -1,4 +1,4 @@
-"""Manifests: what is read, what is refused, how folders are understood and speakers kept apart."""
+"""Tests of manifests: reading, writing, errors, scanning folders, and splits by speaker."""
 
 import json
 import os
@@ -12,31 +12,31 @@ from twostage.audio import sound_files
 from twostage.data.manifest import Entry, pair, read_manifest, read_paths, scan, split_by_speaker, write_manifest
 from twostage.utils.errors import DataError, OutputError, TwoStageError
 
-Make = Callable[..., None]
+MakeFiles = Callable[..., None]
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Make:
-    """make("a/b.wav", ...): files of half a second below tmp_path."""
+def make_files(tmp_path: Path) -> MakeFiles:
+    """make_files("a/b.wav", ...) writes files of half a second below tmp_path."""
 
-    def files(*names: str) -> None:
+    def write_files(*names: str) -> None:
         for name in names:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             sound_files.write(tmp_path / name, np.full(4000, 0.1, np.float32), 8000)
 
-    return files
+    return write_files
 
 
-def test_csv_of_clean_speech_has_paths_relative_to_itself(tmp_path: Path, make: Make) -> None:
-    make("corpus/a.wav")
+def test_paths_in_a_csv_are_relative_to_its_folder(tmp_path: Path, make_files: MakeFiles) -> None:
+    make_files("corpus/a.wav")
     (tmp_path / "corpus" / "list.csv").write_text("path,corpus,speaker,seconds\na.wav,vctk,p1,0.25\n")
     assert read_manifest(tmp_path / "corpus" / "list.csv") == [
         Entry(str(tmp_path / "corpus" / "a.wav"), None, "p1", 0.25, "vctk")
     ]
 
 
-def test_csv_of_pairs_takes_seconds_from_the_files(tmp_path: Path, make: Make) -> None:
-    make("b.wav", "a.wav")
+def test_missing_durations_are_read_from_the_files(tmp_path: Path, make_files: MakeFiles) -> None:
+    make_files("b.wav", "a.wav")
     (tmp_path / "pairs.csv").write_text("bone,air,speaker,sensor\nb.wav,a.wav,p1,throat\n")
     (entry,) = read_manifest(tmp_path / "pairs.csv")
     assert entry.paired
@@ -44,7 +44,7 @@ def test_csv_of_pairs_takes_seconds_from_the_files(tmp_path: Path, make: Make) -
     assert (entry.seconds, entry.corpus, entry.speaker) == (0.5, "throat", "p1")
 
 
-def test_jsonl_round_trip_survives_a_move(tmp_path: Path) -> None:
+def test_a_jsonl_is_read_back_even_after_its_folder_moved(tmp_path: Path) -> None:
     entries = [
         Entry(str(tmp_path / "old/x.wav"), str(tmp_path / "old/y.wav"), "ä", 1.5, "c", -0.002, -51.5, True, "said")
     ]
@@ -56,7 +56,7 @@ def test_jsonl_round_trip_survives_a_move(tmp_path: Path) -> None:
     assert moved.clean == str(tmp_path / "new" / "x.wav")
 
 
-def test_manifests_are_not_overwritten_unless_asked(tmp_path: Path) -> None:
+def test_a_manifest_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
     entries = [Entry("x.wav", None, "a", 1.0)]
     write_manifest(tmp_path / "m.jsonl", entries)
     with pytest.raises(OutputError, match="exists already"):
@@ -65,7 +65,7 @@ def test_manifests_are_not_overwritten_unless_asked(tmp_path: Path) -> None:
     assert len(read_manifest(tmp_path / "m.jsonl")) == 2
 
 
-def test_excluded_speakers_leave_and_a_mistyped_one_is_an_error(tmp_path: Path) -> None:
+def test_speakers_are_excluded_and_an_unknown_one_is_an_error(tmp_path: Path) -> None:
     write_manifest(tmp_path / "1.jsonl", [Entry("a.wav", None, "p1", 1.0), Entry("b.wav", None, "p2", 1.0)])
     write_manifest(tmp_path / "2.jsonl", [Entry("c.wav", None, "p3", 1.0)])
     both = (tmp_path / "1.jsonl", tmp_path / "2.jsonl")
@@ -101,14 +101,14 @@ def test_excluded_speakers_leave_and_a_mistyped_one_is_an_error(tmp_path: Path) 
         ("m.csv", "path,speaker\nx.wav,p\n", "x.wav: no such file"),
     ],
 )
-def test_what_is_wrong_with_a_manifest_is_named_in_one_line(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_an_invalid_manifest_is_an_error_of_one_line(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(TwoStageError, match=message) as caught:
+    with pytest.raises(TwoStageError, match=message) as error:
         read_manifest(tmp_path / name)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
-def test_missing_and_binary_manifests(tmp_path: Path) -> None:
+def test_missing_and_binary_manifests_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such file"):
         read_manifest(tmp_path / "none.csv")
     (tmp_path / "m.csv").write_bytes(b"\xff\xfe\x00\x80")
@@ -117,7 +117,7 @@ def test_missing_and_binary_manifests(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "actual"),
+    ("files", "expected"),
     [
         (["bone/p1/x.wav", "air/p1/x.flac", "bone/p2/x.wav", "air/p2/x.wav"], [("p1", True), ("p2", True)]),
         (["p1/bone/x.wav", "p1/air/x.wav"], [("p1", True)]),
@@ -125,13 +125,13 @@ def test_missing_and_binary_manifests(tmp_path: Path) -> None:
         (["p1/x.wav", "p2/y.wav", "p2/z.wav"], [("p1", False), ("p2", False), ("p2", False)]),
     ],
 )
-def test_scan_tells_the_layout_by_what_is_there(
-    tmp_path: Path, make: Make, files: list[str], actual: list[tuple[str, bool]]
+def test_scan_recognizes_the_folder_layout(
+    tmp_path: Path, make_files: MakeFiles, files: list[str], expected: list[tuple[str, bool]]
 ) -> None:
-    make(*(f"root/{file}" for file in files))
+    make_files(*(f"root/{file}" for file in files))
     problems: list[str] = []
     entries = scan(tmp_path / "root", problems=problems)
-    assert [(entry.speaker, entry.paired) for entry in entries] == actual
+    assert [(entry.speaker, entry.paired) for entry in entries] == expected
     assert all(entry.seconds == 0.5 for entry in entries)
     assert not problems
     for entry in entries:
@@ -139,8 +139,8 @@ def test_scan_tells_the_layout_by_what_is_there(
         assert "bone" not in Path(entry.clean).relative_to(tmp_path).as_posix()
 
 
-def test_scan_names_files_that_it_leaves_out(tmp_path: Path, make: Make) -> None:
-    make("x_bone.wav", "x_air.wav", "lone_bone.wav", "bad_bone.wav")
+def test_scan_reports_files_that_it_leaves_out(tmp_path: Path, make_files: MakeFiles) -> None:
+    make_files("x_bone.wav", "x_air.wav", "lone_bone.wav", "bad_bone.wav")
     (tmp_path / "bad_air.wav").write_bytes(b"no sound")
     problems: list[str] = []
     (entry,) = scan(tmp_path, problems=problems)
@@ -148,8 +148,8 @@ def test_scan_names_files_that_it_leaves_out(tmp_path: Path, make: Make) -> None
     assert sorted(Path(p.split(":")[0]).name for p in problems) == ["bad_air.wav", "lone_bone.wav"]
 
 
-def test_scan_takes_the_speaker_from_a_pattern(tmp_path: Path, make: Make) -> None:
-    make("s_p07_1.wav", "s_p08_1.wav")
+def test_scan_takes_the_speaker_from_a_pattern(tmp_path: Path, make_files: MakeFiles) -> None:
+    make_files("s_p07_1.wav", "s_p08_1.wav")
     assert [e.speaker for e in scan(tmp_path, speaker=r"p\d+")] == ["p07", "p08"]
     assert [e.speaker for e in scan(tmp_path, speaker=r"p(\d+)")] == ["07", "08"]
     with pytest.raises(DataError, match="does not match"):
@@ -165,39 +165,39 @@ def test_scan_refuses_an_empty_or_missing_folder(tmp_path: Path) -> None:
         scan(tmp_path / "none")
 
 
-def test_two_folders_are_paired_by_name(tmp_path: Path, make: Make) -> None:
-    make("throat/p1/a.wav", "mic/p1/a.flac", "mic/p1/b.wav")
+def test_two_folders_are_paired_by_name(tmp_path: Path, make_files: MakeFiles) -> None:
+    make_files("throat/p1/a.wav", "mic/p1/a.flac", "mic/p1/b.wav")
     problems: list[str] = []
     (entry,) = pair(tmp_path / "throat", tmp_path / "mic", corpus="c", problems=problems)
     assert entry == Entry(str(tmp_path / "mic/p1/a.flac"), str(tmp_path / "throat/p1/a.wav"), "p1", 0.5, "c")
     assert problems == [f"{tmp_path / 'mic/p1/b.wav'}: no partner"]
 
 
-def test_split_keeps_speakers_apart_and_meets_the_fraction() -> None:
+def test_a_split_separates_speakers_and_meets_the_fraction() -> None:
     entries = [Entry(f"{s}{i}.wav", None, f"s{s}", 1.0 + s % 3) for s in range(40) for i in range(5)]
-    train, held = split_by_speaker(entries, 0.2, seed=3)
-    assert {e.speaker for e in train}.isdisjoint({e.speaker for e in held})
-    assert len(train) + len(held) == len(entries)
-    share = sum(e.seconds for e in held) / sum(e.seconds for e in entries)
-    assert share == pytest.approx(0.2, abs=0.03)
-    assert split_by_speaker(list(reversed(entries)), 0.2, seed=3)[1][::-1] == held
-    assert split_by_speaker(entries, 0.2, seed=4)[1] != held
+    train, held_out = split_by_speaker(entries, 0.2, seed=3)
+    assert {e.speaker for e in train}.isdisjoint({e.speaker for e in held_out})
+    assert len(train) + len(held_out) == len(entries)
+    fraction = sum(e.seconds for e in held_out) / sum(e.seconds for e in entries)
+    assert fraction == pytest.approx(0.2, abs=0.03)
+    assert split_by_speaker(list(reversed(entries)), 0.2, seed=3)[1][::-1] == held_out
+    assert split_by_speaker(entries, 0.2, seed=4)[1] != held_out
 
 
 @pytest.mark.parametrize(
     ("fraction", "speakers", "message"), [(0.0, 3, "fraction"), (1.0, 3, "fraction"), (0.1, 1, "two")]
 )
-def test_impossible_splits(fraction: float, speakers: int, message: str) -> None:
+def test_impossible_splits_are_refused(fraction: float, speakers: int, message: str) -> None:
     with pytest.raises(DataError, match=message):
         split_by_speaker([Entry("x", None, str(s), 1.0) for s in range(speakers)], fraction)
 
 
 def test_a_split_of_two_speakers_leaves_one_on_each_side() -> None:
-    train, held = split_by_speaker([Entry("x", None, "a", 1.0), Entry("y", None, "b", 9.0)], 0.5)
-    assert len(train) == len(held) == 1
+    train, held_out = split_by_speaker([Entry("x", None, "a", 1.0), Entry("y", None, "b", 9.0)], 0.5)
+    assert len(train) == len(held_out) == 1
 
 
-def test_paths_of_a_manifest_need_nothing_else() -> None:
+def test_paths_are_read_from_manifests_without_other_columns() -> None:
     table = "bone,air,speaker\nb/1.wav,a/1.wav,x\n,a/2.wav,x\n"
     assert read_paths(table, "m.CSV") == ["b/1.wav", "a/2.wav"]
     lines = '{"path": "s3://b/1.wav"}\n\n{"clean": "c.wav", "degraded": "d.wav", "speaker": "x", "seconds": 1.0}\n'
@@ -214,19 +214,19 @@ def test_paths_of_a_manifest_need_nothing_else() -> None:
         ("x.wav", "m.jsonl", "m.jsonl:1: not JSON"),
     ],
 )
-def test_paths_that_are_not_there_are_said_so(text: str, name: str, message: str) -> None:
+def test_missing_or_invalid_paths_are_errors_that_name_the_line(text: str, name: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_paths(text, name)
 
 
-def test_names_that_are_no_utf8_come_back(tmp_path: Path) -> None:
+def test_names_that_are_not_utf_8_are_read_back(tmp_path: Path) -> None:
     entry = Entry(str(tmp_path / os.fsdecode(b"\xff\xfe.wav")), None, os.fsdecode(b"\xff"), 1.0)
     write_manifest(tmp_path / "m.jsonl", [entry])
     assert read_manifest(tmp_path / "m.jsonl") == [entry]
     assert read_paths((tmp_path / "m.jsonl").read_text(), "m.jsonl") == [os.fsdecode(b"\xff\xfe.wav")]
 
 
-def test_a_csv_may_hold_drift_polarity_and_text(tmp_path: Path) -> None:
+def test_a_csv_may_contain_drift_polarity_and_text(tmp_path: Path) -> None:
     head = "bone,air,speaker,seconds,delay,drift,inverted,text\n"
     (tmp_path / "p.csv").write_text(f"{head}b.wav,a.wav,p,1.0,3.5,50,yes,hello\nb.wav,a.wav,p,1.0,,,,\n")
     first, second = read_manifest(tmp_path / "p.csv")
@@ -242,31 +242,31 @@ def test_a_csv_may_hold_drift_polarity_and_text(tmp_path: Path) -> None:
         ("drift", "nan", "drift"),
     ],
 )
-def test_a_csv_with_a_wrong_alignment_is_refused(tmp_path: Path, field: str, value: str, message: str) -> None:
+def test_a_csv_with_an_invalid_alignment_is_refused(tmp_path: Path, field: str, value: str, message: str) -> None:
     (tmp_path / "p.csv").write_text(f"bone,air,speaker,seconds,{field}\nb.wav,a.wav,p,1.0,{value}\n")
     with pytest.raises(DataError, match=rf"p\.csv:2: {message}"):
         read_manifest(tmp_path / "p.csv")
 
 
-def test_a_bad_file_does_not_take_a_good_one_s_place(tmp_path: Path) -> None:
+def test_an_unreadable_file_does_not_replace_a_readable_one_of_the_same_name(tmp_path: Path) -> None:
     for side in ("bone", "air"):
         (tmp_path / side).mkdir()
         sound_files.write(tmp_path / side / "a.wav", np.full(4000, 0.1, np.float32), 8000)
         (tmp_path / side / "a.aac").write_bytes(b"no sound" * 50)
         (tmp_path / side / "a.webm").write_bytes(b"no sound" * 50)
         (tmp_path / side / "readme.txt").touch()
-    for actual in (
+    for find_pairs in (
         lambda problems: scan(tmp_path, problems=problems),
         lambda problems: pair(tmp_path / "bone", tmp_path / "air", problems=problems),
     ):
         problems: list[str] = []
-        (entry,) = actual(problems)
+        (entry,) = find_pairs(problems)
         assert (Path(entry.degraded or "").name, Path(entry.clean or "").name) == ("a.wav", "a.wav")
         assert entry.seconds == 0.5
         assert sum("readme.txt" in problem for problem in problems) >= 1
 
 
-def test_the_seconds_of_a_manifest_are_those_that_decode(tmp_path: Path) -> None:
+def test_the_seconds_in_a_manifest_are_those_that_decode(tmp_path: Path) -> None:
     for name in ("1.flac", "2.flac"):
         sound_files.write(tmp_path / name, np.full(4000, 0.1, np.float32), 8000)
     (tmp_path / "in").mkdir()

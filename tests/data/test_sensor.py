@@ -1,4 +1,4 @@
-"""The fit: what is measured is what was put in, and what is simulated from the fit measures the same."""
+"""Tests of the sensor fit: it measures known sensors, and simulations with the fit measure the same."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +25,8 @@ RATE = 16000
 GRID = (0.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0)
 
 
-def babble(seconds: float, seed: int) -> np.ndarray:
-    """Syllables of colored noise and voice, each of its own color, with pauses: speech to a meter of bands."""
+def speech_like(seconds: float, seed: int) -> np.ndarray:
+    """Syllables of voice and noise of varied spectra, separated by pauses: speech-like in every band."""
     rng = np.random.default_rng(seed)
     syllables, pitch = [], rng.uniform(90, 220)
     while sum(map(len, syllables)) < seconds * RATE:
@@ -41,56 +41,60 @@ def babble(seconds: float, seed: int) -> np.ndarray:
     return (clean + 1e-5 * rng.standard_normal(len(clean))).astype(np.float32)
 
 
-def pairs(sensor: Sensor, count: int = 4, seconds: float = 4.0) -> list[Recording]:
-    clean = [babble(seconds, seed) for seed in range(count)]
+def simulated_pairs(sensor: Sensor, count: int = 4, seconds: float = 4.0) -> list[Recording]:
+    clean = [speech_like(seconds, seed) for seed in range(count)]
     return [Recording(x, simulate(x, RATE, sensor, seeded(7, i))) for i, x in enumerate(clean)]
 
 
 @pytest.fixture(scope="module")
 def throat() -> tuple[list[Recording], FittedSensor]:
     sensor = replace(PRESETS["throat"], thump_db=None, heart_db=None, noise_spread_db=0.0)
-    recordings = pairs(sensor, 5)
+    recordings = simulated_pairs(sensor, 5)
     return recordings, fit_sensor(recordings, RATE)
 
 
-def at(character: SensorStatistics, name: str, hz: float) -> float:
-    return float(np.interp(hz, character.frequencies, getattr(character, name)))
+def value_at(statistics: SensorStatistics, name: str, hz: float) -> float:
+    return float(np.interp(hz, statistics.frequencies, getattr(statistics, name)))
 
 
-def test_a_plain_filter_is_measured_as_what_it_is() -> None:
+def test_the_response_of_a_filter_is_measured() -> None:
     sensor = Sensor(frequencies=GRID, response_db=(0.0, 0.0, -10.0, -20.0, -20.0, -20.0))
-    actual = measure_sensor(pairs(sensor), RATE)
+    actual = measure_sensor(simulated_pairs(sensor), RATE)
     for hz, expected in ((1000, -10), (2800, -20)):
-        assert at(actual, "response_db", hz) - at(actual, "response_db", 300) == pytest.approx(expected, abs=1.5)
-        assert at(actual, "coherence", hz) > 0.95
-        assert at(actual, "slope", hz) == pytest.approx(1, abs=0.15)
-        assert at(actual, "slope", hz) + at(actual, "voice_slope", hz) == pytest.approx(1, abs=0.1)
-        assert at(actual, "gain_spread_db", hz) < 1.5
+        assert value_at(actual, "response_db", hz) - value_at(actual, "response_db", 300) == pytest.approx(
+            expected, abs=1.5
+        )
+        assert value_at(actual, "coherence", hz) > 0.95
+        assert value_at(actual, "slope", hz) == pytest.approx(1, abs=0.15)
+        assert value_at(actual, "slope", hz) + value_at(actual, "voice_slope", hz) == pytest.approx(1, abs=0.1)
+        assert value_at(actual, "gain_spread_db", hz) < 1.5
     assert actual.band_limit == 0.0
 
 
 def test_noise_and_band_limit_are_measured() -> None:
     flat = (-60.0,) * len(GRID)
     sensor = Sensor(frequencies=GRID, noise_db=flat, band_limit=3000.0, rounding_db=-80.0)
-    actual = measure_sensor(pairs(sensor), RATE)
+    actual = measure_sensor(simulated_pairs(sensor), RATE)
     assert actual.band_limit == pytest.approx(3000, rel=0.03)
-    # the hiss above the limit is gone: at the same level, what is left of the speech stands higher, and noise with it
-    lift = at(actual, "response_db", 1000)
-    assert at(actual, "noise_db", 1500) == pytest.approx(-60 + lift, abs=1.0)
-    assert at(actual, "noise_db", 5000) == pytest.approx(-80 - 10 * np.log10(8000) + lift, abs=1.5)
+    # the band above the limit is removed: at the same level, the rest of the speech is louder, and so is the noise
+    lift = value_at(actual, "response_db", 1000)
+    assert value_at(actual, "noise_db", 1500) == pytest.approx(-60 + lift, abs=1.0)
+    assert value_at(actual, "noise_db", 5000) == pytest.approx(-80 - 10 * np.log10(8000) + lift, abs=1.5)
 
 
-def test_simulation_with_the_fit_has_the_fitted_character(throat: tuple[list[Recording], FittedSensor]) -> None:
+def test_a_simulation_with_the_fit_has_the_statistics_of_the_recordings(
+    throat: tuple[list[Recording], FittedSensor],
+) -> None:
     """Below the band limit and above 150 Hz: response 2 dB, coherence 0.06, noise 1.5 dB, slopes 0.12 on average."""
     recordings, fitted = throat
     output = [
         Recording(r.clean, simulate(r.clean, RATE, fitted.sensor, seeded(99, i))) for i, r in enumerate(recordings)
     ]
-    wanted, got = fitted.measured, measure_sensor(output, RATE)
-    audible = (wanted.frequencies > 150) & (wanted.frequencies < 3700)
+    expected, actual = fitted.measured, measure_sensor(output, RATE)
+    audible = (expected.frequencies > 150) & (expected.frequencies < 3700)
 
     def error(name: str) -> float:
-        return float(np.abs(getattr(wanted, name) - getattr(got, name))[audible].mean())
+        return float(np.abs(getattr(expected, name) - getattr(actual, name))[audible].mean())
 
     assert error("response_db") < 2.0
     assert error("coherence") < 0.06
@@ -98,10 +102,10 @@ def test_simulation_with_the_fit_has_the_fitted_character(throat: tuple[list[Rec
     assert error("gain_spread_db") < 1.0
     assert error("slope") < 0.12
     assert error("voice_slope") < 0.15
-    assert got.band_limit == pytest.approx(wanted.band_limit, rel=0.04)
+    assert actual.band_limit == pytest.approx(expected.band_limit, rel=0.04)
 
 
-def test_the_fit_finds_what_the_sensor_was_made_of(throat: tuple[list[Recording], FittedSensor]) -> None:
+def test_the_fit_recovers_the_parameters_of_the_sensor(throat: tuple[list[Recording], FittedSensor]) -> None:
     sensor = throat[1].sensor
     assert sensor.band_limit == pytest.approx(4060, rel=0.04)
     grid = np.array(sensor.frequencies)
@@ -111,8 +115,8 @@ def test_the_fit_finds_what_the_sensor_was_made_of(throat: tuple[list[Recording]
     assert np.mean(np.array(sensor.coherence)[high]) < 0.25
 
 
-def test_fits_repeat_and_survive_their_file(tmp_path: Path) -> None:
-    recordings = pairs(PRESETS["forehead"], 2, 2.5)
+def test_a_fit_is_reproducible_and_read_back_from_its_file(tmp_path: Path) -> None:
+    recordings = simulated_pairs(PRESETS["forehead"], 2, 2.5)
     fitted = fit_sensor(recordings, RATE, rounds=1)
     assert fit_sensor(recordings, RATE, rounds=1).sensor == fitted.sensor
     save_sensor(tmp_path / "s.yaml", fitted.sensor)
@@ -122,8 +126,8 @@ def test_fits_repeat_and_survive_their_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_recordings_are_loaded_in_step(tmp_path: Path) -> None:
-    clean = babble(1.0, 0)
+def test_recordings_are_loaded_aligned(tmp_path: Path) -> None:
+    clean = speech_like(1.0, 0)
     sound_files.write(tmp_path / "air.wav", clean, RATE, subtype="FLOAT")
     sound_files.write(tmp_path / "bone.wav", np.pad(clean, (80, 0)), RATE, subtype="FLOAT")
     paths = str(tmp_path / "air.wav"), str(tmp_path / "bone.wav")
@@ -135,7 +139,7 @@ def test_recordings_are_loaded_in_step(tmp_path: Path) -> None:
 
 def test_too_little_speech_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="too little speech"):
-        measure_sensor([Recording(babble(0.3, 0), babble(0.3, 0))], RATE)
+        measure_sensor([Recording(speech_like(0.3, 0), speech_like(0.3, 0))], RATE)
     sound_files.write(tmp_path / "silent.wav", np.zeros(RATE, np.float32), RATE)
     path = str(tmp_path / "silent.wav")
     with pytest.raises(DataError, match=r"silent\.wav: silent"):

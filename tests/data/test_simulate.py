@@ -1,4 +1,4 @@
-"""The simulator: deterministic, at the level of its input, and true to every number of its sensor."""
+"""Tests of the simulator: reproducible, at the level of its input, and true to every parameter of its sensor."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +20,7 @@ GRID = (0.0, 8000.0)
 
 
 def noise(seconds: float, sample_rate: int = RATE, seed: int = 0) -> np.ndarray:
-    """Noise that swells four times a second: energy everywhere, and pauses."""
+    """White noise whose amplitude swells four times a second."""
     time = np.arange(int(seconds * sample_rate)) / sample_rate
     white = np.random.default_rng(seed).standard_normal(len(time))
     return (0.1 * white * (0.55 + 0.45 * np.sin(2 * np.pi * 4 * time))).astype(np.float32)
@@ -36,19 +36,19 @@ def band_db(x: np.ndarray, low: float, high: float, sample_rate: int = RATE) -> 
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_repeat_by_seed_and_keep_length_and_level(name: str, speech: Speech) -> None:
+def test_presets_are_reproducible_and_keep_length_and_level(name: str, speech: Speech) -> None:
     clean = speech(RATE + 7)
     output = run(clean, PRESETS[name], 1)
     assert output.shape == clean.shape
     assert output.dtype == np.float32
     np.testing.assert_array_equal(output, run(clean, PRESETS[name], 1))
     assert np.abs(output - run(clean, PRESETS[name], 2)).max() > 1e-4
-    quiet = replace(PRESETS[name], thump_db=None)  # a thump is louder than this speech at times
-    level = levels.active_level(run(clean, quiet, 1), RATE)
+    without_thumps = replace(PRESETS[name], thump_db=None)  # a thump may be louder than this speech
+    level = levels.active_level(run(clean, without_thumps, 1), RATE)
     assert level == pytest.approx(levels.active_level(clean, RATE), abs=1.0)
 
 
-def test_preset_throat_has_the_coherence_of_the_pairs_it_stands_for() -> None:
+def test_the_preset_throat_has_the_coherence_of_real_pairs() -> None:
     clean = noise(30)
     output = run(clean, PRESETS["throat"])
     frequencies, coherence = signal.coherence(clean, output, RATE, nperseg=512)
@@ -60,7 +60,7 @@ def test_preset_throat_has_the_coherence_of_the_pairs_it_stands_for() -> None:
     assert mean[2] < 0.01
 
 
-def test_low_pass_is_the_biquad_forward_and_backward() -> None:
+def test_the_low_pass_is_the_biquad_forward_and_backward() -> None:
     clean = noise(1)
     output = low_pass(clean, RATE, replace(EBEN, filter_jitter=0.0), np.random.default_rng(0))
     b, a = biquad(600, 1.0, RATE)
@@ -70,8 +70,8 @@ def test_low_pass_is_the_biquad_forward_and_backward() -> None:
     assert abs(response[0]) == pytest.approx(1.0, abs=1e-6)  # |H| of a second-order low-pass at its cut-off is Q
 
 
-class Drawn:
-    """A generator that draws what it is told."""
+class FixedGenerator:
+    """A random generator that returns given values."""
 
     def __init__(self, *values: float) -> None:
         self.values = np.array(values)
@@ -80,38 +80,41 @@ class Drawn:
         return self.values
 
 
-def test_low_pass_jitters_cutoff_and_q_each_by_a_draw_of_its_own() -> None:
+def test_cutoff_and_q_of_the_low_pass_are_varied_independently() -> None:
     clean = np.random.default_rng(0).normal(size=RATE).astype(np.float32)
-    jittered = low_pass(clean, RATE, EBEN, Drawn(1.2, 0.8))  # type: ignore[arg-type]
-    still = replace(EBEN, filter_jitter=0.0, cutoff=1.2 * EBEN.cutoff, q=0.8 * EBEN.q)
-    np.testing.assert_allclose(jittered, low_pass(clean, RATE, still, np.random.default_rng(0)), atol=1e-6)
-    assert np.abs(jittered - low_pass(clean, RATE, replace(still, q=EBEN.q), np.random.default_rng(0))).max() > 0.01
+    jittered = low_pass(clean, RATE, EBEN, FixedGenerator(1.2, 0.8))  # type: ignore[arg-type]
+    without_jitter = replace(EBEN, filter_jitter=0.0, cutoff=1.2 * EBEN.cutoff, q=0.8 * EBEN.q)
+    np.testing.assert_allclose(jittered, low_pass(clean, RATE, without_jitter, np.random.default_rng(0)), atol=1e-6)
+    assert (
+        np.abs(jittered - low_pass(clean, RATE, replace(without_jitter, q=EBEN.q), np.random.default_rng(0))).max()
+        > 0.01
+    )
 
 
-def test_low_pass_jitter_moves_the_cutoff_by_a_fifth_at_most() -> None:
+def test_the_cutoff_of_the_low_pass_varies_by_at_most_a_fifth() -> None:
     clean = noise(1)
     drops = [
         band_db(low_pass(clean, RATE, EBEN, np.random.default_rng(s)), 2000, 2400) - band_db(clean, 2000, 2400)
         for s in range(30)
     ]
-    # the slope is 24 dB an octave: from 0.8 to 1.2 times the cut-off there lie 14 dB
+    # the slope is 24 dB per octave: 0.8 and 1.2 times the cut-off differ by 14 dB
     assert 6 < max(drops) - min(drops) < 14.5
 
 
-def test_eben_adds_white_noise_of_a_two_hundredth() -> None:
+def test_eben_adds_white_noise_of_0_005_of_the_speech_level() -> None:
     clean = noise(4)
     output = run(clean, EBEN) - run(clean, replace(EBEN, white_noise=0.0))
     assert levels.rms(output) / 10 ** (levels.active_level(clean, RATE) / 20) == pytest.approx(0.005, rel=0.05)
 
 
-def test_nothing_but_a_zero_phase_filter_without_further_numbers() -> None:
+def test_a_sensor_without_parameters_changes_nothing() -> None:
     clean = noise(2)
     np.testing.assert_allclose(run(clean, Sensor()), clean, atol=1e-6)
-    flat = Sensor(frequencies=GRID, response_db=(-7.0, -7.0))  # the level is that of the input whatever the gain
+    flat = Sensor(frequencies=GRID, response_db=(-7.0, -7.0))  # the level is that of the input, whatever the gain
     np.testing.assert_allclose(run(clean, flat), clean, atol=1e-5)
 
 
-def test_response_is_met_by_band() -> None:
+def test_every_band_has_the_configured_response() -> None:
     clean = noise(8)
     grid, response = (0.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0), (0.0, 0.0, -10.0, -20.0, -30.0, -30.0)
     output = run(clean, Sensor(frequencies=grid, response_db=response))
@@ -122,14 +125,14 @@ def test_response_is_met_by_band() -> None:
     np.testing.assert_allclose(np.array(ratio[1:]) - ratio[0], [-10, -20, -30], atol=1.0)
 
 
-def test_response_spread_is_that_of_recordings() -> None:
+def test_the_response_varies_between_recordings_by_the_configured_spread() -> None:
     clean = noise(0.5)
     sensor = Sensor(frequencies=GRID, response_spread_db=(4.0, 4.0))
     tilt = [band_db(run(clean, sensor, s), 400, 700) - band_db(run(clean, sensor, s), 3500, 5500) for s in range(120)]
     assert np.std(tilt) == pytest.approx(4 * 2**0.5, rel=0.25)
 
 
-def test_resonance_stands_out_where_it_is() -> None:
+def test_a_resonance_amplifies_its_frequency() -> None:
     clean = noise(4)
     output = run(clean, Sensor(resonances=((2000.0, 8.0, 12.0),), resonance_jitter=0.0))
     gain = [band_db(output, f - 40, f + 40) - band_db(clean, f - 40, f + 40) for f in (2000, 800)]
@@ -137,27 +140,27 @@ def test_resonance_stands_out_where_it_is() -> None:
 
 
 @pytest.mark.parametrize("target", [0.8, 0.5, 0.2])
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_coherence_is_met(target: float, share: float) -> None:
+@pytest.mark.parametrize("noise_share", [0.0, 0.5, 1.0])
+def test_the_coherence_is_the_configured_one(target: float, noise_share: float) -> None:
     clean = noise(20)
-    sensor = Sensor(frequencies=GRID, coherence=(target, target), noise_share=(share, share))
+    sensor = Sensor(frequencies=GRID, coherence=(target, target), noise_share=(noise_share, noise_share))
     frequencies, actual = signal.coherence(clean, run(clean, sensor), RATE, nperseg=512)
     assert actual[(frequencies > 300) & (frequencies < 7500)].mean() == pytest.approx(target, abs=0.09)
     assert band_db(run(clean, sensor), 1000, 4000) == pytest.approx(band_db(clean, 1000, 4000), abs=1.0)
 
 
-def test_gains_are_slow_and_of_their_deviation() -> None:
+def test_gains_vary_slowly_and_with_the_configured_deviation() -> None:
     time = np.arange(20 * RATE) / RATE
     tone = (0.1 * np.sin(2 * np.pi * 1000 * time)).astype(np.float32)
     output = run(tone, Sensor(frequencies=GRID, gain_spread_db=(4.0, 4.0), gain_seconds=0.2))
-    level = 10 * np.log10(np.square(output).reshape(-1, 320).mean(1))  # each 20 ms
+    level = 10 * np.log10(np.square(output).reshape(-1, 320).mean(1))  # per 20 ms
     assert level.std() == pytest.approx(4, rel=0.25)
     assert np.corrcoef(level[1:], level[:-1])[0, 1] > 0.9
     assert abs(np.corrcoef(level[40:], level[:-40])[0, 1]) < 0.3
 
 
-def test_bands_follow_the_voice_rather_than_themselves() -> None:
-    """A tone at 3 kHz that swells by 12 dB with and without a voice below it."""
+def test_the_level_of_a_band_follows_itself_and_the_voice_by_the_slopes() -> None:
+    """A tone at 3 kHz or the voice below it swells by 12 dB."""
     time = np.arange(4 * RATE) / RATE
     step = np.where(np.sin(np.pi * time) > 0, 2.0, 0.5)  # +-6 dB
     voice, hiss = 0.1 * np.sin(2 * np.pi * 200 * time), 0.02 * np.sin(2 * np.pi * 3000 * time)
@@ -172,7 +175,7 @@ def test_bands_follow_the_voice_rather_than_themselves() -> None:
     assert swing(voice * step + hiss) == pytest.approx(0.5 * 12, abs=0.7)
 
 
-def test_band_limit_is_hard_and_rounding_lies_above_it() -> None:
+def test_the_band_limit_removes_everything_above_it_except_rounding_noise() -> None:
     clean = noise(2)
     limited = Sensor(band_limit=4000.0, white_noise=0.01)
     assert band_db(run(clean, limited), 4200, 8000) < band_db(clean, 4200, 8000) - 60
@@ -184,7 +187,7 @@ def test_band_limit_is_hard_and_rounding_lies_above_it() -> None:
 
 
 @pytest.mark.parametrize("sample_rate", [8000, 16000, 44100])
-def test_noise_floor_has_its_level_a_hertz_at_every_rate(sample_rate: int) -> None:
+def test_the_noise_floor_has_the_configured_density_at_every_rate(sample_rate: int) -> None:
     clean = noise(2, sample_rate)
     sensor = Sensor(frequencies=(0.0, 1000.0, 1100.0, 8000.0), noise_db=(-50.0, -50.0, -70.0, -70.0))
     added = run(clean, sensor, sample_rate=sample_rate) - clean
@@ -202,7 +205,9 @@ def test_noise_floor_has_its_level_a_hertz_at_every_rate(sample_rate: int) -> No
         ({"ambient_db": 0.0}, 20, 300),
     ],
 )
-def test_sounds_of_body_and_room_lie_in_their_bands(settings: dict[str, float], low: float, high: float) -> None:
+def test_sounds_of_body_and_room_have_their_bands_and_levels(
+    settings: dict[str, float], low: float, high: float
+) -> None:
     clean = noise(6)
     added = run(clean, Sensor(**settings)) - clean  # type: ignore[arg-type]
     assert band_db(added, low, high) > band_db(added, 5000, 8000) + 10
@@ -210,7 +215,7 @@ def test_sounds_of_body_and_room_lie_in_their_bands(settings: dict[str, float], 
     assert levels.rms(added) / levels.rms(quieter) == pytest.approx(10, rel=0.1)
 
 
-def test_ambient_sound_leaks_in_through_the_response() -> None:
+def test_ambient_noise_passes_the_response_of_the_sensor() -> None:
     clean, room = noise(2), noise(2, seed=9)
     sensor = Sensor(frequencies=(0.0, 2000.0, 2200.0, 8000.0), response_db=(0.0, 0.0, -30.0, -30.0))
     added = run(clean, sensor, ambient=(room, -10.0)) - run(clean, sensor)
@@ -219,13 +224,13 @@ def test_ambient_sound_leaks_in_through_the_response() -> None:
     assert band_db(added, 2500, 7000) == pytest.approx(band_db(room, 2500, 7000) + level - 30, abs=0.3)
 
 
-def test_saturation_bounds_the_peaks() -> None:
+def test_saturation_limits_the_peaks() -> None:
     clean = noise(1)
     output = run(clean, Sensor(headroom_db=3.0))
     assert np.abs(output).max() <= 10 ** ((levels.active_level(clean, RATE) + 3) / 20) + 1e-6
 
 
-def test_saturation_is_soft() -> None:
+def test_saturation_is_a_hyperbolic_tangent() -> None:
     clean = noise(1)
     amplitude = 10 ** (levels.active_level(clean, RATE) / 20)
     ceiling = amplitude * 10 ** (3 / 20)
@@ -233,7 +238,7 @@ def test_saturation_is_soft() -> None:
     np.testing.assert_allclose(output, ceiling * np.tanh(clean / ceiling), atol=1e-4)
 
 
-def test_level_jitter_stays_within_its_bounds() -> None:
+def test_level_jitter_is_uniform_within_its_bounds() -> None:
     clean = noise(0.1)
     output = [run(clean, Sensor(level_jitter_db=6.0), seed) for seed in range(60)]
     gains = [20 * np.log10(levels.rms(x) / levels.rms(clean)) for x in output]
@@ -241,7 +246,7 @@ def test_level_jitter_stays_within_its_bounds() -> None:
     assert np.std(gains) == pytest.approx(6 / 3**0.5, rel=0.2)
 
 
-def test_a_pause_has_the_noise_of_the_speech_it_belongs_to() -> None:
+def test_a_pause_has_noise_relative_to_the_given_speech_level() -> None:
     sensor = Sensor(white_noise=0.01)
     pause = run(np.zeros(RATE, np.float32), sensor, level=-26.0)
     assert 20 * np.log10(levels.rms(pause)) == pytest.approx(-66, abs=0.2)
@@ -250,32 +255,32 @@ def test_a_pause_has_the_noise_of_the_speech_it_belongs_to() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("frames", [0, 1, 2, 100, 511])
-def test_every_length_works(name: str, frames: int) -> None:
+def test_every_length_is_simulated(name: str, frames: int) -> None:
     output = run(np.full(frames, 0.1, np.float32), PRESETS[name])
     assert output.shape == (frames,)
     assert np.isfinite(output).all()
 
 
-def test_files_depend_on_seed_and_name_alone() -> None:
+def test_a_simulated_file_depends_only_on_seed_and_name() -> None:
     clean = noise(0.5)[None]
     first = simulate_file(clean, RATE, PRESETS["throat"], 0, "a/x.wav")
     np.testing.assert_array_equal(first, simulate_file(clean, RATE, PRESETS["throat"], 0, "a/x.wav"))
     assert np.abs(first - simulate_file(clean, RATE, PRESETS["throat"], 0, "b/x.wav")).max() > 1e-3
     assert np.abs(first - simulate_file(clean, RATE, PRESETS["throat"], 1, "a/x.wav")).max() > 1e-3
-    # what Python hashes anew in every process must not matter: this number is the same everywhere
+    # independent of Python's string hashes, which differ between processes: this number is the same everywhere
     assert seeded(0, "a/x.wav").integers(1 << 30) == 66442450
 
 
-def test_parts_of_a_long_file_have_noise_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_parts_of_a_long_file_have_independent_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PART", 1.0)
-    same = np.tile(noise(1), 4)
-    output = simulate_file(same[None], RATE, Sensor(white_noise=0.1), 0, "x")[0]
-    second, third = ((output - same)[place * RATE : (place + 1) * RATE - 2000] for place in (1, 2))
+    repeated = np.tile(noise(1), 4)
+    output = simulate_file(repeated[None], RATE, Sensor(white_noise=0.1), 0, "x")[0]
+    second, third = ((output - repeated)[index * RATE : (index + 1) * RATE - 2000] for index in (1, 2))
     assert second.std() == pytest.approx(third.std(), rel=0.05)
     assert abs(np.corrcoef(second, third)[0, 1]) < 0.1
 
 
-def test_long_files_are_made_in_parts_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_simulated_in_parts_equals_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     clean = np.stack([noise(3), noise(3, seed=1)])
     sensor = Sensor(cutoff=600.0, filter_jitter=0.2, frequencies=GRID, response_spread_db=(4.0, 4.0))
     whole = simulate_file(clean, RATE, sensor, 0, "x")
@@ -298,13 +303,13 @@ def test_long_files_are_made_in_parts_that_fit(monkeypatch: pytest.MonkeyPatch) 
         ({"q": 0.0}, "positive"),
     ],
 )
-def test_impossible_sensors_name_the_field(settings: dict[str, object], message: str) -> None:
+def test_invalid_sensors_are_errors_that_name_the_field(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Sensor(**settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_yaml_round_trip(name: str, tmp_path: Path) -> None:
+def test_a_sensor_is_read_back_from_its_yaml_file(name: str, tmp_path: Path) -> None:
     sensor = PRESETS[name].sample(np.random.default_rng(0))
     save_sensor(tmp_path / "s.yaml", sensor, comment="one\ntwo")
     assert load_sensor(tmp_path / "s.yaml") == sensor
@@ -323,27 +328,28 @@ def test_yaml_round_trip(name: str, tmp_path: Path) -> None:
         ("q: -1.0", "s.yaml: sensor.q"),
     ],
 )
-def test_bad_sensor_files_are_named(text: str, message: str, tmp_path: Path) -> None:
+def test_an_invalid_sensor_file_is_an_error_of_one_line(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(text)
-    with pytest.raises((ConfigError, DataError), match=message) as caught:
+    with pytest.raises((ConfigError, DataError), match=message) as error:
         load_sensor(tmp_path / "s.yaml")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
-def test_unknown_sensors_list_the_presets() -> None:
+def test_the_error_of_an_unknown_sensor_lists_the_presets() -> None:
     with pytest.raises(DataError, match="eben, throat, in-ear, forehead, temple"):
         load_sensor("trhoat")
 
 
-def test_any_sensor_is_another_one_every_time_and_some_are_like_those_that_exist(tmp_path: Path) -> None:
+def test_sampled_sensors_differ_and_come_close_to_every_preset(tmp_path: Path) -> None:
     sensors = [PRESETS["any"].sample(np.random.default_rng(seed)) for seed in range(300)]
     assert PRESETS["any"].sample(np.random.default_rng(7)) == sensors[7]
     assert len(set(sensors)) == len(sensors)
-    at = PRESETS["throat"].frequencies.index(1800.0)  # Hz
+    index = PRESETS["throat"].frequencies.index(1800.0)  # Hz
     for name in ("throat", "in-ear", "forehead", "temple"):
         preset = PRESETS[name]
         near = [
-            abs(s.response_db[at] - preset.response_db[at]) < 6 and abs(s.slope[at] - preset.slope[at]) < 0.2
+            abs(s.response_db[index] - preset.response_db[index]) < 6
+            and abs(s.slope[index] - preset.slope[index]) < 0.2
             for s in sensors
         ]
         assert any(near), name

@@ -1,4 +1,4 @@
-"""Claims about comparing evaluations: one table of all, errors where they are, costs where they belong."""
+"""Tests of comparing evaluations: the table, errors by frequency, and charts of costs."""
 
 import csv
 import json
@@ -22,8 +22,8 @@ from twostage.models.enhancer import EnhancerModule
 RATE = 16000
 
 
-class Muffled(EnhancerModule):
-    """Takes away everything above ``limit`` Hz."""
+class LowPass(EnhancerModule):
+    """An enhancer that removes everything above ``limit`` Hz."""
 
     sample_rate, context = RATE, 0
 
@@ -39,14 +39,14 @@ class Muffled(EnhancerModule):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, speech):
-    """Evaluations of two systems on the same utterance: one is deaf above 3 kHz, the other above 6 kHz."""
+    """Evaluations of two systems on the same utterance: a low-pass at 3 kHz, and one at 6 kHz."""
     home = tmp_path_factory.mktemp("compared")
     clean = speech(RATE) + 0.01 * np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
     sound_files.write(home / "a_air.wav", clean, RATE)
     sound_files.write(home / "a_bone.wav", clean, RATE)
     entry = Entry(str(home / "a_air.wav"), str(home / "a_bone.wav"), "a", 1.0)
     for name, limit in (("three", 3000.0), ("six", 6000.0)):
-        systems, results = [System(name, Muffled(limit), uses_clean=False)], EvaluationResults()
+        systems, results = [System(name, LowPass(limit), uses_clean=False)], EvaluationResults()
         evaluate([entry], PairSource(home), systems, results, names=["lsd", "estoi"])
         costs = {name: Costs(1000, limit / 1e3, 0.1, "cpu", 1, 0.05)}
         report.write_rows(home / name / ROWS, results.rows)
@@ -55,7 +55,7 @@ def folders(tmp_path_factory, speech):
     return [home / "three", home / "six"]
 
 
-def test_one_table_holds_every_system_and_the_input_once(folders, tmp_path, capsys):
+def test_the_table_contains_every_system_and_the_input_once(folders, tmp_path, capsys):
     assert main(["compare", *map(str, folders), "-o", str(tmp_path), "--title", "Both"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("# Both\n")
@@ -69,42 +69,42 @@ def test_one_table_holds_every_system_and_the_input_once(folders, tmp_path, caps
     assert [path.name for path in (tmp_path / "spectrograms").iterdir()] == ["a_bone.wav.png"]
 
 
-def test_errors_by_frequency_say_where_a_system_is_deaf(folders, tmp_path):
+def test_errors_by_frequency_are_large_where_a_band_is_missing(folders, tmp_path):
     compare.compare(folders, tmp_path)
     with (tmp_path / "bands.csv").open() as file:
         errors = {row.pop("system"): {float(hz): float(v) for hz, v in row.items()} for row in csv.DictReader(file)}
     assert list(errors) == ["raw input", "three", "six"]
-    assert max(errors["raw input"].values()) < 0.1  # what 16 bits of the file round away
+    assert max(errors["raw input"].values()) < 0.1  # rounding to 16 bits
     for system, limit in (("three", 3000), ("six", 6000)):
         assert max(v for hz, v in errors[system].items() if hz < limit) < 1
         assert min(v for hz, v in errors[system].items() if hz > limit) > 10
 
 
-def test_the_error_of_a_band_is_its_difference_in_level():
+def test_the_error_of_a_band_is_its_level_difference():
     rng = np.random.default_rng(0)
     noise = rng.standard_normal(4 * RATE).astype(np.float32)
     spectrum = np.fft.rfft(noise)
     spectrum[np.fft.rfftfreq(len(noise), 1 / RATE) > 4000] *= 10 ** (-6 / 20)
     errors = metrics.band_errors(noise, np.fft.irfft(spectrum).astype(np.float32))
-    # both are brought to one level first: the louder half is above by as much as the quieter is further below
-    above = 10 * np.log10(2 / (1 + 10**-0.6))
-    np.testing.assert_allclose(errors[:7], above, atol=0.05)
-    np.testing.assert_allclose(errors[9:], 6 - above, atol=0.05)
+    # the levels are equalized first: the louder half exceeds the reference, the other one falls short by the rest
+    excess = 10 * np.log10(2 / (1 + 10**-0.6))
+    np.testing.assert_allclose(errors[:7], excess, atol=0.05)
+    np.testing.assert_allclose(errors[9:], 6 - excess, atol=0.05)
     assert np.isnan(metrics.band_errors(noise, np.zeros_like(noise))).all()
 
 
-def test_what_costs_nothing_or_waits_for_all_has_no_place_on_that_axis(folders):
+def test_systems_without_a_cost_or_latency_are_left_out_of_that_chart(folders):
     row = report.Row("u", "c", "s", 1.0, "free", dict.fromkeys(report.COLUMNS, 0.5))
     charts = compare.cost_charts(EvaluationResults([row]), {"free": Costs(5, 0.0, 0.1, "cpu", 1, None)}, "stoi")
     assert [chart.across for chart in charts] == ["million parameters", "real-time factor"]
     assert charts[0].lines == {"free": [(5e-6, 0.5)]}
-    cheap = {"free": Costs(5, 0.0, 1e-6, "cpu", 1, None)}  # it hands its input on
+    cheap = {"free": Costs(5, 0.0, 1e-6, "cpu", 1, None)}  # a system that returns its input
     assert [chart.across for chart in compare.cost_charts(EvaluationResults([row]), cheap, "stoi")] == [
         "million parameters"
     ]
 
 
-def test_cost_is_drawn_beside_the_input_and_without_copy_synthesis():
+def test_charts_of_cost_show_the_level_of_the_input_but_no_copy_synthesis():
     scores = {"raw input": 0.4, "model": 0.5, "model, copy-synthesis": 0.9}
     rows = [report.Row("u", "c", "s", 1.0, name, dict.fromkeys(report.COLUMNS, s)) for name, s in scores.items()]
     costs = {name: Costs(5, 1.0, 0.1, "cpu", 1, None) for name in list(scores)[1:]}
@@ -113,7 +113,7 @@ def test_cost_is_drawn_beside_the_input_and_without_copy_synthesis():
         assert chart.levels == {"raw input": 0.4}
 
 
-def test_mistakes_are_named(folders, tmp_path, capsys):
+def test_invalid_arguments_are_errors_that_name_them(folders, tmp_path, capsys):
     assert main(["compare", str(folders[0]), "-o", str(folders[0])]) == 1
     assert "is one of the folders to compare" in capsys.readouterr().err
     assert main(["compare", str(tmp_path), "-o", str(tmp_path / "out")]) == 1
@@ -124,7 +124,7 @@ def test_mistakes_are_named(folders, tmp_path, capsys):
     assert "no folder has scores of mos; there are estoi, lsd" in capsys.readouterr().err
 
 
-def test_old_summaries_without_a_latency_still_compare(folders, tmp_path):
+def test_summaries_of_older_versions_without_a_latency_are_compared(folders, tmp_path):
     old = tmp_path / "old"
     old.mkdir()
     for name in (ROWS, SUMMARY):

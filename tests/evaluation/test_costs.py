@@ -1,4 +1,4 @@
-"""Claims about costs: counted work is the work that can be counted by hand."""
+"""Tests of costs: multiply-accumulates equal those counted by hand."""
 
 import pytest
 import torch
@@ -25,23 +25,23 @@ from twostage.models.vocoder import Vocoder, VocoderConfig
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )
-def test_macs_are_those_counted_by_hand(layer, shape, expected):
+def test_macs_of_a_layer_equal_those_counted_by_hand(layer, shape, expected):
     assert costs.macs(layer, torch.zeros(shape)) == expected
 
 
 @pytest.mark.filterwarnings("ignore:TF32")
 @pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
-def test_recurrent_layers_cost_what_they_do_step_by_step(kind):
+def test_macs_of_recurrent_layers_equal_those_of_their_steps(kind):
     layer, x = kind(3, 5, num_layers=2, bidirectional=True, batch_first=True), torch.zeros(2, 4, 3)
     counter = FlopCounterMode(display=False)
-    with torch.backends.mkldnn.flags(enabled=False), torch.no_grad(), counter:  # its fused layers would not be seen
-        inputs = layer(x)[0]
+    with torch.backends.mkldnn.flags(enabled=False), torch.no_grad(), counter:  # the counter does not see fused layers
+        output = layer(x)[0]
     assert costs.macs(layer, x) == counter.get_total_flops() // 2 > 0
     with costs.Recurrences():
-        assert layer(x)[0].shape == inputs.shape
+        assert layer(x)[0].shape == output.shape
 
 
-def test_hifigan_v1_takes_what_its_sizes_say():
+def test_macs_of_hifigan_v1_follow_from_its_sizes():
     config = VocoderConfig(
         upsample_initial_channel=512, resblock_kernel_sizes=(3, 7, 11), resblock_dilation_sizes=((1, 3, 5),) * 3
     )
@@ -55,7 +55,7 @@ def test_hifigan_v1_takes_what_its_sizes_say():
     assert costs.parameters(model) == pytest.approx(13.93e6, rel=2e-3)
 
 
-def test_a_model_costs_the_sum_of_its_stages():
+def test_the_cost_of_a_model_is_the_sum_of_its_stages():
     config = TwoStageConfig(
         RestorerConfig(channels=(4, 8, 8), time_strides=(2, 1), blocks=1, dilations=(1,)),
         VocoderConfig(upsample_initial_channel=16, resblock_kernel_sizes=(3,), resblock_dilation_sizes=((1,),)),

@@ -1,4 +1,4 @@
-"""Claims about ONNX files: they say what PyTorch says, at every length and step by step, and what they are."""
+"""Tests of ONNX files: outputs equal to PyTorch's, of any length and in steps; metadata, int8 and errors."""
 
 import json
 import re
@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from test_streaming import MEL
+from small_models import randomize, small_vocoder
+from streams import CAUSAL_MEL
 from torch import Tensor
 
 import twostage
@@ -35,36 +36,24 @@ from twostage.models.griffinlim import GriffinLim
 from twostage.models.onnx_enhancer import OnnxEnhancer
 from twostage.models.restorer import RestorerConfig
 from twostage.models.two_stage import TwoStage, TwoStageConfig
-from twostage.models.vocoder import VocoderConfig
 from twostage.utils.errors import AudioError, CheckpointError, ConfigError
 
 Speech = Callable[..., np.ndarray]
 ROOT = Path(__file__).parents[2]
-VOCODER = {
-    "upsample_rates": (16, 16),
-    "upsample_kernel_sizes": (32, 32),
-    "upsample_initial_channel": 16,
-    "resblock": 2,
-    "resblock_kernel_sizes": (3,),
-    "resblock_dilation_sizes": ((1, 3),),
-    "input_phase_below": 4000.0,
-}
 
 
 def small(mel: MelConfig, griffin_lim: int, time_stride: int) -> TwoStage:
     torch.manual_seed(0)
     restorer = RestorerConfig(mel, channels=(4, 8), time_strides=(time_stride,), dilations=(1,))
-    vocoder = VocoderConfig(mel, **VOCODER, griffin_lim=griffin_lim)  # type: ignore[arg-type]
+    vocoder = small_vocoder(mel, channels=16, resblock=2, griffin_lim=griffin_lim, input_phase_below=4000.0)
     model = TwoStage(TwoStageConfig(restorer, vocoder)).eval().fold().requires_grad_(False)
-    for name, weight in model.named_parameters():  # as drawn, the output is all but silent
-        fan = weight[0].numel() if weight.ndim > 1 else 1
-        weight.copy_(torch.randn(weight.shape) * (0.1 if name.endswith("bias") else 1.2 / fan**0.5))
+    randomize(model)
     return model
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _fewer_operators() -> Iterator[None]:
-    """The exporter takes its time for each."""
+    """Shorten the export, whose time grows with the number of operators."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(griffinlim, "INVERSIONS", 2)
         yield
@@ -77,18 +66,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def centered() -> TwoStage:
-    """As the shipped model, but for its size: time is pooled, Griffin-Lim iterates and hears the input."""
+    """A small model like the shipped one: time is pooled, and Griffin-Lim iterates with the phase of the input."""
     return small(MelConfig(), griffin_lim=2, time_stride=2)
 
 
 @pytest.fixture(scope="module")
 def causal() -> TwoStage:
-    return small(MEL, griffin_lim=1, time_stride=1)
+    return small(CAUSAL_MEL, griffin_lim=1, time_stride=1)
 
 
 @pytest.fixture(scope="module")
 def whole(centered: TwoStage, folder: Path) -> OnnxEnhancer:
-    """Exported as one does: from files of weights, by the command."""
+    """A model of whole signals, exported from a file of weights by the command."""
     checkpoint.save(folder / "centered.safetensors", centered, provenance={"data": "none"})
     assert main(["export", str(folder / "centered.safetensors"), str(folder / "whole.onnx")]) == 0
     return OnnxEnhancer(folder / "whole.onnx")
@@ -96,19 +85,20 @@ def whole(centered: TwoStage, folder: Path) -> OnnxEnhancer:
 
 @pytest.fixture(scope="module")
 def step(causal: TwoStage, folder: Path) -> OnnxEnhancer:
+    """A model of a streaming step."""
     export(causal, folder / "step.onnx", stream=True, provenance={})
     return OnnxEnhancer(folder / "step.onnx")
 
 
-def sound(speech: Speech, samples: int) -> Tensor:
+def audio_of(speech: Speech, samples: int) -> Tensor:
     return torch.from_numpy(speech(samples))[None, None]
 
 
 @pytest.mark.parametrize("hops", [1, 2, 3, 4, 5, 40, 187])
-def test_a_file_says_what_pytorch_says_at_every_length(
+def test_an_onnx_model_equals_pytorch_at_every_length(
     centered: TwoStage, whole: OnnxEnhancer, speech: Speech, hops: int
 ) -> None:
-    inputs = sound(speech, hops * 256 + 100)  # what is over a whole hop is cut off by both
+    inputs = audio_of(speech, hops * 256 + 100)  # both cut off the incomplete hop
     expected = centered(inputs)
     assert expected.shape == (1, 1, hops * 256)
     assert expected.abs().max() > 0.005
@@ -116,49 +106,49 @@ def test_a_file_says_what_pytorch_says_at_every_length(
 
 
 def test_digital_silence_stays_finite(centered: TwoStage, whole: OnnxEnhancer, speech: Speech) -> None:
-    inputs = sound(speech, 60 * 256)
+    inputs = audio_of(speech, 60 * 256)
     inputs[..., 20 * 256 :] = 0
     torch.testing.assert_close(whole(inputs), centered(inputs), atol=2e-5, rtol=0)
 
 
 @pytest.mark.slow
-def test_a_causal_model_of_dynamic_length(causal: TwoStage, folder: Path, speech: Speech) -> None:
+def test_a_causal_model_is_exported_for_signals_of_any_length(causal: TwoStage, folder: Path, speech: Speech) -> None:
     export(causal, folder / "causal.onnx", provenance={})
     model = OnnxEnhancer(folder / "causal.onnx")
     for hops in (1, 2, 7, 50):
-        inputs = sound(speech, hops * 256)
+        inputs = audio_of(speech, hops * 256)
         torch.testing.assert_close(model(inputs), causal(inputs), atol=2e-5, rtol=0)
     with pytest.raises(CheckpointError, match=r"needs a causal model"):
         export(small(MelConfig(), 1, 1), folder / "never.onnx", stream=True, provenance={})
 
 
 @pytest.mark.parametrize("hops", [1, 2, 40])
-def test_steps_are_the_whole(causal: TwoStage, step: OnnxEnhancer, speech: Speech, hops: int) -> None:
-    inputs = sound(speech, hops * 256)
+def test_streaming_steps_equal_the_whole(causal: TwoStage, step: OnnxEnhancer, speech: Speech, hops: int) -> None:
+    inputs = audio_of(speech, hops * 256)
     assert causal(inputs).abs().max() > 0.001
     torch.testing.assert_close(step(inputs), causal(inputs), atol=2e-5, rtol=0)
-    assert torch.equal(step(inputs), step(inputs))  # no state is left behind
+    assert torch.equal(step(inputs), step(inputs))  # no state is left over
 
 
-def test_a_batch_and_nothing_at_all(step: OnnxEnhancer, whole: OnnxEnhancer, speech: Speech) -> None:
-    inputs = torch.cat([sound(speech, 1024), sound(speech, 1024).flip(-1)])
+def test_batches_arrays_and_empty_outputs(step: OnnxEnhancer, whole: OnnxEnhancer, speech: Speech) -> None:
+    inputs = torch.cat([audio_of(speech, 1024), audio_of(speech, 1024).flip(-1)])
     for model in (step, whole):
         torch.testing.assert_close(model(inputs)[1:], model(inputs[1:]), atol=1e-6, rtol=0)
         assert model(inputs[..., :255]).shape == (2, 1, 0)
-        array = model(inputs.double().numpy())  # of arrays, arrays
+        array = model(inputs.double().numpy())  # an array for an array
         assert array.dtype == np.float32
         np.testing.assert_array_equal(array, model(inputs).numpy())
 
 
-def test_weights_may_lie_in_the_files_beside(
+def test_an_onnx_file_can_share_the_weights_in_a_file_beside_it(
     centered: TwoStage, whole: OnnxEnhancer, folder: Path, speech: Speech
 ) -> None:
     weights, target = folder / "centered.safetensors", folder / "shared.onnx"
     assert share_weights(centered, whole.path, target, [weights]) < 2e-5
     shared = OnnxEnhancer(target)
     assert shared.weights == [weights]
-    assert whole.path.stat().st_size - target.stat().st_size > 4e6  # the waves are computed
-    audio = sound(speech, 40 * 256)
+    assert whole.path.stat().st_size - target.stat().st_size > 4e6  # the Fourier basis is computed too
+    audio = audio_of(speech, 40 * 256)
     torch.testing.assert_close(shared(audio), whole(audio), atol=1e-5, rtol=0)
     other = deepcopy(centered)
     for weight in other.parameters():
@@ -170,18 +160,18 @@ def test_weights_may_lie_in_the_files_beside(
 
 
 @pytest.mark.slow
-def test_the_graphs_of_shipped_models_are_written_by_a_script(
+def test_the_script_writes_the_shipped_onnx_file(
     load_script: Callable[[str], ModuleType], tmp_path: Path, speech: Speech
 ) -> None:
     copytree(ROOT / "checkpoints" / "causal", tmp_path / "causal", ignore=lambda *_: ["step.onnx"])
     written = OnnxEnhancer(load_script("scripts/export_shipped.py").export_shipped("causal", tmp_path))
     shipped = OnnxEnhancer(ROOT / "checkpoints" / "causal" / "step.onnx")
     assert written.header == shipped.header
-    audio = sound(speech, 20 * 256)
+    audio = audio_of(speech, 20 * 256)
     torch.testing.assert_close(written(audio), shipped(audio), atol=1e-6, rtol=0)
 
 
-def test_names_of_a_step_are_those_of_its_layers(step: OnnxEnhancer, folder: Path) -> None:
+def test_states_of_a_step_are_named_after_their_layers(step: OnnxEnhancer, folder: Path) -> None:
     graph = onnx.load(folder / "step.onnx").graph
     inputs, outputs = ([value.name for value in side] for side in (graph.input, graph.output))
     assert inputs[:3] == ["audio", "mel.stft.past", "restorer.conv_pre.past"]
@@ -190,7 +180,7 @@ def test_names_of_a_step_are_those_of_its_layers(step: OnnxEnhancer, folder: Pat
     assert all(re.fullmatch(r"[\w.]+", name) for name in inputs)
 
 
-def test_a_file_says_what_it_is_and_nothing_of_where_it_was_made(whole: OnnxEnhancer, step: OnnxEnhancer) -> None:
+def test_an_onnx_file_describes_the_model_and_contains_no_local_paths(whole: OnnxEnhancer, step: OnnxEnhancer) -> None:
     header = whole.header
     assert (header.kind, header.streaming, header.int8) == ("two-stage", False, False)
     assert header.provenance == {"two-stage": {"data": "none"}}
@@ -205,19 +195,19 @@ def test_a_file_says_what_it_is_and_nothing_of_where_it_was_made(whole: OnnxEnha
     assert not {"STFT", "DFT", "Loop", "If", "ScatterElements", "ScatterND"} & kinds
 
 
-def test_costs_and_the_digest_are_those_of_the_model(
+def test_costs_and_fingerprints_are_those_of_the_model(
     centered: TwoStage, whole: OnnxEnhancer, step: OnnxEnhancer
 ) -> None:
     actual, expected = (costs.measure_model(model, seconds=1, repeats=1) for model in (whole, centered))
     assert (actual.parameters, actual.gmac) == (expected.parameters, expected.gmac)
-    prints = fingerprint([System("a", whole, False), System("b", step, False)])
-    assert prints["a"] != prints["b"]
+    fingerprints = fingerprint([System("a", whole, False), System("b", step, False)])
+    assert fingerprints["a"] != fingerprints["b"]
     systems = load_systems({"a": [str(whole.path)]})
-    assert [system.name for system in systems] == ["a"]  # no copy-synthesis: the vocoder is not there by itself
+    assert [system.name for system in systems] == ["a"]  # no copy-synthesis, which needs a separate vocoder
 
 
 @pytest.mark.parametrize("name", ["whole", "step"])
-def test_restoring_with_a_file_is_restoring(
+def test_restoring_with_an_onnx_file_equals_restoring_with_pytorch(
     name: str, request: pytest.FixtureRequest, folder: Path, speech: Speech, tmp_path: Path
 ) -> None:
     enhancer: OnnxEnhancer = request.getfixturevalue(name)
@@ -229,11 +219,11 @@ def test_restoring_with_a_file_is_restoring(
     sound_files.write(tmp_path / "in.wav", inputs, 22050)
     command = ["restore", str(tmp_path / "in.wav"), "-o", str(tmp_path / "out.wav"), "--model", str(enhancer.path)]
     assert main(command) == 0
-    expected = twostage.restore(model, sound_files.read(tmp_path / "in.wav")[0][0], 22050)  # of 16 bits
+    expected = twostage.restore(model, sound_files.read(tmp_path / "in.wav")[0][0], 22050)  # rounded to 16 bits
     np.testing.assert_allclose(sound_files.read(tmp_path / "out.wav")[0][0], expected, atol=2e-4)
 
 
-def test_a_file_has_a_precision_of_its_own(
+def test_an_onnx_file_keeps_its_precision(
     whole: OnnxEnhancer,
     speech: Speech,
     tmp_path: Path,
@@ -251,19 +241,19 @@ def test_a_file_has_a_precision_of_its_own(
     assert json.loads((tmp_path / "report.json").read_text())["precision"] == "float32"
 
 
-def test_files_that_cannot_be_used_are_one_line(
+def test_unusable_onnx_files_are_errors_of_one_line(
     whole: OnnxEnhancer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proto, path = onnx.load(whole.path), tmp_path / "x.onnx"
     foreign = onnx.ModelProto()
     foreign.CopyFrom(proto)
     del foreign.metadata_props[:]
-    cut = {"cut": whole.path.read_bytes()[:50000], "foreign": foreign.SerializeToString(), "text": b"hello"}
+    contents = {"cut": whole.path.read_bytes()[:50000], "foreign": foreign.SerializeToString(), "text": b"hello"}
     for content, message in (("cut", "damaged"), ("text", "damaged"), ("foreign", "not of twostage")):
-        path.write_bytes(cut[content])
-        with pytest.raises(CheckpointError, match=rf"^{re.escape(str(path))}: .*{message}.*") as caught:
+        path.write_bytes(contents[content])
+        with pytest.raises(CheckpointError, match=rf"^{re.escape(str(path))}: .*{message}.*") as error:
             twostage.load(path)
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(error.value)
     onnx.helper.set_model_props(proto, {"format": "twostage", "kind": '"two-stage"', "config": "{"})
     onnx.save(proto, path)
     with pytest.raises(CheckpointError, match="settings inside cannot be read"):
@@ -290,7 +280,7 @@ def test_files_that_cannot_be_used_are_one_line(
         (["default", "x.onnx", "--stream"], "--stream needs a causal model"),
     ],
 )
-def test_mistakes_are_one_line(
+def test_invalid_arguments_are_reported_in_one_line(
     arguments: list[str],
     message: str,
     whole: OnnxEnhancer,
@@ -299,12 +289,12 @@ def test_mistakes_are_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["export", *(str(whole.path) if word == "WHOLE" else word for word in arguments)]) == 1
+    assert main(["export", *(str(whole.path) if argument == "WHOLE" else argument for argument in arguments)]) == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_differs_is_not_written(
+def test_a_file_whose_output_differs_from_pytorch_is_not_written(
     causal: TwoStage, step: OnnxEnhancer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = SimpleNamespace(model=SimpleNamespace(metadata_props={}), save=lambda path: copyfile(step.path, path))
@@ -318,47 +308,47 @@ def test_a_file_that_differs_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_int8_keeps_the_ends_float_and_stays_near(
+def test_int8_keeps_the_first_and_last_layers_in_float_and_is_close(
     centered: TwoStage, whole: OnnxEnhancer, corpus: Path, folder: Path
 ) -> None:
     from twostage.export.onnx import _quantized
 
-    spoken = calibration_speech(corpus, Sensor(), 16000)
-    output = _quantized(whole.path, whole.header, spoken)
+    calibration = calibration_speech(corpus, Sensor(), 16000)
+    output = _quantized(whole.path, whole.header, calibration)
     proto = onnx.load(output)
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
-    eight = [name for name, tensor in weights.items() if tensor.data_type == onnx.TensorProto.INT8 and tensor.dims]
-    assert len([name for name in eight if name.endswith("weight_quantized")]) == len(
+    int8_names = [name for name, tensor in weights.items() if tensor.data_type == onnx.TensorProto.INT8 and tensor.dims]
+    assert len([name for name in int8_names if name.endswith("weight_quantized")]) == len(
         convolutions(onnx.load(whole.path))
     )
-    assert not any("conv_pre" in name or "conv_post" in name for name in eight)
+    assert not any("conv_pre" in name or "conv_post" in name for name in int8_names)
     scale = weights["vocoder.resblocks.0.convs.0.weight_scale"]
-    assert list(scale.dims) == [8]  # one a channel
+    assert list(scale.dims) == [8]  # one per channel
     model = OnnxEnhancer(output)
     assert 0 < mel_difference(centered, model) < 0.3
     assert difference(centered, whole) < TOLERANCE < difference(centered, model)
 
 
-def test_a_step_of_int8_streams(causal: TwoStage, step: OnnxEnhancer, corpus: Path) -> None:
+def test_a_streaming_step_is_quantized(causal: TwoStage, step: OnnxEnhancer, corpus: Path) -> None:
     from twostage.export.onnx import _quantized
 
-    spoken = [next(calibration_speech(corpus, Sensor(), 16000))[:4096]]
-    model = OnnxEnhancer(_quantized(step.path, replace(step.header, int8=True), spoken))
+    calibration = [next(calibration_speech(corpus, Sensor(), 16000))[:4096]]
+    model = OnnxEnhancer(_quantized(step.path, replace(step.header, int8=True), calibration))
     assert (model.header.streaming, model.header.int8) == (True, True)
     assert 0 < mel_difference(causal, model) < 0.3
 
 
-def test_speech_to_calibrate_on(corpus: Path, paired_corpus: Path, tmp_path: Path) -> None:
+def test_calibration_speech_is_simulated_or_recorded(corpus: Path, paired_corpus: Path, tmp_path: Path) -> None:
     from twostage.audio.levels import LEVEL, active_level
 
     sensor = Sensor()
-    actual = list(calibration_speech(corpus, sensor, 8000))
-    assert [len(samples) for samples in actual] == [7000, 7500, 8000]
-    assert active_level(actual[0], 8000) == pytest.approx(LEVEL, abs=1e-3)
+    simulated = list(calibration_speech(corpus, sensor, 8000))
+    assert [len(samples) for samples in simulated] == [7000, 7500, 8000]
+    assert active_level(simulated[0], 8000) == pytest.approx(LEVEL, abs=1e-3)
     recorded = next(calibration_speech(paired_corpus, None, 16000))
     bone = sound_files.read(paired_corpus.parent / "0_bone.wav")[0][0]
     assert np.corrcoef(recorded, bone)[0, 1] == pytest.approx(1, abs=1e-6)
-    assert len(list(calibration_speech(corpus.parent, None, 16000))) == 3  # a folder, as it is
+    assert len(list(calibration_speech(corpus.parent, None, 16000))) == 3  # a folder of recordings
     with pytest.raises(ConfigError, match="clean speech only"):
         next(calibration_speech(corpus, None, 16000))
     with pytest.raises(AudioError, match="no sound files"):
@@ -366,26 +356,26 @@ def test_speech_to_calibrate_on(corpus: Path, paired_corpus: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("n_fft", "win_length"), [(1024, 1024), (768, 600)])
-def test_the_real_transform_is_the_complex_one(n_fft: int, win_length: int) -> None:
+def test_the_real_valued_stft_equals_the_complex_one(n_fft: int, win_length: int) -> None:
     stft, inputs = Stft(n_fft, 256, win_length), torch.randn(2, 1, 2560)
     parts, expected = RealStft(stft, waves(stft)).spectrum(inputs), stft.spectrum(inputs)
     torch.testing.assert_close(torch.complex(*parts), expected, atol=2e-4, rtol=0)
     torch.testing.assert_close(power(parts), power(expected), atol=1e-2, rtol=1e-4)
 
 
-def test_real_griffin_lim_is_griffin_lim() -> None:
+def test_griffin_lim_in_real_numbers_equals_griffin_lim() -> None:
     torch.manual_seed(0)
-    limiter = GriffinLim(MelConfig(), 8, 4000.0)
+    griffin_lim = GriffinLim(MelConfig(), 8, 4000.0)
     inputs = 0.1 * torch.randn(1, 1, 5120)
-    mel, input_spectra = limiter.mel(inputs), limiter.mel.stft.input_spectra(inputs)
-    kernel = waves(limiter.mel.stft)
-    actual = RealGriffinLim(limiter, RealStft(limiter.mel.stft, kernel))(
+    mel, input_spectra = griffin_lim.mel(inputs), griffin_lim.mel.stft.input_spectra(inputs)
+    kernel = waves(griffin_lim.mel.stft)
+    actual = RealGriffinLim(griffin_lim, RealStft(griffin_lim.mel.stft, kernel))(
         inputs.flip(-1), mel, input_spectra.each(lambda x: torch.stack([x.real, x.imag]))
     )
-    torch.testing.assert_close(actual, limiter(inputs.flip(-1), mel, input_spectra), atol=1e-5, rtol=0)
+    torch.testing.assert_close(actual, griffin_lim(inputs.flip(-1), mel, input_spectra), atol=1e-5, rtol=0)
 
 
-def test_the_snippet_of_the_docs_streams(
+def test_the_code_in_the_documentation_streams(
     step: OnnxEnhancer, causal: TwoStage, speech: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (ROOT / "docs" / "EXPORT.md").read_text(encoding="utf-8")
@@ -395,47 +385,47 @@ def test_the_snippet_of_the_docs_streams(
     inputs, played = speech(20 * 256), []
     names = {"microphone": inputs.reshape(-1, 256), "play": played.append}
     exec(snippet, names)
-    late = torch.from_numpy(np.concatenate(played))
+    delayed = torch.from_numpy(np.concatenate(played))
     with torch.no_grad():
         expected = causal(torch.from_numpy(inputs)[None, None])[0, 0]
-    torch.testing.assert_close(late[512:], expected[:-512], atol=2e-5, rtol=0)
+    torch.testing.assert_close(delayed[512:], expected[:-512], atol=2e-5, rtol=0)
 
 
-LITTLE = {"channels": 2, "strides": (2,), "bottleneck": 2}
+SMALL = {"channels": 2, "strides": (2,), "bottleneck": 2}
 
 
 @pytest.mark.parametrize(
     ("model", "stream"),
     [
-        (Seanet(SeanetConfig(**LITTLE)), False),
-        (Eben(EbenConfig(**LITTLE, causal=True)), True),
+        (Seanet(SeanetConfig(**SMALL)), False),
+        (Eben(EbenConfig(**SMALL, causal=True)), True),
     ],
     ids=["seanet", "a step of eben"],
 )
-def test_one_stage_systems_become_files(model: Seanet | Eben, stream: bool, tmp_path: Path, speech: Speech) -> None:
+def test_one_stage_systems_are_exported(model: Seanet | Eben, stream: bool, tmp_path: Path, speech: Speech) -> None:
     model = model.eval().fold().requires_grad_(False)
-    written = export(model, tmp_path / "x.onnx", provenance={"from": "here"}, stream=stream)
-    assert written.difference < 1e-5
+    exported = export(model, tmp_path / "x.onnx", provenance={"from": "here"}, stream=stream)
+    assert exported.difference < 1e-5
     loaded = twostage.load(tmp_path / "x.onnx")
     assert isinstance(loaded, OnnxEnhancer)
     assert loaded.header.config == json.loads(json.dumps(asdict(model.config)))
     assert loaded.hop_length == loaded.stride == model.stride
-    input_spectra = torch.from_numpy(speech(1000))[None, None]
+    audio = torch.from_numpy(speech(1000))[None, None]
     torch.testing.assert_close(
-        loaded(input_spectra), model(input_spectra)[..., : 1000 // model.stride * model.stride], atol=1e-5, rtol=0
+        loaded(audio), model(audio)[..., : 1000 // model.stride * model.stride], atol=1e-5, rtol=0
     )
-    with twostage.Stream(loaded) as ours, twostage.Stream(model) as theirs:
-        actual, wanted = (np.concatenate([s.push(speech(1000)), s.flush()]) for s in (ours, theirs))
-    np.testing.assert_allclose(actual, wanted, atol=1e-5, rtol=0)
+    with twostage.Stream(loaded) as onnx_stream, twostage.Stream(model) as torch_stream:
+        actual, expected = (np.concatenate([s.push(speech(1000)), s.flush()]) for s in (onnx_stream, torch_stream))
+    np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
 
 
-def test_one_stage_systems_that_cannot_are_refused_and_nothing_is_written(tmp_path: Path, speech: Speech) -> None:
-    backwards = Bilstm(BilstmConfig(units=4, layers=1)).eval()
+def test_systems_that_cannot_be_exported_are_refused_and_nothing_is_written(tmp_path: Path, speech: Speech) -> None:
+    bidirectional = Bilstm(BilstmConfig(units=4, layers=1)).eval()
     with pytest.raises(CheckpointError, match=r"x.onnx: a bilstm cannot become ONNX: it needs the whole signal$"):
-        export(backwards, tmp_path / "x.onnx", provenance={})
-    one = Eben(EbenConfig(**LITTLE)).eval()
+        export(bidirectional, tmp_path / "x.onnx", provenance={})
+    eben = Eben(EbenConfig(**SMALL)).eval()
     with pytest.raises(CheckpointError, match=r"x.onnx: only models of two stages can be int8, this is a eben"):
-        export(one, tmp_path / "x.onnx", provenance={}, speech=[speech(1000)])
+        export(eben, tmp_path / "x.onnx", provenance={}, speech=[speech(1000)])
     with pytest.raises(CheckpointError, match="--stream needs a causal model"):
-        export(one, tmp_path / "x.onnx", provenance={}, stream=True)
+        export(eben, tmp_path / "x.onnx", provenance={}, stream=True)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Claims about arrays at the border: each dtype is right or refused by name, rates and shapes are those of files."""
+"""Tests of arrays as input: dtypes, shapes and sample rates are supported or refused with an error."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,44 +26,44 @@ class Identity(EnhancerModule):
         return audio
 
 
-def coded(sound: np.ndarray, dtype: str) -> tuple[np.ndarray, float, float]:
-    """Sound in a dtype, with what stands for silence and for full scale there."""
-    kind = np.dtype(dtype)
-    if kind.kind == "f":
-        return sound.astype(kind), 0.0, 1.0
-    scale = 2.0 ** (8 * kind.itemsize - 1)
-    middle = scale if kind.kind == "u" else 0.0
-    return (np.round(sound.astype(np.float64) * scale) + middle).astype(kind), middle, scale
+def converted(sound: np.ndarray, dtype: str) -> tuple[np.ndarray, float, float]:
+    """(audio in the dtype, its value for silence, its amplitude of full scale)."""
+    numpy_dtype = np.dtype(dtype)
+    if numpy_dtype.kind == "f":
+        return sound.astype(numpy_dtype), 0.0, 1.0
+    scale = 2.0 ** (8 * numpy_dtype.itemsize - 1)
+    middle = scale if numpy_dtype.kind == "u" else 0.0
+    return (np.round(sound.astype(np.float64) * scale) + middle).astype(numpy_dtype), middle, scale
 
 
 @pytest.mark.parametrize("as_tensor", [False, True])
 @pytest.mark.parametrize("dtype", KINDS)
-def test_every_dtype_is_taken_at_its_full_scale_and_given_back(speech: Speech, dtype: str, as_tensor: bool) -> None:
+def test_every_dtype_is_scaled_to_full_scale_and_returned(speech: Speech, dtype: str, as_tensor: bool) -> None:
     sound = speech(8000)
-    inputs, middle, scale = coded(sound, dtype)
+    inputs, silence, scale = converted(sound, dtype)
     out: Any = restore(Identity(), torch.from_numpy(inputs) if as_tensor else inputs, 16000)
     assert type(out) is (Tensor if as_tensor else np.ndarray)
     out = np.asarray(out)
     assert out.dtype == inputs.dtype
-    step = max(2 / scale if scale > 1 else 0.0, 1e-3 if dtype == "float16" else 1e-5)
-    assert np.abs((out.astype(np.float64) - middle) / scale - highpass(sound, 16000)).max() < step
+    tolerance = max(2 / scale if scale > 1 else 0.0, 1e-3 if dtype == "float16" else 1e-5)
+    assert np.abs((out.astype(np.float64) - silence) / scale - highpass(sound, 16000)).max() < tolerance
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint64"])
-def test_integers_stop_at_the_end_of_their_range(dtype: str) -> None:
-    """A stream has no limiter: what a model makes too loud is clipped, and nothing wraps around."""
+def test_integers_are_clipped_to_their_range(dtype: str) -> None:
+    """A stream has no limiter: samples beyond full scale are clipped and do not wrap around."""
 
     class Louder(Identity):
         def forward(self, audio: Tensor) -> Tensor:
             return 3 * audio
 
     sound = (0.9 * np.sin(np.arange(8000) * 0.1)).astype(np.float32)
-    inputs, middle, scale = coded(sound, dtype)
+    inputs, silence, scale = converted(sound, dtype)
     stream = twostage.Stream(Louder(), seconds=0.1)
     out = np.concatenate([stream.push(inputs), stream.flush()])
     assert out.dtype == inputs.dtype
-    wanted = (3 * highpass(sound, 16000)).clip(-1, 1)
-    assert np.abs((out.astype(np.float64) - middle) / scale - wanted).max() < max(5 / scale, 1e-4)
+    expected = (3 * highpass(sound, 16000)).clip(-1, 1)
+    assert np.abs((out.astype(np.float64) - silence) / scale - expected).max() < max(5 / scale, 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -84,39 +84,39 @@ def test_integers_stop_at_the_end_of_their_range(dtype: str) -> None:
         (np.full(1000, 1e300), "more than can be restored"),
     ],
 )
-def test_what_is_no_sound_is_refused_by_name(audio: Any, message: str) -> None:
+def test_arrays_that_are_no_audio_are_refused_with_the_reason(audio: Any, message: str) -> None:
     with pytest.raises(AudioError, match=message):
         restore(Identity(), audio, 16000)
 
 
 @pytest.mark.parametrize("rate", [True, None, float("nan"), float("inf"), "16000", 16, 0, -1, 16000.5, 10**7, [16000]])
-def test_sample_rates_are_those_that_files_may_have(rate: Any) -> None:
+def test_invalid_sample_rates_are_refused(rate: Any) -> None:
     with pytest.raises(AudioError, match=r"sample_rate is .*, must be a whole number of Hz from 1000 to 1000000"):
         restore(Identity(), np.ones(100), rate)
 
 
-def test_what_is_no_model_and_what_is_no_setting() -> None:
+def test_invalid_models_and_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"model is .default., must be a model that twostage\.load returns"):
         restore("default", np.ones(100), 16000)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="seconds is '10', must be a number"):
         restore(Identity(), np.ones(100), 16000, seconds="10")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("unit", [1e-4, 1e-20, 1e5])
-def test_floats_may_be_in_any_unit(tiny: TwoStage, speech: Speech, unit: float) -> None:
+@pytest.mark.parametrize("scale", [1e-4, 1e-20, 1e5])
+def test_floating_point_samples_may_have_any_scale(tiny: TwoStage, speech: Speech, scale: float) -> None:
     inputs = speech(8000)
-    out = restore(tiny, inputs * np.float32(unit), 16000, level="model")
+    out = restore(tiny, inputs * np.float32(scale), 16000, level="model")
     assert np.abs(out - restore(tiny, inputs, 16000, level="model")).max() < 1e-4
-    back = restore(Identity(), inputs * np.float32(unit), 16000)
-    np.testing.assert_allclose(back / np.float32(unit), restore(Identity(), inputs, 16000), atol=1e-5)
+    returned = restore(Identity(), inputs * np.float32(scale), 16000)
+    np.testing.assert_allclose(returned / np.float32(scale), restore(Identity(), inputs, 16000), atol=1e-5)
 
 
-def test_an_offset_alone_is_silence(tiny: TwoStage) -> None:
+def test_a_constant_offset_is_restored_as_silence(tiny: TwoStage) -> None:
     with pytest.warns(UserWarning, match="silent"):
         assert not restore(tiny, np.full(8000, 0.7), 16000).any()
 
 
-def test_the_mode_of_a_training_changes_nothing_and_stays(speech: Speech) -> None:
+def test_training_mode_does_not_change_the_output_and_is_kept(speech: Speech) -> None:
     class Dropping(Identity):
         def __init__(self) -> None:
             super().__init__()
@@ -131,11 +131,13 @@ def test_the_mode_of_a_training_changes_nothing_and_stays(speech: Speech) -> Non
     assert model.drop.training
 
 
-def test_a_stream_takes_what_restore_takes(speech: Speech) -> None:
+def test_a_stream_accepts_the_same_arrays_as_restore(speech: Speech) -> None:
     model, inputs = twostage.load("causal"), speech(16000)
-    whole = np.round(inputs * 32768).astype(np.int16)
+    integers = np.round(inputs * 32768).astype(np.int16)
     streams = [twostage.Stream(model) for _ in range(2)]
-    output = [np.concatenate([s.push(x), s.flush()]) for s, x in zip(streams, (whole, whole / 32768), strict=True)]
+    output = [
+        np.concatenate([s.push(x), s.flush()]) for s, x in zip(streams, (integers, integers / 32768), strict=True)
+    ]
     assert output[0].dtype == np.int16
     np.testing.assert_allclose(output[0] / 32768, output[1], atol=1 / 32768)
     with pytest.raises(AudioError, match="samples are of dtype complex128"):

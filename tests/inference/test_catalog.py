@@ -1,4 +1,4 @@
-"""Claims about what can be known before a model is used: cards, `twostage models`, snapshots of a hub, names."""
+"""Tests of model cards, the catalog of models, hub snapshots, shown settings, unknown names and shell completion."""
 
 import json
 import os
@@ -23,7 +23,7 @@ CARDS = sorted(ROOT.glob("checkpoints/*/CARD.md"))
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda path: path.parent.name)
-def test_every_card_has_the_header_that_hubs_read(card: Path) -> None:
+def test_every_model_card_has_the_metadata_that_hubs_read(card: Path) -> None:
     header = read_card(card.parent)
     assert header["license"] == "mit"
     assert (header["library_name"], header["pipeline_tag"]) == ("twostage", "audio-to-audio")
@@ -37,17 +37,17 @@ def test_every_card_has_the_header_that_hubs_read(card: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "# a", "---\n", "---\na: b\n", "---\na: [\n---\n", "---\n- a\n---\n", "---\n!!x y\n---\n"]
 )
-def test_what_is_no_header_is_empty(text: str, tmp_path: Path) -> None:
+def test_a_card_without_valid_metadata_has_an_empty_header(text: str, tmp_path: Path) -> None:
     assert card_header(text) == {}
     (tmp_path / "README.md").write_text(text, encoding="utf-8")
     assert read_card(tmp_path) == {}
 
 
-def test_the_catalog_says_what_the_files_say() -> None:
-    actual = {info.name: info for info in catalog()}
-    assert list(actual)[:2] == ["default", "causal"]
-    assert actual.keys() == {card.parent.name for card in CARDS}
-    default, causal, base = actual["default"], actual["causal"], actual["base"]
+def test_the_catalog_agrees_with_the_files() -> None:
+    infos = {info.name: info for info in catalog()}
+    assert list(infos)[:2] == ["default", "causal"]
+    assert infos.keys() == {card.parent.name for card in CARDS}
+    default, causal, base = infos["default"], infos["causal"], infos["base"]
     assert (default.kind, default.sample_rate, default.inputs, default.license) == ("two-stage", 16000, 1, "mit")
     assert default.bytes == sum(file.stat().st_size for file in (ROOT / "checkpoints/default").glob("*.safetensors"))
     assert default.parameters == sum(weight.numel() for weight in twostage.load("default").parameters())
@@ -56,7 +56,7 @@ def test_the_catalog_says_what_the_files_say() -> None:
     assert (base.kind, base.latency_ms, base.sample_rate) == ("restorer", None, 16000)
 
 
-def test_models_as_a_table_and_for_machines(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_are_listed_as_a_table_and_as_json(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models"]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split() == ["name", "kind", "rate", "inputs", "weights", "size", "license", "latency", "runtime"]
@@ -74,7 +74,7 @@ def test_models_as_a_table_and_for_machines(tiny_path: Path, capsys: pytest.Capt
 
 @pytest.fixture
 def hub(tiny_path: Path, tmp_path: Path) -> Path:
-    """A model's folder in the cache of huggingface_hub: blobs, and snapshots whose files are links to them."""
+    """A model in the cache layout of huggingface_hub: blobs, and snapshots whose files are links to them."""
     home = tmp_path / "models--somebody--tiny.model"
     for folder in ("blobs", "refs", "snapshots/0a1b", "snapshots/ffff", ".no_exist"):
         (home / folder).mkdir(parents=True)
@@ -87,16 +87,16 @@ def hub(tiny_path: Path, tmp_path: Path) -> Path:
     return home
 
 
-def test_a_snapshot_of_a_hub_is_a_model(hub: Path, tiny: TwoStage) -> None:
+def test_a_hub_snapshot_is_loaded(hub: Path, tiny: TwoStage) -> None:
     audio = np.random.default_rng(0).normal(0, 0.1, 4000).astype(np.float32)
     expected = twostage.restore(tiny, audio, 16000)
-    for place in (hub / "snapshots/0a1b", hub, hub / "snapshots/0a1b/model.safetensors"):
-        np.testing.assert_array_equal(twostage.restore(twostage.load(place), audio, 16000), expected)
+    for path in (hub / "snapshots/0a1b", hub, hub / "snapshots/0a1b/model.safetensors"):
+        np.testing.assert_array_equal(twostage.restore(twostage.load(path), audio, 16000), expected)
     info = describe_one([hub])
     assert (info.license, info.bytes) == ("cc-by-4.0", (hub / "blobs/c0ffee").stat().st_size)
 
 
-def test_what_a_snapshot_lacks_is_named(hub: Path) -> None:
+def test_an_incomplete_snapshot_is_an_error_that_names_what_is_missing(hub: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"ffff/model\.safetensors: a link to .*/blobs/lost, which does not exist"
     ):
@@ -113,7 +113,7 @@ def test_what_a_snapshot_lacks_is_named(hub: Path) -> None:
         twostage.load(pointer)
 
 
-def test_a_folder_may_hold_onnx_alone(tiny: TwoStage, tmp_path: Path) -> None:
+def test_a_folder_with_only_an_onnx_file_is_loaded_from_it(tiny: TwoStage, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     (tmp_path / "model.onnx").write_bytes(b"no model")
     assert model_files.model_files(tmp_path) == [tmp_path / "model.onnx"]
@@ -123,7 +123,7 @@ def test_a_folder_may_hold_onnx_alone(tiny: TwoStage, tmp_path: Path) -> None:
     assert model_files.model_files(tmp_path) == [tmp_path / "model.safetensors"]
 
 
-def test_settings_are_shown_as_a_training_has_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shown_settings_equal_those_of_a_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["data.batch_size=8", "restorer.mel.fmin=20"]
     assert cli.main(["config", "show", "train-restorer", "restorer", "adapt", *overrides]) == 0
     text = capsys.readouterr().out
@@ -131,14 +131,14 @@ def test_settings_are_shown_as_a_training_has_them(tmp_path: Path, capsys: pytes
     assert text.startswith("run_dir: ???\n")
     (tmp_path / "shown.yaml").write_text(text)
     (tmp_path / "x.csv").touch()
-    inputs = [*overrides, "run_dir=r", *(f"data.{name}=[{tmp_path / 'x.csv'}]" for name in ("train", "valid"))]
-    assert load_config(RestorerRun, [str(tmp_path / "shown.yaml")], inputs) == load_config(
-        RestorerRun, ["restorer", "adapt"], inputs
+    all_overrides = [*overrides, "run_dir=r", *(f"data.{name}=[{tmp_path / 'x.csv'}]" for name in ("train", "valid"))]
+    assert load_config(RestorerRun, [str(tmp_path / "shown.yaml")], all_overrides) == load_config(
+        RestorerRun, ["restorer", "adapt"], all_overrides
     )
 
 
 @pytest.mark.parametrize(
-    ("words", "complaint"),
+    ("arguments", "error"),
     [
         (["restorer", "data.bacth=8"], "data.bacth: no such setting; there are segment_length"),
         (["restorer", "steps=many"], "steps is 'many', must be of type int"),
@@ -146,9 +146,9 @@ def test_settings_are_shown_as_a_training_has_them(tmp_path: Path, capsys: pytes
         (["resotrer"], "resotrer: no such file or shipped configuration (adapt, "),
     ],
 )
-def test_settings_that_are_none_are_named(words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["config", "show", "train-restorer", *words]) == 1
-    assert complaint in capsys.readouterr().err
+def test_invalid_settings_are_named(arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "show", "train-restorer", *arguments]) == 1
+    assert error in capsys.readouterr().err
 
 
 def test_shipped_settings_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +159,7 @@ def test_shipped_settings_are_listed(capsys: pytest.CaptureFixture[str]) -> None
     )
 
 
-def test_every_unknown_name_is_answered_with_those_that_there_are(tmp_path: Path) -> None:
+def test_an_unknown_name_is_an_error_that_lists_the_known_ones(tmp_path: Path) -> None:
     from twostage.data.sensors import load_sensor
 
     with pytest.raises(DataError, match="one of any, eben, throat"):
@@ -168,7 +168,7 @@ def test_every_unknown_name_is_answered_with_those_that_there_are(tmp_path: Path
         twostage.load("defualt")
 
 
-# prints what a shell offers for the words behind it
+# prints the completions that bash offers for the given words
 BASH = """source "$0"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _twostage; printf '%s\\n' "${COMPREPLY[@]}" """
 COMPLETIONS = [
     (["twostage", "restore-"], {"restore-corpus"}),
@@ -184,44 +184,53 @@ COMPLETIONS = [
 
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The completion script of each shell."""
     folder = tmp_path_factory.mktemp("completion")
-    actual = {}
+    paths = {}
     for shell in ("bash", "zsh", "fish"):
         with pytest.MonkeyPatch.context() as patch:
-            actual[shell] = folder / shell
-            with actual[shell].open("w") as file:
+            paths[shell] = folder / shell
+            with paths[shell].open("w") as file:
                 patch.setattr("sys.stdout", file)
                 assert cli.main(["completion", shell]) == 0
-    return actual
+    return paths
 
 
 @pytest.mark.parametrize(
-    ("words", "offered"), COMPLETIONS, ids=lambda value: " ".join(sorted(value) if isinstance(value, set) else value)
+    ("words", "completions"),
+    COMPLETIONS,
+    ids=lambda value: " ".join(sorted(value) if isinstance(value, set) else value),
 )
-def test_bash_completes(scripts: dict[str, Path], words: list[str], offered: set[str]) -> None:
+def test_bash_completes_commands_options_and_values(
+    scripts: dict[str, Path], words: list[str], completions: set[str]
+) -> None:
     command = ["bash", "-c", BASH, str(scripts["bash"]), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PATH": os.environ["PATH"]})
-    assert set(done.stdout.split()) == offered
-    assert done.stderr == ""
+    process = subprocess.run(command, capture_output=True, text=True, check=True, env={"PATH": os.environ["PATH"]})
+    assert set(process.stdout.split()) == completions
+    assert process.stderr == ""
 
 
 @pytest.mark.skipif(not shutil.which("fish"), reason="fish is not installed")
 @pytest.mark.parametrize(
-    ("words", "offered"), COMPLETIONS, ids=lambda value: " ".join(sorted(value) if isinstance(value, set) else value)
+    ("words", "completions"),
+    COMPLETIONS,
+    ids=lambda value: " ".join(sorted(value) if isinstance(value, set) else value),
 )
-def test_fish_completes(scripts: dict[str, Path], words: list[str], offered: set[str], tmp_path: Path) -> None:
+def test_fish_completes_commands_options_and_values(
+    scripts: dict[str, Path], words: list[str], completions: set[str], tmp_path: Path
+) -> None:
     code = f"source {scripts['fish']}; complete -C '{' '.join(words)}'"
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
-    done = subprocess.run(
+    process = subprocess.run(
         ["fish", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, env=environment
     )
-    assert {line.split("\t")[0] for line in done.stdout.splitlines()} == offered
+    assert {line.split("\t")[0] for line in process.stdout.splitlines()} == completions
 
 
 @pytest.mark.skipif(not shutil.which("zsh"), reason="zsh is not installed")
-def test_zsh_takes_the_script_of_bash(scripts: dict[str, Path], tmp_path: Path) -> None:
+def test_zsh_loads_the_completion_of_bash(scripts: dict[str, Path], tmp_path: Path) -> None:
     code = f"source {scripts['zsh']}; print -r -- $_comps[twostage]"
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
-    done = subprocess.run(["zsh", "-f", "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert "_bash_complete" in done.stdout
-    assert "_twostage" in done.stdout
+    process = subprocess.run(["zsh", "-f", "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert "_bash_complete" in process.stdout
+    assert "_twostage" in process.stdout

@@ -1,4 +1,4 @@
-"""Claims about chunks: a model of infinite context needs no more memory for a long recording, and hears no seam."""
+"""Tests of restoring in chunks: models of infinite context keep their state, so that chunks equal the whole."""
 
 from math import inf
 
@@ -14,19 +14,19 @@ from twostage.nn.streaming import DelayLine, continued
 from twostage.utils.errors import ConfigError
 
 
-class Remembering(StreamingModule):
-    """A GRU from hop to hop of 10 samples, 7 samples late."""
+class Recurrent(StreamingModule):
+    """A GRU over hops of 10 samples, with a delay of 7 samples, that stores the lengths of its chunks."""
 
     causal, context, sample_rate, hop_length, stride, delay = True, inf, 1000, 10, 10, 7
 
     def __init__(self, lengths):
         super().__init__()
         torch.manual_seed(0)
-        self.gru, self.later, self.note = GRU(10, 10), DelayLine(7), lengths.append
+        self.gru, self.delay_line, self.record_length = GRU(10, 10), DelayLine(7), lengths.append
 
     def forward_chunk(self, audio):
-        self.note(audio.shape[-1])
-        return self.later(self.gru(audio.unflatten(-1, (-1, 10))[:, 0]).flatten(1)[:, None])
+        self.record_length(audio.shape[-1])
+        return self.delay_line(self.gru(audio.unflatten(-1, (-1, 10))[:, 0]).flatten(1)[:, None])
 
 
 @pytest.fixture
@@ -36,16 +36,16 @@ def lengths():
 
 @pytest.fixture
 def model(lengths):
-    return Remembering(lengths).eval().requires_grad_(False)
+    return Recurrent(lengths).eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("frames", [4, 333, 5000])
-def test_a_recording_in_pieces_is_the_whole(model, lengths, frames):
+def test_a_recording_in_chunks_equals_the_whole(model, lengths, frames):
     inputs = np.random.default_rng(0).standard_normal((3, frames)).astype(np.float32)
     whole = np.zeros_like(inputs)
-    spoken = torch.from_numpy(inputs[[0, 2]])[:, None]
-    late = model.forward_chunk(continued(spoken, 7 + -(frames + 7) % 10))
-    whole[[0, 2]] = late[:, 0, 7 : 7 + frames].numpy()
+    audible = torch.from_numpy(inputs[[0, 2]])[:, None]
+    delayed = model.forward_chunk(continued(audible, 7 + -(frames + 7) % 10))
+    whole[[0, 2]] = delayed[:, 0, 7 : 7 + frames].numpy()
     del lengths[:]
     pairs = list(enhance(model, np.array_split(inputs, 4, axis=1), 0.1, [0, 2]))
     assert max(lengths) <= 100
@@ -54,27 +54,27 @@ def test_a_recording_in_pieces_is_the_whole(model, lengths, frames):
     assert frames < 100 or np.abs(whole[0] - whole[2]).max() > 0.1
 
 
-def test_a_seam_would_be_heard(model):
-    """The claim above is not an empty one: from an empty state, the same samples give others."""
+def test_the_output_depends_on_the_state(model):
+    """The test above can fail: without the state of the past, the same samples give another output."""
     inputs = torch.randn(1, 1, 1000)
     assert (model(inputs)[..., 500:] - model(inputs[..., 500:])).abs().max() > 1e-2
 
 
-def test_restoring_takes_pieces_too_and_ten_seconds_at_most(model, lengths):
+def test_restore_uses_chunks_of_at_most_ten_seconds(model, lengths):
     inputs = np.random.default_rng(0).standard_normal(25_003).astype(np.float32)
     whole, chunks = (restore(model, inputs, 1000, seconds=seconds, level="model") for seconds in (inf, 0.5))
     assert max(lengths) == 10_000
     np.testing.assert_allclose(chunks, whole, atol=1e-5, rtol=0)
 
 
-def test_silent_channels_stay_as_long_as_they_were(model):
+def test_silent_channels_keep_their_length(model):
     pairs = list(enhance(model, [np.ones((2, 555), np.float32)], 0.1, []))
     assert sum(after.shape[1] for _, after in pairs) == 555
     assert not any(after.any() for _, after in pairs)
 
 
-class Elsewhere:
-    """A causal enhancer that is no module: there would be no state to carry."""
+class NoModule:
+    """A causal enhancer that is no torch module and so has no streaming state."""
 
     causal, context, sample_rate, hop_length, stride, delay, inputs = True, inf, 1000, 10, 10, 7, 1
     latency, device = 17, torch.device("cpu")
@@ -86,8 +86,8 @@ class Elsewhere:
 
 
 def test_a_causal_model_must_be_a_module():
-    with pytest.raises(ConfigError, match="Elsewhere: a causal model must be a torch module"):
-        restore(Elsewhere(), np.sin(np.arange(100.0)), 1000)
+    with pytest.raises(ConfigError, match="NoModule: a causal model must be a torch module"):
+        restore(NoModule(), np.sin(np.arange(100.0)), 1000)
 
 
 @pytest.mark.parametrize("batch", [2, 3, 8])

@@ -1,4 +1,4 @@
-"""Claims about recordings that end in the middle of speech: no system makes a click of the cut."""
+"""Tests of recordings that end in the middle of speech: no system makes a click at the cut."""
 
 from collections.abc import Callable
 
@@ -35,9 +35,9 @@ SYSTEMS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.fixture(scope="module")
 def recordings() -> list[np.ndarray]:
-    """Ten stretches of the sample recording, throat and air, 0.7 s each and cut in a voice."""
+    """Ten segments of 0.7 s of the sample recordings, throat and air, that end in the middle of a vowel."""
     throat, clean = (leveled(sound_files.read(f"samples/{name}.flac")[0][0], RATE) for name in ("throat", "clean"))
-    starts = (12_800, 20_800, 36_504, 54_126, 85_356)  # each ends where zeros make the shipped model click
+    starts = (12_800, 20_800, 36_504, 54_126, 85_356)  # with zeros appended, the shipped model would click there
     return [side[start : start + 11_200] for side in (throat, clean) for start in starts]
 
 
@@ -46,55 +46,55 @@ def output(model: nn.Module, audio: np.ndarray) -> np.ndarray:
     return np.concatenate(blocks, axis=1)[0]
 
 
-def loudness(audio: np.ndarray) -> tuple[float, float]:
-    """Peak of the last 20 ms, and of what precedes them."""
+def peaks(audio: np.ndarray) -> tuple[float, float]:
+    """The peaks of the last 20 ms and of everything before."""
     return float(np.abs(audio[-LAST:]).max()), float(np.abs(audio[:-LAST]).max())
 
 
-def test_the_shipped_stream_ends_as_quietly_as_it_was(recordings: list[np.ndarray]) -> None:
+def test_the_shipped_causal_model_does_not_click_at_the_end(recordings: list[np.ndarray]) -> None:
     model = twostage.load("causal")
     for recording in recordings:
         for cut in (len(recording), len(recording) - 777):
-            last, before = loudness(output(model, recording[:cut]))
+            last, before = peaks(output(model, recording[:cut]))
             assert last < 2 * before
 
 
-def test_zeros_after_a_cut_would_click(recordings: list[np.ndarray]) -> None:
-    """The claim above is not an empty one."""
+def test_zeros_after_a_cut_click(recordings: list[np.ndarray]) -> None:
+    """The test above can fail: with zeros in place of a continuation, the model clicks."""
     model = twostage.load("causal")
     audio = torch.from_numpy(recordings[1][: 43 * 256])[None, None]
     with torch.no_grad():
-        clicks = model.forward_chunk(nn.functional.pad(audio, (0, model.delay)))[0, 0, model.delay :]
-    assert clicks[-LAST:].abs().max() > 2 * clicks[:-LAST].abs().max()
+        output_with_zeros = model.forward_chunk(nn.functional.pad(audio, (0, model.delay)))[0, 0, model.delay :]
+    assert output_with_zeros[-LAST:].abs().max() > 2 * output_with_zeros[:-LAST].abs().max()
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_no_system_of_the_field_clicks(name: str, recordings: list[np.ndarray]) -> None:
+def test_no_baseline_clicks_at_the_end(name: str, recordings: list[np.ndarray]) -> None:
     torch.manual_seed(0)
     model = SYSTEMS[name]().eval().requires_grad_(False)
     for recording in recordings:
-        last, before = loudness(output(model, recording[:9_999]))
-        goes_on, _ = loudness(output(model, recording)[:9_999])  # random weights may make a louder end of a louder end
-        assert 0 < last < 2 * max(before, goes_on)
+        last, before = peaks(output(model, recording[:9_999]))
+        uncut, _ = peaks(output(model, recording)[:9_999])  # random weights may amplify a loud ending
+        assert 0 < last < 2 * max(before, uncut)
 
 
-def test_a_causal_vocoder_alone_ends_at_the_level_of_its_mels(recordings: list[np.ndarray]) -> None:
+def test_a_causal_vocoder_ends_at_the_level_of_its_mels(recordings: list[np.ndarray]) -> None:
     vocoder = checkpoint.load_stage("causal/vocoder", "vocoder", folded=True).eval().requires_grad_(False)
     assert isinstance(vocoder, Vocoder)
     mel, voice = LogMel(vocoder.config.mel), torch.from_numpy(recordings[5])[None, None]
-    cut, goes_on = vocoder(mel(voice[..., :8_192]))[..., -LAST:], vocoder(mel(voice))[..., 8_192 - LAST : 8_192]
-    assert 0.7 < cut.square().mean().sqrt() / goes_on.square().mean().sqrt() < 1.4
+    cut, uncut = vocoder(mel(voice[..., :8_192]))[..., -LAST:], vocoder(mel(voice))[..., 8_192 - LAST : 8_192]
+    assert 0.7 < cut.square().mean().sqrt() / uncut.square().mean().sqrt() < 1.4
 
 
-def test_a_signal_is_continued_without_a_jump() -> None:
+def test_a_signal_is_continued_smoothly() -> None:
     time = torch.arange(2000) / RATE
     tone = torch.sin(2 * torch.pi * 100 * time)[None]
-    longer = continued(tone, 800)
-    assert torch.equal(longer[:, :2000], tone)
-    # neither of value nor of slope: no difference is larger than those within
+    extended = continued(tone, 800)
+    assert torch.equal(extended[:, :2000], tone)
+    # neither value nor slope jumps: no difference exceeds those within the signal
     for order in (1, 2):
-        inside, all_of_it = (x.diff(n=order).abs().max() for x in (tone, longer[:, : 2000 + 500]))
-        assert all_of_it < 1.05 * inside
-    assert longer[:, 2520:2680].mean().abs() < 0.01  # a period, and no level besides
-    assert torch.equal(continued(tone, 300), longer[:, :2300])
+        largest_within, largest = (x.diff(n=order).abs().max() for x in (tone, extended[:, : 2000 + 500]))
+        assert largest < 1.05 * largest_within
+    assert extended[:, 2520:2680].mean().abs() < 0.01  # one period, without an offset
+    assert torch.equal(continued(tone, 300), extended[:, :2300])
     assert not continued(torch.zeros(2, 0), 5).any()

@@ -1,4 +1,4 @@
-"""Claims about an installation without PyTorch: all is restored as with it, and what is lacking is said."""
+"""Tests of an installation without PyTorch: it restores the same, and names what is missing."""
 
 import json
 import os
@@ -32,72 +32,72 @@ SHIPPED = {"default": "model.onnx", "causal": "step.onnx"}
 Speech = Callable[..., np.ndarray]
 
 
-def python(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"} | variables
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, speech: Speech) -> Path:
-    place = tmp_path_factory.mktemp("light")
+    path = tmp_path_factory.mktemp("light")
     audio = np.stack([speech(22050, 22050), 0.3 * speech(22050, 22050, seed=1)])
-    sound_files.write(place / "in.wav", audio, 22050)
-    return place
+    sound_files.write(path / "in.wav", audio, 22050)
+    return path
 
 
 @pytest.fixture(scope="module")
 def light(folder: Path) -> dict[str, Any]:
-    """What was said by the program in which PyTorch cannot be imported."""
-    done = python(str(Path(__file__).with_name("without_torch.py")), str(folder))
-    assert done.returncode == 0, done.stderr
-    actual: dict[str, Any] = json.loads(done.stdout)
-    return actual
+    """The results of the program in which PyTorch cannot be imported."""
+    process = python(str(Path(__file__).with_name("without_torch.py")), str(folder))
+    assert process.returncode == 0, process.stderr
+    results: dict[str, Any] = json.loads(process.stdout)
+    return results
 
 
-def assert_alike(actual: np.ndarray, expected: np.ndarray) -> None:
-    """Equal but for what roundings become in sixteen iterations of Griffin-Lim, and 16 bits."""
+def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
+    """Equal except for rounding errors, which Griffin-Lim amplifies, and for rounding to 16 bits."""
     assert actual.shape == expected.shape
     assert np.abs(expected).max() > 0.05
     np.testing.assert_allclose(actual, expected, atol=2e-3)
     assert np.linalg.norm(actual - expected) < 1e-3 * np.linalg.norm(expected)
 
 
-def test_nothing_imports_pytorch_or_what_comes_with_it(light: dict[str, Any]) -> None:
+def test_pytorch_and_its_companions_are_not_imported(light: dict[str, Any]) -> None:
     assert light["imported"] == []
 
 
-def test_files_are_restored_as_with_pytorch(light: dict[str, Any], folder: Path) -> None:
+def test_files_are_restored_like_with_pytorch(light: dict[str, Any], folder: Path) -> None:
     assert [light[name]["code"] for name in ("restore", "options")] == [0, 0]
     assert light["restore"]["out"].endswith("s on cpu\n")
     report = restore_file(checkpoint.load(), folder / "in.wav", folder / "expected.flac")
-    assert_alike(*(sound_files.read(folder / name)[0] for name in ("default.flac", "expected.flac")))
+    assert_close(*(sound_files.read(folder / name)[0] for name in ("default.flac", "expected.flac")))
     (file,) = json.loads((folder / "default.json").read_text())["files"]
     for name in ("seconds", "channels", "input_sample_rate", "sample_rate", "warnings", "high_band_db", "copied"):
         assert file[name] == getattr(report, name), name
     options = Options(seconds=0.5, level="model", keep_low_band=400.0, sample_rate="input")
     restore_file(checkpoint.load("causal"), folder / "in.wav", folder / "expected.wav", options)
-    assert_alike(*(sound_files.read(folder / name)[0] for name in ("options.wav", "expected.wav")))
+    assert_close(*(sound_files.read(folder / name)[0] for name in ("options.wav", "expected.wav")))
 
 
-def test_arrays_are_restored_as_with_pytorch(light: dict[str, Any], folder: Path) -> None:
+def test_arrays_are_restored_like_with_pytorch(light: dict[str, Any], folder: Path) -> None:
     audio, rate = sound_files.read(folder / "in.wav")
-    assert_alike(np.load(folder / "array.npy"), twostage.restore(checkpoint.load("causal"), audio, rate))
+    assert_close(np.load(folder / "array.npy"), twostage.restore(checkpoint.load("causal"), audio, rate))
     assert light["arrays"]["dtype"] == "int16"
     assert light["arrays"]["progress"] == pytest.approx(1.0, abs=1e-3)
     assert light["arrays"]["nan"] == "audio: NaN or infinite samples, the first at 0.000 s"
 
 
-def test_streams_are_those_of_pytorch(light: dict[str, Any], folder: Path) -> None:
+def test_streams_equal_those_of_pytorch(light: dict[str, Any], folder: Path) -> None:
     audio, _ = sound_files.read(folder / "in.wav")
     with twostage.Stream(checkpoint.load("causal")) as stream:
         expected = np.concatenate([stream.push(audio[0, :16000]), stream.flush()])
-    assert_alike(np.load(folder / "pushed.npy"), expected)
+    assert_close(np.load(folder / "pushed.npy"), expected)
     assert light["stream"]["code"] == 0
     assert "latency 48 ms, in hops of 16 ms" in light["stream"]["out"]
     assert sound_files.info(folder / "stream.wav").frames == 16000
 
 
-def test_the_list_of_models_says_what_runs_them(light: dict[str, Any]) -> None:
+def test_the_list_of_models_names_the_runtime(light: dict[str, Any]) -> None:
     _, *rows = light["models"]["out"].splitlines()
     assert [row.split()[0] for row in rows] == list(SHIPPED)
     assert all(row.endswith("ONNX Runtime") for row in rows)
@@ -108,7 +108,7 @@ def test_the_list_of_models_says_what_runs_them(light: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "complaint"),
+    ("name", "error"),
     [
         ("again", "default.flac: exists already"),
         ("plot", "--plot: needs matplotlib, which is not installed (pip install matplotlib)"),
@@ -120,32 +120,39 @@ def test_the_list_of_models_says_what_runs_them(light: dict[str, Any]) -> None:
         ("train", "needs omegaconf, which is not installed here"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(light: dict[str, Any], folder: Path, name: str, complaint: str) -> None:
+def test_unavailable_functions_are_reported_in_one_line(
+    light: dict[str, Any], folder: Path, name: str, error: str
+) -> None:
     assert light[name]["code"] == 1
     (line,) = [line for line in light[name]["err"].splitlines() if line.startswith("twostage: error: ")]
-    assert complaint in line
+    assert error in line
     assert not list(folder.glob("*.png")) + list(folder.glob("[pcwm]*.wav"))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_the_shipped_onnx_files_are_the_shipped_weights(name: str, speech: Speech) -> None:
+def test_the_shipped_onnx_files_agree_with_the_shipped_weights(name: str, speech: Speech) -> None:
     """If this fails, the weights were replaced: ``python scripts/export_shipped.py`` writes the files anew."""
     home = ROOT / "checkpoints" / name
-    model, other = checkpoint.load(name), OnnxEnhancer(home / SHIPPED[name])
-    assert sorted(other.weights) == sorted(model_files.stage_files(name))
-    assert other.path.stat().st_size < 1e6  # it holds no weights of its own
-    assert other.header.config == json.loads(json.dumps(asdict(model.config)))
-    assert (other.causal, other.stride, other.delay, other.inputs) == (name == "causal", model.stride, model.delay, 1)
-    assert other.header.parameters == sum(weight.numel() for weight in model.parameters())
-    assert other.header.provenance == checkpoint.provenances(name)
+    model, onnx_model = checkpoint.load(name), OnnxEnhancer(home / SHIPPED[name])
+    assert sorted(onnx_model.weights) == sorted(model_files.stage_files(name))
+    assert onnx_model.path.stat().st_size < 1e6  # it contains no weights
+    assert onnx_model.header.config == json.loads(json.dumps(asdict(model.config)))
+    assert (onnx_model.causal, onnx_model.stride, onnx_model.delay, onnx_model.inputs) == (
+        name == "causal",
+        model.stride,
+        model.delay,
+        1,
+    )
+    assert onnx_model.header.parameters == sum(weight.numel() for weight in model.parameters())
+    assert onnx_model.header.provenance == checkpoint.provenances(name)
     audio = speech(16000)[None, None]
-    actual = other(audio)
+    actual = onnx_model(audio)
     expected = model(torch.from_numpy(audio)).numpy()
     np.testing.assert_allclose(actual, expected, atol=1e-4)
     assert np.abs(expected).max() > 0.01
 
 
-def test_other_weights_beside_an_onnx_file_are_refused(tmp_path: Path) -> None:
+def test_an_onnx_file_refuses_other_weights_beside_it(tmp_path: Path) -> None:
     home = Path(shutil.copytree(ROOT / "checkpoints" / "causal", tmp_path / "causal"))
     weights = home / "vocoder.safetensors"
     assert twostage.load(home / "step.onnx").sample_rate == 16000
@@ -156,19 +163,19 @@ def test_other_weights_beside_an_onnx_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=message):
         twostage.load(home / "step.onnx")
     weights.rename(home / "elsewhere.safetensors")
-    with pytest.raises(CheckpointError, match=r"step\.onnx: .*vocoder\.safetensors") as caught:
+    with pytest.raises(CheckpointError, match=r"step\.onnx: .*vocoder\.safetensors") as error:
         twostage.load(home / "step.onnx")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
-def test_weights_that_a_file_names_are_looked_for_beside_it_alone(tmp_path: Path) -> None:
+def test_weights_are_only_read_from_the_folder_of_the_onnx_file(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"x")
     header = replace(OnnxEnhancer(ROOT / "checkpoints/causal/step.onnx").header, weights={"../secret": "0"})
     with pytest.raises(CheckpointError, match=r"step\.onnx: was exported for other weights than those in secret"):
         _checked_weights(tmp_path / "folder" / "step.onnx", header)
 
 
-def test_a_folder_with_both_is_weights_where_pytorch_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_with_weights_and_onnx_uses_onnx_only_without_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loading.onnx_for("default") is None
     monkeypatch.setattr(loading, "installed", lambda package: package != "torch")
     home = ROOT / "checkpoints"
@@ -179,7 +186,7 @@ def test_a_folder_with_both_is_weights_where_pytorch_is(monkeypatch: pytest.Monk
             loading.onnx_for(*paths)
 
 
-def test_an_onnx_file_does_not_wait_for_pytorch(folder: Path) -> None:
+def test_an_onnx_file_is_used_without_importing_pytorch(folder: Path) -> None:
     program = (
         "import sys; from twostage.cli import main; "
         "model = ['--model', sys.argv[3]]; "
@@ -187,8 +194,8 @@ def test_an_onnx_file_does_not_wait_for_pytorch(folder: Path) -> None:
         "print(codes, sorted({'torch', 'scipy', 'librosa'} & set(sys.modules)))"
     )
     step = ROOT / "checkpoints" / "causal" / "step.onnx"
-    done = python("-c", program, str(folder / "in.wav"), f"-o{folder / 'onnx.wav'}", str(step))
-    assert done.stdout.splitlines()[-1] == "(0, 0) []", done.stderr
+    process = python("-c", program, str(folder / "in.wav"), f"-o{folder / 'onnx.wav'}", str(step))
+    assert process.stdout.splitlines()[-1] == "(0, 0) []", process.stderr
 
 
 def test_the_light_requirements_are_those_of_the_package() -> None:
@@ -202,41 +209,41 @@ def test_the_light_requirements_are_those_of_the_package() -> None:
 
 @pytest.fixture(scope="module")
 def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made by the steps of the image. Skipped where pip cannot install, unless TWOSTAGE_REQUIRE_LIGHT=1."""
-    place = tmp_path_factory.mktemp("installation") / "twostage"
-    script = [str(ROOT / "scripts" / "install_light.sh"), str(place)]
-    done = subprocess.run(script, capture_output=True, text=True, check=False)
-    if done.returncode and os.environ.get("TWOSTAGE_REQUIRE_LIGHT") != "1":
-        pytest.skip(f"pip does not install here: {done.stderr.strip().splitlines()[-1:]}")
-    assert done.returncode == 0, done.stderr
-    return place
+    """An installation as in the Docker image. Skipped where pip cannot install, unless TWOSTAGE_REQUIRE_LIGHT=1."""
+    path = tmp_path_factory.mktemp("installation") / "twostage"
+    script = [str(ROOT / "scripts" / "install_light.sh"), str(path)]
+    process = subprocess.run(script, capture_output=True, text=True, check=False)
+    if process.returncode and os.environ.get("TWOSTAGE_REQUIRE_LIGHT") != "1":
+        pytest.skip(f"pip does not install here: {process.stderr.strip().splitlines()[-1:]}")
+    assert process.returncode == 0, process.stderr
+    return path
 
 
 @pytest.mark.slow
-def test_the_steps_of_the_image_make_what_restores_in_a_small_space(installation: Path, folder: Path) -> None:
-    packages_there = {path.name for path in next(installation.glob("lib/python3*/site-packages")).iterdir()}
-    assert {"numpy", "onnxruntime", "soxr", "twostage"} <= packages_there
-    assert not {"torch", "torchaudio", "librosa", "scipy", "omegaconf", "matplotlib", "pip"} & packages_there
+def test_the_light_installation_is_small_and_restores(installation: Path, folder: Path) -> None:
+    installed = {path.name for path in next(installation.glob("lib/python3*/site-packages")).iterdir()}
+    assert {"numpy", "onnxruntime", "soxr", "twostage"} <= installed
+    assert not {"torch", "torchaudio", "librosa", "scipy", "omegaconf", "matplotlib", "pip"} & installed
     size = sum(path.lstat().st_size for path in installation.rglob("*"))
-    assert size < 220e6  # of an image of 350 MB, Debian and Python take about 130
+    assert size < 220e6  # Debian and Python take about 130 MB of an image of 350 MB
     program, environment = str(installation / "bin" / "twostage"), {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
 
-    def ran(*words: str) -> str:
-        done = subprocess.run(
-            [program, *words], capture_output=True, text=True, env=environment, cwd=folder, check=False
+    def run(*arguments: str) -> str:
+        process = subprocess.run(
+            [program, *arguments], capture_output=True, text=True, env=environment, cwd=folder, check=False
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert process.returncode == 0, process.stderr
+        return process.stdout
 
-    assert "1 restored" in ran("restore", "in.wav", "-o", "installed.flac")
+    assert "1 restored" in run("restore", "in.wav", "-o", "installed.flac")
     restore_file(checkpoint.load(), folder / "in.wav", folder / "with.flac")
-    assert_alike(*(sound_files.read(folder / name)[0] for name in ("installed.flac", "with.flac")))
-    assert "latency 48 ms" in ran("stream", "--file", "in.wav")
-    assert ran("models").count("ONNX Runtime") == len(SHIPPED)
+    assert_close(*(sound_files.read(folder / name)[0] for name in ("installed.flac", "with.flac")))
+    assert "latency 48 ms" in run("stream", "--file", "in.wav")
+    assert run("models").count("ONNX Runtime") == len(SHIPPED)
 
 
 @pytest.mark.parametrize("name", ["light", "training"])
-def test_images_are_made_of_what_there_is(name: str) -> None:
+def test_docker_images_refer_to_existing_files_and_extras(name: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     text = (ROOT / "scripts" / "docker" / f"{name}.Dockerfile").read_text(encoding="utf-8")
     (command,) = [line.removeprefix("RUN ") for line in text.splitlines() if line.startswith("RUN ")]
@@ -247,16 +254,16 @@ def test_images_are_made_of_what_there_is(name: str) -> None:
         assert set(extras.split(",")) <= project["optional-dependencies"].keys()
     assert text.rstrip().endswith('ENTRYPOINT ["/opt/twostage/bin/twostage"]')
     assert "twostage" in project["scripts"]
-    needed = (ROOT / "scripts" / "docker" / f"{name}.Dockerfile.dockerignore").read_text(encoding="utf-8")
-    there = [line[1:] for line in needed.splitlines() if line.startswith("!")]
-    assert {"pyproject.toml", "twostage", "checkpoints", "configs", "scripts/install_light.sh"} <= set(there)
-    assert all((ROOT / path).exists() for path in there)
+    ignore_file = (ROOT / "scripts" / "docker" / f"{name}.Dockerfile.dockerignore").read_text(encoding="utf-8")
+    included = [line[1:] for line in ignore_file.splitlines() if line.startswith("!")]
+    assert {"pyproject.toml", "twostage", "checkpoints", "configs", "scripts/install_light.sh"} <= set(included)
+    assert all((ROOT / path).exists() for path in included)
 
 
-def test_restoring_with_pytorch_imports_nothing_else_that_is_slow(folder: Path) -> None:
+def test_restoring_with_pytorch_imports_no_other_slow_package(folder: Path) -> None:
     program = (
         "import sys; from twostage.cli import main; slow = {'scipy', 'librosa', 'numba', 'matplotlib', 'omegaconf'}; "
         "print(main(['restore', *sys.argv[1:]]), sorted(slow & set(sys.modules)), 'torch' in sys.modules)"
     )
-    done = python("-c", program, str(folder / "in.wav"), "-o", str(folder / "start.wav"))
-    assert done.stdout.splitlines()[-1] == "0 [] True", done.stderr
+    process = python("-c", program, str(folder / "in.wav"), "-o", str(folder / "start.wav"))
+    assert process.stdout.splitlines()[-1] == "0 [] True", process.stderr

@@ -1,8 +1,8 @@
-"""A program that uses the package where PyTorch and what it brings cannot be imported; `test_light.py` runs it.
+"""A program that uses the package where PyTorch and its companions cannot be imported; `test_light.py` runs it.
 
     python tests/inference/without_torch.py FOLDER
 
-FOLDER holds in.wav, at another rate than the models', and what comes out; what was said is printed as JSON.
+FOLDER contains in.wav, at another sample rate than the models', and gets the outputs. The results are printed as JSON.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ MISSING = ("torch", "torchaudio", "librosa", "scipy", "omegaconf", "matplotlib",
 
 
 class Refusing:
-    """Finds nothing of what is not to be imported, as if it were not installed."""
+    """An import finder that raises an error for the packages that are to look as if they were not installed."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name.partition(".")[0] in MISSING:
@@ -27,7 +27,7 @@ class Refusing:
         return None
 
 
-if __name__ == "__main__":  # and not when something collects the tests
+if __name__ == "__main__":  # but not when the tests are collected
     sys.meta_path.insert(0, Refusing())
 
 import numpy as np  # noqa: E402
@@ -38,34 +38,34 @@ from twostage.cli import main  # noqa: E402
 from twostage.utils.errors import TwoStageError  # noqa: E402
 
 
-def said(*words: str) -> dict[str, Any]:
-    """Exit code and words of a command."""
+def run_command(*arguments: str) -> dict[str, Any]:
+    """Exit code, stdout and stderr of a command."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(list(words))
+        code = main(list(arguments))
     return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
 
 
 def commands(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     source, target = str(folder / "in.wav"), lambda name: ["-o", str(folder / name)]
-    yield "restore", said("restore", source, *target("default.flac"), "--json", str(folder / "default.json"))
+    yield "restore", run_command("restore", source, *target("default.flac"), "--json", str(folder / "default.json"))
     yield (
         "options",
-        said(
+        run_command(
             *("restore", source, *target("options.wav"), "--model", "causal", "--level", "model"),
             *("--sample-rate", "input", "--keep-low-band", "400", "--seconds", "0.5"),
         ),
     )
-    yield "again", said("restore", source, *target("default.flac"))
-    yield "stream", said("stream", "--file", source, *target("stream.wav"), "--gain", "6", "--overwrite")
-    yield "models", said("models")
-    yield "plot", said("restore", source, *target("plot.wav"), "--plot")
-    yield "cuda", said("restore", source, *target("cuda.wav"), "--device", "cuda")
-    yield "weights", said("restore", source, *target("weights.wav"), "--model", "base")
-    yield "missing", said("restore", source, *target("missing.wav"), "--model", "nothing")
-    yield "no sound", said("restore", __file__, *target("sound.wav"))
-    yield "simulate", said("simulate", source, str(folder / "simulated"))
-    yield "train", said("train-restorer", "restorer", "--run", str(folder / "run"))
+    yield "again", run_command("restore", source, *target("default.flac"))
+    yield "stream", run_command("stream", "--file", source, *target("stream.wav"), "--gain", "6", "--overwrite")
+    yield "models", run_command("models")
+    yield "plot", run_command("restore", source, *target("plot.wav"), "--plot")
+    yield "cuda", run_command("restore", source, *target("cuda.wav"), "--device", "cuda")
+    yield "weights", run_command("restore", source, *target("weights.wav"), "--model", "base")
+    yield "missing", run_command("restore", source, *target("missing.wav"), "--model", "nothing")
+    yield "no sound", run_command("restore", __file__, *target("sound.wav"))
+    yield "simulate", run_command("simulate", source, str(folder / "simulated"))
+    yield "train", run_command("train-restorer", "restorer", "--run", str(folder / "run"))
 
 
 def arrays(folder: Path) -> dict[str, Any]:
@@ -84,11 +84,11 @@ def arrays(folder: Path) -> dict[str, Any]:
 
 
 def run(folder: Path) -> None:
-    began = time.perf_counter()
+    started = time.perf_counter()
     results: dict[str, Any] = dict(commands(folder))
     results["arrays"] = arrays(folder)
     results["imported"] = sorted({name.partition(".")[0] for name in sys.modules} & set(MISSING))
-    results["seconds"] = time.perf_counter() - began
+    results["seconds"] = time.perf_counter() - started
     print(json.dumps(results))
 
 

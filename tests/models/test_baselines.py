@@ -1,4 +1,4 @@
-"""Claims about every system that is compared, each by its YAML: sizes, learning, going on, files, export."""
+"""Tests of every system that is compared, by its YAML file: size, training, resuming, restoring, export."""
 
 import re
 from dataclasses import asdict, replace
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_resume import assert_same_training
+from trainings import assert_same_training, data_overrides
 
 from twostage.audio import sound_files
 from twostage.cli import main
@@ -28,7 +28,7 @@ from twostage.training.trainer import Training, fit
 
 BASELINES = Path(__file__).parents[2] / "configs" / "baselines"
 DISCRIMINATORS = ["adversary.discriminator.width=0.0625", "adversary.start=1"]
-# millions of parameters at full size, and settings that make it small; a new YAML needs a line here
+# millions of parameters at full size, and settings of a small form; a new YAML file needs a line here
 SYSTEMS: dict[str, tuple[float, list[str]]] = {
     "lowpass": (0.0, []),
     "shift": (0.0, []),
@@ -55,7 +55,10 @@ SYSTEMS: dict[str, tuple[float, list[str]]] = {
         ],
     ),
 }
-FILES = {"two-stage": [], "seanet-fusion": ["seanet", "seanet-fusion"]}  # all others have the system's name
+FILES = {
+    "two-stage": [],
+    "seanet-fusion": ["seanet", "seanet-fusion"],
+}  # the files of all others have the name of the system
 NAMES = sorted({path.stem for path in BASELINES.glob("*.yaml")} | {"two-stage"})
 FAST = [
     "threads=1",
@@ -70,13 +73,13 @@ BRIEF = ["save_every=2", "log_every=1", "valid.every=2", "valid.items=1", "valid
 PLAIN = ["valid.metrics=[mel_l1]", "valid.best=mel_l1", "optimizer.cooldown=0", "optimizer.warmup=0"]
 
 
-def settings(name: str, corpus: Path, run: Path, *more: str, small: bool = True) -> EnhancerRun:
-    """Of ``name``'s YAML; two-stage, whose stages train apart, has none as one system."""
+def settings(name: str, corpus: Path, run: Path, *extra: str, small: bool = True) -> EnhancerRun:
+    """The settings of ``name``'s YAML file; two-stage has none, since its stages are trained separately."""
     files = FILES.get(name, [name])
-    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={run}"]
-    named = ["enhancer=two-stage", "steps=4"] if not files else []
+    overrides = data_overrides(corpus, run)
+    enhancer = ["enhancer=two-stage", "steps=4"] if not files else []
     return load_config(
-        EnhancerRun, files, [*overrides, *named, *FAST, *BRIEF, *PLAIN, *(SYSTEMS[name][1] * small), *more]
+        EnhancerRun, files, [*overrides, *enhancer, *FAST, *BRIEF, *PLAIN, *(SYSTEMS[name][1] * small), *extra]
     )
 
 
@@ -84,23 +87,23 @@ def built(run: EnhancerRun) -> EnhancerModule:
     return ENHANCERS[run.enhancer][1](run.architecture)
 
 
-def test_every_system_has_a_yaml_and_a_line_here() -> None:
+def test_every_system_has_a_yaml_file_and_a_line_here() -> None:
     assert set(NAMES) <= set(SYSTEMS)
     assert {settings(name, Path(__file__), Path("x"), small=False).enhancer for name in NAMES} == set(ENHANCERS)
 
 
 def inputs(run: EnhancerRun) -> int:
-    """Channels that it hears."""
+    """The number of input channels."""
     return run.architecture.inputs
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_full_size_is_what_is_documented(name: str, corpus: Path) -> None:
+def test_the_full_size_is_the_documented_one(name: str, corpus: Path) -> None:
     run = settings(name, corpus, Path("x"), small=False)
     model = built(run)
     model.fold()
     assert parameters(model) / 1e6 == pytest.approx(SYSTEMS[name][0], abs=0.006)
-    # what restoring, streaming and costs ask of a model
+    # the interface that restoring, streaming and costs use
     assert model.config == run.architecture
     assert model.sample_rate == 16000
     assert model.hop_length >= 1
@@ -109,26 +112,26 @@ def test_full_size_is_what_is_documented(name: str, corpus: Path) -> None:
 
 
 def content(weights: EnhancingWeights) -> EnhancingWeights:
-    """Without the adversary's; of a recipe that has no others, the log-mels'."""
-    alone = replace(weights, adv=0.0, fm=0.0)
-    return alone if any(asdict(alone).values()) else replace(alone, mel=1.0)
+    """The weights of the losses without an adversary; of a recipe without any, that of log-mels."""
+    without_adversary = replace(weights, adv=0.0, fm=0.0)
+    return without_adversary if any(asdict(without_adversary).values()) else replace(without_adversary, mel=1.0)
 
 
-def dulled(clean: np.ndarray, channels: int) -> Pair:
-    """A mean of nine samples in every channel, and the clean speech."""
+def averaged_pair(clean: np.ndarray, channels: int) -> Pair:
+    """A pair of the clean speech and its moving average over nine samples, in every channel."""
     audio = torch.from_numpy(clean).view(1, 1, -1)
     return Pair(torch.nn.functional.avg_pool1d(audio, 9, 1, 4).expand(-1, channels, -1), audio)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_batch_overfits(name: str, corpus: Path, speech) -> None:
-    """Content losses of its YAML fall by four tenths in fifty steps; a GAN without such is led by its log-mels."""
+def test_a_system_overfits_one_batch(name: str, corpus: Path, speech) -> None:
+    """Its losses without an adversary fall by four tenths in fifty steps."""
     run = settings(name, corpus, Path("x"))
     torch.manual_seed(0)
     model = built(run)
     if not any(weight.requires_grad for weight in model.parameters()):
         pytest.skip("nothing to learn by steps")
-    pair = dulled(speech(4096), inputs(run))
+    pair = averaged_pair(speech(4096), inputs(run))
     model.prepare([pair])
     weights, losses = content(run.weights), []
     training = Training(model, OptimizerConfig(learning_rate=3e-3, grad_clip=5.0))
@@ -146,11 +149,11 @@ def test_one_batch_overfits(name: str, corpus: Path, speech) -> None:
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_reach_every_weight(name: str, autocast: bool, corpus: Path, speech) -> None:
-    """And what comes out is float32, under autocast to bfloat16 too."""
+    """The output is float32, also under autocast to bfloat16."""
     run = settings(name, corpus, Path("x"))
-    model, pair = built(run), dulled(speech(4096), inputs(run))
-    learning = [weight for weight in model.parameters() if weight.requires_grad]
-    if not learning:
+    model, pair = built(run), averaged_pair(speech(4096), inputs(run))
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    if not trainable:
         pytest.skip("nothing to learn by steps")
     model.prepare([pair])
     weights = content(run.weights)
@@ -158,24 +161,24 @@ def test_gradients_reach_every_weight(name: str, autocast: bool, corpus: Path, s
         assert model(pair.degraded).dtype == torch.float32
         terms = Enhancing(run.mel, weights)(model, pair).terms
     total(terms, weights).backward()
-    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in learning)
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in trainable)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_convolutions_in_bfloat16_come_near(name: str, corpus: Path) -> None:
+def test_convolutions_in_bfloat16_are_close_to_float32(name: str, corpus: Path) -> None:
     torch.manual_seed(0)
     run = settings(name, corpus, Path("x"))
     model, audio = built(run), 0.1 * torch.randn(1, inputs(run), 4096)
     model.fold()
     model.eval().requires_grad_(False)
-    for weight in model.parameters():  # as they begin, some let next to nothing through
+    for weight in model.parameters():  # with initial weights, some pass almost nothing on
         weight.copy_(torch.randn(weight.shape) * (weight[0].numel() if weight.ndim > 1 else 100) ** -0.5)
     exact = model(audio)
-    near = convert(model, "bf16")(audio)
-    assert near.dtype == torch.float32
-    convolves = any(isinstance(module, CONVOLUTIONS) for module in model.modules())
-    assert bool(near.ne(exact).any()) == convolves
-    assert (near - exact).abs().max() < 0.1 * exact.abs().max()
+    approximate = convert(model, "bf16")(audio)
+    assert approximate.dtype == torch.float32
+    has_convolutions = any(isinstance(module, CONVOLUTIONS) for module in model.modules())
+    assert bool(approximate.ne(exact).any()) == has_convolutions
+    assert (approximate - exact).abs().max() < 0.1 * exact.abs().max()
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -186,7 +189,7 @@ def trained(request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pyte
     return request.param, run
 
 
-def test_a_training_moves_its_weights_and_goes_on_bitwise(
+def test_a_training_changes_all_weights_and_resumes_bitwise(
     trained: tuple[str, Path], corpus: Path, tmp_path: Path
 ) -> None:
     name, whole = trained
@@ -197,17 +200,17 @@ def test_a_training_moves_its_weights_and_goes_on_bitwise(
         assert header.provenance["steps"] == 0
         return
     recipes.train_enhancer(settings(name, corpus, tmp_path / "parts", "steps=2"))
-    torch.rand(5)  # the process that goes on is in another state
+    torch.rand(5)  # the process that resumes has another random state
     recipes.train_enhancer(run, resume=True)
     assert_same_training(whole, tmp_path / "parts")
     torch.manual_seed(run.seed)
     before = built(run)
     after = checkpoint.load_state(whole / "state.pt")["model"]
-    still = [key for key, weight in before.named_parameters() if torch.equal(weight, after[key])]
-    assert not still
+    unchanged = [key for key, weight in before.named_parameters() if torch.equal(weight, after[key])]
+    assert not unchanged
 
 
-def test_a_file_is_restored(trained: tuple[str, Path], tmp_path: Path, speech) -> None:
+def test_a_trained_system_restores_a_file(trained: tuple[str, Path], tmp_path: Path, speech) -> None:
     name, run = trained
     sound = np.stack([speech(12345)] * inputs(settings(name, Path(__file__), run)))
     sound_files.write(tmp_path / "in.wav", sound, 16000)
@@ -221,16 +224,16 @@ def test_a_file_is_restored(trained: tuple[str, Path], tmp_path: Path, speech) -
 
 
 @pytest.mark.slow
-def test_it_is_exported_or_says_in_a_line_why_not(trained: tuple[str, Path], tmp_path: Path, capsys) -> None:
-    """That a file is as PyTorch, to 1e-4, is what `twostage export` itself checks before it writes one."""
+def test_a_system_is_exported_or_reports_why_not(trained: tuple[str, Path], tmp_path: Path, capsys) -> None:
+    """`twostage export` itself checks that a file equals PyTorch to 1e-4 before it writes one."""
     name, run = trained
     if name == "two-stage":
         pytest.skip("exported in test_export")
     out, weights = tmp_path / "m.onnx", run / "last.safetensors"
     if main(["export", str(weights), str(out)]):
         kind = checkpoint.read_header(weights).kind
-        said = capsys.readouterr().err
-        assert re.fullmatch(rf"twostage: error: .*m\.onnx: a {kind} cannot become ONNX: .+\n", said)
+        printed = capsys.readouterr().err
+        assert re.fullmatch(rf"twostage: error: .*m\.onnx: a {kind} cannot become ONNX: .+\n", printed)
         assert not out.exists()
     else:
         assert OnnxEnhancer(out).header.kind == checkpoint.read_header(weights).kind

@@ -1,10 +1,11 @@
-"""Claims about BSRNN: its sizes, bands that are cut and joined, masks and what is added, and that it streams."""
+"""Tests of BSRNN: sizes, splitting and joining of bands, masks and additions, and streaming."""
 
 from math import inf
 
 import numpy as np
 import pytest
 import torch
+from small_models import assert_gradients_reach_every_weight, assert_stream_equals_offline, first_changed_sample
 
 import twostage
 from twostage.evaluation.costs import gmac_per_second, parameters
@@ -16,8 +17,8 @@ from twostage.utils.errors import ConfigError
 SMALL = {"n_fft": 64, "hop_length": 16, "bands": (3, 5, 8, 17), "features": 4, "layers": 2}
 
 
-def lively(**settings):
-    """A model in eval mode whose output is about as loud as its input."""
+def audible_model(**settings):
+    """A small model in eval mode whose output is about as loud as its input."""
     torch.manual_seed(0)
     model = Bsrnn(BsrnnConfig(**SMALL, **settings)).eval().requires_grad_(False)
     for band in model.estimate.bands:
@@ -25,65 +26,67 @@ def lively(**settings):
     return model
 
 
-def test_sizes():
+def test_the_number_of_parameters():
     assert parameters(Bsrnn(BsrnnConfig())) == 956_940
     assert parameters(Bsrnn(BsrnnConfig(causal=True))) == 821_260
-    assert parameters(Bsrnn(BsrnnConfig(features=128))) > 10e6  # as many features as the music paper has
+    assert parameters(Bsrnn(BsrnnConfig(features=128))) > 10e6  # the features of the paper on music
 
 
-def test_bands_are_those_of_the_music_paper_to_half_a_bin():
+def test_bands_are_those_of_the_paper_rounded_to_bins():
     edges = np.cumsum(BsrnnConfig().bands)[:-1] * 16000 / 512
-    theirs = np.r_[100:1000:100, 1000:4000:250, 4000:8000:500]
-    # bins of 31.25 Hz: ten equal bands up to 1 kHz are not to be had
-    np.testing.assert_allclose(edges, theirs, atol=70)
+    paper_edges = np.r_[100:1000:100, 1000:4000:250, 4000:8000:500]
+    # bins of 31.25 Hz do not divide into ten equal bands up to 1 kHz
+    np.testing.assert_allclose(edges, paper_edges, atol=70)
     assert set(edges) >= {1000, 1250, 4000, 4500, 7500}
 
 
-def test_the_cost_is_that_of_its_matrices():
+def test_the_cost_is_that_of_its_matrix_products():
     n, bins, bands, layers = 4, 33, 4, 2
     lstm = 4 * 2 * n * (n + 2 * n)
     pair = bands * (lstm + 2 * n * n) + bands * (2 * lstm + 4 * n * n)
     frame = n * (2 * bins + bands) + layers * pair + bands * n * 4 * n + 4 * n * 8 * bins
-    model, frames = lively(causal=True), 1 + 3  # those that follow the signal's end, until all of it is out
+    model = audible_model(causal=True)
+    frames = 1 + 3  # with the frames after the end of the signal, until all output is complete
     assert gmac_per_second(model, 16 / 16000) == pytest.approx(frame * frames * 1e-6, rel=1e-6)
 
 
-def test_bands_see_their_own_bins_alone_and_are_joined_in_order():
+def test_a_band_depends_on_its_own_bins_only_and_bands_are_joined_in_order():
     torch.manual_seed(0)
     config = BsrnnConfig(**SMALL)
     split, estimate, x = Split(config), Estimate(config), torch.randn(2, 2, 33, 5)
-    other = x.clone()
-    other[:, :, 3:8] += 1
-    features = split(x), split(other)
+    perturbed = x.clone()
+    perturbed[:, :, 3:8] += 1
+    features = split(x), split(perturbed)
     assert (features[0] != features[1]).any(-1).any(-1)[0].tolist() == [False, True, False, False]
-    output = [estimate(one) for one in features]
-    assert output[0].shape == (2, 4, 33, 5)  # a mask and what is added, both complex
+    output = [estimate(band_features) for band_features in features]
+    assert output[0].shape == (2, 4, 33, 5)  # a mask and an addition, both complex
     changed = (output[0] != output[1]).any(-1).any(1)[0]
     assert changed.nonzero().flatten().tolist() == list(range(3, 8))
 
 
-def test_a_band_keeps_its_level_beside_its_shape():
+def test_the_features_of_a_band_include_its_level():
     split, x = Split(BsrnnConfig(**SMALL)), torch.randn(1, 2, 33, 4)
     loud, louder = split(10 * x), split(100 * x)
-    moved = torch.stack([dense.weight[:, -1] for dense in split.dense]) / 2  # 20 dB, a quarter of a tenfold power
-    torch.testing.assert_close(louder - loud, moved[None, :, None].expand_as(loud), atol=1e-4, rtol=0)
+    # 20 dB, at the scale of the feature
+    level_difference = torch.stack([dense.weight[:, -1] for dense in split.dense]) / 2
+    torch.testing.assert_close(louder - loud, level_difference[None, :, None].expand_as(loud), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("output", ["mask", "mapping", "both"])
-def test_what_comes_out_is_a_mask_a_spectrum_or_their_sum(output, monkeypatch):
-    model, audio = lively(output=output), torch.randn(2, 1, 320)
+def test_the_output_is_a_masked_spectrum_a_spectrum_or_their_sum(output, monkeypatch):
+    model, audio = audible_model(output=output), torch.randn(2, 1, 320)
     spectrum, produced = model.stft.spectrum(audio), torch.randn(2, 4 if output == "both" else 2, 33, 20)
     monkeypatch.setattr(model.estimate, "forward", lambda _: produced)
-    one, two = as_complex(produced[:, :2]), as_complex(produced[:, -2:])
-    wanted = {"mask": one * spectrum, "mapping": one, "both": one * spectrum + two}[output]
-    torch.testing.assert_close(model(audio), model.istft(wanted), atol=1e-5, rtol=0)
+    mask, addition = as_complex(produced[:, :2]), as_complex(produced[:, -2:])
+    expected = {"mask": mask * spectrum, "mapping": mask, "both": mask * spectrum + addition}[output]
+    torch.testing.assert_close(model(audio), model.istft(expected), atol=1e-5, rtol=0)
 
 
-def test_a_mask_leaves_nothing_where_nothing_was_and_an_addition_does():
+def test_a_mask_adds_nothing_to_empty_bins_and_a_mapping_does():
     high = torch.sin(torch.arange(3200) * 2 * torch.pi * 3 / 8)[None, None]  # 6 kHz
     levels = {}
     for output in ("mask", "mapping", "both"):
-        low = lively(output=output)(high)[..., 64:-64]
+        low = audible_model(output=output)(high)[..., 64:-64]
         spectrum = as_channels(Bsrnn(BsrnnConfig(**SMALL)).stft.spectrum(low))
         levels[output] = float(spectrum[:, :, 2:12].abs().mean())
     assert levels["mask"] < 0.01 * min(levels["mapping"], levels["both"])
@@ -91,70 +94,54 @@ def test_a_mask_leaves_nothing_where_nothing_was_and_an_addition_does():
 
 @pytest.mark.parametrize(("output", "size"), [("both", 7), ("mask", 16), ("mapping", 500)])
 def test_streaming_equals_offline(output, size):
-    model = lively(output=output, causal=True)
-    audio = np.random.default_rng(0).standard_normal(800).astype(np.float32)
-    with twostage.Stream(model, highpassed=True) as stream:
-        assert stream.latency == model.latency == 64
-        actual = np.concatenate([*(stream.push(audio[i : i + size]) for i in range(0, 800, size)), stream.flush()])
-    whole = model(torch.from_numpy(audio)[None, None])[0, 0].numpy()
-    assert np.abs(whole).max() > 0.01
-    np.testing.assert_allclose(actual, whole, atol=1e-5, rtol=0)
+    model = audible_model(output=output, causal=True)
+    assert model.latency == 64
+    assert_stream_equals_offline(model, size, latency=64, samples=800, level=1.0)
 
 
-def test_causal_a_sample_waits_for_its_latency_and_no_longer():
-    model, audio = lively(causal=True), torch.randn(1, 1, 800)
-    other = audio.clone()
-    other[..., 400:] += 1
-    first = int((model(audio) != model(other))[0, 0].nonzero()[0])
-    assert 400 - model.latency <= first < 400
+def test_a_sample_of_the_causal_model_depends_on_input_up_to_the_latency():
+    model = audible_model(causal=True)
+    assert 400 - model.latency <= first_changed_sample(model, 800, changed_from=400) < 400
 
 
-def test_otherwise_all_of_the_signal_is_needed():
-    model, audio = lively(), torch.randn(1, 1, 800)
-    other = audio.clone()
-    other[..., 700:] += 1
+def test_a_model_that_is_not_causal_needs_the_whole_signal():
+    model = audible_model()
     assert model.context == model.latency == inf
-    assert int((model(audio) != model(other))[0, 0].nonzero()[0]) < 600
+    assert first_changed_sample(model, 800, changed_from=700) < 600
     with pytest.raises(ConfigError, match="needs all of the signal at once"):
         twostage.Stream(model)
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_silence_stays_silent_under_a_mask_and_loud_speech_finite(causal):
-    assert lively(output="mask", causal=causal)(torch.zeros(1, 1, 800)).abs().max() == 0
+def test_a_mask_keeps_silence_and_loud_input_gives_finite_output(causal):
+    assert audible_model(output="mask", causal=causal)(torch.zeros(1, 1, 800)).abs().max() == 0
     for output in ("mask", "mapping", "both"):
-        model = lively(output=output, causal=causal)
+        model = audible_model(output=output, causal=causal)
         assert model(1000 * torch.randn(1, 1, 800)).isfinite().all()
         assert model(torch.zeros(1, 1, 800)).isfinite().all()
 
 
 @pytest.mark.parametrize("length", [16, 100])
-def test_whole_hops_come_out(length):
+def test_the_output_has_whole_hops(length):
     for causal in (False, True):
-        assert lively(causal=causal)(torch.randn(2, 1, length)).shape == (2, 1, length // 16 * 16)
+        assert audible_model(causal=causal)(torch.randn(2, 1, length)).shape == (2, 1, length // 16 * 16)
 
 
-def test_restored_from_a_file_it_is_the_same(tmp_path):
-    model, audio = lively(causal=True), 0.1 * torch.randn(1, 1, 800)
+def test_a_model_loaded_from_a_file_gives_the_same_output(tmp_path):
+    model, audio = audible_model(causal=True), 0.1 * torch.randn(1, 1, 800)
     checkpoint.save(tmp_path / "model.safetensors", model, provenance={})
-    again = checkpoint.load(tmp_path / "model.safetensors", precision="bf16")
-    assert again.config == model.config
-    assert torch.equal(again(audio), model(audio))  # no convolution, nothing to convert
+    loaded = checkpoint.load(tmp_path / "model.safetensors", precision="bf16")
+    assert loaded.config == model.config
+    assert torch.equal(loaded(audio), model(audio))  # no convolution, nothing to convert
 
 
 @pytest.mark.parametrize("settings", [{}, {"causal": True, "output": "mask"}, {"output": "mapping"}])
-def test_gradients_reach_every_weight_under_autocast_too(settings):
-    for enabled in (False, True):
-        model = Bsrnn(BsrnnConfig(**SMALL, **settings))
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            out, terms = model.terms(torch.randn(2, 1, 320), torch.randn(2, 1, 320))
-        assert out.dtype == torch.float32
-        terms["spectrum"].backward()
-        assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.parameters())
+def test_gradients_reach_every_weight_also_under_autocast(settings):
+    assert_gradients_reach_every_weight(Bsrnn(BsrnnConfig(**SMALL, **settings)), 320)
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "message"),
     [
         ({"features": 0}, "model.features is 0, must"),
         ({"layers": 0}, "model.layers is 0, must"),
@@ -166,6 +153,6 @@ def test_gradients_reach_every_weight_under_autocast_too(settings):
         ({"output": "X"}, "model.output is 'X', must be one of mask, mapping, both"),
     ],
 )
-def test_settings_that_cannot_be_name_the_field(settings, what):
-    with pytest.raises(ConfigError, match=what):
+def test_invalid_settings_are_errors_that_name_the_field(settings, message):
+    with pytest.raises(ConfigError, match=message):
         BsrnnConfig(**settings)

@@ -1,8 +1,8 @@
-"""Claims about the WaveNet of HiFi-GAN+: its published sizes, its receptive field, and that all of it learns."""
+"""Tests of the WaveNet of HiFi-GAN+: published sizes, receptive field, folding and depth."""
 
 import pytest
 import torch
-from lively import lively
+from small_models import with_random_weights
 
 from twostage.evaluation.costs import gmac_per_second, parameters
 from twostage.models.baselines.bwe import Bwe, BweConfig
@@ -11,39 +11,39 @@ from twostage.utils.errors import ConfigError
 TINY = BweConfig(channels=8, layers=3)
 
 
-def test_sizes_are_those_of_the_published_model():
+def test_the_sizes_are_those_of_the_published_model():
     published = Bwe(BweConfig(layers=8)).fold()
-    dead = 64 * 128 + 128  # theirs, in the last layer, which leads nowhere
+    dead = 64 * 128 + 128  # unused weights in the last layer of the published model
     assert parameters(published) + dead == 1_055_105  # "1M" in its list of models
     assert gmac_per_second(published) == pytest.approx((16 * (3 + 1) * 128**2 - 64 * 128 + 2 * 128) * 16e-6)
     assert published.context == 6560
     assert published.context / 48000 == pytest.approx(Bwe(BweConfig()).context / 16000, rel=1e-3)  # seconds
 
 
-def test_the_default_at_16_khz():
+def test_the_default_has_the_documented_size():
     model = Bwe(BweConfig()).fold()
     assert parameters(model) == 914_945
     assert gmac_per_second(model) == pytest.approx(14.55, abs=0.01)
 
 
-def test_a_sample_reaches_its_context_and_not_a_sample_further():
-    model = lively(Bwe(TINY))
+def test_a_sample_affects_the_output_exactly_within_the_context():
+    model = with_random_weights(Bwe(TINY))
     assert model.context == 2 * (1 + 3 + 9)
     audio = torch.randn(1, 1, 101, dtype=torch.float64)
-    other = audio.clone()
-    other[..., 50] += 1
-    changed = (model(audio) != model(other))[0, 0].nonzero().flatten()
+    perturbed = audio.clone()
+    perturbed[..., 50] += 1
+    changed = (model(audio) != model(perturbed))[0, 0].nonzero().flatten()
     assert (int(changed[0]), int(changed[-1])) == (50 - model.context, 50 + model.context)
 
 
-def test_a_window_with_its_context_is_as_the_whole():
-    model, audio = lively(Bwe(TINY)), torch.randn(1, 1, 300, dtype=torch.float64)
+def test_a_window_with_its_context_equals_the_whole():
+    model, audio = with_random_weights(Bwe(TINY)), torch.randn(1, 1, 300, dtype=torch.float64)
     part = model(audio[..., 101:201])[..., 26:-26]
     torch.testing.assert_close(part, model(audio)[..., 127:175], atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("length", [1, 26, 1001])
-def test_as_many_samples_come_out_as_go_in(length):
+def test_the_output_has_the_length_of_the_input(length):
     out = Bwe(TINY)(torch.randn(2, 1, length))
     assert out.shape == (2, 1, length)
     assert out.abs().max() <= 1
@@ -57,11 +57,11 @@ def test_folding_keeps_the_output():
     assert not any("parametrizations" in key for key in model.state_dict())
 
 
-def test_depth_does_not_add_up():
-    """Residuals are halved in power: what enters the last layer is no louder after 40 layers than after 4."""
+def test_the_level_does_not_grow_with_the_depth():
+    """Residual sums are scaled, so that the input of the last layer is no louder after 40 layers than after 4."""
     levels = []
     for stacks in (1, 10):
-        model, stds = lively(Bwe(BweConfig(channels=32, layers=4, dilation_base=1, stacks=stacks))), []
+        model, stds = with_random_weights(Bwe(BweConfig(channels=32, layers=4, dilation_base=1, stacks=stacks))), []
         model.layers[-1].register_forward_pre_hook(lambda _, inputs, stds=stds: stds.append(inputs[0].std()))
         model(torch.randn(1, 1, 2000, dtype=torch.float64))
         levels.append(float(stds[0]))
@@ -69,7 +69,7 @@ def test_depth_does_not_add_up():
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "message"),
     [
         ({"stacks": 0}, "model.stacks is 0, must"),
         ({"layers": 0}, "model.layers is 0, must"),
@@ -78,6 +78,6 @@ def test_depth_does_not_add_up():
         ({"kernel_size": 4}, "model.kernel_size is 4, must be odd"),
     ],
 )
-def test_settings_that_cannot_be_name_the_field(settings, what):
-    with pytest.raises(ConfigError, match=what):
+def test_invalid_settings_are_errors_that_name_the_field(settings, message):
+    with pytest.raises(ConfigError, match=message):
         BweConfig(**settings)

@@ -1,9 +1,9 @@
-"""Claims about DCCRN: sizes of the paper, layers that are complex numbers' own, masks, and that it streams."""
+"""Tests of DCCRN: sizes of the paper, complex layers and normalization, masks, and streaming."""
 
 import numpy as np
 import pytest
 import torch
-from lively import trained_a_little
+from small_models import assert_stream_equals_offline, first_changed_sample, with_statistics_of_noise
 from torch import nn
 
 import twostage
@@ -17,31 +17,31 @@ SMALL = {"n_fft": 64, "win_length": 48, "hop_length": 16, "channels": (4, 8), "l
 TINY = DccrnConfig(**SMALL, masking="C", lookahead=2)
 
 
-def lively(config=TINY):
+def briefly_trained_model(config=TINY):
     torch.manual_seed(0)
-    return trained_a_little(Dccrn(config), steps=20, samples=800)
+    return with_statistics_of_noise(Dccrn(config), steps=20, samples=800)
 
 
-def test_sizes_are_the_papers():
+def test_the_sizes_are_those_of_the_paper():
     model = Dccrn(DccrnConfig())
     assert parameters(model) == 3_670_189
     assert parameters(model) / 1e6 == pytest.approx(3.7, abs=0.05)  # the paper's table 1
     assert [down.conv.real.out_channels for down in model.downs] == [16, 32, 64, 128, 128, 128]
 
 
-def test_the_cost_is_that_of_later_papers_counted_without_zeros():
+def test_the_cost_is_that_of_later_papers_without_multiplications_by_zero():
     widths, bands = [2, 32, 64, 128, 256, 256, 256], [256, 128, 64, 32, 16, 8, 4]
     down = sum(10 * i * o * b for i, o, b in zip(widths, widths[1:], bands[1:], strict=False))
     up = sum(10 * 2 * i * o * b for o, i, b in zip(widths, widths[1:], bands[1:], strict=False))
     lstms = 4 * 4 * 128 * (512 + 3 * 128) + 2 * 128 * 512
-    frames = 8 / (8 + 11)  # 11 follow the signal's end, until all of it is out
+    frames = 8 / (8 + 11)  # 11 more follow the end of the signal, until all output is complete
     actual = gmac_per_second(Dccrn(DccrnConfig()), 0.05) * frames
     assert actual == pytest.approx(160e-9 * (down + up + lstms), rel=1e-6)
     assert actual == pytest.approx(8.54, abs=0.02)
     assert 160e-9 * (down + 2 * up + lstms) == pytest.approx(14.4, rel=0.03)
 
 
-def test_a_complex_convolution_is_that_of_complex_numbers():
+def test_a_complex_convolution_equals_one_of_complex_tensors():
     torch.manual_seed(0)
     layer = Complex(lambda: Conv2d(3, 4, (3, 3), bias=False))
     x = torch.randn(2, 3, 8, 9, dtype=torch.complex64)
@@ -51,7 +51,7 @@ def test_a_complex_convolution_is_that_of_complex_numbers():
     torch.testing.assert_close(torch.complex(*actual.chunk(2, 1)), expected)
 
 
-def test_a_complex_lstm_mixes_four_real_ones():
+def test_a_complex_lstm_combines_real_ones():
     torch.manual_seed(0)
     layer = Complex(lambda: LSTM(3, 4), -1)
     real, imaginary = torch.randn(2, 2, 5, 3)
@@ -65,10 +65,10 @@ def test_a_complex_lstm_mixes_four_real_ones():
     torch.testing.assert_close(layer(torch.cat([real, imaginary], -1)), expected)
 
 
-def test_complex_normalization_whitens_and_remembers():
+def test_complex_normalization_whitens_and_stores_statistics():
     torch.manual_seed(0)
     norm, x = ComplexNorm(3), torch.randn(4, 6, 20, 30)
-    x[:, 3:] = 3 * x[:, 3:] + 2 * x[:, :3] + 1  # imaginary parts lean on the real ones
+    x[:, 3:] = 3 * x[:, 3:] + 2 * x[:, :3] + 1  # imaginary parts are correlated with the real ones
     for _ in range(200):
         output = norm(x)
     real, imaginary = output.movedim(1, 0).flatten(1).chunk(2)
@@ -77,10 +77,12 @@ def test_complex_normalization_whitens_and_remembers():
     torch.testing.assert_close(imaginary.square().mean(1), torch.full((3,), 0.5), atol=1e-3, rtol=0)
     torch.testing.assert_close((real * imaginary).mean(1), torch.zeros(3), atol=1e-3, rtol=0)
     torch.testing.assert_close(norm.eval()(x), output, atol=1e-3, rtol=0)
-    torch.testing.assert_close(norm(x[:1, :, :1]), output[:1, :, :1], atol=1e-3, rtol=0)  # nothing of what it is given
+    torch.testing.assert_close(
+        norm(x[:1, :, :1]), output[:1, :, :1], atol=1e-3, rtol=0
+    )  # independent of the statistics of the input
 
 
-def test_masks_are_the_papers():
+def test_the_masks_are_those_of_the_paper():
     mask, noisy = torch.randn(2, 1, 2, 5, 7)
     m, y = (torch.complex(*side.unbind(1)) for side in (mask, noisy))
     output = {name: torch.complex(*mix(mask, noisy).unbind(1)) for name, mix in MASKINGS.items()}
@@ -94,44 +96,36 @@ def test_masks_are_the_papers():
 )
 @pytest.mark.parametrize("size", [7, 16, 500])
 def test_streaming_equals_offline(settings, size):
-    model = lively(DccrnConfig(**{**SMALL, **settings}))
-    audio = np.random.default_rng(0).standard_normal(3200).astype(np.float32)
-    with twostage.Stream(model, highpassed=True) as stream:
-        assert stream.latency == model.latency == 64 + 16 * model.config.lookahead
-        actual = np.concatenate([*(stream.push(audio[i : i + size]) for i in range(0, 3200, size)), stream.flush()])
-    whole = model(torch.from_numpy(audio)[None, None])[0, 0].numpy()
-    assert np.abs(whole).max() > 0.01
-    np.testing.assert_allclose(actual, whole, atol=1e-5, rtol=0)
+    model = briefly_trained_model(DccrnConfig(**{**SMALL, **settings}))
+    assert model.latency == 64 + 16 * model.config.lookahead
+    assert_stream_equals_offline(model, size, latency=model.latency, samples=3200, level=1.0)
 
 
-def test_a_sample_waits_for_its_latency_and_no_longer():
-    model, audio = lively(), torch.randn(1, 1, 1600)
-    other = audio.clone()
-    other[..., 800:] += 1
-    first = int((model(audio) != model(other))[0, 0].nonzero()[0])
+def test_a_sample_depends_on_input_up_to_the_latency():
+    model = briefly_trained_model()
+    first = first_changed_sample(model, 1600, changed_from=800)
     assert 800 - model.latency <= first < 800 - 16 * model.config.lookahead
 
 
-def test_silence_stays_silent_and_loud_speech_finite():
-    model = lively()
+def test_silence_stays_silent_and_loud_input_gives_finite_output():
+    model = briefly_trained_model()
     assert model(torch.zeros(1, 1, 800)).abs().max() == 0
     assert model(1000 * torch.randn(1, 1, 800)).isfinite().all()
 
 
-def test_restored_from_a_file_it_is_the_same(tmp_path):
-    model, audio = lively(), 0.1 * torch.randn(1, 1, 1600)
+def test_a_model_loaded_from_a_file_gives_the_same_output(tmp_path):
+    model, audio = briefly_trained_model(), 0.1 * torch.randn(1, 1, 1600)
     checkpoint.save(tmp_path / "model.safetensors", model, provenance={})
-    again = checkpoint.load(tmp_path / "model.safetensors")
-    assert torch.equal(again(audio), model(audio))
-    actual = twostage.restore(
-        again, audio[0, 0].numpy(), 16000, seconds=0.01, level="model"
-    )  # all at once all the same
+    loaded = checkpoint.load(tmp_path / "model.safetensors")
+    assert torch.equal(loaded(audio), model(audio))
+    # all at once, since its context is infinite
+    actual = twostage.restore(loaded, audio[0, 0].numpy(), 16000, seconds=0.01, level="model")
     assert actual.shape == (1600,)
     assert np.isfinite(actual).all()
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "message"),
     [
         ({"channels": (3,)}, r"model.channels is \[3\], .* even"),
         ({"lstm_units": 5}, "model.lstm_units 5: must be even"),
@@ -143,6 +137,6 @@ def test_restored_from_a_file_it_is_the_same(tmp_path):
         ({"lookahead": 7}, "model.lookahead is 7, must be 0 to 6"),
     ],
 )
-def test_settings_that_cannot_be_name_the_field(settings, what):
-    with pytest.raises(ConfigError, match=what):
+def test_invalid_settings_are_errors_that_name_the_field(settings, message):
+    with pytest.raises(ConfigError, match=message):
         DccrnConfig(**settings)

@@ -1,4 +1,4 @@
-"""Claims about the shipped models: they fit, load, and give the sample recording its missing band without a buzz."""
+"""Tests of the shipped models: size, and the restored sample, which has the missing band and no buzz."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ SAMPLES = ROOT / "samples"
 
 @pytest.fixture(scope="module")
 def sample() -> dict[str, np.ndarray]:
-    """The sample as spoken, as the sensor heard it, as restored by the default and by `causal`: (T,) each at 16 kHz."""
+    """The sample: clean, by the sensor, restored by default and by `causal`, (T,) each at 16 kHz."""
     clean, throat = (sound_files.read(SAMPLES / f"{name}.flac")[0][0] for name in ("clean", "throat"))
     restored = {name: twostage.restore(twostage.load(name), throat, 16000) for name in ("default", "causal")}
     return {"clean": clean, "throat": throat, "restored": restored["default"], "causal": restored["causal"]}
@@ -34,20 +34,22 @@ def test_the_default_model_is_small_enough():
     assert costs.gmac_per_second(twostage.load()) < 6
 
 
-def test_the_restored_sample_has_the_band_that_the_sensor_has_not(sample):
-    share = {name: power(signal, 4500, 7500) / power(signal, 0, 4000) for name, signal in sample.items()}
-    assert share["throat"] < 1e-4
-    assert share["restored"] > 100 * share["throat"]
+def test_the_restored_sample_has_the_band_that_the_sensor_lacks(sample):
+    high_band_fraction = {name: power(signal, 4500, 7500) / power(signal, 0, 4000) for name, signal in sample.items()}
+    assert high_band_fraction["throat"] < 1e-4
+    assert high_band_fraction["restored"] > 100 * high_band_fraction["throat"]
     assert metrics.lsd(sample["clean"], sample["restored"]) < 0.7 * metrics.lsd(sample["clean"], sample["throat"])
 
 
-@pytest.mark.parametrize("band", [(2048, 4096), (4608, 7552)], ids=["2 to 4 kHz", "4.5 to 7.4 kHz, which it heard not"])
+@pytest.mark.parametrize(
+    "band", [(2048, 4096), (4608, 7552)], ids=["2 to 4 kHz", "4.5 to 7.4 kHz, which the sensor lacks"]
+)
 @pytest.mark.parametrize("model", ["restored", "causal"])
 def test_the_restored_sample_does_not_buzz_at_the_frame_rate(sample, model, band):
     window = np.hanning(16384)
     frames = [sample[model][start : start + 16384] * window for start in range(0, 98304, 8192)]
     spectrum = np.mean([np.abs(np.fft.rfft(frame)) ** 2 for frame in frames], axis=0)
-    multiples = np.arange(*band, 64)  # bins of 62.5 Hz apart
+    multiples = np.arange(*band, 64)  # bins at multiples of 62.5 Hz
     lines, between = spectrum[multiples].mean(), spectrum[multiples + 32].mean()
     assert 10 * np.log10(lines / between) < 6
 
@@ -63,8 +65,8 @@ def test_the_base_restorer_fits_the_default_vocoder():
     assert not base.config.mel.difference(checkpoint.load_stage("default", "vocoder").config.mel)
 
 
-def test_the_sample_that_is_shipped_is_what_the_default_model_makes(sample):
-    """`twostage restore samples/throat.flac -o samples/restored.flac --overwrite` makes it anew."""
+def test_the_shipped_restored_sample_is_the_output_of_the_default_model(sample):
+    """`twostage restore samples/throat.flac -o samples/restored.flac --overwrite` writes it anew."""
     shipped = sound_files.read(SAMPLES / "restored.flac")[0][0]
     error = shipped - sample["restored"]
     assert 10 * np.log10(np.mean(shipped**2) / np.mean(error**2)) > 65  # the file has 16 bits

@@ -1,4 +1,4 @@
-"""Claims about Griffin-Lim after a vocoder: magnitudes from mels, an exact inverse, no buzz, windows that agree."""
+"""Tests of Griffin-Lim after a vocoder: magnitudes, inverse STFT, input phase, buzz, windows and settings."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ SMALL = {"upsample_initial_channel": 16, "resblock_kernel_sizes": (3,), "resbloc
 
 
 def voice(seconds: float = 1.0, pitch: float = 137.0) -> torch.Tensor:
-    """A voice-like sound (1, 1, T): pulses under a moving level, and some noise."""
+    """A voice-like signal (1, 1, T): pulses of varying level, and some noise."""
     generator = torch.Generator().manual_seed(0)
     time = torch.arange(int(seconds * CONFIG.sample_rate) // 256 * 256) / CONFIG.sample_rate
     pulses = sum(torch.cos(2 * np.pi * k * pitch * time) / k for k in range(1, 50))
@@ -25,22 +25,22 @@ def voice(seconds: float = 1.0, pitch: float = 137.0) -> torch.Tensor:
     return 0.05 * sound[None, None]
 
 
-def test_the_waveform_of_a_spectrogram_is_its_inverse():
+def test_the_waveform_of_a_spectrogram_is_its_inverse_stft():
     audio, gl = voice(), GriffinLim(CONFIG, 1)
     spectrum = gl.mel.stft.spectrum(audio)
-    again = gl._waveform(spectrum, gl._coverage(spectrum.shape[-1]))
-    torch.testing.assert_close(again, audio, atol=1e-5, rtol=0)
+    reconstructed = gl._waveform(spectrum, gl._coverage(spectrum.shape[-1]))
+    torch.testing.assert_close(reconstructed, audio, atol=1e-5, rtol=0)
 
 
-def test_magnitudes_have_the_mels_that_were_asked_for():
+def test_magnitudes_have_the_given_mels():
     mel, gl = LogMel(CONFIG)(voice()), GriffinLim(CONFIG, 1)
     actual = gl.magnitudes(mel)
     assert float(((gl.mel.basis @ actual).log() - mel).abs().mean()) < 0.05
     assert float(actual.min()) >= 0
 
 
-def test_magnitudes_have_the_harmonics_of_the_input_where_it_counts():
-    """A voice dulled by a slope of 20 dB: within a band, its spectrum is that of the clear voice."""
+def test_magnitudes_take_the_harmonics_from_the_input_below_the_limit():
+    """Within a band, the spectrum of a voice that is attenuated by a slope of 20 dB is that of the voice itself."""
     clear, gl = voice(), GriffinLim(CONFIG, 1, input_phase_below=4000.0)
     truth = gl.mel.stft(clear)
     dull = truth * 10 ** (-torch.linspace(0, 1, truth.shape[1])[:, None])
@@ -49,19 +49,19 @@ def test_magnitudes_have_the_harmonics_of_the_input_where_it_counts():
     def error(magnitudes: torch.Tensor, bins: slice) -> float:
         return float((magnitudes.log() - truth.log()).abs()[:, bins, 4:-4].mean())
 
-    deaf, helped = gl.magnitudes(mel), gl.magnitudes(mel, dull)
-    assert error(helped, slice(6, 64)) < 0.4 * error(deaf, slice(6, 64))
-    assert error(helped, slice(260, 500)) == pytest.approx(error(deaf, slice(260, 500)), rel=1e-3)
+    from_mels, with_input = gl.magnitudes(mel), gl.magnitudes(mel, dull)
+    assert error(with_input, slice(6, 64)) < 0.4 * error(from_mels, slice(6, 64))
+    assert error(with_input, slice(260, 500)) == pytest.approx(error(from_mels, slice(260, 500)), rel=1e-3)
 
 
-def test_the_input_gives_its_phase_below_the_limit_alone():
+def test_the_phase_is_taken_from_the_input_only_below_the_limit():
     clear, gl = voice(), GriffinLim(CONFIG, 8, input_phase_below=4000.0)
     mel, noise = LogMel(CONFIG)(clear), 0.05 * torch.randn(clear.shape, generator=torch.Generator().manual_seed(1))
 
     def agreement(audio: torch.Tensor, bins: slice) -> float:
-        """Cosine of the phase's distance from the clear voice's, weighted by its power."""
-        one, other = (gl.mel.stft.spectrum(x)[:, bins, 4:-4] for x in (audio, clear))
-        return float((one.conj() * other).real.sum() / (one.abs() * other.abs()).sum())
+        """Mean cosine of the phase difference to the clear voice, weighted by power."""
+        spectrum, reference = (gl.mel.stft.spectrum(x)[:, bins, 4:-4] for x in (audio, clear))
+        return float((spectrum.conj() * reference).real.sum() / (spectrum.abs() * reference.abs()).sum())
 
     input_spectra = gl.mel.stft.input_spectra(0.1 * clear)
     assert agreement(gl(noise, mel, input_spectra), slice(6, 64)) > 0.95
@@ -69,53 +69,53 @@ def test_the_input_gives_its_phase_below_the_limit_alone():
     assert agreement(gl(noise, mel, input_spectra), slice(300, 500)) < 0.5
 
 
-def test_silence_at_the_input_is_no_guide():
+def test_a_silent_input_gives_finite_output():
     gl, mel = GriffinLim(CONFIG, 4, input_phase_below=4000.0), LogMel(CONFIG)(voice())
     start = 0.05 * torch.randn(1, 1, 15872, generator=torch.Generator().manual_seed(3))
     assert gl(start, mel, InputSpectra(*torch.zeros(2, 1, 513, 62, dtype=torch.complex64))).isfinite().all()
 
 
-def test_iterations_bring_the_mels_nearer():
+def test_more_iterations_reduce_the_error_of_the_mels():
     mel, noise = LogMel(CONFIG)(voice()), 0.05 * torch.randn(1, 1, 15872, generator=torch.Generator().manual_seed(1))
     errors = [float((LogMel(CONFIG)(GriffinLim(CONFIG, n)(noise, mel)) - mel).abs().mean()) for n in (0, 1, 4, 16)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.15 * errors[0]
 
 
-def lines(audio: torch.Tensor, above: float = 125.0) -> float:
-    """Power at multiples of the frame rate over the power half way between them, dB, from a frequency in Hz on."""
+def buzz_db(audio: torch.Tensor, above: float = 125.0) -> float:
+    """Power at multiples of the frame rate over the power half-way between them, in dB, above a frequency in Hz."""
     power = torch.fft.rfft(audio[0, 0, 8192:24576] * torch.hann_window(16384)).abs().square()
     first = round(above / 62.5) * 64
     return float(10 * torch.log10(power[first:-64:64].mean() / power[first + 32 : -64 : 64].mean()))
 
 
-def buzz_of(hiss: torch.Tensor) -> torch.Tensor:
-    """The same in every frame, as a vocoder's worst."""
+def repeated_frame(hiss: torch.Tensor) -> torch.Tensor:
+    """The same waveform in every frame, the worst buzz that a vocoder can have."""
     return hiss[..., :256].repeat(1, 1, hiss.shape[-1] // 256)
 
 
-def test_a_buzz_at_the_frame_rate_goes():
+def test_griffin_lim_removes_a_buzz_at_the_frame_rate():
     hiss = 0.05 * torch.randn(1, 1, 32768, generator=torch.Generator().manual_seed(2))
-    buzz = buzz_of(hiss)
-    assert lines(buzz) > 40
-    assert lines(GriffinLim(CONFIG, 16)(buzz, LogMel(CONFIG)(hiss))) < 10
+    buzz = repeated_frame(hiss)
+    assert buzz_db(buzz) > 40
+    assert buzz_db(GriffinLim(CONFIG, 16)(buzz, LogMel(CONFIG)(hiss))) < 10
 
 
-def test_the_compressed_input_takes_a_buzz_away_where_the_input_holds_nothing():
+def test_the_compressed_input_removes_a_buzz_in_bands_that_the_input_lacks():
     hiss = 0.05 * torch.randn(1, 1, 32768, generator=torch.Generator().manual_seed(2))
     spectrum = torch.fft.rfft(hiss)
     spectrum[..., 8192:] = 0  # from 4 kHz on
     dull, mel = torch.fft.irfft(spectrum), LogMel(CONFIG)(hiss)
     gl = GriffinLim(CONFIG, 1, input_phase_below=32000.0)
     input_spectra = gl.mel.stft.input_spectra(dull)
-    alone = input_spectra._replace(compressed=torch.zeros_like(input_spectra.compressed))
-    assert lines(gl(buzz_of(hiss), mel, alone), 4500.0) > 20
-    assert lines(gl(buzz_of(hiss), mel, input_spectra), 4500.0) < 8
+    uncompressed = input_spectra._replace(compressed=torch.zeros_like(input_spectra.compressed))
+    assert buzz_db(gl(repeated_frame(hiss), mel, uncompressed), 4500.0) > 20
+    assert buzz_db(gl(repeated_frame(hiss), mel, input_spectra), 4500.0) < 8
 
 
 @pytest.mark.parametrize(("iterations", "context"), [(4, 13), (16, 28)])
 @pytest.mark.parametrize("with_input", [False, True])
-def test_the_context_is_enough_and_rounding_does_not_grow(with_input: bool, iterations: int, context: int):
+def test_the_context_suffices_and_rounding_errors_do_not_grow(with_input: bool, iterations: int, context: int):
     audio, gl = voice(3.0), GriffinLim(CONFIG, iterations, input_phase_below=4000.0)
     assert gl.context == context
     mel, input_spectra = LogMel(CONFIG)(audio), gl.mel.stft.input_spectra(audio) if with_input else None
@@ -130,18 +130,18 @@ def test_the_context_is_enough_and_rounding_does_not_grow(with_input: bool, iter
     )
     inside = slice(gl.context * 256, (gl.context + 40) * 256)
     torch.testing.assert_close(part[..., inside], whole[..., 60 * 256 : 100 * 256], atol=1e-6, rtol=0)
-    nudged = gl(start * (1 + 1e-6), mel, input_spectra)
-    assert float((nudged - whole).abs().max()) < 1e-4
+    perturbed = gl(start * (1 + 1e-6), mel, input_spectra)
+    assert float((perturbed - whole).abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("frames", [0, 1, 2])
-def test_short_sound_keeps_its_length(frames):
+def test_short_audio_keeps_its_length(frames):
     audio = GriffinLim(CONFIG, 2)(torch.zeros(2, 1, frames * 256), torch.full((2, 80, frames), -11.5))
     assert audio.shape == (2, 1, frames * 256)
     assert audio.isfinite().all()
 
 
-def test_a_vocoder_finishes_with_it_at_inference_alone():
+def test_a_vocoder_applies_griffin_lim_only_at_inference():
     torch.manual_seed(0)
     plain, finished = Vocoder(VocoderConfig(**SMALL)), Vocoder(VocoderConfig(**SMALL, griffin_lim=2))
     finished.load_state_dict(plain.state_dict())
@@ -153,7 +153,7 @@ def test_a_vocoder_finishes_with_it_at_inference_alone():
     assert finished.context == plain.context + 2 * 3 + 1
 
 
-def test_impossible_settings_are_named():
+def test_invalid_settings_are_errors_that_name_them():
     with pytest.raises(ConfigError, match=r"vocoder.griffin_lim is -1"):
         VocoderConfig(griffin_lim=-1)
     with pytest.raises(ConfigError, match=r"vocoder.input_phase_below is 4000"):
@@ -162,7 +162,7 @@ def test_impossible_settings_are_named():
         GriffinLim(MelConfig(win_length=800), 1)
 
 
-def test_both_stages_hand_the_input_on_and_windows_agree_with_the_whole():
+def test_the_model_passes_the_input_to_griffin_lim_and_windows_equal_the_whole():
     torch.manual_seed(0)
     restorer = RestorerConfig(channels=(4, 8), time_strides=(2,), dilations=(1,))
     model = TwoStage(TwoStageConfig(restorer, VocoderConfig(**SMALL, griffin_lim=2, input_phase_below=4000.0))).eval()

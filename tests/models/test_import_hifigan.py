@@ -1,7 +1,6 @@
-"""Claims about importing: a published generator gives the same output in our vocoder, and what is odd is named."""
+"""Tests of importing HiFi-GAN: a published generator gives the same output, and every deviation is an error."""
 
 import json
-import os
 import pickle
 import warnings
 from argparse import ArgumentParser
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from unsafe_pickles import TouchesFile
 
 from twostage.commands import import_hifigan as command
 from twostage.models import checkpoint
@@ -29,7 +29,7 @@ PUBLISHED = {
 
 
 def convolutions(h):
-    """Name and weight shape of every convolution of the published generator, from the paper's appendix."""
+    """(name, weight shape, channels) of every convolution of the published generator, after the paper's appendix."""
     wide, mels = h["upsample_initial_channel"], h["num_mels"]
     yield "conv_pre", (wide, mels, 7), wide
     for i, kernel in enumerate(h["upsample_kernel_sizes"]):
@@ -52,7 +52,7 @@ def generator(h, seed=0):
 
 
 def plain(state):
-    """Weight normalization written out: g * v / |v|, the norm over all axes but the first."""
+    """Weight normalization by its definition: g * v / |v|, with the norm over all axes except the first."""
     weights = {k: v for k, v in state.items() if k.endswith("bias")}
     for key, v in state.items():
         if key.endswith("weight_v"):
@@ -62,7 +62,7 @@ def plain(state):
 
 
 def published_forward(h, state, mel):
-    """The published forward pass, functional: an independent reading of it."""
+    """The published forward pass, an independent functional implementation."""
     w = plain(state)
 
     def conv(name, x, dilation=1):
@@ -113,7 +113,7 @@ def test_an_imported_generator_gives_the_published_output(write, kind, form):
     assert vocoder.config.mel == MelConfig(22050, 32, 32, 8, 6, 0.0, 8000.0)
 
 
-def test_no_fmax_is_nyquist(write):
+def test_a_missing_fmax_is_the_nyquist_frequency(write):
     assert read_config(write({}, PUBLISHED | {"fmax": None})[1]).mel.fmax == 11025
 
 
@@ -128,7 +128,7 @@ def test_the_highest_frequency_of_the_losses_is_kept(write, published, highest):
     assert (actual.mel_of_losses.fmax, actual.mel.fmax) == (highest, 8000)
 
 
-def test_provenance_names_the_source(write):
+def test_the_provenance_names_the_source(write):
     weights, config, out = write(generator(PUBLISHED))
     import_hifigan(weights, config, out)
     provenance = checkpoint.read_header(out).provenance
@@ -136,11 +136,11 @@ def test_provenance_names_the_source(write):
     assert len(provenance["sha256"]) == 64
 
 
-def test_the_published_mel_differs_from_ours_in_near_silence_alone():
-    audio, side = np.random.default_rng(0).normal(size=62 * 256).astype(np.float32), 384
+def test_the_published_mel_differs_only_near_silence():
+    audio, padding = np.random.default_rng(0).normal(size=62 * 256).astype(np.float32), 384
     basis = librosa.filters.mel(sr=16000, n_fft=1024, n_mels=80, fmax=8000)
     for level, tolerance in ((0.05, 1e-4), (1e-4, 0.02), (1e-6, 0.02)):
-        padded = np.pad(level * audio, side, mode="reflect")
+        padded = np.pad(level * audio, padding, mode="reflect")
         spectrum = librosa.stft(padded, n_fft=1024, hop_length=256, center=False)
         theirs = np.log(np.maximum(basis @ np.sqrt(np.abs(spectrum) ** 2 + 1e-9), 1e-5))
         ours = LogMel(MelConfig())(torch.from_numpy(level * audio)[None, None])[0].numpy()
@@ -167,12 +167,12 @@ STATE = generator(PUBLISHED)
         ({}, "holds no generator"),
     ],
 )
-def test_every_tensor_is_accounted_for(write, state, message):
+def test_missing_unexpected_and_invalid_tensors_are_named(write, state, message):
     weights, config, out = write(state)
-    with pytest.raises(CheckpointError, match=message) as caught:
+    with pytest.raises(CheckpointError, match=message) as error:
         import_hifigan(weights, config, out)
-    assert str(weights) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(weights) in str(error.value)
+    assert "\n" not in str(error.value)
     assert not out.exists()
 
 
@@ -188,28 +188,23 @@ def test_every_tensor_is_accounted_for(write, state, message):
         ([1], "not a JSON object"),
     ],
 )
-def test_every_setting_is_accounted_for(write, settings, message):
+def test_missing_unexpected_and_invalid_settings_are_named(write, settings, message):
     weights, config, out = write(STATE, settings)
-    with pytest.raises(ConfigError, match=message) as caught:
+    with pytest.raises(ConfigError, match=message) as error:
         import_hifigan(weights, config, out)
-    assert str(config) in str(caught.value)
+    assert str(config) in str(error.value)
 
 
-class Code:
-    def __reduce__(self):
-        return os.mkdir, ("planted",)
-
-
-def test_code_in_a_pickle_is_refused_and_not_run(write, tmp_path, monkeypatch):
+def test_a_pickle_with_code_is_refused_and_its_code_does_not_run(write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    weights, config, out = write({"conv_pre.bias": Code()})
+    weights, config, out = write({"conv_pre.bias": TouchesFile()})
     with pytest.raises(CheckpointError, match="holds code, which is not run"):
         import_hifigan(weights, config, out)
-    assert not (tmp_path / "planted").exists()
+    assert not (tmp_path / "marker").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 broken", pickle.dumps(Code(), protocol=4)])
-def test_what_is_no_torch_file_is_one_line(write, content):
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 broken", pickle.dumps(TouchesFile(), protocol=4)])
+def test_a_file_that_is_no_torch_file_is_an_error_without_warnings(write, content):
     weights, config, out = write(STATE)
     weights.write_bytes(content)
     with warnings.catch_warnings(action="error"), pytest.raises(CheckpointError, match="not a file of tensors"):
@@ -227,7 +222,7 @@ def test_missing_files_are_named(write):
         import_hifigan(weights, config, out)
 
 
-def test_the_command_writes_once(write, capsys):
+def test_the_command_replaces_a_file_only_with_overwrite(write, capsys):
     parser = ArgumentParser()
     command.add_arguments(parser)
     args = [str(path) for path in write(STATE)]

@@ -1,10 +1,10 @@
-"""Claims about the restorer: shapes of every length, folding, its start, and how far it sees."""
+"""Tests of the restorer: shapes, folding, initial mask, clamp, receptive field and windows."""
 
 import math
 
 import pytest
 import torch
-from lively import lively
+from small_models import with_random_weights
 
 from twostage.models.features import MelConfig
 from twostage.models.restorer import Restorer, RestorerConfig, with_frequency
@@ -34,7 +34,7 @@ def test_folding_keeps_the_output(config):
     assert not any("parametrizations" in key for key in model.state_dict())
 
 
-def test_the_mask_begins_as_one_small_gain():
+def test_the_initial_mask_is_one_small_gain():
     torch.manual_seed(0)
     mel = torch.randn(1, 16, 20) - 6
     mask = Restorer(TINY[0])(mel) - mel
@@ -42,27 +42,27 @@ def test_the_mask_begins_as_one_small_gain():
     assert mask.std() < 0.01
 
 
-def test_nothing_lies_below_the_clamp():
-    restored = lively(Restorer(TINY[0]))(torch.full((1, 16, 8), math.log(1e-5), dtype=torch.float64))
+def test_the_output_is_never_below_the_clamp():
+    restored = with_random_weights(Restorer(TINY[0]))(torch.full((1, 16, 8), math.log(1e-5), dtype=torch.float64))
     assert restored.min() >= math.log(1e-5)
 
 
 @pytest.mark.parametrize("config", TINY)
-def test_a_frame_reaches_its_context_and_no_further(config):
-    model = lively(Restorer(config))
+def test_a_frame_affects_the_output_only_within_the_context(config):
+    model = with_random_weights(Restorer(config))
     frames = 2 * model.context + 3 * model.stride
     mel = torch.randn(1, 16, frames, dtype=torch.float64)
-    for place in range(model.context, model.context + model.stride):
-        other = mel.clone()
-        other[..., place] += 1
-        changed = (model(mel) != model(other))[0].any(0).nonzero().flatten()
-        assert place - int(changed[0]) <= model.context
-        assert int(changed[-1]) - place <= model.context
+    for position in range(model.context, model.context + model.stride):
+        perturbed = mel.clone()
+        perturbed[..., position] += 1
+        changed = (model(mel) != model(perturbed))[0].any(0).nonzero().flatten()
+        assert position - int(changed[0]) <= model.context
+        assert int(changed[-1]) - position <= model.context
 
 
 @pytest.mark.parametrize("config", TINY)
 def test_a_window_at_a_multiple_of_the_stride_equals_the_whole(config):
-    model = lively(Restorer(config))
+    model = with_random_weights(Restorer(config))
     start = -(-model.context // model.stride) * model.stride
     mel = torch.randn(1, 16, 2 * start + 12, dtype=torch.float64)
     whole, window = model(mel), model(mel[..., model.stride :])
@@ -70,7 +70,7 @@ def test_a_window_at_a_multiple_of_the_stride_equals_the_whole(config):
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "message"),
     [
         ({"channels": (4, 8)}, "there must be one stride between two levels"),
         ({"blocks": 0}, "must be at least 1"),
@@ -78,9 +78,9 @@ def test_a_window_at_a_multiple_of_the_stride_equals_the_whole(config):
         ({"output": "sigmoid"}, "restorer.output is 'sigmoid', must be 'mask' or 'mapping'"),
     ],
 )
-def test_settings_that_cannot_be_name_the_field(settings, what):
+def test_invalid_settings_are_errors_that_name_the_field(settings, message):
     sizes = {"channels": (4, 4, 4, 4, 4), "time_strides": (1, 2, 2, 1)}
-    with pytest.raises(ConfigError, match=what):
+    with pytest.raises(ConfigError, match=message):
         RestorerConfig(**{**sizes, **settings})
 
 
@@ -93,7 +93,7 @@ def test_every_band_is_given_its_frequency():
 
 @pytest.mark.parametrize("frames", [9, 13])
 def test_frames_that_are_missing_at_the_end_repeat_the_last(frames):
-    model = lively(Restorer(TINY[2]))
+    model = with_random_weights(Restorer(TINY[2]))
     mel = torch.randn(1, 16, frames, dtype=torch.float64) - 6
     padded = torch.cat([mel, mel[..., -1:].expand(-1, -1, -frames % model.stride)], -1)
     torch.testing.assert_close(model(mel), model(padded)[..., :frames])

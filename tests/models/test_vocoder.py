@@ -1,8 +1,8 @@
-"""Claims about the vocoder: sizes of the paper, exact lengths, folding, and how far it sees."""
+"""Tests of the vocoder: lengths, folding, receptive field, settings, and Griffin-Lim at inference."""
 
 import pytest
 import torch
-from lively import lively
+from small_models import with_random_weights
 
 from twostage.models.features import MelConfig
 from twostage.models.vocoder import Vocoder, VocoderConfig
@@ -33,7 +33,7 @@ TINY = [
 
 @pytest.mark.parametrize("config", TINY)
 @pytest.mark.parametrize("frames", [1, 2, 3, 17])
-def test_frames_become_exactly_hop_length_samples_each(config, frames):
+def test_every_frame_becomes_hop_length_samples(config, frames):
     audio = Vocoder(config)(torch.randn(2, 8, frames))
     assert audio.shape == (2, 1, frames * 256)
     assert audio.abs().max() <= 1
@@ -47,24 +47,24 @@ def test_folding_keeps_the_output(config):
     torch.testing.assert_close(model.fold()(mel), before, atol=1e-5, rtol=0)
     assert any("parametrizations" in key for key in keys)
     assert not any("parametrizations" in key for key in model.state_dict())
-    assert model.fold() is model  # twice is once
+    assert model.fold() is model  # folding twice changes nothing
 
 
 @pytest.mark.parametrize("config", TINY)
-def test_a_frame_reaches_its_context_and_not_a_frame_further(config):
-    model = lively(Vocoder(config))
-    length, place = 2 * model.context + 21, model.context + 10
+def test_a_frame_affects_the_output_within_the_context(config):
+    model = with_random_weights(Vocoder(config))
+    length, position = 2 * model.context + 21, model.context + 10
     mel = torch.randn(1, 8, length, dtype=torch.float64)
-    other = mel.clone()
-    other[..., place] += 1
-    changed = (model(mel) != model(other))[0, 0].view(length, 256).any(1).nonzero().flatten()
-    receptive_field = max(place - int(changed[0]), int(changed[-1]) - place)
+    perturbed = mel.clone()
+    perturbed[..., position] += 1
+    changed = (model(mel) != model(perturbed))[0, 0].view(length, 256).any(1).nonzero().flatten()
+    receptive_field = max(position - int(changed[0]), int(changed[-1]) - position)
     assert receptive_field <= model.context
-    assert receptive_field >= model.context - 1  # and the bound is not idle
+    assert receptive_field >= model.context - 1  # the bound is tight
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "message"),
     [
         ({"upsample_rates": (8, 8, 2)}, "vocoder.upsample_rates multiply to 128, mel.hop_length is 256"),
         ({"upsample_kernel_sizes": (16, 16, 4)}, "upsample_kernel_sizes and vocoder.upsample_rates differ in length"),
@@ -75,9 +75,9 @@ def test_a_frame_reaches_its_context_and_not_a_frame_further(config):
         ({"upsample_initial_channel": 40}, "vocoder.upsample_initial_channel is 40, must be divisible by 16"),
     ],
 )
-def test_settings_that_cannot_be_name_the_field(settings, what):
+def test_invalid_settings_are_errors_that_name_the_field(settings, message):
     dilations = {"resblock_dilation_sizes": ((1, 3), (1, 3)), "resblock_kernel_sizes": (3, 7)}
-    with pytest.raises(ConfigError, match=what):
+    with pytest.raises(ConfigError, match=message):
         VocoderConfig(**{**dilations, **settings})
 
 
@@ -97,7 +97,7 @@ def test_sizes_below_one_are_refused(sizes: dict) -> None:
         VocoderConfig(**sizes)
 
 
-def test_griffin_lim_finishes_what_is_evaluated_and_not_what_is_trained():
+def test_griffin_lim_is_applied_in_evaluation_mode_only():
     torch.manual_seed(0)
     model = Vocoder(VocoderConfig(upsample_initial_channel=16, griffin_lim=2))
     mel = torch.randn(1, 80, 8) - 4

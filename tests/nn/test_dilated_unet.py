@@ -1,4 +1,4 @@
-"""Claims about the U-Net of SEANet and EBEN: skips of every level reach the output, dilations are the papers'."""
+"""Tests of the U-Net of SEANet and EBEN: skip connections of every level, and the dilations of the papers."""
 
 import torch
 from torch import nn
@@ -12,13 +12,13 @@ def unet() -> DilatedUnet:
     return model.eval().requires_grad_(False)
 
 
-def test_what_goes_around_the_bottom_comes_out() -> None:
+def test_skip_connections_bypass_the_bottleneck() -> None:
     model, x = unet(), torch.randn(1, 2, 64)
-    model.bottom = nn.Sequential(*model.bottom, nn.Threshold(1e9, 0.0))  # nothing passes the bottom
+    model.bottom = nn.Sequential(*model.bottom, nn.Threshold(1e9, 0.0))  # blocks the bottleneck
     assert (model(x) - model(torch.zeros_like(x))).abs().max() > 0.01
 
 
-def test_every_level_is_added_where_it_was_left() -> None:
+def test_every_level_is_added_to_the_decoder_at_the_same_rate() -> None:
     model, x = unet(), torch.randn(1, 2, 64)
     levels, level = [], x
     for down in model.downs:
@@ -30,5 +30,5 @@ def test_every_level_is_added_where_it_was_left() -> None:
     torch.testing.assert_close(model(x), expected)
 
 
-def test_dilations_are_the_papers() -> None:
+def test_dilations_are_those_of_the_papers() -> None:
     assert DILATIONS == (1, 3, 9)

@@ -1,4 +1,4 @@
-"""Claims about the site of the documents: it builds strictly, leads nowhere that is not there, and needs no network."""
+"""Tests of the documentation site: it builds strictly, has no broken links, and needs no network."""
 
 import argparse
 import doctest
@@ -31,12 +31,12 @@ RUNS = (RestorerRun, VocoderRun, FinetuneRun, EnhancerRun)
 
 
 def hook(name: str) -> ModuleType:
-    """docs/hooks/NAME.py"""
+    """The module docs/hooks/NAME.py."""
     spec = importlib.util.spec_from_file_location(f"hook_{name}", ROOT / "docs" / "hooks" / f"{name}.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for their own module
+    sys.modules[spec.name] = module  # dataclasses look up their module there
     spec.loader.exec_module(module)
     return module
 
@@ -53,7 +53,7 @@ FIELDS = [
 
 
 @pytest.mark.parametrize(("cls", "setting"), FIELDS)
-def test_every_setting_says_what_it_means_and_its_default(cls: type, setting: Any) -> None:
+def test_every_setting_is_documented_with_its_default(cls: type, setting: Any) -> None:
     assert setting.meaning, (
         f"{cls.__name__}.{setting.name}: put a comment behind it that says what it means, and its unit"
     )
@@ -75,14 +75,14 @@ def tuples(value: Any) -> Any:
 class Example:
     first: int  # Hz
     second: tuple[int, ...] = (
-        1,  # not of a field
+        1,  # not the comment of a field
         2,
     )  # two
-    # nor this
+    # neither is this one
     third: str = "# no comment"
 
 
-def test_what_stands_behind_a_field_is_its_meaning() -> None:
+def test_the_comment_behind_a_field_is_its_documentation() -> None:
     actual = {setting.name: (setting.kind, setting.default, setting.meaning) for setting in SETTINGS.settings(Example)}
     assert actual == {
         "first": ("int", "", "Hz"),
@@ -91,7 +91,7 @@ def test_what_stands_behind_a_field_is_its_meaning() -> None:
     }
 
 
-def test_examples_of_the_hooks_hold() -> None:
+def test_doctests_of_the_hooks_pass() -> None:
     assert doctest.testmod(SETTINGS) == (0, 2)
 
 
@@ -102,22 +102,22 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if missing and os.environ.get("TWOSTAGE_REQUIRE_DOCS") != "1":
         pytest.skip(f"{', '.join(missing)} not installed: pip install -e '.[docs]'")
     folder = tmp_path_factory.mktemp("site")
-    # a proxy that is not there: what the build would fetch, it does not get
-    away = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    env = {**os.environ, **away, "PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1", "OMP_NUM_THREADS": "1"}
+    # a proxy that does not exist, so that the build cannot download anything
+    no_network = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    env = {**os.environ, **no_network, "PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stdout + process.stderr
     return folder
 
 
 class Page(HTMLParser):
-    """What a page refers to, as (tag, attribute, target), and the places that it can be referred to at."""
+    """The references of a page as (tag, attribute, target), and its anchors."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.targets: list[tuple[str, str, str]] = []
-        self.places: set[str] = set()
+        self.anchors: set[str] = set()
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -125,31 +125,33 @@ class Page(HTMLParser):
             if name in ("href", "src", "srcset", "poster", "data") and value is not None:
                 self.targets.append((tag, name, value))
             if name in ("id", "name") and value:
-                self.places.add(value)
+                self.anchors.add(value)
 
 
 @pytest.fixture(scope="session")
 def pages(site: Path) -> dict[Path, Page]:
-    # but for the page that a server shows for any address, whose links are the server's own
+    # without 404.html, whose links are relative to the root of a server
     return {path: Page(path) for path in sorted(site.rglob("*.html")) if path.name != "404.html"}
 
 
-def test_every_link_and_picture_leads_somewhere(pages: dict[Path, Page], site: Path) -> None:
-    lost = []
+def test_no_link_or_picture_is_broken(pages: dict[Path, Page], site: Path) -> None:
+    broken = []
     for path, page in pages.items():
         for tag, _, target in page.targets:
-            file, _, place = target.partition("#")
+            file, _, anchor = target.partition("#")
             if re.match(r"[a-z]+:", file):
                 continue
-            goal = (path.parent / unquote(file)).resolve() if file else path
-            there = goal.is_file() and (not place or goal not in pages or unquote(place) in pages[goal].places)
-            if not there or site.resolve() not in goal.parents:
-                lost.append(f"{path.relative_to(site)}: {tag} {target}")
-    assert lost == []
+            linked_file = (path.parent / unquote(file)).resolve() if file else path
+            exists = linked_file.is_file() and (
+                not anchor or linked_file not in pages or unquote(anchor) in pages[linked_file].anchors
+            )
+            if not exists or site.resolve() not in linked_file.parents:
+                broken.append(f"{path.relative_to(site)}: {tag} {target}")
+    assert broken == []
     assert len(pages) > 20
 
 
-def test_pages_load_nothing_from_elsewhere(pages: dict[Path, Page], site: Path) -> None:
+def test_pages_load_nothing_from_other_servers(pages: dict[Path, Page], site: Path) -> None:
     for path, page in pages.items():
         loaded = [target for tag, name, target in page.targets if tag != "a" and (tag == "link" or name != "href")]
         assert [target for target in loaded if re.match(r"(https?:)?//", target)] == [], path
@@ -157,12 +159,12 @@ def test_pages_load_nothing_from_elsewhere(pages: dict[Path, Page], site: Path) 
         assert not re.search(r"(@import|url\()[\s\"'(]*(https?:)?//", style.read_text(encoding="utf-8")), style
 
 
-def test_the_site_is_read_and_searched_as_files(site: Path) -> None:
-    asked: list[str] = []
+def test_the_site_is_displayed_and_searched_without_a_server(site: Path) -> None:
+    requests: list[str] = []
     with chromium() as browser:
         page = browser.new_page()
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", lambda error: asked.append(f"error: {error}"))
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("pageerror", lambda error: requests.append(f"error: {error}"))
         for name in ("how-it-works", "configuration", "index"):
             page.goto((site / f"{name}.html").as_uri())
         page.locator("input[name=query]").press_sequentially("griffin")
@@ -171,7 +173,7 @@ def test_the_site_is_read_and_searched_as_files(site: Path) -> None:
         assert any("how-it-works.html" in link for link in links)
         page.goto((site / "how-it-works.html").as_uri())
         assert page.locator("math").first.bounding_box()["width"] > 5
-    assert [url for url in asked if not url.startswith(("file:", "data:", "about:", "blob:"))] == []
+    assert [url for url in requests if not url.startswith(("file:", "data:", "about:", "blob:"))] == []
 
 
 def text_of(path: Path) -> str:
@@ -186,14 +188,14 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
                 yield from parsers(sub)
 
 
-def test_the_page_of_commands_has_every_option(site: Path) -> None:
+def test_the_page_of_commands_lists_every_option(site: Path) -> None:
     text = text_of(site / "commands.html")
     for parser in parsers(cli.parser()):
         assert f"usage: {parser.prog} " in text
         assert [o for action in parser._actions for o in action.option_strings if o not in text] == []
 
 
-def test_the_pages_of_settings_have_every_field(site: Path) -> None:
+def test_the_pages_of_settings_list_every_field(site: Path) -> None:
     pages = [site / "configuration.html", *(site / "configuration").glob("*.html")]
     assert len(pages) == 7
     text = "".join(page.read_text(encoding="utf-8") for page in pages)
@@ -207,16 +209,16 @@ def test_the_header_shows_the_version(site: Path) -> None:
     assert f"twostage {__version__}" in header[0]
 
 
-def test_every_card_is_shown(site: Path) -> None:
+def test_every_model_card_has_a_page(site: Path) -> None:
     cards = sorted(ROOT.glob("checkpoints/*/CARD.md"))
     assert len(cards) >= 4
     for card in cards:
-        (first,) = re.findall(r"^# (.+)", card.read_text(encoding="utf-8"), re.MULTILINE)[:1]
-        assert f">{first}<" in (site / "models" / f"{card.parent.name}.html").read_text(encoding="utf-8")
+        (title,) = re.findall(r"^# (.+)", card.read_text(encoding="utf-8"), re.MULTILINE)[:1]
+        assert f">{title}<" in (site / "models" / f"{card.parent.name}.html").read_text(encoding="utf-8")
         assert f"models/{card.parent.name}.html" in (site / "index.html").read_text(encoding="utf-8")
 
 
-def test_formulas_are_drawn_by_the_browser(site: Path) -> None:
+def test_formulas_are_converted_to_mathml(site: Path) -> None:
     text = (site / "how-it-works.html").read_text(encoding="utf-8")
     assert text.count("<math") > 40
     assert not re.search(r"arithmatex|\\frac|\$\$", text[text.index("<article") : text.index("</article>")])
@@ -235,18 +237,18 @@ def test_formulas_are_drawn_by_the_browser(site: Path) -> None:
         ("`[a](docs/SPEED.md)`", "README.md", "index.md", "`[a](docs/SPEED.md)`"),
     ],
 )
-def test_links_are_right_in_the_repository_and_on_the_site(link: str, origin: str, page: str, expected: str) -> None:
+def test_links_of_the_repository_are_converted_for_the_site(link: str, origin: str, page: str, expected: str) -> None:
     pytest.importorskip("mkdocs")
     assert hook("repository").rebased(link, origin, page) == expected
 
 
-def test_sections_of_the_readme_end_where_the_next_begins() -> None:
+def test_sections_of_the_readme_end_where_the_next_one_starts() -> None:
     errors = pytest.importorskip("mkdocs.exceptions")
     repository = hook("repository")
     text = repository.section("install")
     assert text.startswith("You need Python 3.11 or newer and pip")
     assert "python -m pytest" in text
     assert "## Restore recordings" not in text
-    assert "twostage stream" in repository.section("streaming")  # behind a comment of a shell
+    assert "twostage stream" in repository.section("streaming")  # after a comment in a shell block, which is no heading
     with pytest.raises(errors.PluginError, match="no section #two-commands"):
         repository.section("two-commands")

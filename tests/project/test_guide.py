@@ -1,4 +1,4 @@
-"""Claims about docs/guide: its commands exist, and what it says will run is run, as it is written there."""
+"""Tests of docs/guide: its commands exist, and its examples run as they are written."""
 
 import ast
 import importlib.util
@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from test_readme import TRAININGS, commands
-from test_resume import assert_same_training
 from torch import nn
+from trainings import assert_same_training, data_overrides
 
 from twostage import cli
 from twostage.audio import sound_files
@@ -42,7 +42,7 @@ def text_of(page: str) -> str:
 
 
 def shells(page: Path) -> Iterator[list[str]]:
-    """Commands of a page's blocks without a language."""
+    """Commands in a page's code blocks without a language."""
     for language, block in re.findall(
         r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     ):
@@ -50,18 +50,18 @@ def shells(page: Path) -> Iterator[list[str]]:
 
 
 def run_as_written(page: str) -> Iterator[list[str]]:
-    """Those of the blocks that say ``<!-- run -->``."""
+    """Commands in the block that is marked ``<!-- run -->``."""
     (block,) = re.findall(r"^<!-- run -->\n```\n(.*?)^```", text_of(page), re.MULTILINE | re.DOTALL)
     return commands(block)
 
 
 def files_of(page: str) -> dict[str, str]:
-    """Blocks that say ``<!-- file: NAME -->``, by that name."""
+    """Blocks that are marked ``<!-- file: NAME -->``, by name."""
     return dict(re.findall(r"^<!-- file: (\S+) -->\n```\w+\n(.*?)^```", text_of(page), re.MULTILINE | re.DOTALL))
 
 
 def log_of(run: Path) -> list[float]:
-    """Held-out L1 of log-mels, as a training logged it."""
+    """The held-out L1 of log-mels that a training logged."""
     lines = map(json.loads, (run / "log.jsonl").read_text(encoding="utf-8").splitlines())
     return [line["mel_l1"] for line in lines if line["kind"] == "valid"]
 
@@ -70,36 +70,36 @@ DOCUMENTED = [(page.stem, arguments) for page in PAGES for arguments in shells(p
 TRAINED = [arguments for _, arguments in DOCUMENTED if arguments[0] in SCHEMAS and "--resume" not in arguments]
 
 
-def test_every_page_tells_commands() -> None:
+def test_the_pages_contain_commands() -> None:
     assert {name for name, _ in DOCUMENTED} == {"own-sensor", "few-pairs", "add-an-enhancer", "corpora"}
     assert len(DOCUMENTED) > 30
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_links_lead_to_files_of_the_documentation(page: Path) -> None:
+def test_links_point_to_files_of_the_documentation(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
-    inside = [page.parent.joinpath(link).resolve() for link in links if "://" not in link]
-    assert inside
-    for target in inside:
+    targets = [page.parent.joinpath(link).resolve() for link in links if "://" not in link]
+    assert targets
+    for target in targets:
         assert target.is_file()
-        assert target.is_relative_to(ROOT / "docs")  # a site holds nothing else
+        assert target.is_relative_to(ROOT / "docs")  # the site contains nothing else
 
 
 @pytest.mark.parametrize("picture", sorted(GUIDE.glob("*.png")), ids=lambda path: path.name)
-def test_pictures_are_small_and_shown(picture: Path) -> None:
+def test_pictures_are_small_and_used(picture: Path) -> None:
     assert picture.stat().st_size < 150_000
     assert any(f"({picture.name})" in page.read_text(encoding="utf-8") for page in PAGES)
 
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The system of add-an-enhancer.md, put in a folder and in the tables, as the page says."""
+    """The system of add-an-enhancer.md, added to a folder and to the tables as the page describes."""
     for name, text in files_of("add-an-enhancer.md").items():
-        path = tmp_path / "made" / ("baselines" if name.endswith(".yaml") else ".") / name
+        path = tmp_path / "example" / ("baselines" if name.endswith(".yaml") else ".") / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     spec = importlib.util.spec_from_file_location(
-        "twostage.models.baselines.gru_gains", tmp_path / "made" / "gru_gains.py"
+        "twostage.models.baselines.gru_gains", tmp_path / "example" / "gru_gains.py"
     )
     assert spec is not None
     assert spec.loader is not None
@@ -109,13 +109,13 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec.loader.exec_module(module)
     for table in (registry.ENHANCERS, registry.KINDS):
         monkeypatch.setitem(table, "gru-gains", (module.GruGainsConfig, module.GruGains))
-    monkeypatch.setattr(config, "SHIPPED", (tmp_path / "made", *config.SHIPPED))
+    monkeypatch.setattr(config, "SHIPPED", (tmp_path / "example", *config.SHIPPED))
     return module
 
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that looks like a clone to commands that name samples/."""
+    """A working folder with a link to samples/, as in a clone of the repository."""
     (tmp_path / "samples").symlink_to(ROOT / "samples")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -123,7 +123,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("example")
 @pytest.mark.parametrize("arguments", TRAINED, ids=" ".join)
-def test_settings_are_ones_that_a_training_takes(
+def test_settings_of_documented_trainings_are_valid(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -133,16 +133,18 @@ def test_settings_are_ones_that_a_training_takes(
         Path(path).touch()
     for folder in re.findall(r"data\.noise=(\S+)", " ".join(arguments)):
         Path(folder).mkdir()
-    assert training_settings(cli.parse(arguments), SCHEMAS[arguments[0]]).run_dir  # an unknown or impossible one raises
+    assert training_settings(
+        cli.parse(arguments), SCHEMAS[arguments[0]]
+    ).run_dir  # an unknown or invalid setting raises
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_quality")
-def test_own_sensor_without_any_data_runs_as_written(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(costs, "real_time_factor", lambda *_: 0.0)  # half of the time, and no test asserts one
+def test_the_guide_for_an_own_sensor_runs_as_written(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "real_time_factor", lambda *_: 0.0)  # it takes half of the time, and no test asserts it
     assert "`steps=60` at the end of the fourth is enough" in " ".join(text_of("own-sensor.md").split())
-    for place, arguments in enumerate(run_as_written("own-sensor.md"), 1):
-        assert cli.main([*arguments, *["steps=60"] * (place == 4)]) == 0, arguments
+    for number, arguments in enumerate(run_as_written("own-sensor.md"), 1):
+        assert cli.main([*arguments, *["steps=60"] * (number == 4)]) == 0, arguments
     actual = json.loads((workplace / "trial" / "scores" / "summary.json").read_text(encoding="utf-8"))["systems"]
     raw, small, copied = (actual[name] for name in ("raw input", "small", "small, copy-synthesis"))
     for metric in ("lsd", "mel_l1"):
@@ -163,28 +165,30 @@ def test_the_example_of_an_enhancer_runs_as_written(workplace: Path) -> None:
         sound_files.read(workplace / "trial" / f"{name}.flac")[0][0] for name in ("restored", "streamed")
     )
     throat = sound_files.read(ROOT / "samples" / "throat.flac")[0][0]
-    assert np.corrcoef(restored, streamed)[0, 1] > 0.9999  # a stream does not bring its output to the input's level
+    assert (
+        np.corrcoef(restored, streamed)[0, 1] > 0.9999
+    )  # not equal, since a stream does not match the level of its input
     assert metrics.lsd(throat, restored) > 0.5
     assert OnnxEnhancer(workplace / "trial" / "step.onnx").header.kind == "gru-gains"
 
 
-def test_the_example_is_of_the_documented_size_and_in_the_table_of_tests(example: ModuleType, corpus: Path) -> None:
+def test_the_example_has_the_documented_size_and_row_in_the_table_of_tests(example: ModuleType, corpus: Path) -> None:
     from test_baselines import SYSTEMS
 
     model = example.GruGains(example.GruGainsConfig())
     ((name, (millions, small)),) = ast.literal_eval("{" + files_of("add-an-enhancer.md")["row.txt"] + "}").items()
     assert set(map(type, (millions, small))) == set(map(type, SYSTEMS["dpcrn"]))
     assert costs.parameters(model) / 1e6 == pytest.approx(millions, abs=0.006)
-    run = load_config(EnhancerRun, [name], [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x", *small])
+    run = load_config(EnhancerRun, [name], [*data_overrides(corpus), *small])
     assert costs.parameters(example.GruGains(run.architecture)) < 0.02e6
-    said = re.search(r"([\d.]+) M weights, ([\d.]+) GMAC", files_of("add-an-enhancer.md")["gru-gains.yaml"])
-    assert said is not None
-    assert costs.parameters(model) / 1e6 == pytest.approx(float(said[1]), abs=0.005)
-    assert costs.gmac_per_second(model) == pytest.approx(float(said[2]), abs=0.005)
+    documented = re.search(r"([\d.]+) M weights, ([\d.]+) GMAC", files_of("add-an-enhancer.md")["gru-gains.yaml"])
+    assert documented is not None
+    assert costs.parameters(model) / 1e6 == pytest.approx(float(documented[1]), abs=0.005)
+    assert costs.gmac_per_second(model) == pytest.approx(float(documented[2]), abs=0.005)
 
 
 def test_the_example_overfits_one_batch(example: ModuleType, corpus: Path, speech: Callable[..., np.ndarray]) -> None:
-    run = load_config(EnhancerRun, ["gru-gains"], [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x"])
+    run = load_config(EnhancerRun, ["gru-gains"], data_overrides(corpus))
     torch.manual_seed(0)
     model = example.GruGains(example.GruGainsConfig(bands=16, units=16, layers=1))
     clean = torch.from_numpy(speech(4096)).view(1, 1, -1)
@@ -202,11 +206,9 @@ def test_the_example_overfits_one_batch(example: ModuleType, corpus: Path, speec
 
 
 @pytest.mark.usefixtures("example")
-def test_the_example_goes_on_where_it_was_stopped(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_example_resumes_a_training(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    inputs = [
+    command = [
         "train-enhancer",
         "gru-gains",
         "tiny",
@@ -215,9 +217,9 @@ def test_the_example_goes_on_where_it_was_stopped(
         "save_every=1",
         "optimizer.cooldown=0",
     ]
-    assert cli.main([*inputs, "steps=4", "run_dir=whole"]) == 0
-    assert cli.main([*inputs, "steps=2", "run_dir=parts"]) == 0
-    assert cli.main([*inputs, "steps=4", "run_dir=parts", "--resume"]) == 0
+    assert cli.main([*command, "steps=4", "run_dir=whole"]) == 0
+    assert cli.main([*command, "steps=2", "run_dir=parts"]) == 0
+    assert cli.main([*command, "steps=4", "run_dir=parts", "--resume"]) == 0
     assert_same_training(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -231,7 +233,7 @@ def test_the_test_of_the_example_passes(example: ModuleType) -> None:
         example.GruGainsConfig(hop_length=300)
 
 
-def test_a_script_of_ones_own_knows_the_example(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_script_registers_the_example(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     for table in (registry.ENHANCERS, registry.KINDS):
         monkeypatch.delitem(table, "gru-gains")
     scope = {"__name__": "mine"}

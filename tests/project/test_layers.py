@@ -1,6 +1,6 @@
-"""Imports point down from room to room, no cycle stands inside a room, and one module owns each dependency.
+"""Tests of the architecture: imports point down from room to room, without cycles, and dependencies have owners.
 
-A room is a folder of the package, or a module beside them. It imports rooms of smaller numbers alone.
+A room is a folder of the package, or a module beside the folders. It imports only rooms with smaller numbers.
 """
 
 import ast
@@ -32,7 +32,7 @@ ROOMS = {
     "cli": 8,
     "__main__": 9,
 }
-# what `import twostage` hands out, when asked
+# modules whose names `import twostage` provides lazily
 PUBLIC = (
     *("models.loading", "models.protocol", "models.two_stage", "inference.restoration", "inference.stream"),
     "utils.errors",
@@ -49,7 +49,7 @@ OWNERS = {
     "pystoi": {"evaluation.metrics"},
     "distillmos": {"evaluation.speech_quality"},
     "matplotlib": {"audio.plots", "data.sensor_plot"},
-    "torchaudio": set(),  # its import fails beside some builds of torch
+    "torchaudio": set(),  # its import fails with some builds of torch
     "sounddevice": {"inference.realtime"},
     "onnxruntime": {"models.onnx_enhancer", "export.int8", "evaluation.speech_quality"},
     "onnx": {"export.onnx", "export.int8", "export.shared_weights"},
@@ -84,19 +84,19 @@ def is_module(name):
 
 
 def imports(path, *, everywhere=True):
-    """Full names that a file imports; without ``everywhere``, those that importing the file itself runs."""
-    actual = set()
+    """Full names that a file imports; without ``everywhere``, only those that are imported with the file itself."""
+    names = set()
     nodes = list(ast.parse(path.read_text(encoding="utf-8")).body)
     while nodes:
         node = nodes.pop()
         if isinstance(node, ast.Import):
-            actual |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            actual |= {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif everywhere or (not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not typing_only(node)):
             nodes += ast.iter_child_nodes(node)
-    return actual
+    return names
 
 
 def typing_only(node):
@@ -104,7 +104,7 @@ def typing_only(node):
 
 
 def ours(names):
-    """Modules of the package among imported names: twostage.audio.read is audio, twostage.__version__ none."""
+    """Modules of the package among imported names: audio for twostage.audio.read, none for twostage.__version__."""
     for name in names:
         top, _, rest = name.partition(".")
         if top == "twostage" and rest and not rest.startswith("__"):
@@ -116,7 +116,7 @@ def test_every_room_has_a_number():
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_a_file_imports_its_own_room_and_lower_ones_alone(path):
+def test_a_file_imports_only_its_own_and_lower_rooms(path):
     name = name_of(path)
     for other in sorted(set(ours(imports(path)))):
         same, lower = room_of(other) == room_of(name), ROOMS[room_of(other)] < ROOMS[room_of(name)]
@@ -124,42 +124,44 @@ def test_a_file_imports_its_own_room_and_lower_ones_alone(path):
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_no_cycle_inside_a_room(room):
-    inside = {name_of(path): set(ours(imports(path))) for path in FILES if room_of(name_of(path)) == room}
-    graph = {name: {other for other in actual if other in inside} for name, actual in inside.items()}
+def test_a_room_has_no_import_cycle(room):
+    imports_of = {name_of(path): set(ours(imports(path))) for path in FILES if room_of(name_of(path)) == room}
+    graph = {name: {other for other in imported if other in imports_of} for name, imported in imports_of.items()}
     TopologicalSorter(graph).prepare()  # raises CycleError with the cycle
 
 
 @pytest.mark.parametrize("dependency", OWNERS)
-def test_one_module_owns_each_dependency(dependency):
+def test_a_dependency_is_imported_only_by_its_owners(dependency):
     users = {name_of(path) for path in FILES for used in imports(path) if used.partition(".")[0] == dependency}
     assert users <= OWNERS[dependency]
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if name_of(p).startswith(("commands", "cli", *LIGHT))], ids=name_of)
-def test_commands_are_light_to_import(path):
+def test_commands_import_no_heavy_package(path):
     names = imports(path, everywhere=False)
     assert not HEAVY & {used.partition(".")[0] for used in names}
     assert all(other.startswith(("commands", *LIGHT)) for other in ours(names))
 
 
-def test_nobody_waits_for_what_is_slow_to_import_and_seldom_used():
-    """scipy.signal takes a second, which every command would wait for."""
-    seldom = ("scipy.signal", "scipy.optimize")
-    at_once = {name_of(path): imports(path, everywhere=False) for path in FILES}
-    assert not {name for name, actual in at_once.items() if any(other.startswith(seldom) for other in actual)}
+def test_slow_and_rarely_used_modules_are_imported_lazily():
+    """The import of scipy.signal takes a second, which would delay every command."""
+    rarely_used = ("scipy.signal", "scipy.optimize")
+    imported_at_start = {name_of(path): imports(path, everywhere=False) for path in FILES}
+    assert not {
+        name for name, imported in imported_at_start.items() if any(other.startswith(rarely_used) for other in imported)
+    }
 
 
 @pytest.mark.parametrize("path", (PACKAGE / "commands").glob("*.py"), ids=name_of)
-def test_commands_import_no_command(path):
-    """What several of them need is an option, or has a module that is no command itself."""
+def test_commands_import_no_other_command(path):
+    """Code that commands share is in a module that is no command."""
     commands = {f"commands.{name.replace('-', '_')}" for name in COMMANDS}
     assert len(commands) == len(COMMANDS) > 10
     assert all(is_module(name) for name in commands)
     assert not commands & set(ours(imports(path)))
 
 
-def test_the_public_names_are_imported_when_asked():
+def test_public_names_are_imported_lazily():
     init = PACKAGE / "__init__.py"
     assert set(ours(imports(init))) == set(PUBLIC)
     assert not set(ours(imports(init, everywhere=False)))
@@ -169,7 +171,7 @@ def test_the_public_names_are_imported_when_asked():
 
 
 @pytest.mark.parametrize("walk", re.findall(r"^## (How .*)$", ARCHITECTURE, re.MULTILINE))
-def test_a_documented_walk_goes_from_room_to_room_without_turning_back(walk: str) -> None:
+def test_a_documented_walk_visits_rooms_in_descending_order(walk: str) -> None:
     text = ARCHITECTURE.partition(f"## {walk}\n")[2].partition("\n## ")[0]
     files = re.findall(r"`(twostage/[\w/]+\.py)`", "\n".join(re.split(r"\n(?=\d+\. )", text)[1:]).partition("\n\n")[0])
     rooms = [ROOMS[Path(file).with_suffix("").parts[1]] for file in files]

@@ -1,4 +1,4 @@
-"""Claims about the list of mistakes that tests are to notice; whether they do is tried by tests/mutation/run.py."""
+"""Tests of the list of code mistakes that tests must notice; tests/mutation/run.py checks whether they do."""
 
 import sys
 import time
@@ -15,7 +15,7 @@ def runner(load_script) -> ModuleType:
     return load_script("tests/mutation/run.py")
 
 
-def test_every_change_can_still_be_made(runner: ModuleType) -> None:
+def test_every_change_still_applies(runner: ModuleType) -> None:
     changes = runner.read_changes()
     assert len(changes) >= 150
     assert len({change.key for change in changes}) == len(changes)
@@ -31,7 +31,7 @@ def test_every_change_can_still_be_made(runner: ModuleType) -> None:
     assert sum(bool(change.survives) for change in changes) <= 0.05 * len(changes)
 
 
-def test_a_text_that_is_not_there_once_is_named(runner: ModuleType) -> None:
+def test_a_text_that_does_not_occur_exactly_once_is_an_error(runner: ModuleType) -> None:
     change = runner.Change("twostage/a.py", "x", "y", "why", ("tests/t.py",))
     assert change.applied("a = x") == "a = y"
     for text, times in ("a", 0), ("x = x", 2):
@@ -39,8 +39,8 @@ def test_a_text_that_is_not_there_once_is_named(runner: ModuleType) -> None:
             change.applied(text)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="it forks")
-def test_a_mistake_is_killed_or_survives(runner: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="needs fork")
+def test_a_mistake_is_either_killed_or_survives(runner: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "code.py").write_text("def double(x):\n    return 2 * x + 0\n")
     (tmp_path / "test_code.py").write_text(
         "from code_of import double\ndef test_double():\n    assert double(3) == 6\n"
@@ -57,9 +57,9 @@ def test_a_mistake_is_killed_or_survives(runner: ModuleType, tmp_path: Path) -> 
     assert "2 * x + 0" in (tmp_path / "code_of.py").read_text()
 
 
-def test_the_table_counts_by_room_and_names_survivors(runner: ModuleType, tmp_path: Path) -> None:
-    one, other = (runner.Change(f"twostage/{room}/a.py", "x", "y", room, ("t",)) for room in ("data", "nn"))
-    text = runner.table([one, other], {one.key: "killed", other.key: "survived"})
+def test_the_table_counts_changes_by_room_and_lists_survivors(runner: ModuleType, tmp_path: Path) -> None:
+    killed, survivor = (runner.Change(f"twostage/{room}/a.py", "x", "y", room, ("t",)) for room in ("data", "nn"))
+    text = runner.table([killed, survivor], {killed.key: "killed", survivor.key: "survived"})
     assert text.splitlines()[2:] == [
         "| `data/` | 1 | 0 |",
         "| `nn/` | 1 | 1 |",

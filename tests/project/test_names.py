@@ -1,4 +1,4 @@
-"""Claims about names: old ones are in no code and no document, old settings are refused, old files still load."""
+"""Tests of renamed identifiers and settings: old names are not used, old settings are refused, old files load."""
 
 import io
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from trainings import data_overrides
 
 from twostage.models import checkpoint
 from twostage.models.baselines.eben import Eben, EbenConfig
@@ -20,7 +21,7 @@ from twostage.utils.schema import build
 
 ROOT = Path(__file__).parents[2]
 MAY_HOLD_OLD_NAMES = {ROOT / "twostage" / "utils" / "renamed.py", ROOT / "CHANGELOG.md", Path(__file__)}
-# identifiers that have become the field's words; those that are ordinary English as well are looked for in code alone
+# identifiers that were replaced by the terms of the field; those that are also ordinary words are searched in code only
 OLD_NAMES = {
     *("least_squares_fool", "least_squares_real_fake", "hinge_fool", "hinge_real_fake"),
     *("bounded_hinge_fool", "Hearing", "with_height", "frames_heard", "heard_below", "hears_sensor", "characterise"),
@@ -58,7 +59,7 @@ def _files(*patterns: str) -> list[Path]:
     return sorted((files | {file for pattern in patterns for file in ROOT.glob(pattern)}) - MAY_HOLD_OLD_NAMES)
 
 
-def test_old_names_are_in_no_code():
+def test_no_code_uses_an_old_name():
     files = _files("*.py")
     assert len(files) > 200
     for file in files:
@@ -67,7 +68,7 @@ def test_old_names_are_in_no_code():
         assert not names & (OLD_NAMES | OLD_IN_CODE), file
 
 
-def test_old_names_are_in_no_text():
+def test_no_text_uses_an_old_name():
     words = re.compile(rf"\b({'|'.join(OLD_NAMES)})\b")
     files = _files("*.py", "*.md", "*.yaml", "*.sh", "*.ipynb", "*.toml")
     assert len(files) > 250
@@ -80,7 +81,7 @@ def test_old_names_are_in_no_text():
 
 @pytest.fixture
 def overrides(corpus, tmp_path):
-    return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}", *FAST]
+    return [*data_overrides(corpus, tmp_path / "run"), *FAST]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def overrides(corpus, tmp_path):
         (VocoderRun, "vocoder.heard_below=1000", "vocoder.input_phase_below"),
     ],
 )
-def test_an_old_key_is_refused_with_its_new_name(overrides, tmp_path, cls, old, new):
+def test_an_old_setting_is_refused_with_its_new_name(overrides, tmp_path, cls, old, new):
     name = old.partition("=")[0]
     recipe = "vocoder" if cls is VocoderRun else "restorer"
     with pytest.raises(ConfigError, match=rf"^{name} is called {new} now$"):
@@ -117,7 +118,7 @@ def test_an_old_key_is_refused_with_its_new_name(overrides, tmp_path, cls, old, 
         load_config(cls, [recipe, str(tmp_path / "old.yaml")], overrides)
 
 
-def test_an_old_key_of_a_systems_own_settings_is_refused(overrides):
+def test_an_old_setting_of_a_baseline_is_refused(overrides):
     with pytest.raises(ConfigError, match=r"^model.heard is called model.input_bands now$"):
         load_config(EnhancerRun, ["eben"], [*overrides, "model.heard=2"])
 
@@ -129,7 +130,7 @@ def _with_old_names(values: object, table: dict[str, str]) -> object:
 
 
 def _rewritten(path: Path, table: dict[str, str]) -> None:
-    """Store a file of weights again as a version with old names wrote it."""
+    """Rewrite the metadata of a file of weights with old names."""
     header = checkpoint.read_header(path)
     with checkpoint.safe_open(path, framework="pt") as file:
         metadata = file.metadata()
@@ -142,20 +143,20 @@ def _rewritten(path: Path, table: dict[str, str]) -> None:
     ("config", "table"),
     [(EbenConfig(input_bands=2), {"input_bands": "heard"})],
 )
-def test_weights_of_old_settings_load(tmp_path, config, table):
+def test_weights_with_old_settings_are_loaded(tmp_path, config, table):
     torch.manual_seed(0)
     model, path = Eben(config).eval(), tmp_path / "old.safetensors"
     checkpoint.save(path, model, provenance={})
     _rewritten(path, table)
-    again = checkpoint.load(path)
-    assert again.config == config
+    loaded = checkpoint.load(path)
+    assert loaded.config == config
     audio = torch.randn(1, 1, 4096, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.testing.assert_close(again(audio), model.fold()(audio))
+        torch.testing.assert_close(loaded(audio), model.fold()(audio))
 
 
-def test_shipped_weights_are_of_old_settings_and_load():
-    """They were written before any setting was renamed, so that they stand for the files that users have."""
+def test_shipped_weights_with_old_settings_are_loaded():
+    """They were written before settings were renamed, like the files that users have."""
     path = checkpoint.stage_files("default/vocoder")[0]
     with checkpoint.safe_open(path, framework="pt") as file:
         stored = json.loads(file.metadata()["config"])
@@ -164,8 +165,8 @@ def test_shipped_weights_are_of_old_settings_and_load():
     assert RENAMED["VocoderConfig"]["heard_below"] in checkpoint.read_header(path).config
 
 
-def test_a_training_of_old_settings_goes_on(overrides, tmp_path):
-    """Its state and its settings file hold old names; both are read, alone and with the same settings given anew."""
+def test_a_training_with_old_settings_is_resumed(overrides, tmp_path):
+    """Its state and its settings file contain old names, and both are read."""
     small = ["restorer.channels=[4,8]", "restorer.time_strides=[2]", "restorer.mel.n_mels=16", "optimizer.grad_clip=2"]
     settings = load_config(RestorerRun, ["restorer"], [*overrides, *small, "data.batch_size=1", "save_every=1"])
     recipes.train_restorer(settings)
@@ -181,13 +182,13 @@ def test_a_training_of_old_settings_goes_on(overrides, tmp_path):
     (tmp_path / "run" / "config.yaml").write_text(text)
     with pytest.raises(ConfigError, match="is called"):
         load_config(RestorerRun, [str(tmp_path / "run" / "config.yaml")])
-    again = load_config(RestorerRun, [str(tmp_path / "run" / "config.yaml")], ["steps=2"], stored=True)
-    assert (again.data.batch_size, again.optimizer.grad_clip, again.save_every) == (1, 2.0, 1)
-    recipes.train_restorer(again, resume=True)
+    resumed = load_config(RestorerRun, [str(tmp_path / "run" / "config.yaml")], ["steps=2"], stored=True)
+    assert (resumed.data.batch_size, resumed.optimizer.grad_clip, resumed.save_every) == (1, 2.0, 1)
+    recipes.train_restorer(resumed, resume=True)
     assert checkpoint.load_state(tmp_path / "run" / "state.pt")["step"] == 2
 
 
-def test_every_new_name_is_a_field():
+def test_every_new_name_is_a_field_and_every_old_one_is_refused():
     from twostage.data.pairs import PairConfig
     from twostage.models.vocoder import VocoderConfig
     from twostage.training.adversary import AdversaryRules

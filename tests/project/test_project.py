@@ -1,4 +1,4 @@
-"""The project's own papers agree: one version, one list of packages, what is pinned is what is asked for."""
+"""Tests of the project files: one version, one list of packages, and pins that satisfy the requirements."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ import twostage
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
-LIVE = {"sounddevice"}  # of the one extra that development does not need
+LIVE = {"sounddevice"}  # the requirement of the extra that development does not need
 PINS = [
     line.split("==")
     for line in (ROOT / "constraints-dev.txt").read_text(encoding="utf-8").splitlines()
@@ -38,7 +38,7 @@ def test_there_is_one_version() -> None:
     assert ast.literal_eval(value) == twostage.__version__  # setuptools reads a literal without importing the package
 
 
-def test_papers_that_must_repeat_the_version_have_it() -> None:
+def test_citation_and_changelog_have_the_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == twostage.__version__
     latest = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
@@ -54,25 +54,25 @@ def test_every_folder_of_code_is_installed() -> None:
     assert len(listed) == len(set(listed))
 
 
-def test_pins_are_exact_and_come_from_nowhere_in_particular() -> None:
+def test_pins_are_exact_versions_without_an_index() -> None:
     assert all(len(pin) == 2 and re.fullmatch(r"[a-z0-9-]+", pin[0]) for pin in PINS)
     assert all(re.fullmatch(r"[0-9][0-9a-z.]*", version) for _, version in PINS)
     names = [name for name, _ in PINS]
     assert names == sorted(set(names))
 
 
-@pytest.mark.parametrize("asked", requirements(), ids=str)
-def test_what_is_asked_for_is_pinned_to_what_satisfies_it(asked: Requirement) -> None:
-    if asked.name in LIVE:
+@pytest.mark.parametrize("requirement", requirements(), ids=str)
+def test_every_requirement_is_pinned_to_a_version_that_satisfies_it(requirement: Requirement) -> None:
+    if requirement.name in LIVE:
         return
-    assert asked.specifier.contains(dict(PINS)[canonicalize_name(asked.name)])
+    assert requirement.specifier.contains(dict(PINS)[canonicalize_name(requirement.name)])
 
 
-def test_the_documents_tell_the_bounds_of_torch() -> None:
-    (torch,) = (asked for asked in requirements() if asked.name == "torch")
-    answer = (ROOT / "docs" / "start.md").read_text(encoding="utf-8").replace("\n", " ")
-    tried = r"the tests were run with (\S+), the lowest, and with (\S+)\."
-    bounds = re.search(rf"PyTorch from (2\.\d+) to (2\.\d+); {tried}", answer)
+def test_the_documents_state_the_bounds_of_torch() -> None:
+    (torch,) = (requirement for requirement in requirements() if requirement.name == "torch")
+    text = (ROOT / "docs" / "start.md").read_text(encoding="utf-8").replace("\n", " ")
+    versions_run = r"the tests were run with (\S+), the lowest, and with (\S+)\."
+    bounds = re.search(rf"PyTorch from (2\.\d+) to (2\.\d+); {versions_run}", text)
     assert bounds
     first, last, *versions = bounds.groups()
     major, minor = map(int, last.split("."))
@@ -81,19 +81,21 @@ def test_the_documents_tell_the_bounds_of_torch() -> None:
     assert f"torch ({first} to {last})" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_workflow_runs_what_a_contributor_runs_on_every_python() -> None:
+def test_the_workflow_runs_the_ci_script_on_every_supported_python() -> None:
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
     job = workflow["jobs"]["test"]
     assert [step["run"] for step in job["steps"] if "run" in step][-1] == ".ci/run"
     installed = " ".join(step.get("run", "") for step in job["steps"]).split()
-    assert {"chromium-browser", "pulseaudio", "pulseaudio-utils"} <= set(installed)  # .ci/run may not, without root
+    assert {"chromium-browser", "pulseaudio", "pulseaudio-utils"} <= set(
+        installed
+    )  # .ci/run cannot install them without root
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
-    answer = [text.rpartition(" ")[2] for text in PROJECT["project"]["classifiers"] if "Python :: 3." in text]
-    assert job["strategy"]["matrix"]["python"] == answer
-    assert PROJECT["project"]["requires-python"] == f">={answer[0]}"
+    python_versions = [text.rpartition(" ")[2] for text in PROJECT["project"]["classifiers"] if "Python :: 3." in text]
+    assert job["strategy"]["matrix"]["python"] == python_versions
+    assert PROJECT["project"]["requires-python"] == f">={python_versions[0]}"
 
 
-def test_one_command_runs_the_tests_wherever_it_stands() -> None:
+def test_all_documents_name_the_same_command_for_the_tests() -> None:
     command = "python -m pytest -n auto --dist loadfile"
     for name in ("README.md", "CONTRIBUTING.md", ".ci/run", ".github/pull_request_template.md"):
         assert command in (ROOT / name).read_text(encoding="utf-8"), name
@@ -102,7 +104,7 @@ def test_one_command_runs_the_tests_wherever_it_stands() -> None:
 
 
 @pytest.mark.parametrize("name", ["bug", "idea"])
-def test_templates_of_issues_are_forms(name: str) -> None:
+def test_issue_templates_are_forms(name: str) -> None:
     form = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml").read_text(encoding="utf-8"))
     assert form.keys() >= {"name", "description", "body"}
     assert all(part["attributes"]["label"] for part in form["body"])

@@ -1,7 +1,7 @@
-"""Claims about hostile input and hostile moments: the short form of tests/run_torture.py (docs/RELIABILITY.md).
+"""Tests by fault injection: the short form of tests/run_torture.py (docs/RELIABILITY.md).
 
-Every command runs in a fork of one process that has imported everything; the seeds are fixed, so are damage and
-moments. A failure keeps its files below the test's folder, from where ``--replay`` runs it again.
+Every command runs in a fork of one process that has imported everything. Seeds are fixed, and so are the damage and
+its moments. A failure keeps its files below the test's folder, from where ``--replay`` runs it again.
 """
 
 import json
@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 from torture import mutations
-from torture.harness import LONGEST, MEMORY, Outcome, complaints
+from torture.harness import LONGEST, MEMORY, Outcome, violations
 
 from twostage.audio import sound_files
 
 ROOT = Path(__file__).parents[2]
 
-# part -> how many cases it has at least, and kinds that must be among them
+# part -> (its minimum number of cases, kinds that it must contain)
 PARTS = {
     "audio": (25, {"wav, rate", "name, no UTF-8"}),
     "weights": (15, set[str]()),
@@ -31,37 +31,37 @@ PARTS = {
     "disk": (6, {"full (file size): train-vocoder", "read-only: restore", "SIGTERM: restore"}),
 }
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="it forks, and reads /proc")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="needs fork and /proc")]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What became of each part's cases."""
+    """The results of each part."""
     out = tmp_path_factory.mktemp("torture")
     command = [sys.executable, str(ROOT / "tests" / "run_torture.py"), "--short", "-o", str(out)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    actual = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
-    assert actual.keys() == PARTS.keys(), done.stderr
-    return actual
+    process = subprocess.run(command, capture_output=True, text=True, env=environment)
+    results_by_part = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
+    assert results_by_part.keys() == PARTS.keys(), process.stderr
+    return results_by_part
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_nothing_breaks(part: str, results: dict[str, Any]) -> None:
-    rows, (least, kinds) = results[part]["rows"], PARTS[part]
-    assert len(rows) >= least
+def test_no_case_breaks_the_contract(part: str, results: dict[str, Any]) -> None:
+    rows, (minimum, kinds) = results[part]["rows"], PARTS[part]
+    assert len(rows) >= minimum
     assert kinds <= {row["kind"] for row in rows}
     assert [(row["name"], row["kind"], row["problems"]) for row in rows if row["problems"]] == []
 
 
-def test_trainings_were_killed_while_they_wrote(results: dict[str, Any]) -> None:
+def test_some_trainings_were_killed_while_they_wrote_a_file(results: dict[str, Any]) -> None:
     figures = [row["figures"] for row in results["kills"]["rows"]]
     assert sum(row["kills"] for row in figures) >= 3
     assert sum(row["while a file was being written"] for row in figures) >= 1
 
 
-def test_some_of_the_damage_is_refused_and_some_is_not(results: dict[str, Any]) -> None:
-    """Else either the files are not damaged, or nothing is ever restored."""
+def test_some_damaged_files_are_refused_and_some_are_restored(results: dict[str, Any]) -> None:
+    """Otherwise the files would not be damaged, or nothing would ever be restored."""
     for part in ("audio", "weights"):
         assert {row["code"] for row in results[part]["rows"]} == {0, 1}
 
@@ -71,7 +71,7 @@ REFUSED = Outcome(1, 1.0, 100.0, "", "twostage: error: a.wav: is empty (0 bytes)
 
 
 @pytest.mark.parametrize(
-    ("outcome", "complaint"),
+    ("outcome", "expected"),
     [
         (GOOD, ""),
         (REFUSED, ""),
@@ -87,21 +87,21 @@ REFUSED = Outcome(1, 1.0, 100.0, "", "twostage: error: a.wav: is empty (0 bytes)
         (REFUSED._replace(err=f"twostage: error: {'x' * LONGEST}\n"), "a line of"),
     ],
 )
-def test_the_contract_can_be_broken(outcome: Outcome, complaint: str) -> None:
-    assert "; ".join(complaints(outcome)) == "" if not complaint else complaint in "; ".join(complaints(outcome))
+def test_every_violation_of_the_contract_is_detected(outcome: Outcome, expected: str) -> None:
+    assert "; ".join(violations(outcome)) == "" if not expected else expected in "; ".join(violations(outcome))
 
 
-def test_damage_is_a_function_of_the_seed() -> None:
+def test_damage_depends_only_on_the_seed() -> None:
     def sample(seed: int) -> list[tuple[str, str, bytes]]:
         return [mutations.sound_file(np.random.default_rng([seed, n]), n) for n in range(24)]
 
     first = sample(0)
-    time.sleep(1.1)  # some files hold the time
+    time.sleep(1.1)  # some files contain the time
     assert first == sample(0)
     assert first != sample(1)
 
 
-def test_sound_is_sound_before_it_is_damaged(tmp_path: Path) -> None:
+def test_audio_is_readable_before_it_is_damaged(tmp_path: Path) -> None:
     for container, coding, suffix in mutations.CONTAINERS:
         sound = mutations.speech(np.random.default_rng(0))
         (tmp_path / f"x.{suffix}").write_bytes(mutations.encoded(sound, 16000, container, coding))

@@ -1,4 +1,4 @@
-"""Claims about scripts/benchmark.py: from speech to the tables, on where it stopped, and what is wrong in a line."""
+"""Tests of scripts/benchmark.py: the tables, resuming, the budget, the report and errors."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, speech: Callable[..., np.ndarray]) -> Path:
-    """A second each of speech to train with and to score, which is a pair as well."""
+    """One second of speech for training and one for scores, which also form a pair."""
     folder = tmp_path_factory.mktemp("data")
     for seed, name in enumerate(("train", "dev")):
         sound_files.write(folder / f"{name}.wav", speech(RATE, seed=seed), RATE)
@@ -40,17 +40,18 @@ def data(tmp_path_factory: pytest.TempPathFactory, speech: Callable[..., np.ndar
 @pytest.fixture
 def task(quick_quality: None, script: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(script.SMALL, "wave-unet", SMALL)
-    for picture in ("draw", "draw_charts"):  # what test_compare and test_plots look at; they take longer than the rest
+    for picture in ("draw", "draw_charts"):  # slow, and tested in test_compare.py and test_plots.py
         monkeypatch.setattr(plots, picture, lambda path, *_, **__: path.parent.mkdir(exist_ok=True))
     return script.Task("smoke", data, tmp_path / "out", ("seed=7",))
 
 
-def times(out: Path) -> dict[Path, int]:
-    kept = [path for path in out.rglob("*") if path.is_file() and "comparison" not in path.parts]
-    return {path: path.stat().st_mtime_ns for path in kept}
+def modification_times(out: Path) -> dict[Path, int]:
+    """Modification times of all files except the comparison, which is always written anew."""
+    files = [path for path in out.rglob("*") if path.is_file() and "comparison" not in path.parts]
+    return {path: path.stat().st_mtime_ns for path in files}
 
 
-def test_from_speech_to_the_tables_and_a_second_call_has_nothing_to_do(script, task, capsys):
+def test_the_benchmark_writes_the_tables_and_a_second_call_repeats_nothing(script, task, capsys):
     script.benchmark(task, SYSTEMS)
     for name in ("throat", "eben", "pairs"):
         table = (task.out / "comparison" / name / "table.md").read_text()
@@ -65,55 +66,55 @@ def test_from_speech_to_the_tables_and_a_second_call_has_nothing_to_do(script, t
     weights = task.out / "runs" / "wave-unet" / "last.safetensors"
     assert checkpoint.read_header(weights).provenance["steps"] == 2
     assert checkpoint.read_header(weights).config["levels"] == 3
-    # what a system costs is measured once
+    # the cost of a system is measured once
     costs = [
         json.loads((task.out / name / "wave-unet" / "summary.json").read_text())["costs"]
         for name in task.sets("wave-unet")
     ]
     assert costs[0] == costs[1] == costs[2]
 
-    before = times(task.out)
+    before = modification_times(task.out)
     capsys.readouterr()
     script.benchmark(task, SYSTEMS)
-    assert times(task.out) == before
-    done = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("twostage ")]
-    assert done == ["compare"] * 3
+    assert modification_times(task.out) == before
+    commands = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("twostage ")]
+    assert commands == ["compare"] * 3
 
 
 class Killed(Exception):
     pass
 
 
-def test_what_was_stopped_goes_on_where_it_was(script, task, monkeypatch):
-    """It dies before every command that it runs, and once in the middle of a training; the rest is as it would be."""
-    asked: list[str] = []
-    really = script.twostage
+def test_a_benchmark_killed_at_any_command_continues_where_it_stopped(script, task, monkeypatch):
+    """It is killed before every command, and once in the middle of a training."""
+    seen_commands: list[str] = []
+    original = script.twostage
 
-    def dying(command):
+    def killed_once(command):
         key = " ".join(command[:2]) + command[command.index("-o") + 1] if "-o" in command else command[0]
-        if key not in asked:
-            asked.append(key)
+        if key not in seen_commands:
+            seen_commands.append(key)
             if command[0] == "train-enhancer" and "wave-unet" in command:
-                really([*command, "steps=1"])
+                original([*command, "steps=1"])
             raise Killed
-        return really(command)
+        return original(command)
 
-    monkeypatch.setattr(script, "twostage", dying)
-    deaths = 0
+    monkeypatch.setattr(script, "twostage", killed_once)
+    kills = 0
     while True:
         try:
             script.benchmark(task, SYSTEMS)
             break
         except Killed:
-            deaths += 1
-    assert deaths == len(asked) == 1 + 6 + 3  # of two trainings, one needs nothing
+            kills += 1
+    assert kills == len(seen_commands) == 1 + 6 + 3  # one of the two systems needs no training
     assert checkpoint.read_header(task.out / "runs" / "wave-unet" / "last.safetensors").provenance["steps"] == 2
     log = (task.out / "runs" / "wave-unet" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log if '"train"' in line] == [1, 2]
     assert len(read_rows(task.out / "pairs" / "wave-unet" / "utterances.csv")) == 3  # raw, restored, clean
 
 
-def test_a_folder_of_another_benchmark_is_not_gone_on_with(script, task):
+def test_a_folder_of_another_benchmark_is_refused(script, task):
     script.benchmark(task, ["lowpass"])
     plan = script.Plan(task)
     plan.steps("wave-unet")
@@ -127,32 +128,32 @@ def test_a_folder_of_another_benchmark_is_not_gone_on_with(script, task):
         script.benchmark(task, ["lowpass"])
 
 
-def test_steps_are_an_even_share_of_the_budget_whichever_systems_are_chosen(script, data, tmp_path, monkeypatch):
-    asked = []
+def test_every_system_gets_an_equal_part_of_the_budget(script, data, tmp_path, monkeypatch):
+    timed_calls = []
 
-    def takes(task, *arguments):
+    def fake_timed(task, *arguments):
         steps = int(next(text for text in arguments if text.startswith("steps=")).partition("=")[2])
-        asked.append(arguments)
+        timed_calls.append(arguments)
         (task.out / "probe").mkdir(parents=True, exist_ok=True)
         return 3.0 + 0.5 * steps
 
-    monkeypatch.setattr(script, "timed", takes)
+    monkeypatch.setattr(script, "timed", fake_timed)
     plan = script.Plan(script.Task("cpu-hour", data, tmp_path))
     assert plan.steps("bwe") == round(3600 / 11 / 0.5)
-    assert len(asked) == 3
+    assert len(timed_calls) == 3
     assert script.Plan(script.Task("cpu-hour", data, tmp_path)).steps("bwe") == plan.steps("bwe")
-    assert len(asked) == 3
+    assert len(timed_calls) == 3
 
 
-def test_every_system_has_the_same_pairs_and_its_own_lengths(script, data, tmp_path):
+def test_every_system_trains_with_the_same_data_and_its_own_schedule(script, data, tmp_path):
     task = script.Task("cpu-hour", data, tmp_path)
-    there = ("two-stage", "wave-unet", "bwe")
+    systems = ("two-stage", "wave-unet", "bwe")
     runs = {}
-    for system in there:
+    for system in systems:
         kind = RestorerRun if system == "two-stage" else EnhancerRun
-        command, *words = task.training(system, tmp_path / system, 600)
+        command, *arguments = task.training(system, tmp_path / system, 600)
         assert command == ("train-restorer" if system == "two-stage" else "train-enhancer")
-        runs[system] = load_config(kind, words[:1], words[1:])
+        runs[system] = load_config(kind, arguments[:1], arguments[1:])
     for run in runs.values():
         assert run.data.sensors == ("any", "in-ear", "forehead", "temple", "eben")
         assert (run.data.gate_db, run.data.speed, run.data.eq_db) == (20, 0.1, 2)
@@ -163,13 +164,13 @@ def test_every_system_has_the_same_pairs_and_its_own_lengths(script, data, tmp_p
 
 
 def save_picture(task: object, name: str, picture: str) -> None:
-    """A picture of noise where `twostage compare` draws one; the fixture ``task`` has it draw nothing."""
+    """Write a picture of noise where `twostage compare` draws one; the fixture ``task`` disables its drawing."""
     path = task.out / "comparison" / name / picture
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (150, 300, 3), np.uint8)).save(path)
 
 
-def test_a_report_is_a_page_of_means_and_a_page_for_each_test_set(script, task, tmp_path, monkeypatch):
+def test_a_report_has_a_page_of_means_and_a_page_for_each_test_set(script, task, tmp_path, monkeypatch):
     script.benchmark(task, SYSTEMS)
     monkeypatch.setattr(script, "LARGEST", 20_000)
     for picture in ("cost.png", "spectrograms/first.png", "spectrograms/second.png"):
@@ -195,7 +196,7 @@ def test_a_report_is_a_page_of_means_and_a_page_for_each_test_set(script, task, 
     for place, name in enumerate(estoi["system"]):
         table = (task.out / "comparison" / name / "table.md").read_text()
         page = (sets / f"{name}.md").read_text()
-        assert table.partition("\n\n")[2].strip() in page  # all of it but its heading
+        assert table.partition("\n\n")[2].strip() in page  # all but its heading
         assert re.findall("^# .*", page, re.MULTILINE) == [f"# {script.SETS[name]}"]
         assert f"[{script.SETS[name]}](comparison/{name}.md)" in text
         assert "(../COMPARISON.md)" in page
@@ -209,13 +210,13 @@ def test_a_report_is_a_page_of_means_and_a_page_for_each_test_set(script, task, 
 
 
 def rows(text: str) -> dict[str, list[str]]:
-    """The cells of the first table by those of its first column."""
+    """First column -> the other cells of the row, for the first table in ``text``."""
     table = re.search(r"(^\|.*\n)+", text, re.MULTILINE)[0]
     cells = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
     return {first: others for first, *others in cells}
 
 
-def test_a_mean_of_some_utterances_and_a_missing_one_are_taken_from_a_table(script):
+def test_means_are_read_from_a_table_also_those_of_some_utterances_and_missing_ones(script):
     table = "# T\n\n1 s.\n\n| system | n | STOI ↑ | LSD ↓ |\n| --- | ---: | ---: | ---: |\n"
     table += "| a | 5 | 0.674 [0.624, 0.715] (n = 3) | - |\n\n| system | n | STOI ↑ |\n| --- | ---: | ---: |\n"
     table += "| a | 5 | +0.1 |\n"
@@ -224,7 +225,7 @@ def test_a_mean_of_some_utterances_and_a_missing_one_are_taken_from_a_table(scri
     assert script.means(table, "ESTOI") == {}
 
 
-def test_a_report_keeps_what_was_written_around_it(script, task, tmp_path):
+def test_a_report_keeps_the_text_around_it(script, task, tmp_path):
     script.benchmark(task, SYSTEMS)
     save_picture(task, "throat", "cost.png")
     script.report(task.out, tmp_path / "docs")
@@ -237,18 +238,18 @@ def test_a_report_keeps_what_was_written_around_it(script, task, tmp_path):
     script.report(task.out, tmp_path / "docs")
     assert {path: path.read_text() for path in pages} == edited
 
-    # a page that lacks the marks is named, and no page is changed
-    pages[1].write_text("Mine alone.\n")
+    # the error names the page without marks, and no page is changed
+    pages[1].write_text("Mine only.\n")
     (tmp_path / "docs" / "comparison" / "throat-cost.png").unlink()
     pages[0].write_text(f"Old.\n{script.BEGIN}\n{script.END}\n")
     with pytest.raises(DataError, match=r"throat.md: lacks the lines <!-- benchmark.py writes from here -->"):
         script.report(task.out, tmp_path / "docs")
-    assert [path.read_text() for path in pages] == [f"Old.\n{script.BEGIN}\n{script.END}\n", "Mine alone.\n"]
+    assert [path.read_text() for path in pages] == [f"Old.\n{script.BEGIN}\n{script.END}\n", "Mine only.\n"]
     assert not (tmp_path / "docs" / "comparison" / "throat-cost.png").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "what"),
+    ("arguments", "message"),
     [
         ([], "give --budget, or --report"),
         (["--budget", "cpu-hour"], "--budget cpu-hour needs --data"),
@@ -262,11 +263,13 @@ def test_a_report_keeps_what_was_written_around_it(script, task, tmp_path):
         (["--report", "{tmp}"], "{tmp}/out/plan.json: not the plan of a benchmark"),
     ],
 )
-def test_what_is_wrong_is_one_line(script, data, tmp_path, monkeypatch, words, what):
-    places = {"data": data, "tmp": tmp_path}
-    monkeypatch.setattr("sys.argv", ["benchmark", "-o", f"{tmp_path}/out", *(word.format(**places) for word in words)])
+def test_invalid_arguments_are_reported_in_one_line(script, data, tmp_path, monkeypatch, arguments, message):
+    folders = {"data": data, "tmp": tmp_path}
+    monkeypatch.setattr(
+        "sys.argv", ["benchmark", "-o", f"{tmp_path}/out", *(argument.format(**folders) for argument in arguments)]
+    )
     with pytest.raises(TwoStageError) as error:
         script.main()
-    assert str(error.value).startswith(what.format(**places))
+    assert str(error.value).startswith(message.format(**folders))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Claims about scripts/benchmark_speed.py: its quick form measures everything, and its judgement of a plain step."""
+"""Tests of scripts/benchmark_speed.py: the quick form, the timing of alternatives, and the plain training step."""
 
 import json
 from collections.abc import Callable
@@ -18,21 +18,21 @@ def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
 
 
 @pytest.mark.slow
-def test_the_quick_form_measures_draws_and_writes(
+def test_the_quick_form_measures_draws_and_writes_everything(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each measure would have a process of its own; here that is the first of the lengths, whose memory it tells."""
-    alone = script.in_a_process
+    """Only the first length is measured in a separate process, as all are usually; its memory is checked."""
+    original = script.in_a_process
 
-    def measured(kind: str, threads: int, **arguments: Any) -> dict[str, Any]:
+    def measure(kind: str, threads: int, **arguments: Any) -> dict[str, Any]:
         if arguments.get("seconds") == script.QUICK_LENGTHS[0]:
-            return alone(kind, threads, **arguments)
+            return original(kind, threads, **arguments)
         return {"threads": threads} | json.loads(json.dumps(script.MEASURES[kind](**arguments)))
 
-    monkeypatch.setattr(script, "in_a_process", measured)
+    monkeypatch.setattr(script, "in_a_process", measure)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    words = ["--quick", "--threads", "1", "--training", "tiny", "--out", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", ["benchmark_speed", *words])
+    arguments = ["--quick", "--threads", "1", "--training", "tiny", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["benchmark_speed", *arguments])
     script.main()
     assert capsys.readouterr().out.strip() == (tmp_path / "speed.md").read_text().strip()
     assert (tmp_path / "speed.png").read_bytes()[:4] == b"\x89PNG"
@@ -46,16 +46,18 @@ def test_the_quick_form_measures_draws_and_writes(
     assert actual["training"][0]["equal"] is True
 
 
-def test_work_takes_turns_and_gives_medians(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_alternatives_are_timed_in_turn_and_the_median_is_returned(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order: list[str] = []
-    moments = iter([0, 9, 9, 19, 19, 20, 20, 22, 22, 25, 25, 29, 29, 31, 31, 37])  # a first round of 9 and 10 s
-    monkeypatch.setattr(script, "clock", lambda: next(moments))
-    taken = script.interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
+    clock_values = iter([0, 9, 9, 19, 19, 20, 20, 22, 22, 25, 25, 29, 29, 31, 31, 37])  # a warm-up round of 9 and 10 s
+    monkeypatch.setattr(script, "clock", lambda: next(clock_values))
+    medians = script.interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
     assert order == ["a", "b"] * 4
-    assert taken == {"a": 2, "b": 4}
+    assert medians == {"a": 2, "b": 4}
 
 
-def test_the_plain_adversary_judges_alike_and_leaves_gradients_behind(script: ModuleType) -> None:
+def test_the_plain_adversary_has_the_same_losses_but_leaves_gradients_in_the_discriminators(script: ModuleType) -> None:
     settings = script.settings_of("tiny")
     losses = {}
     for kind in (script.PlainAdversary, script.Adversary):
@@ -64,8 +66,8 @@ def test_the_plain_adversary_judges_alike_and_leaves_gradients_behind(script: Mo
         fake = torch.full((1, 1, 4096), 0.01, requires_grad=True)
         generator_losses = adversary.generator_loss(fake, torch.zeros(1, 1, 4096))
         sum(generator_losses.values()).backward()
-        learnt = any(p.grad is not None for p in adversary.discriminators.parameters())
-        losses[kind] = generator_losses["adv"].item(), generator_losses["fm"].item(), learnt
+        has_gradients = any(p.grad is not None for p in adversary.discriminators.parameters())
+        losses[kind] = generator_losses["adv"].item(), generator_losses["fm"].item(), has_gradients
     plain, ours = losses[script.PlainAdversary], losses[script.Adversary]
     assert plain[:2] == ours[:2]
     assert (plain[2], ours[2]) == (True, False)

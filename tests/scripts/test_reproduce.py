@@ -1,4 +1,4 @@
-"""Claims about scripts/reproduce.sh: from speech to the table, on where it stopped, and what is wrong in a line."""
+"""Tests of scripts/reproduce.sh: the table, resuming, the commands that it runs, and errors."""
 
 import os
 import re
@@ -19,9 +19,9 @@ from twostage.training.config import RestorerRun, RunConfig, VocoderRun
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "reproduce.sh"
-STEPS = ["base", "vocoder", "sensor", "restorer", "pairs", "throat"]  # eben too, but for --smoke
+STEPS = ["base", "vocoder", "sensor", "restorer", "pairs", "throat"]  # without --smoke, eben too
 RATE = 16000
-# Stands for python: writes down what it is asked, makes tables of one row, and fails at the word in FAIL.
+# Replaces python: logs its arguments, writes tables of one row, and fails if an argument equals FAIL.
 STUB = """#!/usr/bin/env bash
 [[ $1 == -c ]] && exit 0
 printf '%q ' "$@" >>"$LOG"
@@ -31,11 +31,11 @@ while [[ $# -gt 1 && $1 != -o ]]; do shift; done
 [[ $1 == -o && $2 != *.yaml ]] && mkdir -p "$2/all" && echo "# t" | tee "$2/table.md" >"$2/all/table.md"
 exit 0
 """
-# Stands for python too, and runs what it is asked: in a fork of a process that has imported everything already.
+# Replaces python too, and runs its arguments in a fork of a process that has already imported everything.
 CLIENT = """#!{python} -SE
 import os, socket, sys
 with socket.socket(socket.AF_UNIX) as line:
-    line.connect({place!r})
+    line.connect({address!r})
     socket.send_fds(line, ["\\0".join([os.getcwd(), *sys.argv[1:]]).encode()], [1, 2])
     sys.exit(int(line.recv(8) or 1))
 """
@@ -44,31 +44,31 @@ import os, runpy, socket, sys
 import matplotlib.figure, pesq, pystoi, scipy.signal, torch, torch.utils.flop_counter
 import twostage.evaluation.runner, twostage.training.recipes
 
-def run(words):
-    if words[0] == "-c":
-        sys.argv = words[:1] + words[2:]
-        exec(words[1], {})
-    elif words[0] == "-m":
-        sys.argv = words[1:]
-        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+def run(arguments):
+    if arguments[0] == "-c":
+        sys.argv = arguments[:1] + arguments[2:]
+        exec(arguments[1], {})
+    elif arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:
-        sys.argv = words
-        runpy.run_path(words[0], run_name="__main__")
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
 
-with socket.socket(socket.AF_UNIX) as door:
-    door.bind(sys.argv[1])
-    door.listen()
+with socket.socket(socket.AF_UNIX) as listener:
+    listener.bind(sys.argv[1])
+    listener.listen()
     print("ready", flush=True)
     while True:
-        line, _ = door.accept()
+        line, _ = listener.accept()
         text, ends, _, _ = socket.recv_fds(line, 1 << 16, 2)
         child = os.fork()
         if not child:
             for number, end in enumerate(ends, 1):
                 os.dup2(end, number)
-            folder, *words = text.decode().split("\\0")
+            folder, *arguments = text.decode().split("\\0")
             os.chdir(folder)
-            run(words)
+            run(arguments)
             sys.exit()
         for end in ends:
             os.close(end)
@@ -80,13 +80,13 @@ with socket.socket(socket.AF_UNIX) as door:
 
 @pytest.fixture(scope="module")
 def quick_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A program that does what python does with -c, -m and a script, without the seconds of its imports."""
+    """A program that runs -c, -m and scripts like python, without the seconds that imports take."""
     folder = tmp_path_factory.mktemp("py")
-    place, program = folder / "door", folder / "python"
-    program.write_text(CLIENT.format(python=sys.executable, place=str(place)))
+    address, program = folder / "socket", folder / "python"
+    program.write_text(CLIENT.format(python=sys.executable, address=str(address)))
     program.chmod(0o755)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", SERVER, str(place)]
+    command = [sys.executable, "-c", SERVER, str(address)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         assert server.stdout.readline() == "ready\n"
@@ -96,7 +96,7 @@ def quick_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, speech: Callable[..., np.ndarray]) -> Path:
-    """The four files and folders that the script asks for: two seconds each of two speakers."""
+    """The manifests and the folder of noise that the script needs, with two seconds of each of two speakers."""
     folder = tmp_path_factory.mktemp("data")
     manifests = dict.fromkeys(("train", "dev"), "path,speaker,corpus,seconds\n") | {
         "pairs": "bone,air,speaker,seconds\n"
@@ -118,14 +118,16 @@ def data(tmp_path_factory: pytest.TempPathFactory, speech: Callable[..., np.ndar
     return folder
 
 
-def reproduce(*words: object, python: object = sys.executable, **variables: str) -> subprocess.CompletedProcess[str]:
+def reproduce(
+    *arguments: object, python: object = sys.executable, **variables: str
+) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHON": str(python), "OMP_NUM_THREADS": "1"} | variables
-    command = [str(word) for word in (SCRIPT, *words)]
+    command = [str(argument) for argument in (SCRIPT, *arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
 @pytest.mark.slow
-def test_from_speech_to_the_table_and_a_second_call_has_nothing_to_do(
+def test_the_script_writes_the_table_and_a_second_call_repeats_nothing(
     data: Path, tmp_path: Path, quick_python: Path
 ) -> None:
     first = reproduce("--smoke", data, tmp_path / "results", python=quick_python)
@@ -162,30 +164,30 @@ def stub(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_recipes_commands_exist_and_every_training_gets_the_settings(
+def test_the_commands_of_the_script_exist_and_every_training_gets_the_settings(
     data: Path, stub: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    done = reproduce(data, tmp_path / "r", "seed=7", "threads=1", python=stub, LOG=str(log), FAIL="")
-    assert done.returncode == 0, done.stderr
-    asked = [shlex.split(line) for line in log.read_text().splitlines()]
+    process = reproduce(data, tmp_path / "r", "seed=7", "threads=1", python=stub, LOG=str(log), FAIL="")
+    assert process.returncode == 0, process.stderr
+    commands = [shlex.split(line) for line in log.read_text().splitlines()]
     runs: dict[str, RunConfig] = {}
-    for words in asked:
-        if words[0] == "-m":
-            args = cli.parse(words[2:])  # exits if there is no such command
-            if words[2].startswith("train-"):
-                schema = RestorerRun if words[2] == "train-restorer" else VocoderRun
+    for arguments in commands:
+        if arguments[0] == "-m":
+            args = cli.parse(arguments[2:])  # exits if there is no such command
+            if arguments[2].startswith("train-"):
+                schema = RestorerRun if arguments[2] == "train-restorer" else VocoderRun
                 settings: RunConfig = training_settings(args, schema)
                 runs[Path(settings.run_dir).name] = settings
     assert list(runs) == ["base", "vocoder", "restorer"]
     assert {(run.seed, run.threads) for run in runs.values()} == {(7, 1)}
     assert runs["restorer"].init_from == str(tmp_path / "r" / "base" / "last.safetensors")
-    others = [words for words in asked if words[0] != "-m"]
-    assert [Path(words[0]).name for words in others] == ["leave_one_out.py"]
-    assert others[0][-2:] == ["seed=7", "threads=1"]
+    other_commands = [arguments for arguments in commands if arguments[0] != "-m"]
+    assert [Path(arguments[0]).name for arguments in other_commands] == ["leave_one_out.py"]
+    assert other_commands[0][-2:] == ["seed=7", "threads=1"]
 
 
-def test_what_was_stopped_goes_on_where_it_was(data: Path, stub: Path, tmp_path: Path) -> None:
+def test_a_stopped_script_continues_where_it_stopped(data: Path, stub: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     stopped = reproduce(data, tmp_path / "r", python=stub, LOG=str(log), FAIL="adapt")
     assert stopped.returncode == 3
@@ -193,19 +195,19 @@ def test_what_was_stopped_goes_on_where_it_was(data: Path, stub: Path, tmp_path:
     assert "--resume" not in log.read_text()
     log.unlink()
     (tmp_path / "r" / "restorer").mkdir(parents=True, exist_ok=True)
-    (tmp_path / "r" / "restorer" / "config.yaml").touch()  # what a training writes first
-    again = reproduce(data, tmp_path / "r", "threads=2", python=stub, LOG=str(log), FAIL="")
-    assert again.returncode == 0
+    (tmp_path / "r" / "restorer" / "config.yaml").touch()  # the first file that a training writes
+    continued = reproduce(data, tmp_path / "r", "threads=2", python=stub, LOG=str(log), FAIL="")
+    assert continued.returncode == 0
     first = shlex.split(log.read_text().splitlines()[0])
     assert "adapt" in first
     assert first[-1] == "--resume"
-    assert [step for step in STEPS if f"reproduce: {step}: complete, skipped" in again.stdout] == STEPS[:3]
+    assert [step for step in STEPS if f"reproduce: {step}: complete, skipped" in continued.stdout] == STEPS[:3]
 
 
-def test_results_of_another_recipe_are_not_mixed_in(data: Path, stub: Path, tmp_path: Path) -> None:
-    how = {"python": str(stub), "LOG": str(tmp_path / "log"), "FAIL": ""}
-    assert reproduce(data, tmp_path / "r", **how).returncode == 0
-    other = reproduce(data, tmp_path / "r", "seed=3", **how)
+def test_results_of_another_recipe_are_refused(data: Path, stub: Path, tmp_path: Path) -> None:
+    options = {"python": str(stub), "LOG": str(tmp_path / "log"), "FAIL": ""}
+    assert reproduce(data, tmp_path / "r", **options).returncode == 0
+    other = reproduce(data, tmp_path / "r", "seed=3", **options)
     assert other.returncode == 1
     assert other.stderr == (
         f"reproduce: error: {tmp_path}/r/done/base: this step was made by another command; name another folder\n"
@@ -213,7 +215,7 @@ def test_results_of_another_recipe_are_not_mixed_in(data: Path, stub: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    ("words", "what"),
+    ("arguments", "message"),
     [
         ([], "give DATA and RESULTS: scripts/reproduce.sh [--smoke] DATA RESULTS [key=value ...]"),
         (["{data}"], "give DATA and RESULTS: scripts/reproduce.sh [--smoke] DATA RESULTS [key=value ...]"),
@@ -225,15 +227,17 @@ def test_results_of_another_recipe_are_not_mixed_in(data: Path, stub: Path, tmp_
         (["{data}", "{data}/dev.csv"], "{data}/dev.csv: cannot make this folder"),
     ],
 )
-def test_what_is_wrong_is_one_line(words: list[str], what: str, data: Path, tmp_path: Path) -> None:
+def test_invalid_arguments_are_reported_in_one_line(
+    arguments: list[str], message: str, data: Path, tmp_path: Path
+) -> None:
     (tmp_path / "train.csv").touch()
-    places = {"data": data, "tmp": tmp_path}
-    done = reproduce(*(word.format(**places) for word in words))
-    assert done.returncode != 0
-    assert done.stderr == f"reproduce: error: {what.format(**places)}\n"
+    folders = {"data": data, "tmp": tmp_path}
+    process = reproduce(*(argument.format(**folders) for argument in arguments))
+    assert process.returncode != 0
+    assert process.stderr == f"reproduce: error: {message.format(**folders)}\n"
     assert not (tmp_path / "r").exists()
 
 
-def test_a_python_that_cannot_do_it_is_named(data: Path, tmp_path: Path) -> None:
-    gone = reproduce(data, tmp_path / "r", python="no-such-python")
-    assert (gone.returncode, gone.stderr) == (1, "reproduce: error: PYTHON=no-such-python: no such program\n")
+def test_a_missing_python_is_named(data: Path, tmp_path: Path) -> None:
+    process = reproduce(data, tmp_path / "r", python="no-such-python")
+    assert (process.returncode, process.stderr) == (1, "reproduce: error: PYTHON=no-such-python: no such program\n")

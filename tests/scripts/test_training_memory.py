@@ -1,4 +1,4 @@
-"""Claims about scripts/training_memory.py: every recipe is measured, with settings that its command takes."""
+"""Tests of scripts/training_memory.py: it measures every recipe, with valid settings."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ SCHEMAS = {
     "train-enhancer": EnhancerRun,
     "finetune": FinetuneRun,
 }
-WITHOUT = {"adapt", "causal", "tiny", "seanet-fusion"}  # the batch and the sizes of another recipe, or next to none
+NOT_MEASURED = {"adapt", "causal", "tiny", "seanet-fusion"}  # they have the sizes of another recipe, or are tiny
 
 
 @pytest.fixture
@@ -25,21 +25,21 @@ def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
     return load_script("training_memory")
 
 
-def test_every_recipe_with_weights_to_learn_is_measured(script: ModuleType) -> None:
+def test_every_recipe_with_trainable_weights_is_measured(script: ModuleType) -> None:
     shipped = {path.stem for path in [*CONFIGS.glob("*.yaml"), *(CONFIGS / "baselines").glob("*.yaml")]}
-    measured = {word for words in script.RECIPES.values() for word in words}
-    assert shipped - measured == WITHOUT | {"lowpass", "shift"}
+    measured = {name for recipe in script.RECIPES.values() for name in recipe}
+    assert shipped - measured == NOT_MEASURED | {"lowpass", "shift"}
 
 
-def test_its_commands_take_its_settings(script: ModuleType, tmp_path: Path) -> None:
+def test_the_commands_have_valid_settings(script: ModuleType, tmp_path: Path) -> None:
     data = script.sample_data(tmp_path)
     for name in script.RECIPES:
-        words = script.command(name, data, tmp_path / "run")
-        settings = training_settings(cli.parse(words), SCHEMAS[words[0]])
+        command = script.command(name, data, tmp_path / "run")
+        settings = training_settings(cli.parse(command), SCHEMAS[command[0]])
         assert (settings.steps, settings.threads) == (3, 1)
 
 
-def test_a_command_s_most_memory_is_measured_in_a_process_of_its_own(script: ModuleType) -> None:
+def test_the_peak_memory_of_a_command_is_measured(script: ModuleType) -> None:
     assert 20 < script.peak_megabytes(["config", "list"]) < 600
 
 

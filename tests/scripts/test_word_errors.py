@@ -1,4 +1,4 @@
-"""Claims about the check by recognition: errors are counted as they should be, and the recognizer hears alike twice."""
+"""Tests of scripts/word_errors.py: counted errors, tables, and a recognizer without memory of earlier audio."""
 
 import csv
 import subprocess
@@ -20,7 +20,7 @@ def script(load_script):
 
 
 @pytest.mark.parametrize(
-    ("reference", "words", "errors"),
+    ("reference", "recognized", "errors"),
     [
         ("she turned in at the hotel", "she turned in at the hotel", 0),
         ("she turned in at the hotel", "she turned at a hotel", 2),
@@ -30,24 +30,24 @@ def script(load_script):
         ("a b c d", "b c d a", 2),
     ],
 )
-def test_errors_are_substitutions_deletions_and_insertions(script, reference, words, errors):
-    assert script.word_errors(reference.split(), words.split()) == errors
+def test_word_errors_are_substitutions_deletions_and_insertions(script, reference, recognized, errors):
+    assert script.word_errors(reference.split(), recognized.split()) == errors
 
 
-def test_without_a_text_the_clean_speech_is_the_reference_and_has_no_errors(script):
+def test_without_a_text_the_transcript_of_the_clean_speech_is_the_reference(script):
     transcripts = {0.0: ["one", "two"], 1.0: ["one", "too"], 2.0: []}
     sounds = {"raw input": np.full(4, 2.0), "model": np.full(4, 1.0), "clean": np.zeros(4)}
-    actual = list(script.transcribe(sounds, "a.wav", lambda sound: transcripts[sound[0]]))
-    assert [(row.system, row.errors) for row in actual] == [("raw input", 2), ("model", 1), ("clean", 0)]
-    answer = list(script.transcribe(sounds, "a.wav", lambda sound: transcripts[sound[0]], ["one", "too", "three"]))
-    assert [row.errors for row in answer] == [3, 1, 2]
-    table = script.table(actual + answer)
+    without_text = list(script.transcribe(sounds, "a.wav", lambda sound: transcripts[sound[0]]))
+    assert [(row.system, row.errors) for row in without_text] == [("raw input", 2), ("model", 1), ("clean", 0)]
+    with_text = list(script.transcribe(sounds, "a.wav", lambda sound: transcripts[sound[0]], ["one", "too", "three"]))
+    assert [row.errors for row in with_text] == [3, 1, 2]
+    table = script.table(without_text + with_text)
     assert "| model | 2 | 5 | 40 [" in table
     assert "| clean | 2 | 5 | 40 [0, 67] |" in table
 
 
 @pytest.mark.slow  # loads a model and recognizes for some seconds
-def test_the_recognizer_hears_a_sound_alike_whatever_came_before(script):
+def test_the_transcript_does_not_depend_on_level_or_earlier_audio(script):
     clean, throat = (sound_files.read(ROOT / "samples" / f"{n}.flac")[0][0, :48000] for n in ("clean", "throat"))
     recognizer = script.Recognizer()
     first = recognizer(clean)
@@ -57,7 +57,7 @@ def test_the_recognizer_hears_a_sound_alike_whatever_came_before(script):
     assert recognizer(np.zeros(16000, np.float32)) == []
 
 
-def test_mistakes_are_named(script, tmp_path):
+def test_invalid_texts_are_errors_that_name_the_file(script, tmp_path):
     (tmp_path / "texts.csv").write_text("path,text\na.wav,One two\nb.wav,...\n")
     with pytest.raises(DataError, match=r"texts.csv:3: needs the columns path and text"):
         script.read_texts(str(tmp_path / "texts.csv"))
@@ -68,16 +68,16 @@ def test_mistakes_are_named(script, tmp_path):
 
 
 @pytest.mark.slow  # loads a model and recognizes for half a minute
-def test_the_script_writes_what_was_recognized(tmp_path):
+def test_the_script_writes_the_transcripts(tmp_path):
     sound_files.write(tmp_path / "a.flac", sound_files.read(ROOT / "samples" / "clean.flac")[0][0, :48000], 16000)
     (tmp_path / "clean.csv").write_text("path,speaker\na.flac,s\n")
-    inputs = ["--clean", tmp_path / "clean.csv", "--simulate", "eben", "-o", tmp_path / "words.csv"]
-    run = [sys.executable, ROOT / "scripts" / "word_errors.py", *inputs]
-    answer = subprocess.run(list(map(str, run)), capture_output=True, text=True, check=True, timeout=300).stdout
+    arguments = ["--clean", tmp_path / "clean.csv", "--simulate", "eben", "-o", tmp_path / "words.csv"]
+    command = [sys.executable, ROOT / "scripts" / "word_errors.py", *arguments]
+    printed = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True, timeout=300).stdout
     with (tmp_path / "words.csv").open(newline="") as file:
         rows = {row["system"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["raw input", "default", "default, copy-synthesis", "clean"]
     assert (rows["clean"]["errors"], rows["clean"]["recognized"]) == ("0", rows["clean"]["reference"])
     assert int(rows["raw input"]["errors"]) > 0
-    assert "| clean | 1 |" in answer
-    assert "what the recognizer hears in the clean speech" in answer
+    assert "| clean | 1 |" in printed
+    assert "the transcript of the clean speech" in printed

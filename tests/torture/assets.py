@@ -1,4 +1,4 @@
-"""What the parts start from: small models, a small corpus, sound files, all made from a seed."""
+"""Input files of the parts, made from a seed: small models, a small corpus and sound files."""
 
 import gc
 import importlib
@@ -30,13 +30,13 @@ def tiny(mel: MelConfig | None = None) -> TwoStage:
     model = TwoStage(TwoStageConfig(restorer, VocoderConfig(mel, upsample_initial_channel=16)))
     with torch.no_grad():
         for name, weight in model.fold().named_parameters():
-            fan = weight[0].numel() if weight.ndim > 1 else 1  # the initial values are all but silent
+            fan = weight[0].numel() if weight.ndim > 1 else 1  # initial weights are almost silent
             weight.copy_(torch.randn(weight.shape) * (0.1 if name.endswith("bias") else 1.2 / fan**0.5))
     return model.eval()
 
 
 class Assets:
-    """Files that are made once, in forks of this process so that it stays as it is: no threads, little memory."""
+    """Files that are made once, in forks of this process, so that it keeps no threads and little memory."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -48,7 +48,7 @@ class Assets:
             place = Place(self.folder / "making" / name)
             outcome = place.run(lambda: make(path), Limits(300, 0))
             if outcome.code or not path.exists():
-                raise RuntimeError(f"{name} cannot be made: {outcome.err}")
+                raise RuntimeError(f"{name} cannot be created: {outcome.err}")
         return path
 
     @property
@@ -94,7 +94,7 @@ class Assets:
 
     @property
     def published(self) -> Path:
-        """A folder with a generator as HiFi-GAN's authors publish it."""
+        """A folder with a generator in the format that HiFi-GAN's authors publish."""
         return self._asset("published", _published)
 
 
@@ -149,8 +149,8 @@ def _published(folder: Path) -> None:
     hidden.rename(folder)
 
 
-def training(corpus: Path, command: str, run: str, *more: str, steps: int = STEPS) -> list[str]:
-    """Words of a small training of stage one (train-restorer) or two (train-vocoder), its state kept at every step."""
+def training(corpus: Path, command: str, run: str, *extra: str, steps: int = STEPS) -> list[str]:
+    """Arguments of a small training of stage one (train-restorer) or two (train-vocoder) that stores every step."""
     stage = command.removeprefix("train-")
     manifests = f"data.train=[{corpus / 'clean.csv'}]", f"data.valid=[{corpus / 'clean.csv'}]"
     quick = (
@@ -163,13 +163,13 @@ def training(corpus: Path, command: str, run: str, *more: str, steps: int = STEP
         "data.segment_length=2048",
     )
     own = ("optimizer.cooldown=0",) if stage == "restorer" else ()
-    return [command, stage, "tiny", *manifests, *quick, *own, *more, "--run", run]
+    return [command, stage, "tiny", *manifests, *quick, *own, *extra, "--run", run]
 
 
-# what commands import as they run: first what most of them do
+# modules that commands import when they run: those of most commands, then the others
 QUICK = (
     *("yaml", "omegaconf", "tqdm", "scipy.fft", "scipy.signal", "matplotlib.figure", "torch.utils.tensorboard"),
-    *("importlib.readers", "librosa.filters"),  # of the mel basis; a user without rights may not read them later
+    *("importlib.readers", "librosa.filters"),  # for the mel basis; a user without permissions cannot read them later
     *("matplotlib.backends.backend_agg", "torch.nn.utils.parametrize", "torch._dynamo", "twostage.training.recipes"),
     *(
         "twostage.inference.jobs",
@@ -200,9 +200,9 @@ SLOW = (
 
 
 def preload(names: Sequence[str] = ()) -> None:
-    """Import modules, all of them by default, so that forks find them there."""
+    """Import modules, all of them by default, so that forks need not import them."""
     for name in names or (*QUICK, *SLOW):
         importlib.import_module(name)
     torch.set_num_threads(1)
     gc.collect()
-    gc.freeze()  # a fork that collects garbage would copy all pages that it marks
+    gc.freeze()  # garbage collection in a fork would copy all pages that it marks

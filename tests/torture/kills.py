@@ -1,4 +1,4 @@
-"""Trainings that are killed at any moment, again and again, and must end bit by bit as one that was not."""
+"""Trainings that are killed repeatedly at random moments, and must end bitwise like an undisturbed one."""
 
 import os
 import shutil
@@ -13,46 +13,49 @@ import torch
 from safetensors import safe_open
 
 from torture.assets import Assets, training
-from torture.harness import Child, Limits, Place, Session, complaints, noted
+from torture.harness import Child, Limits, Place, Session, record, violations
 from twostage.models import checkpoint
 
 ADVERSARIAL = ("weights.adv=1", "weights.fm=1", "adversary.mel_discriminator.channels=[4,8]")
 STAGES: dict[str, tuple[str, ...]] = {"train-restorer": ADVERSARIAL, "train-vocoder": ()}
 KEPT = ("best.safetensors", "last.safetensors")
-MOST = 40  # kills of one training, after which it may come to its end
+MOST = 40  # maximal number of kills of one training
 LIMITS = Limits(120, addresses=0)
 
 
 def kills(
     session: Session, assets: Assets, count: int = 110, stages: Sequence[str] = tuple(STAGES), most: int = MOST
 ) -> None:
-    """``count`` kills or a few more, ``most`` a training, over ``stages`` in turn: half of them at a write."""
-    wholes = {stage: _whole(session, assets, stage) for stage in stages}
-    done = number = 0
-    while done < count:
+    """At least ``count`` kills, at most ``most`` per training, of ``stages`` in turn, half of them during a write."""
+    undisturbed_runs = {stage: _undisturbed(session, assets, stage) for stage in stages}
+    total_kills = number = 0
+    while total_kills < count:
         stage = stages[number % len(stages)]
         rng = np.random.default_rng([session.seed, 3, number])
         with session.case(f"{number:02}", stage) as (place, row):
-            whole, seconds = wholes[stage]
-            words = training(assets.corpus, stage, "run", *STAGES[stage])
-            killed, halves = _killed_to_its_end(place, row, words, rng, seconds, most)
-            row.figures = {"kills": killed, "while a file was being written": halves}
+            undisturbed, seconds = undisturbed_runs[stage]
+            arguments = training(assets.corpus, stage, "run", *STAGES[stage])
+            killed, during_writes = _kill_until_complete(place, row, arguments, rng, seconds, most)
+            row.figures = {"kills": killed, "while a file was being written": during_writes}
             if not row.problems:
-                row.problems += differences(whole, place.work / "run")
-            done += killed
+                row.problems += differences(undisturbed, place.work / "run")
+            total_kills += killed
         number += 1
     for stage in stages:
         rows = [row for row in session.rows if row.kind == stage]
-        total, halves = (sum(row.figures[name] for row in rows) for name in ("kills", "while a file was being written"))
-        session.note(
-            f"{stage}: {len(rows)} trainings, killed {total} times, {halves} of these while a file was being written"
+        total, during_writes = (
+            sum(row.figures[name] for row in rows) for name in ("kills", "while a file was being written")
         )
-    for whole, _ in wholes.values():
-        shutil.rmtree(whole.parent.parent)
+        session.note(
+            f"{stage}: {len(rows)} trainings, killed {total} times, "
+            f"{during_writes} of these while a file was being written"
+        )
+    for undisturbed, _ in undisturbed_runs.values():
+        shutil.rmtree(undisturbed.parent.parent)
 
 
-def _whole(session: Session, assets: Assets, stage: str) -> tuple[Path, float]:
-    """The directory of a training that nothing disturbs, and how long it takes."""
+def _undisturbed(session: Session, assets: Assets, stage: str) -> tuple[Path, float]:
+    """The run folder of an undisturbed training, and its time in seconds."""
     place = session.place(f"whole-{stage}")
     outcome = place.run(training(assets.corpus, stage, "run", *STAGES[stage]), LIMITS)
     if outcome.code:
@@ -60,45 +63,45 @@ def _whole(session: Session, assets: Assets, stage: str) -> tuple[Path, float]:
     return place.work / "run", outcome.seconds
 
 
-def _killed_to_its_end(
-    place: Place, row: Any, words: list[str], rng: np.random.Generator, seconds: float, most: int
+def _kill_until_complete(
+    place: Place, row: Any, arguments: list[str], rng: np.random.Generator, seconds: float, most: int
 ) -> tuple[int, int]:
-    """Kill a training and resume it until it comes to its end; kills, and those that left a file half-written."""
-    killed = halves = 0
+    """Kill and resume a training until it is complete; return the number of kills, and of those during a write."""
+    killed = during_writes = 0
     run = place.work / "run"
     while killed <= most:
-        child = place.start([*words, *["--resume"] * (run / "config.yaml").exists()], LIMITS)
+        child = place.start([*arguments, *["--resume"] * (run / "config.yaml").exists()], LIMITS)
         if killed < most:
             writing = bool(rng.random() < 0.5)
-            (_while_writing if writing else _anywhere)(child, run, rng, seconds)
+            (_kill_while_writing if writing else _kill_at_random_moment)(child, run, rng, seconds)
         outcome = child.wait()
         if outcome.hung or outcome.code != -signal.SIGKILL:
-            noted(row, outcome, complaints(outcome, codes=(0,)))
-            return killed, halves
+            record(row, outcome, violations(outcome, codes=(0,)))
+            return killed, during_writes
         killed += 1
-        halves += any(path.name.endswith(".part") for path in run.rglob("*")) if run.exists() else 0
+        during_writes += any(path.name.endswith(".part") for path in run.rglob("*")) if run.exists() else 0
         row.seconds += outcome.seconds
-        row.problems += _not_whole(run)
-    raise AssertionError  # the last turn of the loop has no kill in it
+        row.problems += _incomplete_files(run)
+    raise AssertionError  # the last round of the loop has no kill
 
 
-def _anywhere(child: Child, run: Path, rng: np.random.Generator, seconds: float) -> None:
+def _kill_at_random_moment(child: Child, run: Path, rng: np.random.Generator, seconds: float) -> None:
     until = rng.uniform(0, 1.1 * seconds)
     while child.poll() is None and child.elapsed < until:
         time.sleep(0.001)
     child.send(signal.SIGKILL)
 
 
-def _while_writing(child: Child, run: Path, rng: np.random.Generator, seconds: float) -> None:
-    """Wait for one of the files that are being written, and kill within a millisecond or so."""
-    left = int(rng.integers(1, 12))  # of those seen
+def _kill_while_writing(child: Child, run: Path, rng: np.random.Generator, seconds: float) -> None:
+    """Wait for a file that is being written, and kill within about a millisecond."""
+    remaining = int(rng.integers(1, 12))  # files to wait for
     seen: set[str] = set()
     while child.poll() is None:
         names = set(_partial(run))
         new = names - seen
         seen |= names
-        left -= len(new)
-        if new and left <= 0:
+        remaining -= len(new)
+        if new and remaining <= 0:
             time.sleep(rng.uniform(0, 0.0008))
             child.send(signal.SIGKILL)
             return
@@ -112,8 +115,8 @@ def _partial(run: Path) -> list[str]:
         return []
 
 
-def _not_whole(run: Path) -> list[str]:
-    """Files under their names that are not whole: there must be none at any moment."""
+def _incomplete_files(run: Path) -> list[str]:
+    """Incomplete files under their final names, of which there must be none at any moment."""
     problems = []
     try:
         if (run / "state.pt").exists():
@@ -127,19 +130,19 @@ def _not_whole(run: Path) -> list[str]:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """In what two trainings ended differently; the time and where they are aside, nothing may be."""
-    actual = [name for name in KEPT if not _same(_weights(one / name), _weights(other / name))]
+    """The differences between two trainings, except times and folders."""
+    different = [name for name in KEPT if not _same(_weights(one / name), _weights(other / name))]
     states = [checkpoint.load_state(run / "state.pt") for run in (one, other)]
     for state in states:
         state["settings"].pop("run_dir")
-    actual += [f"state.pt, {key}" for key in states[0] if not _same(states[0][key], states[1].get(key))]
+    different += [f"state.pt, {key}" for key in states[0] if not _same(states[0][key], states[1].get(key))]
     if _logged(one) != _logged(other):
-        actual.append("log.jsonl")
-    return [f"differs from the training that nothing disturbed: {name}" for name in actual]
+        different.append("log.jsonl")
+    return [f"differs from the training that nothing disturbed: {name}" for name in different]
 
 
 def _weights(path: Path) -> tuple[Any, Any]:
-    """What a file says of itself, and its tensors; safetensors writes the former in any order."""
+    """The metadata of a file, which safetensors writes in any order, and its tensors."""
     with safe_open(path, framework="pt") as file:
         return file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
 
@@ -155,7 +158,7 @@ def _same(one: object, other: object) -> bool:
 
 
 def _logged(run: Path) -> list[dict[str, Any]]:
-    """Lines of the log, without what is of the clock."""
+    """The lines of the log, without times."""
     import json
 
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]

@@ -1,7 +1,7 @@
-"""Damaged and hostile files, a function of a generator: what the parts of tests/run_torture.py feed to the commands.
+"""Damaged and hostile files, depending only on a random generator, which tests/run_torture.py feeds to the commands.
 
-Every function takes bytes that are sound, or nothing, and gives bytes that need not be. A mutation is a name and a
-function of (rng, bytes); a table of them by kind of file is at the end of each section.
+Every function takes intact bytes, or nothing, and returns bytes that may be damaged. A mutation is a name and a
+function of (rng, bytes); a table of mutations by kind of file is at the end of each section.
 """
 
 import io
@@ -17,15 +17,15 @@ Rng = np.random.Generator
 Mutation = Callable[[Rng, bytes], bytes]
 
 RATE = 16000
-DEEP = 100_000  # levels of nesting, beyond what recursive parsers take
-LONG = 10_000  # digits, more than Python turns into a number
-# what a number in a file may have become
+DEEP = 100_000  # levels of nesting, beyond the limit of recursive parsers
+LONG = 10_000  # digits, beyond Python's limit for integers
+# values that may replace a value in a file
 VALUES: tuple[Any, ...] = (0, -1, 1, 3, 10**6, 10**9, 2**31, 2**63, 10**30, -(2**63), 0.5, 1e308, -1e-308, True, None)
 VALUES += ("", "x", "0", [], {}, [[]], [1] * 1000, {"a": 1}, float("nan"), float("inf"), float("-inf"))
 
 
 def speech(rng: Rng, seconds: float = 0.3, sample_rate: int = RATE, channels: int = 1) -> np.ndarray:
-    """Sound of a voice's kind, (T, C) float32, about -20 dBFS."""
+    """A voice-like sound, (T, C) float32, at about -20 dBFS."""
     time = np.arange(round(seconds * sample_rate)) / sample_rate
     pitch = rng.uniform(90, 220, channels)
     harmonics = [np.sin(2 * np.pi * np.outer(time, k * pitch)) / k for k in range(1, 8)]
@@ -34,47 +34,47 @@ def speech(rng: Rng, seconds: float = 0.3, sample_rate: int = RATE, channels: in
 
 
 def encoded(sound: np.ndarray, sample_rate: int, container: str, coding: str) -> bytes:
-    """(T, C) samples as the bytes of a file, the same whenever it is made."""
+    """Encode (T, C) samples as the bytes of a file, reproducibly."""
     file = io.BytesIO()
     soundfile.write(file, sound, sample_rate, format=container, subtype=coding)
     content = bytearray(file.getvalue())
     if (peak := content.find(b"PEAK")) >= 0:
         content[peak + 12 : peak + 16] = bytes(4)  # the time of day
     for start, stop in _ogg_pages(content) if container == "OGG" else ():
-        content[start + 14 : start + 18] = b"torn"  # a serial number, at random otherwise
+        content[start + 14 : start + 18] = b"torn"  # the serial number, which is random otherwise
         content[start:stop] = _ogg_summed(content[start:stop])
     return bytes(content)
 
 
 def _ogg_pages(content: bytes | bytearray) -> list[tuple[int, int]]:
-    """Where each page begins and ends."""
+    """The start and end of each page."""
     starts = [i for i in range(len(content) - 27) if content[i : i + 4] == b"OggS"]
     return list(zip(starts, [*starts[1:], len(content)], strict=True))
 
 
 def _ogg_summed(page: bytes | bytearray) -> bytes:
-    """A page with the checksum that it should have."""
+    """A page with its correct checksum."""
     zeroed = bytes(page[:22]) + bytes(4) + bytes(page[26:])
     return zeroed[:22] + struct.pack("<I", _ogg_checksum(zeroed)) + zeroed[26:]
 
 
-# what any file can suffer
+# damage of any file
 
 
 def flipped(rng: Rng, content: bytes) -> bytes:
-    """Some bits, anywhere, turned."""
+    """Flip some bits anywhere."""
     return _flipped(rng, content, len(content))
 
 
 def head_flipped(rng: Rng, content: bytes) -> bytes:
-    """Some bits of the first hundred bytes, where headers are, turned."""
+    """Flip some bits of the first hundred bytes, where headers are."""
     return _flipped(rng, content, min(100, len(content)))
 
 
 def _flipped(rng: Rng, content: bytes, end: int) -> bytes:
     changed = bytearray(content)
-    for place in rng.integers(0, end, size=int(rng.integers(1, 12))):
-        changed[place] ^= 1 << int(rng.integers(8))
+    for position in rng.integers(0, end, size=int(rng.integers(1, 12))):
+        changed[position] ^= 1 << int(rng.integers(8))
     return bytes(changed)
 
 
@@ -91,14 +91,14 @@ def grown(rng: Rng, content: bytes) -> bytes:
 
 
 def blanked(rng: Rng, content: bytes) -> bytes:
-    """A stretch of zeros, as of a block that was never written."""
+    """Replace a range by zeros, like a block that was never written."""
     start = int(rng.integers(0, len(content)))
     stop = min(len(content), start + int(rng.integers(1, 4096)))
     return content[:start] + bytes(stop - start) + content[stop:]
 
 
 def shuffled(rng: Rng, content: bytes) -> bytes:
-    """Blocks of 512 bytes in another order."""
+    """Shuffle blocks of 512 bytes."""
     blocks = [content[i : i + 512] for i in range(0, len(content), 512)]
     return b"".join(blocks[i] for i in rng.permutation(len(blocks)))
 
@@ -108,10 +108,10 @@ def noise(rng: Rng, content: bytes) -> bytes:
 
 
 def extreme(rng: Rng, content: bytes) -> bytes:
-    """A 32-bit word of the first hundred bytes made the largest, or zero."""
-    place = int(rng.integers(4, max(5, min(100, len(content)) - 4)))
+    """Set a 32-bit word of the first hundred bytes to the largest value or zero."""
+    position = int(rng.integers(4, max(5, min(100, len(content)) - 4)))
     word = (b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", bytes(4))[int(rng.integers(4))]
-    return content[:place] + word + content[place + 4 :]
+    return content[:position] + word + content[position + 4 :]
 
 
 DAMAGE: dict[str, Mutation] = {
@@ -139,12 +139,14 @@ def wav(
     length: int | None = None,
     align: int | None = None,
 ) -> bytes:
-    """A WAV file whose header says what it is told to, over the bytes of ``sound``."""
+    """A WAV file with the given header fields and the bytes of ``sound``."""
     data = sound.tobytes()
     align = channels * bits // 8 if align is None else align
     head = struct.pack("<HHIIHH", tag, channels, rate, rate * align & 0xFFFFFFFF, align & 0xFFFF, bits)
-    said = len(data) if length is None else length
-    body = b"WAVEfmt " + struct.pack("<I", len(head)) + head + b"data" + struct.pack("<I", said & 0xFFFFFFFF) + data
+    data_length = len(data) if length is None else length
+    body = (
+        b"WAVEfmt " + struct.pack("<I", len(head)) + head + b"data" + struct.pack("<I", data_length & 0xFFFFFFFF) + data
+    )
     return b"RIFF" + struct.pack("<I", min(len(body), 0xFFFFFFFF)) + body
 
 
@@ -159,37 +161,37 @@ LENGTHS = (0, 1, 3, 10**6, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1)
 TAGS = (0, 2, 3, 6, 7, 17, 49, 85, 0xFFFE, 0xFFFF)
 
 
-def _said(name: str, values: tuple[int, ...]) -> Mutation:
+def _with_header_field(name: str, values: tuple[int, ...]) -> Mutation:
     return lambda rng, _: wav(_pcm(rng), **{name: int(rng.choice(values))})
 
 
-def all_lies(rng: Rng, _: bytes) -> bytes:
-    """Every field of a WAV header at once."""
+def wrong_header(rng: Rng, _: bytes) -> bytes:
+    """Random values in every field of a WAV header."""
     fields = {"rate": RATES, "channels": CHANNELS, "tag": (1, 3, *TAGS), "bits": (16, 32, *BITS), "length": LENGTHS}
     return wav(_pcm(rng), **{name: int(rng.choice(values)) for name, values in fields.items()})
 
 
 def strange_samples(rng: Rng, _: bytes) -> bytes:
-    """Float samples among which are some that are no sound."""
+    """Floating-point samples with some extreme or non-finite values."""
     sound = speech(rng).astype("<f4")
     strange = (np.nan, np.inf, -np.inf, 1e38, -3e38, 1e-40, -1e-45, 1e20)
-    for place in rng.integers(0, len(sound), size=int(rng.integers(1, 50))):
-        sound[place] = rng.choice(strange)
+    for position in rng.integers(0, len(sound), size=int(rng.integers(1, 50))):
+        sound[position] = rng.choice(strange)
     return wav(sound, tag=3, bits=32)
 
 
 def scaled_samples(rng: Rng, _: bytes) -> bytes:
-    """Float samples all of which are far too large, or so small that they are denormal."""
+    """Floating-point samples that are far too large, or so small that they are denormal."""
     return wav((speech(rng) * 10.0 ** rng.choice([-44, -39, -30, 10, 30, 38.5])).astype("<f4"), tag=3, bits=32)
 
 
 def double_samples(rng: Rng, _: bytes) -> bytes:
-    """Doubles that no float can hold."""
+    """Double-precision samples beyond the range of single precision."""
     return wav((speech(rng) * 10.0 ** rng.choice([-300, 40, 300])).astype("<f8"), tag=3, bits=64)
 
 
 def one_value(rng: Rng, _: bytes) -> bytes:
-    """Nothing but one value: a constant, full scale, an impulse, silence."""
+    """A constant, full scale, an impulse, or silence."""
     sound = np.full(int(rng.choice([1, 2, 100, 5000])), rng.choice([0.0, 1.0, -1.0, 0.5, 1e-5]), "<f4")
     if rng.random() < 0.3:
         sound[1:] = 0
@@ -197,13 +199,13 @@ def one_value(rng: Rng, _: bytes) -> bytes:
 
 
 SOUNDS: dict[str, Mutation] = {
-    "rate": _said("rate", RATES),
-    "channels": _said("channels", CHANNELS),
-    "bits": _said("bits", BITS),
-    "length": _said("length", LENGTHS),
-    "coding": _said("tag", TAGS),
-    "block size": _said("align", (0, 1, 3, 65535)),
-    "whole header": all_lies,
+    "rate": _with_header_field("rate", RATES),
+    "channels": _with_header_field("channels", CHANNELS),
+    "bits": _with_header_field("bits", BITS),
+    "length": _with_header_field("length", LENGTHS),
+    "coding": _with_header_field("tag", TAGS),
+    "block size": _with_header_field("align", (0, 1, 3, 65535)),
+    "whole header": wrong_header,
     "NaN and infinities": strange_samples,
     "far too large or small": scaled_samples,
     "doubles": double_samples,
@@ -211,28 +213,28 @@ SOUNDS: dict[str, Mutation] = {
 }
 
 
-def flac_lies(rng: Rng, content: bytes) -> bytes:
+def wrong_flac_header(rng: Rng, content: bytes) -> bytes:
     """A FLAC whose STREAMINFO has another rate, number of channels or length; 2**36 - 1 samples is the longest."""
     head = int.from_bytes(content[18:26], "big")  # rate 20 bits, channels - 1 3, bits - 1 5, samples 36
     rate, channels, bits, total = head >> 44, head >> 41 & 7, head >> 36 & 31, head & (2**36 - 1)
-    which = int(rng.integers(3))
-    total = int(rng.choice([0, 1, 2**31, 2**36 - 1])) if which == 0 else total
-    rate = int(rng.choice([0, 1, 50, 655350, 2**20 - 1])) if which == 1 else rate
-    channels = int(rng.integers(8)) if which == 2 else channels
+    choice = int(rng.integers(3))
+    total = int(rng.choice([0, 1, 2**31, 2**36 - 1])) if choice == 0 else total
+    rate = int(rng.choice([0, 1, 50, 655350, 2**20 - 1])) if choice == 1 else rate
+    channels = int(rng.integers(8)) if choice == 2 else channels
     return content[:18] + (rate << 44 | channels << 41 | bits << 36 | total).to_bytes(8, "big") + content[26:]
 
 
-def ogg_lies(rng: Rng, content: bytes) -> bytes:
-    """An Ogg with one page changed and its checksum right: a position far away, another serial, a turned bit."""
+def changed_ogg_page(rng: Rng, content: bytes) -> bytes:
+    """An Ogg file with one changed page and a correct checksum: a far position, another serial, or a flipped bit."""
     pages = _ogg_pages(content)
     start, stop = pages[int(rng.integers(len(pages)))]
     page = bytearray(content[start:stop])
-    which = int(rng.integers(4))
-    if which == 0:
+    choice = int(rng.integers(4))
+    if choice == 0:
         page[6:14] = struct.pack("<q", int(rng.choice([0, -1, -2, 2**40, 2**62, 2**63 - 1])))
-    elif which == 1:
+    elif choice == 1:
         page[14:18] = rng.bytes(4)
-    elif which == 2:
+    elif choice == 2:
         page[5] ^= 1 << int(rng.integers(3))
     else:
         page[int(rng.integers(28, len(page)))] ^= 1 << int(rng.integers(8))
@@ -248,14 +250,14 @@ def _ogg_checksum(page: bytes) -> int:
     return checksum
 
 
-# container, coding, suffix -> what damages files of that kind besides DAMAGE
+# container, coding, suffix -> mutations of that kind of file besides DAMAGE
 CONTAINERS: dict[tuple[str, str, str], Mapping[str, Mutation]] = {
     ("WAV", "PCM_16", "wav"): {},
     ("WAV", "FLOAT", "wav"): {},
     ("WAVEX", "PCM_24", "wav"): {},
-    ("FLAC", "PCM_16", "flac"): {"header": flac_lies},
-    ("OGG", "VORBIS", "ogg"): {"page": ogg_lies},
-    ("OGG", "OPUS", "opus"): {"page": ogg_lies},
+    ("FLAC", "PCM_16", "flac"): {"header": wrong_flac_header},
+    ("OGG", "VORBIS", "ogg"): {"page": changed_ogg_page},
+    ("OGG", "OPUS", "opus"): {"page": changed_ogg_page},
     ("MP3", "MPEG_LAYER_III", "mp3"): {},
     ("AIFF", "PCM_16", "aiff"): {},
     ("AU", "PCM_16", "au"): {},
@@ -266,7 +268,7 @@ CONTAINERS: dict[tuple[str, str, str], Mapping[str, Mutation]] = {
 
 
 def sound_file(rng: Rng, number: int) -> tuple[str, str, bytes]:
-    """Number ``number`` of the damaged sound files: kind, name, content. Every second one has a header that lies."""
+    """(kind, name, content) of damaged sound file number ``number``. Every second one has a wrong WAV header."""
     if number % 2:
         kind, mutation = list(SOUNDS.items())[number // 2 % len(SOUNDS)]
         return f"wav, {kind}", "x.wav", mutation(rng, b"")
@@ -275,7 +277,7 @@ def sound_file(rng: Rng, number: int) -> tuple[str, str, bytes]:
     content = encoded(sound, RATE, container, coding)
     kind = str(rng.choice([*DAMAGE, *own, *own, *own]))
     changed = ({**DAMAGE, **own})[kind](rng, content)
-    if rng.random() < 0.1:  # the name says something else
+    if rng.random() < 0.1:  # with another suffix
         kind, suffix = (
             f"{kind}, wrong suffix",
             str(rng.choice(["wav", "flac", "ogg", "mp3", "raw", "txt", "sd2", "xi"])),
@@ -297,40 +299,40 @@ def safetensors_of(header: Mapping[str, Any] | bytes, body: bytes) -> bytes:
 
 
 def head_length(rng: Rng, content: bytes) -> bytes:
-    """A safetensors file that says its header is of another length."""
+    """A safetensors file with a wrong length of its header."""
     lengths = (0, 1, 7, len(content), 10**8, 2**31, 2**62, 2**64 - 1)
     return struct.pack("<Q", int(lengths[int(rng.integers(len(lengths)))])) + content[8:]
 
 
-def tensor_lies(rng: Rng, content: bytes) -> bytes:
-    """A tensor of another type, shape or place."""
+def wrong_tensor(rng: Rng, content: bytes) -> bytes:
+    """A tensor with another type, shape, position or name."""
     header, body = safetensors_parts(content)
     name = str(rng.choice([key for key in header if key != "__metadata__"]))
-    which = int(rng.integers(4))
-    if which == 0:
+    choice = int(rng.integers(4))
+    if choice == 0:
         header[name]["dtype"] = str(rng.choice(["F64", "F16", "I64", "BOOL", "F8_E4M3", "X"]))
-    elif which == 1:
+    elif choice == 1:
         header[name]["shape"] = [int(rng.choice([0, 1, 2**40, 2**62])), *header[name]["shape"]]
-    elif which == 2:
+    elif choice == 2:
         header[name]["data_offsets"] = [int(rng.choice([0, 1, 2**40])), int(rng.choice([0, 4, 2**40, 2**62]))]
     else:
         header[f"{name}.more" if rng.random() < 0.5 else "x"] = header.pop(name)
     return safetensors_of(header, body)
 
 
-def metadata_lies(rng: Rng, content: bytes) -> bytes:
-    """Settings inside a file of weights of other values, kinds or depth."""
+def wrong_metadata(rng: Rng, content: bytes) -> bytes:
+    """A file of weights with changed, missing or deeply nested settings."""
     header, body = safetensors_parts(content)
     metadata = header["__metadata__"]
-    which = int(rng.integers(6))
-    if which < 3:
+    choice = int(rng.integers(6))
+    if choice < 3:
         config = json.loads(metadata["config"])
         replace_leaf(rng, config)
         metadata["config"] = json.dumps(config)
-    elif which == 3:
+    elif choice == 3:
         kinds = ("restorer", "vocoder", "two-stage", "bilstm", "shift", "x", "")
         metadata["kind"] = str(rng.choice(kinds))
-    elif which == 4:
+    elif choice == 4:
         field = str(rng.choice(["config", "provenance"]))
         nested = "[" * DEEP + "]" * DEEP
         metadata[field] = str(rng.choice(["", "[]", "null", "{", nested, "1" * LONG, '{"mel": 1' + "0" * LONG + "}"]))
@@ -339,37 +341,37 @@ def metadata_lies(rng: Rng, content: bytes) -> bytes:
     return safetensors_of(header, body)
 
 
-def weight_lies(rng: Rng, content: bytes) -> bytes:
-    """Weights that are NaN, infinite, or far too large."""
+def extreme_weights(rng: Rng, content: bytes) -> bytes:
+    """Weights that are NaN, infinite or far too large."""
     header, body = safetensors_parts(content)
     changed = np.frombuffer(body, "<f4").copy()
-    for place in rng.integers(0, len(changed), size=int(rng.integers(1, 10))):
-        changed[place] = rng.choice([np.nan, np.inf, 1e38, -1e30, 1e-45])
+    for position in rng.integers(0, len(changed), size=int(rng.integers(1, 10))):
+        changed[position] = rng.choice([np.nan, np.inf, 1e38, -1e30, 1e-45])
     return safetensors_of(header, changed.tobytes())
 
 
 WEIGHTS: dict[str, Mutation] = {
     "head's length": head_length,
-    "tensor": tensor_lies,
-    "settings": metadata_lies,
-    "settings, again": metadata_lies,
-    "weights": weight_lies,
+    "tensor": wrong_tensor,
+    "settings": wrong_metadata,
+    "settings, again": wrong_metadata,
+    "weights": extreme_weights,
     **DAMAGE,
 }
 
 
 def replace_leaf(rng: Rng, values: Any) -> None:
-    """One value somewhere in nested dicts and lists becomes another, or a key does."""
+    """Replace one value or key somewhere in nested dicts and lists."""
     places = list(_places(values))
-    inside, key = places[int(rng.integers(len(places)))]
-    if isinstance(inside, dict) and rng.random() < 0.1:
-        inside[f"{key}x"] = inside.pop(key)
+    container, key = places[int(rng.integers(len(places)))]
+    if isinstance(container, dict) and rng.random() < 0.1:
+        container[f"{key}x"] = container.pop(key)
         return
-    now = inside[key]
-    if isinstance(now, int | float) and not isinstance(now, bool) and rng.random() < 0.5:
-        inside[key] = type(now)(now * float(rng.choice([0, -1, 2, 1000, 1e6, 1e9])))
+    value = container[key]
+    if isinstance(value, int | float) and not isinstance(value, bool) and rng.random() < 0.5:
+        container[key] = type(value)(value * float(rng.choice([0, -1, 2, 1000, 1e6, 1e9])))
     else:
-        inside[key] = VALUES[int(rng.integers(len(VALUES)))]
+        container[key] = VALUES[int(rng.integers(len(VALUES)))]
 
 
 def _places(values: Any) -> Any:
@@ -380,24 +382,24 @@ def _places(values: Any) -> Any:
 
 
 def changed_line(rng: Rng, content: bytes) -> bytes:
-    """A line lost, doubled, moved, or its value replaced."""
+    """Delete, repeat or move a line, or replace its value."""
     lines = content.split(b"\n")
-    place = int(rng.integers(len(lines)))
-    which = int(rng.integers(4))
-    if which == 0:
-        del lines[place]
-    elif which == 1:
-        lines.insert(place, lines[place])
-    elif which == 2:
-        lines.insert(int(rng.integers(len(lines))), lines.pop(place))
+    index = int(rng.integers(len(lines)))
+    choice = int(rng.integers(4))
+    if choice == 0:
+        del lines[index]
+    elif choice == 1:
+        lines.insert(index, lines[index])
+    elif choice == 2:
+        lines.insert(int(rng.integers(len(lines))), lines.pop(index))
     else:
         value = json.dumps(VALUES[int(rng.integers(len(VALUES)))]).encode()
-        lines[place] = lines[place].partition(b":")[0] + b": " + value
+        lines[index] = lines[index].partition(b":")[0] + b": " + value
     return b"\n".join(lines)
 
 
 def odd_text(rng: Rng, content: bytes) -> bytes:
-    """Characters that text should not have, or bytes that are no text."""
+    """Insert characters that are unusual in text, or bytes that are no text."""
     odd = (
         b"\x00",
         b"\xff\xfe",
@@ -411,8 +413,8 @@ def odd_text(rng: Rng, content: bytes) -> bytes:
         b"{",
         b"&a",
     )
-    place = int(rng.integers(len(content) + 1))
-    return content[:place] + odd[int(rng.integers(len(odd)))] + content[place:]
+    position = int(rng.integers(len(content) + 1))
+    return content[:position] + odd[int(rng.integers(len(odd)))] + content[position:]
 
 
 BOMB = "a: &a [0,0,0,0,0,0,0,0,0,0]\n" + "".join(
@@ -465,14 +467,14 @@ YAMLS: dict[str, Mutation] = {
 
 
 def manifest_value(rng: Rng, content: bytes) -> bytes:
-    """A JSONL with one value replaced, a key lost or too many."""
+    """A JSONL file with one value or key replaced."""
     lines = [json.loads(line) for line in content.splitlines()]
     replace_leaf(rng, lines[int(rng.integers(len(lines)))])
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
 def hostile_manifest(rng: Rng, content: bytes) -> bytes:
-    """Lines, put among good ones, that parsers stumble over."""
+    """Insert a line that is difficult for parsers."""
     hostile = (
         "[" * DEEP,
         "1" * LONG,
@@ -543,7 +545,7 @@ JSONS: dict[str, Mutation] = {"value": json_value, "characters": odd_text, "bits
 
 
 def mutated(rng: Rng, mutations: Mapping[str, Mutation], content: bytes, number: int) -> tuple[str, bytes]:
-    """Kind and content of number ``number`` of the mutations of a file; a mutation that changes nothing is repeated."""
+    """(kind, content) of mutation number ``number`` of a file; a mutation that changes nothing is repeated."""
     kind, mutation = list(mutations.items())[number % len(mutations)]
     for _ in range(100):
         changed = mutation(rng, content)

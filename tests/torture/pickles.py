@@ -1,4 +1,4 @@
-"""Code in files of weights, which must not run, and names that lead out of a folder, which must not be followed."""
+"""Code in files of weights, which must not run, and paths that lead out of a folder, which must not be written."""
 
 import io
 import json
@@ -12,32 +12,32 @@ import numpy as np
 import torch
 
 from torture.assets import Assets, training
-from torture.harness import Limits, Place, Session, complaints, noted
+from torture.harness import Limits, Place, Session, record, violations
 from torture.mutations import RATE, encoded, speech
 
 
-class Evil:
-    """Makes a folder ``marker`` where it is unpickled."""
+class MakesMarker:
+    """Creates a folder ``marker`` when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return os.mkdir, ("marker",)
 
 
 def hostile() -> dict[str, bytes]:
-    """Files that run code in whoever unpickles them, by how they are packed."""
+    """Files that run code when they are unpickled, by their format."""
     archive = io.BytesIO()
-    torch.save({"step": 1, "generator": Evil(), "settings": {}}, archive)
+    torch.save({"step": 1, "generator": MakesMarker(), "settings": {}}, archive)
     numpy = io.BytesIO()
-    np.save(numpy, np.array([Evil()], dtype=object), allow_pickle=True)
+    np.save(numpy, np.array([MakesMarker()], dtype=object), allow_pickle=True)
     zipped = io.BytesIO()
     with zipfile.ZipFile(zipped, "w") as file:
-        file.writestr("archive/data.pkl", pickle.dumps(Evil()))
+        file.writestr("archive/data.pkl", pickle.dumps(MakesMarker()))
         file.writestr("archive/version", "3\n")
     legacy = io.BytesIO()
-    torch.save({"generator": Evil()}, legacy, _use_new_zipfile_serialization=False)
+    torch.save({"generator": MakesMarker()}, legacy, _use_new_zipfile_serialization=False)
     return {
-        "pickle": pickle.dumps(Evil()),
-        "old pickle": pickle.dumps({"generator": Evil(), "step": 1}, protocol=0),
+        "pickle": pickle.dumps(MakesMarker()),
+        "old pickle": pickle.dumps({"generator": MakesMarker(), "step": 1}, protocol=0),
         "torch": archive.getvalue(),
         "old torch": legacy.getvalue(),
         "zip": zipped.getvalue(),
@@ -45,8 +45,8 @@ def hostile() -> dict[str, bytes]:
     }
 
 
-def ways(assets: Assets, suffix: str) -> Iterator[tuple[str, str, list[str]]]:
-    """Every command that takes weights or a state: what it is called, where the file lies, the words."""
+def commands(assets: Assets, suffix: str) -> Iterator[tuple[str, str, list[str]]]:
+    """(name, path of the file, arguments) of every command that reads weights or a state."""
     file = f"evil{suffix}"
     yield "restore --model", file, ["restore", "x.wav", "-o", "out.wav", "--model", file]
     yield "restore --model, two", file, ["restore", "x.wav", "-o", "o.wav", "--model", file, str(assets.vocoder)]
@@ -78,45 +78,45 @@ YAMLS = {
 
 
 def pickles(session: Session, assets: Assets, packings: Sequence[str] = (), names: Sequence[str] = ()) -> None:
-    """Each way of packing code (``packings``, all by default) through each way in, then a table and ``names`` (all)."""
+    """Code in each format (``packings``, all by default) through each command, then a table and ``names`` (all)."""
     sound = encoded(speech(np.random.default_rng(0)), RATE, "WAV", "PCM_16")
     contents = hostile()
     for packing in packings or contents:
         for suffix in (".pt",) if packings else (".safetensors", ".pt", ".onnx"):
-            for number, (way, name, words) in enumerate(ways(assets, suffix)):
-                if (suffix == ".onnx" and "--model" not in way) or (packings and way == "app --model"):
+            for number, (command, name, arguments) in enumerate(commands(assets, suffix)):
+                if (suffix == ".onnx" and "--model" not in command) or (packings and command == "app --model"):
                     continue
                 case = f"{packing}-{suffix[1:]}-{number:02}".replace(" ", "-")
-                with session.case(case, f"code: {way}") as (place, row):
+                with session.case(case, f"code: {command}") as (place, row):
                     place.put("x.wav", sound)
                     place.put("m.csv", b"path\nx.wav\n")
                     place.put(name, contents[packing])
-                    outcome = place.run(words)
-                    noted(row, outcome, complaints(outcome, codes=(1,)) + _ran(place))
-    for kind, (name, words) in YAMLS.items():
+                    outcome = place.run(arguments)
+                    record(row, outcome, violations(outcome, codes=(1,)) + _executed_code(place))
+    for kind, (name, arguments) in YAMLS.items():
         with session.case(f"yaml-{kind}".replace(" ", "-"), "code: YAML") as (place, row):
             place.put("x.wav", sound)
             place.put(name, b"seed: !!python/object/apply:os.mkdir [marker]\n")
-            outcome = place.run(words)
-            noted(row, outcome, complaints(outcome, codes=(1,)) + _ran(place))
+            outcome = place.run(arguments)
+            record(row, outcome, violations(outcome, codes=(1,)) + _executed_code(place))
     if not packings:
         table_of_code(session)
     escapes(session, assets, names)
 
 
-def _ran(place: Place) -> list[str]:
+def _executed_code(place: Place) -> list[str]:
     return [f"code was run: {path.name} exists" for path in place.folder.rglob("marker*")]
 
 
 def table_of_code(session: Session) -> None:
-    """A corpus's table, of a type that Ray unpickles when it sees it."""
+    """The table of a corpus with a column of a type that Ray unpickles when it is read."""
     with session.case("table", "code: a corpus's table") as (place, row):
         outcome = place.run(_read_table, Limits(120, addresses=0))
-        noted(row, outcome, complaints(outcome, codes=(1,)) + _ran(place))
+        record(row, outcome, violations(outcome, codes=(1,)) + _executed_code(place))
 
 
 def hostile_table() -> bytes:
-    """Parquet whose column of paths is of Ray's type for Python objects, and holds code."""
+    """A Parquet file whose column of paths has Ray's type for Python objects, and contains code."""
     import pyarrow
     import pyarrow.parquet
 
@@ -124,7 +124,7 @@ def hostile_table() -> bytes:
 
     table = to_arrow([Result("/a.wav", "a.wav", "restored")])
     metadata = {"ARROW:extension:name": "ray.data.arrow_pickled_object", "ARROW:extension:metadata": b""}
-    objects = pyarrow.array([pickle.dumps(Evil())], pyarrow.large_binary())
+    objects = pyarrow.array([pickle.dumps(MakesMarker())], pyarrow.large_binary())
     table = table.set_column(0, pyarrow.field("path", objects.type, metadata=metadata), objects)
     file = io.BytesIO()
     pyarrow.parquet.write_table(table, file)
@@ -151,10 +151,10 @@ def _read_table() -> int:
 
 
 def escapes(session: Session, assets: Assets, chosen: Sequence[str] = ()) -> None:
-    """Names that point out of the folder that is written to; a canary lies where they lead."""
+    """Paths that lead out of the output folder, to files that must not change."""
     sound = encoded(speech(np.random.default_rng(0)), RATE, "WAV", "PCM_16")
     model = ["--model", str(assets.tiny)]
-    tries: dict[str, tuple[list[str], str | None]] = {
+    cases: dict[str, tuple[list[str], str | None]] = {
         "restore, pattern": (["restore", "in/*/../../secret*.wav", "-o", "deep/out", *model], None),
         "restore, pattern above": (["restore", "in/../secret*.wav", "-o", "deep/out", *model], None),
         "restore, folder above": (["restore", "in/a/../..", "-o", "below/out", *model], None),
@@ -174,7 +174,7 @@ def escapes(session: Session, assets: Assets, chosen: Sequence[str] = ()) -> Non
         "manifest align": (["manifest", "align", "MANIFEST", "-o", "out/a.jsonl"], "pairs"),
         "restore-corpus": (["restore-corpus", "MANIFEST", "-o", "out", "--workers", "1", *model], "paths"),
     }
-    for number, (kind, (words, manifest)) in enumerate(tries.items()):
+    for number, (kind, (arguments, manifest)) in enumerate(cases.items()):
         if chosen and kind not in chosen:
             continue
         with session.case(f"escape-{number:02}", f"names: {kind.partition(',')[0]}") as (place, row):
@@ -184,21 +184,21 @@ def escapes(session: Session, assets: Assets, chosen: Sequence[str] = ()) -> Non
             (place.work / "links" / "l.wav").symlink_to(place.work / "secret.wav")
             (place.work / "links" / "d").symlink_to(place.work)
             if manifest:
-                place.put("in/m.jsonl", _leading_out(place, manifest).encode())
-                words = [word.replace("MANIFEST", "in/m.jsonl") for word in words]
+                place.put("in/m.jsonl", _manifest_leading_out(place, manifest).encode())
+                arguments = [argument.replace("MANIFEST", "in/m.jsonl") for argument in arguments]
             before = {name: (place.work / name).read_bytes() for name in place.files()}
-            outcome = place.run(words, Limits(120, addresses=0))
+            outcome = place.run(arguments, Limits(120, addresses=0))
             after = {name: (place.work / name).read_bytes() for name in place.files()}
             allowed = ("out/", "deep/out/", "below/out/")
             strays = sorted(name for name in after if name not in before and not name.startswith(allowed))
             problems = [f"wrote {name}" for name in strays]
             problems += [f"changed {name}" for name in before if after.get(name) != before[name]]
             shutil.rmtree(place.temporary / "ray", ignore_errors=True)  # Ray's own logs
-            noted(row, outcome, complaints(outcome, lines=20) + problems)
+            record(row, outcome, violations(outcome, lines=20) + problems)
 
 
-def _leading_out(place: Place, kind: str) -> str:
-    """A manifest whose paths are absolute, climb, or go through links."""
+def _manifest_leading_out(place: Place, kind: str) -> str:
+    """A manifest whose paths are absolute, lead upward, or go through links."""
     names = ["../in/a/x.wav", str(place.work / "secret.wav"), "a/../../secret.wav", "a/../../../work/victim.wav"]
     names += ["../links/l.wav", "../links/d/secret.wav", "..", "../../../../../../etc/passwd"]
     if kind == "paths":

@@ -1,4 +1,4 @@
-"""Disks that are full, folders that cannot be written or vanish, two processes in one, and signals at any moment."""
+"""Full disks, folders that are read-only or disappear, two processes with one folder, and signals at any moment."""
 
 import os
 import shutil
@@ -13,38 +13,38 @@ from pathlib import Path
 import numpy as np
 
 from torture.assets import Assets, training
-from torture.harness import NOBODY, Child, Limits, Place, Row, Session, complaints, noted, small_disk
+from torture.harness import NOBODY, Child, Limits, Place, Row, Session, record, small_disk, violations
 from torture.kills import differences
 from torture.mutations import RATE, encoded, speech
 
-FILES = 8  # of the folder that commands read
+FILES = 8  # number of files in the folder that commands read
 FREE = Limits(180, addresses=0)
 ROOT = Path(__file__).parent.parent.parent
 
 
 @dataclass(frozen=True)
 class Writer:
-    """A command that writes below ``OUT``, which stands in its words. ``again``: the words that end what was begun.
+    """A command that writes below ``OUT``, a placeholder in its arguments. ``resume``: options that complete its work.
 
-    ``exact``: its outputs are the same in every run, byte by byte. ``reads``: what lies beside it.
+    ``exact``: its outputs are the same in every run, byte by byte.
     """
 
     kind: str
-    words: list[str]
-    again: tuple[str, ...] = ()
+    arguments: list[str]
+    resume: tuple[str, ...] = ()
     exact: bool = False
     trains: bool = False
     lines: int = FILES + 4
     slow: bool = False
 
     def at(self, out: str) -> list[str]:
-        return [word.replace("OUT", out) for word in self.words]
+        return [argument.replace("OUT", out) for argument in self.arguments]
 
 
 def writers(assets: Assets) -> list[Writer]:
     tiny, pairs = ["--model", str(assets.tiny)], str(assets.corpus / "pairs.csv")
     skip = ("--skip-existing",)
-    actual = [
+    commands = [
         Writer("restore", ["restore", "in", "-o", "OUT/r", *tiny], skip, exact=True),
         Writer("restore, FLAC", ["restore", "in", "-o", "OUT/r", "--format", "flac", *tiny], skip, exact=True),
         Writer("restore, Ogg", ["restore", "in", "-o", "OUT/r", "--format", "ogg", *tiny], skip),
@@ -65,34 +65,36 @@ def writers(assets: Assets) -> list[Writer]:
         Writer(stage, training(assets.corpus, stage, "OUT/run"), ("--resume",), trains=True)
         for stage in ("train-restorer", "train-vocoder")
     )
-    return [*actual, *trainings]
+    return [*commands, *trainings]
 
 
 def disk(session: Session, assets: Assets, kinds: Sequence[str] = (), rounds: int = 3) -> None:
-    """Each command on a disk that is full, in a folder that is read-only or vanishes, two at once in one."""
+    """Each command on a full disk, in a folder that is read-only or disappears, and two commands with one folder."""
     chosen = [writer for writer in writers(assets) if not kinds or writer.kind in kinds]
-    wholes = {writer.kind: _whole(session, writer) for writer in chosen if writer.exact or writer.trains}
+    undisturbed = {writer.kind: _undisturbed(session, writer) for writer in chosen if writer.exact or writer.trains}
     for index, writer in enumerate(chosen):
         for number in range(1 if writer.slow else rounds):
             rng = np.random.default_rng([session.seed, 4, index, number])
-            _full(session, writer, f"full-{index:02}-{number}", wholes, int(rng.choice(SIZES[number % len(SIZES)])))
-            _full_disk(session, writer, f"disk-{index:02}-{number}", wholes, KILOBYTES[number % len(KILOBYTES)])
+            _full_file_size(
+                session, writer, f"full-{index:02}-{number}", undisturbed, int(rng.choice(SIZES[number % len(SIZES)]))
+            )
+            _full_disk(session, writer, f"disk-{index:02}-{number}", undisturbed, KILOBYTES[number % len(KILOBYTES)])
         _read_only(session, writer, f"readonly-{index:02}")
         if not writer.slow:
             _output_closed(session, writer, f"streams-{index:02}")
         for number in range(1 if writer.slow else rounds):
             rng = np.random.default_rng([session.seed, 5, index, number])
-            _vanishing(session, writer, f"vanish-{index:02}-{number}", rng)
-    _two(session, assets, rounds)
+            _disappearing(session, writer, f"vanish-{index:02}-{number}", rng)
+    _two_processes(session, assets, rounds)
 
 
 def briefly(session: Session, assets: Assets) -> None:
     """A full disk, a read-only folder and a signal to one command of each sort."""
     for index, writer in enumerate(w for w in writers(assets) if w.kind in ("restore", "train-vocoder")):
-        wholes = {writer.kind: _whole(session, writer)}
-        _full(session, writer, f"full-{index}", wholes, 9000)
+        undisturbed = {writer.kind: _undisturbed(session, writer)}
+        _full_file_size(session, writer, f"full-{index}", undisturbed, 9000)
         _read_only(session, writer, f"readonly-{index}")
-        _signaled(session, writer, f"signal-{index}", wholes, signal.SIGTERM, np.random.default_rng(session.seed))
+        _signaled(session, writer, f"signal-{index}", undisturbed, signal.SIGTERM, np.random.default_rng(session.seed))
 
 
 SIZES = ((1, 10, 44), (100, 1000, 4096), (10_000, 20_000, 40_000))  # bytes, by round
@@ -105,8 +107,8 @@ def _inputs(place: Place, seconds: float = 0.6) -> None:
         place.put(f"in/{number}.wav", encoded(sound, RATE, "WAV", "PCM_16"))
 
 
-def _whole(session: Session, writer: Writer) -> Path:
-    """What a command makes when nothing disturbs it."""
+def _undisturbed(session: Session, writer: Writer) -> Path:
+    """The outputs of an undisturbed command."""
     name = f"whole-{writer.kind}".replace(" ", "-").replace(",", "")
     shutil.rmtree(session.place(name).folder)
     place = session.place(name)
@@ -117,49 +119,51 @@ def _whole(session: Session, writer: Writer) -> Path:
     return place.work / "out"
 
 
-def _full(session: Session, writer: Writer, name: str, wholes: dict[str, Path], size: int) -> None:
-    """No file may become larger than ``size``."""
+def _full_file_size(session: Session, writer: Writer, name: str, undisturbed: dict[str, Path], size: int) -> None:
+    """Run with a limit of file sizes."""
     with session.case(name, f"full (file size): {writer.kind}") as (place, row):
         _inputs(place)
         outcome = place.run(writer.at("out"), Limits(180, file_size=size))
-        noted(row, outcome, complaints(outcome, lines=writer.lines) + _litter(place))
-        row.problems += _finished(place, writer, wholes)
+        record(row, outcome, violations(outcome, lines=writer.lines) + _leftovers(place))
+        row.problems += _complete(place, writer, undisturbed)
 
 
-def _full_disk(session: Session, writer: Writer, name: str, wholes: dict[str, Path], kilobytes: int) -> None:
-    """A file system that is full; what was begun there goes on after some room is made."""
+def _full_disk(session: Session, writer: Writer, name: str, undisturbed: dict[str, Path], kilobytes: int) -> None:
+    """Run on a full file system, and complete the work after there is space again."""
     with session.case(name, f"full (disk): {writer.kind}") as (place, row):
         _inputs(place)
         with small_disk(place.work / "out", kilobytes) as mounted:
             if mounted:
                 outcome = place.run(writer.at("out"), FREE)
-                noted(row, outcome, complaints(outcome, lines=writer.lines) + _litter(place))
+                record(row, outcome, violations(outcome, lines=writer.lines) + _leftovers(place))
                 shutil.copytree(place.work / "out", place.work / "kept")
             else:
-                row.said = "no disk could be mounted"
+                row.message = "no disk could be mounted"
         if mounted:
             shutil.rmtree(place.work / "out")
             (place.work / "kept").rename(place.work / "out")
-            row.problems += _finished(place, writer, wholes)
+            row.problems += _complete(place, writer, undisturbed)
 
 
-def _litter(place: Place) -> list[str]:
-    return [f"left {name}" for name in place.litter()]
+def _leftovers(place: Place) -> list[str]:
+    return [f"left {name}" for name in place.leftovers()]
 
 
-def _finished(place: Place, writer: Writer, wholes: dict[str, Path]) -> list[str]:
-    """End what was begun, now that nothing is in the way, and compare with what was never disturbed."""
+def _complete(place: Place, writer: Writer, undisturbed: dict[str, Path]) -> list[str]:
+    """Complete the work without disturbance, and compare with the undisturbed outputs."""
     if writer.slow:
         return []
-    outcome = place.run([*writer.at("out"), *writer.again], FREE)
-    problems = [f"afterwards: {problem}" for problem in complaints(outcome, codes=(0,))]
-    whole, output = wholes.get(writer.kind), place.work / "out"
-    if problems or not whole:
+    outcome = place.run([*writer.at("out"), *writer.resume], FREE)
+    problems = [f"afterwards: {problem}" for problem in violations(outcome, codes=(0,))]
+    expected_folder, output = undisturbed.get(writer.kind), place.work / "out"
+    if problems or not expected_folder:
         return problems
     if writer.trains:
-        return differences(whole / "run", output / "run")
-    wanted, actual = ({p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in (whole, output))
-    return [f"{path} is not what it should be" for path in wanted if actual.get(path) != wanted[path]]
+        return differences(expected_folder / "run", output / "run")
+    expected, actual = (
+        {p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in (expected_folder, output)
+    )
+    return [f"{path} is not what it should be" for path in expected if actual.get(path) != expected[path]]
 
 
 def _read_only(session: Session, writer: Writer, name: str) -> None:
@@ -168,25 +172,25 @@ def _read_only(session: Session, writer: Writer, name: str) -> None:
         (place.work / "out").mkdir()
         place.temporary.chmod(0o777)
         (place.work / "out").chmod(0o555)
-        user = NOBODY if os.geteuid() == 0 else 0  # to whom alone a folder is not read-only
+        user = NOBODY if os.geteuid() == 0 else 0  # root ignores the permissions of a folder
         outcome = place.run(writer.at("out"), Limits(180, addresses=0, user=user))
-        noted(row, outcome, complaints(outcome, codes=(1,), lines=writer.lines) + _litter(place))
+        record(row, outcome, violations(outcome, codes=(1,), lines=writer.lines) + _leftovers(place))
         row.problems += ["wrote into it"] * any((place.work / "out").iterdir())
 
 
 def _output_closed(session: Session, writer: Writer, name: str) -> None:
-    """Standard output on a device that is full, then all streams closed."""
+    """Standard output on a full device, then all streams closed."""
     with session.case(name, f"streams: {writer.kind}") as (place, row):
         _inputs(place)
         with open("/dev/full", "wb") as full:
             outcome = place.run(writer.at("full"), FREE, stdout=full)
-        noted(row, outcome, complaints(outcome, lines=writer.lines) + _litter(place))
+        record(row, outcome, violations(outcome, lines=writer.lines) + _leftovers(place))
         outcome = place.run(writer.at("closed"), FREE, stdout=-1, stderr=-1)
-        noted(row, outcome, complaints(outcome, codes=(0,)) + _litter(place))
+        record(row, outcome, violations(outcome, codes=(0,)) + _leftovers(place))
 
 
-def _vanishing(session: Session, writer: Writer, name: str, rng: np.random.Generator) -> None:
-    """The folder goes as soon as something, or a little more, is in it."""
+def _disappearing(session: Session, writer: Writer, name: str, rng: np.random.Generator) -> None:
+    """The folder is deleted at a random moment after the first file is in it."""
     with session.case(name, f"vanishing: {writer.kind}") as (place, row):
         _inputs(place)
         child = place.start(writer.at("out"), FREE)
@@ -197,12 +201,12 @@ def _vanishing(session: Session, writer: Writer, name: str, rng: np.random.Gener
                 seen = child.elapsed
         shutil.rmtree(place.work / "out", ignore_errors=True)
         outcome = child.wait()
-        noted(row, outcome, complaints(outcome, lines=writer.lines) + _litter(place))
+        record(row, outcome, violations(outcome, lines=writer.lines) + _leftovers(place))
 
 
-def _two(session: Session, assets: Assets, rounds: int) -> None:
-    """Two processes restore one folder into another."""
-    whole = _whole(session, writers(assets)[0])
+def _two_processes(session: Session, assets: Assets, rounds: int) -> None:
+    """Two processes restore the same folder into the same output folder."""
+    expected_folder = _undisturbed(session, writers(assets)[0])
     for option in ("", "--skip-existing", "--overwrite"):
         for number in range(rounds):
             with session.case(f"two-{option.strip('-') or 'plain'}-{number}", f"two at once {option}".strip()) as (
@@ -210,27 +214,28 @@ def _two(session: Session, assets: Assets, rounds: int) -> None:
                 row,
             ):
                 _inputs(place)
-                words = ["restore", "in", "-o", "out", "--model", str(assets.tiny), *([option] if option else [])]
-                children = [place.start(words, FREE) for _ in range(2)]
+                arguments = ["restore", "in", "-o", "out", "--model", str(assets.tiny), *([option] if option else [])]
+                children = [place.start(arguments, FREE) for _ in range(2)]
                 for child in children:
                     outcome = child.wait()
                     codes = (0,) if option else (0, 1)
-                    noted(row, outcome, complaints(outcome, codes=codes, lines=FILES))
-                wanted, actual = (
-                    {p.name: p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in (whole, place.work / "out")
+                    record(row, outcome, violations(outcome, codes=codes, lines=FILES))
+                expected, actual = (
+                    {p.name: p.read_bytes() for p in f.rglob("*") if p.is_file()}
+                    for f in (expected_folder, place.work / "out")
                 )
-                row.problems += ["outputs are not those of one process"] * (wanted != actual) + _litter(place)
+                row.problems += ["outputs are not those of one process"] * (expected != actual) + _leftovers(place)
 
 
 def signals(session: Session, assets: Assets, kinds: Sequence[str] = (), rounds: int = 4) -> None:
-    """SIGINT and SIGTERM in turn to each command at a random moment, some of them twice; then whole processes."""
+    """SIGINT and SIGTERM in turn to each command at a random moment, sometimes twice; then to real processes."""
     chosen = [writer for writer in writers(assets) if not kinds or writer.kind in kinds]
-    wholes = {writer.kind: _whole(session, writer) for writer in chosen if writer.exact or writer.trains}
+    undisturbed = {writer.kind: _undisturbed(session, writer) for writer in chosen if writer.exact or writer.trains}
     for index, writer in enumerate(chosen):
         for number in range(2 if writer.slow else rounds):
             rng = np.random.default_rng([session.seed, 6, index, number])
             kind = (signal.SIGINT, signal.SIGTERM)[number % 2]
-            _signaled(session, writer, f"{index:02}-{number}", wholes, kind, rng, twice=number % 4 == 3)
+            _signaled(session, writer, f"{index:02}-{number}", undisturbed, kind, rng, twice=number % 4 == 3)
     if not kinds:
         _pipe(session, assets)
         _processes(session, assets)
@@ -240,7 +245,7 @@ def _signaled(
     session: Session,
     writer: Writer,
     name: str,
-    wholes: dict[str, Path],
+    undisturbed: dict[str, Path],
     kind: signal.Signals,
     rng: np.random.Generator,
     *,
@@ -249,36 +254,36 @@ def _signaled(
     with session.case(name, f"{kind.name}: {writer.kind}") as (place, row):
         _inputs(place)
         child = place.start(writer.at("out"), FREE)
-        _after(child, place, rng)
+        _wait_for_random_moment(child, place, rng)
         child.send(kind)
         if twice:
             time.sleep(rng.uniform(0, 0.02))
             child.send(kind)
-        _ended(row, place, child, writer)
-        row.problems += _finished(place, writer, wholes)
+        _record_end(row, place, child, writer)
+        row.problems += _complete(place, writer, undisturbed)
 
 
-def _after(child: Child, place: Place, rng: np.random.Generator) -> None:
-    """Until a random moment after something was begun."""
-    begun, wait = 0.0, rng.uniform(0, 0.5)
-    while child.poll() is None and not (begun and child.elapsed > begun + wait):
+def _wait_for_random_moment(child: Child, place: Place, rng: np.random.Generator) -> None:
+    """Wait until a random moment after the first output."""
+    started, wait = 0.0, rng.uniform(0, 0.5)
+    while child.poll() is None and not (started and child.elapsed > started + wait):
         time.sleep(0.001)
-        if not begun and (child.elapsed > 0.3 or (place.work / "out").is_dir()):
-            begun = child.elapsed
+        if not started and (child.elapsed > 0.3 or (place.work / "out").is_dir()):
+            started = child.elapsed
 
 
-def _ended(row: Row, place: Place, child: Child, writer: Writer) -> None:
+def _record_end(row: Row, place: Place, child: Child, writer: Writer) -> None:
     outcome = child.wait()
-    # before a process that starts is ours, and after it has done all, SIGTERM is the system's to answer
+    # before Python runs our handler, and after it has finished, SIGTERM has its default action
     codes = (0, 130, *([-signal.SIGTERM] if writer.kind == "start" else []))
-    problems = complaints(outcome, codes=codes, lines=writer.lines) + _litter(place)
+    problems = violations(outcome, codes=codes, lines=writer.lines) + _leftovers(place)
     if outcome.code == 130 and outcome.last != "twostage: interrupted":
         problems.append(f"does not say that it was interrupted: {outcome.last[:100]}")
-    noted(row, outcome, problems)
+    record(row, outcome, problems)
 
 
 def _pipe(session: Session, assets: Assets) -> None:
-    """A stream between pipes that is ended in the middle, by a signal or by who listens."""
+    """A stream between pipes that is stopped by a signal or by its reader."""
     for number, kind in enumerate((signal.SIGINT, signal.SIGTERM, None)):
         with session.case(f"pipe-{number}", f"{kind.name if kind else 'reader leaves'}: stream, pipe") as (place, row):
             (take, give), (read_end, write_end) = os.pipe(), os.pipe()
@@ -286,7 +291,7 @@ def _pipe(session: Session, assets: Assets) -> None:
             os.close(write_end)
             pcm = (speech(np.random.default_rng(0), 1.0) * 32767).astype("<i2").tobytes()
             os.write(give, pcm)
-            got = os.read(read_end, 1 << 16)
+            received = os.read(read_end, 1 << 16)
             if kind:
                 child.send(kind)
             else:
@@ -296,62 +301,62 @@ def _pipe(session: Session, assets: Assets) -> None:
             os.close(give)
             if kind:
                 os.close(read_end)
-            problems = complaints(outcome, codes=(130,) if kind else (1,), lines=2 if kind else 1)
-            noted(row, outcome, [p for p in problems if kind or "say why" not in p])
-            row.problems += ["no sound came out"] * (not got)
+            problems = violations(outcome, codes=(130,) if kind else (1,), lines=2 if kind else 1)
+            record(row, outcome, [p for p in problems if kind or "say why" not in p])
+            row.problems += ["no sound came out"] * (not received)
 
 
 @contextmanager
-def _real(place: Place, words: list[str]) -> Iterator[Child]:
-    """A process of its own, as a shell starts it, imports and all."""
+def _real_process(place: Place, arguments: list[str]) -> Iterator[Child]:
+    """A process like one that a shell starts, which imports everything itself."""
 
     def become() -> int:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        os.execve(sys.executable, [sys.executable, "-m", "twostage", *words], environment)
+        os.execve(sys.executable, [sys.executable, "-m", "twostage", *arguments], environment)
 
-    place.commands.append(words)
+    place.commands.append(arguments)
     child = place.start(become, FREE)
     yield child
     child.wait()
 
 
 def _processes(session: Session, assets: Assets) -> None:
-    """What a fork cannot show: signals while Python imports, to process pools and to Ray."""
+    """Cases that need a real process: signals during imports, to process pools and to Ray."""
     tiny = ["--model", str(assets.tiny)]
-    restoring = ["restore", "in", "-o", "out", *tiny]
+    restore_command = ["restore", "in", "-o", "out", *tiny]
     for number in range(6):
         rng = np.random.default_rng([session.seed, 7, number])
         kind = (signal.SIGINT, signal.SIGTERM)[number % 2]
         with session.case(f"start-{number}", f"{kind.name}: a process that starts") as (place, row):
             _inputs(place)
-            with _real(place, restoring) as child:
+            with _real_process(place, restore_command) as child:
                 _sleep(child, rng.uniform(0.4, 4))
                 child.send(kind)
-            _ended(row, place, child, Writer("start", []))
+            _record_end(row, place, child, Writer("start", []))
     pairs = str(assets.corpus / "pairs.csv")
-    scoring = ["evaluate", "--pairs", pairs, *tiny, "-o", "out", "--jobs", "2", "--pictures", "0"]
+    evaluate_command = ["evaluate", "--pairs", pairs, *tiny, "-o", "out", "--jobs", "2", "--pictures", "0"]
     for number, (kind, group) in enumerate(((signal.SIGINT, True), (signal.SIGTERM, False))):
         with session.case(f"pool-{number}", f"{kind.name}: evaluate --jobs 2") as (place, row):
-            with _real(place, scoring) as child:
+            with _real_process(place, evaluate_command) as child:
                 _until(child, lambda: _children(child.pid) >= 2, 60)
                 _sleep(child, 0.5)
                 child.send(kind, group=group)
-            _ended(row, place, child, Writer("evaluate", []))
+            _record_end(row, place, child, Writer("evaluate", []))
     for number, (kind, group) in enumerate(((signal.SIGINT, True), (signal.SIGTERM, False))):
         with session.case(f"corpus-{number}", f"{kind.name}: restore-corpus") as (place, row):
             _inputs(place, 10.0)
             place.put("in/m.csv", ("path\n" + "".join(f"{n}.wav\n" for n in range(FILES))).encode())
-            words = ["restore-corpus", "in/m.csv", "-o", "out", "--workers", "1", *tiny]
-            with _real(place, words) as child:
+            arguments = ["restore-corpus", "in/m.csv", "-o", "out", "--workers", "1", *tiny]
+            with _real_process(place, arguments) as child:
                 _until(child, lambda: len(list((place.work / "out").rglob("*.wav"))) >= 2, 120)
                 child.send(kind, group=group)
             shutil.rmtree(place.temporary / "ray", ignore_errors=True)  # Ray's own logs
-            _ended(row, place, child, Writer("restore-corpus", []))
-            with _real(place, words) as child:
+            _record_end(row, place, child, Writer("restore-corpus", []))
+            with _real_process(place, arguments) as child:
                 pass
             shutil.rmtree(place.temporary / "ray", ignore_errors=True)
             outcome = child.wait()
-            row.problems += [f"afterwards: {problem}" for problem in complaints(outcome, codes=(0,))]
+            row.problems += [f"afterwards: {problem}" for problem in violations(outcome, codes=(0,))]
             output = len(list((place.work / "out").glob("*.wav")))
             row.problems += [f"{output} outputs of {FILES}"] * (output != FILES)
 
@@ -361,9 +366,9 @@ def _sleep(child: Child, seconds: float) -> None:
     _until(child, lambda: child.elapsed > end, seconds)
 
 
-def _until(child: Child, is_so: Callable[[], bool], seconds: float) -> None:
+def _until(child: Child, condition: Callable[[], bool], seconds: float) -> None:
     end = child.elapsed + seconds
-    while child.poll() is None and child.elapsed < end and not is_so():
+    while child.poll() is None and child.elapsed < end and not condition():
         time.sleep(0.01)
 
 

@@ -1,4 +1,4 @@
-"""Claims about adaptive losses in fine-tuning: what the settings allow makes a step, the rest is refused by name."""
+"""Tests of adaptive losses in fine-tuning: every combination of settings makes a step or is refused."""
 
 import itertools
 import math
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from trainings import data_overrides
 
 from twostage.data.pairs import Pair
 from twostage.models.restorer import RestorerConfig
@@ -42,20 +43,20 @@ def model() -> TwoStage:
     return TwoStage(TwoStageConfig(restorer, VocoderConfig(upsample_initial_channel=16)))
 
 
-def settings(corpus: Path, *more: str) -> FinetuneRun:
-    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x", "models=[x]"]
-    return load_config(FinetuneRun, ["finetune", "tiny"], [*overrides, "steps=3", "threads=1", *more])
+def settings(corpus: Path, *extra: str) -> FinetuneRun:
+    overrides = [*data_overrides(corpus), "models=[x]"]
+    return load_config(FinetuneRun, ["finetune", "tiny"], [*overrides, "steps=3", "threads=1", *extra])
 
 
-def refused(train: str, adaptive: str, weights: str) -> bool:
+def is_refused(train: str, adaptive: str, weights: str) -> bool:
     if "restored" in weights and (train == "vocoder" or (train == "both" and adaptive == "each")):
         return True
-    beside_nothing = weights == "the adversary alone" or (weights.startswith("restored and") and train == "both")
-    return adaptive == "true" and beside_nothing
+    no_other_loss = weights == "the adversary alone" or (weights.startswith("restored and") and train == "both")
+    return adaptive == "true" and no_other_loss
 
 
 def step(run: FinetuneRun, model: TwoStage) -> dict[str, float]:
-    """Values of two steps of a training with these settings, the last one's."""
+    """The reported values of the second of two steps of a training with these settings."""
     model.requires_grad_(False)
     for part in TRAINABLE[run.train]:
         getattr(model, part).requires_grad_(True)
@@ -63,7 +64,7 @@ def step(run: FinetuneRun, model: TwoStage) -> dict[str, float]:
     training = Training(model, run.optimizer, adversary)
     last = recipes._last_trained(run.train, model) if adversary and run.adversary.adaptive else None
     pair = Pair(*(0.1 * torch.randn(1, 1, 4096, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)))
-    task, seen = Finetuning(model.config.vocoder.mel, run.weights, 12), {}
+    task, last_values = Finetuning(model.config.vocoder.mel, run.weights, 12), {}
     fit(
         training,
         task,
@@ -71,20 +72,20 @@ def step(run: FinetuneRun, model: TwoStage) -> dict[str, float]:
         run.weights,
         steps=2,
         last_layer=last,
-        report=lambda _, progress: seen.update({name: float(value) for name, value in progress.values.items()}),
+        report=lambda _, progress: last_values.update({name: float(value) for name, value in progress.values.items()}),
     )
-    return seen
+    return last_values
 
 
 @pytest.mark.parametrize("generator_steps", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("adaptive", ["false", "true", "each"])
 @pytest.mark.parametrize("train", TRAINABLE)
-def test_every_combination_makes_a_step_or_is_refused(
+def test_every_combination_of_settings_makes_a_step_or_is_refused(
     corpus: Path, model: TwoStage, train: str, adaptive: str, generator_steps: int
 ) -> None:
     common = f"train={train}", f"adversary.adaptive={adaptive}", f"adversary.generator_steps={generator_steps}"
     for name, weights in WEIGHTS.items():
-        if refused(train, adaptive, name):
+        if is_refused(train, adaptive, name):
             with pytest.raises(ConfigError, match=REFUSALS):
                 settings(corpus, *common, *weights)
             continue
@@ -97,13 +98,13 @@ def test_every_combination_makes_a_step_or_is_refused(
         assert bool(factors) == (adaptive != "false" and name != "no adversary"), name
 
 
-def test_the_loss_is_balanced_where_the_stage_that_learns_ends(model: TwoStage) -> None:
+def test_losses_are_balanced_at_the_last_layer_of_the_trained_stage(model: TwoStage) -> None:
     for train, stage in ("restorer", model.restorer), ("vocoder", model.vocoder), ("both", model.vocoder):
         assert recipes._last_trained(train, model) is stage.conv_post.parametrizations.weight.original1
 
 
-def test_an_adversary_of_log_mels_that_nothing_stands_beside_is_refused(corpus: Path) -> None:
-    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x", "weights.mel=0", "weights.adv=1"]
+def test_an_adaptive_adversary_of_log_mels_without_another_loss_is_refused(corpus: Path) -> None:
+    overrides = [*data_overrides(corpus), "weights.mel=0", "weights.adv=1"]
     overrides += [f"weights.{name}=0" for name in ("delta", "intelligibility", "ssim", "fm")]
     with pytest.raises(ConfigError, match=r"adversary.adaptive is true, but no other loss"):
         load_config(RestorerRun, ["restorer", "tiny"], [*overrides, "adversary.adaptive=true", "threads=1"])

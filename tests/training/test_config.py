@@ -1,8 +1,9 @@
-"""Claims about settings: they merge left to right, and what is wrong fails at once with the full name of the field."""
+"""Tests of settings: files and overrides are merged, and every error names the field in full."""
 
 from pathlib import Path
 
 import pytest
+from trainings import data_overrides
 
 from twostage.data.sensors import load_sensor
 from twostage.training.adversary import AdversaryConfig, MelAdversaryConfig
@@ -15,10 +16,10 @@ from twostage.utils.schema import build
 
 @pytest.fixture
 def overrides(corpus: Path, tmp_path: Path) -> list[str]:
-    return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}"]
+    return data_overrides(corpus, tmp_path / "run")
 
 
-def test_files_merge_left_to_right_and_single_settings_win(overrides: list[str], tmp_path: Path) -> None:
+def test_later_files_and_then_single_settings_take_precedence(overrides: list[str], tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("steps: 1\nseed: 1\noptimizer: {learning_rate: 1e-3, grad_clip: 3}\n")
     (tmp_path / "b.yaml").write_text("seed: 2\noptimizer: {grad_clip: 4}\nvocoder: {upsample_initial_channel: 32}\n")
     files = [str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")]
@@ -34,12 +35,12 @@ def test_lists_become_tuples_at_any_depth(overrides: list[str]) -> None:
     assert settings.optimizer.betas == (0.8, 0.99)
 
 
-def test_an_overlay_gives_each_training_its_own_sections(overrides: list[str]) -> None:
+def test_an_overlay_has_sections_for_each_kind_of_training(overrides: list[str]) -> None:
     assert load_config(RestorerRun, ["restorer", "tiny"], overrides).restorer.channels == (4, 8)
     assert load_config(VocoderRun, ["vocoder", "tiny"], overrides).vocoder.upsample_initial_channel == 8
 
 
-def test_an_adversary_takes_the_discriminators_of_its_training_alone(overrides: list[str], tmp_path: Path) -> None:
+def test_an_adversary_uses_only_the_discriminators_of_its_training(overrides: list[str], tmp_path: Path) -> None:
     (tmp_path / "both.yaml").write_text(
         "adversary: {loss: hinge, discriminator: {scales: 1}, mel_discriminator: {channels: [4, 8]}}\n"
     )
@@ -60,15 +61,15 @@ def test_values_in_a_file_may_refer_to_others(overrides: list[str], tmp_path: Pa
     assert (settings.optimizer.grad_clip, settings.adversary.start) == (9.0, 9)
 
 
-def test_settings_survive_yaml(overrides: list[str], tmp_path: Path) -> None:
+def test_settings_are_read_back_from_yaml(overrides: list[str], tmp_path: Path) -> None:
     settings = load_config(VocoderRun, ["vocoder"], overrides)
-    (tmp_path / "again.yaml").write_text(to_yaml(settings))
-    assert load_config(VocoderRun, [str(tmp_path / "again.yaml")]) == settings
+    (tmp_path / "stored.yaml").write_text(to_yaml(settings))
+    assert load_config(VocoderRun, [str(tmp_path / "stored.yaml")]) == settings
     assert build(VocoderRun, plain(settings)) == settings
 
 
 @pytest.mark.parametrize(
-    ("setting", "what"),
+    ("setting", "message"),
     [
         ("optimizer.learning_rat=1", "optimizer.learning_rat: no such setting; there are learning_rate, "),
         ("optimiser.clip=1", "optimiser: no such setting"),
@@ -101,21 +102,21 @@ def test_settings_survive_yaml(overrides: list[str], tmp_path: Path) -> None:
         ("steps", "steps: no such file or shipped configuration"),
     ],
 )
-def test_what_is_wrong_is_named_in_one_line(overrides: list[str], setting: str, what: str) -> None:
+def test_an_invalid_setting_is_an_error_of_one_line(overrides: list[str], setting: str, message: str) -> None:
     files = ["vocoder"] if "=" in setting else ["vocoder", setting]
-    with pytest.raises(ConfigError, match=what) as caught:
+    with pytest.raises(ConfigError, match=message) as error:
         load_config(VocoderRun, files, [*overrides, setting] if "=" in setting else overrides)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
-def test_an_adversary_stored_before_it_had_more_discriminators_and_balance_is_the_same(adaptive: bool) -> None:
+def test_a_stored_adversary_of_an_older_version_is_read_with_defaults(adaptive: bool) -> None:
     stored = {"adaptive": adaptive, "discriminator": {"periods": [2], "scales": 1, "width": 0.25, "resolutions": []}}
     assert build(AdversaryConfig, stored) == AdversaryConfig(DiscriminatorConfig((2,), 1, 0.25), adaptive=adaptive)
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "message"),
     [
         (["valid.metrics=[mel_l1,stoi]"], "valid.metrics: stoi needs sound: set valid.vocoder"),
         (
@@ -133,14 +134,14 @@ def test_an_adversary_stored_before_it_had_more_discriminators_and_balance_is_th
         (["adversary.mel_discriminator.kernel_size=4"], "mel_discriminator.kernel_size is 4, must be odd"),
     ],
 )
-def test_what_a_restorer_cannot_have(overrides: list[str], settings: list[str], what: str) -> None:
-    with pytest.raises(ConfigError, match=what) as caught:
+def test_invalid_settings_of_a_restorer_are_refused(overrides: list[str], settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
         load_config(RestorerRun, ["restorer"], [*overrides, *settings])
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "message"),
     [
         ([], "models: missing"),
         (["models=[a]", "train=all"], "train is 'all', must be one of vocoder, restorer, both"),
@@ -149,43 +150,51 @@ def test_what_a_restorer_cannot_have(overrides: list[str], settings: list[str], 
         (["models=[a]", "frames=0"], "frames is 0, must be at least 1"),
     ],
 )
-def test_what_finetuning_cannot_have(overrides: list[str], settings: list[str], what: str) -> None:
-    with pytest.raises(ConfigError, match=what):
+def test_invalid_settings_of_fine_tuning_are_refused(overrides: list[str], settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         load_config(FinetuneRun, ["finetune"], [*overrides, *settings])
 
 
 @pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2", "\x00"])
-def test_a_file_that_is_no_mapping_is_named(overrides: list[str], tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_no_mapping_is_an_error_that_names_it(overrides: list[str], tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"bad\.yaml: not "):
         load_config(VocoderRun, [str(tmp_path / "bad.yaml")], overrides)
 
 
-def test_only_where_how_long_and_how_often_may_change(overrides: list[str]) -> None:
+def test_only_folders_lengths_and_intervals_may_differ_between_runs(overrides: list[str]) -> None:
     before = load_config(VocoderRun, ["vocoder"], overrides)
-    free = ["run_dir=other", "steps=7", "log_every=1", "save_every=3", "threads=1", "valid.every=5", "data.prefetch=1"]
-    assert difference(load_config(VocoderRun, ["vocoder"], [*overrides, *free]), before) == ""
+    allowed = [
+        "run_dir=other",
+        "steps=7",
+        "log_every=1",
+        "save_every=3",
+        "threads=1",
+        "valid.every=5",
+        "data.prefetch=1",
+    ]
+    assert difference(load_config(VocoderRun, ["vocoder"], [*overrides, *allowed]), before) == ""
     changed = load_config(VocoderRun, ["vocoder"], [*overrides, "vocoder.mel.fmax=7000"])
     assert difference(changed, before) == "vocoder.mel.fmax is 7000.0, was 8000.0"
 
 
 def test_values_in_messages_are_short(overrides: list[str], tmp_path: Path) -> None:
-    """A bomb of aliases is small in memory, and endless when it is shown."""
+    """YAML aliases can describe a value that is small in memory and endless when it is printed."""
     bomb = "&a [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]"
     for name, inner in zip("bcdefghijklmno", "abcdefghijklmn", strict=True):
         bomb = f"&{name} [{bomb}{f', *{inner}' * 9}]"
     (tmp_path / "bomb.yaml").write_text(f"frequencies: {bomb}\n")
-    with pytest.raises(ConfigError, match=r"bomb\.yaml: sensor.frequencies\[0\] is \[\[\[") as caught:
+    with pytest.raises(ConfigError, match=r"bomb\.yaml: sensor.frequencies\[0\] is \[\[\[") as error:
         load_sensor(tmp_path / "bomb.yaml")
-    assert len(str(caught.value)) < 1000
+    assert len(str(error.value)) < 1000
     (tmp_path / "bad.yaml").write_text(f"steps: {[1] * 5_000}\n")
     with pytest.raises(ConfigError, match=r"steps is \[1, 1, 1, 1, 1, 1, \.\.\.\], must be of type int"):
         load_config(VocoderRun, ["vocoder", str(tmp_path / "bad.yaml")], overrides)
 
 
 @pytest.mark.parametrize("text", ["cutoff: 1" + "0" * 5000, "cutoff: 2026-02-31", "cutoff: " + "[" * 20_000])
-def test_sensors_that_yaml_stumbles_over_are_one_line(tmp_path: Path, text: str) -> None:
+def test_a_sensor_that_crashes_the_yaml_parser_is_an_error_of_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "s.yaml").write_text(text)
-    with pytest.raises(TwoStageError, match=r"s\.yaml: ") as caught:
+    with pytest.raises(TwoStageError, match=r"s\.yaml: ") as error:
         load_sensor(tmp_path / "s.yaml")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)

@@ -1,9 +1,10 @@
-"""Claims about configs/: every file builds a training that takes steps."""
+"""Tests of configs/: every file defines a training that makes steps."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from trainings import data_overrides
 
 from twostage.models import checkpoint
 from twostage.models.restorer import Restorer
@@ -19,10 +20,10 @@ FAST = ["steps=2", "save_every=1", "log_every=1", "valid.every=2", "data.segment
 
 @pytest.fixture
 def overrides(corpus: Path, tmp_path: Path) -> list[str]:
-    return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}"]
+    return data_overrides(corpus, tmp_path / "run")
 
 
-def test_every_file_is_known_to_these_tests() -> None:
+def test_every_file_is_tested_here() -> None:
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == OVERLAYS | {"restorer", "vocoder", "finetune"}
 
 
@@ -35,8 +36,8 @@ def test_presets_have_the_sizes_of_the_paper(overrides: list[str], name: str, mi
 
 
 @pytest.mark.parametrize("name", ["vocoder", "content", "causal", "sensor", "hifigan_v1", "hifigan_v2", "hifigan_v3"])
-def test_vocoders_step_and_leave_weights(overrides: list[str], name: str, tmp_path: Path) -> None:
-    # a preset's own layout at a few channels, with discriminators of one kind
+def test_a_vocoder_of_every_configuration_trains(overrides: list[str], name: str, tmp_path: Path) -> None:
+    # the layout of the preset with few channels, and discriminators of one kind
     small = ["vocoder.upsample_initial_channel=16", "vocoder.mel.n_mels=16", "data.batch_size=1", "valid.items=1"]
     discriminators = [
         "adversary.discriminator.width=0.0625",
@@ -50,15 +51,15 @@ def test_vocoders_step_and_leave_weights(overrides: list[str], name: str, tmp_pa
     assert checkpoint.load_state(tmp_path / "run" / "state.pt")["step"] == 2
 
 
-@pytest.mark.parametrize("more", [[], ["restorer.output=mapping"], ["weights.delta=1", "weights.intelligibility=1"]])
-def test_restorers_step_and_leave_weights(overrides: list[str], more: list[str], tmp_path: Path) -> None:
-    settings = load_config(RestorerRun, ["restorer", "tiny"], [*overrides, *FAST, *more])
+@pytest.mark.parametrize("extra", [[], ["restorer.output=mapping"], ["weights.delta=1", "weights.intelligibility=1"]])
+def test_a_restorer_trains(overrides: list[str], extra: list[str], tmp_path: Path) -> None:
+    settings = load_config(RestorerRun, ["restorer", "tiny"], [*overrides, *FAST, *extra])
     recipes.train_restorer(settings)
     assert checkpoint.load_stage(tmp_path / "run").config == settings.restorer
 
 
 @pytest.mark.parametrize("train", ["vocoder", "restorer", "both"])
-def test_finetuning_moves_what_it_should_and_nothing_else(
+def test_fine_tuning_changes_exactly_the_trained_stages(
     overrides: list[str], paired_corpus: Path, train: str, tmp_path: Path
 ) -> None:
     files = ["tiny"]
@@ -79,40 +80,40 @@ def test_finetuning_moves_what_it_should_and_nothing_else(
     after = checkpoint.load(tmp_path / "run" / "last.safetensors")
     assert isinstance(before, TwoStage)
     assert after.config == TwoStageConfig(restorer, vocoder)
-    moved = {
+    changed = {
         key.split(".")[0]
         for key, t in after.state_dict().items()
         if not torch.allclose(t, before.state_dict()[key], atol=1e-7)
     }
-    assert moved == ({"restorer", "vocoder"} if train == "both" else {train})
+    assert changed == ({"restorer", "vocoder"} if train == "both" else {train})
 
 
-def test_a_training_begins_with_given_weights(overrides: list[str], tmp_path: Path) -> None:
+def test_a_training_starts_from_given_weights(overrides: list[str], tmp_path: Path) -> None:
     settings = load_config(VocoderRun, ["vocoder", "tiny"], [*overrides, *FAST])
     torch.manual_seed(5)
     model = Vocoder(settings.vocoder)
     checkpoint.save(tmp_path / "v.safetensors", model, provenance={})
-    slow = [*overrides, *FAST, f"init_from={tmp_path / 'v.safetensors'}", "optimizer.learning_rate=1e-12"]
-    recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], slow))
-    again = checkpoint.load_stage(tmp_path / "run")
+    almost_frozen = [*overrides, *FAST, f"init_from={tmp_path / 'v.safetensors'}", "optimizer.learning_rate=1e-12"]
+    recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], almost_frozen))
+    trained = checkpoint.load_stage(tmp_path / "run")
     for key, tensor in checkpoint.plain_state(model).items():
-        torch.testing.assert_close(checkpoint.plain_state(again)[key], tensor, atol=1e-6, rtol=0)
+        torch.testing.assert_close(checkpoint.plain_state(trained)[key], tensor, atol=1e-6, rtol=0)
 
 
-def test_an_adversary_begins_with_another_trainings_discriminators(overrides: list[str], tmp_path: Path) -> None:
+def test_an_adversary_starts_from_the_discriminators_of_another_training(overrides: list[str], tmp_path: Path) -> None:
     base = [*FAST, *overrides[:2]]
     recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], [*base, f"run_dir={tmp_path / 'one'}"]))
-    borrowed = [
+    from_other = [
         f"run_dir={tmp_path / 'two'}",
         f"adversary.init_from={tmp_path / 'one' / 'state.pt'}",
         "adversary.start=9",
         "seed=3",
     ]
-    recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], [*base, *borrowed]))
-    one, two = (
+    recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], [*base, *from_other]))
+    first, second = (
         checkpoint.load_state(tmp_path / run / "state.pt")["adversary"]["discriminators"] for run in ("one", "two")
     )
-    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_a_restorer_adapts_to_pairs(overrides: list[str], corpus: Path, paired_corpus: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Claims about the harness of one-stage systems: any of them trains, keeps what it is, and says what is wrong."""
+"""Tests of training one-stage systems: loss terms, preparation, adversary, and errors."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ class GainConfig(EnhancerConfig):
 
 
 class Gain(EnhancerModule):
-    """One number that the audio is multiplied with, and one that is measured before training."""
+    """A system with one trained factor of the audio, and one value that is measured before training."""
 
     mean: Tensor
     sample_rate, context, latency = 16000, 0, 0.0
@@ -49,7 +49,7 @@ class Gain(EnhancerModule):
 
 
 @pytest.fixture(autouse=True)
-def _known(monkeypatch: pytest.MonkeyPatch) -> None:
+def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.ENHANCERS, "gain", (GainConfig, Gain))
     monkeypatch.setitem(registry.KINDS, "gain", (GainConfig, Gain))
 
@@ -65,58 +65,58 @@ def overrides(paired_corpus: Path, tmp_path: Path) -> list[str]:
     return [*FAST, *pairs, f"run_dir={tmp_path / 'run'}", "enhancer=gain", "steps=60", "optimizer.learning_rate=0.05"]
 
 
-def trained(overrides: list[str], *more: str) -> Gain:
-    settings = load_config(EnhancerRun, [], [*overrides, *more])
+def trained(overrides: list[str], *extra: str) -> Gain:
+    settings = load_config(EnhancerRun, [], [*overrides, *extra])
     recipes.train_enhancer(settings)
     model = checkpoint.load(Path(settings.run_dir) / "last.safetensors")
     assert isinstance(model, Gain)
     return model
 
 
-def test_a_system_learns_from_its_own_terms_and_keeps_what_was_measured_before(overrides):
+def test_a_system_is_trained_with_its_own_terms_and_keeps_measured_values(overrides):
     model = trained(overrides, "weights.own.square=1", "model.start=0.2", "optimizer.ema_decay=0")
-    # a moving average over 8 samples takes little of a low voice
+    # a moving average over 8 samples removes little of a low voice
     assert float(model.gain) == pytest.approx(1.0, abs=0.15)
     assert model.config == GainConfig(0.2)
     assert 0.01 < float(model.mean) < 0.2
 
 
-def test_terms_of_its_own_count_only_when_asked_for():
+def test_own_terms_of_a_system_are_used_only_with_a_weight():
     pair = Pair(torch.randn(2, 1, 4096), torch.randn(2, 1, 4096))
     for own in ({"square": 2.0}, {"square": 1, "other": 3.0}):
         weights = EnhancingWeights(wave=1.0, own=own)
         output = Enhancing(MelConfig(), weights)(Gain(GainConfig()), pair)
         assert output.terms.keys() == {"mel", "wave", *own}
-        wanted = output.terms["wave"] + sum(weight * output.terms[name] for name, weight in own.items())
-        torch.testing.assert_close(total(output.terms, weights), wanted)
+        expected = output.terms["wave"] + sum(weight * output.terms[name] for name, weight in own.items())
+        torch.testing.assert_close(total(output.terms, weights), expected)
 
 
 @pytest.mark.parametrize("term", ["wave", "mel", "multi_mel", "stft", "si_sdr", "intelligibility"])
-def test_every_term_falls_while_it_is_learnt_from(term):
+def test_every_term_falls_as_the_output_approaches_the_clean_speech(term):
     generator = torch.Generator().manual_seed(0)
     clean = 0.1 * torch.randn(1, 1, 8192, generator=generator)
     noisy = clean + 0.1 * torch.randn(1, 1, 8192, generator=generator)
     task = Enhancing(MelConfig(), EnhancingWeights(**{term: 1.0}))
 
-    def of(audio: Tensor) -> float:
+    def term_of(audio: Tensor) -> float:
         return float(task(nn.Identity(), Pair(audio, clean)).terms[term])
 
-    values = [of(noisy), of((noisy + clean) / 2), of(clean)]
+    values = [term_of(noisy), term_of((noisy + clean) / 2), term_of(clean)]
     assert values == sorted(values, reverse=True)
     assert values[2] < values[0] - 0.01
 
 
-def test_si_sdr_is_that_of_the_metric_and_knows_no_gain():
+def test_the_si_sdr_loss_equals_the_metric_and_ignores_gain_and_offset():
     generator = torch.Generator().manual_seed(0)
     clean = torch.randn(1, 1, 4096, generator=generator)
     noise = torch.randn(1, 1, 4096, generator=generator)
     noise = noise - noise.mean() - (clean - clean.mean()) * (noise * (clean - clean.mean())).sum() / clean.var() / 4095
-    output = clean + noise * (clean.std() / noise.std() / 10)  # 20 dB, to the last digit of what is orthogonal
+    output = clean + noise * (clean.std() / noise.std() / 10)  # exactly 20 dB of orthogonal noise
     assert float(negative_si_sdr(output, clean)) == pytest.approx(-20, abs=0.01)
     assert float(negative_si_sdr(3 * output + 1, clean)) == pytest.approx(-20, abs=0.01)
 
 
-def test_an_adversary_judges_it_like_a_vocoder(overrides):
+def test_a_system_is_trained_with_an_adversary(overrides):
     discriminator = ["adversary.discriminator.periods=[2]", "adversary.discriminator.scales=0"]
     small = ["adversary.discriminator.width=0.0625", "steps=2", "weights.adv=1", "weights.fm=2"]
     trained(overrides, *discriminator, *small)
@@ -124,10 +124,10 @@ def test_an_adversary_judges_it_like_a_vocoder(overrides):
     assert state["adversary"]["discriminators"]
 
 
-def test_two_stages_train_as_one_system(overrides):
-    more = ["enhancer=two-stage", "model.restorer.channels=[4,8]", "model.restorer.time_strides=[2]", "steps=1"]
+def test_both_stages_are_trained_as_one_system(overrides):
+    extra = ["enhancer=two-stage", "model.restorer.channels=[4,8]", "model.restorer.time_strides=[2]", "steps=1"]
     settings = load_config(
-        EnhancerRun, [], [*overrides, *more, "model.vocoder.upsample_initial_channel=16", "weights.mel=1"]
+        EnhancerRun, [], [*overrides, *extra, "model.vocoder.upsample_initial_channel=16", "weights.mel=1"]
     )
     recipes.train_enhancer(settings)
     assert checkpoint.read_header(Path(settings.run_dir) / "last.safetensors").kind == "two-stage"
@@ -142,7 +142,7 @@ def test_two_stages_train_as_one_system(overrides):
         ("weights.own.square=much", r"weights.own.square is 'much', must be a number"),
     ],
 )
-def test_mistakes_are_named(overrides, setting, message):
+def test_invalid_settings_are_errors_that_name_them(overrides, setting, message):
     with pytest.raises(ConfigError, match=message):
         load_config(EnhancerRun, [], [*overrides, setting])
 

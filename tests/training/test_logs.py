@@ -1,4 +1,4 @@
-"""Claims about a training's logs: a run that goes on keeps what it has logged, whatever became of the file."""
+"""Tests of the logs of a training: a resumed run keeps its logs up to its step, also from a damaged file."""
 
 import contextlib
 import json
@@ -13,25 +13,25 @@ from twostage.training.logs import RunLog
 from twostage.utils.errors import OutputError
 
 
-def steps(run: Path) -> list[int]:
+def logged_steps(run: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-def begun(run: Path, count: int = 3) -> None:
+def write_log(run: Path, count: int = 3) -> None:
     log = RunLog(run)
     for step in range(1, count + 1):
         log.scalars(step, {"loss": 1.0}, "train")
     log.close()
 
 
-def test_what_is_beyond_the_step_is_dropped(tmp_path: Path) -> None:
-    begun(tmp_path)
+def test_lines_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:
+    write_log(tmp_path)
     RunLog(tmp_path, 2).close()
-    assert steps(tmp_path) == [1, 2]
+    assert logged_steps(tmp_path) == [1, 2]
 
 
 @pytest.mark.parametrize(
-    "torn",
+    "partial",
     [
         b'{"step": 3, "ki',
         b"\xed\xa0\x80",
@@ -45,32 +45,32 @@ def test_what_is_beyond_the_step_is_dropped(tmp_path: Path) -> None:
         b'{"step": null}',
         b'{"loss": 1}',
     ],
-    ids=lambda torn: repr(torn[:15]),
+    ids=lambda partial: repr(partial[:15]),
 )
-def test_lines_that_a_crash_left_are_dropped(tmp_path: Path, torn: bytes) -> None:
-    begun(tmp_path)
+def test_partial_lines_of_a_crash_are_dropped(tmp_path: Path, partial: bytes) -> None:
+    write_log(tmp_path)
     with (tmp_path / "log.jsonl").open("ab") as file:
-        file.write(torn + b"\n" + torn)
+        file.write(partial + b"\n" + partial)
     RunLog(tmp_path, 3).close()
-    assert steps(tmp_path) == [1, 2, 3]
+    assert logged_steps(tmp_path) == [1, 2, 3]
 
 
-def test_a_training_killed_while_it_drops_lines_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun(tmp_path)
+def test_an_interruption_while_lines_are_dropped_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_log(tmp_path)
     write = Path.write_text
 
-    def half(self: Path, text: str, **how: str) -> int:
-        write(self, text[: len(text) // 2], **how)  # type: ignore[arg-type]
+    def write_half(self: Path, text: str, **options: str) -> int:
+        write(self, text[: len(text) // 2], **options)  # type: ignore[arg-type]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(logs.Path, "write_text", half)
+    monkeypatch.setattr(logs.Path, "write_text", write_half)
     with pytest.raises(KeyboardInterrupt):
         RunLog(tmp_path, 2)
-    assert steps(tmp_path) == [1, 2, 3]
+    assert logged_steps(tmp_path) == [1, 2, 3]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs limits of file size")
-def test_a_disk_that_is_full_is_a_line_and_no_word_of_a_thread(
+def test_a_full_disk_is_an_error_without_output_of_the_writer_thread(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import resource
@@ -92,7 +92,7 @@ def test_a_disk_that_is_full_is_a_line_and_no_word_of_a_thread(
     assert threading.excepthook is hook
 
 
-def test_a_folder_that_is_gone_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = RunLog(tmp_path / "run")
     (tmp_path / "run").rename(tmp_path / "gone")
     with pytest.raises(OutputError, match=r"run: logs cannot be written \(No such file or directory\)"):
@@ -102,11 +102,11 @@ def test_a_folder_that_is_gone_is_a_line(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().err == ""
 
 
-def test_a_bug_in_a_thread_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = list[type[BaseException]]()
-    monkeypatch.setattr(threading, "excepthook", lambda args: answer.append(args.exc_type))
+def test_exceptions_in_other_threads_are_still_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exceptions = list[type[BaseException]]()
+    monkeypatch.setattr(threading, "excepthook", lambda args: exceptions.append(args.exc_type))
     with RunLog(tmp_path):
         thread = threading.Thread(target=lambda: 1 / 0)
         thread.start()
         thread.join()
-    assert answer == [ZeroDivisionError]
+    assert exceptions == [ZeroDivisionError]

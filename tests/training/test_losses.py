@@ -1,4 +1,4 @@
-"""Claims about losses: values worked out by hand, zeros where things agree, gradients that can be used."""
+"""Tests of losses: values by hand, zeros for equal signals, comparison with references, finite gradients."""
 
 from itertools import pairwise, product
 
@@ -11,7 +11,7 @@ from twostage.training import losses
 
 
 def maps(*logits: float) -> list[list[torch.Tensor]]:
-    """One discriminator a logit, with a hidden map of twice the logit before it."""
+    """Feature maps of one discriminator per logit: a hidden map of twice the logit, and the logit."""
     return [[torch.full((2, 3), 2 * logit), torch.full((2, 4), logit)] for logit in logits]
 
 
@@ -29,18 +29,18 @@ def maps(*logits: float) -> list[list[torch.Tensor]]:
         (losses.delta_l1(torch.zeros(1, 2, 2), torch.tensor([[[1.0, 2.0], [3.0, -4.0]]])), 4.0 + 4.0),
     ],
 )
-def test_values_by_hand(loss, value):
+def test_losses_have_the_values_computed_by_hand(loss, value):
     assert float(loss) == pytest.approx(value, rel=1e-6)
 
 
-def test_feature_matching_gives_the_real_side_no_gradient():
+def test_feature_matching_has_no_gradient_for_real_features():
     real, fake = torch.ones(2, 3, requires_grad=True), torch.zeros(2, 3, requires_grad=True)
     losses.feature_matching([[real, real]], [[fake, fake]]).backward()
     assert real.grad is None
     assert fake.grad is not None
 
 
-def test_the_stft_loss_is_zero_for_equals_and_grows():
+def test_the_stft_loss_is_zero_for_equal_signals_and_grows_with_noise():
     loss, audio = losses.MultiResolutionStft((64, 128)), torch.randn(2, 1, 1024)
     noise = torch.randn(2, 1, 1024)
     assert float(loss(audio, audio)) == 0
@@ -49,42 +49,42 @@ def test_the_stft_loss_is_zero_for_equals_and_grows():
     assert values[0] > 0
 
 
-def test_the_stft_loss_of_half_the_amplitude_is_known():
+def test_the_stft_loss_of_half_the_amplitude():
     audio = torch.randn(1, 1, 4096)
-    # half is missing of the norm, and the logarithm of two of every magnitude
+    # spectral convergence is 0.5, and every log-magnitude differs by log 2
     assert float(losses.MultiResolutionStft((64, 128))(audio / 2, audio)) == pytest.approx(0.5 + 0.6931, abs=1e-3)
 
 
 def test_the_stft_loss_is_the_mean_over_its_resolutions():
     fake, real = torch.randn(2, 1, 1, 4096)
-    alone = [float(losses.MultiResolutionStft((n,))(fake, real)) for n in (64, 512)]
-    assert abs(alone[0] - alone[1]) > 0.01
-    assert float(losses.MultiResolutionStft((64, 512))(fake, real)) == pytest.approx(np.mean(alone), rel=1e-5)
+    separately = [float(losses.MultiResolutionStft((n,))(fake, real)) for n in (64, 512)]
+    assert abs(separately[0] - separately[1]) > 0.01
+    assert float(losses.MultiResolutionStft((64, 512))(fake, real)) == pytest.approx(np.mean(separately), rel=1e-5)
 
 
-def test_the_multi_scale_mel_loss_has_frames_a_quarter_apart():
+def test_the_multi_scale_mel_loss_has_hops_of_a_quarter_frame():
     scales = [mel.config for mel in losses.MultiScaleMel(MelConfig()).mels]
     assert [scale.n_fft for scale in scales] == [64, 128, 256, 512, 1024, 2048]
     assert all(scale.hop_length == scale.n_fft // 4 and scale.win_length == scale.n_fft for scale in scales)
     assert [scale.n_mels for scale in scales] == [5, 10, 21, 42, 85, 170]
 
 
-def test_the_multi_scale_mel_loss_of_half_the_amplitude_is_known():
+def test_the_multi_scale_mel_loss_of_half_the_amplitude():
     audio = torch.randn(1, 1, 8192)
     loss = losses.MultiScaleMel(MelConfig())
     assert float(loss(audio / 2, audio)) == pytest.approx(0.6931, abs=1e-3)
     assert float(loss(audio, audio)) == 0
 
 
-def test_the_multi_scale_mel_loss_hears_pulses_where_the_contract_hears_a_hum():
+def test_the_multi_scale_mel_loss_distinguishes_pulses_from_noise_better():
     generator = torch.Generator().manual_seed(0)
-    hum = torch.randn(1, 1, 16384, generator=generator)
-    pulses = hum * 2 * (torch.arange(16384) % 320 < 80)  # 50 pulses a second of the same noise and power
+    noise = torch.randn(1, 1, 16384, generator=generator)
+    pulses = noise * 2 * (torch.arange(16384) % 320 < 80)  # 50 pulses per second of the same noise and power
     mel = LogMel(MelConfig())
-    assert float(losses.MultiScaleMel(MelConfig())(pulses, hum)) > 2 * float(losses.mel_l1(mel(pulses), mel(hum)))
+    assert float(losses.MultiScaleMel(MelConfig())(pulses, noise)) > 2 * float(losses.mel_l1(mel(pulses), mel(noise)))
 
 
-def test_the_stft_loss_has_a_gradient_at_silence():
+def test_the_stft_loss_has_a_finite_gradient_at_silence():
     fake = torch.zeros(1, 1, 512, requires_grad=True)
     losses.MultiResolutionStft((64,))(fake, torch.randn(1, 1, 512)).backward()
     assert fake.grad.isfinite().all()
@@ -98,7 +98,7 @@ def test_the_adaptive_weight_is_the_ratio_of_gradients(content, adversarial, wei
     assert not actual.requires_grad
 
 
-def test_intelligibility_is_zero_for_equals_and_falls_with_noise(speech):
+def test_the_intelligibility_loss_is_zero_for_equal_signals_and_grows_with_noise(speech):
     mel = LogMel(MelConfig())
     clean = torch.from_numpy(speech(32000))[None, None]
     loss = losses.Intelligibility(MelConfig())
@@ -108,23 +108,23 @@ def test_intelligibility_is_zero_for_equals_and_falls_with_noise(speech):
     assert 0 < values[0] < values[-1] <= 2
 
 
-def test_intelligibility_does_not_hear_the_level(speech):
+def test_the_intelligibility_loss_ignores_the_level(speech):
     mel = LogMel(MelConfig())(torch.from_numpy(speech(16000))[None, None])
-    other = mel + 0.3 * torch.randn_like(mel)
+    noisy = mel + 0.3 * torch.randn_like(mel)
     loss = losses.Intelligibility(MelConfig())
-    torch.testing.assert_close(loss(other + 0.5, mel), loss(other, mel), atol=1e-3, rtol=0)
+    torch.testing.assert_close(loss(noisy + 0.5, mel), loss(noisy, mel), atol=1e-3, rtol=0)
 
 
-def test_intelligibility_leaves_stretches_without_speech_out(speech):
+def test_the_intelligibility_loss_ignores_pauses(speech):
     loss, mel = losses.Intelligibility(MelConfig()), LogMel(MelConfig())
     pause = torch.full((1, 80, 200), -11.5)
-    spoken = mel(torch.from_numpy(speech(48000))[None, None])
-    real, noisy = torch.cat([spoken, pause], -1), torch.cat([spoken, -8 + torch.randn(1, 80, 200)], -1)
-    assert float(loss(noisy, real)) == pytest.approx(0, abs=0.1)  # some hold the edge of the pause
+    speech_mel = mel(torch.from_numpy(speech(48000))[None, None])
+    real, noisy = torch.cat([speech_mel, pause], -1), torch.cat([speech_mel, -8 + torch.randn(1, 80, 200)], -1)
+    assert float(loss(noisy, real)) == pytest.approx(0, abs=0.1)  # some segments contain the edge of the pause
 
 
 def bands(seconds):
-    """Noise and pulses whose third-octave bands rise and fall by themselves, as those of speech do: (T,) at 16 kHz."""
+    """Noise and pulses whose third-octave bands vary independently, as in speech, (T,) at 16 kHz."""
     rng, frames = np.random.default_rng(0), 16000 * seconds
     spectrum = np.fft.rfft(rng.standard_normal(frames) + 8 * (np.arange(frames) % 128 == 0))
     hertz, edges, time = np.fft.rfftfreq(frames, 1 / 16000), 100 * 2 ** (np.arange(19) / 3), np.arange(frames) / 2000
@@ -137,45 +137,45 @@ def bands(seconds):
 
 
 @pytest.mark.parametrize(("kind", "error"), [("voice", 0.05), ("bands", 0.08)])
-def test_intelligibility_follows_the_reference_scores(speech, kind, error):
+def test_the_intelligibility_loss_follows_stoi_and_estoi(speech, kind, error):
     pystoi = pytest.importorskip("pystoi")
     clean = speech(48000) if kind == "voice" else bands(3)
     noise = clean.std() * np.random.default_rng(1).standard_normal(48000)
     mel, loss = LogMel(MelConfig()), losses.Intelligibility(MelConfig())
     for snr in (-10, -5, 0, 5, 20):
         noisy = (clean + noise * 10 ** (-snr / 20)).astype(np.float32)
-        wanted = np.mean([pystoi.stoi(*np.float64([clean, noisy]), 16000, extended) for extended in (False, True)])
+        expected = np.mean([pystoi.stoi(*np.float64([clean, noisy]), 16000, extended) for extended in (False, True)])
         actual, real = (mel(torch.from_numpy(x)[None, None]) for x in (noisy, clean))
-        assert 1 - float(loss(actual, real)) == pytest.approx(wanted, abs=error)
+        assert 1 - float(loss(actual, real)) == pytest.approx(expected, abs=error)
 
 
 @pytest.mark.parametrize("silent", ["fake", "real", "both"])
 @pytest.mark.parametrize("frames", [100, 3])
-def test_intelligibility_has_a_gradient_at_silence(silent, frames):
-    nothing, sound = torch.full((2, 80, frames), -11.5), torch.randn(2, 80, frames)
-    fake = (sound if silent == "real" else nothing).clone().requires_grad_()
-    loss = losses.Intelligibility(MelConfig())(fake, sound if silent == "fake" else nothing)
+def test_the_intelligibility_loss_has_a_finite_gradient_at_silence(silent, frames):
+    silence, sound = torch.full((2, 80, frames), -11.5), torch.randn(2, 80, frames)
+    fake = (sound if silent == "real" else silence).clone().requires_grad_()
+    loss = losses.Intelligibility(MelConfig())(fake, sound if silent == "fake" else silence)
     loss.backward()
     assert 0 <= float(loss.detach()) <= 2
     assert fake.grad.isfinite().all()
 
 
-def test_what_is_alike_has_no_distance_of_structure():
+def test_the_ssim_distance_of_equal_mels_is_zero():
     mel = 2 * torch.randn(2, 20, 30) - 5
     assert float(losses.ssim_distance(mel, mel, floor=-11.5)) == pytest.approx(0, abs=1e-6)
 
 
-def test_the_distance_of_structure_of_two_levels_is_known():
-    one, other = torch.full((1, 16, 9), -11.5 + 3.0), torch.full((1, 16, 9), -11.5 + 4.0)
-    c1 = 0.12**2  # no variance on either side: the level alone counts
-    wanted = 1 - (2 * 3 * 4 + c1) / (3**2 + 4**2 + c1)
-    assert float(losses.ssim_distance(other, one, floor=-11.5)) == pytest.approx(wanted, rel=1e-4)
-    near_the_floor = float(losses.ssim_distance(other - 3, one - 3, floor=-11.5))
+def test_the_ssim_distance_of_two_constant_levels():
+    real, fake = torch.full((1, 16, 9), -11.5 + 3.0), torch.full((1, 16, 9), -11.5 + 4.0)
+    c1 = 0.12**2  # without variance, only the level counts
+    expected = 1 - (2 * 3 * 4 + c1) / (3**2 + 4**2 + c1)
+    assert float(losses.ssim_distance(fake, real, floor=-11.5)) == pytest.approx(expected, rel=1e-4)
+    near_the_floor = float(losses.ssim_distance(fake - 3, real - 3, floor=-11.5))
     assert near_the_floor == pytest.approx(1 - c1 / (1 + c1), rel=1e-4)
 
 
 def ssim_in_loops(x, y, span, size):
-    """Equation 13 of Wang et al. (2004), window by window, those at the edges cut."""
+    """Equation 13 of Wang et al. (2004), computed per window, with smaller windows at the edges."""
     c1, c2, half, values = (0.01 * span) ** 2, (0.03 * span) ** 2, size // 2, []
     for band, frame in product(*map(range, x.shape)):
         window = slice(max(0, band - half), band + half + 1), slice(max(0, frame - half), frame + half + 1)
@@ -187,15 +187,15 @@ def ssim_in_loops(x, y, span, size):
 
 
 @pytest.mark.parametrize(("bands", "frames", "size"), [(12, 17, 7), (16, 4, 7), (9, 9, 3)])
-def test_the_distance_of_structure_is_that_of_the_paper(bands, frames, size):
+def test_the_ssim_distance_equals_that_of_the_paper(bands, frames, size):
     rng = np.random.default_rng(0)
-    one = rng.uniform(0, 12, (bands, frames))
-    other = np.maximum(0, one + rng.normal(0, 2, one.shape))
-    actual = losses.ssim_distance(*(torch.from_numpy(x)[None] - 11.5 for x in (other, one)), floor=-11.5, size=size)
-    assert float(actual) == pytest.approx(1 - ssim_in_loops(other, one, 12, size), abs=1e-5)
+    real = rng.uniform(0, 12, (bands, frames))
+    fake = np.maximum(0, real + rng.normal(0, 2, real.shape))
+    actual = losses.ssim_distance(*(torch.from_numpy(x)[None] - 11.5 for x in (fake, real)), floor=-11.5, size=size)
+    assert float(actual) == pytest.approx(1 - ssim_in_loops(fake, real, 12, size), abs=1e-5)
 
 
-def test_the_distance_of_structure_sees_blur_that_an_l1_forgives(speech):
+def test_the_ssim_distance_penalizes_blur_more_than_a_level_difference_of_equal_l1(speech):
     mel = LogMel(MelConfig())(torch.from_numpy(speech(32000))[None, None])
     blurred = torch.nn.functional.avg_pool2d(mel, 5, 1, 2, count_include_pad=False)
     louder = mel + losses.mel_l1(blurred, mel)
@@ -206,7 +206,7 @@ def test_the_distance_of_structure_sees_blur_that_an_l1_forgives(speech):
 
 @pytest.mark.parametrize("quantile", [0.2, 0.5, 0.8])
 def test_the_quantile_loss_is_least_at_the_quantile(quantile: float) -> None:
-    real = torch.arange(101.0)  # every level is as likely: the quantile is at 100 times itself
+    real = torch.arange(101.0)  # uniformly distributed, so that quantile q is 100 q
     values = torch.stack([losses.mel_quantile(torch.full_like(real, level), real, quantile) for level in real])
     assert abs(float(values.argmin()) - 100 * quantile) <= 1
     fake = real.flip(0)

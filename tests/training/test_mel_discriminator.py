@@ -1,4 +1,4 @@
-"""Claims about the discriminator of log-mels: what it sees, what it learns, and what a restorer learns from it."""
+"""Tests of the discriminator of log-mels: feature maps, receptive field, training, and use in a restorer's training."""
 
 from dataclasses import replace
 
@@ -44,40 +44,40 @@ def smoothed(mel: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", [(80, 96), (16, 8), (30, 1)])
-def test_one_judge_with_a_map_a_convolution_and_logits_last(shape: tuple[int, int]) -> None:
+def test_there_is_one_discriminator_with_a_map_per_convolution_and_logits_last(shape: tuple[int, int]) -> None:
     (maps,) = MelDiscriminator(MelDiscriminatorConfig())(torch.randn(2, *shape))
     halved = [tuple(-(-side // 2**n) for side in shape) for n in (1, 2, 3, 3)]
     assert [m.shape for m in maps[:-1]] == [(2, c, *s) for c, s in zip((16, 32, 64, 64), halved, strict=True)]
     assert maps[-1].shape == (2, halved[-1][0] * halved[-1][1])
 
 
-def test_a_logit_judges_a_patch_of_47_bands_and_frames() -> None:
+def test_a_logit_depends_on_a_patch_of_47_bands_and_frames() -> None:
     mel = torch.randn(1, 128, 128, requires_grad=True)
     logits = MelDiscriminator(MelDiscriminatorConfig())(mel)[0][-1].reshape(16, 16)
     logits[8, 8].backward()
-    for seen in (mel.grad[0].abs().sum(0), mel.grad[0].abs().sum(1)):
-        places = seen.nonzero()
-        assert int(places[-1] - places[0]) + 1 == 47
+    for gradient in (mel.grad[0].abs().sum(0), mel.grad[0].abs().sum(1)):
+        positions = gradient.nonzero()
+        assert int(positions[-1] - positions[0]) + 1 == 47
 
 
-def test_it_knows_how_high_a_band_is() -> None:
+def test_the_discriminator_has_the_frequency_of_a_band_as_input() -> None:
     discriminator = MelDiscriminator(SMALL)
     maps = discriminator(torch.full((1, 32, 32), -6.0))[0][0]
-    maps = maps[0, :, 4:-4, 4:-4]  # away from the edges, alike in every place
+    maps = maps[0, :, 4:-4, 4:-4]  # without the edges
     assert maps.std(dim=1).amax() > 0.01
     torch.testing.assert_close(maps.std(dim=2), torch.zeros(8, 8), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("loss", ["least_squares", "hinge"])
-def test_it_learns_to_tell_smoothed_mels_from_real_ones(mels: Tensor, loss: str) -> None:
+def test_the_discriminator_learns_to_distinguish_smoothed_mels_from_real_ones(mels: Tensor, loss: str) -> None:
     discriminator = Adversary(MelAdversaryConfig(loss=loss), OptimizerConfig())
     for _ in range(60):
         discriminator.train_step(smoothed(mels[:4]), mels[:4], 2e-3)
     of_real, of_fake = (discriminator.discriminators(mel)[0][-1].mean(1) for mel in (mels[4:], smoothed(mels[4:])))
-    assert of_real.min() > of_fake.max() + 0.3  # voices that it has not heard
+    assert of_real.min() > of_fake.max() + 0.3  # voices that are not in the training
 
 
-def test_what_follows_its_gradient_is_less_smooth(mels: Tensor) -> None:
+def test_mels_that_follow_its_gradient_become_less_smooth(mels: Tensor) -> None:
     discriminator = Adversary(MelAdversaryConfig(), OptimizerConfig())
     for _ in range(60):
         discriminator.train_step(smoothed(mels[:4]), mels[:4], 2e-3)
@@ -92,28 +92,28 @@ def test_what_follows_its_gradient_is_less_smooth(mels: Tensor) -> None:
 
 
 def roughness(mel: Tensor) -> float:
-    """Mean distance of a log-mel from its own smoothed self, in nepers."""
+    """Mean distance of a log-mel from its smoothed form, in nepers."""
     return float((mel - smoothed(mel)).abs().mean().detach())
 
 
 def run(pair: Pair, weights: RestoringWeights, steps: int, **rules) -> list[dict[str, Tensor]]:
-    """What each step of a restorer's training on one batch reported."""
+    """The values that each step of a restorer's training on one batch reported."""
     training = Training(Restorer(RESTORER), OptimizerConfig(ema_decay=0))
     if weights.adv or weights.fm:
         training.adversary = Adversary(MelAdversaryConfig(SMALL, **rules), OptimizerConfig())
-    seen: list[dict[str, Tensor]] = []
+    reported: list[dict[str, Tensor]] = []
 
     def report(_: Training, progress: StepResult) -> None:
-        seen.append(progress.values)
+        reported.append(progress.values)
 
     fit(training, Restoring(RESTORER, weights), iter(lambda: pair, None), weights, steps=steps, report=report)
-    return seen
+    return reported
 
 
-def test_weights_are_the_factors_of_the_terms(pair: Pair) -> None:
-    (one,) = run(pair, RestoringWeights(mel=3, ssim=5, adv=7, fm=11), 1)
-    total = 3 * one["mel"] + 5 * one["ssim"] + 7 * one["adv"] + 11 * one["fm"]
-    torch.testing.assert_close(one["loss"], total)
+def test_the_loss_is_the_weighted_sum_of_its_terms(pair: Pair) -> None:
+    (values,) = run(pair, RestoringWeights(mel=3, ssim=5, adv=7, fm=11), 1)
+    total = 3 * values["mel"] + 5 * values["ssim"] + 7 * values["adv"] + 11 * values["fm"]
+    torch.testing.assert_close(values["loss"], total)
 
 
 @pytest.mark.parametrize(
@@ -125,22 +125,22 @@ def test_weights_are_the_factors_of_the_terms(pair: Pair) -> None:
         (RestoringWeights(fm=1), {"adv", "fm", "discriminator_loss", "discriminator_grad_norm"}),
     ],
 )
-def test_a_weight_of_zero_computes_no_term(pair: Pair, weights: RestoringWeights, terms: set[str]) -> None:
-    (one,) = run(pair, weights, 1)
-    assert one.keys() == {"loss", "mel", "grad_norm"} | terms
+def test_terms_with_a_weight_of_zero_are_not_computed(pair: Pair, weights: RestoringWeights, terms: set[str]) -> None:
+    (values,) = run(pair, weights, 1)
+    assert values.keys() == {"loss", "mel", "grad_norm"} | terms
 
 
-def test_the_rules_of_the_adversary_hold_for_mels(pair: Pair) -> None:
-    seen = run(pair, RestoringWeights(adv=1), 5, start=2, generator_steps=2)
-    assert ["adv" in values for values in seen] == [False, False, True, True, True]
-    assert ["discriminator_loss" in values for values in seen] == [False, False, True, False, True]
+def test_start_and_generator_steps_of_the_adversary_apply_to_mels(pair: Pair) -> None:
+    reported = run(pair, RestoringWeights(adv=1), 5, start=2, generator_steps=2)
+    assert ["adv" in values for values in reported] == [False, False, True, True, True]
+    assert ["discriminator_loss" in values for values in reported] == [False, False, True, False, True]
 
 
-def test_the_adversary_changes_what_the_restorer_learns(pair: Pair) -> None:
-    def learnt(weights: RestoringWeights) -> Tensor:
+def test_the_adversary_changes_the_training_of_the_restorer(pair: Pair) -> None:
+    def final_loss(weights: RestoringWeights) -> Tensor:
         torch.manual_seed(0)
         return run(pair, weights, 4)[-1]["mel"]
 
     plain = RestoringWeights()
-    assert torch.equal(learnt(plain), learnt(plain))
-    assert not torch.equal(learnt(plain), learnt(replace(plain, adv=1.0)))
+    assert torch.equal(final_loss(plain), final_loss(plain))
+    assert not torch.equal(final_loss(plain), final_loss(replace(plain, adv=1.0)))

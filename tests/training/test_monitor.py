@@ -1,4 +1,4 @@
-"""Claims about what a training keeps: averaged weights, the best of them by the right rule, nothing that is NaN."""
+"""Tests of what a training stores: averaged weights, the best of them by its metric, and nothing that is not finite."""
 
 import copy
 import io
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from trainings import data_overrides
 
 from twostage.models import checkpoint
 from twostage.models.features import LogMel
@@ -23,24 +24,22 @@ from twostage.utils.signals import Interruption
 
 @pytest.fixture
 def training(corpus: Path) -> Training:
-    """One whose averaged weights are far from the weights."""
+    """A training whose averaged weights differ much from its weights."""
     torch.manual_seed(0)
-    run = load_config(
-        RestorerRun, ["restorer", "tiny"], [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x"]
-    )
-    one = Training(Restorer(run.restorer), OptimizerConfig())
+    run = load_config(RestorerRun, ["restorer", "tiny"], data_overrides(corpus))
+    training = Training(Restorer(run.restorer), OptimizerConfig())
     with torch.no_grad():
-        for weight in one.model.parameters():
+        for weight in training.model.parameters():
             weight.add_(1.0)
-    return one
+    return training
 
 
 @pytest.fixture
 def watch(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """watch(metric, scores) -> a monitor that scores every step, as told, and the weights that it scored."""
+    """watch(metric, scores) -> (a monitor that gives these scores to the steps, the weights that it scored)."""
     logs: list[RunLog] = []
 
-    def make(metric: str, scores: list[float], *more: str) -> tuple[Monitor, list[Any]]:
+    def make(metric: str, scores: list[float], *extra: str) -> tuple[Monitor, list[Any]]:
         scored: list[Any] = []
 
         def score(model: Any, *_: Any) -> dict[str, float]:
@@ -55,13 +54,13 @@ def watch(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             ["restorer", "tiny"],
             [*fixed, "save_every=50", "log_every=2", f"valid.metrics=[{metric}]", f"valid.best={metric}"]
             + ["valid.vocoder=default"] * (metric != "mel_l1")
-            + list(more),
+            + list(extra),
         )
         logs.append(RunLog(tmp_path, console=io.StringIO()))
-        built = Monitor(
+        monitor = Monitor(
             settings, logs[-1], [], estimate=None, mel=LogMel(settings.restorer.mel), interruption=Interruption()
         )
-        return built, scored
+        return monitor, scored
 
     yield make
     for log in logs:
@@ -82,7 +81,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
         torch.testing.assert_close(tensor, other[key], rtol=1e-4, atol=1e-5)
 
 
-def test_the_averaged_weights_are_scored_and_kept(training, watch, tmp_path):
+def test_the_averaged_weights_are_scored_and_stored(training, watch, tmp_path):
     monitor, scored = watch("mel_l1", [1.0], "save_every=1")
     step(monitor, training)
     assert_same(scored[0], training.ema.state_dict())
@@ -94,20 +93,20 @@ def test_the_averaged_weights_are_scored_and_kept(training, watch, tmp_path):
     ("metric", "scores", "best"),
     [
         ("mel_l1", [3.0, 2.0, 2.5, 1.0], [1, 2, 2, 4]),
-        ("stoi", [0.5, 0.7, 0.6, 0.9], [1, 2, 2, 4]),  # better when higher
+        ("stoi", [0.5, 0.7, 0.6, 0.9], [1, 2, 2, 4]),  # higher is better
         ("mel_l1", [float("nan"), 2.0, float("nan"), 3.0], [None, 2, 2, 2]),
     ],
 )
-def test_the_best_is_kept_by_the_rule_of_its_metric(training, watch, tmp_path, metric, scores, best):
+def test_the_best_weights_are_stored_by_their_metric(training, watch, tmp_path, metric, scores, best):
     monitor, _ = watch(metric, scores)
     path = tmp_path / "best.safetensors"
-    for wanted in best:
+    for expected in best:
         step(monitor, training)
-        kept = checkpoint.read_header(path).provenance["steps"] if path.exists() else None
-        assert kept == wanted
+        stored_step = checkpoint.read_header(path).provenance["steps"] if path.exists() else None
+        assert stored_step == expected
 
 
-def test_nothing_is_kept_of_what_is_not_finite(training, watch, tmp_path):
+def test_nothing_is_stored_after_a_loss_that_is_not_finite(training, watch, tmp_path):
     monitor, _ = watch("mel_l1", [1.0, 1.0], "save_every=1")
     with pytest.raises(TwoStageError, match="loss is not finite at step 1, stopped before it was saved"):
         step(monitor, training, loss=float("nan"))
@@ -115,7 +114,7 @@ def test_nothing_is_kept_of_what_is_not_finite(training, watch, tmp_path):
     assert not (tmp_path / "state.pt").exists()
 
 
-def test_a_logged_value_is_the_mean_since_the_last_line(training, watch):
+def test_a_logged_value_is_the_mean_since_the_previous_line(training, watch):
     monitor, _ = watch("mel_l1", [1.0] * 4)
     for loss in (1.0, 3.0, 10.0, 20.0):
         step(monitor, training, loss)
@@ -123,7 +122,7 @@ def test_a_logged_value_is_the_mean_since_the_last_line(training, watch):
     assert ["loss 2 " in lines[0], "loss 15 " in lines[1]] == [True, True]
 
 
-def test_the_last_step_is_kept_and_so_is_where_a_training_is_stopped(training, watch, tmp_path):
+def test_the_state_is_stored_at_the_last_step_and_at_an_interruption(training, watch, tmp_path):
     monitor, _ = watch("mel_l1", [1.0] * 3, "steps=2")
     step(monitor, training)
     assert not (tmp_path / "state.pt").exists()

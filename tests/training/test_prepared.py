@@ -1,9 +1,10 @@
-"""Claims about what a training begins with: the speech that is left, the weights that it is told, the precision."""
+"""Tests of how a training is prepared: excluded speakers, initial weights, precision."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from trainings import data_overrides
 
 from twostage.models import checkpoint
 from twostage.models.features import LogMel
@@ -18,9 +19,9 @@ from twostage.training.validation import Estimate
 TEAM = Team(torch.device("cpu"))
 
 
-def settings(corpus: Path, *more: str) -> RestorerRun:
-    lists = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", "run_dir=x", "threads=1"]
-    return load_config(RestorerRun, ["restorer", "tiny"], [*lists, *more])
+def settings(corpus: Path, *extra: str) -> RestorerRun:
+    lists = [*data_overrides(corpus), "threads=1"]
+    return load_config(RestorerRun, ["restorer", "tiny"], [*lists, *extra])
 
 
 def plan(run: RestorerRun) -> Plan:
@@ -29,27 +30,27 @@ def plan(run: RestorerRun) -> Plan:
     return Plan(Restorer(run.restorer), mel, task, run.weights, lambda *_: Estimate(torch.zeros(0), None))
 
 
-def test_an_excluded_speaker_is_in_no_segment(corpus: Path) -> None:
+def test_excluded_speakers_are_not_in_the_training_data(corpus: Path) -> None:
     for excluded in ("s0", "s1"):
         run = settings(corpus, f"data.exclude_speakers=[{excluded}]", "valid.vocoder=''")
         speakers = {entry.speaker for entry in PreparedTraining.of(run, plan(run), None).dataset.clean}
         assert speakers == {"s0", "s1"} - {excluded}
 
 
-def test_weights_to_begin_with_are_those_of_the_file(corpus: Path, tmp_path: Path) -> None:
+def test_the_initial_weights_are_those_of_the_given_file(corpus: Path, tmp_path: Path) -> None:
     path = tmp_path / "r.safetensors"
     run = settings(corpus, f"init_from={path}")
     torch.manual_seed(0)
-    other = Restorer(run.restorer)
-    checkpoint.save(path, other, provenance={})
+    initial = Restorer(run.restorer)
+    checkpoint.save(path, initial, provenance={})
     training = prepared._training(run, plan(run), TEAM, None)
     for weights in (training.model, training.ema):
         for key, tensor in checkpoint.plain_state(weights).items():
-            torch.testing.assert_close(tensor, checkpoint.plain_state(other)[key])
+            torch.testing.assert_close(tensor, checkpoint.plain_state(initial)[key])
 
 
 @pytest.mark.parametrize(("precision", "half"), [("float32", False), ("bfloat16", True)])
-def test_the_precision_is_the_one_that_was_set(corpus: Path, precision: str, half: bool) -> None:
-    one, other = torch.ones(2, 2), torch.ones(2, 2)
+def test_the_configured_precision_is_used(corpus: Path, precision: str, half: bool) -> None:
+    left, right = torch.ones(2, 2), torch.ones(2, 2)
     with prepared._precision(settings(corpus, f"precision={precision}"), TEAM)():
-        assert ((one @ other).dtype == torch.bfloat16) == half
+        assert ((left @ right).dtype == torch.bfloat16) == half

@@ -1,4 +1,4 @@
-"""Claims about rates other than 16 kHz: scores mean the same, 22.05 kHz goes all the way from training to scores."""
+"""Tests of other sample rates than 16 kHz: scores, losses, and 22.05 kHz from training to evaluation."""
 
 import json
 from collections.abc import Callable
@@ -46,35 +46,37 @@ SMALL = ("vocoder.upsample_initial_channel=16", "vocoder.mel.sample_rate=22050")
 
 @pytest.fixture(scope="module")
 def noisy(speech: Speech) -> tuple[np.ndarray, np.ndarray]:
-    """Clean speech at 22.05 kHz, and what is left of it in some noise and a dull filter."""
+    """Clean speech at 22.05 kHz, and the same with some noise and a low-pass."""
     clean = speech(2 * RATE, RATE)
     noise = np.random.default_rng(0).standard_normal(len(clean)).astype(np.float32)
     return clean, np.convolve(clean + 0.01 * noise, np.ones(6) / 6, "same").astype(np.float32)
 
 
 @pytest.mark.parametrize("name", metrics.METRICS)
-def test_a_score_is_that_of_the_sound_at_16_khz(name: str, noisy: tuple[np.ndarray, np.ndarray]) -> None:
-    slow = [sound_files.resample(side, RATE, 16000) for side in noisy]
-    expected = metrics.METRICS[name](*slow)
+def test_a_score_is_computed_at_16_khz(name: str, noisy: tuple[np.ndarray, np.ndarray]) -> None:
+    resampled = [sound_files.resample(side, RATE, 16000) for side in noisy]
+    expected = metrics.METRICS[name](*resampled)
     assert metrics.METRICS[name](*noisy, sample_rate=RATE) == pytest.approx(expected, abs=1e-6)
     assert metrics.score(*noisy, [name], sample_rate=RATE)[0][name] == pytest.approx(expected, abs=1e-6)
-    # taken at face value, it was another; the SI-SDR alone does not look at frequencies
+    # without resampling, the score differs; only the SI-SDR does not depend on frequencies
     assert name == "si_sdr" or abs(metrics.METRICS[name](*noisy) - expected) > 5e-3
 
 
-def test_errors_by_frequency_are_too(noisy: tuple[np.ndarray, np.ndarray]) -> None:
-    slow = [sound_files.resample(side, RATE, 16000) for side in noisy]
-    np.testing.assert_allclose(metrics.band_errors(*noisy, sample_rate=RATE), metrics.band_errors(*slow), atol=1e-6)
-
-
-def test_held_out_speech_is_scored_at_its_rate(noisy: tuple[np.ndarray, np.ndarray]) -> None:
-    clean, other = (torch.from_numpy(side[: 170 * 256])[None, None] for side in noisy)
-    estimate = Estimate(LogMel(MEL)(other)[0], other[0, 0].numpy())
-    actual = score_examples(
-        nn.Identity(), lambda *_: estimate, [Example("a", other, clean, True)], ["stoi"], LogMel(MEL)
+def test_errors_by_frequency_are_computed_at_16_khz(noisy: tuple[np.ndarray, np.ndarray]) -> None:
+    resampled = [sound_files.resample(side, RATE, 16000) for side in noisy]
+    np.testing.assert_allclose(
+        metrics.band_errors(*noisy, sample_rate=RATE), metrics.band_errors(*resampled), atol=1e-6
     )
-    slow = [sound_files.resample(side[0, 0].numpy(), RATE, 16000) for side in (clean, other)]
-    assert actual["stoi"] == pytest.approx(metrics.stoi(*slow), abs=1e-6)
+
+
+def test_held_out_speech_is_scored_at_its_sample_rate(noisy: tuple[np.ndarray, np.ndarray]) -> None:
+    clean, degraded = (torch.from_numpy(side[: 170 * 256])[None, None] for side in noisy)
+    estimate = Estimate(LogMel(MEL)(degraded)[0], degraded[0, 0].numpy())
+    actual = score_examples(
+        nn.Identity(), lambda *_: estimate, [Example("a", degraded, clean, True)], ["stoi"], LogMel(MEL)
+    )
+    resampled = [sound_files.resample(side[0, 0].numpy(), RATE, 16000) for side in (clean, degraded)]
+    assert actual["stoi"] == pytest.approx(metrics.stoi(*resampled), abs=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,7 @@ def pairs(speech: Speech, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.usefixtures("quick_quality")
-def test_from_training_to_scores_at_22_khz(pairs: Path, tmp_path: Path) -> None:
+def test_training_and_evaluation_at_22_khz(pairs: Path, tmp_path: Path) -> None:
     data, run = [f"data.train=[{pairs}]", f"data.valid=[{pairs}]"], {s: str(tmp_path / s) for s in ("r", "v", "f")}
     tiny = ["tiny", *data, *FAST]
     restorer = [
@@ -115,27 +117,27 @@ def test_from_training_to_scores_at_22_khz(pairs: Path, tmp_path: Path) -> None:
     assert -1.0 < scores["stoi"] < 1.0
 
 
-def test_losses_hear_up_to_half_the_rate_where_nothing_else_is_said(noisy: tuple[np.ndarray, np.ndarray]) -> None:
+def test_losses_extend_to_half_the_sample_rate_by_default(noisy: tuple[np.ndarray, np.ndarray]) -> None:
     audio = torch.from_numpy(noisy[0][:8192])[None, None]
     time = torch.arange(8192) / RATE
-    whistle = 0.1 * torch.sin(2 * torch.pi * 10_000 * time)  # above the 8 kHz of what the vocoder is given
+    high_tone = 0.1 * torch.sin(2 * torch.pi * 10_000 * time)  # above the 8 kHz of the vocoder's input mels
 
     def loss(config: VocoderConfig) -> float:
         task = Vocoding(config.mel, VocodingWeights(adv=0, fm=0), config.mel_of_losses)
-        model = Fixed(audio + whistle)
+        model = Fixed(audio + high_tone)
         output = task(model, type("Pair", (), {"degraded": audio, "clean": audio})())
         assert model.mel_shape == LogMel(MEL)(audio).shape
         return float(output.terms["mel"])
 
-    low = LogMel(MEL)
+    input_mel = LogMel(MEL)
     assert loss(VocoderConfig(MEL, fmax_for_loss=8000.0)) == pytest.approx(
-        float(mel_l1(low(audio + whistle), low(audio))), abs=1e-5
+        float(mel_l1(input_mel(audio + high_tone), input_mel(audio))), abs=1e-5
     )
     assert loss(VocoderConfig(MEL)) > loss(VocoderConfig(MEL, fmax_for_loss=8000.0)) + 0.1
 
 
 class Fixed(nn.Module):
-    """Makes ``audio`` of whatever log-mel, and remembers its shape."""
+    """A vocoder that returns ``audio`` for every log-mel, and stores the shape of the log-mel."""
 
     def __init__(self, audio: torch.Tensor) -> None:
         super().__init__()

@@ -1,11 +1,11 @@
-"""Claims about tasks: the terms that they give, who gets gradients, and that one batch can be learnt by heart."""
+"""Tests of the training tasks: loss terms, gradients, precision, and overfitting one batch."""
 
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from lively import small_vocoder
+from small_models import parameters_with_gradients, small_vocoder
 
 from twostage.data.pairs import Pair
 from twostage.models.features import LogMel, MelConfig
@@ -48,32 +48,32 @@ def joint() -> TwoStage:
     return TwoStage(TwoStageConfig(RESTORER, VOCODER))
 
 
-def test_restoring_is_the_l1_of_log_mels(pair):
+def test_the_loss_of_restoring_is_the_l1_of_log_mels(pair):
     mel, model = LogMel(MEL), Restorer(RESTORER)
     output = Restoring(RESTORER, RestoringWeights())(model, pair)
     assert output.terms.keys() == {"mel"}
     torch.testing.assert_close(output.terms["mel"], mel_l1(model(mel(pair.degraded)), mel(pair.clean)))
 
 
-def test_an_adversary_of_stage_one_compares_log_mels(pair):
+def test_the_adversary_of_stage_one_compares_log_mels(pair):
     mel, model = LogMel(MEL), Restorer(RESTORER)
     output = Restoring(RESTORER, RestoringWeights())(model, pair)
     torch.testing.assert_close(output.fake, model(mel(pair.degraded)))
     assert torch.equal(output.real, mel(pair.clean))
 
 
-def test_similarity_counts_from_the_floor_of_the_mel(pair):
+def test_the_ssim_term_is_relative_to_the_clamp_of_the_mel(pair):
     terms = Restoring(RESTORER, RestoringWeights(ssim=1))(Restorer(RESTORER), pair._replace(degraded=pair.clean)).terms
     assert terms.keys() == {"mel", "ssim"}
-    assert terms["ssim"] < 0.01  # what begins as the input is like it
+    assert terms["ssim"] < 0.01  # the initial output is close to the input
     silent = pair._replace(degraded=torch.zeros_like(pair.clean))
     output = Restoring(RESTORER, RestoringWeights(ssim=1))(Restorer(RESTORER), silent)
-    wanted = ssim_distance(output.fake, output.real, floor=math.log(1e-5))
-    torch.testing.assert_close(output.terms["ssim"], wanted)
-    assert wanted > 0.5
+    expected = ssim_distance(output.fake, output.real, floor=math.log(1e-5))
+    torch.testing.assert_close(output.terms["ssim"], expected)
+    assert expected > 0.5
 
 
-def test_vocoding_hears_the_clean_side_alone(pair):
+def test_vocoding_uses_the_clean_side_only(pair):
     task, model = Vocoding(MEL, VocodingWeights(multi_mel=1, stft=1, intelligibility=1)), Vocoder(VOCODER)
     output, other = task(model, pair), task(model, pair._replace(degraded=torch.zeros(2, 1, 2048)))
     assert output.terms == other.terms
@@ -81,7 +81,7 @@ def test_vocoding_hears_the_clean_side_alone(pair):
     assert torch.equal(output.real, pair.clean)
 
 
-def test_the_vocoder_is_tuned_on_the_middle_of_what_the_restorer_sees(pair):
+def test_the_vocoder_is_fine_tuned_on_the_middle_frames_of_the_restorer(pair):
     model = joint()
     output = Finetuning(MEL, FinetuningWeights(), frames=4)(model, pair)
     assert output.fake.shape == (2, 1, 4 * 256)
@@ -90,16 +90,16 @@ def test_the_vocoder_is_tuned_on_the_middle_of_what_the_restorer_sees(pair):
     torch.testing.assert_close(output.fake, model.vocoder(restored[..., 2:6]))
 
 
-@pytest.mark.parametrize("learns", [{"vocoder"}, {"restorer"}, {"restorer", "vocoder"}])
-def test_gradients_reach_exactly_what_learns(pair, learns):
-    model, weights = joint(), FinetuningWeights(restored=0 if learns == {"vocoder"} else 1, adv=0, fm=0)
+@pytest.mark.parametrize("trained", [{"vocoder"}, {"restorer"}, {"restorer", "vocoder"}])
+def test_gradients_reach_exactly_the_trained_stages(pair, trained):
+    model, weights = joint(), FinetuningWeights(restored=0 if trained == {"vocoder"} else 1, adv=0, fm=0)
     torch.nn.init.normal_(model.restorer.conv_post.bias)
     for part in ("restorer", "vocoder"):
-        getattr(model, part).requires_grad_(part in learns)
+        getattr(model, part).requires_grad_(part in trained)
     total(Finetuning(MEL, weights, frames=8)(model, pair).terms, weights).backward()
-    reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    wanted = {name for name, p in model.named_parameters() if name.split(".")[0] in learns}
-    assert reached == wanted
+    reached = parameters_with_gradients(model)
+    expected = {name for name, p in model.named_parameters() if name.split(".")[0] in trained}
+    assert reached == expected
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_gradients_reach_exactly_what_learns(pair, learns):
         (Finetuning(MEL, FinetuningWeights(restored=1), 4), joint()),
     ],
 )
-def test_terms_are_single_precision_under_autocast(pair, task, model):
+def test_terms_are_float32_under_autocast(pair, task, model):
     with torch.autocast("cpu", torch.bfloat16):
         output = task(model, pair)
     assert {term.dtype for term in output.terms.values()} == {torch.float32}
@@ -123,7 +123,7 @@ def test_the_total_is_the_weighted_sum():
     assert total(terms, VocodingWeights(mel=45, adv=1, fm=2)) == 45 * 2 + 3 + 10
 
 
-def test_names_of_terms_and_weights_match_both_ways():
+def test_every_term_needs_a_weight_and_every_weight_a_term():
     terms = {"mel": torch.tensor(1.0)}
     with pytest.raises(ConfigError, match=r"weights.adv is 1.0, but there is no loss term of that name: mel"):
         total(terms, VocodingWeights())
@@ -133,9 +133,9 @@ def test_names_of_terms_and_weights_match_both_ways():
     assert total(terms, VocodingWeights(adv=0, fm=0)) == 45
 
 
-def by_heart(model, task, pair, weights, steps, *, rate=2e-3, adversary=None):
-    """The mel term of the first and the last of some steps on one batch."""
-    seen = []
+def losses_on_one_batch(model, task, pair, weights, steps, *, rate=2e-3, adversary=None):
+    """The mel term of the first and of the last of some steps on one batch."""
+    mel_losses = []
     config = OptimizerConfig(learning_rate=rate, betas=(0.9, 0.99), ema_decay=0)
     training = Training(model, config, adversary)
     fit(
@@ -144,35 +144,35 @@ def by_heart(model, task, pair, weights, steps, *, rate=2e-3, adversary=None):
         iter(lambda: pair, None),
         weights,
         steps=steps,
-        report=lambda _, p: seen.append(float(p.values["mel"])),
+        report=lambda _, p: mel_losses.append(float(p.values["mel"])),
     )
-    return seen[0], seen[-1]
+    return mel_losses[0], mel_losses[-1]
 
 
-def test_stage_one_learns_one_batch_by_heart(pair):
-    first, last = by_heart(
+def test_stage_one_overfits_one_batch(pair):
+    first, last = losses_on_one_batch(
         Restorer(RESTORER), Restoring(RESTORER, RestoringWeights()), pair, RestoringWeights(), 80, rate=5e-3
     )
     assert last < 0.4 * first
 
 
 @pytest.mark.parametrize("adversarial", [False, True])
-def test_stage_two_learns_one_batch_by_heart(pair, adversarial):
+def test_stage_two_overfits_one_batch(pair, adversarial):
     weights = VocodingWeights() if adversarial else VocodingWeights(adv=0, fm=0)
     discriminators = AdversaryConfig(DiscriminatorConfig(periods=(3,), scales=1, width=0.0625))
     adversary = Adversary(discriminators, OptimizerConfig()) if adversarial else None
     model = Vocoder(VOCODER)
-    first, last = by_heart(model, Vocoding(MEL, weights), pair, weights, 50, rate=1e-2, adversary=adversary)
+    first, last = losses_on_one_batch(model, Vocoding(MEL, weights), pair, weights, 50, rate=1e-2, adversary=adversary)
     assert last < 0.6 * first
 
 
-def test_both_stages_learn_one_batch_by_heart(pair):
+def test_both_stages_overfit_one_batch(pair):
     weights = FinetuningWeights(restored=10, adv=0, fm=0)
-    first, last = by_heart(joint(), Finetuning(MEL, weights, 4), pair, weights, 60, rate=1e-2)
+    first, last = losses_on_one_batch(joint(), Finetuning(MEL, weights, 4), pair, weights, 60, rate=1e-2)
     assert last < 0.6 * first
 
 
-def test_the_mask_fills_a_band_that_is_silent(speech):
+def test_the_mask_learns_to_fill_a_silent_band(speech):
     config = replace(RESTORER, output="mask")
     mel = LogMel(MEL)(torch.from_numpy(speech(8192))[None, None])
     silent = mel.clone()
@@ -186,7 +186,7 @@ def test_the_mask_fills_a_band_that_is_silent(speech):
         optimizer.step()
     gap = (mel - silent)[:, 8:].mean()
     filled = (model(silent) - silent)[:, 8:].mean()
-    assert gap > 2.0  # nepers: far from silent in truth
+    assert gap > 2.0  # nepers, far from silence
     assert filled > 0.8 * gap
 
 

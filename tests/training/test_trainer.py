@@ -1,4 +1,4 @@
-"""Claims about the loop and what surrounds it: reports, averages, best weights, logs, and stopping at nonsense."""
+"""Tests of the training loop: reports, averaged weights, state, logs, best weights, and values that are not finite."""
 
 import io
 import json
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from trainings import data_overrides
 
 from twostage.data.manifest import read_manifest
 from twostage.data.pairs import Pair, PairConfig
@@ -28,9 +29,9 @@ from twostage.utils.errors import ConfigError, TwoStageError
 RESTORER = RestorerConfig(MelConfig(n_mels=16), channels=(4, 8), time_strides=(2,), blocks=1, dilations=(1,))
 
 
-def training(**optimizing) -> Training:
+def small_training(**settings) -> Training:
     torch.manual_seed(0)
-    return Training(Restorer(RESTORER), OptimizerConfig(**optimizing))
+    return Training(Restorer(RESTORER), OptimizerConfig(**settings))
 
 
 def pairs():
@@ -39,74 +40,74 @@ def pairs():
 
 
 def test_every_step_is_reported_and_counted():
-    one, seen = training(), []
+    training, reported = small_training(), []
     fit(
-        one,
+        training,
         Restoring(RESTORER, RestoringWeights()),
         pairs(),
         RestoringWeights(),
         steps=3,
-        report=lambda t, p: seen.append((t.step, p)),
+        report=lambda t, p: reported.append((t.step, p)),
     )
-    assert [step for step, _ in seen] == [1, 2, 3]
-    assert all(p.values.keys() == {"loss", "mel", "grad_norm"} and 0 <= p.waited <= p.seconds for _, p in seen)
+    assert [step for step, _ in reported] == [1, 2, 3]
+    assert all(p.values.keys() == {"loss", "mel", "grad_norm"} and 0 <= p.waited <= p.seconds for _, p in reported)
 
 
-def test_the_averaged_weights_follow_the_weights():
-    one = training(ema_decay=0.0)
-    fit(one, Restoring(RESTORER, RestoringWeights()), pairs(), RestoringWeights(), steps=2)
-    for key, tensor in one.model.state_dict().items():
-        torch.testing.assert_close(one.ema.state_dict()[key], tensor)
-    assert not any(p.requires_grad for p in one.ema.parameters())
+def test_averaged_weights_without_decay_equal_the_weights():
+    training = small_training(ema_decay=0.0)
+    fit(training, Restoring(RESTORER, RestoringWeights()), pairs(), RestoringWeights(), steps=2)
+    for key, tensor in training.model.state_dict().items():
+        torch.testing.assert_close(training.ema.state_dict()[key], tensor)
+    assert not any(p.requires_grad for p in training.ema.parameters())
 
 
-def test_the_first_average_is_that_of_the_ramp_after_one_step():
-    one = training(ema_decay=0.999)
-    before = {key: tensor.clone() for key, tensor in one.model.state_dict().items()}
-    fit(one, Restoring(RESTORER, RestoringWeights()), pairs(), RestoringWeights(), steps=1)
-    for key, now in one.model.state_dict().items():  # min(0.999, (1 + 1) / (10 + 1)) of what was
-        torch.testing.assert_close(one.ema.state_dict()[key], before[key].lerp(now, 1 - 2 / 11))
+def test_the_first_average_has_the_decay_of_the_ramp():
+    training = small_training(ema_decay=0.999)
+    before = {key: tensor.clone() for key, tensor in training.model.state_dict().items()}
+    fit(training, Restoring(RESTORER, RestoringWeights()), pairs(), RestoringWeights(), steps=1)
+    for key, after in training.model.state_dict().items():  # the decay is min(0.999, (1 + 1) / (10 + 1))
+        torch.testing.assert_close(training.ema.state_dict()[key], before[key].lerp(after, 1 - 2 / 11))
 
 
-def test_a_model_learns_in_training_mode_and_its_average_stays_in_evaluation_mode():
-    one, modes = training(), []
-    one.model.eval()
+def test_the_model_is_in_training_mode_and_its_average_in_evaluation_mode():
+    training, modes = small_training(), []
+    training.model.eval()
     fit(
-        one,
+        training,
         Restoring(RESTORER, RestoringWeights()),
         pairs(),
         RestoringWeights(),
         steps=1,
-        wrap=lambda module: module,  # as of a single process; the default puts it into training mode itself
+        wrap=lambda module: module,  # as with a single process; the default sets the mode itself
         report=lambda t, _: modes.append((t.model.training, t.ema.training)),
     )
     assert modes == [(True, False)]
 
 
-def test_a_state_holds_all_that_a_training_is():
-    one, other = training(), training()
-    fit(one, Restoring(RESTORER, RestoringWeights()), pairs(), RestoringWeights(), steps=2)
-    one.best = 0.5
+def test_a_state_contains_the_whole_training():
+    training, loaded = small_training(), small_training()
+    fit(training, Restoring(RESTORER, RestoringWeights()), pairs(), RestoringWeights(), steps=2)
+    training.best = 0.5
     earlier = torch.rand(3)
-    state = one.state_dict()
+    state = training.state_dict()
     later = torch.rand(3)
-    other.load_state_dict(state)
-    assert (other.step, other.best) == (2, 0.5)
-    assert torch.equal(torch.rand(3), later)  # random numbers go on where they were
+    loaded.load_state_dict(state)
+    assert (loaded.step, loaded.best) == (2, 0.5)
+    assert torch.equal(torch.rand(3), later)  # random numbers continue where they were
     assert not torch.equal(earlier, later)
-    for mine, theirs in ((one.model, other.model), (one.ema, other.ema)):
-        for key, tensor in mine.state_dict().items():
-            assert torch.equal(tensor, theirs.state_dict()[key])
-    moments = [t.optimizer.state_dict()["state"][0]["exp_avg"] for t in (one, other)]
+    for original, copy in ((training.model, loaded.model), (training.ema, loaded.ema)):
+        for key, tensor in original.state_dict().items():
+            assert torch.equal(tensor, copy.state_dict()[key])
+    moments = [t.optimizer.state_dict()["state"][0]["exp_avg"] for t in (training, loaded)]
     assert torch.equal(*moments)
     assert moments[0].any()
 
 
-def test_a_batch_comes_first_for_the_step_that_is_next():
-    one, taken = training(), []
-    one.step = 2
+def test_a_resumed_training_takes_only_the_batches_of_its_steps():
+    training, taken = small_training(), []
+    training.step = 2
     fit(
-        one,
+        training,
         Restoring(RESTORER, RestoringWeights()),
         (taken.append(1) or pair for pair in pairs()),
         RestoringWeights(),
@@ -118,10 +119,10 @@ def test_a_batch_comes_first_for_the_step_that_is_next():
 @pytest.fixture
 def overrides(corpus: Path, tmp_path: Path) -> list[str]:
     fast = ["steps=4", "save_every=2", "log_every=2", "valid.every=2", "data.segment_length=2048"]
-    return [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}", *fast]
+    return [*data_overrides(corpus, tmp_path / "run"), *fast]
 
 
-def test_a_run_tells_all_its_channels(overrides, tmp_path):
+def test_a_run_writes_weights_state_logs_and_tensorboard(overrides, tmp_path):
     recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], overrides))
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
@@ -159,10 +160,10 @@ def test_the_best_weights_are_those_of_the_best_score(overrides, tmp_path):
     assert checkpoint.load_state(tmp_path / "run" / "state.pt")["best"] == pytest.approx(min(scores.values()), abs=1e-4)
 
 
-def test_stage_one_is_heard_through_a_vocoder(overrides, paired_corpus, corpus, tmp_path):
+def test_a_restorer_is_validated_through_a_vocoder(overrides, paired_corpus, corpus, tmp_path):
     vocoder = load_config(VocoderRun, ["vocoder", "tiny"], overrides).vocoder
     restorer = load_config(RestorerRun, ["restorer", "tiny"], overrides).restorer
-    model = TwoStage(TwoStageConfig(restorer, vocoder))  # of a model of both stages, its vocoder
+    model = TwoStage(TwoStageConfig(restorer, vocoder))  # the vocoder of a model with both stages is used
     checkpoint.save(tmp_path / "model.safetensors", model, provenance={})
     both = [
         f"data.valid=[{corpus},{paired_corpus}]",
@@ -170,16 +171,14 @@ def test_stage_one_is_heard_through_a_vocoder(overrides, paired_corpus, corpus, 
         "valid.metrics=[mel_l1,lsd]",
         "valid.best=lsd_real",
     ]
-    listener = f"valid.vocoder={tmp_path / 'model.safetensors'}"
-    recipes.train_restorer(load_config(RestorerRun, ["restorer", "tiny"], [*overrides, *both, listener]))
+    vocoder_setting = f"valid.vocoder={tmp_path / 'model.safetensors'}"
+    recipes.train_restorer(load_config(RestorerRun, ["restorer", "tiny"], [*overrides, *both, vocoder_setting]))
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     names = {f"{name}{kind}" for name in ("mel_l1", "lsd") for kind in ("", "_real", "_simulated")}
     assert names <= rows[1].keys()
 
 
-def test_scores_without_a_reference_stand_beside_those_of_input_and_clean_speech(
-    overrides, tmp_path, monkeypatch, speech
-):
+def test_scores_without_a_reference_are_logged_for_input_and_clean_speech_too(overrides, tmp_path, monkeypatch, speech):
     monkeypatch.setitem(NO_REFERENCE, "mos", lambda sound: float(np.abs(sound).max()))
     run = ["valid.metrics=[mel_l1,mos]", "valid.best=mos", "valid.show=0"]
     recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], [*overrides, *run]))
@@ -190,22 +189,22 @@ def test_scores_without_a_reference_stand_beside_those_of_input_and_clean_speech
     assert best == pytest.approx(max(row["mos"] for row in rows if row["kind"] == "valid"), abs=1e-4)
 
     clean = torch.from_numpy(speech(8000))[None, None]
-    pair = Example("a", torch.cat([0.5 * clean, clean], 1), clean, real=False)  # of bone and air
+    pair = Example("a", torch.cat([0.5 * clean, clean], 1), clean, real=False)  # bone and air
     peak = float(clean.abs().max())
     assert bounds([pair], ["stoi", "mos"], 16000) == {"raw": {"mos": 0.5 * peak}, "clean": {"mos": peak}}
     assert bounds([pair], ["stoi"], 16000) == {}
 
 
-def test_held_out_speech_is_the_same_each_time(corpus):
+def test_held_out_examples_are_reproducible(corpus):
     entries, config = read_manifest(corpus), PairConfig()
-    one, other = (examples(entries, config, items=2, seconds=0.5, hop_length=256) for _ in range(2))
-    assert [e.name for e in one] == [e.name for e in other]
-    assert all(torch.equal(a.degraded, b.degraded) for a, b in zip(one, other, strict=True))
-    assert all(e.clean.shape == e.degraded.shape == (1, 1, 31 * 256) for e in one)
-    assert not torch.equal(one[0].degraded, one[0].clean)
+    training, other = (examples(entries, config, items=2, seconds=0.5, hop_length=256) for _ in range(2))
+    assert [e.name for e in training] == [e.name for e in other]
+    assert all(torch.equal(a.degraded, b.degraded) for a, b in zip(training, other, strict=True))
+    assert all(e.clean.shape == e.degraded.shape == (1, 1, 31 * 256) for e in training)
+    assert not torch.equal(training[0].degraded, training[0].clean)
 
 
-def test_weights_that_are_not_finite_are_never_kept(overrides, tmp_path):
+def test_weights_that_are_not_finite_are_never_stored(overrides, tmp_path):
     bad = load_config(
         RestorerRun, ["restorer", "tiny"], [*overrides, "optimizer.learning_rate=1e30", "optimizer.warmup=0"]
     )
@@ -214,24 +213,24 @@ def test_weights_that_are_not_finite_are_never_kept(overrides, tmp_path):
     assert not (tmp_path / "run" / "state.pt").exists()
 
 
-def test_a_metric_that_was_not_measured_cannot_be_the_best(overrides):
+def test_a_metric_that_is_not_measured_cannot_select_the_best_weights(overrides):
     settings = load_config(RestorerRun, ["restorer", "tiny"], [*overrides, "valid.best=mel_l1_real"])
     with pytest.raises(ConfigError, match=r"valid\.best is 'mel_l1_real', but all held-out pairs are simulated"):
         recipes.train_restorer(settings)
 
 
-def test_a_log_drops_what_came_after_the_state(tmp_path):
+def test_a_resumed_log_drops_lines_after_the_state(tmp_path):
     log = RunLog(tmp_path, console=io.StringIO())
     for step in (1, 2, 3):
         log.scalars(step, {"loss": 0.5}, "train")
     log.close()
     with (tmp_path / "log.jsonl").open("a") as file:
-        file.write('{"step": 4, "ki')  # a run that was killed
+        file.write('{"step": 4, "ki')  # a line of a killed run
     RunLog(tmp_path, 2, console=io.StringIO()).close()
     assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2]
 
 
-def test_a_picture_is_dark_at_low_and_bright_at_high():
+def test_a_picture_is_dark_at_the_lower_and_bright_at_the_upper_limit():
     picture = colored(np.array([[-1.0, 0.0, 5.0]], np.float32), low=0, high=1)
     assert picture.shape == (3, 1, 3)
     assert picture[:, 0, 0].sum() == picture[:, 0, 1].sum() < 0.05

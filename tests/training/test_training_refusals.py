@@ -1,10 +1,11 @@
-"""Claims about trainings that cannot mean what they say: they are refused before the first step, by name."""
+"""Tests of trainings that are refused before the first step: other data, silence, too short or misaligned pairs."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from trainings import data_overrides
 
 from twostage.audio import sound_files
 from twostage.models import checkpoint
@@ -18,19 +19,20 @@ FAST = (
 )
 
 
-def settings(train: Path, valid: Path, run: Path, *more: str) -> RestorerRun:
+def settings(train: Path, valid: Path, run: Path, *extra: str) -> RestorerRun:
     overrides = [f"data.train=[{train}]", f"data.valid=[{valid}]", f"run_dir={run}"]
-    return load_config(RestorerRun, ["restorer", "tiny"], [*overrides, *FAST, *more])
+    return load_config(RestorerRun, ["restorer", "tiny"], [*overrides, *FAST, *extra])
 
 
 @pytest.fixture
-def begun(corpus: Path, tmp_path: Path) -> Path:
+def run_dir(corpus: Path, tmp_path: Path) -> Path:
+    """The run folder of a training of one step."""
     recipes.train_restorer(settings(corpus, corpus, tmp_path / "run", "steps=1"))
     return tmp_path / "run"
 
 
-def moved(corpus: Path, folder: Path, drop: int = 0) -> Path:
-    """A copy of the corpus elsewhere, without its first ``drop`` files."""
+def copied_corpus(corpus: Path, folder: Path, drop: int = 0) -> Path:
+    """A copy of the corpus in another folder, without its first ``drop`` files."""
     head, *rows = corpus.read_text().splitlines()
     folder.mkdir()
     for row in rows:
@@ -40,52 +42,52 @@ def moved(corpus: Path, folder: Path, drop: int = 0) -> Path:
     return folder / "clean.csv"
 
 
-def steps(run: Path) -> int:
+def trained_steps(run: Path) -> int:
     return int(checkpoint.load_state(run / "state.pt")["step"])
 
 
-def test_files_that_moved_are_the_same_data(corpus: Path, begun: Path, tmp_path: Path) -> None:
-    other = moved(corpus, tmp_path / "elsewhere")
-    recipes.train_restorer(settings(other, other, begun), resume=True)
-    assert steps(begun) == 2
+def test_a_training_is_resumed_after_its_files_moved(corpus: Path, run_dir: Path, tmp_path: Path) -> None:
+    other = copied_corpus(corpus, tmp_path / "elsewhere")
+    recipes.train_restorer(settings(other, other, run_dir), resume=True)
+    assert trained_steps(run_dir) == 2
 
 
-@pytest.mark.parametrize("place", ["data.train", "data.valid"])
-def test_other_data_is_not_gone_on_with(corpus: Path, begun: Path, tmp_path: Path, place: str) -> None:
-    other = moved(corpus, tmp_path / "other", drop=1)
-    train, valid = (other, corpus) if place == "data.train" else (corpus, other)
-    with pytest.raises(ConfigError, match=rf"{place} is not what this training began with in .*run"):
-        recipes.train_restorer(settings(train, valid, begun), resume=True)
-    assert steps(begun) == 1
+@pytest.mark.parametrize("setting", ["data.train", "data.valid"])
+def test_a_training_is_not_resumed_with_other_files(corpus: Path, run_dir: Path, tmp_path: Path, setting: str) -> None:
+    other = copied_corpus(corpus, tmp_path / "other", drop=1)
+    train, valid = (other, corpus) if setting == "data.train" else (corpus, other)
+    with pytest.raises(ConfigError, match=rf"{setting} is not what this training began with in .*run"):
+        recipes.train_restorer(settings(train, valid, run_dir), resume=True)
+    assert trained_steps(run_dir) == 1
 
 
-def test_other_speech_in_files_of_the_same_name_is_noticed(corpus: Path, begun: Path, tmp_path: Path) -> None:
-    other = moved(corpus, tmp_path / "other")
+def test_other_speech_in_files_of_the_same_name_is_detected(corpus: Path, run_dir: Path, tmp_path: Path) -> None:
+    other = copied_corpus(corpus, tmp_path / "other")
     for path in other.parent.glob("*.wav"):
         sound, rate = sound_files.read(path)
         sound_files.write(path, sound[:, ::-1].copy(), rate, overwrite=True)
     with pytest.raises(ConfigError, match=r"data.valid is not what"):
-        recipes.train_restorer(settings(corpus, other, begun), resume=True)
+        recipes.train_restorer(settings(corpus, other, run_dir), resume=True)
 
 
-def test_a_state_from_before_there_were_fingerprints_goes_on(corpus: Path, begun: Path) -> None:
-    state = checkpoint.load_state(begun / "state.pt")
+def test_a_state_of_an_older_version_without_fingerprints_is_resumed(corpus: Path, run_dir: Path) -> None:
+    state = checkpoint.load_state(run_dir / "state.pt")
     del state["data"]
-    checkpoint.save_state(begun / "state.pt", state)
-    recipes.train_restorer(settings(corpus, corpus, begun), resume=True)
-    assert steps(begun) == 2
+    checkpoint.save_state(run_dir / "state.pt", state)
+    recipes.train_restorer(settings(corpus, corpus, run_dir), resume=True)
+    assert trained_steps(run_dir) == 2
 
 
-def test_resuming_what_is_not_there_begins_nothing(corpus: Path, tmp_path: Path) -> None:
+def test_resuming_a_missing_training_is_an_error_and_creates_nothing(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run_dir: .*rnu contains no training to resume"):
         recipes.train_restorer(settings(corpus, corpus, tmp_path / "rnu"), resume=True)
     assert not (tmp_path / "rnu").exists()
 
 
-def test_a_training_that_was_killed_before_its_first_state_can_be_resumed(corpus: Path, begun: Path) -> None:
-    (begun / "state.pt").unlink()
-    recipes.train_restorer(settings(corpus, corpus, begun), resume=True)
-    assert steps(begun) == 2
+def test_a_training_killed_before_its_first_state_is_resumed(corpus: Path, run_dir: Path) -> None:
+    (run_dir / "state.pt").unlink()
+    recipes.train_restorer(settings(corpus, corpus, run_dir), resume=True)
+    assert trained_steps(run_dir) == 2
 
 
 def manifest(folder: Path, clean: np.ndarray, bone: np.ndarray, delay: float = 0.0) -> Path:
@@ -98,33 +100,35 @@ def manifest(folder: Path, clean: np.ndarray, bone: np.ndarray, delay: float = 0
 
 
 @pytest.mark.parametrize("silent", ["clean", "degraded", "both"])
-def test_held_out_silence_is_no_best_score(corpus: Path, tmp_path: Path, speech, silent: str) -> None:
-    voice, nothing = speech(16000), np.zeros(16000)
-    clean, bone = (nothing if silent in (side, "both") else voice for side in ("clean", "degraded"))
+def test_silent_held_out_speech_is_refused(corpus: Path, tmp_path: Path, speech, silent: str) -> None:
+    voice, silence = speech(16000), np.zeros(16000)
+    clean, bone = (silence if silent in (side, "both") else voice for side in ("clean", "degraded"))
     valid = manifest(tmp_path, clean, bone)
-    named = "degraded" if silent == "both" else silent
-    with pytest.raises(DataError, match=rf"bone.wav: data.valid: the {named} channel is silent in its first 0.5 s"):
+    named_channel = "degraded" if silent == "both" else silent
+    with pytest.raises(
+        DataError, match=rf"bone.wav: data.valid: the {named_channel} channel is silent in its first 0.5 s"
+    ):
         recipes.train_restorer(settings(corpus, valid, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_held_out_clip_shorter_than_a_frame_is_named(corpus: Path, tmp_path: Path, speech) -> None:
+def test_held_out_speech_shorter_than_a_frame_is_refused(corpus: Path, tmp_path: Path, speech) -> None:
     valid = manifest(tmp_path, speech(255), speech(255))
     with pytest.raises(DataError, match=r"bone.wav: data.valid: shorter than a frame of 256 samples"):
         recipes.train_restorer(settings(corpus, valid, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("delay", [10.0, -10.0])
-def test_a_delay_that_leaves_nothing_in_common_is_not_trained_on(
-    corpus: Path, tmp_path: Path, speech, delay: float
-) -> None:
+def test_a_pair_whose_delay_exceeds_its_length_is_refused(corpus: Path, tmp_path: Path, speech, delay: float) -> None:
     train = manifest(tmp_path, speech(16000), speech(16000), delay)
     with pytest.raises(DataError, match=r"delay is -?160000 samples"):
         recipes.train_restorer(settings(train, corpus, tmp_path / "run", "data.real_fraction=1"))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_score_that_is_none_is_no_best(corpus: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_score_that_is_nan_does_not_select_the_best_weights(
+    corpus: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
     monkeypatch.setattr("twostage.training.monitor.score_examples", lambda *_: {"mel_l1": float("nan")})
     recipes.train_restorer(settings(corpus, corpus, tmp_path / "run"))
     assert "(best)" not in capsys.readouterr().err
@@ -138,11 +142,11 @@ def test_a_score_that_is_none_is_no_best(corpus: Path, tmp_path: Path, monkeypat
         ("dpcrn", ["model={channels: [4, 4], strides: [2, 2], blocks: 1, units: 8}"]),
     ],
 )
-def test_systems_of_other_hops_are_measured_and_shown(
+def test_systems_with_other_hops_are_scored_and_shown(
     name: str, small: list[str], corpus: Path, tmp_path: Path
 ) -> None:
-    """Their output ends a frame earlier than the clean speech: 7168 samples are 28 hops of 256, not of theirs."""
-    overrides = [f"data.train=[{corpus}]", f"data.valid=[{corpus}]", f"run_dir={tmp_path / 'run'}", *FAST]
+    """Their output is shorter than the clean speech: 7168 samples are a whole number of hops of 256, not of theirs."""
+    overrides = [*data_overrides(corpus, tmp_path / "run"), *FAST]
     plain = ["valid.metrics=[mel_l1]", "valid.best=mel_l1", "valid.show=2", "optimizer.warmup=0", "valid.seconds=0.45"]
     recipes.train_enhancer(load_config(EnhancerRun, [name], [*overrides, *plain, *small]))
     assert torch.isfinite(torch.tensor(checkpoint.load_state(tmp_path / "run" / "state.pt")["best"]))

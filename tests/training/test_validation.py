@@ -1,4 +1,4 @@
-"""Claims about held-out speech: which is taken, in step and never silent, and what its scores are of."""
+"""Tests of held-out speech: selection, alignment, silence, and scores."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,21 +31,21 @@ def entries(tmp_path: Path, speech: Speech) -> list[Entry]:
     return [Entry(str(tmp_path / f"{number}.wav"), None, "s", 0.5) for number in range(9)]
 
 
-def test_a_few_of_many_are_spread_over_the_manifest(entries: list[Entry]) -> None:
+def test_limited_examples_are_spread_over_the_manifest(entries: list[Entry]) -> None:
     names = [Path(example.name).stem for example in held_out(entries, items=3)]
     assert names == ["0", "4", "8"]
     assert len(held_out(entries, items=20)) == 9
 
 
-def test_they_are_the_same_whenever_they_are_made(entries: list[Entry]) -> None:
+def test_held_out_examples_are_reproducible(entries: list[Entry]) -> None:
     config = PairConfig(sensors=("throat",))
-    for one, other in zip(held_out(entries, config=config), held_out(entries, config=config), strict=True):
-        assert torch.equal(one.degraded, other.degraded)
-        assert not torch.equal(one.degraded, one.clean)
+    for first, second in zip(held_out(entries, config=config), held_out(entries, config=config), strict=True):
+        assert torch.equal(first.degraded, second.degraded)
+        assert not torch.equal(first.degraded, first.clean)
 
 
 @pytest.mark.parametrize("delay", [300, -300])
-def test_a_pair_is_in_step_whichever_side_leads(tmp_path: Path, speech: Speech, delay: int) -> None:
+def test_a_pair_is_aligned_whichever_side_leads(tmp_path: Path, speech: Speech, delay: int) -> None:
     clean = speech(RATE)
     sound_files.write(tmp_path / "air.wav", np.pad(clean, (max(0, -delay), 0)), RATE)
     sound_files.write(tmp_path / "bone.wav", np.pad(clean, (max(0, delay), 0)), RATE)
@@ -54,7 +54,7 @@ def test_a_pair_is_in_step_whichever_side_leads(tmp_path: Path, speech: Speech, 
     torch.testing.assert_close(example.degraded, example.clean, atol=2e-3, rtol=0)
 
 
-def test_speech_that_begins_with_silence_on_either_side_is_refused(tmp_path: Path, speech: Speech) -> None:
+def test_speech_that_starts_with_silence_on_either_side_is_refused(tmp_path: Path, speech: Speech) -> None:
     late = np.pad(speech(RATE), (RATE, 0))
     for side, names in (("clean", ("late", "now")), ("degraded", ("now", "late"))):
         sound_files.write(tmp_path / "late.wav", late, RATE, overwrite=True)
@@ -64,11 +64,11 @@ def test_speech_that_begins_with_silence_on_either_side_is_refused(tmp_path: Pat
             held_out([entry], seconds=0.5)
 
 
-def sounding(audio: torch.Tensor, real: bool, offset: float = 0.0) -> Example:
+def constant_offset_example(audio: torch.Tensor, real: bool, offset: float = 0.0) -> Example:
     return Example(f"{real}", audio + offset, audio, real)
 
 
-def test_scores_are_means_of_all_of_the_real_and_of_the_simulated() -> None:
+def test_scores_are_means_over_all_real_and_simulated_examples() -> None:
     mel = LogMel(MelConfig())
     audio = 0.1 * torch.randn(1, 1, 8192, generator=torch.Generator().manual_seed(0))
     errors = iter([1.0, 2.0, 6.0])
@@ -76,12 +76,12 @@ def test_scores_are_means_of_all_of_the_real_and_of_the_simulated() -> None:
     def estimate(_: torch.nn.Module, example: Example) -> Estimate:
         return Estimate(mel(example.clean)[0] + next(errors), None)
 
-    items = [sounding(audio, real) for real in (True, True, False)]
+    items = [constant_offset_example(audio, real) for real in (True, True, False)]
     scores = score_examples(torch.nn.Identity(), estimate, items, ["mel_l1"], mel)
     assert scores == pytest.approx({"mel_l1": 3.0, "mel_l1_real": 1.5, "mel_l1_simulated": 6.0}, abs=1e-4)
 
 
-def test_sound_is_scored_against_the_clean_side_at_its_own_rate(speech: Speech) -> None:
+def test_audio_is_scored_against_the_clean_side_at_its_sample_rate(speech: Speech) -> None:
     mel = LogMel(MelConfig(sample_rate=22050, fmax=8000.0))
     clean = torch.from_numpy(speech(22050, 22050))[None, None]
     example = Example("a", torch.randn(1, 1, 22050), clean, real=True)
@@ -94,7 +94,7 @@ def test_sound_is_scored_against_the_clean_side_at_its_own_rate(speech: Speech) 
 
 
 @pytest.mark.usefixtures("quick_quality")
-def test_bounds_are_of_the_input_and_of_the_clean_speech(speech: Speech) -> None:
+def test_bounds_are_the_scores_of_the_input_and_of_the_clean_speech(speech: Speech) -> None:
     clean = torch.from_numpy(speech(RATE))[None, None]
     example = Example("a", 0.5 * clean, clean, real=True)
     scores = bounds([example], ["mel_l1", "mos"], RATE)

@@ -1,4 +1,4 @@
-"""What a user's program looks like, for a type checker and for `tests/project/test_typing.py`, which runs it too."""
+"""An example of a user's program, for a type checker and for `tests/project/test_typing.py`, which also runs it."""
 
 from collections.abc import Iterable
 from typing import assert_type
@@ -14,7 +14,7 @@ Samples = NDArray[np.float32]
 
 
 class Half(EnhancerModule):
-    """An enhancer of the user's own."""
+    """An enhancer that a user has written."""
 
     @property
     def sample_rate(self) -> int:
@@ -29,7 +29,7 @@ class Half(EnhancerModule):
 
 
 def restored_array(audio: Samples, sample_rate: int) -> tuple[Samples, int]:
-    """With the default model, at the rate that it restores to."""
+    """Restore with the default model; also return its sample rate."""
     model = twostage.load()
     assert_type(model, twostage.Enhancer)
     restored = twostage.restore(model, audio, sample_rate, level="model")
@@ -38,14 +38,14 @@ def restored_array(audio: Samples, sample_rate: int) -> tuple[Samples, int]:
 
 
 def restored_tensor(model: twostage.Enhancer, audio: torch.Tensor) -> torch.Tensor:
-    """By any model, at its own rate."""
+    """Restore with any model, at its sample rate."""
     restored = twostage.restore(model, audio, model.sample_rate)
     assert_type(restored, torch.Tensor)
     return restored
 
 
 def streamed(model: twostage.Enhancer, microphone: Iterable[Samples]) -> tuple[Samples, float]:
-    """All of a stream, and how many seconds it is late."""
+    """The whole output of a stream, and its latency in seconds."""
     with twostage.Stream(model, seconds=0.5) as stream:
         parts = [stream.push(samples) for samples in microphone]
         parts.append(stream.flush())
@@ -53,5 +53,5 @@ def streamed(model: twostage.Enhancer, microphone: Iterable[Samples]) -> tuple[S
 
 
 def halved(audio: Samples) -> Samples:
-    """By the enhancer above."""
+    """Restore with the enhancer above."""
     return twostage.restore(Half(), audio, 16000, level="model")

@@ -1,4 +1,4 @@
-"""Claims about devices: what is asked for is there or named, and Apple's has to be asked for."""
+"""Tests of devices: how "auto" chooses, and errors about devices that are not available."""
 
 import pytest
 import torch
@@ -12,16 +12,16 @@ from twostage.utils.errors import ConfigError
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch):
-    """machine(cuda, mps): what torch says that there is."""
+    """machine(cuda, mps) sets which devices torch reports as available."""
 
-    def have(cuda: bool, mps: bool) -> None:
+    def set_available(cuda: bool, mps: bool) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
-    return have
+    return set_available
 
 
-def test_auto_is_cuda_or_the_cpu_and_mps_has_to_be_asked_for(machine):
+def test_auto_chooses_cuda_or_the_cpu_but_never_mps(machine):
     machine(False, True)
     assert (device_for("auto"), device_for("mps"), device_for("cpu")) == ("cpu", "mps", "cpu")
     assert available_devices() == ["cpu", "mps"]
@@ -30,7 +30,7 @@ def test_auto_is_cuda_or_the_cpu_and_mps_has_to_be_asked_for(machine):
 
 
 @pytest.mark.parametrize("name", ["cuda", "mps"])
-def test_what_is_not_there_is_named(machine, name, capsys):
+def test_an_unavailable_device_is_an_error_that_names_it(machine, name, capsys):
     machine(False, False)
     with pytest.raises(ConfigError, match=f"device {name}: there is no {name.upper()} device that torch can use"):
         device_for(name)
@@ -40,13 +40,13 @@ def test_what_is_not_there_is_named(machine, name, capsys):
         device_for("tpu")
 
 
-def test_a_training_goes_to_apples_device(machine):
+def test_a_training_uses_mps_only_on_request(machine):
     machine(False, True)
-    with team("mps") as mates:
-        assert (mates.device.type, mates.world) == ("mps", 1)
-    with team("auto") as mates:
-        assert mates.device.type == "cpu"
+    with team("mps") as processes:
+        assert (processes.device.type, processes.world) == ("mps", 1)
+    with team("auto") as processes:
+        assert processes.device.type == "cpu"
 
 
-def test_bfloat16_is_not_taken_for_granted_there():
+def test_bfloat16_is_not_used_on_mps():
     assert not computes_bfloat16("mps")

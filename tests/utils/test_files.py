@@ -1,4 +1,4 @@
-"""Claims about writing: a file is there when it is complete, or not at all, and what is in its way is named."""
+"""Tests of writing files: a file appears when it is complete or not at all, and errors name what is in the way."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_what_fails_leaves_the_file_that_was(tmp_path: Path, error: type[BaseException]) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
     (tmp_path / "a.txt").write_text("old")
     with pytest.raises(error), replacing(tmp_path / "a.txt") as partial:  # noqa: PT012
         partial.write_text("half")
@@ -39,7 +39,7 @@ def test_what_fails_leaves_the_file_that_was(tmp_path: Path, error: type[BaseExc
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.txt", "old")]
 
 
-def test_a_file_that_exists_is_replaced_only_if_it_may(tmp_path: Path) -> None:
+def test_an_existing_file_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("old")
     with pytest.raises(OutputError, match=r"a\.txt: exists already"), replacing(tmp_path / "a.txt", overwrite=False):
         pass
@@ -47,42 +47,42 @@ def test_a_file_that_exists_is_replaced_only_if_it_may(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "what"),
+    ("name", "message"),
     [
         ("file/a.txt", "file: cannot make this folder"),
         ("file/deeper/a.txt", "deeper: cannot make this folder"),
         ("folder", "folder: is a folder"),
     ],
 )
-def test_what_is_in_the_way_is_named(tmp_path: Path, name: str, what: str) -> None:
+def test_an_obstacle_in_the_path_is_named(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OutputError, match=what), replacing(tmp_path / name) as partial:
+    with pytest.raises(OutputError, match=message), replacing(tmp_path / name) as partial:
         partial.write_text("x")
 
 
-def test_a_write_that_fails_names_the_file(tmp_path: Path) -> None:
+def test_an_error_while_writing_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"a\.txt: cannot be written \(No space left"), replacing(tmp_path / "a.txt"):
         raise OSError(28, "No space left on device")
 
 
-def test_processes_of_one_number_do_not_share_a_hidden_file(tmp_path: Path) -> None:
-    """As on two machines, or in two containers, that write to one disk."""
+def test_processes_with_the_same_process_id_do_not_share_a_temporary_file(tmp_path: Path) -> None:
+    """Process ids repeat on two machines or in two containers that write to the same disk."""
     names = {partial_name(tmp_path / "a.wav") for _ in range(100)}
     assert len(names) == 100
     assert all(name.parent == tmp_path and name.name.startswith(".a.wav.") for name in names)
 
 
 @pytest.mark.parametrize("name", ["\uac00" * 85, "a" * 255, "\U0001f600" * 63])
-def test_hidden_names_fit_where_names_do(tmp_path: Path, name: str) -> None:
+def test_temporary_names_fit_wherever_the_name_itself_fits(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     partial = partial_name(tmp_path / name)
     partial.touch()
     assert partial.name.encode().decode() == partial.name
 
 
-def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path) -> None:
-    """Whoever has the old file open goes on with it: the new one takes its name, it is not copied over it."""
+def test_a_reader_sees_either_the_old_or_the_new_file(tmp_path: Path) -> None:
+    """The new file is renamed and not copied over the old one, which stays readable where it is open."""
     (tmp_path / "a.txt").write_text("old")
     with (tmp_path / "a.txt").open() as reader:
         with replacing(tmp_path / "a.txt") as partial:
@@ -93,8 +93,8 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path) -> None:
     assert (tmp_path / "a.txt").stat().st_ino == written
 
 
-# cannot write another byte once its file is complete: whatever copied it now would be killed half-way
-KILLED = """
+# cannot write another byte once the file is complete: if it were copied now, the process would be killed half-way
+WRITES_WITHOUT_COPYING = """
 import resource, signal, sys
 from pathlib import Path
 from twostage.utils.files import replacing
@@ -107,40 +107,40 @@ with replacing(sys.argv[1]) as partial:
 
 
 @pytest.mark.parametrize("before", [b"", b"o" * 10_000])
-def test_a_kill_while_a_file_gets_its_name_leaves_no_half(tmp_path: Path, before: bytes) -> None:
+def test_a_complete_file_is_renamed_and_not_copied(tmp_path: Path, before: bytes) -> None:
     if before:
         (tmp_path / "a.bin").write_bytes(before)
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a.bin")], check=False)
-    assert done.returncode == 0
+    process = subprocess.run([sys.executable, "-c", WRITES_WITHOUT_COPYING, str(tmp_path / "a.bin")], check=False)
+    assert process.returncode == 0
     assert (tmp_path / "a.bin").read_bytes() == b"n" * 10_000
 
 
-def test_content_is_on_the_disk_before_its_name_and_the_name_at_the_end(
+def test_the_file_is_flushed_before_renaming_and_the_folder_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fsync, replace, done = os.fsync, os.replace, []
+    fsync, replace, calls = os.fsync, os.replace, []
 
-    def flush(descriptor: int) -> None:
-        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+    def recorded_fsync(descriptor: int) -> None:
+        calls.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
         fsync(descriptor)
 
-    def rename(old: Path, new: Path) -> None:
-        done.append("rename")
+    def recorded_replace(old: Path, new: Path) -> None:
+        calls.append("rename")
         replace(old, new)
 
-    monkeypatch.setattr(os, "fsync", flush)
-    monkeypatch.setattr(os, "replace", rename)
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
     with replacing(tmp_path / "a.txt") as partial:
         partial.write_text("x")
-    assert done == ["file", "rename", "folder"]
+    assert calls == ["file", "rename", "folder"]
 
 
 @pytest.mark.parametrize("refused", ["open", "fsync"])
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(22, "Invalid argument")])
-def test_a_system_that_flushes_no_folders_writes_files_all_the_same(
+def test_files_are_written_on_systems_that_cannot_flush_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str, error: OSError
 ) -> None:
-    """As Windows, which opens no folder, and some network disks, which flush none."""
+    """Windows cannot open folders, and some network disks cannot flush them."""
     call = getattr(os, refused)
 
     def refusing(target: int | str | Path, *args: int) -> int | None:
@@ -154,21 +154,21 @@ def test_a_system_that_flushes_no_folders_writes_files_all_the_same(
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.txt", "x")]
 
 
-def test_content_that_does_not_reach_the_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_flush_is_an_error_and_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("old")
 
-    def failing(descriptor: int) -> None:
+    def raise_input_output_error(descriptor: int) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(os, "fsync", failing)
+    monkeypatch.setattr(os, "fsync", raise_input_output_error)
     with pytest.raises(OutputError, match=r"a\.txt: cannot be written \(Input"), replacing(tmp_path / "a.txt") as file:
         file.write_text("new")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.txt", "old")]
 
 
-def test_a_file_that_came_into_being_meanwhile_is_kept(tmp_path: Path) -> None:
-    exists = pytest.raises(OutputError, match=r"a\.txt: exists already")
-    with exists, replacing(tmp_path / "a.txt", overwrite=False) as partial:
+def test_a_file_that_another_process_created_meanwhile_is_kept(tmp_path: Path) -> None:
+    raises_exists = pytest.raises(OutputError, match=r"a\.txt: exists already")
+    with raises_exists, replacing(tmp_path / "a.txt", overwrite=False) as partial:
         partial.write_text("ours")
         (tmp_path / "a.txt").write_text("another's")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.txt", "another's")]
@@ -188,7 +188,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_whatever_is_written_appears_as_a_whole(tmp_path: Path, name: str) -> None:
+def test_every_writer_replaces_files_as_a_whole(tmp_path: Path, name: str) -> None:
     path = tmp_path / "out.wav"
     path.write_text("old")
     with path.open() as reader:
@@ -198,7 +198,7 @@ def test_whatever_is_written_appears_as_a_whole(tmp_path: Path, name: str) -> No
     assert {file.name for file in tmp_path.iterdir()} - {".twostage"} == {"out.wav"}
 
 
-def test_no_other_place_renames_files() -> None:
+def test_files_are_renamed_in_one_module_only() -> None:
     package = Path(twostage.__file__).parent
     users = [path.relative_to(package).as_posix() for path in package.rglob("*.py") if "os.replace" in path.read_text()]
     assert users == ["utils/files.py"]

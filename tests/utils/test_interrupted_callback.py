@@ -1,4 +1,4 @@
-"""Claims about signals that come while libsndfile calls Python, where an exception would be lost."""
+"""Tests of signals that arrive while libsndfile calls Python, where an exception would be lost."""
 
 import io
 import signal
@@ -11,8 +11,8 @@ import soundfile
 from twostage.utils.signals import DebouncedInterrupt, answered
 
 
-class Tapped(io.BytesIO):
-    """A file whose reader is interrupted at the first sample that is asked for."""
+class InterruptedRead(io.BytesIO):
+    """A file that raises SIGINT once while it is read."""
 
     armed = False
 
@@ -23,8 +23,8 @@ class Tapped(io.BytesIO):
         return super().readinto(buffer)  # type: ignore[arg-type]
 
 
-def test_an_interrupt_within_a_callback_is_answered_after_it(capsys: pytest.CaptureFixture[str]) -> None:
-    content = Tapped()
+def test_an_interrupt_during_a_callback_is_raised_after_it(capsys: pytest.CaptureFixture[str]) -> None:
+    content = InterruptedRead()
     soundfile.write(content, np.ones(1000) / 2, 16000, format="WAV")
     content.seek(0)
     with answered(DebouncedInterrupt()):

@@ -1,4 +1,4 @@
-"""Claims about logging: what -q and -v show, and that the host's logging is the host's."""
+"""Tests of logging: what -q and -v show, and that the logging of a host program is not changed."""
 
 import logging
 import subprocess
@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def talker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command in the place of compare that logs one record of each level."""
+def logging_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replaces the command compare by one that logs one record of each level."""
 
     def run(args: Any) -> int:
         for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
@@ -36,11 +36,11 @@ def talker(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "levels"), [([], [30, 40]), (["-q"], [40]), (["-v"], [20, 30, 40]), (["-vv"], [10, 20, 30, 40])]
 )
-@pytest.mark.parametrize("behind", [True, False])
-def test_how_much_is_said(
-    talker: None, options: list[str], levels: list[int], behind: bool, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("options_last", [True, False])
+def test_quiet_and_verbose_select_the_levels_that_are_printed(
+    logging_command: None, options: list[str], levels: list[int], options_last: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["compare", *options] if behind else [*options, "compare"]) == 0
+    assert cli.main(["compare", *options] if options_last else [*options, "compare"]) == 0
     kinds = {10: "", 20: "", 30: "warning: ", 40: "error: "}
     lines = capsys.readouterr().err.splitlines()
     assert lines == [rf"twostage: {kinds[level]}level {level}\nof it" for level in levels]
@@ -53,39 +53,39 @@ def test_quiet_and_verbose_exclude_each_other(capsys: pytest.CaptureFixture[str]
         cli.parse(["restore", "a.wav", "-o", "b.wav", "-q", "-v"])
 
 
-def test_a_restoration_says_as_much_as_was_asked_for(
+def test_restore_prints_according_to_quiet_and_verbose(
     tiny_path: Path, tmp_path: Path, speech: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sound_files.write(tmp_path / "a.wav", np.stack([speech(4000), np.zeros(4000)]), 16000)
     (tmp_path / "bad.wav").write_text("no sound" * 30)
-    said = {}
+    printed = {}
     for option in ("-q", "-v"):
         files = [str(tmp_path / "a.wav"), str(tmp_path / "bad.wav")]
         command = ["restore", *files, "-o", str(tmp_path / "out"), "--overwrite", "--model", str(tiny_path), option]
         assert cli.main(command) == 1
-        said[option] = capsys.readouterr()
-    assert said["-q"].out == ""
-    assert said["-q"].err.splitlines() == [
+        printed[option] = capsys.readouterr()
+    assert printed["-q"].out == ""
+    assert printed["-q"].err.splitlines() == [
         f"twostage: error: {tmp_path}/bad.wav: not a sound file that can be read (Format not recognised)"
     ]
-    assert "1 restored, 1 failed" in said["-v"].out
-    assert f"twostage: loaded {tiny_path}: a two-stage, on cpu" in said["-v"].err
-    assert "a.wav: channel 2 silent; restored as silence" in said["-v"].err
+    assert "1 restored, 1 failed" in printed["-v"].out
+    assert f"twostage: loaded {tiny_path}: a two-stage, on cpu" in printed["-v"].err
+    assert "a.wav: channel 2 silent; restored as silence" in printed["-v"].err
 
 
-def test_the_host_hears_what_is_done(tiny_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_log_records_reach_a_host_program(tiny_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "twostage"):
         twostage.load(tiny_path)
     assert [record.name for record in caplog.records] == ["twostage.models.checkpoint"]
 
 
-def test_importing_adds_nothing_to_the_root_logger() -> None:
+def test_importing_does_not_change_the_root_logger() -> None:
     code = "import logging, twostage; print(logging.root.handlers, logging.root.manager.disable)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "[] 0\n"
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert process.stdout == "[] 0\n"
 
 
-def test_quieted_packages_alone_are_quiet(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_quieted_packages_are_quiet(caplog: pytest.LogCaptureFixture) -> None:
     child = logging.getLogger("aa.child")
     child.setLevel(logging.DEBUG)
     caplog.set_level(logging.DEBUG)
@@ -95,24 +95,26 @@ def test_quieted_packages_alone_are_quiet(caplog: pytest.LogCaptureFixture) -> N
             logging.getLogger(name).warning("w of %s", name)
             logging.getLogger(name).error("e of %s", name)
         exec(compile("import logging; logging.warning('w'); logging.error('e')", "/lib/aa/file.py", "exec"))
-        logging.root.addHandler(logging.NullHandler())  # as logging.warning does where there is none
-    said = [record.getMessage() for record in caplog.records]
-    assert said == ["e of aa", "e of aa.child", "w of aab", "e of aab", "w of host", "e of host", "e"]
+        logging.root.addHandler(logging.NullHandler())  # logging.warning does the same if there is no handler
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == ["e of aa", "e of aa.child", "w of aab", "e of aab", "w of host", "e of host", "e"]
     assert (child.level, logging.root.handlers, logging.root.filters) == (logging.DEBUG, handlers, [])
 
 
-def test_an_export_does_not_silence_the_host(tiny: TwoStage, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_export_does_not_silence_a_host_program(
+    tiny: TwoStage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     pytest.importorskip("onnxscript")
     from twostage.export import onnx
 
     with caplog.at_level(logging.INFO), warnings.catch_warnings(), onnx._quietly():
-        logging.getLogger("host").info("still heard")
-        logging.getLogger("torch.onnx").warning("not heard")
-    assert [record.getMessage() for record in caplog.records] == ["still heard"]
+        logging.getLogger("host").info("still logged")
+        logging.getLogger("torch.onnx").warning("not logged")
+    assert [record.getMessage() for record in caplog.records] == ["still logged"]
     assert logging.root.manager.disable == 0
 
 
-def test_nobody_disables_logging() -> None:
+def test_no_module_disables_or_configures_logging() -> None:
     for path in ROOT.glob("twostage/**/*.py"):
         text = path.read_text(encoding="utf-8")
         assert "logging.disable" not in text, path
