@@ -366,6 +366,7 @@ def test_public_names_are_importable() -> None:
         twostage.nothing  # noqa: B018
 
 
+@pytest.mark.slow
 def test_many_channels_are_restored_in_shorter_blocks_and_windows(
     tiny: TwoStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,6 +123,7 @@ def averaged_pair(clean: np.ndarray, channels: int) -> Pair:
     return Pair(torch.nn.functional.avg_pool1d(audio, 9, 1, 4).expand(-1, channels, -1), audio)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_system_overfits_one_batch(name: str, corpus: Path, speech) -> None:
     """Its losses without an adversary fall by four tenths in fifty steps."""

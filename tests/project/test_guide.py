@@ -156,6 +156,7 @@ def test_the_guide_for_an_own_sensor_runs_as_written(workplace: Path, monkeypatc
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("example")
 def test_the_example_of_an_enhancer_runs_as_written(workplace: Path) -> None:
     for arguments in run_as_written("add-an-enhancer.md"):

@@ -55,7 +55,14 @@ def test_a_resumed_training_is_bitwise_the_same(corpus: Path, uninterrupted: Pat
     assert steps == [f"{step}," for step in range(1, STEPS + 1)]
 
 
-@pytest.mark.parametrize("moment", ["writing weights", "writing state", "between steps"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param("writing weights", marks=pytest.mark.slow),
+        "writing state",
+        pytest.param("between steps", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_and_resumed_training_is_bitwise_the_same(
     corpus: Path, uninterrupted: Path, tmp_path: Path, moment: str
 ) -> None:
