@@ -20,6 +20,7 @@ from twostage.training.distributed import Team
 from twostage.utils.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "docs" / "CLUSTER.md"
 
 SETTINGS = ["steps=2", "save_every=1", "log_every=1", "valid.every=2", "valid.items=1", "data.segment_length=2048"]
 # small steps, so that gradients can be compared before trainings diverge by rounding errors
@@ -81,7 +82,9 @@ def test_the_documented_commands_for_two_machines_train(
     corpus: Path, tmp_path: Path, single_process: dict[str, Any]
 ) -> None:
     """Both commands, one per machine, run on this machine with one process each."""
-    lines = re.findall(r"^torchrun (.*) scripts/train_vocoder.py", (ROOT / "docs/CLUSTER.md").read_text(), re.MULTILINE)
+    lines = re.findall(
+        r"^torchrun (.*?) \\\n +scripts/train_vocoder.py", CLUSTER.read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert len(lines) == 2
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
