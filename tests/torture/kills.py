@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import safe_open
+from trainings import equal
 
 from torture.assets import Assets, training
 from torture.harness import Child, Limits, Place, Session, record, violations
@@ -131,11 +131,11 @@ def _incomplete_files(run: Path) -> list[str]:
 
 def differences(one: Path, other: Path) -> list[str]:
     """The differences between two trainings, except times and folders."""
-    different = [name for name in KEPT if not _same(_weights(one / name), _weights(other / name))]
+    different = [name for name in KEPT if not equal(_weights(one / name), _weights(other / name))]
     states = [checkpoint.load_state(run / "state.pt") for run in (one, other)]
     for state in states:
         state["settings"].pop("run_dir")
-    different += [f"state.pt, {key}" for key in states[0] if not _same(states[0][key], states[1].get(key))]
+    different += [f"state.pt, {key}" for key in states[0] if not equal(states[0][key], states[1].get(key))]
     if _logged(one) != _logged(other):
         different.append("log.jsonl")
     return [f"differs from the training that nothing disturbed: {name}" for name in different]
@@ -145,16 +145,6 @@ def _weights(path: Path) -> tuple[Any, Any]:
     """The metadata of a file, which safetensors writes in any order, and its tensors."""
     with safe_open(path, framework="pt") as file:
         return file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-
-
-def _same(one: object, other: object) -> bool:
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return one == other
 
 
 def _logged(run: Path) -> list[dict[str, Any]]:

@@ -1,14 +1,11 @@
 """Streams a sound file hop by hop, as a sound device would, and measures the gain that it needs."""
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from twostage.audio.highpass import highpassed
 from twostage.audio.levels import LEVEL
-from twostage.audio.sound_files import Reader, Writer, resampled
-from twostage.audio.types import Audio
-from twostage.inference.input_levels import AudioSource, measure_levels, step_of
+from twostage.audio.sound_files import Reader, Writer
+from twostage.inference.input_levels import AudioSource, measure_levels, step_of, without_rumble
 from twostage.inference.realtime import Timing, run_realtime
 from twostage.inference.stream import LOUDEST, Stream
 from twostage.models.protocol import Enhancer
@@ -31,10 +28,12 @@ def stream_file(
     """
     rate, work, samples = model.sample_rate, list[float](), 0
     with Reader(path) as reader, ExitStack() as stack:
-        _check_channels(reader, model.inputs)
-        needs_resampling = reader.info.sample_rate != rate
+        source = _source(reader, model.inputs)
+        needs_resampling = source.sample_rate != rate
         stream = stack.enter_context(Stream(model, seconds=seconds, gain_db=gain_db, highpassed=needs_resampling))
-        blocks = _at_rate(reader, model) if needs_resampling else _first_channels(reader, model.inputs)
+        blocks = source.blocks()
+        if needs_resampling:  # what lies below speech is removed before, because it would ring in the resampler
+            blocks = without_rumble(blocks, source, rate, causal=model.causal)
         shaped = (block[0] if model.inputs == 1 else block for block in blocks)
         writer = stack.enter_context(Writer(out, rate, 1, overwrite=overwrite)) if out else None
         for restored in run_realtime(stream, shaped, model.stride, work):
@@ -48,28 +47,15 @@ def stream_file(
 def measure_gain(model: Enhancer, path: str | Path) -> list[float]:
     """The gain in dB from the level of each of the first ``model.inputs`` channels of a file to that of training."""
     with Reader(path) as reader:
-        _check_channels(reader, model.inputs)
-        info, inputs = reader.info, model.inputs
-        source = AudioSource(
-            str(path), info.sample_rate, inputs, lambda: _first_channels(reader, inputs), step_of(info.subtype)
-        )
-        measured = measure_levels(source, model.sample_rate, causal=model.causal)
+        measured = measure_levels(_source(reader, model.inputs), model.sample_rate, causal=model.causal)
     gains = (0.0 if silent else LEVEL - level for level, silent in zip(measured.levels, measured.silent, strict=True))
     return [float(min(max(gain, -LOUDEST), LOUDEST)) for gain in gains]
 
 
-def _first_channels(reader: Reader, count: int) -> Iterator[Audio]:
-    return (block[:count] for block in reader.blocks())
-
-
-def _at_rate(reader: Reader, model: Enhancer) -> Iterator[Audio]:
-    """Blocks at the rate of the model. Sound below speech is removed first: it would ring in the resampler."""
-    rate, blocks = reader.info.sample_rate, _first_channels(reader, model.inputs)
-    speech = highpassed(blocks, rate, model.inputs, causal=model.causal)
-    return resampled(speech, rate, model.sample_rate, model.inputs)
-
-
-def _check_channels(reader: Reader, inputs: int) -> None:
-    channels = reader.info.channels
-    if channels < inputs:
-        raise AudioError(f"has {channels} channel; this model takes {inputs}, bone and air", subject=reader.path)
+def _source(reader: Reader, inputs: int) -> AudioSource:
+    """The first ``inputs`` channels of a file. Raises AudioError if it has fewer."""
+    info = reader.info
+    if info.channels < inputs:
+        raise AudioError(f"has {info.channels} channel; this model takes {inputs}, bone and air", subject=reader.path)
+    blocks = lambda: (block[:inputs] for block in reader.blocks())  # noqa: E731
+    return AudioSource(str(reader.path), info.sample_rate, inputs, blocks, step_of(info.subtype))
