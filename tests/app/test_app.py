@@ -19,6 +19,7 @@ from twostage.app.limits import Limits
 from twostage.app.results import ResultFolders
 from twostage.app.security import MOST, POLICY, SecurityMiddleware
 from twostage.app.service import RestoreRequest, Service
+from twostage.app.shift import Shift
 from twostage.app.storage import Storage
 from twostage.audio import sound_files
 from twostage.audio.plots import spectrogram
@@ -221,11 +222,11 @@ def test_results_are_shown_with_their_audio(scores, service, speech):
     for system in ("clean", "default", "raw_input"):
         sound_files.write(scores / "one" / "sounds" / "say.wav" / f"{system}.flac", speech(4000), RATE)
     service_with_results = replace(service, results=ResultFolders(scores))
-    message, table, pictures, player = service_with_results.show("one")
+    message, table, pictures, player = service_with_results.show("one", no_progress)
     assert (message, table) == ("", "# one")
     assert [(picture["name"], picture["file"].read_bytes()) for picture in pictures] == [("chart", b"\x89PNG chart")]
     assert [track["label"] for track in player["items"][0]["tracks"]] == ["raw input", "default", "clean"]
-    message, table, pictures, player = service_with_results.show("../secret")
+    message, table, pictures, player = service_with_results.show("../secret", no_progress)
     assert "../secret: no results with this name" in message
     assert (table, pictures, player) == ("", None, None)
 
@@ -247,6 +248,32 @@ def test_closing_stops_the_running_job_waits_for_its_end_and_refuses_new_jobs(re
     assert "The server is closing" in message
     assert "The server is closing" in service.restore([file], restore_request, no_progress)[0]
     assert list(service.home.iterdir()) == []
+
+
+def test_a_waiting_visitor_reads_how_many_are_before_and_is_refused_by_a_full_queue(recordings, service):
+    service = replace(service, shift=Shift(jobs=1, queue=2))
+    file, request, said, threads = str(recordings / "a/take.wav"), RestoreRequest("tiny", "cpu"), {}, []
+
+    def restore(name):
+        texts = said.setdefault(name, [])
+        message, _ = service.restore([file], request, lambda part, *, desc: texts.append(desc))
+        texts.append(message)
+
+    with service.shift.work():  # another visitor's request
+        for name in ("second", "third"):
+            threads.append(threading.Thread(target=restore, args=(name,)))
+            threads[-1].start()
+            while not said.get(name):
+                time.sleep(0.01)
+        assert service.restore([file], request, no_progress) == (
+            '<p class="ts-bad">The queue is full (2 waiting). Try again in a moment.</p>',
+            None,
+        )
+    for thread in threads:
+        thread.join(30)
+    assert said["second"][0] == "waiting for 1 earlier request"
+    assert said["third"][0] == "waiting for 2 earlier requests"
+    assert all(texts[-1].startswith("<p>1 restored") for texts in said.values())
 
 
 @pytest.mark.parametrize("name", Limits.__dataclass_fields__)

@@ -18,6 +18,7 @@ import pytest
 from browser import chromium, required
 
 from twostage import __version__
+from twostage.app import service as service_module
 from twostage.app.limits import Limits
 from twostage.app.results import ResultFolders
 from twostage.app.service import Service
@@ -340,9 +341,29 @@ def test_a_request_to_a_full_queue_is_answered_with_503(tiny_path, monkeypatch):
         request = button_request(url, [None, None, "throat", 0, "tiny", "cpu"], "x")
         answers = [status(request)]
         assert started.wait(60)
-        answers += [status(request), status(request)]
+        answers += [status(request) for _ in range(3)]  # one runs beside it, one waits in gradio, one is refused
         may_finish.set()
-    assert answers == [200, 200, 503]
+    assert answers == [200, 200, 200, 503]
+
+
+def test_a_click_right_after_an_upload_is_kept_and_a_waiting_visitor_reads_for_how_many(visit, monkeypatch):
+    may_finish, restore_all = threading.Event(), service_module.restore_all
+
+    def slow(*arguments, **options):
+        may_finish.wait(60)
+        return restore_all(*arguments, **options)
+
+    monkeypatch.setattr(service_module, "restore_all", slow)
+    tabs = [visit(), visit(), visit()]
+    for tab, text in zip(
+        tabs, ("loading tiny", "waiting for 1 earlier request", "waiting for 2 earlier requests"), strict=True
+    ):
+        upload_in(tab, "#recordings", THROAT)
+        tab.click("#restore")
+        wait_for_text(tab, "#restored", text)
+    may_finish.set()
+    for tab in tabs:
+        wait_for_text(tab, "#restored", "1 restored")
 
 
 @pytest.mark.slow

@@ -297,7 +297,7 @@ def test_a_request_to_a_full_queue_is_refused_with_a_time_to_retry(tiny_path: Pa
         first, second = running_and_waiting_request(url, recording, started)
         status, headers, body = ask(url, "v1/restore", recording.read_bytes())
         assert (status, headers["retry-after"]) == (503, "5")
-        assert "1 requests are waiting already" in body.decode()
+        assert "The queue is full (1 waiting)" in body.decode()
         may_finish.set()
         assert [first.getresponse().status, second.getresponse().status] == [200, 200]
         assert outcomes == ["done", "done"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from twostage.app.limits import TooMuch
 from twostage.app.service import RestoreRequest, Service
-from twostage.app.shift import Closing
+from twostage.app.shift import Busy, Closing
 from twostage.app.storage import StorageFull
 from twostage.app.work import bounded, named_as_given, room_for
 from twostage.audio.sound_files import FORMATS, info
@@ -45,10 +45,6 @@ MEDIA_TYPES = {
     "rf64": "audio/wav",
 }
 LONGEST = 100  # bytes of a file name
-
-
-class Busy(TwoStageError):
-    """The queue of requests is full."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +105,6 @@ def named_by_content(path: Path) -> Path:
     formats = ((suffix, kind) for suffix, kind in FORMATS.items() if kind[0] == file_info.format)
     suffix = next((suffix for suffix, kind in formats if file_info.format != "OGG" or kind[1] == file_info.subtype), "")
     return path.rename(path.with_name(f"{path.name}.{suffix}")) if suffix else path
-
-
-def check_queue(service: Service) -> None:
-    """Raise Busy if the queue is full."""
-    if service.shift.waiting >= service.limits.queue:
-        raise Busy(f"{service.shift.waiting} requests are waiting already; try again in a moment.")
 
 
 def restore(

@@ -37,6 +37,7 @@ SENSORS = {
     "temple": "a bone-conduction microphone at the temple",
 }
 FONTS, MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # fonts of the visitor's system
+THREADS = 32  # requests of visitors that run or wait in the service; more wait in gradio, which has 40 threads
 HINT = "The result appears here: sound, spectrograms and levels."
 EMPTY = '<div class="ts-player"></div>'
 PICTURES = """<div class="ts-shown">{{#each value}}<figure><img src="{{this.file.url}}" alt="{{this.name}}">
@@ -226,8 +227,12 @@ def _results_tab(service: Service, page: Any, visitors: Visitors) -> None:
     pictures = gr.HTML(html_template=PICTURES, js_on_load=None)
     service = _publishing(service, player)
 
-    def show(name: str | None, visitor: gr.Request) -> Any:
-        return service.show(name, visitors.check(visitor.session_hash))
+    def show(
+        name: str | None,
+        visitor: gr.Request,
+        progress: Any = gr.Progress(),  # noqa: B008
+    ) -> Any:
+        return service.show(name, progress, visitors.check(visitor.session_hash))
 
     _work_on(folder.change, show, [folder], [message, table, pictures, player], service)
     _on(refresh.click, lambda: gr.Dropdown(choices=results.names()), [], [folder])
@@ -235,15 +240,18 @@ def _results_tab(service: Service, page: Any, visitors: Visitors) -> None:
 
 
 def _work_on(event: Any, do: Any, inputs: list[Any], outputs: list[Any], service: Service) -> None:
-    """Run ``do`` in the common queue of long tasks; the first output shows its progress."""
-    shared = {"concurrency_id": "work", "concurrency_limit": service.limits.jobs}
+    """Run ``do``, which waits for its turn in the service's own queue; the first output shows its progress."""
+    shared = {"concurrency_id": "work", "concurrency_limit": min(service.limits.jobs + service.limits.queue, THREADS)}
     _on(event, do, inputs, outputs, show_progress_on=outputs[0], scroll_to_output=True, **shared)
 
 
 def _make_exclusive(files: Any, recorded: Any) -> None:
-    """Clear uploaded files when something is recorded, and vice versa."""
-    _on(recorded.stop_recording, lambda: None, [], [files])
-    _on(files.upload, lambda: None, [], [recorded])
+    """Clear uploaded files when something is recorded, and vice versa.
+
+    The browser does this without the server: gradio loses a click that comes just when an earlier event ends.
+    """
+    _on(recorded.stop_recording, None, [], [files], js="() => null")
+    _on(files.upload, None, [], [recorded], js="() => null")
 
 
 def _on(event: Any, do: Any, inputs: list[Any], outputs: list[Any], **options: Any) -> None:

@@ -173,9 +173,9 @@ class Programs:
             values = dict(request.query_params)
             name = values.pop("name", "")
             restore_request = api.restore_request(values, self._service)
-            api.check_queue(self._service)
+            self._service.shift.check_queue()
             source = await _received(request, name, folder, self._service.limits.mb << 20)
-            api.check_queue(self._service)  # again, because the upload took time
+            self._service.shift.check_queue()  # again, because the upload took time
             report = await self._in_thread(
                 request, lambda cancel: api.restore(self._service, source, folder, restore_request, cancel)
             )

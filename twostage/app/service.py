@@ -72,7 +72,7 @@ class Service:
         try:
             sources = [Path(path) for path in files]
             self.limits.check_count(sources)
-            with self._folder(check) as folder:
+            with self._folder(progress, check) as folder:
                 outcome = self._restored(sources, folder, request, progress, check)
                 return summary_html(outcome, request), self._player(outcome.views, outcome.archive)
         except Cancelled as reason:
@@ -93,7 +93,7 @@ class Service:
         source = Path(file or "nothing")
         try:
             self.limits.check_count([source] if file else [])
-            with self._folder(check) as folder:
+            with self._folder(progress, check) as folder:
                 progress(0, desc="simulating")
                 bone = simulate_one(source, folder, self.limits, sensor=sensor, seed=seed)
                 outcome = self._restored([bone], folder / "restored", request, progress, check)
@@ -110,14 +110,14 @@ class Service:
         except FAILURES as error:
             return complaints([explain(error, source.name) if file else _reason(error)]), None
 
-    def show(self, name: str | None, check: Check = lambda: None) -> tuple[str, str, Any, Any]:
+    def show(self, name: str | None, progress: PageProgress, check: Check = lambda: None) -> tuple[str, str, Any, Any]:
         """A folder of results: an error message, the table in Markdown, images, sounds."""
         if not (self.results and name):
             return "", "", None, None
         try:
             files = [path for sounds in self.results.sounds(name).values() for path in sounds.values()]
             size = sum(path.stat().st_size for path in [*files, *self.results.pictures(name)])
-            with self._folder(check) as folder, self.storage.reserve(3 * size):
+            with self._folder(progress, check) as folder, self.storage.reserve(3 * size):
                 pictures = [
                     {"name": path.stem, "file": shutil.copyfile(path, folder / f"{number}.png")}
                     for number, path in enumerate(self.results.pictures(name))
@@ -170,8 +170,13 @@ class Service:
         return self.publish({"items": views, "archive": archive}) if views else None
 
     @contextmanager
-    def _folder(self, check: Check) -> Iterator[Path]:
-        with self.shift.work(check), self.folder() as folder:
+    def _folder(self, progress: PageProgress, check: Check) -> Iterator[Path]:
+        """A new folder within the block, which starts when the request's turn has come."""
+
+        def waiting(earlier: int) -> None:
+            progress(0, desc=f"waiting for {earlier} earlier request{'s' if earlier > 1 else ''}")
+
+        with self.shift.work(check, waiting), self.folder() as folder:
             yield folder
 
     @contextmanager
@@ -196,7 +201,7 @@ def serving_from(
     """A service in a private folder within the block; ``models`` are paths by label."""
     with private_folder() as home:
         storage = Storage(home, limits.total_mb)
-        shift = Shift(limits.jobs)
+        shift = Shift(limits.jobs, limits.queue)
         yield Service(storage, Models(models), devices, limits, lambda value: value, results, seconds, shift)
 
 

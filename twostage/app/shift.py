@@ -11,21 +11,32 @@ PATIENCE = 60.0  # seconds to wait for running work, which stops after a window
 GLANCE = 0.5  # seconds between checks whether clients are still connected
 
 
+class Busy(TwoStageError):
+    """The queue is full."""
+
+
 class Closing(TwoStageError):
     """The server closes before the requested work is done."""
 
 
 class Shift:
-    """A queue that runs ``jobs`` at once until `close`; running work must call `go_on` regularly."""
+    """A queue that runs ``jobs`` at once, while ``queue`` wait, until `close`; running work calls `go_on` regularly."""
 
-    def __init__(self, jobs: int = 1) -> None:
-        self._state, self._jobs, self._working, self._closed = threading.Condition(), jobs, 0, False
+    def __init__(self, jobs: int = 1, queue: int = 20) -> None:
+        self._state, self._working, self._closed = threading.Condition(), 0, False
+        self._jobs, self._queue = jobs, queue
         self._waiting: deque[object] = deque()
 
     @contextmanager
-    def work(self, check: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Wait for a free job; ``check`` raises an exception if the client has disconnected."""
-        self._begin(check)
+    def work(
+        self, check: Callable[[], None] = lambda: None, report: Callable[[int], None] = lambda earlier: None
+    ) -> Iterator[None]:
+        """Wait for a free job, or raise Busy if too many wait already.
+
+        While waiting, ``check`` is called, which raises an exception if the client has disconnected, and ``report``,
+        with the number of earlier requests that are not finished.
+        """
+        self._begin(check, report)
         try:
             yield
         finally:
@@ -33,13 +44,20 @@ class Shift:
                 self._working -= 1
                 self._state.notify_all()
 
-    def _begin(self, check: Callable[[], None]) -> None:
+    def check_queue(self) -> None:
+        """Raises Busy if a new request would have to wait and the queue is full."""
+        if self._working >= self._jobs and self.waiting >= self._queue:
+            raise Busy(f"The queue is full ({self.waiting} waiting). Try again in a moment.")
+
+    def _begin(self, check: Callable[[], None], report: Callable[[int], None]) -> None:
         ticket = object()
         with self._state:
+            self.go_on()
+            self.check_queue()
             self._waiting.append(ticket)
             try:
-                self.go_on()
                 while self._working >= self._jobs or self._waiting[0] is not ticket:
+                    report(self._working + self._waiting.index(ticket))
                     self._state.wait(GLANCE)
                     self.go_on()
                     check()
