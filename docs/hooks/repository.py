@@ -10,7 +10,6 @@ Links stay as they are right in the repository; those that lead to a file that i
 import os
 import re
 import tomllib
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -33,7 +32,7 @@ ASSETS = ("samples/restored.png", "samples/throat.flac", "samples/restored.flac"
 TEXTS = {page: source for source, page in PAGES.items() if source.endswith(".md") and page != "index.md"}
 
 FENCE = re.compile(r"(^```.*?^```|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+LINK = re.compile(rf"{FENCE.pattern}|(!?)\[([^\]]*)\]\(([^)\s]+)\)", FENCE.flags)  # or code, whatever comes first
 INCLUDE = re.compile(r"^\[README: .+?\]\([./]+/README\.md#(.+?)\)$", re.MULTILINE)
 HEADING = re.compile(r"^#+ (.+)\n", re.MULTILINE)
 SOUND = re.compile(r'<a href="([^"]+\.flac)">(.*?)</a>')
@@ -72,28 +71,25 @@ def on_page_content(text: str, page: Any, **_: Any) -> str:
 def section(anchor: str) -> str:
     """What stands below a heading of README.md, named as GitHub names its anchor, up to the next heading."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    headings = list(HEADING.finditer(outside(text, _no_headings)))
+    headings = list(HEADING.finditer(FENCE.sub(_no_headings, text)))
     for heading, following in zip(headings, [*headings[1:], None], strict=True):
         if re.sub(r"[^\w -]", "", heading[1].lower()).replace(" ", "-") == anchor:
             return text[heading.end() : following.start() if following else None].strip()
     raise PluginError(f"README.md has no section #{anchor}")
 
 
-def _no_headings(code: str) -> str:
-    return re.sub(r"^#", " ", code, flags=re.MULTILINE)  # of one length: a comment in a block of code is no heading
-
-
-def outside(text: str, code: Callable[[str], str], prose: Callable[[str], str] = str) -> str:
-    """``text`` with its code and what is around it each put through a function."""
-    parts = FENCE.split(text)
-    return "".join(code(part) if i % 2 else prose(part) for i, part in enumerate(parts))
+def _no_headings(code: re.Match[str]) -> str:
+    """Code of the same length in which no comment looks like a heading."""
+    return re.sub(r"^#", " ", code[0], flags=re.MULTILINE)
 
 
 def rebased(text: str, origin: str, page: str) -> str:
     """Links that are right in the file ``origin`` of the repository as they have to be on ``page`` of the site."""
 
     def one(match: re.Match[str]) -> str:
-        image, words, target = match.groups()
+        code, image, words, target = match.groups()
+        if code:
+            return code
         path, hash_, anchor = target.partition("#")
         if not path or ":" in path:
             return match[0]
@@ -103,7 +99,7 @@ def rebased(text: str, origin: str, page: str) -> str:
             return words
         return f"{image}[{words}]({os.path.relpath(on_site, PurePosixPath(page).parent)}{hash_}{anchor})"
 
-    return outside(text, str, lambda prose: LINK.sub(one, prose))
+    return LINK.sub(one, text)
 
 
 def _inline(words: str, page: str, target: str) -> str:

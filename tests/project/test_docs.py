@@ -235,6 +235,8 @@ def test_formulas_are_converted_to_mathml(site: Path) -> None:
         ("[a](CITATION.cff), [b](nowhere.md)", "README.md", "index.md", "a, [b](nowhere.md)"),
         ("[a](https://x.org/y.md) [b](#c)", "README.md", "index.md", "[a](https://x.org/y.md) [b](#c)"),
         ("`[a](docs/SPEED.md)`", "README.md", "index.md", "`[a](docs/SPEED.md)`"),
+        ("[the `a` of b](docs/SPEED.md), `c`", "README.md", "index.md", "[the `a` of b](SPEED.md), `c`"),
+        ("```\n[a](docs/SPEED.md)\n```", "README.md", "index.md", "```\n[a](docs/SPEED.md)\n```"),
     ],
 )
 def test_links_of_the_repository_are_converted_for_the_site(link: str, origin: str, page: str, expected: str) -> None:
