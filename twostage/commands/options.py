@@ -49,7 +49,8 @@ def add_restoration_arguments(parser: ArgumentParser) -> None:
     add("--precision", choices=PRECISIONS, default="float32", help=PRECISION_HELP)
     add("--sample-rate", choices=("model", "input"), default="model", help="rate of the output (default: model)")
     add("--format", choices=FORMATS, help="format of the outputs (default: that of the input)")
-    add("--level", choices=("input", "model"), default="input", help="loudness of the output (default: input)")
+    level_help = "loudness of the output: that of the input, or the model's, -26 dBFS in speech (default: input)"
+    add("--level", choices=("input", "model"), default="input", help=level_help)
     add("--keep-low-band", type=float, default=0.0, metavar="HZ", help="keep the input itself below this frequency")
     add("--seconds", type=float, default=10.0, help="window length, which limits the memory (default: 10)")
     add(
