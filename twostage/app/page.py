@@ -221,7 +221,7 @@ def _results_tab(service: Service, page: Any, visitors: Visitors) -> None:
     with gr.Row():
         folder = gr.Dropdown(results.names(), value=None, label="Folder", elem_id="folder")
         refresh = gr.Button("Refresh", scale=0, min_width=160)
-    message = _message("complaint")
+    message = _message("results-message")
     table = gr.Markdown(elem_classes="ts-table")
     player = _player("results-player")
     pictures = gr.HTML(html_template=PICTURES, js_on_load=None)

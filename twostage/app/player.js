@@ -18,7 +18,7 @@ function make(tag, attributes = {}, children = []) {
   return made;
 }
 
-function drawn(tag, attributes, text = "") {
+function svgElement(tag, attributes, text = "") {
   const made = document.createElementNS(SVG, tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
   made.textContent = text;
@@ -158,23 +158,23 @@ function levels(item) {
   // what lies 60 dB below the loudest third octave is not heard beside it
   const x = (hertz) => left + ((Math.log(hertz) - first) / (last - first)) * (width - left - right);
   const y = (level) => 10 + ((high - Math.max(level, low)) / (high - low || 1)) * (height - bottom - 10);
-  const chart = drawn("svg", { viewBox: `0 0 ${width} ${height}`, class: "ts-levels", role: "img" });
-  chart.append(drawn("title", {}, "Level of third octaves by frequency"));
+  const chart = svgElement("svg", { viewBox: `0 0 ${width} ${height}`, class: "ts-levels", role: "img" });
+  chart.append(svgElement("title", {}, "Level of third octaves by frequency"));
   for (let level = high; level >= low; level -= high - low > 50 ? 20 : 10) {
-    chart.append(drawn("line", { x1: left, x2: width - right, y1: y(level), y2: y(level), class: "ts-grid" }));
-    chart.append(drawn("text", { x: left - 6, y: y(level) + 4, "text-anchor": "end" }, level));
+    chart.append(svgElement("line", { x1: left, x2: width - right, y1: y(level), y2: y(level), class: "ts-grid" }));
+    chart.append(svgElement("text", { x: left - 6, y: y(level) + 4, "text-anchor": "end" }, level));
   }
   for (const hertz of [63, 125, 250, 500, 1000, 2000, 4000]) {
     const label = hertz < 1000 ? String(hertz) : `${hertz / 1000}k`;
-    chart.append(drawn("line", { x1: x(hertz), x2: x(hertz), y1: 10, y2: height - bottom, class: "ts-grid" }));
-    chart.append(drawn("text", { x: x(hertz), y: height - bottom + 14, "text-anchor": "middle" }, label));
+    chart.append(svgElement("line", { x1: x(hertz), x2: x(hertz), y1: 10, y2: height - bottom, class: "ts-grid" }));
+    chart.append(svgElement("text", { x: x(hertz), y: height - bottom + 14, "text-anchor": "middle" }, label));
   }
   const key = item.tracks.map((track, place) => {
     const color = COLORS[place % COLORS.length];
     const points = track.levels
       .map((level, band) => (level === null ? null : `${x(item.hertz[band])},${y(level)}`))
       .filter((point) => point !== null);
-    chart.append(drawn("polyline", { points: points.join(" "), fill: "none", stroke: color, "stroke-width": 2.5 }));
+    chart.append(svgElement("polyline", { points: points.join(" "), fill: "none", stroke: color, "stroke-width": 2.5 }));
     const dot = make("i");
     dot.style.background = color;
     return make("span", {}, [dot, track.label]);

@@ -78,7 +78,7 @@ class Service:
         except Cancelled as reason:
             return _stopped(reason), None
         except FAILURES as error:
-            return complaints([_reason(error)]), None
+            return error_paragraphs([_reason(error)]), None
 
     def simulate(
         self,
@@ -108,7 +108,7 @@ class Service:
         except Cancelled as reason:
             return _stopped(reason), None
         except FAILURES as error:
-            return complaints([explain(error, source.name) if file else _reason(error)]), None
+            return error_paragraphs([explain(error, source.name) if file else _reason(error)]), None
 
     def show(self, name: str | None, progress: PageProgress, check: Check = lambda: None) -> tuple[str, str, Any, Any]:
         """A folder of results: an error message, the table in Markdown, images, sounds."""
@@ -130,7 +130,7 @@ class Service:
         except Cancelled as reason:
             return _stopped(reason), "", None, None
         except FAILURES as error:
-            return complaints([explain(self.results.unrooted(error), name)]), "", None, None
+            return error_paragraphs([explain(self.results.unrooted(error), name)]), "", None, None
 
     def sample(self, name: str) -> str | None:
         """A copy of a sample recording in ``home``; None if it is not installed."""
@@ -221,10 +221,10 @@ def summary_html(outcome: Outcome, request: RestoreRequest) -> str:
     counts = f"{restored} restored" + (f", {failed} failed" if failed else "")
     pace = f"; {outcome.seconds:.1f} s of sound in {outcome.elapsed:.1f} s on {request.device}" if restored else ""
     warnings = "".join(f"<p>{escape(warning)}</p>" for warning in outcome.warnings)
-    return f"<p>{counts}{pace}</p>{warnings}{complaints(outcome.failures)}"
+    return f"<p>{counts}{pace}</p>{warnings}{error_paragraphs(outcome.failures)}"
 
 
-def complaints(lines: Sequence[str]) -> str:
+def error_paragraphs(lines: Sequence[str]) -> str:
     """The errors as HTML."""
     return "".join(f'<p class="ts-bad">{escape(line)}</p>' for line in lines)
 

@@ -77,14 +77,14 @@ def no_backend() -> Iterator[None]:
 
 
 @contextmanager
-def optional(path: str | Path, complain: Callable[[str], object]) -> Iterator[None]:
+def optional(path: str | Path, warn: Callable[[str], object]) -> Iterator[None]:
     """Draw ``path`` in this block, or report why that failed: a plot must not stop a command."""
     try:
         yield
     except TwoStageError as error:
-        complain(f"not drawn: {error}")
+        warn(f"not drawn: {error}")
     except Exception as error:  # matplotlib, its settings and its fonts can raise anything
-        complain(f"{path}: not drawn ({one_line(error)})")
+        warn(f"{path}: not drawn ({one_line(error)})")
 
 
 def draw(path: str | Path, panels: Sequence[Panel], *, top: float | None = None, overwrite: bool = False) -> None:

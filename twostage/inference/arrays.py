@@ -46,7 +46,7 @@ def wanted_shape(shape: tuple[int, ...]) -> str:
     return "(C, T): there are more channels than samples" if len(shape) == 2 and shape[0] > max(PAIR, shape[1]) else ""
 
 
-def taken(audio: Any, *, name: str = "audio", wanted: Callable[[tuple[int, ...]], str] = wanted_shape) -> Samples:
+def to_samples(audio: Any, *, name: str = "audio", wanted: Callable[[tuple[int, ...]], str] = wanted_shape) -> Samples:
     """Convert input to floats: integers at their full scale; for unsigned integers, mid-range is silence.
 
     Raises AudioError for any other dtype and for a shape to which ``wanted`` objects by returning the expected shape.

@@ -25,7 +25,7 @@ from twostage.audio.sound_files import (
     resampled_length,
 )
 from twostage.audio.types import Audio
-from twostage.inference.arrays import check_sample_rate, taken
+from twostage.inference.arrays import check_sample_rate, to_samples
 from twostage.inference.input_levels import AudioSource, InputLevels, measure_levels, step_of
 from twostage.inference.rendering import ProgressCallback, render
 from twostage.inference.restore_options import Options
@@ -138,7 +138,7 @@ def _as_batch(audio: Any, items: list[Any]) -> Any:
 def _restore(
     model: Enhancer, audio: Any, sample_rate: int, options: Options, progress: ProgressCallback, cancel: Cancel
 ) -> Any:
-    rate, samples = check_sample_rate(sample_rate), taken(audio)
+    rate, samples = check_sample_rate(sample_rate), to_samples(audio)
     rows = np.atleast_2d(samples.audio)
     blocks = np.split(rows, range(BLOCK, rows.shape[1], BLOCK), axis=1)
     source = _cancellable(AudioSource("audio", rate, len(rows), lambda: iter(blocks), samples.step), cancel)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from twostage.audio.highpass import CausalHighPass, ZeroPhaseHighPass
 from twostage.audio.types import Audio
-from twostage.inference.arrays import taken
+from twostage.inference.arrays import to_samples
 from twostage.inference.chunks import live
 from twostage.models.protocol import Enhancer
 from twostage.utils.errors import AudioError, ConfigError
@@ -71,7 +71,7 @@ class Stream:
         """
         if self._closed:
             raise AudioError("the stream is closed")
-        converted = taken(samples, name="samples", wanted=self._wanted)
+        converted = to_samples(samples, name="samples", wanted=self._wanted)
         audio = np.atleast_2d(converted.audio)
         if not (np.abs(audio) <= np.finfo(np.float32).max).all():
             raise AudioError("samples are NaN or infinite")
