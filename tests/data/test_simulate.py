@@ -17,6 +17,7 @@ from twostage.utils.errors import ConfigError, DataError, OutputError
 Speech = Callable[..., np.ndarray]
 RATE = 16000
 GRID = (0.0, 8000.0)
+BAND = signal.butter(4, (1000, 1500), "band", fs=RATE, output="sos")
 
 
 def noise(seconds: float, sample_rate: int = RATE, seed: int = 0) -> np.ndarray:
@@ -157,6 +158,34 @@ def test_gains_vary_slowly_and_with_the_configured_deviation() -> None:
     assert level.std() == pytest.approx(4, rel=0.25)
     assert np.corrcoef(level[1:], level[:-1])[0, 1] > 0.9
     assert abs(np.corrcoef(level[40:], level[:-40])[0, 1]) < 0.3
+
+
+def test_gains_that_depend_on_the_speech_repeat_with_it_and_differ_between_recordings() -> None:
+    """Two sounds in turn: the gain from 1 to 1.5 kHz is the same for each sound, and another in another recording."""
+    low, high = (
+        signal.lfilter(*signal.butter(2, band, "band", fs=RATE), noise(20)) for band in ([200, 800], [2e3, 4e3])
+    )
+    is_low = np.arange(20 * RATE) // (RATE // 4) % 2 == 0  # a quarter of a second each
+    clean = (np.where(is_low, low, high) + 0.1 * noise(20, seed=1)).astype(np.float32)
+
+    def differences(share: float) -> list[tuple[float, float]]:
+        """Mean and standard deviation of the difference of gain in dB between neighboring sounds, by recording."""
+        sensor = Sensor(frequencies=GRID, gain_spread_db=(5.0, 5.0), speech_share=share)
+        found = []
+        for seed in range(8):
+            output = simulate(clean, RATE, sensor, seeded(1), recording=seeded(2, seed))
+            powers = [
+                np.square(signal.sosfilt(BAND, x)).reshape(-1, RATE // 4)[:, 1000:3000].mean(1) for x in (output, clean)
+            ]
+            gains = 10 * np.log10(powers[0] / powers[1])
+            found.append(((gains[::2] - gains[1::2]).mean(), (gains[::2] - gains[1::2]).std()))
+        return found
+
+    by_speech, at_random = np.array(differences(1.0)).T, np.array(differences(0.0)).T
+    assert by_speech[0].std() > 4  # another function for each recording
+    assert by_speech[1].mean() < 1.5  # which the random amplitude of noise changes a little
+    assert np.abs(at_random[0]).max() < 2
+    assert at_random[1].mean() > 4
 
 
 def test_the_level_of_a_band_follows_itself_and_the_voice_by_the_slopes() -> None:

@@ -30,6 +30,7 @@ Starts = NDArray[np.intp]  # first bins of the bands (K + 1,)
 QUIET = 38.0  # dB below the loudest frame of the clean channel: frames below are pauses, with the sensor's noise only
 CHUNK = 4.0  # seconds: longer recordings are divided, to have enough of them for statistics
 DROP = 20.0  # dB: a drop by so much within 400 Hz is a band limit
+SPEECH_SHARE = 0.75  # of the gains that the fit does not explain: the function is unknown, but speech is what decides
 
 
 class Recording(NamedTuple):
@@ -127,7 +128,8 @@ def fit_sensor(recordings: Sequence[Recording], sample_rate: int, *, rounds: int
     sensor = _first_guess(measured)
     for number in range(rounds):
         sensor = _corrected(sensor, measured, _simulated(recordings, sample_rate, sensor, seed, number))
-    return FittedSensor(_rounded(sensor), measured, _simulated(recordings, sample_rate, sensor, seed, rounds))
+    sensor = replace(_rounded(sensor), speech_share=SPEECH_SHARE)
+    return FittedSensor(sensor, measured, _simulated(recordings, sample_rate, sensor, seed, rounds))
 
 
 def _simulated(
@@ -152,7 +154,7 @@ def _first_guess(measured: SensorStatistics) -> Sensor:
         gain_spread_db=as_curve((measured.gain_spread_db - 3).clip(0, 8)),
         coherence=as_curve(measured.coherence.clip(0, 1)),
         # harmonics are distinct from the noise at low frequencies, where the sensor picks up the voice, and less above
-        noise_share=as_curve(np.interp(np.log2(measured.frequencies), np.log2([500, 2000]), [0.1, 0.5])),
+        noise_share=as_curve(np.interp(np.log2(measured.frequencies), np.log2([500, 2000]), [0.05, 0.2])),
         noise_db=as_curve(measured.noise_db.clip(-110, 0)),
         noise_spread_db=min(measured.noise_spread_db, 6.0),
         band_limit=measured.band_limit,

@@ -57,6 +57,7 @@ class Sensor:
     voice_slope: Curve = ()  # change of a band in dB per dB of voice level
     gain_spread_db: Curve = ()  # standard deviation of slow random gains by band
     gain_seconds: float = 0.1  # correlation time of these gains
+    speech_share: float = 0.0  # fraction of their variance that is a function of the speech, random for each recording
     coherence: Curve = ()  # magnitude-squared, between clean and simulated speech
     noise_share: Curve = ()  # fraction of incoherent power that is noise with the speech's envelope; rest: random phase
     headroom_db: float | None = None  # soft saturation this far above the active level
@@ -85,8 +86,8 @@ class Sensor:
                 raise ConfigError(
                     f"sensor.{name} has {len(getattr(self, name))} values, sensor.frequencies {len(grid)}"
                 )
-        if any(not 0 <= c <= 1 for c in (*self.coherence, *self.noise_share)):
-            raise ConfigError("sensor.coherence and sensor.noise_share must lie between 0 and 1")
+        if any(not 0 <= c <= 1 for c in (*self.coherence, *self.noise_share, self.speech_share)):
+            raise ConfigError("sensor.coherence, sensor.noise_share and sensor.speech_share must lie between 0 and 1")
         if any(len(resonance) != 3 for resonance in self.resonances):
             raise ConfigError("sensor.resonances must be (Hz, q, dB) each")
         for name in ("cutoff", "band_limit", "white_noise", "filter_jitter", "band_limit_jitter", "level_jitter_db"):
@@ -265,9 +266,10 @@ class AnySensor(Sensor):
             response_spread_db=(rng.uniform(2, 5),) * len(GRID),
             slope=as_curve(slope),
             voice_slope=as_curve((1 - slope) * rng.uniform(0.4, 1.1)),
-            gain_spread_db=as_curve(np.interp(pitch, (8, 11), rng.uniform(2, 5, 2))),
+            gain_spread_db=as_curve(np.interp(pitch, (8, 11), (rng.uniform(1, 5), rng.uniform(3, 9)))),
+            speech_share=rng.uniform(0.8, 1),
             coherence=as_curve(own_weight * rng.uniform(0.6, 1) + (1 - own_weight) * rng.uniform(0.05, 0.5)),
-            noise_share=as_curve(np.interp(pitch, (8, 11), (rng.uniform(0, 0.2), rng.uniform(0.1, 0.6)))),
+            noise_share=as_curve(np.interp(pitch, (8, 11), (0, rng.uniform(0, 0.15)))),
             noise_db=as_curve(floor),
             thump_db=rng.uniform(-25, -8) if rng.random() < 0.3 else None,
             heart_db=rng.uniform(-45, -20) if rng.random() < 0.2 else None,

@@ -6,6 +6,7 @@ parameters; parts whose parameters are empty, zero or None are skipped at no cos
 """
 
 from hashlib import blake2b
+from itertools import pairwise
 
 import numpy as np
 from scipy import fft, ndimage
@@ -31,6 +32,8 @@ from twostage.data.spectra import (
 __all__ = ["PRESETS", "Sensor", "load_sensor", "seeded", "simulate", "simulate_file"]
 
 PART = 60.0  # seconds of a long file that are simulated at once
+SPEECH_BANDS = (100, 250, 400, 600, 850, 1150, 1500, 1900, 2400, 3000, 3700, 4500, 5500)  # Hz: edges
+SPEECH_SPREAD_DB = 8.0  # standard deviation of the level of speech in such a band, roughly
 
 
 def simulate(
@@ -63,7 +66,7 @@ def simulate(
     speech = low_pass(clean, sample_rate, sensor, recording_rng) if sensor.cutoff else clean
     response = _response(sensor, sample_rate, recording_rng)
     if response is not None or any(getattr(sensor, name) for name in MOVING):
-        speech = _body(speech, clean, sample_rate, sensor, response, rng)
+        speech = _body(speech, clean, sample_rate, sensor, response, recording_rng, rng)
     change = active - levels.active_level(speech, sample_rate)
     speech = speech * np.float32(10 ** (change / 20)) if np.isfinite(change) else speech
     amplitude = 10 ** (reference / 20)
@@ -158,7 +161,13 @@ def _response(sensor: Sensor, sample_rate: int, rng: np.random.Generator) -> Flo
 
 
 def _body(
-    speech: Floats, clean: Floats, sample_rate: int, sensor: Sensor, response: Floats | None, rng: np.random.Generator
+    speech: Floats,
+    clean: Floats,
+    sample_rate: int,
+    sensor: Sensor,
+    response: Floats | None,
+    recording_rng: np.random.Generator,
+    rng: np.random.Generator,
 ) -> Floats:
     """Filter speech (T,) by the response and the time-varying parts: dynamics, random gains, loss of coherence."""
     size, frequencies = frame_size(sample_rate), _grid(sample_rate)
@@ -169,12 +178,18 @@ def _body(
     times = np.arange(len(spectra), dtype=np.float32) * (size // OVERLAP / sample_rate / sensor.gain_seconds)
     positions = octaves(frequencies) * 2  # correlated over half an octave
     gain = np.zeros(len(frequencies), np.float32) if response is None else response[used]
+    clean_power = np.empty(0, np.float32)
+    if sensor.slope or sensor.voice_slope or sensor.speech_share:
+        clean_power = power(spectra if clean is speech else stft(clean, size)[:, used])
     if sensor.slope or sensor.voice_slope:
-        clean_spectra = spectra if clean is speech else stft(clean, size)[:, used]
-        gain = gain + _dynamics(power(clean_spectra), frequencies, sensor)
+        gain = gain + _dynamics(clean_power, frequencies, sensor)
     spread = _curve(sensor, "gain_spread_db", frequencies)
     if sensor.gain_spread_db:
-        gain = gain + spread * smooth_field(times, positions, rng)
+        field = smooth_field(times, positions, rng)
+        if sensor.speech_share:
+            by_speech = _speech_field(clean_power, frequencies, recording_rng)
+            field = np.sqrt(1 - sensor.speech_share) * field + np.sqrt(sensor.speech_share) * by_speech
+        gain = gain + (spread * field).astype(np.float32)
     if sensor.coherence:
         remaining = np.minimum(1, _curve(sensor, "coherence", frequencies) / gain_coherence(spread))
         noise_share = _curve(sensor, "noise_share", frequencies)
@@ -197,6 +212,27 @@ def _dynamics(powers: Floats, frequencies: Floats, sensor: Sensor) -> Floats:
     band, voice = (np.clip(level - level[active].mean(0), -25, 25) for level in (band, voice))
     slope = _curve(sensor, "slope", frequencies) - 1 if sensor.slope else np.float32(0)
     return band * slope + voice[:, None] * _curve(sensor, "voice_slope", frequencies)
+
+
+def _speech_field(powers: Floats, frequencies: Floats, rng: np.random.Generator) -> Floats:
+    """A random smooth function of the speech with powers (L, F): (L, F), of about unit variance over the speech.
+
+    It stands for what a body does to speech that no filter explains: vowels, nasals and fricatives reach the sensor by
+    different paths. Two to eight curves over frequency are each weighted by one random nonlinear unit, whose input are
+    the levels of the speech in the bands of SPEECH_BANDS.
+    """
+    edges = np.unique(np.searchsorted(frequencies, SPEECH_BANDS).clip(0, len(frequencies) - 1))
+    levels_db = decibels(np.stack([powers[:, a:b].mean(1) for a, b in pairwise(edges)], 1) + 1e-12)
+    active = active_frames(powers)
+    relative = np.clip((levels_db - levels_db[active].mean(0)) / SPEECH_SPREAD_DB, -3, 3)
+    relative = ndimage.uniform_filter1d(relative, 3, axis=0, mode="nearest")
+    bands, units = relative.shape[1], int(rng.integers(2, 9))
+    weights = rng.standard_normal((bands, units)) * (1.2 / np.sqrt(bands))
+    hidden = np.tanh(relative @ weights + rng.normal(0, 0.5, units))
+    hidden = (hidden - hidden[active].mean(0)) / np.maximum(hidden[active].std(0), 0.2)
+    curves = np.stack([smooth_curve(octaves(frequencies), rng) for _ in range(units)])
+    field: Floats = (hidden @ curves / np.sqrt(units)).astype(np.float32)
+    return field
 
 
 def _decohere(
