@@ -1,13 +1,17 @@
 """Tests of losses: values by hand, zeros for equal signals, comparison with references, finite gradients."""
 
 from itertools import pairwise, product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from twostage.audio import sound_files
 from twostage.models.features import LogMel, MelConfig
 from twostage.training import losses
+
+SAMPLES = Path(__file__).parents[2] / "samples"
 
 
 def maps(*logits: float) -> list[list[torch.Tensor]]:
@@ -211,3 +215,30 @@ def test_the_quantile_loss_is_least_at_the_quantile(quantile: float) -> None:
     assert abs(float(values.argmin()) - 100 * quantile) <= 1
     fake = real.flip(0)
     torch.testing.assert_close(losses.mel_quantile(fake, real, 0.5), losses.mel_l1(fake, real))
+
+
+@pytest.mark.parametrize("sample_rate", [16000, 24000])
+def test_lines_at_the_frame_rate_are_measured_in_bels(sample_rate: int) -> None:
+    """A pattern that repeats in every frame of 256 samples, in noise that is 20 dB weaker between its lines."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(8, 1, 8192, generator=generator)
+    pattern = torch.randn(1, 1, 256, generator=generator).repeat(8, 1, 32)
+    # the window of Hann spreads a line of 32 periods over 1.5 bins; the noise fills every bin
+    expected = torch.log10(torch.tensor(1 + 32 / 1.5)).item()
+    assert losses.frame_lines(noise + pattern, 256, sample_rate).item() == pytest.approx(expected, abs=0.15)
+    assert losses.frame_lines(noise, 256, sample_rate) < 0.15
+    assert losses.frame_lines(noise + pattern.roll(1, 0), 240, sample_rate) < 0.3  # lines at other frequencies
+
+
+def test_speech_and_silence_have_no_lines_at_the_frame_rate(speech) -> None:
+    clean = sound_files.read(SAMPLES / "clean.flac")[0][0][: 12 * 8192].reshape(12, 1, 8192)
+    assert losses.frame_lines(torch.from_numpy(clean), 256, 16000) < 0.2
+    assert losses.frame_lines(torch.zeros(2, 1, 8192), 256, 16000) == 0
+
+
+def test_the_gradient_of_frame_lines_lowers_them() -> None:
+    audio = torch.randn(1, 1, 256, generator=torch.Generator().manual_seed(1)).repeat(2, 1, 32)
+    audio = (audio + 0.3 * torch.randn(2, 1, 8192, generator=torch.Generator().manual_seed(2))).requires_grad_()
+    before = losses.frame_lines(audio, 256, 16000)
+    (gradient,) = torch.autograd.grad(before, audio)
+    assert losses.frame_lines(audio - gradient / gradient.abs().max(), 256, 16000) < before

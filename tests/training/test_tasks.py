@@ -14,7 +14,7 @@ from twostage.models.two_stage import TwoStage, TwoStageConfig
 from twostage.models.vocoder import Vocoder
 from twostage.training.adversary import Adversary, AdversaryConfig
 from twostage.training.discriminators.audio import DiscriminatorConfig
-from twostage.training.losses import mel_l1, ssim_distance
+from twostage.training.losses import frame_lines, mel_l1, ssim_distance
 from twostage.training.optim import OptimizerConfig
 from twostage.training.tasks import (
     Finetuning,
@@ -79,6 +79,13 @@ def test_vocoding_uses_the_clean_side_only(pair):
     assert output.terms == other.terms
     assert output.terms.keys() == {"mel", "multi_mel", "stft", "intelligibility"}
     assert torch.equal(output.real, pair.clean)
+
+
+def test_lines_at_the_frame_rate_are_a_term_of_both_trainings_of_the_vocoder(pair):
+    output = Vocoding(MEL, VocodingWeights(frame_lines=1))(Vocoder(VOCODER), pair)
+    torch.testing.assert_close(output.terms["frame_lines"], frame_lines(output.fake, MEL.hop_length, MEL.sample_rate))
+    output = Finetuning(MEL, FinetuningWeights(frame_lines=1), 16)(joint(), pair)
+    torch.testing.assert_close(output.terms["frame_lines"], frame_lines(output.fake, MEL.hop_length, MEL.sample_rate))
 
 
 def test_the_vocoder_is_fine_tuned_on_the_middle_frames_of_the_restorer(pair):

@@ -17,6 +17,7 @@ from twostage.models.registry import ENHANCERS
 from twostage.models.restorer import RestorerConfig
 from twostage.models.vocoder import VocoderConfig
 from twostage.training.adversary import AdversaryConfig, AdversaryRules, MelAdversaryConfig
+from twostage.training.losses import LINE_FRAMES
 from twostage.training.optim import OptimizerConfig
 from twostage.training.tasks import (
     ADVERSARIAL,
@@ -185,6 +186,11 @@ class VocoderRun(RunConfig):
             raise ConfigError(
                 "data.sensors is empty, and vocoder.sensor_input needs them: otherwise its input would be clean speech"
             )
+        if self.weights.frame_lines and self.data.segment_length < LINE_FRAMES * self.vocoder.mel.hop_length:
+            raise ConfigError(
+                f"data.segment_length is {self.data.segment_length}, weights.frame_lines needs {LINE_FRAMES} frames of "
+                f"{self.vocoder.mel.hop_length}"
+            )
         check_adaptive(self.adversary, self.weights)
 
 
@@ -204,6 +210,8 @@ class FinetuneRun(RunConfig):
             raise ConfigError(f"train is {self.train!r}, must be one of {', '.join(TRAINABLE)}")
         if self.frames < 1:
             raise ConfigError(f"frames is {self.frames}, must be at least 1")
+        if self.weights.frame_lines and self.frames < LINE_FRAMES:
+            raise ConfigError(f"frames is {self.frames}, weights.frame_lines needs {LINE_FRAMES}")
         if self.weights.restored and self.train == "vocoder":
             raise ConfigError(f"weights.restored is {self.weights.restored}, but train is vocoder")
         if self.init_from:

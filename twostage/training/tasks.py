@@ -21,6 +21,7 @@ from twostage.training.losses import (
     MultiResolutionStft,
     MultiScaleMel,
     delta_l1,
+    frame_lines,
     mel_l1,
     mel_quantile,
     negative_si_sdr,
@@ -63,6 +64,7 @@ class VocodingWeights:
     multi_mel: float = 0.0  # L1 of log-mels at many resolutions
     stft: float = 0.0  # multi-resolution STFT loss
     intelligibility: float = 0.0  # one minus the mean of STOI and ESTOI, read off log-mels
+    frame_lines: float = 0.0  # level in bels of lines at multiples of the frame rate, a buzz
     adv: float = 1.0  # adversarial
     fm: float = 2.0  # feature matching: L1 of what the discriminators make of fake and real
 
@@ -75,6 +77,7 @@ class FinetuningWeights:
     multi_mel: float = 0.0  # L1 of log-mels at many resolutions
     stft: float = 0.0  # multi-resolution STFT loss
     intelligibility: float = 0.0  # one minus the mean of STOI and ESTOI, read off log-mels
+    frame_lines: float = 0.0  # level in bels of lines at multiples of the frame rate, a buzz
     restored: float = 0.0  # L1 of the restorer's log-mels, so that they stay log-mels
     adv: float = 1.0  # adversarial
     fm: float = 2.0  # feature matching: L1 of what the discriminators make of fake and real
@@ -133,14 +136,17 @@ class Vocoding(nn.Module):
 
     def __init__(self, mel: MelConfig, weights: VocodingWeights, loss_mel: MelConfig | None = None) -> None:
         super().__init__()
-        self.mel, self.waveform = LogMel(mel), WaveformTerms(loss_mel or mel, weights)
+        self.mel, self.waveform, self.weights = LogMel(mel), WaveformTerms(loss_mel or mel, weights), weights
 
     def forward(self, model: nn.Module, pair: Pair) -> Output:
         mel = self.mel(pair.clean)
         hop_length = self.mel.config.hop_length
         fake = model(mel, sensor=pair.degraded[:, :1, : mel.shape[-1] * hop_length]).float()
         real = pair.clean[..., : fake.shape[-1]]
-        return Output(self.waveform(fake, real), fake, real)
+        terms = self.waveform(fake, real)
+        if self.weights.frame_lines:
+            terms["frame_lines"] = frame_lines(fake, hop_length, self.mel.config.sample_rate)
+        return Output(terms, fake, real)
 
 
 class Finetuning(nn.Module):
@@ -164,6 +170,8 @@ class Finetuning(nn.Module):
         fake = model.vocoder(restored_part, sensor=sensor).float()
         real = pair.clean[..., start * model.hop_length :][..., : fake.shape[-1]]
         terms = self.waveform(fake, real)
+        if self.weights.frame_lines:
+            terms["frame_lines"] = frame_lines(fake, model.hop_length, model.sample_rate)
         if self.weights.restored:
             terms["restored"] = mel_l1(restored, model.mel(pair.clean))
         return Output(terms, fake, real)
