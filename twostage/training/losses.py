@@ -117,16 +117,16 @@ class MultiScaleMel(nn.Module):
 def frame_lines(audio: Tensor, hop_length: int, sample_rate: int) -> Tensor:
     """Level of lines at multiples of the frame rate in audio (B, 1, T), relative to what lies between them, in bels.
 
-    A generator that puts a similar pattern into every frame buzzes at the frame rate. The multiples from 500 Hz to 0.95
-    of the Nyquist frequency are compared with the frequencies half way between them, in seven bands; bands in which the
-    lines do not stand out count as zero. Voices have lines as well, but not at the same frequencies for long. ``audio``
+    A generator that puts a similar pattern into every frame buzzes at the frame rate. The multiples from 500 Hz to the
+    Nyquist frequency are compared with the frequencies half way between them, in seven bands; bands in which the lines
+    do not stand out count as zero. Voices have lines as well, but not at the same frequencies for long. ``audio``
     must have at least LINE_FRAMES frames.
     """
     frames = audio.shape[-1] // hop_length
     cut = audio[:, 0, : frames * hop_length]
     powers = torch.fft.rfft(cut * torch.hann_window(cut.shape[-1], device=cut.device)).abs().square().mean(0)
     rate = sample_rate / hop_length
-    multiples = torch.arange(round(500 / rate), int(0.475 * sample_rate / rate), device=audio.device) * frames
+    multiples = torch.arange(round(500 / rate), hop_length // 2, device=audio.device) * frames
     lines, between = ([part.mean() for part in powers[bins].chunk(7)] for bins in (multiples, multiples + frames // 2))
     ratios = (torch.stack(lines) + 1e-6) / (torch.stack(between) + 1e-6)
     return F.relu(ratios.log10()).mean()
