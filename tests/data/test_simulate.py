@@ -17,7 +17,7 @@ from twostage.utils.errors import ConfigError, DataError, OutputError
 Speech = Callable[..., np.ndarray]
 RATE = 16000
 GRID = (0.0, 8000.0)
-BAND = signal.butter(4, (1000, 1500), "band", fs=RATE, output="sos")
+BANDPASS = signal.butter(4, (1000, 1500), "band", fs=RATE, output="sos")
 
 
 def noise(seconds: float, sample_rate: int = RATE, seed: int = 0) -> np.ndarray:
@@ -168,18 +168,19 @@ def test_gains_that_depend_on_the_speech_repeat_with_it_and_differ_between_recor
     is_low = np.arange(20 * RATE) // (RATE // 4) % 2 == 0  # a quarter of a second each
     clean = (np.where(is_low, low, high) + 0.1 * noise(20, seed=1)).astype(np.float32)
 
-    def differences(share: float) -> list[tuple[float, float]]:
+    def differences(speech_share: float) -> list[tuple[float, float]]:
         """Mean and standard deviation of the difference of gain in dB between neighboring sounds, by recording."""
-        sensor = Sensor(frequencies=GRID, gain_spread_db=(5.0, 5.0), speech_share=share)
-        found = []
+        sensor = Sensor(frequencies=GRID, gain_spread_db=(5.0, 5.0), speech_share=speech_share)
+        measured = []
         for seed in range(8):
             output = simulate(clean, RATE, sensor, seeded(1), recording=seeded(2, seed))
             powers = [
-                np.square(signal.sosfilt(BAND, x)).reshape(-1, RATE // 4)[:, 1000:3000].mean(1) for x in (output, clean)
+                np.square(signal.sosfilt(BANDPASS, x)).reshape(-1, RATE // 4)[:, 1000:3000].mean(1)
+                for x in (output, clean)
             ]
             gains = 10 * np.log10(powers[0] / powers[1])
-            found.append(((gains[::2] - gains[1::2]).mean(), (gains[::2] - gains[1::2]).std()))
-        return found
+            measured.append(((gains[::2] - gains[1::2]).mean(), (gains[::2] - gains[1::2]).std()))
+        return measured
 
     by_speech, at_random = np.array(differences(1.0)).T, np.array(differences(0.0)).T
     assert by_speech[0].std() > 4  # another function for each recording
