@@ -189,6 +189,13 @@ def test_gains_that_depend_on_the_speech_repeat_with_it_and_differ_between_recor
     assert at_random[1].mean() > 4
 
 
+@pytest.mark.parametrize("band_limit", [60.0, 120.0, 0.0])
+def test_gains_that_depend_on_the_speech_are_finite_in_silence_and_for_the_narrowest_sensor(band_limit: float) -> None:
+    sensor = Sensor(frequencies=GRID, gain_spread_db=(5.0, 5.0), speech_share=1.0, band_limit=band_limit)
+    assert np.isfinite(run(noise(1), sensor)).all()
+    assert not run(np.zeros(RATE, np.float32), sensor, level=-26.0).any()
+
+
 def test_the_level_of_a_band_follows_itself_and_the_voice_by_the_slopes() -> None:
     """A tone at 3 kHz or the voice below it swells by 12 dB."""
     time = np.arange(4 * RATE) / RATE

@@ -222,6 +222,8 @@ def _speech_field(powers: Floats, frequencies: Floats, rng: np.random.Generator)
     the levels of the speech in the bands of SPEECH_BANDS.
     """
     edges = np.unique(np.searchsorted(frequencies, SPEECH_BANDS).clip(0, len(frequencies) - 1))
+    if len(edges) < 2:  # a band limit below the second band
+        edges = np.array([0, len(frequencies)])
     levels_db = decibels(np.stack([powers[:, a:b].mean(1) for a, b in pairwise(edges)], 1) + 1e-12)
     active = active_frames(powers)
     relative = np.clip((levels_db - levels_db[active].mean(0)) / SPEECH_SPREAD_DB, -3, 3)
