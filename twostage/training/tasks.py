@@ -136,17 +136,14 @@ class Vocoding(nn.Module):
 
     def __init__(self, mel: MelConfig, weights: VocodingWeights, loss_mel: MelConfig | None = None) -> None:
         super().__init__()
-        self.mel, self.waveform, self.weights = LogMel(mel), WaveformTerms(loss_mel or mel, weights), weights
+        self.mel, self.waveform = LogMel(mel), WaveformTerms(loss_mel or mel, weights)
 
     def forward(self, model: nn.Module, pair: Pair) -> Output:
         mel = self.mel(pair.clean)
         hop_length = self.mel.config.hop_length
         fake = model(mel, sensor=pair.degraded[:, :1, : mel.shape[-1] * hop_length]).float()
         real = pair.clean[..., : fake.shape[-1]]
-        terms = self.waveform(fake, real)
-        if self.weights.frame_lines:
-            terms["frame_lines"] = frame_lines(fake, hop_length, self.mel.config.sample_rate)
-        return Output(terms, fake, real)
+        return Output(self.waveform(fake, real), fake, real)
 
 
 class Finetuning(nn.Module):
@@ -170,8 +167,6 @@ class Finetuning(nn.Module):
         fake = model.vocoder(restored_part, sensor=sensor).float()
         real = pair.clean[..., start * model.hop_length :][..., : fake.shape[-1]]
         terms = self.waveform(fake, real)
-        if self.weights.frame_lines:
-            terms["frame_lines"] = frame_lines(fake, model.hop_length, model.sample_rate)
         if self.weights.restored:
             terms["restored"] = mel_l1(restored, model.mel(pair.clean))
         return Output(terms, fake, real)
@@ -212,6 +207,8 @@ class WaveformTerms(nn.Module):
         self.multi_mel = MultiScaleMel(mel) if weights.multi_mel else None
         self.stft = MultiResolutionStft() if weights.stft else None
         self.intelligibility = Intelligibility(mel) if weights.intelligibility else None
+        # the frames of a one-stage system are not those of the mel spectrogram
+        self.frame_lines = not isinstance(weights, EnhancingWeights) and bool(weights.frame_lines)
 
     def forward(self, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
         mels = self.mel(fake), self.mel(real)
@@ -222,6 +219,8 @@ class WaveformTerms(nn.Module):
             terms["stft"] = self.stft(fake, real)
         if self.intelligibility:
             terms["intelligibility"] = self.intelligibility(*mels)
+        if self.frame_lines:
+            terms["frame_lines"] = frame_lines(fake, self.mel.config.hop_length, self.mel.config.sample_rate)
         return terms
 
 
