@@ -4,9 +4,9 @@
 #   docker run --rm -v "$PWD:/data" twostage restore recording.wav -o restored.wav
 FROM python:3.13-slim AS build
 COPY . /src
-RUN /src/scripts/install_light.sh /opt/twostage
+RUN /src/scripts/install_light.sh /twostage
 
 FROM python:3.13-slim
-COPY --from=build /opt/twostage /opt/twostage
+COPY --from=build /twostage /twostage
 WORKDIR /data
-ENTRYPOINT ["/opt/twostage/bin/twostage"]
+ENTRYPOINT ["/twostage/bin/twostage"]

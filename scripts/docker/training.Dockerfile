@@ -7,9 +7,9 @@
 # The first stage has a compiler, which pesq needs to be installed.
 FROM python:3.13 AS build
 COPY . /src
-RUN python -m venv /opt/twostage && /opt/twostage/bin/pip install --no-cache-dir '/src[corpora,eval,onnx]'
+RUN python -m venv /twostage && /twostage/bin/pip install --no-cache-dir '/src[corpora,eval,onnx]'
 
 FROM python:3.13-slim
-COPY --from=build /opt/twostage /opt/twostage
+COPY --from=build /twostage /twostage
 WORKDIR /data
-ENTRYPOINT ["/opt/twostage/bin/twostage"]
+ENTRYPOINT ["/twostage/bin/twostage"]

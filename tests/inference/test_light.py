@@ -248,11 +248,11 @@ def test_docker_images_refer_to_existing_files_and_extras(name: str) -> None:
     text = (ROOT / "scripts" / "docker" / f"{name}.Dockerfile").read_text(encoding="utf-8")
     (command,) = [line.removeprefix("RUN ") for line in text.splitlines() if line.startswith("RUN ")]
     if name == "light":
-        assert command == "/src/scripts/install_light.sh /opt/twostage"
+        assert command == "/src/scripts/install_light.sh /twostage"
     else:
         (extras,) = re.findall(r"'/src\[(.*)\]'", command)
         assert set(extras.split(",")) <= project["optional-dependencies"].keys()
-    assert text.rstrip().endswith('ENTRYPOINT ["/opt/twostage/bin/twostage"]')
+    assert text.rstrip().endswith('ENTRYPOINT ["/twostage/bin/twostage"]')
     assert "twostage" in project["scripts"]
     ignore_file = (ROOT / "scripts" / "docker" / f"{name}.Dockerfile.dockerignore").read_text(encoding="utf-8")
     included = [line[1:] for line in ignore_file.splitlines() if line.startswith("!")]
