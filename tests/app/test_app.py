@@ -19,8 +19,8 @@ from twostage.app.limits import Limits
 from twostage.app.results import ResultFolders
 from twostage.app.security import MOST, POLICY, SecurityMiddleware
 from twostage.app.service import RestoreRequest, Service
-from twostage.app.shift import Shift
 from twostage.app.storage import Storage
+from twostage.app.work_queue import WorkQueue
 from twostage.audio import sound_files
 from twostage.audio.plots import spectrogram
 from twostage.cli import main
@@ -232,12 +232,12 @@ def test_results_are_shown_with_their_audio(scores, service, speech):
 
 
 def test_closing_stops_the_running_job_waits_for_its_end_and_refuses_new_jobs(recordings, service):
-    events, closing_thread = [], threading.Thread(target=lambda: (service.shift.close(), events.append("closed")))
+    events, closing_thread = [], threading.Thread(target=lambda: (service.queue.close(), events.append("closed")))
 
     def progress(part, *, desc):
         if desc == "loading tiny":
             closing_thread.start()
-            while closing_thread.is_alive() and not service.shift._closed:
+            while closing_thread.is_alive() and not service.queue._closed:
                 time.sleep(0.01)
         events.append(desc)
 
@@ -251,7 +251,7 @@ def test_closing_stops_the_running_job_waits_for_its_end_and_refuses_new_jobs(re
 
 
 def test_a_waiting_visitor_reads_how_many_are_before_and_is_refused_by_a_full_queue(recordings, service):
-    service = replace(service, shift=Shift(jobs=1, queue=2))
+    service = replace(service, queue=WorkQueue(jobs=1, places=2))
     file, request, said, threads = str(recordings / "a/take.wav"), RestoreRequest("tiny", "cpu"), {}, []
 
     def restore(name):
@@ -259,7 +259,7 @@ def test_a_waiting_visitor_reads_how_many_are_before_and_is_refused_by_a_full_qu
         message, _ = service.restore([file], request, lambda part, *, desc: texts.append(desc))
         texts.append(message)
 
-    with service.shift.work():  # another visitor's request
+    with service.queue.work():  # another visitor's request
         for name in ("second", "third"):
             threads.append(threading.Thread(target=restore, args=(name,)))
             threads[-1].start()

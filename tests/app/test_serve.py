@@ -26,9 +26,9 @@ from twostage.app import api
 from twostage.app.access import Access, is_loopback
 from twostage.app.limits import Limits
 from twostage.app.private_folder import LOCK, PREFIX, private_folder, sweep_abandoned
-from twostage.app.shift import Closing, Shift
 from twostage.app.storage import Storage, StorageFull
 from twostage.app.visitors import Visitors
+from twostage.app.work_queue import Closing, WorkQueue
 from twostage.audio import sound_files
 from twostage.cli import main
 from twostage.utils.errors import Cancelled, ConfigError
@@ -378,11 +378,11 @@ def test_reserved_storage_counts_until_the_file_is_stored(tmp_path: Path) -> Non
 
 
 def test_jobs_start_in_order_of_arrival_and_none_starts_after_closing() -> None:
-    shift, events, may_finish = Shift(jobs=1), list[Any](), threading.Event()
+    queue, events, may_finish = WorkQueue(jobs=1), list[Any](), threading.Event()
 
     def work(number: int) -> None:
         try:
-            with shift.work():
+            with queue.work():
                 events.append(number)
                 may_finish.wait(30)
         except Closing:
@@ -391,27 +391,27 @@ def test_jobs_start_in_order_of_arrival_and_none_starts_after_closing() -> None:
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for count, thread in enumerate(threads):
         thread.start()
-        wait_for(lambda count=count: shift.waiting + len(events) == count + 1)
-    assert (events, shift.waiting) == ([0], 3)
+        wait_for(lambda count=count: queue.waiting + len(events) == count + 1)
+    assert (events, queue.waiting) == ([0], 3)
     may_finish.set()
     for thread in threads:
         thread.join(30)
     assert events == [0, 1, 2, 3]
-    shift.close()
+    queue.close()
     work(4)
     assert events[4:] == ["closed"]
 
 
 def test_a_canceled_request_leaves_the_queue() -> None:
-    shift = Shift(jobs=1)
+    queue = WorkQueue(jobs=1)
 
     def gone() -> None:
         raise Cancelled("gone")
 
-    with shift.work(), pytest.raises(Cancelled), shift.work(gone):
+    with queue.work(), pytest.raises(Cancelled), queue.work(gone):
         pass
-    assert shift.waiting == 0
-    with shift.work():
+    assert queue.waiting == 0
+    with queue.work():
         pass
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from twostage.app.limits import TooMuch
 from twostage.app.service import RestoreRequest, Service
-from twostage.app.shift import Busy, Closing
 from twostage.app.storage import StorageFull
 from twostage.app.work import bounded, named_as_given, room_for
+from twostage.app.work_queue import Busy, Closing
 from twostage.audio.sound_files import FORMATS, info
 from twostage.inference.catalog import describe
 from twostage.inference.failures import FAILURES, explain
@@ -125,11 +125,11 @@ def restore(
         if cancel():
             raise Cancelled(f"{source.name}: the client has disconnected")
 
-    with service.shift.work(check):
+    with service.queue.work(check):
         model = service.models.get(request.model, request.device)
         rate = None if request.sample_rate == "input" else model.sample_rate
         with service.storage.reserve(room_for(source, service.limits, rate)):
-            progress = bounded(source, service.limits, lambda seconds: service.shift.go_on())
+            progress = bounded(source, service.limits, lambda seconds: service.queue.check_open())
             with named_as_given(source, job.target):
                 return restore_file(model, source, job.target, options, progress=progress, cancel=cancel)
 

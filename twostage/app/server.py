@@ -120,7 +120,7 @@ def listening(app: Any, address: Address, service: Service) -> Iterator[str]:
             raise OutputError(f"{address.host}:{address.port}: the server did not start")
         yield _url(address.host, listener.getsockname()[1])
     finally:
-        service.shift.close()
+        service.queue.close()
         server.should_exit = True
         thread.join(STARTING)
         listener.close()
@@ -157,7 +157,7 @@ class Programs:
         self._threads = ThreadPoolExecutor(service.limits.queue + service.limits.jobs, "twostage-api")
 
     async def health(self, request: Request) -> Response:
-        return JSONResponse({"status": "ok", "version": __version__, "waiting": self._service.shift.waiting})
+        return JSONResponse({"status": "ok", "version": __version__, "waiting": self._service.queue.waiting})
 
     async def openapi(self, request: Request) -> Response:
         return JSONResponse(document(self._service))
@@ -173,9 +173,9 @@ class Programs:
             values = dict(request.query_params)
             name = values.pop("name", "")
             restore_request = api.restore_request(values, self._service)
-            self._service.shift.check_queue()
+            self._service.queue.check_space()
             source = await _received(request, name, folder, self._service.limits.mb << 20)
-            self._service.shift.check_queue()  # again, because the upload took time
+            self._service.queue.check_space()  # again, because the upload took time
             report = await self._in_thread(
                 request, lambda cancel: api.restore(self._service, source, folder, restore_request, cancel)
             )

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 from twostage.app.limits import Limits
 from twostage.app.private_folder import private_folder
 from twostage.app.results import ResultFolders
-from twostage.app.shift import Shift
 from twostage.app.storage import Storage
 from twostage.app.views import view
 from twostage.app.work import Models, Outcome, restore_all, room_for, sample, simulate_one
+from twostage.app.work_queue import WorkQueue
 from twostage.audio.sound_files import info
 from twostage.inference.failures import FAILURES, explain
 from twostage.inference.restore_options import Options
@@ -59,7 +59,7 @@ class Service:
     publish: Callable[[Any], Any]
     results: ResultFolders | None = None
     seconds: float = 10.0  # of a window
-    shift: Shift = field(default_factory=Shift)
+    queue: WorkQueue = field(default_factory=WorkQueue)
 
     @property
     def home(self) -> Path:
@@ -158,7 +158,7 @@ class Service:
         model = self.models.get(request.model, request.device)
 
         def restoring(part: float) -> None:
-            self.shift.go_on()
+            self.queue.check_open()
             check()
             progress(part, desc="restoring")
 
@@ -176,7 +176,7 @@ class Service:
         def waiting(earlier: int) -> None:
             progress(0, desc=f"waiting for {earlier} earlier request{'s' if earlier > 1 else ''}")
 
-        with self.shift.work(check, waiting), self.folder() as folder:
+        with self.queue.work(check, waiting), self.folder() as folder:
             yield folder
 
     @contextmanager
@@ -201,8 +201,8 @@ def serving_from(
     """A service in a private folder within the block; ``models`` are paths by label."""
     with private_folder() as home:
         storage = Storage(home, limits.total_mb)
-        shift = Shift(limits.jobs, limits.queue)
-        yield Service(storage, Models(models), devices, limits, lambda value: value, results, seconds, shift)
+        queue = WorkQueue(limits.jobs, limits.queue)
+        yield Service(storage, Models(models), devices, limits, lambda value: value, results, seconds, queue)
 
 
 def _stopped(reason: Cancelled) -> str:

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from twostage.app.limits import Limits
 from twostage.utils.errors import TwoStageError
 
 PATIENCE = 60.0  # seconds to wait for running work, which stops after a window
@@ -19,12 +20,12 @@ class Closing(TwoStageError):
     """The server closes before the requested work is done."""
 
 
-class Shift:
-    """A queue that runs ``jobs`` at once, while ``queue`` wait, until `close`; running work calls `go_on` regularly."""
+class WorkQueue:
+    """Runs ``jobs`` at once while at most ``places`` wait, until `close`; running work calls `check_open` regularly."""
 
-    def __init__(self, jobs: int = 1, queue: int = 20) -> None:
+    def __init__(self, jobs: int = Limits.jobs, places: int = Limits.queue) -> None:
         self._state, self._working, self._closed = threading.Condition(), 0, False
-        self._jobs, self._queue = jobs, queue
+        self._jobs, self._places = jobs, places
         self._waiting: deque[object] = deque()
 
     @contextmanager
@@ -44,22 +45,22 @@ class Shift:
                 self._working -= 1
                 self._state.notify_all()
 
-    def check_queue(self) -> None:
+    def check_space(self) -> None:
         """Raises Busy if a new request would have to wait and the queue is full."""
-        if self._working >= self._jobs and self.waiting >= self._queue:
+        if self._working >= self._jobs and self.waiting >= self._places:
             raise Busy(f"The queue is full ({self.waiting} waiting). Try again in a moment.")
 
     def _begin(self, check: Callable[[], None], report: Callable[[int], None]) -> None:
         ticket = object()
         with self._state:
-            self.go_on()
-            self.check_queue()
+            self.check_open()
+            self.check_space()
             self._waiting.append(ticket)
             try:
                 while self._working >= self._jobs or self._waiting[0] is not ticket:
                     report(self._working + self._waiting.index(ticket))
                     self._state.wait(GLANCE)
-                    self.go_on()
+                    self.check_open()
                     check()
                 self._working += 1
             finally:
@@ -71,7 +72,7 @@ class Shift:
         """The number of requests without a job."""
         return len(self._waiting)
 
-    def go_on(self) -> None:
+    def check_open(self) -> None:
         """Raises Closing after `close`."""
         if self._closed:
             raise Closing("The server is closing and accepts no more work.")
