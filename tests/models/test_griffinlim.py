@@ -94,6 +94,23 @@ def repeated_frame(hiss: torch.Tensor) -> torch.Tensor:
     return hiss[..., :256].repeat(1, 1, hiss.shape[-1] // 256)
 
 
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_below_a_limit_it_replaces_the_audio_and_above_the_audio_stays(iterations: int):
+    clear, noise = voice(), 0.05 * torch.randn(voice().shape, generator=torch.Generator().manual_seed(1))
+    mel = LogMel(CONFIG)(clear)
+    input_spectra = LogMel(CONFIG).stft.input_spectra(clear)
+    whole = GriffinLim(CONFIG, iterations, 4000.0)(noise, mel, input_spectra)
+    low = GriffinLim(CONFIG, iterations, 4000.0, below=2000.0)(noise, mel, input_spectra)
+
+    def difference(first: torch.Tensor, second: torch.Tensor, hertz: slice) -> float:
+        """Energy of the difference in the band, relative to that of the noise."""
+        error, all_of_it = torch.fft.rfft(first - second)[..., hertz], torch.fft.rfft(noise)[..., hertz]
+        return float(error.abs().square().sum() / all_of_it.abs().square().sum())
+
+    assert difference(low, whole, slice(0, 1900)) < 1e-3 < 0.1 < difference(noise, whole, slice(0, 1900))
+    assert difference(low, noise, slice(3100, 8000)) < 1e-3 < 0.1 < difference(noise, whole, slice(3100, 8000))
+
+
 def test_griffin_lim_removes_a_buzz_at_the_frame_rate():
     hiss = 0.05 * torch.randn(1, 1, 32768, generator=torch.Generator().manual_seed(2))
     buzz = repeated_frame(hiss)
@@ -113,10 +130,12 @@ def test_the_compressed_input_removes_a_buzz_in_bands_that_the_input_lacks():
     assert buzz_db(gl(repeated_frame(hiss), mel, input_spectra), 4500.0) < 8
 
 
-@pytest.mark.parametrize(("iterations", "context"), [(4, 13), (16, 28)])
+@pytest.mark.parametrize(("iterations", "context", "below"), [(4, 13, 0.0), (16, 28, 0.0), (1, 4, 2000.0)])
 @pytest.mark.parametrize("with_input", [False, True])
-def test_the_context_suffices_and_rounding_errors_do_not_grow(with_input: bool, iterations: int, context: int):
-    audio, gl = voice(3.0), GriffinLim(CONFIG, iterations, input_phase_below=4000.0)
+def test_the_context_suffices_and_rounding_errors_do_not_grow(
+    with_input: bool, iterations: int, context: int, below: float
+):
+    audio, gl = voice(3.0), GriffinLim(CONFIG, iterations, input_phase_below=4000.0, below=below)
     assert gl.context == context
     mel, input_spectra = LogMel(CONFIG)(audio), gl.mel.stft.input_spectra(audio) if with_input else None
     start = 0.05 * torch.randn(audio.shape, generator=torch.Generator().manual_seed(3))
@@ -158,6 +177,8 @@ def test_invalid_settings_are_errors_that_name_them():
         VocoderConfig(griffin_lim=-1)
     with pytest.raises(ConfigError, match=r"vocoder.input_phase_below is 4000"):
         VocoderConfig(input_phase_below=4000.0)
+    with pytest.raises(ConfigError, match=r"vocoder.griffin_lim_below is 2000"):
+        VocoderConfig(griffin_lim_below=2000.0)
     with pytest.raises(ConfigError, match=r"griffin_lim needs mel.win_length equal to mel.n_fft"):
         GriffinLim(MelConfig(win_length=800), 1)
 

@@ -247,7 +247,7 @@ class RealGriffinLim(GriffinLim):
     share: Tensor
 
     def __init__(self, like: GriffinLim, stft: RealStft) -> None:
-        super().__init__(like.mel.config, like.iterations, like.input_phase_below)
+        super().__init__(like.mel.config, like.iterations, like.input_phase_below, like.below)
         self.mel.stft = stft
         share = torch.full((stft.n_fft // 2 + 1, 1), 2 / stft.n_fft)
         share[0] = 1 / stft.n_fft

@@ -7,6 +7,9 @@ If the input is speech without its high band, it contains information that a mel
 phase. Below `input_phase_below` both are taken from the input. In bins where the input is empty, the phase is that of
 the compressed input, whose harmonics continue upward; unlike the phase of a briefly trained vocoder, it does not repeat
 from frame to frame.
+
+A vocoder that does not buzz sounds best as it is, but still loses some of the input's harmonics. For such a vocoder,
+Griffin-Lim may be limited to the low band.
 """
 
 from functools import reduce
@@ -29,6 +32,7 @@ TINY = 1e-8
 FADED = 7  # window lengths beyond which a frame changes a sample by less than 1e-7, for any number of iterations
 # relative to the strongest bin of a frame, in the input and in the compressed input: weaker bins are rounding errors
 FAINT, FAINT_HARMONIC = 1e-4, 3e-3
+TRANSITION = 0.5  # from the result to the vocoder's own output, relative to the frequency at which it begins
 OPPOSED = 0.01  # squared magnitude: where two phases nearly cancel, the phase of their sum is arbitrary
 
 
@@ -36,7 +40,8 @@ class GriffinLim(nn.Module):
     """Audio (B, 1, L * hop_length) and its target log-mels (B, n_mels, L) -> audio of the same shape.
 
     The input's harmonics, and its phase or that of the compressed input, have full weight at 0 Hz. The weight decreases
-    to zero at ``input_phase_below`` Hz.
+    to zero at ``input_phase_below`` Hz. The result replaces ``audio`` below ``below`` Hz, with a transition up to 1.5
+    times that frequency; above, ``audio`` stays as it is. With 0, it is replaced in the whole band.
 
     With causal mels there is one iteration only: it waits for the last frame that contains a sample, so that the output
     is ``delay`` samples late, with zeros at the start. A second iteration would wait once more.
@@ -50,8 +55,9 @@ class GriffinLim(nn.Module):
 
     spread: Tensor
     trust: Tensor
+    replaced: Tensor
 
-    def __init__(self, config: MelConfig, iterations: int, input_phase_below: float = 0.0) -> None:
+    def __init__(self, config: MelConfig, iterations: int, input_phase_below: float = 0.0, below: float = 0.0) -> None:
         super().__init__()
         divisible = config.n_fft % config.hop_length == 0 and config.n_fft >= 2 * config.hop_length
         if iterations and (not divisible or config.win_length != config.n_fft):  # the window sum must not be 0
@@ -62,7 +68,8 @@ class GriffinLim(nn.Module):
             )
         if config.causal and iterations > 1:
             raise ConfigError(f"griffin_lim is {iterations}, must be 0 or 1 with mel.causal")
-        self.iterations, self.input_phase_below, self.mel = iterations, input_phase_below, LogMel(config)
+        self.iterations, self.input_phase_below, self.below = iterations, input_phase_below, below
+        self.mel = LogMel(config)
         self.overlap = Overlap(config.n_fft - config.hop_length) if config.causal else None
         basis = self.mel.basis
         # the share of each band that each bin (rows) contributes
@@ -70,6 +77,8 @@ class GriffinLim(nn.Module):
         hertz = torch.linspace(0, config.sample_rate / 2, config.n_fft // 2 + 1)
         trust = (1 - hertz / input_phase_below).clamp_min(0) if input_phase_below else torch.zeros_like(hertz)
         self.register_buffer("trust", trust[:, None], persistent=False)
+        replaced = (1 - (hertz - below) / (TRANSITION * below)).clamp(0, 1) if below else torch.ones_like(hertz)
+        self.register_buffer("replaced", replaced, persistent=False)
 
     def forward(self, audio: Tensor, mel: Tensor, input_spectra: InputSpectra | None = None) -> Tensor:
         """``input_spectra``: the spectra of the input before restoration."""
@@ -125,13 +134,16 @@ class GriffinLim(nn.Module):
         coverage, target = self._coverage(magnitudes.shape[-1]), magnitudes.mT.contiguous()
         threshold = (SOFTNESS * target).square().clamp_min(TINY**2)
         fixed, free = (0.0, target) if phase is None else (target * phase.mT, target * (1 - power(phase).sqrt().mT))
-        spectrum = self.mel.stft.spectrum(audio).mT
+        generated = spectrum = self.mel.stft.spectrum(audio).mT
         for _ in range(self.iterations - 1):
             projected = self._with_magnitudes(spectrum, threshold, free).add_(fixed)
             reflected = self._waveform((2 * projected).sub_(spectrum).mT, coverage)
             consistent = self.mel.stft.spectrum(reflected).mT
             spectrum = consistent.add_(spectrum).mul_(RELAXATION).sub_(projected, alpha=2 * RELAXATION - 1)
-        return self._waveform(self._with_magnitudes(spectrum, threshold, free).add_(fixed).mT, coverage)
+        result = self._with_magnitudes(spectrum, threshold, free).add_(fixed)
+        if self.below:
+            result = generated + (result - generated) * self.replaced
+        return self._waveform(result.mT, coverage)
 
     @staticmethod
     def _with_magnitudes(spectrum: Tensor, threshold: Tensor, magnitudes: Tensor) -> Tensor:

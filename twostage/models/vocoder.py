@@ -40,7 +40,8 @@ class VocoderConfig:
     fmax_for_loss: float | None = None  # Hz, upper limit of the log-mels in losses; null: half the sample rate
     sensor_input: bool = False  # the generator also takes the sensor's waveform; see data.sensors, data.silent_prob
     griffin_lim: int = 0  # iterations applied to the output, except in training; 0: the paper's vocoder
-    input_phase_below: float = 0.0  # Hz, below which they take phase and harmonics from the input; 0: nothing
+    griffin_lim_below: float = 0.0  # Hz, below which its output replaces the generator's; 0: in the whole band
+    input_phase_below: float = 0.0  # Hz, below which it takes phase and harmonics from the input; 0: nothing
 
     def __post_init__(self) -> None:
         sizes = (*self.upsample_rates, *self.upsample_kernel_sizes, *self.resblock_kernel_sizes)
@@ -72,10 +73,10 @@ class VocoderConfig:
             raise ConfigError(f"vocoder.griffin_lim is {self.griffin_lim}, must not be negative")
         if self.griffin_lim > 1 and self.mel.causal:
             raise ConfigError(f"vocoder.griffin_lim is {self.griffin_lim}, must be 0 or 1 with mel.causal")
-        if not self.input_phase_below >= 0 or (self.input_phase_below and not self.griffin_lim):
-            raise ConfigError(
-                f"vocoder.input_phase_below is {self.input_phase_below}, must be 0, or positive with griffin_lim"
-            )
+        for name in ("griffin_lim_below", "input_phase_below"):
+            frequency = getattr(self, name)
+            if not frequency >= 0 or (frequency and not self.griffin_lim):
+                raise ConfigError(f"vocoder.{name} is {frequency}, must be 0, or positive with griffin_lim")
         if self.resblock not in RESBLOCKS:
             raise ConfigError(f"vocoder.resblock is {self.resblock}, must be 1 or 2")
         if self.upsample_initial_channel % 2 ** len(self.upsample_rates):
@@ -115,7 +116,8 @@ class Vocoder(nn.Module):
             self.encoder = SensorEncoder(channels, config.upsample_rates, config.upsample_kernel_sizes, causal=causal)
         self.griffin_lim = None
         if config.griffin_lim:
-            self.griffin_lim = GriffinLim(config.mel, config.griffin_lim, config.input_phase_below)
+            below = config.input_phase_below, config.griffin_lim_below
+            self.griffin_lim = GriffinLim(config.mel, config.griffin_lim, *below)
 
     def forward(self, mel: Tensor, input_spectra: InputSpectra | None = None, sensor: Tensor | None = None) -> Tensor:
         """``input_spectra``: the spectra of the input before restoration, for Griffin-Lim, if it is used.
