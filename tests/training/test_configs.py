@@ -1,6 +1,9 @@
 """Tests of configs/: every file defines a training that makes steps."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -12,6 +15,9 @@ from twostage.models.two_stage import TwoStage, TwoStageConfig
 from twostage.models.vocoder import Vocoder
 from twostage.training import recipes
 from twostage.training.config import FinetuneRun, RestorerRun, VocoderRun, load_config
+from twostage.utils.errors import CheckpointError
+
+Script = Callable[[str], ModuleType]
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OVERLAYS = {"tiny", "adapt", "fusion", "content", "causal", "sensor", "hifigan_v1", "hifigan_v2", "hifigan_v3"}
@@ -114,6 +120,42 @@ def test_an_adversary_starts_from_the_discriminators_of_another_training(overrid
         checkpoint.load_state(tmp_path / run / "state.pt")["adversary"]["discriminators"] for run in ("one", "two")
     )
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_an_adversary_starts_from_saved_discriminators(
+    overrides: list[str], tmp_path: Path, load_script: Script
+) -> None:
+    base = [*FAST, *overrides[:2], "seed=3"]
+    first = load_config(VocoderRun, ["vocoder", "tiny"], [*base, f"run_dir={tmp_path / 'one'}"])
+    recipes.train_vocoder(first)
+    script, folder = load_script("scripts/save_discriminators.py"), tmp_path / "saved"
+    folder.mkdir()
+    state = checkpoint.load_state(tmp_path / "one" / "state.pt")["adversary"]["discriminators"]
+    count = script.save_discriminators(tmp_path / "one" / "state.pt", folder / "discriminators.pt")
+    assert count == sum(weight.numel() for weight in state.values())
+    for start in (folder, folder / "discriminators.pt", tmp_path / "one"):
+        two = [f"run_dir={tmp_path / 'two'}", f"adversary.init_from={start}", "adversary.start=9"]
+        recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], [*base, *two]))
+        loaded = checkpoint.load_state(tmp_path / "two" / "state.pt")["adversary"]["discriminators"]
+        for key, weight in state.items():
+            torch.testing.assert_close(loaded[key], weight, atol=1e-3, rtol=1e-3)
+        shutil.rmtree(tmp_path / "two")
+
+
+def test_saved_discriminators_that_cannot_be_used_are_errors(
+    overrides: list[str], tmp_path: Path, load_script: Script
+) -> None:
+    def initialized(source: object) -> None:
+        settings = [*FAST, *overrides, f"adversary.init_from={source}"]
+        recipes.train_vocoder(load_config(VocoderRun, ["vocoder", "tiny"], settings))
+
+    with pytest.raises(CheckpointError, match=r"holds neither state.pt nor discriminators.pt"):
+        initialized(tmp_path)
+    with pytest.raises(CheckpointError, match=r"adversary.init_from: .*base/discriminators.pt"):
+        initialized("base")  # those of log-mels
+    checkpoint.save_state(tmp_path / "plain.pt", {"step": 1})
+    with pytest.raises(CheckpointError, match=r"plain.pt: contains no discriminators"):
+        load_script("scripts/save_discriminators.py").save_discriminators(tmp_path / "plain.pt", tmp_path / "d.pt")
 
 
 def test_a_restorer_adapts_to_pairs(overrides: list[str], corpus: Path, paired_corpus: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from twostage.utils.errors import CheckpointError
 
-SUFFIX, ONNX = ".safetensors", ".onnx"
+SUFFIX, ONNX, DISCRIMINATORS = ".safetensors", ".onnx", "discriminators.pt"
 DEFAULT = "default"
 PACKAGE = Path(__file__).parent.parent
 SHIPPED = (PACKAGE / "checkpoints", PACKAGE.parent / "checkpoints")
@@ -52,6 +52,17 @@ def stage_files(path: str | Path) -> list[Path]:
     if not 1 <= len(files) <= 2:
         raise CheckpointError(f"holds {len(files)} {SUFFIX} files, wanted one or two", subject=location)
     return files
+
+
+def state_file(path: str | Path, state: str) -> Path:
+    """A file itself, or in a folder: a run directory's training state, called ``state``, or saved discriminators."""
+    location = _find(path)
+    if location.is_file():
+        return location
+    for name in (state, DISCRIMINATORS):
+        if (location / name).is_file():
+            return location / name
+    raise CheckpointError(f"holds neither {state} nor {DISCRIMINATORS}", subject=location)
 
 
 def _find(path: str | Path) -> Path:

@@ -48,7 +48,7 @@ class AdversaryRules:
     generator_steps: int = 1  # generator steps per discriminator step
     adaptive: bool | str = False  # true: scale the adversarial loss to the others; "each": every loss; false: none
     match_logits: bool = True  # feature matching includes logits, as in HiFi-GAN; false: as in MelGAN and EBEN
-    init_from: str = ""  # state.pt of another training, to initialize the discriminators
+    init_from: str = ""  # where discriminators start: a shipped model (base), a run directory, or a state.pt
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:

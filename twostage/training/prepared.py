@@ -16,6 +16,7 @@ from twostage.data.pairs import Pair, PairDataset, batches
 from twostage.models import checkpoint
 from twostage.models.enhancer import EnhancerModule
 from twostage.models.features import LogMel
+from twostage.models.model_files import state_file
 from twostage.training.adversary import Adversary, AdversaryRules, Precision
 from twostage.training.config import CONFIG_FILE, RunConfig, difference, plain, to_yaml, with_new_names
 from twostage.training.distributed import Team, team
@@ -238,11 +239,12 @@ def _training(settings: RunConfig, plan: Plan, mates: Team, state: dict[str, Any
 
 
 def _initialize_discriminators(adversary: Adversary, path: str) -> None:
-    """Initialize the discriminators from another training's state."""
-    state = checkpoint.load_state(path).get("adversary")
+    """Initialize the discriminators from another training's state, or from those of a shipped model."""
+    file = state_file(path, STATE)
+    state = checkpoint.load_state(file).get("adversary")
     if not state:
-        raise CheckpointError(f"adversary.init_from: {path}: contains no discriminators")
-    checkpoint.assign(adversary.discriminators, state["discriminators"], f"adversary.init_from: {path}")
+        raise CheckpointError(f"adversary.init_from: {file}: contains no discriminators")
+    checkpoint.assign(adversary.discriminators, state["discriminators"], f"adversary.init_from: {file}")
 
 
 def _precision(settings: RunConfig, mates: Team) -> Precision:
