@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +142,7 @@ class _FullDiskPath(type(Path())):  # type: ignore[misc]
         return super().__new__(cls, "/dev/full")
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(*["/dev/full"] * (sys.version_info >= (3, 12)))
 
     def unlink(self, missing_ok: bool = False) -> None:
         pass

@@ -307,6 +307,7 @@ def encode(path: Path, sound: np.ndarray, codec: str, rate: int, container: str)
     import av
 
     with av.open(str(path), "w", format=container) as file:
+        file.metadata["title"] = TITLE
         stream = file.add_stream(codec, rate=rate)
         stream.layout = "mono"
         frame = av.AudioFrame.from_ndarray(sound[None], format="flt", layout="mono")
@@ -320,6 +321,7 @@ def encode(path: Path, sound: np.ndarray, codec: str, rate: int, container: str)
         file.mux(stream.encode(None))
 
 
+TITLE = "a title"
 MEDIA = [
     ("a.m4a", "aac", 16000, "ipod"),
     ("a.aac", "aac", 16000, "adts"),
@@ -348,6 +350,15 @@ def test_media_files_are_read_in_blocks(
     with Reader(tmp_path / name) as reader:
         assert max(block.shape[1] for block in reader.blocks(5000)) == 5000
         assert np.array_equal(reader.read(9000, 800), actual[:, 9000:9800])
+
+
+@needs_av
+def test_a_media_file_with_a_tag_that_cannot_be_decoded_is_read(tmp_path: Path, speech: Speech) -> None:
+    encode(tmp_path / "a.m4a", speech(RATE), "aac", RATE, "ipod")
+    data, no_unicode = (tmp_path / "a.m4a").read_bytes(), bytes([0xFF, 0xFE, 0xC3]) * len(TITLE)
+    assert TITLE.encode() in data
+    (tmp_path / "b.m4a").write_bytes(data.replace(TITLE.encode(), no_unicode[: len(TITLE)]))
+    assert np.array_equal(read_all(tmp_path / "b.m4a"), read_all(tmp_path / "a.m4a"))
 
 
 @needs_av

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from twostage.utils.errors import AudioError, reason_of
 
+LENIENT = 19  # the version of av from which tags that cannot be decoded are no error
 EXTRA = "pip install 'twostage[media]'"
 # signature at the start of a file, its offset, and the name of the format
 MAGIC = (
@@ -152,8 +153,9 @@ def _opened(path: str | Path) -> Any:
     import av
 
     av.logging.set_level(None)
+    old = int(av.__version__.split(".")[0]) < LENIENT
     try:
-        return av.open(str(path), metadata_errors="ignore")
+        return av.open(str(path), **({"metadata_errors": "ignore"} if old else {}))
     except (av.error.FFmpegError, ValueError, OSError) as error:
         raise AudioError(f"not a sound file that can be read ({reason_of(error)})", subject=path) from None
 
