@@ -28,7 +28,7 @@ from twostage.utils.errors import CheckpointError
 
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ROOT / "configs" / "requirements-light.txt"
-SHIPPED = {"default": "model.onnx", "causal": "step.onnx", "preview": "model.onnx"}
+SHIPPED = {"default": "model.onnx", "causal": "step.onnx"}
 Speech = Callable[..., np.ndarray]
 
 
@@ -182,7 +182,7 @@ def test_a_folder_with_weights_and_onnx_uses_onnx_only_without_pytorch(monkeypat
     assert loading.onnx_for() == loading.onnx_for("default") == home / "default" / "model.onnx"
     assert loading.onnx_for(home / "causal") == home / "causal" / "step.onnx"
     for paths in (["base"], ["default/vocoder"], ["default", "causal"]):
-        with pytest.raises(CheckpointError, match=r"without it, ONNX files can be used, and default, causal, preview"):
+        with pytest.raises(CheckpointError, match=r"without it, ONNX files can be used, and default, causal"):
             loading.onnx_for(*paths)
 
 

@@ -157,11 +157,11 @@ def test_weights_with_old_settings_are_loaded(tmp_path, config, table):
 
 def test_shipped_weights_with_old_settings_are_loaded():
     """They were written before settings were renamed, like the files that users have."""
-    path = checkpoint.stage_files("default/vocoder")[0]
+    path = checkpoint.stage_files("causal/vocoder")[0]
     with checkpoint.safe_open(path, framework="pt") as file:
         stored = json.loads(file.metadata()["config"])
-    assert stored["heard_below"] == 4000
-    assert checkpoint.load_stage("default/vocoder").config.input_phase_below == 4000
+    assert stored["heard_below"] == 32000
+    assert checkpoint.load_stage("causal/vocoder").config.input_phase_below == 32000
     assert RENAMED["VocoderConfig"]["heard_below"] in checkpoint.read_header(path).config
 
 
