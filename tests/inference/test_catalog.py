@@ -66,8 +66,7 @@ def test_models_are_listed_as_a_table_and_as_json(tiny_path: Path, capsys: pytes
     assert (info["name"], info["bytes"], info["license"]) == (str(tiny_path), tiny_path.stat().st_size, "")
     assert cli.main(["models", "nothing"]) == 1
     assert (
-        "nothing: no such file, folder or shipped model (base, causal, causal-base, default)"
-        in capsys.readouterr().err
+        "nothing: no such file, folder or shipped model (base, causal, causal-base, default)" in capsys.readouterr().err
     )
     assert describe_one(["default/vocoder"]).kind == "vocoder"
 

@@ -340,6 +340,7 @@ class Discarding(io.RawIOBase):
         return memoryview(data).nbytes  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [Options(), Options(keep_low_band=500.0, sample_rate="input")])
 def test_memory_does_not_grow_with_the_length_of_a_file(options: Options) -> None:
     block = np.random.default_rng(0).standard_normal((1, 65536), np.float32) * 0.1

@@ -106,6 +106,7 @@ def test_gradients_reach_every_weight_also_under_autocast(settings):
     assert_gradients_reach_every_weight(Dpcrn(DpcrnConfig(**SMALL, **settings)), 200)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the exporter warns about its own deprecation
 def test_a_streaming_step_is_exported_to_onnx(tmp_path):
     model = briefly_trained_model()

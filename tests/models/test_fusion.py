@@ -355,6 +355,7 @@ def test_the_overlay_fusion_trains_weights_that_restore(
     assert output.shape == (1, headset.shape[1])
 
 
+@pytest.mark.slow
 def test_an_exported_fusion_model_equals_pytorch(headset: np.ndarray, tmp_path: Path) -> None:
     model, path = small_fusion(CAUSAL, griffin_lim=0), tmp_path / "m.onnx"
     assert export(model, path, stream=True, provenance={}).difference <= TOLERANCE

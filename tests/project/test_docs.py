@@ -134,6 +134,7 @@ def pages(site: Path) -> dict[Path, Page]:
     return {path: Page(path) for path in sorted(site.rglob("*.html")) if path.name != "404.html"}
 
 
+@pytest.mark.slow
 def test_no_link_or_picture_is_broken(pages: dict[Path, Page], site: Path) -> None:
     broken = []
     for path, page in pages.items():
@@ -151,6 +152,7 @@ def test_no_link_or_picture_is_broken(pages: dict[Path, Page], site: Path) -> No
     assert len(pages) > 20
 
 
+@pytest.mark.slow
 def test_pages_load_nothing_from_other_servers(pages: dict[Path, Page], site: Path) -> None:
     for path, page in pages.items():
         loaded = [target for tag, name, target in page.targets if tag != "a" and (tag == "link" or name != "href")]
@@ -159,6 +161,7 @@ def test_pages_load_nothing_from_other_servers(pages: dict[Path, Page], site: Pa
         assert not re.search(r"(@import|url\()[\s\"'(]*(https?:)?//", style.read_text(encoding="utf-8")), style
 
 
+@pytest.mark.slow
 def test_the_site_is_displayed_and_searched_without_a_server(site: Path) -> None:
     requests: list[str] = []
     with chromium() as browser:
@@ -188,6 +191,7 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
                 yield from parsers(sub)
 
 
+@pytest.mark.slow
 def test_the_page_of_commands_lists_every_option(site: Path) -> None:
     text = text_of(site / "commands.html")
     for parser in parsers(cli.parser()):
@@ -195,6 +199,7 @@ def test_the_page_of_commands_lists_every_option(site: Path) -> None:
         assert [o for action in parser._actions for o in action.option_strings if o not in text] == []
 
 
+@pytest.mark.slow
 def test_the_pages_of_settings_list_every_field(site: Path) -> None:
     pages = [site / "configuration.html", *(site / "configuration").glob("*.html")]
     assert len(pages) == 7
@@ -203,12 +208,14 @@ def test_the_pages_of_settings_list_every_field(site: Path) -> None:
     assert {setting.name for cls in CLASSES for setting in SETTINGS.settings(cls) if not setting.section} <= names
 
 
+@pytest.mark.slow
 def test_the_header_shows_the_version(site: Path) -> None:
     header = re.search(r"<header.*?</header>", (site / "how-it-works.html").read_text(encoding="utf-8"), re.DOTALL)
     assert header
     assert f"twostage {__version__}" in header[0]
 
 
+@pytest.mark.slow
 def test_every_model_card_has_a_page(site: Path) -> None:
     cards = sorted(ROOT.glob("checkpoints/*/CARD.md"))
     assert len(cards) >= 4
@@ -218,6 +225,7 @@ def test_every_model_card_has_a_page(site: Path) -> None:
         assert f"models/{card.parent.name}.html" in (site / "index.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_formulas_are_converted_to_mathml(site: Path) -> None:
     text = (site / "how-it-works.html").read_text(encoding="utf-8")
     assert text.count("<math") > 40
