@@ -76,7 +76,8 @@ def test_the_script_writes_the_transcripts(tmp_path):
     printed = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True, timeout=300).stdout
     with (tmp_path / "words.csv").open(newline="") as file:
         rows = {row["system"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["raw input", "default", "default, copy-synthesis", "clean"]
+    copies = ["default, copy-synthesis", "default, with the sensor, copy-synthesis"]
+    assert list(rows) == ["raw input", "default", *copies, "clean"]
     assert (rows["clean"]["errors"], rows["clean"]["recognized"]) == ("0", rows["clean"]["reference"])
     assert int(rows["raw input"]["errors"]) > 0
     assert "| clean | 1 |" in printed
