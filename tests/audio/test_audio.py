@@ -142,7 +142,8 @@ class _FullDiskPath(type(Path())):  # type: ignore[misc]
         return super().__new__(cls, "/dev/full")
 
     def __init__(self) -> None:
-        super().__init__(*["/dev/full"] * (sys.version_info >= (3, 12)))
+        if sys.version_info >= (3, 12):  # where the path is set here and not in __new__
+            super().__init__("/dev/full")
 
     def unlink(self, missing_ok: bool = False) -> None:
         pass

@@ -116,8 +116,9 @@ class Vocoder(nn.Module):
             self.encoder = SensorEncoder(channels, config.upsample_rates, config.upsample_kernel_sizes, causal=causal)
         self.griffin_lim = None
         if config.griffin_lim:
-            below = config.input_phase_below, config.griffin_lim_below
-            self.griffin_lim = GriffinLim(config.mel, config.griffin_lim, *below)
+            self.griffin_lim = GriffinLim(
+                config.mel, config.griffin_lim, config.input_phase_below, config.griffin_lim_below
+            )
 
     def forward(self, mel: Tensor, input_spectra: InputSpectra | None = None, sensor: Tensor | None = None) -> Tensor:
         """``input_spectra``: the spectra of the input before restoration, for Griffin-Lim, if it is used.
