@@ -50,7 +50,7 @@ class Change:
     survives: str = ""  # the reason why no test can notice; empty if one must
 
     @property
-    def room(self) -> str:
+    def subpackage(self) -> str:
         """The folder of the package that the file is in."""
         return Path(self.file).parts[1]
 
@@ -153,12 +153,12 @@ def verdicts(changes: Iterable[Change], jobs: int, seconds: float) -> Iterator[t
 
 
 def table(changes: Sequence[Change], results: dict[str, str]) -> str:
-    """A Markdown table of the changes of each room and how many survived, and a list of those that did."""
-    total = Counter(change.room for change in changes if change.key in results)
+    """A Markdown table of the changes of each subpackage and how many survived, and a list of those that did."""
+    total = Counter(change.subpackage for change in changes if change.key in results)
     survivors = [change for change in changes if results.get(change.key) == "survived"]
-    survived = Counter(change.room for change in survivors)
-    lines = ["| room | changes | survived |", "| --- | ---: | ---: |"]
-    lines += [f"| `{room}/` | {total[room]} | {survived[room]} |" for room in sorted(total)]
+    survived = Counter(change.subpackage for change in survivors)
+    lines = ["| subpackage | changes | survived |", "| --- | ---: | ---: |"]
+    lines += [f"| `{subpackage}/` | {total[subpackage]} | {survived[subpackage]} |" for subpackage in sorted(total)]
     lines += [f"| all | {total.total()} | {len(survivors)} |"]
     if survivors:
         lines += ["", "What survived:", ""]

@@ -1,6 +1,7 @@
-"""Tests of the architecture: imports point down from room to room, without cycles, and dependencies have owners.
+"""Tests of the architecture: imports point down, without cycles, and dependencies have owners.
 
-A room is a folder of the package, or a module beside the folders. It imports only rooms with smaller numbers.
+A subpackage is a folder of the package, or a module beside the folders. It imports only subpackages with smaller
+numbers.
 """
 
 import ast
@@ -16,7 +17,7 @@ from twostage.cli import COMMANDS
 PACKAGE = Path(__file__).parents[2] / "twostage"
 ARCHITECTURE = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
 
-ROOMS = {
+LAYERS = {
     "utils": 0,
     "nn": 1,
     "audio": 1,
@@ -74,7 +75,7 @@ def name_of(path):
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
-def room_of(module):
+def subpackage_of(module):
     return module.partition(".")[0]
 
 
@@ -111,21 +112,24 @@ def ours(names):
             yield rest if is_module(rest) else rest.rpartition(".")[0]
 
 
-def test_every_room_has_a_number():
-    assert {room_of(name_of(path)) for path in FILES} == set(ROOMS)
+def test_every_subpackage_has_a_number():
+    assert {subpackage_of(name_of(path)) for path in FILES} == set(LAYERS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_a_file_imports_only_its_own_and_lower_rooms(path):
-    name = name_of(path)
+def test_a_file_imports_only_its_own_and_lower_subpackages(path):
+    name, own = name_of(path), subpackage_of(name_of(path))
     for other in sorted(set(ours(imports(path)))):
-        same, lower = room_of(other) == room_of(name), ROOMS[room_of(other)] < ROOMS[room_of(name)]
-        assert same or lower, f"{name} (room {ROOMS[room_of(name)]}) imports {other} (room {ROOMS[room_of(other)]})"
+        theirs = subpackage_of(other)
+        lower = LAYERS[theirs] < LAYERS[own]
+        assert theirs == own or lower, f"{name} (layer {LAYERS[own]}) imports {other} (layer {LAYERS[theirs]})"
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_has_no_import_cycle(room):
-    imports_of = {name_of(path): set(ours(imports(path))) for path in FILES if room_of(name_of(path)) == room}
+@pytest.mark.parametrize("subpackage", LAYERS)
+def test_a_subpackage_has_no_import_cycle(subpackage):
+    imports_of = {
+        name_of(path): set(ours(imports(path))) for path in FILES if subpackage_of(name_of(path)) == subpackage
+    }
     graph = {name: {other for other in imported if other in imports_of} for name, imported in imports_of.items()}
     TopologicalSorter(graph).prepare()  # raises CycleError with the cycle
 
@@ -171,12 +175,12 @@ def test_public_names_are_imported_lazily():
 
 
 @pytest.mark.parametrize("walk", re.findall(r"^## (How .*)$", ARCHITECTURE, re.MULTILINE))
-def test_a_documented_walk_visits_rooms_in_descending_order(walk: str) -> None:
+def test_a_documented_walk_visits_subpackages_in_descending_order(walk: str) -> None:
     text = ARCHITECTURE.partition(f"## {walk}\n")[2].partition("\n## ")[0]
     files = re.findall(r"`(twostage/[\w/]+\.py)`", "\n".join(re.split(r"\n(?=\d+\. )", text)[1:]).partition("\n\n")[0])
-    rooms = [ROOMS[Path(file).with_suffix("").parts[1]] for file in files]
+    subpackages = [LAYERS[Path(file).with_suffix("").parts[1]] for file in files]
     assert all((PACKAGE.parent / file).is_file() for file in files)
     assert len(files) >= 10
-    assert rooms == sorted(rooms, reverse=True)
-    assert len(set(rooms)) >= 4
+    assert subpackages == sorted(subpackages, reverse=True)
+    assert len(set(subpackages)) >= 4
     assert 9 <= len(re.findall(r"^\d+\. ", text, re.MULTILINE)) <= 10

@@ -26,8 +26,8 @@ def test_every_change_still_applies(runner: ModuleType) -> None:
         assert change.why
         assert change.tests
         assert all((ROOT / test).is_file() for test in change.tests)
-    rooms = {change.room for change in changes}
-    assert {"training", "data", "models", "inference", "evaluation", "nn", "utils"} <= rooms
+    subpackages = {change.subpackage for change in changes}
+    assert {"training", "data", "models", "inference", "evaluation", "nn", "utils"} <= subpackages
     assert sum(bool(change.survives) for change in changes) <= 0.05 * len(changes)
 
 
@@ -57,8 +57,10 @@ def test_a_mistake_is_either_killed_or_survives(runner: ModuleType, tmp_path: Pa
     assert "2 * x + 0" in (tmp_path / "code_of.py").read_text()
 
 
-def test_the_table_counts_changes_by_room_and_lists_survivors(runner: ModuleType, tmp_path: Path) -> None:
-    killed, survivor = (runner.Change(f"twostage/{room}/a.py", "x", "y", room, ("t",)) for room in ("data", "nn"))
+def test_the_table_counts_changes_by_subpackage_and_lists_survivors(runner: ModuleType, tmp_path: Path) -> None:
+    killed, survivor = (
+        runner.Change(f"twostage/{subpackage}/a.py", "x", "y", subpackage, ("t",)) for subpackage in ("data", "nn")
+    )
     text = runner.table([killed, survivor], {killed.key: "killed", survivor.key: "survived"})
     assert text.splitlines()[2:] == [
         "| `data/` | 1 | 0 |",
