@@ -366,6 +366,15 @@ def test_a_click_right_after_an_upload_is_kept_and_a_waiting_visitor_reads_for_h
         wait_for_text(tab, "#restored", "1 restored")
 
 
+def test_only_long_work_takes_gradios_queue_because_the_end_of_an_event_there_can_lose_a_click(page):
+    events = json.load(urllib.request.urlopen(f"{page}config", timeout=60))["dependencies"]
+    targets = {
+        queued: [event["targets"][0][1] for event in events if event["queue"] is queued] for queued in (True, False)
+    }
+    assert sorted(targets[True]) == ["change", "click", "click"]  # show results; restore, simulate
+    assert sorted(targets[False]) == ["click"] * 3 + ["load"] + ["stop_recording"] * 2 + ["upload"] * 2
+
+
 @pytest.mark.slow
 def test_a_job_is_canceled_when_its_visitor_leaves(tiny_path, monkeypatch):
     started, ended = threading.Event(), threading.Event()

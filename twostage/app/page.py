@@ -242,20 +242,21 @@ def _results_tab(service: Service, page: Any, visitors: Visitors) -> None:
 def _work_on(event: Any, do: Any, inputs: list[Any], outputs: list[Any], service: Service) -> None:
     """Run ``do``, which waits for its turn in the service's own queue; the first output shows its progress."""
     shared = {"concurrency_id": "work", "concurrency_limit": min(service.limits.jobs + service.limits.queue, THREADS)}
-    _on(event, do, inputs, outputs, show_progress_on=outputs[0], scroll_to_output=True, **shared)
+    _on(event, do, inputs, outputs, queue=True, show_progress_on=outputs[0], scroll_to_output=True, **shared)
 
 
 def _make_exclusive(files: Any, recorded: Any) -> None:
-    """Clear uploaded files when something is recorded, and vice versa.
-
-    The browser does this without the server: gradio loses a click that comes just when an earlier event ends.
-    """
+    """Clear uploaded files when something is recorded, and vice versa; the browser does this without the server."""
     _on(recorded.stop_recording, None, [], [files], js="() => null")
     _on(files.upload, None, [], [recorded], js="() => null")
 
 
-def _on(event: Any, do: Any, inputs: list[Any], outputs: list[Any], **options: Any) -> None:
-    event(do, inputs, outputs, api_visibility="private", **options)
+def _on(event: Any, do: Any, inputs: list[Any], outputs: list[Any], *, queue: bool = False, **options: Any) -> None:
+    """Run ``do`` at an event, without gradio's queue unless it takes long.
+
+    Gradio loses a click that comes just when an earlier event of its queue ends, as after a page has loaded.
+    """
+    event(do, inputs, outputs, queue=queue, api_visibility="private", **options)
 
 
 def _publishing(service: Service, player: Any) -> Service:
