@@ -8,16 +8,13 @@ import argparse
 import torch
 
 from twostage.models import checkpoint
-from twostage.utils.errors import CheckpointError
 
 
 def save_discriminators(state_path: str, out: str) -> int:
     """Write ``out`` and return its number of weights. Raises CheckpointError if the state has no discriminators."""
-    state = checkpoint.load_state(state_path)
-    if not state.get("adversary"):
-        raise CheckpointError("contains no discriminators", subject=state_path)
-    weights = {key: weight.to(torch.float16) for key, weight in state["adversary"]["discriminators"].items()}
-    checkpoint.save_state(out, {"step": state["step"], "adversary": {"discriminators": weights}})
+    weights = {key: weight.to(torch.float16) for key, weight in checkpoint.load_discriminators(state_path).items()}
+    step = checkpoint.load_state(state_path)["step"]
+    checkpoint.save_state(out, {"step": step, "adversary": {"discriminators": weights}})
     return sum(weight.numel() for weight in weights.values())
 
 

@@ -227,6 +227,14 @@ def load_state(path: str | Path) -> dict[str, Any]:
     return state
 
 
+def load_discriminators(path: str | Path) -> dict[str, Any]:
+    """The weights of the discriminators in a training's state. Raises CheckpointError, also if it has none."""
+    adversary = load_state(path).get("adversary")
+    if not adversary:
+        raise CheckpointError("contains no discriminators", subject=path)
+    return adversary["discriminators"]
+
+
 class _ErrorKeepingFile(BufferedWriter):
     """A file that keeps the OSError of a failed write, which torch.save replaces by a RuntimeError without a reason."""
 

@@ -241,10 +241,7 @@ def _training(settings: RunConfig, plan: Plan, mates: Team, state: dict[str, Any
 def _initialize_discriminators(adversary: Adversary, path: str) -> None:
     """Initialize the discriminators from another training's state, or from those of a shipped model."""
     file = state_file(path, STATE)
-    state = checkpoint.load_state(file).get("adversary")
-    if not state:
-        raise CheckpointError(f"adversary.init_from: {file}: contains no discriminators")
-    checkpoint.assign(adversary.discriminators, state["discriminators"], f"adversary.init_from: {file}")
+    checkpoint.assign(adversary.discriminators, checkpoint.load_discriminators(file), f"adversary.init_from: {file}")
 
 
 def _precision(settings: RunConfig, mates: Team) -> Precision:
