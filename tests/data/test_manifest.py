@@ -44,15 +44,19 @@ def test_missing_durations_are_read_from_the_files(tmp_path: Path, make_files: M
     assert (entry.seconds, entry.corpus, entry.speaker) == (0.5, "throat", "p1")
 
 
-def test_a_jsonl_is_read_back_even_after_its_folder_moved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["m.jsonl", "m.csv", "m.CSV"])
+def test_a_manifest_is_read_back_even_after_its_folder_moved(tmp_path: Path, name: str) -> None:
+    x, y, text = str(tmp_path / "old/x.wav"), str(tmp_path / "old/y.wav"), 'said, "twice"\nin\u2028two lines'
     entries = [
-        Entry(str(tmp_path / "old/x.wav"), str(tmp_path / "old/y.wav"), "ä", 1.5, "c", -0.002, -51.5, True, "said")
+        Entry(x, y, "ä", 1.5, "c", -0.002, -51.5, True, text),
+        Entry(x, None, "p", 2.0),
+        Entry(None, y, "p", 2.0),
     ]
     (tmp_path / "old").mkdir()
-    write_manifest(tmp_path / "old" / "m.jsonl", entries)
-    assert read_manifest(tmp_path / "old" / "m.jsonl") == entries
+    write_manifest(tmp_path / "old" / name, entries)
+    assert read_manifest(tmp_path / "old" / name) == entries
     (tmp_path / "old").rename(tmp_path / "new")
-    (moved,) = read_manifest(tmp_path / "new" / "m.jsonl")
+    moved = read_manifest(tmp_path / "new" / name)[0]
     assert moved.clean == str(tmp_path / "new" / "x.wav")
 
 
@@ -224,6 +228,9 @@ def test_names_that_are_not_utf_8_are_read_back(tmp_path: Path) -> None:
     write_manifest(tmp_path / "m.jsonl", [entry])
     assert read_manifest(tmp_path / "m.jsonl") == [entry]
     assert read_paths((tmp_path / "m.jsonl").read_text(), "m.jsonl") == [os.fsdecode(b"\xff\xfe.wav")]
+    with pytest.raises(DataError, match=r"m.csv: contains a name that is not UTF-8"):
+        write_manifest(tmp_path / "m.csv", [entry])
+    assert not (tmp_path / "m.csv").exists()
 
 
 def test_a_csv_may_contain_drift_polarity_and_text(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="random seed; the same seed and file name give the same sound (default: 0)")
     add_air_arguments(parser)
     add("--format", choices=FORMATS, help="format of the outputs (default: that of the input)")
-    add("--manifest", metavar="FILE.jsonl", help="write a manifest of the resulting pairs")
+    add("--manifest", metavar="FILE", help="write a manifest of the resulting pairs (.jsonl or .csv)")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     existing.add_argument("--skip-existing", action="store_true", help="skip inputs whose output exists")

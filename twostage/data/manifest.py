@@ -10,8 +10,9 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from hashlib import blake2b
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,16 @@ def read_manifest(
 
 
 def write_manifest(path: str | os.PathLike[str], entries: Iterable[Entry], *, overwrite: bool = False) -> None:
-    """Write entries as JSONL with paths relative to the manifest's folder."""
+    """Write entries as CSV if the path ends in ``.csv``, else as JSONL; their paths are relative to its folder."""
     path = Path(path)
-    with replacing(path, overwrite=overwrite) as partial, partial.open("w", encoding="utf-8", errors=ESCAPED) as file:
-        file.writelines(json.dumps(_relative(entry, path.parent), ensure_ascii=False) + "\n" for entry in entries)
+    text = _to_csv if path.suffix.lower() == ".csv" else _to_jsonl
+    content = text(_relative(entry, path.parent) for entry in entries)
+    try:
+        encoded = content.encode("utf-8", "strict" if text is _to_csv else ESCAPED)
+    except UnicodeEncodeError:
+        raise DataError("contains a name that is not UTF-8, which only JSONL can hold", subject=path) from None
+    with replacing(path, overwrite=overwrite) as partial:
+        partial.write_bytes(encoded)
 
 
 def read_paths(text: str, name: str) -> list[str]:
@@ -93,7 +100,7 @@ def read_paths(text: str, name: str) -> list[str]:
     """
     rows: Iterable[tuple[int, Any]] = _csv_rows(text, name)
     if not name.lower().endswith(".csv"):
-        lines = enumerate(text.splitlines(), 1)
+        lines = enumerate(text.split("\n"), 1)
         rows = ((number, _object(line, f"{name}:{number}")) for number, line in lines if line.strip())
     paths = []
     for number, row in rows:
@@ -270,14 +277,14 @@ def _read_one(path: Path, problems: list[str] | None) -> list[Entry]:
         return entries
     return [
         _from_json(line, f"{path}:{number}", path.parent)
-        for number, line in enumerate(text.splitlines(), 1)
+        for number, line in enumerate(text.split("\n"), 1)
         if line.strip()
     ]
 
 
 def _csv_rows(text: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of a CSV with the numbers of their lines."""
-    reader = csv.DictReader(text.splitlines())
+    reader = csv.DictReader(StringIO(text, newline=""))
     try:
         yield from enumerate(reader, 2)
     except csv.Error as error:
@@ -345,6 +352,18 @@ def _checked(entry: Entry, where: str) -> Entry:
             f"drift is {entry.drift!r} ppm, must lie between {-MOST_DRIFT:g} and {MOST_DRIFT:g}", subject=where
         )
     return entry
+
+
+def _to_csv(rows: Iterable[dict[str, Any]]) -> str:
+    text = StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Entry)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _to_jsonl(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _absolute(entry: Entry, folder: Path) -> Entry:
