@@ -39,6 +39,7 @@ def test_a_text_that_does_not_occur_exactly_once_is_an_error(runner: ModuleType)
             change.applied(text)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs fork")
 def test_a_mistake_is_either_killed_or_survives(runner: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "code.py").write_text("def double(x):\n    return 2 * x + 0\n")

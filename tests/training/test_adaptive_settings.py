@@ -56,7 +56,7 @@ def is_refused(train: str, adaptive: str, weights: str) -> bool:
 
 
 def step(run: FinetuneRun, model: TwoStage) -> dict[str, float]:
-    """The reported values of the second of two steps of a training with these settings."""
+    """The reported values of the last of as many steps as the discriminators wait between two of theirs."""
     model.requires_grad_(False)
     for part in TRAINABLE[run.train]:
         getattr(model, part).requires_grad_(True)
@@ -70,7 +70,7 @@ def step(run: FinetuneRun, model: TwoStage) -> dict[str, float]:
         task,
         itertools.repeat(pair),
         run.weights,
-        steps=2,
+        steps=run.adversary.generator_steps,
         last_layer=last,
         report=lambda _, progress: last_values.update({name: float(value) for name, value in progress.values.items()}),
     )
