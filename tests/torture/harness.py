@@ -181,6 +181,19 @@ class Child:
         if self.poll() is None:
             (os.killpg if group else os.kill)(self.pid, number)
 
+    def stop(self) -> None:
+        """Send SIGSTOP and wait until it stands still, or has ended."""
+        self.send(signal.SIGSTOP)
+        while self.poll() is None and self._state() not in "TtZ":
+            time.sleep(0.0001)
+
+    def _state(self) -> str:
+        """The letter of its state in /proc; Z if it is not there."""
+        try:
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return "Z"
+
     def poll(self) -> Outcome | None:
         """The outcome, or None as long as it runs."""
         if self._outcome is None:

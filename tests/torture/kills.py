@@ -72,7 +72,7 @@ def _kill_until_complete(
     while killed <= most:
         child = place.start([*arguments, *["--resume"] * (run / "config.yaml").exists()], LIMITS)
         if killed < most:
-            writing = bool(rng.random() < 0.5)
+            writing = killed % 2 == 0
             (_kill_while_writing if writing else _kill_at_random_moment)(child, run, rng, seconds)
         outcome = child.wait()
         if outcome.hung or outcome.code != -signal.SIGKILL:
@@ -93,7 +93,7 @@ def _kill_at_random_moment(child: Child, run: Path, rng: np.random.Generator, se
 
 
 def _kill_while_writing(child: Child, run: Path, rng: np.random.Generator, seconds: float) -> None:
-    """Wait for a file that is being written, and kill within about a millisecond."""
+    """Stop a training while one of its files is being written, and kill it there."""
     remaining = int(rng.integers(1, 12))  # files to wait for
     seen: set[str] = set()
     while child.poll() is None:
@@ -103,8 +103,11 @@ def _kill_while_writing(child: Child, run: Path, rng: np.random.Generator, secon
         remaining -= len(new)
         if new and remaining <= 0:
             time.sleep(rng.uniform(0, 0.0008))
-            child.send(signal.SIGKILL)
-            return
+            child.stop()
+            if _partial(run):
+                child.send(signal.SIGKILL)
+                return
+            child.send(signal.SIGCONT)  # the file was complete before it stopped: wait for the next
         time.sleep(0.0001)
 
 
