@@ -71,8 +71,11 @@ def main() -> None:
     options = parser.parse_args()
     rows: dict[str, list[list[float]]] = {}
     source = PairSource(Path(options.pairs).parent)
+    trainings = {speaker: path for path in options.folder.glob("*/run") for speaker in path.parent.name.split("+")}
     for entry in read_manifest(options.pairs):
-        weights = options.folder / entry.speaker / "run" / "last.safetensors"
+        if entry.speaker not in trainings:
+            raise DataError(f"{options.folder}: no training there left out speaker {entry.speaker}")
+        weights = trainings[entry.speaker] / "last.safetensors"
         model = checkpoint.load(weights, options.folder / "vocoder.safetensors")
         if not isinstance(model, TwoStage):
             raise DataError(f"{weights}: not a restorer")

@@ -164,6 +164,12 @@ def test_the_commands_of_leave_one_out_exist(
     assert checkpoint.read_header(tmp_path / "loo" / "vocoder.safetensors").kind == "vocoder"
 
 
+def test_speakers_are_left_out_several_at_a_time(load_script: Callable[[str], ModuleType]) -> None:
+    groups = load_script("leave_one_out").groups
+    assert groups(["a", "b", "c"], 1) == [["a"], ["b"], ["c"]]
+    assert groups(["a", "b", "c", "d", "e"], 2) == [["a", "d"], ["b", "e"], ["c"]]
+
+
 class ParserBuilt(Exception):
     """Carries the parser of a script, when the script would use it."""
 
