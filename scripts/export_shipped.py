@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from twostage.export.onnx import export
 from twostage.export.shared_weights import share_weights
 from twostage.models import checkpoint
-from twostage.models.model_files import stage_files
+from twostage.models.model_files import STEP, stage_files
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 
@@ -20,7 +20,7 @@ def export_shipped(name: str, home: Path = CHECKPOINTS) -> Path:
     """Write ``model.onnx``, or ``step.onnx`` for a causal model, into the folder of the model; return the path."""
     files = [file.resolve() for file in stage_files(home / name)]
     model = checkpoint.load(*files)
-    target = files[0].with_name("step.onnx" if model.causal else "model.onnx")
+    target = files[0].with_name(STEP if model.causal else "model.onnx")
     with TemporaryDirectory() as folder:
         whole = Path(folder, "whole.onnx")
         export(model, whole, stream=model.causal, provenance=checkpoint.provenances(*files))

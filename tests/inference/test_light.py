@@ -267,3 +267,14 @@ def test_restoring_with_pytorch_imports_no_other_slow_package(folder: Path) -> N
     )
     process = python("-c", program, str(folder / "in.wav"), "-o", str(folder / "start.wav"))
     assert process.stdout.splitlines()[-1] == "0 [] True", process.stderr
+
+
+def test_a_stream_runs_the_onnx_step_of_a_shipped_model_where_onnx_runtime_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(loading.load_for_stream("causal"), OnnxEnhancer)
+    assert not isinstance(loading.load_for_stream("default"), OnnxEnhancer)  # its graph is not a step
+    shutil.copytree(model_files.stage_files("causal")[0].parent, tmp_path / "mine")  # may have been trained further
+    assert not isinstance(loading.load_for_stream(tmp_path / "mine"), OnnxEnhancer)
+    monkeypatch.setattr(loading, "installed", lambda package: package != "onnxruntime")
+    assert not isinstance(loading.load_for_stream("causal"), OnnxEnhancer)

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if args.list_devices:
         return _list_devices()
     from twostage.inference.stream import Stream
-    from twostage.models.loading import load
+    from twostage.models.loading import load_for_stream
 
     for name in ("out", "json"):
         if getattr(args, name) and not args.file:
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     if args.gain == "auto" and not args.file:
         raise ConfigError("--gain auto: measures a file; with --file it says what to give here")
     gain = None if args.gain in (None, "auto") else _decibels(args.gain)
-    model = load(*args.model or ["causal"], threads=args.threads)
+    model = load_for_stream(*args.model or ["causal"], threads=args.threads)
     if args.file:
         return _file(args, model, gain)
     stream = Stream(model, seconds=args.seconds, gain_db=gain or [0.0])

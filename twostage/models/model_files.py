@@ -8,6 +8,7 @@ from twostage.utils.errors import CheckpointError
 
 SUFFIX, ONNX, DISCRIMINATORS = ".safetensors", ".onnx", "discriminators.pt"
 DEFAULT = "default"
+STEP = "step.onnx"  # the graph of one step of a stream, beside the weights of a shipped causal model
 PACKAGE = Path(__file__).parent.parent
 SHIPPED = (PACKAGE / "checkpoints", PACKAGE.parent / "checkpoints")
 
