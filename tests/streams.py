@@ -1,6 +1,7 @@
 """A small causal model, its offline output, and sound devices without hardware, for tests of streaming."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -55,29 +56,35 @@ def offline(model: TwoStage, audio: np.ndarray) -> np.ndarray:
 
 
 class FakeDevices(ModuleType):
-    """The part of sounddevice that is used: ``sleep`` calls the callback with the microphone's hops."""
+    """The part of sounddevice that is used: a stream passes the microphone's hops to the callback as it begins.
+
+    A device that is ``unplugged`` stops after them. Names that are not in ``names`` are unknown.
+    """
 
     class PortAudioError(Exception):
         pass
 
-    def __init__(self, microphone: np.ndarray, rate: int = 16000) -> None:
+    def __init__(self, microphone: np.ndarray, rate: int = 16000, unplugged: bool = False) -> None:
         super().__init__("sounddevice")
         self.microphone, self.rate, self.played = microphone, rate, list[np.ndarray]()
+        self.unplugged = unplugged
 
-    def Stream(self, *, callback: Any, samplerate: int, blocksize: int, **options: Any) -> Any:
+    @contextmanager
+    def Stream(
+        self, *, callback: Any, finished_callback: Any, samplerate: int, blocksize: int, device: Any, **options: Any
+    ) -> Iterator[Any]:
+        if any(isinstance(name, str) for name in device):
+            raise ValueError(f"No input/output device matching {device[0]!r}")
         if samplerate != self.rate:
             raise self.PortAudioError("Invalid sample rate")
         assert (options["channels"], options["dtype"]) == ((1, 1), "float32")  # inputs and outputs
-        self.run = lambda: [
+        for i in range(0, len(self.microphone), blocksize):
             self._hop(callback, self.microphone[i : i + blocksize], i == 0)
-            for i in range(0, len(self.microphone), blocksize)
-        ]
-        return nullcontext(SimpleNamespace(latency=(0.01, 0.02)))  # microphone and loudspeaker
+        if self.unplugged:
+            finished_callback()
+        yield SimpleNamespace(latency=(0.01, 0.02))  # microphone and loudspeaker
 
     def _hop(self, callback: Any, recorded: np.ndarray, first: bool) -> None:
         played = np.full((len(recorded), 1), np.nan, np.float32)
         callback(recorded[:, None], played, len(recorded), None, "underflow" if first else "")
         self.played.append(played[:, 0])
-
-    def sleep(self, _milliseconds: int) -> None:
-        self.run()

@@ -458,6 +458,25 @@ def test_the_folder_of_a_killed_server_is_deleted(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_without_file_locks_a_folder_is_abandoned_if_its_lock_can_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twostage.app.private_folder.fcntl", None)
+    unlink = Path.unlink
+
+    def refused_for_open_files(path: Path, missing_ok: bool = False) -> None:  # as on Windows
+        if path.parent.name.endswith("running"):
+            raise PermissionError(13, "The process cannot access the file")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refused_for_open_files)
+    for name in ("killed", "running"):
+        (tmp_path / f"{PREFIX}{name}").mkdir()
+        (tmp_path / f"{PREFIX}{name}" / LOCK).touch()
+    assert sweep_abandoned(tmp_path) == 1
+    assert [folder.name for folder in tmp_path.iterdir()] == [f"{PREFIX}running"]
+
+
 def test_only_abandoned_folders_of_servers_are_deleted(tmp_path: Path) -> None:
     young, old, link = (tmp_path / f"{PREFIX}{name}" for name in ("young", "old", "link"))
     other = tmp_path / "other"

@@ -145,7 +145,7 @@ def test_the_loudspeaker_plays_the_offline_output_after_the_latency(monkeypatch:
     sound, model = noise(256 * 40), causal_model()
     devices = FakeDevices(sound)
     monkeypatch.setitem(sys.modules, "sounddevice", devices)
-    assert run_duplex(Stream(model), 256, (None, None), seconds=1.0) == 1
+    assert run_duplex(Stream(model), 256, (None, None), seconds=0.01) == 1
     played = np.concatenate(devices.played)
     assert not played[:512].any()
     np.testing.assert_allclose(played[512:], offline(model, sound)[:-512], atol=1e-5, rtol=0)
@@ -159,4 +159,26 @@ def test_missing_devices_and_packages_are_reported(
     assert "sound device: Invalid sample rate" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     assert cli.main(["stream", "--model", causal_path, "--live"]) == 1
-    assert "pip install 'twostage[live]'" in capsys.readouterr().err
+    assert "pip install sounddevice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("devices", "options", "message"),
+    [
+        (FakeDevices(noise(10)), ["--devices", "throat", "1"], "device matching 'throat'; `twostage stream --list-dev"),
+        (FakeDevices(noise(10), unplugged=True), [], "the sound device stopped"),
+    ],
+)
+def test_an_unknown_or_unplugged_device_ends_a_live_stream_with_one_line(
+    devices: FakeDevices,
+    options: list[str],
+    message: str,
+    causal_path: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", devices)
+    assert cli.main(["stream", "--model", causal_path, "--live", *options]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("twostage: error: ")
+    assert message in last

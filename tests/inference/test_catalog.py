@@ -154,7 +154,7 @@ def test_shipped_settings_are_listed(capsys: pytest.CaptureFixture[str]) -> None
     assert cli.main(["config", "list"]) == 0
     listed = capsys.readouterr().out.split()
     assert listed == sorted(
-        {path.stem for folder in ("", "baselines/") for path in ROOT.glob(f"configs/{folder}*.yaml")}
+        {path.stem for folder in ("", "baselines/", "corpora/") for path in ROOT.glob(f"configs/{folder}*.yaml")}
     )
 
 

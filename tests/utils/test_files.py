@@ -154,6 +154,25 @@ def test_files_are_written_on_systems_that_cannot_flush_folders(
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.txt", "x")]
 
 
+def test_a_rename_that_windows_refuses_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace, refusals = os.replace, [PermissionError(13, "Access is denied")] * 2
+
+    def refused_twice(source: Path, target: Path) -> None:
+        if refusals:
+            raise refusals.pop()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refused_twice)
+    monkeypatch.setattr("twostage.utils.files.RETRIES", (0.0, 0.0))
+    with replacing(tmp_path / "a.txt") as partial:
+        partial.write_text("complete")
+    assert (tmp_path / "a.txt").read_text() == "complete"
+    refusals[:] = [PermissionError(13, "Access is denied")] * 3
+    with pytest.raises(OutputError, match="cannot be written"), replacing(tmp_path / "b.txt") as partial:
+        partial.write_text("complete")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
 def test_a_failed_flush_is_an_error_and_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("old")
 

@@ -146,7 +146,10 @@ def warning_for(host: str) -> str:
     """A warning about serving on ``host``; empty if only this machine can connect."""
     if is_loopback(host):
         return ""
-    return f"--host {host}: other machines with the token can send requests; token and sound are not encrypted"
+    return (
+        f"--host {host}: other machines with the token can send requests, by IP address or a name that --allow-host "
+        "gives; token and sound are not encrypted"
+    )
 
 
 class Programs:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from twostage.utils.errors import AudioError, reason_of
 
 LENIENT = 19  # the version of av from which tags that cannot be decoded are no error
-EXTRA = "pip install 'twostage[media]'"
+EXTRA = "pip install av"  # not the extra by name, which would add PyTorch to an installation without it
 # signature at the start of a file, its offset, and the name of the format
 MAGIC = (
     (b"ftyp", 4, "MP4"),

@@ -92,6 +92,10 @@ def run(args: argparse.Namespace) -> int:
     if args.gain == "auto" and not args.file:
         raise ConfigError("--gain auto: measures a file; with --file it says what to give here")
     gain = None if args.gain in (None, "auto") else _decibels(args.gain)
+    if args.virtual_microphone:
+        from twostage.inference.virtual_microphone import checked_microphone
+
+        checked_microphone(args.virtual_microphone, args.microphone)  # before the model is loaded
     model = load_for_stream(*args.model or ["causal"], threads=args.threads)
     if args.file:
         return _file(args, model, gain)

@@ -12,7 +12,7 @@ QUIET = 1e-6  # lowest amplitude that is reported, relative to full scale
 
 
 class Meter:
-    """Receives every hop and passes a status line to ``say`` every ``pace`` seconds, or never if that is 0.
+    """Counts hops; ``report`` passes a status line to ``say`` every ``pace`` seconds, or never if that is 0.
 
     ``latency``: seconds, of the stream and the devices together. The sound waiting in buffers is added to it.
     """
@@ -33,6 +33,9 @@ class Meter:
         self._power += float(np.square(samples).mean()) if samples.size else 0.0
         self._work += work
         self._waiting = max(self._waiting, waiting)
+
+    def report(self) -> None:
+        """Say the status if it is time. Not for a device's callback, which must not wait for a terminal."""
         if self._pace and time.monotonic() - self._since >= self._pace:
             self._say(self.line())
             self._begin()

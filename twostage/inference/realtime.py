@@ -1,10 +1,11 @@
 """Sources of a stream: raw PCM from pipes, a file in real time hop by hop, a microphone."""
 
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from math import ceil
+from math import inf
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -13,14 +14,14 @@ from twostage.audio.signatures import container_of, undecided
 from twostage.audio.types import Audio
 from twostage.inference.meter import Meter
 from twostage.inference.stream import Stream
-from twostage.utils.errors import AudioError, ConfigError
+from twostage.utils.errors import AudioError, ConfigError, first_line
 
 FORMATS: dict[str, np.dtype[Any]] = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}  # little-endian
 FULL = 32768  # full scale of s16
 CHUNK = 65536  # maximum number of bytes per read; a pipe returns what has arrived
 SPOKEN_WITH_A_VOWEL = ("AAC", "AIFF", "AMR", "APE", "AU", "MP3", "MP4", "Ogg", "RF64")
 WARM = 20  # hops before timing starts
-LONGEST = 2**31 - 1  # milliseconds, 24 days: the maximum of a C long on every platform
+STATUS = 0.1  # seconds between two looks at the state of a live stream
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,12 @@ def device_list() -> str:
 def _sounddevice() -> Any:
     try:
         import sounddevice
-    except (ImportError, OSError) as error:  # OSError: the package without the PortAudio library
-        raise ConfigError(f"sound devices need the extra live: pip install 'twostage[live]' ({error})") from None
+    except ImportError:
+        raise ConfigError("sound devices need the package sounddevice: pip install sounddevice") from None
+    except OSError:
+        raise ConfigError(
+            "sound devices need the PortAudio library (Debian, Ubuntu: apt install libportaudio2)"
+        ) from None
     return sounddevice
 
 
@@ -167,7 +172,8 @@ def run_duplex(
     """Microphone to loudspeaker for ``seconds`` (0: until interrupted); returns how often sound was lost.
 
     It continues when sound is lost and when a device provides samples that are not finite; ``meter`` receives every
-    hop. Raises ConfigError if sounddevice is missing, AudioError if a device cannot be opened at the stream's rate.
+    hop. Raises ConfigError if sounddevice is missing, AudioError if there is no such device, if a device cannot be
+    opened at the stream's rate, or if it stops.
     """
     sounddevice = _sounddevice()
     meter = meter or Meter(hop / stream.sample_rate, 0.0, print, pace=0.0)
@@ -194,10 +200,17 @@ def run_duplex(
 
     options = {"samplerate": stream.sample_rate, "blocksize": hop, "device": devices, "dtype": "float32"}
     options["channels"] = (stream.inputs, 1)
+    stopped = threading.Event()
+    deadline = time.monotonic() + seconds if seconds else inf
     try:
-        with sounddevice.Stream(callback=on_hop, latency="low", **options) as device:
+        with sounddevice.Stream(callback=on_hop, finished_callback=stopped.set, latency="low", **options) as device:
             meter.latency = stream.latency / stream.sample_rate + sum(device.latency)
-            sounddevice.sleep(ceil(seconds * 1000) if seconds else LONGEST)
+            while (remaining := deadline - time.monotonic()) > 0:
+                if stopped.wait(min(remaining, STATUS)):
+                    raise AudioError("the sound device stopped; was it unplugged?")
+                meter.report()
+    except ValueError as error:  # no such device, or several
+        raise AudioError(f"{first_line(error)}; `twostage stream --list-devices` lists their numbers") from None
     except sounddevice.PortAudioError as error:
         raise AudioError(f"sound device: {error}") from None
     return meter.xruns

@@ -63,6 +63,23 @@ def default_source() -> str:
     return _pactl("get-default-source").strip()
 
 
+def checked_microphone(name: str, microphone: str | None) -> str:
+    """The ``microphone`` (default: the system's) for a virtual microphone ``name``, if both are possible.
+
+    Raises ConfigError and AudioError as ``run_virtual_microphone``.
+    """
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"--virtual-microphone {name}: must be letters, digits or any of . _ -, a letter first")
+    require()
+    sweep()
+    microphone = microphone or default_source()
+    if microphone not in sources():
+        raise AudioError(f"no such microphone; there are {', '.join(sources()) or 'none'}", subject=microphone)
+    if microphone == name or name in sources():
+        raise ConfigError(f"--virtual-microphone {name}: a source with this name exists already")
+    return microphone
+
+
 def run_virtual_microphone(
     stream: Stream, hop: int, name: str, microphone: str | None, seconds: float, say: Say, *, meter: Meter
 ) -> None:
@@ -76,15 +93,7 @@ def run_virtual_microphone(
         ConfigError: the name is invalid or taken, or the tools of PulseAudio are missing.
         AudioError: there is no server, or no such microphone, at the start.
     """
-    if not NAME.fullmatch(name):
-        raise ConfigError(f"--virtual-microphone {name}: must be letters, digits or any of . _ -, a letter first")
-    require()
-    sweep()
-    microphone = microphone or default_source()
-    if microphone not in sources():
-        raise AudioError(f"no such microphone; there are {', '.join(sources()) or 'none'}", subject=microphone)
-    if microphone == name or name in sources():
-        raise ConfigError(f"--virtual-microphone {name}: a source with this name exists already")
+    microphone = checked_microphone(name, microphone)
     warm_up(stream, hop)
     deadline = time.monotonic() + seconds if seconds else float("inf")
     while time.monotonic() < deadline:
@@ -140,6 +149,7 @@ def _relay(
             stream.reset()
             restored = np.zeros(hop, np.float32)
         meter.hop(recorded[0], time.perf_counter() - started, waiting)
+        meter.report()
         try:
             playback.write(restored.astype(FLOAT).tobytes())
         except OSError:
@@ -149,7 +159,7 @@ def _relay(
 def require() -> None:
     """Raise ConfigError if the tools of PulseAudio are not installed."""
     if not sys.platform.startswith("linux"):
-        raise ConfigError("--virtual-microphone needs Linux; elsewhere use a virtual audio cable (docs: In a call)")
+        raise ConfigError("--virtual-microphone needs Linux; elsewhere use a virtual audio cable (docs: Calls)")
     missing = [tool for tool in ("pactl", "parec", "pacat") if not shutil.which(tool)]
     if missing:
         raise ConfigError(f"--virtual-microphone needs {', '.join(missing)}: install pulseaudio-utils")
@@ -317,6 +327,8 @@ def _pactl(*words: str) -> str:
         raise AudioError("the sound server does not answer") from None
     if completed.returncode:
         reason = (completed.stderr.strip() or "no reason given").splitlines()[-1]
+        if "Connection refused" in reason or "Connection failure" in reason:
+            raise AudioError("no sound server is running: start PulseAudio or PipeWire (with pipewire-pulse)")
         raise AudioError(f"the sound server refuses `pactl {' '.join(words[:2])}` ({reason})")
     return completed.stdout
 

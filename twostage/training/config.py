@@ -365,7 +365,7 @@ def _find(name: str) -> Path:
 
 def shipped() -> list[str]:
     """Names of the shipped files of settings."""
-    folders = [*SHIPPED, *(folder / BASELINES for folder in SHIPPED)]
+    folders = [folder / part for folder in SHIPPED for part in ("", BASELINES, CORPORA)]
     return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
 
 

@@ -2,12 +2,16 @@
 
 import os
 import secrets
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from twostage.utils.errors import OutputError, reason_of
 
+# seconds before each further try to rename a file; elsewhere, another process that reads a file does not prevent it
+RETRIES = (0.05, 0.1, 0.2, 0.4, 0.8) if sys.platform == "win32" else ()
 PARTIAL = ".part"  # suffix of incomplete files
 LATER_BYTES = bytes(range(0x80, 0xC0))  # continuation bytes of UTF-8, at the start of a cut name
 
@@ -73,8 +77,18 @@ def publish(partial: Path, path: Path) -> None:
     """
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
-    os.replace(partial, path)
+    _rename(partial, path)
     _flush_folder(path.parent)
+
+
+def _rename(partial: Path, path: Path) -> None:
+    """Rename; Windows refuses it while a virus scanner or another reader has one of the files open."""
+    for pause in RETRIES:
+        try:
+            return os.replace(partial, path)
+        except PermissionError:
+            time.sleep(pause)
+    os.replace(partial, path)
 
 
 def _flush_folder(folder: Path) -> None:

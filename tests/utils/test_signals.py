@@ -1,14 +1,15 @@
-"""Tests of signals that arrive while libsndfile calls Python, where an exception would be lost."""
+"""Tests of signals: those that arrive while libsndfile calls Python, and systems that cannot block them."""
 
 import io
 import signal
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 
-from twostage.utils.signals import DebouncedInterrupt, answered
+from twostage.utils.signals import DebouncedInterrupt, answered, interrupt_blocked
 
 
 class InterruptedRead(io.BytesIO):
@@ -35,3 +36,17 @@ def test_an_interrupt_during_a_callback_is_raised_after_it(capsys: pytest.Captur
             time.sleep(5)
     assert len(samples) == 1000
     assert capsys.readouterr().err == ""
+
+
+def test_processes_start_on_systems_that_cannot_block_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twostage.utils.signals.signal", SimpleNamespace(SIGINT=signal.SIGINT))  # as on Windows
+    with interrupt_blocked():
+        started = True
+    assert started
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
+def test_an_interrupt_is_blocked_within_the_block_only() -> None:
+    with interrupt_blocked():
+        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
