@@ -8,13 +8,14 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from zipfile import ZipFile
 
 import numpy as np
 import pytest
 from unsafe_pickles import TouchesFile
 
-from twostage.app import views, work
+from twostage.app import page, views, work
 from twostage.app.limits import Limits
 from twostage.app.results import ResultFolders
 from twostage.app.security import MOST, POLICY, SecurityMiddleware
@@ -346,3 +347,15 @@ def test_a_pickled_model_is_refused_and_its_code_does_not_run(tmp_path, monkeypa
     with pytest.raises(CheckpointError, match=name):
         work.Models({"evil": [name]}).get("evil", "cpu")
     assert not Path("marker").exists()
+
+
+@pytest.mark.parametrize(
+    ("urls", "link"),
+    [(["Documentation, https://docs.example/"], " · [Documentation](https://docs.example/)"), (None, "")],
+)
+def test_the_heading_links_to_the_documentation_of_the_package(urls, link, monkeypatch):
+    metadata = SimpleNamespace(get_all=lambda field: urls if field == "Project-URL" else None)
+    monkeypatch.setattr("importlib.metadata.metadata", lambda package: metadata)
+    heading = page._heading(Limits())
+    assert ("[Documentation](" in heading) == bool(link)
+    assert link in heading

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
@@ -230,6 +230,20 @@ def test_formulas_are_converted_to_mathml(site: Path) -> None:
     text = (site / "how-it-works.html").read_text(encoding="utf-8")
     assert text.count("<math") > 40
     assert not re.search(r"arithmatex|\\frac|\$\$", text[text.index("<article") : text.index("</article>")])
+
+
+@pytest.mark.parametrize(
+    ("urls", "expected"), [('Repository = "https://code.example/x"', "https://code.example/x"), ("", "")]
+)
+def test_the_header_shows_the_version_and_the_repository(
+    urls: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mkdocs")
+    (tmp_path / "pyproject.toml").write_text(f"[project]\n[project.urls]\n{urls}\n")
+    module = hook("repository")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    config = module.on_config(SimpleNamespace(site_name="twostage", repo_url="https://old.example/"))
+    assert (config.site_name, config.repo_url) == (f"twostage {__version__}", expected)
 
 
 @pytest.mark.parametrize(
