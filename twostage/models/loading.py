@@ -45,7 +45,7 @@ def load(
 
 
 def load_for_stream(*paths: str | Path, threads: int | None = None) -> Enhancer:
-    """As ``load``, but a shipped causal model runs as its ONNX step if ONNX Runtime is installed: in half of the time.
+    """As ``load``, but a shipped causal model runs as its ONNX step if ONNX Runtime is installed: in a third of the time.
 
     Other folders are loaded from their weights, since a graph in them may be older than the weights.
     """
