@@ -2,8 +2,10 @@
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -237,6 +239,35 @@ def test_the_shipped_settings_of_a_corpus_train(name: str, paired_corpus: Path, 
     assert (shipped.init_from, shipped.data.real_fraction, shipped.valid.best) == ("base", 0.9, "estoi")
     recipes.train_restorer(load_config(RestorerRun, ["restorer", name, "tiny"], [*data, *small_training]))
     assert checkpoint.read_header(tmp_path / "run" / "last.safetensors").provenance["steps"] == 2
+
+
+def test_one_command_imports_trains_and_evaluates_and_continues(
+    vibravox: Path,
+    tiny_path: Path,
+    tmp_path: Path,
+    load_script: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint.save(tmp_path / "vocoder.safetensors", checkpoint.load_stage(tiny_path, "vocoder"), provenance={})
+    settings = [
+        "steps=2",
+        "save_every=1",
+        "valid.every=2",
+        "valid.vocoder=''",
+        "init_from=''",
+        "restorer.mel.n_mels=80",
+    ]
+    arguments = ["vibravox", str(vibravox), "-o", str(tmp_path / "out"), "--overlay", "tiny", *settings]
+    arguments += ["--vocoder", str(tmp_path / "vocoder.safetensors"), "--evaluate", "--metrics lsd --pictures 0"]
+    monkeypatch.setattr("sys.argv", ["run_corpus.py", *arguments])
+    script = load_script("run_corpus")
+    script.main()
+    shutil.rmtree(vibravox)  # imported already
+    script.main()
+    assert "twostage train-restorer" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out" / "scores" / "summary.json").read_text())
+    assert summary["systems"]["vibravox"]["lsd"]["n"] == 3
 
 
 def test_every_known_corpus_has_settings() -> None:

@@ -184,7 +184,8 @@ def parser_of(load_script: Callable[[str], ModuleType]) -> Callable[[str], Argum
 
         main = load_script(script).main
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ArgumentParser, "parse_args", stop)
+            for name in ("parse_args", "parse_intermixed_args"):
+                patch.setattr(ArgumentParser, name, stop)
             with pytest.raises(ParserBuilt) as raised:
                 main()
         built: ArgumentParser = raised.value.args[0]

@@ -45,9 +45,10 @@ def load(
 
 
 def load_for_stream(*paths: str | Path, threads: int | None = None) -> Enhancer:
-    """As ``load``, but a shipped causal model runs as its ONNX step if ONNX Runtime is installed: in a third of the time.
+    """As ``load``, but a shipped causal model runs as its ONNX step if ONNX Runtime is installed.
 
-    Other folders are loaded from their weights, since a graph in them may be older than the weights.
+    This takes a third of the time. Other folders are loaded from their weights, since a graph in them may be older than
+    the weights.
     """
     name = str(paths[0]) if len(paths) == 1 else ""
     if name in names() and installed("onnxruntime") and (onnx := onnx_beside(paths)) and onnx.name == STEP:
