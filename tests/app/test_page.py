@@ -346,6 +346,7 @@ def test_a_request_to_a_full_queue_is_answered_with_503(tiny_path, monkeypatch):
     assert answers == [200, 200, 200, 503]
 
 
+@pytest.mark.slow
 def test_a_click_right_after_an_upload_is_kept_and_a_waiting_visitor_reads_for_how_many(visit, monkeypatch):
     may_finish, restore_all = threading.Event(), service_module.restore_all
 

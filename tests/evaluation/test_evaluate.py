@@ -174,6 +174,7 @@ def test_simulated_input_equals_the_output_of_simulate(corpus, tmp_path):
     assert np.abs(simulated - sound_files.read(tmp_path / "out" / "a.wav")[0][0]).max() <= 2**-15
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_the_number_of_processes(corpus):
     entries = [Entry(str(corpus / f"b_{side}.wav"), str(corpus / "b_bone.wav"), side, 1.0) for side in ("air", "gone")]
     in_this_process, in_workers = EvaluationResults(), EvaluationResults()

@@ -5,10 +5,11 @@ import pickle
 import warnings
 from argparse import ArgumentParser
 
-import librosa
+import librosa.filters
 import numpy as np
 import pytest
 import torch
+from scipy.signal.windows import hann
 from torch.nn import functional as F
 from unsafe_pickles import TouchesFile
 
@@ -141,7 +142,8 @@ def test_the_published_mel_differs_only_near_silence():
     basis = librosa.filters.mel(sr=16000, n_fft=1024, n_mels=80, fmax=8000)
     for level, tolerance in ((0.05, 1e-4), (1e-4, 0.02), (1e-6, 0.02)):
         padded = np.pad(level * audio, padding, mode="reflect")
-        spectrum = librosa.stft(padded, n_fft=1024, hop_length=256, center=False)
+        frames = np.lib.stride_tricks.sliding_window_view(padded, 1024)[::256] * hann(1024, sym=False)
+        spectrum = np.fft.rfft(frames).T
         theirs = np.log(np.maximum(basis @ np.sqrt(np.abs(spectrum) ** 2 + 1e-9), 1e-5))
         ours = LogMel(MelConfig())(torch.from_numpy(level * audio)[None, None])[0].numpy()
         assert np.abs(theirs - ours).max() < tolerance

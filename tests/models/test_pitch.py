@@ -39,6 +39,7 @@ def test_the_pitch_is_estimated_without_the_fundamental() -> None:
     assert voicing[5:-5].min() > 0.9
 
 
+@pytest.mark.slow  # librosa.yin compiles itself for 19 s at first
 def test_the_pitch_of_a_low_passed_glide_agrees_with_yin() -> None:
     time = np.arange(2 * RATE) / RATE
     truth = 160 * 2 ** (0.6 * np.sin(2 * np.pi * 0.8 * time))

@@ -39,6 +39,7 @@ def test_the_commands_have_valid_settings(script: ModuleType, tmp_path: Path) ->
         assert (settings.steps, settings.threads) == (3, 1)
 
 
+@pytest.mark.slow
 def test_the_peak_memory_of_a_command_is_measured(script: ModuleType) -> None:
     assert 20 < script.peak_megabytes(["config", "list"]) < 600
 

@@ -92,6 +92,7 @@ def pairs(speech: Speech, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "pairs.csv"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_quality")
 def test_training_and_evaluation_at_22_khz(pairs: Path, tmp_path: Path) -> None:
     data, run = [f"data.train=[{pairs}]", f"data.valid=[{pairs}]"], {s: str(tmp_path / s) for s in ("r", "v", "f")}
