@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -243,6 +244,23 @@ def test_only_the_token_grants_access(tiny_path: Path, recording: Path) -> None:
         assert ask_directly(url, "/v1/models", Cookie=f"other=1; {cookie}")[0] == 200
         assert ask_directly(url, f"//evil.example/%0d%0ax?token={TOKEN}")[1]["location"] == "/evil.example/%0D%0Ax"
         assert b"<form" in ask_directly(url, "/", Accept="text/html")[2]
+
+
+def test_a_refusal_is_sent_after_the_request_has_been_read(tiny_path: Path) -> None:
+    """Otherwise the connection is reset while a client is still sending, and it never reads why."""
+    with tiny_server(tiny_path, access=Access("127.0.0.1", token=TOKEN)) as url:
+        for headers in ({}, {"Host": "evil.example"}, {"Origin": "https://evil.example"}):
+            address = urlsplit(url)
+            with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
+                lines = {"Host": "localhost", "Content-Length": "800000"} | headers
+                head = "POST /v1/restore HTTP/1.1\r\n" + "".join(f"{key}: {value}\r\n" for key, value in lines.items())
+                connection.sendall(head.encode() + b"\r\n" + bytes(400_000))
+                connection.settimeout(0.3)
+                with pytest.raises(TimeoutError):
+                    connection.recv(1)
+                connection.settimeout(30)
+                connection.sendall(bytes(400_000))
+                assert connection.recv(12) in (b"HTTP/1.1 401", b"HTTP/1.1 421", b"HTTP/1.1 403")
 
 
 @pytest.fixture

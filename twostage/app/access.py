@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
-from twostage.app.security import App, Message, Receive, Send, header, refuse
+from twostage.app.security import App, Message, Receive, Send, discard, header, refuse
 
 OPEN = ("/v1/health",)  # answered without a token
+PATIENCE = 1 << 20, 2.0  # bytes of a refused request that are read before the response, and seconds without any
 ASK = """<!doctype html><meta charset="utf-8"><title>twostage</title>
 <form style="font: 1em system-ui; margin: 20vh auto; width: 20em"><label>Token, as `twostage` printed it:<br>
 <input name="token" type="password" autofocus style="width: 100%"></label> <button>Enter</button></form>"""
@@ -82,14 +83,17 @@ class Door:
             return await send({"type": "websocket.close", "code": 1008})
         host, origin = header(scope, b"host"), header(scope, b"origin")
         if not self._access.names(host):
+            await discard(receive, *PATIENCE)
             return await refuse(scope, send, 421, f"Host {host!r} is not this server; --allow-host permits this name.")
         if origin and not self._access.is_own(origin, host):
+            await discard(receive, *PATIENCE)
             return await refuse(scope, send, 403, f"Origin {origin!r} is not a page of this server.")
         if scope["path"] in OPEN or self._access.is_known(self._token(scope)):
             return await self._app(scope, receive, send)
         query_token, other_parameters = _token_in_query(scope)
         if scope["method"] == "GET" and query_token and self._access.is_known(query_token):
             return await self._remember(scope, other_parameters, send)
+        await discard(receive, *PATIENCE)
         await self._ask(scope, send)
 
     def _token(self, scope: Message) -> str:

@@ -1,8 +1,10 @@
 """Security of the page: browsers load nothing from other servers, and this server fetches nothing."""
 
+import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 Message = MutableMapping[str, Any]
@@ -109,6 +111,19 @@ def _names_remote(body: bytes) -> bool:
 def header(scope: Message, name: bytes) -> str:
     """The value of a request header; empty if there is none."""
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
+async def discard(receive: Receive, most: int, seconds: float) -> None:
+    """Read and discard ``most`` bytes of a request, or what arrives before nothing does for ``seconds``.
+
+    Clients read no response while they are sending, and lose it if the connection is closed meanwhile.
+    """
+    with suppress(TimeoutError):
+        while most > 0:
+            message = await asyncio.wait_for(receive(), seconds)
+            most -= len(message.get("body", b""))
+            if not message.get("more_body"):
+                return
 
 
 async def refuse(

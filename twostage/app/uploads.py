@@ -1,10 +1,9 @@
 """Reserves disk space before an upload arrives, and disconnects senders that stall."""
 
 import asyncio
-from contextlib import suppress
 
 from twostage.app.limits import Limits
-from twostage.app.security import App, Message, Receive, Send, header, refuse
+from twostage.app.security import App, Message, Receive, Send, discard, header, refuse
 from twostage.app.storage import Reservation, Storage, StorageFull
 
 UPLOADS = ("/upload", "/v1/restore")  # suffixes of paths that accept files
@@ -24,26 +23,17 @@ class Uploads:
             return await self._app(scope, receive, send)
         length = header(scope, b"content-length")
         if not length.isdigit():
+            await discard(receive, self._largest, STILL)
             return await refuse(scope, send, 411, "An upload must state its length: send Content-Length.")
         if int(length) > self._max_request:
-            await self._discard(receive)
+            await discard(receive, self._largest, STILL)
             return await refuse(scope, send, 413, f"{int(length) / 1e6:.0f} MB are too many for one request.")
         try:
             with self._storage.reserve(int(length)) as reservation:
                 await self._app(scope, _counted(receive, reservation), send)
         except StorageFull as error:
-            await self._discard(receive)
+            await discard(receive, self._largest, STILL)
             await refuse(scope, send, 507, str(error))
-
-    async def _discard(self, receive: Receive) -> None:
-        """Read and discard up to the size of an upload, because clients read no response while they are sending."""
-        remaining = self._largest
-        with suppress(TimeoutError):
-            while remaining > 0:
-                message = await asyncio.wait_for(receive(), STILL)
-                remaining -= len(message.get("body", b""))
-                if not message.get("more_body"):
-                    return
 
 
 def _counted(receive: Receive, reservation: Reservation) -> Receive:
