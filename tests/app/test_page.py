@@ -414,6 +414,7 @@ def test_requests_for_other_hosts_and_from_other_origins_are_refused(page):
     assert json.load(urllib.request.urlopen(f"{page}v1/models", timeout=60))["models"][0]["name"] == "tiny"
 
 
+@pytest.mark.slow
 def test_uploads_are_deleted_after_their_time_and_all_files_when_the_server_stops(tiny_path):
     with serving(Address(port=0), {"tiny": [str(tiny_path)]}, ["cpu"], Limits(keep=1)) as url:
         home = Path(os.environ["GRADIO_TEMP_DIR"]).parent

@@ -260,6 +260,7 @@ def test_docker_images_refer_to_existing_files_and_extras(name: str) -> None:
     assert all((ROOT / path).exists() for path in included)
 
 
+@pytest.mark.slow
 def test_restoring_with_pytorch_imports_no_other_slow_package(folder: Path) -> None:
     program = (
         "import sys; from twostage.cli import main; slow = {'scipy', 'librosa', 'numba', 'matplotlib', 'omegaconf'}; "

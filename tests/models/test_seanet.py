@@ -17,6 +17,7 @@ SMALL = {"channels": 4, "strides": (2, 4), "bottleneck": 4}
 TINY, CAUSAL = SeanetConfig(**SMALL), SeanetConfig(**SMALL, causal=True)
 
 
+@pytest.mark.slow
 def test_the_sizes_are_those_of_the_published_reimplementation():
     model = Seanet(SeanetConfig()).fold()
     assert parameters(model) == 8_339_585

@@ -117,6 +117,7 @@ def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_stores_its_state_and_says_how_to_resume(
     corpus: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:

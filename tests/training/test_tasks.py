@@ -163,6 +163,7 @@ def test_stage_one_overfits_one_batch(pair):
     assert last < 0.4 * first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adversarial", [False, True])
 def test_stage_two_overfits_one_batch(pair, adversarial):
     weights = VocodingWeights() if adversarial else VocodingWeights(adv=0, fm=0)
