@@ -37,7 +37,7 @@ from typing import Any
 import torch
 
 from twostage.audio import sound_files
-from twostage.cli import main as twostage
+from twostage.cli import step
 from twostage.evaluation.report import CLEAN, write_json, write_text
 from twostage.evaluation.results import SUMMARY
 from twostage.models import checkpoint
@@ -210,19 +210,11 @@ def of_two_stages(system: str) -> bool:
     return system.startswith("two-stage")
 
 
-def run(*arguments: object) -> None:
-    command = [str(argument) for argument in arguments]
-    print("twostage", *command, flush=True)
-    code = twostage(command)
-    if code:
-        sys.exit(code)
-
-
 def timed(task: Task, *arguments: object) -> float:
     """Run a command; return its seconds of processor time of all threads, or of wall-clock time on an accelerator."""
     clock = time.process_time if task.budget.device == "cpu" else time.perf_counter
     started = clock()
-    run(*arguments)
+    step(*arguments)
     return clock() - started
 
 
@@ -312,7 +304,7 @@ def evaluate(task: Task, system: str, weights: Path) -> None:
         folder = task.out / name / system
         if not (folder / DONE).exists():
             shown = ["--pictures", task.budget.pictures, "--device", task.budget.device]
-            run("evaluate", *arguments, "--model", *model, "-o", folder, *shown, *costs)
+            step("evaluate", *arguments, "--model", *model, "-o", folder, *shown, *costs)
             (folder / DONE).touch()
         costs = ["--costs", folder / SUMMARY]
 
@@ -323,7 +315,7 @@ def compare(task: Task) -> None:
         folders = [task.out / name / system for system in SYSTEMS]
         done = [folder for folder in folders if (folder / DONE).exists()]
         if done:
-            run("compare", *done, "-o", task.out / "comparison" / name, "--title", f"{task.name}: {name}")
+            step("compare", *done, "-o", task.out / "comparison" / name, "--title", f"{task.name}: {name}")
 
 
 def sample_data(folder: Path) -> Path:

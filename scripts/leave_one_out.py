@@ -11,18 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from twostage.cli import main as twostage
+from twostage.cli import step
 from twostage.data.manifest import read_manifest
 from twostage.models import checkpoint
 from twostage.utils.errors import TwoStageError
-
-
-def step(*arguments: object) -> None:
-    command = [str(argument) for argument in arguments]
-    print("twostage", *command, flush=True)
-    code = twostage(command)
-    if code:
-        sys.exit(code)
 
 
 def groups(speakers: list[str], size: int) -> list[list[str]]:

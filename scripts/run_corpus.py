@@ -8,18 +8,9 @@ command continues where it was stopped.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from twostage.cli import main as twostage
-
-
-def step(*arguments: object) -> None:
-    command = [str(argument) for argument in arguments]
-    print("twostage", *command, flush=True)
-    code = twostage(command)
-    if code:
-        sys.exit(code)
+from twostage.cli import step
 
 
 def main() -> None:

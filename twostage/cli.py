@@ -140,6 +140,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def step(*arguments: object) -> None:
+    """Print and run a command as one step of a script, which ends with its exit code if it fails."""
+    command = [str(argument) for argument in arguments]
+    print("twostage", *command, flush=True)
+    if code := main(command):
+        sys.exit(code)
+
+
 def _run(args: argparse.Namespace) -> int:
     try:
         with raise_memory_error(), shown(verbosity(args)):

@@ -151,7 +151,7 @@ def test_the_commands_of_leave_one_out_exist(
         inputs.append(cli.parse(arguments))
         return 0
 
-    monkeypatch.setattr(script, "twostage", record)
+    monkeypatch.setattr(cli, "main", record)
     options = ["--pairs", str(paired_corpus), "--clean", "clean.csv", "--init", "default", "--vocoder", "default"]
     monkeypatch.setattr("sys.argv", ["leave_one_out.py", *options, "-o", str(tmp_path / "loo"), "steps=3"])
     script.main()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from twostage import cli
 from twostage.audio import plots, sound_files
 from twostage.evaluation.report import read_rows
 from twostage.models import checkpoint
@@ -88,7 +89,7 @@ class Killed(Exception):
 def test_a_benchmark_killed_at_any_command_continues_where_it_stopped(script, task, monkeypatch):
     """It is killed before every command, and once in the middle of a training."""
     seen_commands: list[str] = []
-    original = script.twostage
+    original = cli.main
 
     def killed_once(command):
         key = " ".join(command[:2]) + command[command.index("-o") + 1] if "-o" in command else command[0]
@@ -99,7 +100,7 @@ def test_a_benchmark_killed_at_any_command_continues_where_it_stopped(script, ta
             raise Killed
         return original(command)
 
-    monkeypatch.setattr(script, "twostage", killed_once)
+    monkeypatch.setattr(cli, "main", killed_once)
     kills = 0
     while True:
         try:
