@@ -81,13 +81,9 @@ class Door:
             return await self._app(scope, receive, send)
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1008})
-        host, origin = header(scope, b"host"), header(scope, b"origin")
-        if not self._access.names(host):
+        if refusal := self._foreign(header(scope, b"host"), header(scope, b"origin")):
             await discard(receive, *PATIENCE)
-            return await refuse(scope, send, 421, f"Host {host!r} is not this server; --allow-host permits this name.")
-        if origin and not self._access.is_own(origin, host):
-            await discard(receive, *PATIENCE)
-            return await refuse(scope, send, 403, f"Origin {origin!r} is not a page of this server.")
+            return await refuse(scope, send, *refusal)
         if scope["path"] in OPEN or self._access.is_known(self._token(scope)):
             return await self._app(scope, receive, send)
         query_token, other_parameters = _token_in_query(scope)
@@ -95,6 +91,14 @@ class Door:
             return await self._remember(scope, other_parameters, send)
         await discard(receive, *PATIENCE)
         await self._ask(scope, send)
+
+    def _foreign(self, host: str, origin: str) -> tuple[int, str] | None:
+        """Status and text of a refusal, if a request names another server or comes from its page."""
+        if not self._access.names(host):
+            return 421, f"Host {host!r} is not this server; --allow-host permits this name."
+        if origin and not self._access.is_own(origin, host):
+            return 403, f"Origin {origin!r} is not a page of this server."
+        return None
 
     def _token(self, scope: Message) -> str:
         scheme, _, token = header(scope, b"authorization").partition(" ")

@@ -23,17 +23,20 @@ class Uploads:
             return await self._app(scope, receive, send)
         length = header(scope, b"content-length")
         if not length.isdigit():
-            await discard(receive, self._largest, STILL)
-            return await refuse(scope, send, 411, "An upload must state its length: send Content-Length.")
+            text = "An upload must state its length: send Content-Length."
+            return await self._refuse(scope, receive, send, 411, text)
         if int(length) > self._max_request:
-            await discard(receive, self._largest, STILL)
-            return await refuse(scope, send, 413, f"{int(length) / 1e6:.0f} MB are too many for one request.")
+            text = f"{int(length) / 1e6:.0f} MB are too many for one request."
+            return await self._refuse(scope, receive, send, 413, text)
         try:
             with self._storage.reserve(int(length)) as reservation:
                 await self._app(scope, _counted(receive, reservation), send)
         except StorageFull as error:
-            await discard(receive, self._largest, STILL)
-            await refuse(scope, send, 507, str(error))
+            await self._refuse(scope, receive, send, 507, str(error))
+
+    async def _refuse(self, scope: Message, receive: Receive, send: Send, status: int, text: str) -> None:
+        await discard(receive, self._largest, STILL)
+        await refuse(scope, send, status, text)
 
 
 def _counted(receive: Receive, reservation: Reservation) -> Receive:
