@@ -1,16 +1,15 @@
 """Train and measure every system on the same pairs at a named budget, and write tables of the results.
 
     python scripts/benchmark.py --budget smoke -o results/smoke
-    python scripts/benchmark.py --budget cpu-hour --data DATA -o results/cpu-hour --systems lowpass,two-stage,dccrn
-    python scripts/benchmark.py -o results/cpu-hour --report docs
+    python scripts/benchmark.py --budget cpu-40-minutes --data DATA -o results/all --systems lowpass,two-stage,dccrn
+    python scripts/benchmark.py -o results/all --report docs
 
 DATA contains train.csv and dev.csv (manifests of clean speech without common speakers), pairs.csv (a manifest of
 pairs) and noise/ (ambient noise). `smoke` needs none of it: it runs every step with the sample recording, and its
 tables mean nothing. Settings as key=value are passed to every training.
 
-A budget is the time for the training of all systems together. Each system has an equal part of it, whichever are
-chosen, so that they can be trained in several calls. cpu-hour and cpu-half-hour count processor time of one core, not
-wall-clock time. The number of steps follows from a few steps that are timed first and do not count. All systems have
+A budget is the time for the training of each system, so that they can be trained in several calls. cpu-5-minutes and
+cpu-40-minutes count processor time of one core, not wall-clock time. The number of steps follows from a few steps that are timed first and do not count. All systems have
 the same speech, simulated sensors, augmentation and training time; the number of steps, and so of segments, differs.
 Each keeps the recipe of its YAML file, except that lengths in steps are scaled to the training, and except for the
 settings below that suit a budget. An adversary starts at the same fraction of the steps; the learning rate rises over
@@ -49,7 +48,7 @@ from twostage.utils.files import replacing
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 FREE = ("lowpass", "shift")  # need no training
-# a budget is shared by all of these; `two-stage` trains its restorer, in front of the shipped vocoder
+# `two-stage` trains its restorer, in front of the shipped vocoder
 TRAINED = ("two-stage", "bilstm", "wave-unet", "dccrn", "dpcrn", "bsrnn", "seanet", "eben", "bwe")
 FUSION = ("two-stage-fusion", "seanet-fusion")  # models that also take a second microphone, in the air
 SYSTEMS = (*FREE, *TRAINED, *FUSION)
@@ -73,7 +72,7 @@ SETS = {  # test set -> heading of its page
     "pairs": "Real pairs of a throat microphone",
     "fusion": "Held-out speech through a simulated throat microphone, with a noisy air microphone",
 }
-SUMMARIZED = ("ESTOI", "PESQ-WB")  # columns of the tables whose means are on the first page
+SUMMARIZED = ("ESTOI", "PESQ-WB", "MOS")  # columns of the tables whose means are on the first page
 PICTURES = {
     "cost": "ESTOI of each system against its cost",
     "bands": "Error of the band levels by frequency",
@@ -100,7 +99,7 @@ ON_A_CORE = ("threads=1", "data.batch_size=2", "data.segment_length=16384", "opt
 
 @dataclass(frozen=True)
 class Budget:
-    """Minutes of training for all systems together (0: ``steps`` each), and the number of utterances that are scored.
+    """Minutes of training for each system (0: ``steps``), and the number of utterances that are scored.
 
     ``settings`` are those of every training, ``own`` those of single systems, and ``last`` override both.
     """
@@ -116,10 +115,19 @@ class Budget:
 
 
 BUDGETS = {
-    "smoke": Budget(0, "cpu", 1, 1, 2, ON_A_CORE, SMALL, ("data.segment_length=8192", "data.batch_size=1")),
-    "cpu-half-hour": Budget(30, "cpu", 24, 3, 0, ON_A_CORE, SMALL),
-    "cpu-hour": Budget(60, "cpu", 24, 3, 0, ON_A_CORE, SMALL),
-    "gpu-hour": Budget(60, "cuda", 116),
+    "smoke": Budget(
+        0,
+        "cpu",
+        1,
+        pictures=1,
+        steps=2,
+        settings=ON_A_CORE,
+        own=SMALL,
+        last=("data.segment_length=8192", "data.batch_size=1"),
+    ),
+    "cpu-5-minutes": Budget(5, "cpu", 24, settings=ON_A_CORE, own=SMALL),
+    "cpu-40-minutes": Budget(40, "cpu", 24, settings=ON_A_CORE, own=SMALL),
+    "gpu-5-minutes": Budget(5, "cuda", 116),
 }
 
 
@@ -230,12 +238,12 @@ class Plan:
                 raise ConfigError(f"{self.path}: {key} is {self.values[key]}, not {value}; name another folder")
 
     def steps(self, system: str) -> int:
-        """The number of steps of ``system``, computed once from its part of the budget and the time of a step."""
+        """The number of steps of ``system``, computed once from the budget and the time of a step."""
         if system in FREE:
             return 1
         systems, budget = self.values["systems"], self.task.budget
         if system not in systems:
-            seconds = budget.minutes * 60 / len(TRAINED + FUSION)
+            seconds = budget.minutes * 60
             steps = budget.steps or max(1, round(seconds / seconds_per_step(self.task, system)))
             systems[system] = {"steps": steps, "seconds": None, "own": self.task.own(system)}
             write_json(self.path, self.values)
@@ -411,7 +419,7 @@ def pictures(out: Path, name: str) -> dict[str, Path]:
 def budget_section(plan: Mapping[str, Any]) -> list[str]:
     """The budget, and the steps and settings of every system, as Markdown."""
     budget = BUDGETS[plan["budget"]]
-    share = f"{budget.minutes * 60 / len(TRAINED + FUSION):.0f} s" if budget.minutes else "a few steps"
+    share = f"{budget.minutes:g} minutes" if budget.minutes else "a few steps"
     clock = "processor" if budget.device == "cpu" else "wall-clock"
     lines = [
         f"The budget of each training was {share}, on {plan['machine']}. Seconds are {clock} time.",
