@@ -80,11 +80,11 @@ def test_the_delay_is_estimated_through_every_sensor(preset: str) -> None:
 
 # delay in seconds, drift in ppm, polarity, seconds by which the bone recording is longer (negative: the air recording)
 RECORDERS = [
-    (0.01, 0, 1, 0),
     (-3, 50, 1, 5),
     *(
         pytest.param(*case, marks=pytest.mark.slow)
         for case in (
+            (0.01, 0, 1, 0),
             (-60, -300, -1, 0),
             (3, 0, -1, 0),
             (60, 300, 1, 0),
