@@ -9,11 +9,11 @@ pairs) and noise/ (ambient noise). `smoke` needs none of it: it runs every step 
 tables mean nothing. Settings as key=value are passed to every training.
 
 A budget is the time for the training of each system, so that they can be trained in several calls. cpu-5-minutes and
-cpu-40-minutes count processor time of one core, not wall-clock time. The number of steps follows from a few steps that are timed first and do not count. All systems have
-the same speech, simulated sensors, augmentation and training time; the number of steps, and so of segments, differs.
-Each keeps the recipe of its YAML file, except that lengths in steps are scaled to the training, and except for the
-settings below that suit a budget. An adversary starts at the same fraction of the steps; the learning rate rises over
-the first twentieth and falls over the last third.
+cpu-40-minutes count processor time of one core, not wall-clock time. The number of steps follows from a few steps that
+are timed first and do not count. All systems have the same speech, simulated sensors, augmentation and training time;
+the number of steps, and so of segments, differs. Each keeps the recipe of its YAML file, except that lengths in steps
+are scaled to the training, and except for the settings below that suit a budget. An adversary starts at the same
+fraction of the steps; the learning rate rises over the first twentieth and falls over the last third.
 
 Complete parts are skipped, and stopped ones continue. --report writes the results in OUT into a folder: COMPARISON.md
 with the budget and the mean scores on all test sets, and comparison/SET.md with the tables and pictures of each test
