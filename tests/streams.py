@@ -26,11 +26,16 @@ SMALL_VOCODER = {
 }
 
 
-def causal_model(time_strides: tuple[int, ...] = (1, 1), griffin_lim: int = 1) -> TwoStage:
+def causal_model(time_strides: tuple[int, ...] = (1, 1), griffin_lim: int = 1, look_ahead: int = 0) -> TwoStage:
     """A small causal two-stage model with random weights, the same at every call."""
     torch.manual_seed(0)
     restorer = RestorerConfig(
-        CAUSAL_MEL, channels=(4, 8, 8), time_strides=time_strides, band_strides=(4, 2), dilations=(1, 2)
+        CAUSAL_MEL,
+        channels=(4, 8, 8),
+        time_strides=time_strides,
+        band_strides=(4, 2),
+        dilations=(1, 2),
+        look_ahead=look_ahead,
     )
     phase_below = 4000.0 if griffin_lim else 0.0
     vocoder = VocoderConfig(CAUSAL_MEL, **SMALL_VOCODER, griffin_lim=griffin_lim, input_phase_below=phase_below)  # type: ignore[arg-type]

@@ -42,9 +42,9 @@ Speech = Callable[..., np.ndarray]
 ROOT = Path(__file__).parents[2]
 
 
-def small(mel: MelConfig, griffin_lim: int, time_stride: int) -> TwoStage:
+def small(mel: MelConfig, griffin_lim: int, time_stride: int, look_ahead: int = 0) -> TwoStage:
     torch.manual_seed(0)
-    restorer = RestorerConfig(mel, channels=(4, 8), time_strides=(time_stride,), dilations=(1,))
+    restorer = RestorerConfig(mel, channels=(4, 8), time_strides=(time_stride,), dilations=(1,), look_ahead=look_ahead)
     vocoder = small_vocoder(mel, channels=16, resblock=2, griffin_lim=griffin_lim, input_phase_below=4000.0)
     model = TwoStage(TwoStageConfig(restorer, vocoder)).eval().fold().requires_grad_(False)
     randomize(model)
@@ -72,7 +72,8 @@ def centered() -> TwoStage:
 
 @pytest.fixture(scope="module")
 def causal() -> TwoStage:
-    return small(CAUSAL_MEL, griffin_lim=1, time_stride=1)
+    """A small model like the shipped one, which looks ahead, but with Griffin-Lim."""
+    return small(CAUSAL_MEL, griffin_lim=1, time_stride=1, look_ahead=1)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,7 @@ def test_the_script_writes_the_shipped_onnx_file(
 def test_states_of_a_step_are_named_after_their_layers(step: OnnxEnhancer, folder: Path) -> None:
     graph = onnx.load(folder / "step.onnx").graph
     inputs, outputs = ([value.name for value in side] for side in (graph.input, graph.output))
-    assert inputs[:3] == ["audio", "mel.stft.past", "restorer.conv_pre.past"]
+    assert inputs[:4] == ["audio", "mel.stft.past", "restorer.delay_line", "restorer.conv_pre.past"]
     assert inputs[-1] == "vocoder.griffin_lim.overlap"
     assert outputs == ["restored", *(f"next.{name}" for name in inputs[1:])]
     assert all(re.fullmatch(r"[\w.]+", name) for name in inputs)
@@ -186,7 +187,7 @@ def test_an_onnx_file_describes_the_model_and_contains_no_local_paths(whole: Onn
     assert header.provenance == {"two-stage": {"data": "none"}}
     assert header.config["vocoder"]["griffin_lim"] == 2
     assert (whole.sample_rate, whole.hop_length, whole.stride) == (16000, 256, 512)
-    assert (step.header.streaming, step.delay, step.stride, step.context) == (True, 512, 256, 256 * 36)
+    assert (step.header.streaming, step.delay, step.stride, step.context) == (True, 768, 256, 256 * 36)
     proto = onnx.load(whole.path)
     assert not any(node.doc_string or node.metadata_props for node in proto.graph.node)
     assert str(ROOT).encode() not in whole.path.read_bytes()
@@ -388,7 +389,7 @@ def test_the_code_in_the_documentation_streams(
     delayed = torch.from_numpy(np.concatenate(played))
     with torch.no_grad():
         expected = causal(torch.from_numpy(inputs)[None, None])[0, 0]
-    torch.testing.assert_close(delayed[512:], expected[:-512], atol=2e-5, rtol=0)
+    torch.testing.assert_close(delayed[step.delay :], expected[: -step.delay], atol=2e-5, rtol=0)
 
 
 SMALL = {"channels": 2, "strides": (2,), "bottleneck": 2}

@@ -34,6 +34,8 @@ MODELS = {
     "causal": causal_model,
     "causal, pooled time": lambda: causal_model(time_strides=(2, 1)),
     "causal, plain vocoder": lambda: causal_model(griffin_lim=0),
+    "causal, looks ahead": lambda: causal_model(griffin_lim=0, look_ahead=2),
+    "causal, looks ahead, Griffin-Lim": lambda: causal_model(look_ahead=3),
     "windows": centered,
 }
 
@@ -55,7 +57,7 @@ def test_streaming_equals_offline(name: str, size: int) -> None:
     np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["causal", "causal, pooled time", "causal, plain vocoder"])
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "windows"])
 def test_the_forward_of_an_incomplete_hop_equals_the_start_of_the_stream(name: str) -> None:
     model, audio = MODELS[name](), noise(LENGTH)  # not a whole number of hops
     with torch.no_grad():
@@ -89,6 +91,8 @@ def test_samples_are_returned_within_the_latency(name: str) -> None:
             "causal": 768,
             "causal, pooled time": 1024,
             "causal, plain vocoder": 256,
+            "causal, looks ahead": 768,
+            "causal, looks ahead, Griffin-Lim": 768 + 3 * 256,
             "windows": 1024 + math.ceil(model.context / model.stride) * model.stride + 1 + highpass_filter.latency,
         }[name]
     )

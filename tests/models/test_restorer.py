@@ -75,6 +75,8 @@ def test_a_window_at_a_multiple_of_the_stride_equals_the_whole(config):
         ({"channels": (4, 8)}, "there must be one stride between two levels"),
         ({"blocks": 0}, "must be at least 1"),
         ({"mel": MelConfig(n_mels=40, hop_length=256)}, "mel.n_mels is 40, must be divisible by 16"),
+        ({"look_ahead": 1}, "restorer.look_ahead is 1, must be 0, or positive with mel.causal"),
+        ({"look_ahead": -1, "mel": MelConfig(causal=True)}, "restorer.look_ahead is -1, must be 0, or positive with"),
         ({"output": "sigmoid"}, "restorer.output is 'sigmoid', must be 'mask' or 'mapping'"),
     ],
 )
@@ -82,6 +84,30 @@ def test_invalid_settings_are_errors_that_name_the_field(settings, message):
     sizes = {"channels": (4, 4, 4, 4, 4), "time_strides": (1, 2, 2, 1)}
     with pytest.raises(ConfigError, match=message):
         RestorerConfig(**{**sizes, **settings})
+
+
+@pytest.mark.parametrize("look_ahead", [0, 2])
+@pytest.mark.parametrize("features", [{}, {"features": ("pitch",)}, {"inputs": 2}])
+def test_a_causal_frame_depends_on_the_frames_that_it_looks_ahead_and_on_no_later_ones(look_ahead, features):
+    causal = MelConfig(n_mels=16, causal=True)
+    config = RestorerConfig(causal, (4, 8), (1,), dilations=(1,), look_ahead=look_ahead, **features)
+    model, mel = with_random_weights(Restorer(config)), torch.randn(1, sum(config.rows), 30, dtype=torch.float64)
+    for row in range(sum(config.rows)):
+        perturbed = mel.clone()
+        perturbed[:, row, 20] += 1
+        changed = (model(mel) != model(perturbed))[0].any(0).nonzero().flatten()
+        assert int(changed[0]) == 20 - look_ahead
+
+
+def test_a_stream_that_looks_ahead_begins_with_average_frames_and_then_equals_the_whole():
+    causal = MelConfig(n_mels=16, causal=True)
+    model = with_random_weights(Restorer(RestorerConfig(causal, (4, 8), (1,), dilations=(1,), look_ahead=2)))
+    mel = torch.randn(1, 16, 12, dtype=torch.float64) - 6
+    late = model.forward_chunk(torch.nn.functional.pad(mel, (0, 2), mode="replicate"))
+    torch.testing.assert_close(late[..., 2:], model(mel))
+    for weight in model.conv_post.parameters():
+        torch.nn.init.zeros_(weight)  # no mask: what is left is the delayed input
+    torch.testing.assert_close(model.forward_chunk(mel), torch.cat([torch.full((1, 16, 2), -6.0), mel[..., :-2]], -1))
 
 
 def test_every_band_is_given_its_frequency():

@@ -16,7 +16,8 @@ Source: Liu et al., "VoiceFixer: A Unified Framework for High-Fidelity Speech Re
 - a second input channel is the frequency coordinate of each band; theirs has mels only
 - the mask is the output of the network; theirs first removes noise, by a mask from linear layers and GRUs on the mel,
   and takes the result in addition to the input
-- with ``mel.causal``, every layer uses the past only
+- with ``mel.causal``, every layer uses the past only; with ``look_ahead``, the newest log-mel is one more channel, and
+  the others are delayed
 """
 
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from torch.nn import functional as F
 
 from twostage.models.features import MelConfig
 from twostage.nn.layers import Conv2d, ConvTranspose2d, fold_weight_norm, weight_norm
+from twostage.nn.streaming import DelayLine
 from twostage.utils.errors import ConfigError
 
 SLOPE = 0.1
@@ -39,8 +41,9 @@ MEAN, SCALE = -6.0, 2.5  # of the log-mels of speech, roughly: normalize the inp
 class RestorerConfig:
     """Sizes of the U-Net.
 
-    With ``mel.causal``, a frame depends on the frames up to its own or, where time is pooled, on those pooled with it.
-    With two inputs, the mask is still added to the log-mel of the bone-conduction microphone.
+    With ``mel.causal``, a frame depends on the frames up to its own or, where time is pooled, on those pooled with it,
+    and on ``look_ahead`` later ones, for which a stream waits. With two inputs, the mask is still added to the log-mel
+    of the bone-conduction microphone.
     """
 
     mel: MelConfig = field(default_factory=MelConfig)  # must equal the settings of the vocoder
@@ -52,6 +55,7 @@ class RestorerConfig:
     output: str = "mask"  # mask: a gain in the log domain, unbounded, added to the input; mapping: the log-mel itself
     inputs: int = 1  # microphones: 1 (bone), or 2 (bone, then air)
     features: tuple[str, ...] = ()  # input features besides log-mels: "pitch"
+    look_ahead: int = 0  # frames of the future that a frame depends on, with mel.causal; the output is as many late
 
     def __post_init__(self) -> None:
         if len(self.channels) != len(self.time_strides) + 1:
@@ -69,6 +73,8 @@ class RestorerConfig:
                 f"mel.n_mels is {self.mel.n_mels}, must be divisible by {pooled}, the product of restorer.band_strides "
                 "(by default a 2 for each of restorer.time_strides)"
             )
+        if self.look_ahead < 0 or (self.look_ahead and not self.mel.causal):
+            raise ConfigError(f"restorer.look_ahead is {self.look_ahead}, must be 0, or positive with mel.causal")
         if self.output not in ("mask", "mapping"):
             raise ConfigError(f"restorer.output is {self.output!r}, must be 'mask' or 'mapping'")
         if self.inputs not in (1, 2):
@@ -111,6 +117,21 @@ class ResBlock(nn.Module):
         return x + self.conv2(F.leaky_relu(self.conv1(F.leaky_relu(x, SLOPE)), SLOPE))
 
 
+class _FeatureDelay(DelayLine):
+    """Delays features by ``look_ahead`` frames. Before the start, log-mels are ``MEAN``, as in padded convolutions."""
+
+    start: Tensor
+
+    def __init__(self, config: RestorerConfig) -> None:
+        super().__init__(config.look_ahead)
+        start = torch.zeros(sum(config.rows), 1)
+        start[: config.inputs * config.mel.n_mels] = MEAN
+        self.register_buffer("start", start, persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features - self.start) + self.start
+
+
 class Restorer(nn.Module):
     """ResUNet: (B, n_mels, L) log-mels of bone-conducted speech -> (B, n_mels, L) log-mels of clean speech.
 
@@ -126,9 +147,9 @@ class Restorer(nn.Module):
         def blocks(channels: int) -> nn.Sequential:
             return nn.Sequential(*(ResBlock(channels, causal=causal) for _ in range(config.blocks)))
 
-        self.conv_pre = weight_norm(
-            Conv2d(1 + config.inputs + sum(config.rows[config.inputs :]), top, (3, 3), causal=causal)
-        )
+        self.delay_line = _FeatureDelay(config) if config.look_ahead else None
+        rows = config.inputs + sum(config.rows[config.inputs :])
+        self.conv_pre = weight_norm(Conv2d(1 + rows * (2 if self.delay_line else 1), top, (3, 3), causal=causal))
         self.encoder = nn.ModuleList(blocks(narrow) for narrow, _, _ in levels)
         self.downs = nn.ModuleList(weight_norm(Conv2d(narrow, wide, s, stride=s)) for narrow, wide, s in levels)
         self.bottleneck = nn.Sequential(*(ResBlock(config.channels[-1], d, causal=causal) for d in config.dilations))
@@ -142,19 +163,33 @@ class Restorer(nn.Module):
         self.conv_post = weight_norm(Conv2d(top, 1, (3, 3), causal=causal), std=1e-4)
 
     def forward(self, features: Tensor) -> Tensor:
-        mel = features[:, : self.config.mel.n_mels]
-        x = self._as_channels(F.pad(features, (0, -mel.shape[-1] % self.stride), mode="replicate"))
+        look_ahead, frames = self.config.look_ahead, features.shape[-1]
+        if not look_ahead or not frames:
+            return self.forward_chunk(features)
+        return self.forward_chunk(F.pad(features, (0, look_ahead), mode="replicate"))[..., look_ahead:]
+
+    def forward_chunk(self, features: Tensor) -> Tensor:
+        """Process the next chunk of a stream; the output is ``look_ahead`` frames late."""
+        delayed = features if self.delay_line is None else self.delay_line(features)
+        mel = delayed[:, : self.config.mel.n_mels]
+        x = self._input_channels(features, delayed)
+        x = F.pad(x, (0, -mel.shape[-1] % self.stride, 0, 0), mode="replicate")
         x = self._unet(x.to(next(self.conv_pre.parameters()).dtype))[:, 0, :, : mel.shape[-1]].float() * SCALE
         restored = mel + x if self.config.output == "mask" else x + MEAN
         return restored.clamp_min(log(self.config.mel.clamp))
 
-    def _as_channels(self, features: Tensor) -> Tensor:
-        """Rows (B, R, L) to channels (B, C, n_mels, L): bone, frequency, air, and features repeated in all bands."""
+    def _input_channels(self, features: Tensor, delayed: Tensor) -> Tensor:
+        """Channels (B, C, n_mels, L): bone, frequency, air, and input features; those of the newest frames follow."""
+        _, *others = self._as_channels(delayed)
+        newest = [] if self.delay_line is None else self._as_channels(features)
+        return torch.cat([with_frequency(delayed[:, : self.config.mel.n_mels]), *others, *newest], 1)
+
+    def _as_channels(self, features: Tensor) -> list[Tensor]:
+        """Rows (B, R, L) as channels (B, C, n_mels, L): normalized log-mels; other features repeat in all bands."""
         inputs, n_mels = self.config.inputs, self.config.mel.n_mels
-        bone, *others = features.split(self.config.rows, 1)
-        air = [(mel[:, None] - MEAN) / SCALE for mel in others[: inputs - 1]]
-        feature_channels = [rows[:, :, None].expand(-1, -1, n_mels, -1) for rows in others[inputs - 1 :]]
-        return torch.cat([with_frequency(bone), *air, *feature_channels], 1)
+        rows = features.split(self.config.rows, 1)
+        mels = [(mel[:, None] - MEAN) / SCALE for mel in rows[:inputs]]
+        return [*mels, *(row[:, :, None].expand(-1, -1, n_mels, -1) for row in rows[inputs:])]
 
     def _unet(self, x: Tensor) -> Tensor:
         x, skips = self.conv_pre(x), []

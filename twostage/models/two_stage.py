@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from twostage.models.enhancer import EnhancerConfig, StreamingModule
 from twostage.models.features import InputSpectra, LogMel
 from twostage.models.restorer import Restorer, RestorerConfig
 from twostage.models.restorer_features import RestorerFeatures
 from twostage.models.vocoder import Vocoder, VocoderConfig
+from twostage.nn.streaming import DelayLine
 from twostage.utils.errors import ConfigError
 
 
@@ -30,6 +31,19 @@ class TwoStageConfig(EnhancerConfig):
         return self.restorer.inputs
 
 
+class InputDelays(nn.Module):
+    """Delays the input of the vocoder by the ``frames`` that the restorer looks ahead."""
+
+    def __init__(self, frames: int, hop_length: int) -> None:
+        super().__init__()
+        self.audio = DelayLine(frames * hop_length)
+        self.bone, self.compressed = DelayLine(frames), DelayLine(frames)
+
+    def forward(self, audio: Tensor, input_spectra: InputSpectra) -> tuple[Tensor, InputSpectra]:
+        spectra = InputSpectra(self.bone(input_spectra.bone), self.compressed(input_spectra.compressed))
+        return self.audio(audio[:, :1]), spectra
+
+
 class TwoStage(StreamingModule):
     """Bone-conducted audio (B, 1, T) -> restored audio (B, 1, T // hop_length * hop_length).
 
@@ -44,6 +58,8 @@ class TwoStage(StreamingModule):
         self.mel = LogMel(config.vocoder.mel)
         self.restorer_features = RestorerFeatures(config.restorer)
         self.restorer = Restorer(config.restorer)
+        look_ahead = config.restorer.look_ahead
+        self.delays = InputDelays(look_ahead, self.hop_length) if look_ahead else None
         self.vocoder = Vocoder(config.vocoder)
 
     def forward(self, audio: Tensor) -> Tensor:
@@ -57,12 +73,14 @@ class TwoStage(StreamingModule):
         signal.
         """
         input_spectra = self.mel.stft.input_spectra(audio)
-        return self.vocoder.forward_chunk(self.restored(input_spectra), input_spectra, audio[:, :1])
+        restored = self.restored(input_spectra)
+        if self.delays is not None:
+            audio, input_spectra = self.delays(audio, input_spectra)
+        return self.vocoder.forward_chunk(restored, input_spectra, audio[:, :1])
 
     def restored(self, input_spectra: InputSpectra) -> Tensor:
-        """The restored log-mel (B, n_mels, L)."""
-        restored: Tensor = self.restorer(self.restorer_features.of(self.mel, input_spectra.channels))
-        return restored
+        """The restored log-mel (B, n_mels, L) of a chunk, ``restorer.look_ahead`` frames late."""
+        return self.restorer.forward_chunk(self.restorer_features.of(self.mel, input_spectra.channels))
 
     @property
     def causal(self) -> bool:
@@ -77,7 +95,7 @@ class TwoStage(StreamingModule):
     @property
     def delay(self) -> int:
         """The number of samples by which the output of ``forward_chunk`` is late."""
-        return self.vocoder.delay
+        return self.vocoder.delay + self.hop_length * self.config.restorer.look_ahead
 
     @property
     def sample_rate(self) -> int:
