@@ -19,6 +19,7 @@ from twostage.utils.errors import ConfigError, DataError, TwoStageError
 RATE = 16000  # Hz: maximum rate at which channels are compared; the speech that both contain is below 1.5 kHz
 SURE = 3.0  # standard errors that a drift must exceed to count as significant
 HEARD = 3e-4  # seconds by which a drift must shift the channels from one end to the other; less is ignored
+SAME = 0.9999  # correlation without any delay from which on two channels are one recording
 UNSURE = 0.8  # ratio of the peak of the opposite sign to the peak from which on the polarity is uncertain
 
 
@@ -113,6 +114,11 @@ def _assessed(bone: _Channel, air: _Channel, config: AlignConfig, name: str) -> 
             return replace(
                 verdict, problem=f"{side} is silent: {channel.level:.0f} dB, the limit is {config.min_level_db:g}"
             )
+    if _same(bone.audio, air.audio):
+        return replace(
+            verdict,
+            problem="both sides are the same recording: of a file with several channels, only the first is used",
+        )
     limits = {"max_delay": config.max_delay, "min_overlap": config.min_overlap}
     timing = _significant(estimate_timing(bone.audio, air.audio, bone.rate, **limits), len(air.audio) / air.rate)
     verdict = replace(
@@ -126,6 +132,13 @@ def _assessed(bone: _Channel, air: _Channel, config: AlignConfig, name: str) -> 
         inverted=timing.peak < 0,
     )
     return replace(verdict, problem=_problem(verdict, config))
+
+
+def _same(bone: Floats, air: Floats) -> bool:
+    """Whether two channels (T,) differ by no more than a gain and rounding, as no two microphones do."""
+    if len(bone) != len(air):
+        return False
+    return float(bone @ air) >= SAME * float(np.linalg.norm(bone) * np.linalg.norm(air))
 
 
 def _significant(timing: Timing, air_seconds: float) -> Timing:
