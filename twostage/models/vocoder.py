@@ -27,7 +27,9 @@ LAST_SLOPE = 0.01  # before the output convolution: torch's default, as in the a
 class VocoderConfig:
     """Sizes of a generator.
 
-    With ``mel.causal``, a sample depends on the frames up to its own, and Griffin-Lim is 0 or 1.
+    With ``mel.causal``, a sample depends on the frames up to its own, and on ``look_ahead`` later ones, for which a
+    stream waits; Griffin-Lim is 0 or 1. All frames that contain a sample are available with a ``look_ahead`` of
+    ``n_fft / hop_length - 1``.
     """
 
     mel: MelConfig = field(default_factory=MelConfig)  # must equal the settings of the restorer
@@ -39,6 +41,7 @@ class VocoderConfig:
     resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5))  # of each residual block
     fmax_for_loss: float | None = None  # Hz, upper limit of the log-mels in losses; null: half the sample rate
     sensor_input: bool = False  # the generator also takes the sensor's waveform; see data.sensors, data.silent_prob
+    look_ahead: int = 0  # frames of the future that a sample depends on, with mel.causal and without Griffin-Lim
     griffin_lim: int = 0  # iterations applied to the output, except in training; 0: the paper's vocoder
     griffin_lim_below: float = 0.0  # Hz, below which its output replaces the generator's; 0: in the whole band
     input_phase_below: float = 0.0  # Hz, below which it takes phase and harmonics from the input; 0: nothing
@@ -68,6 +71,10 @@ class VocoderConfig:
             raise ConfigError(
                 f"vocoder.fmax_for_loss is {self.fmax_for_loss}, must lie above mel.fmin, {self.mel.fmin}, and at most "
                 f"at half of mel.sample_rate, {self.mel.sample_rate / 2}"
+            )
+        if self.look_ahead < 0 or (self.look_ahead and (not self.mel.causal or self.griffin_lim)):
+            raise ConfigError(
+                f"vocoder.look_ahead is {self.look_ahead}, must be 0, or positive with mel.causal and griffin_lim 0"
             )
         if self.griffin_lim < 0:
             raise ConfigError(f"vocoder.griffin_lim is {self.griffin_lim}, must not be negative")
@@ -124,10 +131,12 @@ class Vocoder(nn.Module):
         """``input_spectra``: the spectra of the input before restoration, for Griffin-Lim, if it is used.
 
         ``sensor`` (B, 1, L * hop_length): the waveform of the input, for a generator with ``sensor_input``; None is
-        silence.
+        silence. In training, the last ``look_ahead`` frames give no samples, because their future is unknown.
         """
         if not self.delay or not mel.shape[-1]:
             return self.forward_chunk(mel, input_spectra, sensor)
+        if self.training:
+            return self.forward_chunk(mel, input_spectra, sensor)[..., self.delay :]
         frames = self.delay // self.config.mel.hop_length  # that complete the last samples
         mel = F.pad(mel, (0, frames), mode="replicate")  # padding with silence would fade them out
         input_spectra = (
@@ -143,7 +152,7 @@ class Vocoder(nn.Module):
         return self.finish(self.generate(mel, sensor), mel, input_spectra)
 
     def generate(self, mel: Tensor, sensor: Tensor | None = None) -> Tensor:
-        """The output of the generator alone, without Griffin-Lim; ``sensor`` as in ``forward``."""
+        """The output of the generator alone, ``look_ahead`` frames late; ``sensor`` as in ``forward``."""
         x, (skip, *skips) = self.conv_pre(mel.to(next(self.conv_pre.parameters()).dtype)), self._skips(mel, sensor)
         x = x if skip is None else x + skip
         for up, blocks, skip in zip(self.ups, self._levels(), skips, strict=True):
@@ -177,8 +186,10 @@ class Vocoder(nn.Module):
 
     @property
     def delay(self) -> int:
-        """The number of samples by which the output of ``forward_chunk`` is late: the delay of Griffin-Lim."""
-        return self.griffin_lim.delay if self.griffin_lim and not self.training else 0
+        """The number of samples by which ``forward_chunk`` is late: by Griffin-Lim or by ``look_ahead`` frames."""
+        if self.griffin_lim:
+            return 0 if self.training else self.griffin_lim.delay
+        return self.config.look_ahead * self.config.mel.hop_length
 
     @property
     def context(self) -> int:
