@@ -26,7 +26,9 @@ SMALL_VOCODER = {
 }
 
 
-def causal_model(time_strides: tuple[int, ...] = (1, 1), griffin_lim: int = 1, look_ahead: int = 0) -> TwoStage:
+def causal_model(
+    time_strides: tuple[int, ...] = (1, 1), griffin_lim: int = 1, look_ahead: int = 0, vocoder_look_ahead: int = 0
+) -> TwoStage:
     """A small causal two-stage model with random weights, the same at every call."""
     torch.manual_seed(0)
     restorer = RestorerConfig(
@@ -38,7 +40,13 @@ def causal_model(time_strides: tuple[int, ...] = (1, 1), griffin_lim: int = 1, l
         look_ahead=look_ahead,
     )
     phase_below = 4000.0 if griffin_lim else 0.0
-    vocoder = VocoderConfig(CAUSAL_MEL, **SMALL_VOCODER, griffin_lim=griffin_lim, input_phase_below=phase_below)  # type: ignore[arg-type]
+    vocoder = VocoderConfig(
+        CAUSAL_MEL,
+        **SMALL_VOCODER,  # type: ignore[arg-type]
+        griffin_lim=griffin_lim,
+        input_phase_below=phase_below,
+        look_ahead=vocoder_look_ahead,
+    )
     model = TwoStage(TwoStageConfig(restorer, vocoder)).eval().fold()
     for weight in model.restorer.conv_post.parameters():  # with initial weights, the mask is almost zero
         nn.init.normal_(weight, 0, 0.1)

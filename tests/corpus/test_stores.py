@@ -114,6 +114,11 @@ def test_a_store_recognizes_paths_inside_it(tmp_path: Path) -> None:
     assert not any(memory.holds(source) for source in ["memory://b/outer/a.wav", "/b/out/a.wav"])
 
 
+def test_a_byte_order_mark_before_a_text_is_ignored(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("path\nx.wav\n", encoding="utf-8-sig")
+    assert read_text(str(tmp_path / "m.csv")) == "path\nx.wav\n"
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -59,7 +59,15 @@ def test_the_length_is_kept_even_below_one_frame(frames: int, sample_rate: int) 
     assert np.isfinite(gated).all()
 
 
-def test_long_audio_is_gated_in_parts_of_a_minute() -> None:
-    speech = voice(61.0)
+def test_long_audio_is_gated_in_equal_parts_of_a_minute_or_more() -> None:
+    speech = voice(130.0)
     long = speech + noise(len(speech), 1e-3)
-    assert np.array_equal(gate(long, RATE, 12.0)[: 60 * RATE], gate(long[: 60 * RATE], RATE, 12.0))
+    gated = gate(long, RATE, 12.0)
+    for part in (slice(65 * RATE), slice(65 * RATE, None)):
+        assert np.array_equal(gated[part], gate(long[part], RATE, 12.0))
+
+
+def test_speech_just_after_a_minute_is_not_taken_for_noise() -> None:
+    long = voice(60.05)
+    rest = slice(60 * RATE, None)
+    assert rms(gate(long, RATE, 20.0)[rest]) > 0.9 * rms(long[rest])

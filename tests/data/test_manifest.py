@@ -35,6 +35,25 @@ def test_paths_in_a_csv_are_relative_to_its_folder(tmp_path: Path, make_files: M
     ]
 
 
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.jsonl"])
+def test_a_byte_order_mark_is_ignored(tmp_path: Path, make_files: MakeFiles, name: str) -> None:
+    make_files("b.wav", "a.wav")
+    write_manifest(tmp_path / name, [Entry(str(tmp_path / "a.wav"), str(tmp_path / "b.wav"), "p1", 0.5)])
+    text = (tmp_path / name).read_text(encoding="utf-8")
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    (entry,) = read_manifest(tmp_path / name)
+    assert (entry.clean, entry.degraded) == (str(tmp_path / "a.wav"), str(tmp_path / "b.wav"))
+
+
+def test_a_manifest_in_a_linked_folder_names_files_that_exist(tmp_path: Path, make_files: MakeFiles) -> None:
+    make_files("here/a.wav", "data/deep/b.wav")
+    (tmp_path / "here" / "out").symlink_to(tmp_path / "data" / "deep")
+    paths = [tmp_path / "here" / "a.wav", tmp_path / "here" / "out" / "b.wav"]
+    write_manifest(tmp_path / "here" / "out" / "m.jsonl", [Entry(str(path), None, "p1", 0.5) for path in paths])
+    entries = read_manifest(tmp_path / "here" / "out" / "m.jsonl")
+    assert all(Path(entry.clean or "").samefile(path) for entry, path in zip(entries, paths, strict=True))
+
+
 def test_missing_durations_are_read_from_the_files(tmp_path: Path, make_files: MakeFiles) -> None:
     make_files("b.wav", "a.wav")
     (tmp_path / "pairs.csv").write_text("bone,air,speaker,sensor\nb.wav,a.wav,p1,throat\n")

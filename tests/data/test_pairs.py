@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from twostage.audio import levels, sound_files
+from twostage.data.aligned_pair import read_mono
 from twostage.data.manifest import Entry
 from twostage.data.pairs import Cache, PairConfig, PairDataset, _pick, batches, equalize
 from twostage.utils.errors import ConfigError, DataError
@@ -311,6 +312,32 @@ def test_files_that_are_not_in_memory_are_read_with_the_same_result(corpus: list
     from_files = PairDataset(corpus, replace(UNVARIED, real_fraction=0.5, cache_gigabytes=0.0)).batch(6, 0, 0)
     torch.testing.assert_close(from_memory.clean, from_files.clean, atol=1e-4, rtol=0)
     torch.testing.assert_close(from_memory.degraded, from_files.degraded, atol=1e-3, rtol=0)
+
+
+def white(samples: int) -> np.ndarray:
+    return (0.1 * np.random.default_rng(0).standard_normal(samples)).astype(np.float32)
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100])
+@pytest.mark.parametrize("first", [20000, 20001, 20079])
+def test_files_of_other_sample_rates_are_read_at_the_same_position_as_in_memory(
+    tmp_path: Path, rate: int, first: int
+) -> None:
+    sound = white(4 * rate)
+    sound_files.write(tmp_path / "x.wav", sound, rate)
+    in_memory, from_file = (Cache(RATE, room).segment(str(tmp_path / "x.wav"), first, 8000) for room in (1e9, 0.0))
+    assert np.abs(in_memory - from_file).max() < 1e-3 * np.abs(in_memory).max()
+
+
+@pytest.mark.parametrize("peak", [1e-4, 0.5, 3.0])
+def test_a_recording_in_memory_keeps_its_level_however_quiet_or_loud(tmp_path: Path, peak: float) -> None:
+    sound = white(2 * RATE)
+    sound = sound * np.float32(peak / np.abs(sound).max())
+    sound_files.write(tmp_path / "x.wav", sound, RATE, subtype="FLOAT")
+    segment = Cache(RATE, 1e9).segment(str(tmp_path / "x.wav"), 0, 2 * RATE)
+    expected = read_mono(str(tmp_path / "x.wav"), RATE)
+    assert np.abs(expected).max() > 0.8 * peak
+    assert np.abs(segment - expected).max() < 1e-4 * peak
 
 
 def test_files_of_other_sample_rates_are_resampled(tmp_path: Path, corpus: list[Entry]) -> None:

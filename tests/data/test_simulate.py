@@ -336,7 +336,13 @@ def test_a_file_that_is_simulated_in_parts_equals_the_whole(monkeypatch: pytest.
         ({"frequencies": (100.0, 0.0)}, "must be two or more, increasing"),
         ({"frequencies": GRID, "coherence": (0.5, 1.5)}, "between 0 and 1"),
         ({"resonances": ((1.0, 2.0),)}, "resonances"),
+        ({"resonances": ((0.0, 2.0, 6.0),)}, "resonances: frequencies and q must be positive"),
+        ({"resonances": ((900.0, 0.0, 6.0),)}, "resonances: frequencies and q must be positive"),
         ({"white_noise": -1.0}, "white_noise is -1.0"),
+        ({"thumps_per_second": -1.0}, "thumps_per_second is -1.0"),
+        ({"filter_jitter": 20.0}, "filter_jitter is 20.0, must be at least 0 and below 1"),
+        ({"resonance_jitter": 1.0}, "resonance_jitter is 1.0, must be"),
+        ({"band_limit_jitter": -0.1}, "band_limit_jitter is -0.1, must be"),
         ({"q": 0.0}, "positive"),
     ],
 )

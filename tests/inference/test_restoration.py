@@ -84,7 +84,7 @@ def test_windows_in_a_batch_equal_single_windows(tiny: TwoStage, speech: Speech)
     sizes: dict[int, list[int]] = {1: [], 3: []}
 
     def restored_in_batches(batch: int) -> np.ndarray:
-        hook = tiny.restorer.register_forward_pre_hook(lambda _, inputs: sizes[batch].append(len(inputs[0])))
+        hook = tiny.restorer.conv_pre.register_forward_pre_hook(lambda _, inputs: sizes[batch].append(len(inputs[0])))
         output = np.concatenate([out for _, out in enhance(tiny, [stereo], 0.2, [0, 1], batch)], axis=1)
         hook.remove()
         return output

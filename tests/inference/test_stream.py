@@ -36,6 +36,7 @@ MODELS = {
     "causal, plain vocoder": lambda: causal_model(griffin_lim=0),
     "causal, looks ahead": lambda: causal_model(griffin_lim=0, look_ahead=2),
     "causal, looks ahead, Griffin-Lim": lambda: causal_model(look_ahead=3),
+    "causal, both stages look ahead": lambda: causal_model(griffin_lim=0, look_ahead=1, vocoder_look_ahead=2),
     "windows": centered,
 }
 
@@ -77,6 +78,17 @@ def test_streaming_the_shipped_model_equals_offline() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_a_model_in_training_mode_streams_and_restores_as_in_evaluation_mode(name: str) -> None:
+    model, audio = MODELS[name](), noise(LENGTH)
+    expected = twostage.restore(model, audio, 16000), streamed(twostage.Stream(model, seconds=0.064), audio, 1000)
+    model.train()
+    actual = twostage.restore(model, audio, 16000), streamed(twostage.Stream(model, seconds=0.064), audio, 1000)
+    assert all(part.training for part in model.modules())
+    for left, right in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_samples_are_returned_within_the_latency(name: str) -> None:
     model, audio = MODELS[name](), noise(40000)
     highpass_filter = ZeroPhaseHighPass(1, 16000, 1600)
@@ -93,6 +105,7 @@ def test_samples_are_returned_within_the_latency(name: str) -> None:
             "causal, plain vocoder": 256,
             "causal, looks ahead": 768,
             "causal, looks ahead, Griffin-Lim": 768 + 3 * 256,
+            "causal, both stages look ahead": 256 + 3 * 256,
             "windows": 1024 + math.ceil(model.context / model.stride) * model.stride + 1 + highpass_filter.latency,
         }[name]
     )

@@ -255,6 +255,16 @@ def test_missing_tools_are_reported_with_the_package_to_install(monkeypatch: pyt
         virtual_microphone.require()
 
 
+def test_a_model_that_looks_ahead_is_refused(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(virtual_microphone, "checked_microphone", lambda *_: None)
+    assert cli.main(["stream", "--virtual-microphone", "mine", "--model", str(tiny_path)]) == 1
+    error = capsys.readouterr().err
+    assert f"--virtual-microphone needs a causal model: {tiny_path} returns whole windows" in error
+    assert error.count("\n") == 1
+
+
 def test_audio_that_waits_too_long_is_skipped() -> None:
     reader, writer = os.pipe()
     sound = noise(RATE // 2)

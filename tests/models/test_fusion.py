@@ -92,6 +92,12 @@ def test_the_air_channel_has_the_configured_snr(speech: Speech, noise: Path, snr
         assert np.abs(air.of(clean, RATE, "b") - clean - added).max() > 1e-3
 
 
+def test_noise_that_is_not_finite_is_an_error_that_names_the_file(speech: Speech, tmp_path: Path) -> None:
+    sound_files.write(tmp_path / "nan.wav", np.full(8000, np.nan, np.float32), RATE, subtype="FLOAT")
+    with pytest.raises(AudioError, match=r"nan\.wav"):
+        Air(0.0, (str(tmp_path / "nan.wav"),)).of(speech(RATE), RATE, "a")
+
+
 def test_the_noise_of_a_part_has_the_level_of_the_whole(speech: Speech) -> None:
     pause = 1e-4 * speech(RATE)
     added = noisy(pause, pink(RATE, RATE, np.random.default_rng(0)), RATE, 10.0, level=-26.0) - pause

@@ -195,6 +195,33 @@ def test_no_sample_depends_on_input_beyond_its_hop() -> None:
         assert change[20 * 256 :].max() > 1e-3
 
 
+@pytest.mark.parametrize("look_ahead", [0, 1, 3])
+def test_a_sample_depends_on_the_log_mels_that_the_vocoder_looks_ahead_and_on_no_later_sensor_sample(
+    look_ahead: int,
+) -> None:
+    model = vocoder(config(CAUSAL, look_ahead=look_ahead))
+    mel, sensor = noise(1, 16, 40).double() - 4, noise(1, 1, 40 * 256).double()
+    later_mel, later_sensor = mel.clone(), sensor.clone()
+    later_mel[..., 20] += 1
+    later_sensor[..., 20 * 256] += 0.5
+    whole = model(mel, sensor=sensor)
+    assert whole.shape == sensor.shape
+    for changed, first in (
+        (model(later_mel, sensor=sensor), (20 - look_ahead) * 256),
+        (model(mel, sensor=later_sensor), 20 * 256),
+    ):
+        assert int((changed != whole).nonzero()[0, -1]) == first
+    late = model.forward_chunk(mel, sensor=sensor)
+    torch.testing.assert_close(late[..., model.delay :], whole[..., : whole.shape[-1] - model.delay])
+
+
+def test_in_training_a_vocoder_that_looks_ahead_leaves_out_samples_whose_future_is_unknown() -> None:
+    model = vocoder(config(CAUSAL, look_ahead=2))
+    mel, sensor = noise(1, 16, 40).double() - 4, noise(1, 1, 40 * 256).double()
+    whole = model(mel, sensor=sensor)
+    torch.testing.assert_close(model.train()(mel, sensor=sensor), whole[..., : -2 * 256])
+
+
 def test_leaf_modules_of_the_encoder_hold_the_streaming_state() -> None:
     model = two_stages(CAUSAL)
     with torch.no_grad(), streaming(model):

@@ -72,6 +72,9 @@ def test_a_frame_affects_the_output_within_the_context(config):
         ({"resblock_kernel_sizes": (3,)}, "differ in length"),
         ({"resblock_kernel_sizes": (3, 4)}, "must be odd"),
         ({"resblock": 3}, "vocoder.resblock is 3, must be 1 or 2"),
+        ({"look_ahead": 2}, "vocoder.look_ahead is 2, must be 0, or positive with mel.causal and griffin_lim 0"),
+        ({"look_ahead": 2, "mel": MelConfig(causal=True), "griffin_lim": 1}, "vocoder.look_ahead is 2, must be 0"),
+        ({"look_ahead": -1, "mel": MelConfig(causal=True)}, "vocoder.look_ahead is -1, must be 0"),
         ({"upsample_initial_channel": 40}, "vocoder.upsample_initial_channel is 40, must be divisible by 16"),
     ],
 )

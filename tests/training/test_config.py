@@ -148,6 +148,7 @@ def test_invalid_settings_of_a_restorer_are_refused(overrides: list[str], settin
         (["models=[a]", "weights.restored=1"], "weights.restored is 1.0, but train is vocoder"),
         (["models=[a]", "init_from=b"], "init_from is 'b'; fine-tuning starts from models"),
         (["models=[a]", "frames=0"], "frames is 0, must be at least 1"),
+        (["models=[a]", "data.sensors=[]", "data.sensor_weights=[]"], "data.sensors is empty, and data.real_fraction"),
         (["models=[a]", "frames=7", "weights.frame_lines=1"], "frames is 7, weights.frame_lines needs 8"),
     ],
 )

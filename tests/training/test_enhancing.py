@@ -65,6 +65,11 @@ def overrides(paired_corpus: Path, tmp_path: Path) -> list[str]:
     return [*FAST, *pairs, f"run_dir={tmp_path / 'run'}", "enhancer=gain", "steps=60", "optimizer.learning_rate=0.05"]
 
 
+def test_simulated_segments_without_a_sensor_are_refused(overrides):
+    with pytest.raises(ConfigError, match=r"data\.sensors is empty, and data\.real_fraction below 1"):
+        load_config(EnhancerRun, [], [*overrides, "data.real_fraction=0.5"])
+
+
 def trained(overrides: list[str], *extra: str) -> Gain:
     settings = load_config(EnhancerRun, [], [*overrides, *extra])
     recipes.train_enhancer(settings)

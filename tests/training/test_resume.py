@@ -14,6 +14,7 @@ from trainings import assert_same_training, data_overrides
 from twostage.models import checkpoint
 from twostage.training import recipes
 from twostage.training.config import RestorerRun, VocoderRun, load_config
+from twostage.training.fingerprint import changed, fingerprint
 from twostage.utils.errors import CheckpointError, ConfigError
 
 STEPS = 6
@@ -199,6 +200,19 @@ def test_a_resumed_restorer_training_is_bitwise_the_same(corpus: Path, tmp_path:
     logged = (tmp_path / "whole" / "log.jsonl").read_text()
     assert ('"adaptive_adv"' in logged) == any("adaptive" in setting for setting in extra)
     assert bool(discriminators and discriminators["lengths"]) == ("adversary.adaptive=each" in extra)
+
+
+def test_a_listener_is_compared_up_to_rounding() -> None:
+    listener = torch.nn.Linear(300, 300)
+    ours = fingerprint([], [], [], listener)
+    with torch.no_grad():
+        listener.weight *= 1 + 1e-12  # as the order of a sum changes it
+    assert changed(ours, fingerprint([], [], [], listener)) == ""
+    with torch.no_grad():
+        listener.weight *= 1.001
+    assert changed(ours, fingerprint([], [], [], listener)) == "valid.vocoder"
+    assert changed(ours, fingerprint([], [], [], None)) == "valid.vocoder"
+    assert changed(ours, {**ours, "valid.vocoder": "the digest of an earlier version"}) == ""
 
 
 def test_a_restorer_state_of_an_older_version_without_adversary_is_resumed(corpus: Path, tmp_path: Path) -> None:

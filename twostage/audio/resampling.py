@@ -48,6 +48,15 @@ def resample(audio: Audio, from_rate: int, to_rate: int) -> Audio:
     return out.reshape(*audio.shape[:-1], -1)
 
 
+def cut(audio: Audio, start: int, samples: int) -> Audio:
+    """Samples (samples,) of audio (T,) from ``start``, which may lie before it; zeros beyond either end."""
+    out = np.zeros(samples, np.float32)
+    first, last = max(0, start), min(len(audio), start + samples)
+    if last > first:
+        out[first - start : last - start] = audio[first:last]
+    return out
+
+
 def match_length(audio: Audio, frames: int) -> Audio:
     """Cut audio (..., T) to ``frames`` samples, or pad it with zeros."""
     missing = max(0, frames - audio.shape[-1])

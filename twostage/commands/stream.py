@@ -97,6 +97,11 @@ def run(args: argparse.Namespace) -> int:
 
         checked_microphone(args.virtual_microphone, args.microphone)  # before the model is loaded
     model = load_for_stream(*args.model or ["causal"], threads=args.threads)
+    if args.virtual_microphone and not model.causal:
+        raise ConfigError(
+            f"--virtual-microphone needs a causal model: {' '.join(args.model)} returns whole windows, and "
+            "sound would be lost meanwhile"
+        )
     if args.file:
         return _file(args, model, gain)
     stream = Stream(model, seconds=args.seconds, gain_db=gain or [0.0])

@@ -153,7 +153,7 @@ def read_text(source: str) -> str:
     """The text of a file, a path or URL. Raises ConfigError."""
     files, path = _opened(source)
     try:
-        return str(files.cat_file(path).decode())
+        return str(files.cat_file(path).decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise ConfigError("not a text file", subject=source) from None
     except FileNotFoundError:

@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from twostage.audio.resampling import cut
 from twostage.audio.speech import read_speech
 from twostage.audio.types import Audio
 from twostage.data.manifest import Entry
@@ -97,8 +98,8 @@ def open_pair(entry: Entry, sample_rate: int) -> AlignedPair:
     alignment = Alignment.of(entry, sample_rate)
     first, _ = alignment.shared(len(clean), len(degraded))
     return AlignedPair(
-        alignment.degraded_segment(partial(_cut, degraded), first, alignment.length(len(degraded)) - first),
-        alignment.clean_segment(partial(_cut, clean), first, len(clean) - first),
+        alignment.degraded_segment(partial(cut, degraded), first, alignment.length(len(degraded)) - first),
+        alignment.clean_segment(partial(cut, clean), first, len(clean) - first),
     )
 
 
@@ -125,15 +126,6 @@ def _sincs() -> Audio:
     distance = np.arange(1 - TAPS // 2, TAPS // 2 + 1) - np.arange(PHASES + 1)[:, None] / PHASES
     window = np.i0(KAISER * np.sqrt(np.clip(1 - (distance / (TAPS // 2)) ** 2, 0, 1))) / np.i0(KAISER)
     return (np.sinc(distance) * window).astype(np.float32)
-
-
-def _cut(audio: Audio, start: int, samples: int) -> Audio:
-    """Samples (samples,) from ``start``; zeros beyond either end."""
-    out = np.zeros(samples, np.float32)
-    first, last = max(0, start), min(len(audio), start + samples)
-    if last > first:
-        out[first - start : last - start] = audio[first:last]
-    return out
 
 
 def read_mono(path: str, sample_rate: int) -> Audio:

@@ -7,7 +7,7 @@ from twostage.data.spectra import OVERLAP, Floats, frame_size, istft, power, stf
 
 QUIETEST = 0.1  # fraction of the frames that count as noise only
 EXCESS = 2.0  # factor of the noise power that is subtracted: more than 1, because the power fluctuates
-PART_SECONDS = 60.0  # length that is gated at once, to bound memory
+PART_SECONDS = 60.0  # shortest length of the parts that are gated at once, to bound memory
 
 
 def gate(speech: Floats, sample_rate: int, depth_db: float) -> Floats:
@@ -16,9 +16,11 @@ def gate(speech: Floats, sample_rate: int, depth_db: float) -> Floats:
     Source: Boll, "Suppression of Acoustic Noise in Speech Using Spectral Subtraction", TASSP 1979; here powers are
     smoothed over neighbors in time and frequency against musical noise.
     """
-    part = round(PART_SECONDS * sample_rate)
-    parts = [_gate(speech[start : start + part], sample_rate, depth_db) for start in range(0, len(speech), part)]
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    if not len(speech):
+        return np.zeros(0, np.float32)
+    # equal parts: of a short rest, the quietest frames would be speech
+    parts = np.array_split(speech, max(1, len(speech) // round(PART_SECONDS * sample_rate)))
+    return np.concatenate([_gate(part, sample_rate, depth_db) for part in parts])
 
 
 def _gate(speech: Floats, sample_rate: int, depth_db: float) -> Floats:

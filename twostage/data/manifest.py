@@ -261,7 +261,7 @@ def _seconds(path: str) -> float:
 
 def _read_one(path: Path, problems: list[str] | None) -> list[Entry]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         reason = reason_of(error) if isinstance(error, OSError) else "not a text file"
         raise DataError(f"{reason}", subject=path) from None
@@ -372,8 +372,10 @@ def _absolute(entry: Entry, folder: Path) -> Entry:
 
 
 def _relative(entry: Entry, folder: Path) -> dict[str, Any]:
-    values = asdict(entry)
+    values, home = asdict(entry), os.path.realpath(folder)
     for side in ("clean", "degraded"):
         if values[side]:
-            values[side] = Path(os.path.relpath(values[side], folder)).as_posix()
+            path = Path(values[side])  # through links to folders, as `..` leads out of their targets
+            resolved = os.path.join(os.path.realpath(path.parent), path.name)
+            values[side] = Path(os.path.relpath(resolved, home)).as_posix()
     return values

@@ -6,8 +6,8 @@ import numpy as np
 from scipy import fft
 
 from twostage.audio.levels import active_level
-from twostage.audio.speech import read_speech
 from twostage.audio.types import Audio
+from twostage.data.aligned_pair import read_mono
 from twostage.data.simulator import seeded
 
 
@@ -53,5 +53,5 @@ class Air:
     def _noise(self, samples: int, sample_rate: int, rng: np.random.Generator) -> Audio:
         if not self.noise:
             return pink(samples, sample_rate, rng)
-        recording, _ = read_speech(self.noise[int(rng.integers(len(self.noise)))], sample_rate)
+        recording = read_mono(self.noise[int(rng.integers(len(self.noise)))], sample_rate)
         return looped(recording, samples, int(rng.integers(len(recording))))

@@ -5,6 +5,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from math import gcd
 from threading import Lock
 from typing import NamedTuple
 
@@ -83,6 +84,18 @@ class PairConfig:
         return 2 if self.air_snr_db else 1
 
 
+class _Cached(NamedTuple):
+    """A recording (T,) in 16 bits, scaled to its peak, so that a quiet or a loud one loses nothing that is audible."""
+
+    samples: NDArray[np.int16]
+    scale: np.float32
+
+    @classmethod
+    def of(cls, audio: Floats) -> "_Cached":
+        scale = np.float32(max(float(np.abs(audio).max(initial=0.0)), 1e-9) / (2**15 - 1))
+        return cls(np.rint(audio / scale).astype(np.int16), scale)
+
+
 @dataclass
 class Cache:
     """Caches sound files at one sample rate and their active levels, as 16-bit samples, up to a limit of memory."""
@@ -90,7 +103,7 @@ class Cache:
     sample_rate: int
     room: float  # bytes
     gate_db: float = 0.0
-    _samples: dict[str, NDArray[np.int16]] = field(default_factory=dict)
+    _samples: dict[str, _Cached] = field(default_factory=dict)
     _levels: dict[str, tuple[int, float]] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
 
@@ -108,7 +121,7 @@ class Cache:
         out = np.zeros(samples, np.float32)
         if last > first:
             cached = self._samples.get(path)
-            part = cached[first:last] * np.float32(2**-15) if cached is not None else self._read(path, first, last)
+            part = self._read(path, first, last) if cached is None else cached.samples[first:last] * cached.scale
             out[first - start : first - start + len(part)] = part
         return out
 
@@ -117,7 +130,7 @@ class Cache:
         self._levels[path] = len(mono), active_level(mono, self.sample_rate)
         if 2 * len(mono) <= self.room:
             self.room -= 2 * len(mono)
-            self._samples[path] = np.clip(np.rint(mono * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
+            self._samples[path] = _Cached.of(mono)
 
     def _whole(self, path: str) -> Floats:
         mono = read_mono(path, self.sample_rate)
@@ -127,8 +140,10 @@ class Cache:
         if self.gate_db:  # the noise is measured over the whole file
             return self._whole(path)[first:last]
         rate = sound_files.info(path).sample_rate
-        # with a second before and after, so that the high-pass filter has settled as in the whole file
-        padded_first, padded_last = max(0, first - self.sample_rate), last + self.sample_rate
+        # with a second before and after, so that the high-pass filter has settled as in the whole file; from a position
+        # that is a whole sample of the file
+        step = self.sample_rate // gcd(rate, self.sample_rate)
+        padded_first, padded_last = max(0, first - self.sample_rate) // step * step, last + self.sample_rate
         start, stop = padded_first * rate // self.sample_rate, -(-padded_last * rate // self.sample_rate)
         audio, _ = sound_files.read(path, start=start, frames=stop - start)
         part = sound_files.resample(without_drift(audio[0], rate), rate, self.sample_rate)

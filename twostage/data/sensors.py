@@ -90,7 +90,12 @@ class Sensor:
             raise ConfigError("sensor.coherence, sensor.noise_share and sensor.speech_share must lie between 0 and 1")
         if any(len(resonance) != 3 for resonance in self.resonances):
             raise ConfigError("sensor.resonances must be (Hz, q, dB) each")
-        for name in ("cutoff", "band_limit", "white_noise", "filter_jitter", "band_limit_jitter", "level_jitter_db"):
+        if any(hertz <= 0 or q <= 0 for hertz, q, _ in self.resonances):
+            raise ConfigError("sensor.resonances: frequencies and q must be positive")
+        for name in ("filter_jitter", "resonance_jitter", "band_limit_jitter"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"sensor.{name} is {getattr(self, name)}, must be at least 0 and below 1")
+        for name in ("cutoff", "band_limit", "white_noise", "thumps_per_second", "level_jitter_db"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"sensor.{name} is {getattr(self, name)}, must not be negative")
         if self.q <= 0 or self.gain_seconds <= 0:

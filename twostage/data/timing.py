@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import fft
 from scipy.ndimage import uniform_filter1d
 
+from twostage.audio.resampling import cut
 from twostage.data.spectra import Complex, Floats
 
 BAND = (80.0, 1500.0)  # Hz: band in which both channels contain speech
@@ -132,11 +133,7 @@ class _Side:
 
     def cut(self, start: int, samples: int) -> Floats:
         """Samples (samples,) from ``start``; zeros beyond either end."""
-        out = np.zeros(samples, np.float32)
-        first, last = max(0, start), min(len(self.signal), start + samples)
-        if last > first:
-            out[first - start : last - start] = self.signal[first:last]
-        return out
+        return cut(self.signal, start, samples)
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,9 @@ class ChunkedChannel:
 
     def __init__(self, model: Enhancer) -> None:
         self._step = chunk_runner(model)
-        self._stride, self._delay, self._inputs = model.stride, model.delay, model.inputs
+        self._stride, self._delay, self._inputs = model.stride, self._step.delay, model.inputs
         self._longest = ceil(CHUNK_SECONDS * model.sample_rate / model.stride) * model.stride
-        self.latency = model.stride + model.delay
+        self.latency = self._stride + self._delay
         self.reset()
 
     def reset(self) -> None:

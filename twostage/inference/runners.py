@@ -13,7 +13,10 @@ from twostage.models.protocol import Enhancer
 
 
 class ChunkRunner(Protocol):
-    """A causal model with its own state."""
+    """A causal model with its own state, in evaluation mode; its output is ``delay`` samples late."""
+
+    @property
+    def delay(self) -> int: ...
 
     def reset(self) -> None:
         """Return to the start of a stream."""

@@ -27,6 +27,11 @@ class TorchChunks:
         self._open = ExitStack()
         self._open.enter_context(streaming(self._leaves))
 
+    @property
+    def delay(self) -> int:
+        """The delay in evaluation mode, which in training mode can be less."""
+        return self._model.delay
+
     def reset(self) -> None:
         reset_streaming(self._leaves)
 

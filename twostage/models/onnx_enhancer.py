@@ -170,7 +170,7 @@ class OnnxStream:
     """One stream through a file of one step. It keeps the states from call to call."""
 
     def __init__(self, model: OnnxEnhancer) -> None:
-        self._model = model
+        self._model, self.delay = model, model.delay
         self.reset()
 
     def reset(self) -> None:

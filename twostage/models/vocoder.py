@@ -18,6 +18,7 @@ from twostage.models.griffinlim import GriffinLim
 from twostage.models.resblocks import RESBLOCKS, SLOPE
 from twostage.models.sensor_encoder import SensorEncoder
 from twostage.nn.layers import Conv1d, ConvTranspose1d, fold_weight_norm, weight_norm
+from twostage.nn.streaming import DelayLine
 from twostage.utils.errors import ConfigError
 
 LAST_SLOPE = 0.01  # before the output convolution: torch's default, as in the authors' code; their weights require it
@@ -121,6 +122,9 @@ class Vocoder(nn.Module):
         self.encoder = None
         if config.sensor_input:
             self.encoder = SensorEncoder(channels, config.upsample_rates, config.upsample_kernel_sizes, causal=causal)
+        # short kernels at the rate of the samples need the waveform in step with the output
+        delayed = config.look_ahead * config.mel.hop_length if config.sensor_input else 0
+        self.sensor_delay = DelayLine(delayed) if delayed else None
         self.griffin_lim = None
         if config.griffin_lim:
             self.griffin_lim = GriffinLim(
@@ -166,9 +170,8 @@ class Vocoder(nn.Module):
         if self.encoder is None:
             return [None] * (1 + len(self.ups))
         samples = mel.shape[-1] * self.config.mel.hop_length
-        skips: list[Tensor] = self.encoder(
-            mel.new_zeros(mel.shape[0], 1, samples) if sensor is None else sensor[..., :samples]
-        )
+        sensor = mel.new_zeros(mel.shape[0], 1, samples) if sensor is None else sensor[..., :samples]
+        skips: list[Tensor] = self.encoder(sensor if self.sensor_delay is None else self.sensor_delay(sensor))
         return skips
 
     def finish(self, audio: Tensor, mel: Tensor, input_spectra: InputSpectra | None) -> Tensor:

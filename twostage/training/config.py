@@ -144,6 +144,11 @@ class RunConfig:
             channels = f"{list(self.data.air_snr_db)}: 2 channels" if self.data.air_snr_db else "empty"
             raise ConfigError(f"{name} is {inputs}, but data.air_snr_db is {channels}")
 
+    def check_simulation(self) -> None:
+        """Raise ConfigError if there is no sensor for the simulated segments: the input would be clean speech."""
+        if self.data.real_fraction < 1 and not self.data.sensors:
+            raise ConfigError("data.sensors is empty, and data.real_fraction below 1 needs simulation")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RestorerRun(RunConfig):
@@ -167,8 +172,7 @@ class RestorerRun(RunConfig):
         audible = [name for name in self.valid.metrics if name != "mel_l1"]
         if audible and not self.valid.vocoder:
             raise ConfigError(f"valid.metrics: {audible[0]} needs sound: set valid.vocoder to the weights of a vocoder")
-        if self.data.real_fraction < 1 and not self.data.sensors:
-            raise ConfigError("data.sensors is empty, and data.real_fraction below 1 needs simulation")
+        self.check_simulation()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +218,7 @@ class FinetuneRun(RunConfig):
             raise ConfigError(f"frames is {self.frames}, weights.frame_lines needs {LINE_FRAMES}")
         if self.weights.restored and self.train == "vocoder":
             raise ConfigError(f"weights.restored is {self.weights.restored}, but train is vocoder")
+        self.check_simulation()
         if self.init_from:
             raise ConfigError(f"init_from is {self.init_from!r}; fine-tuning starts from models")
         # losses are balanced at the vocoder's last layer, on which the restored log-mels do not depend
@@ -238,6 +243,7 @@ class EnhancerRun(RunConfig):
         self.check_mel(self.mel)
         check_adaptive(self.adversary, self.weights)
         self.check_inputs("model.inputs", self.architecture.inputs)
+        self.check_simulation()
 
     @property
     def architecture(self) -> EnhancerConfig:

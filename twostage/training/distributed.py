@@ -25,7 +25,8 @@ class Team:
         """``module`` with its gradients averaged over the processes."""
         if self.world == 1:
             return module
-        # no broadcast of buffers: they are equal in all processes, and a copy within a step would break its backward
+        # no broadcast of buffers, as a copy within a step would break its backward. They are equal in all processes but
+        # for statistics of batches, of which each process keeps those of its own
         return DistributedDataParallel(module, broadcast_buffers=False)
 
     def gather(self, value: Any) -> list[Any]:
