@@ -72,7 +72,7 @@ def centered() -> TwoStage:
 
 @pytest.fixture(scope="module")
 def causal() -> TwoStage:
-    """A small model like the shipped one, which looks ahead, but with Griffin-Lim."""
+    """A small model like the shipped one, whose restorer looks ahead as well."""
     return small(CAUSAL_MEL, griffin_lim=1, time_stride=1, look_ahead=1)
 
 

@@ -1,9 +1,11 @@
 """Sample rates and lengths of streams of sound: the only module that imports soxr."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import soxr
+from numpy.typing import NDArray
 
 from twostage.audio.types import Audio
 
@@ -48,8 +50,8 @@ def resample(audio: Audio, from_rate: int, to_rate: int) -> Audio:
     return out.reshape(*audio.shape[:-1], -1)
 
 
-def cut(audio: Audio, start: int, samples: int) -> Audio:
-    """Samples (samples,) of audio (T,) from ``start``, which may lie before it; zeros beyond either end."""
+def cut(audio: NDArray[Any], start: int, samples: int) -> Audio:
+    """Samples (samples,) of audio (T,) from ``start``, which may lie before it, as floats; zeros beyond either end."""
     out = np.zeros(samples, np.float32)
     first, last = max(0, start), min(len(audio), start + samples)
     if last > first:

@@ -9,8 +9,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from hashlib import blake2b
 from io import StringIO
 from pathlib import Path
@@ -83,7 +84,8 @@ def write_manifest(path: str | os.PathLike[str], entries: Iterable[Entry], *, ov
     """Write entries as CSV if the path ends in ``.csv``, else as JSONL; their paths are relative to its folder."""
     path = Path(path)
     text = _to_csv if path.suffix.lower() == ".csv" else _to_jsonl
-    content = text(_relative(entry, path.parent) for entry in entries)
+    relative = _relative_to(path.parent)
+    content = text(_with_paths(entry, relative) for entry in entries)
     try:
         encoded = content.encode("utf-8", "strict" if text is _to_csv else ESCAPED)
     except UnicodeEncodeError:
@@ -371,11 +373,20 @@ def _absolute(entry: Entry, folder: Path) -> Entry:
     return replace(entry, clean=clean, degraded=degraded)
 
 
-def _relative(entry: Entry, folder: Path) -> dict[str, Any]:
-    values, home = asdict(entry), os.path.realpath(folder)
+def _relative_to(folder: Path) -> Callable[[str], str]:
+    """A function that makes paths relative to ``folder``, through links to folders, out of whose targets `..` leads."""
+    resolved, home = cache(os.path.realpath), os.path.realpath(folder)
+
+    def relative(path: str) -> str:
+        parent, name = os.path.split(path)
+        return Path(os.path.relpath(os.path.join(resolved(parent), name), home)).as_posix()
+
+    return relative
+
+
+def _with_paths(entry: Entry, change: Callable[[str], str]) -> dict[str, Any]:
+    values = asdict(entry)
     for side in ("clean", "degraded"):
         if values[side]:
-            path = Path(values[side])  # through links to folders, as `..` leads out of their targets
-            resolved = os.path.join(os.path.realpath(path.parent), path.name)
-            values[side] = Path(os.path.relpath(resolved, home)).as_posix()
+            values[side] = change(values[side])
     return values

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from twostage.audio import sound_files
 from twostage.audio.levels import LEVEL, active_level
+from twostage.audio.resampling import cut
 from twostage.audio.speech import without_drift
 from twostage.data.aligned_pair import Alignment, read_mono
 from twostage.data.gate import gate
@@ -117,13 +118,12 @@ class Cache:
     def segment(self, path: str, start: int, samples: int) -> Floats:
         """Samples (samples,) from ``start``, which may lie before the file; zeros beyond either end."""
         length, _ = self.describe(path)
+        cached = self._samples.get(path)
+        if cached is not None:
+            return cut(cached.samples, start, samples) * cached.scale
         first, last = max(0, start), min(length, start + samples)
-        out = np.zeros(samples, np.float32)
-        if last > first:
-            cached = self._samples.get(path)
-            part = self._read(path, first, last) if cached is None else cached.samples[first:last] * cached.scale
-            out[first - start : first - start + len(part)] = part
-        return out
+        part = self._read(path, first, last) if last > first else np.zeros(0, np.float32)
+        return cut(part, start - first, samples)
 
     def _load(self, path: str) -> None:
         mono = self._whole(path)

@@ -172,24 +172,22 @@ class Restorer(nn.Module):
         """Process the next chunk of a stream; the output is ``look_ahead`` frames late."""
         delayed = features if self.delay_line is None else self.delay_line(features)
         mel = delayed[:, : self.config.mel.n_mels]
-        x = self._input_channels(features, delayed)
+        x = self._as_channels(delayed)
+        if self.delay_line is not None:
+            newest = self._as_channels(features)
+            x = torch.cat([x, newest[:, :1], newest[:, 2:]], 1)  # the frequency is there already
         x = F.pad(x, (0, -mel.shape[-1] % self.stride, 0, 0), mode="replicate")
         x = self._unet(x.to(next(self.conv_pre.parameters()).dtype))[:, 0, :, : mel.shape[-1]].float() * SCALE
         restored = mel + x if self.config.output == "mask" else x + MEAN
         return restored.clamp_min(log(self.config.mel.clamp))
 
-    def _input_channels(self, features: Tensor, delayed: Tensor) -> Tensor:
-        """Channels (B, C, n_mels, L): bone, frequency, air, and input features; those of the newest frames follow."""
-        _, *others = self._as_channels(delayed)
-        newest = [] if self.delay_line is None else self._as_channels(features)
-        return torch.cat([with_frequency(delayed[:, : self.config.mel.n_mels]), *others, *newest], 1)
-
-    def _as_channels(self, features: Tensor) -> list[Tensor]:
-        """Rows (B, R, L) as channels (B, C, n_mels, L): normalized log-mels; other features repeat in all bands."""
+    def _as_channels(self, features: Tensor) -> Tensor:
+        """Rows (B, R, L) to channels (B, C, n_mels, L): bone, frequency, air, and features repeated in all bands."""
         inputs, n_mels = self.config.inputs, self.config.mel.n_mels
-        rows = features.split(self.config.rows, 1)
-        mels = [(mel[:, None] - MEAN) / SCALE for mel in rows[:inputs]]
-        return [*mels, *(row[:, :, None].expand(-1, -1, n_mels, -1) for row in rows[inputs:])]
+        bone, *others = features.split(self.config.rows, 1)
+        air = [(mel[:, None] - MEAN) / SCALE for mel in others[: inputs - 1]]
+        feature_channels = [rows[:, :, None].expand(-1, -1, n_mels, -1) for rows in others[inputs - 1 :]]
+        return torch.cat([with_frequency(bone), *air, *feature_channels], 1)
 
     def _unet(self, x: Tensor) -> Tensor:
         x, skips = self.conv_pre(x), []
