@@ -267,10 +267,12 @@ def real(model: EnhancerModule) -> EnhancerModule:
     model = deepcopy(model)
     if not isinstance(model, TwoStage):
         return model.eval()
-    kernel, griffin_lim = waves(model.mel.stft), model.vocoder.griffin_lim
+    kernel = waves(model.mel.stft)
     model.mel.stft = RealStft(model.mel.stft, kernel)
-    if griffin_lim is not None:
-        model.vocoder.griffin_lim = RealGriffinLim(griffin_lim, RealStft(griffin_lim.mel.stft, kernel))
+    for name in ("griffin_lim", "resynthesis"):
+        part = getattr(model.vocoder, name)
+        if part is not None:
+            setattr(model.vocoder, name, RealGriffinLim(part, RealStft(part.mel.stft, kernel)))
     return model.eval()
 
 

@@ -56,7 +56,7 @@ class WindowedInference:
             mel, input_spectra = tail.followed_by(mel, input_spectra)
             mel_start -= tail.mel.shape[-1]
         begin, stop = sample_start - mel_start, end + sample_context - mel_start
-        generated = self._generated(mel, audio[:, :1, mel_start * hop :], begin, stop)
+        generated = self._generated(mel, input_spectra, audio[:, :1, mel_start * hop :], begin, stop)
         if tail:
             generated = torch.cat([tail.audio, generated], -1)
             sample_start -= tail.audio.shape[-1] // hop
@@ -81,9 +81,12 @@ class WindowedInference:
         bone = input_spectra._replace(air=None).each(lambda spectrum: spectrum[..., begin - lead : end - lead])
         return mel[..., begin - lead : end - lead], bone
 
-    def _generated(self, mel: Tensor, sensor: Tensor, begin: int, end: int) -> Tensor:
-        """Samples for the frames from ``begin`` to ``end`` of ``mel``; ``sensor`` starts at the same position."""
+    def _generated(self, mel: Tensor, input_spectra: InputSpectra, sensor: Tensor, begin: int, end: int) -> Tensor:
+        """Samples for the frames from ``begin`` to ``end`` of ``mel``; the other inputs start at the same position."""
         context, hop = self._model.vocoder.generator_context, self._model.hop_length
         lead = max(0, begin - context)
-        generated = self._model.vocoder.generate(mel[..., lead : end + context], sensor[..., lead * hop :])
+        frames = slice(lead, end + context)
+        generated = self._model.vocoder.generate(
+            mel[..., frames], input_spectra.each(lambda spectrum: spectrum[..., frames]), sensor[..., lead * hop :]
+        )
         return generated[..., (begin - lead) * hop : (end - lead) * hop]

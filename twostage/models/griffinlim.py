@@ -62,7 +62,7 @@ class GriffinLim(nn.Module):
         divisible = config.n_fft % config.hop_length == 0 and config.n_fft >= 2 * config.hop_length
         if iterations and (not divisible or config.win_length != config.n_fft):  # the window sum must not be 0
             raise ConfigError(
-                "griffin_lim needs mel.win_length equal to mel.n_fft and that twice mel.hop_length or more, and a "
+                "griffin_lim and resynthesis need mel.win_length equal to mel.n_fft and that twice mel.hop_length or more, and a "
                 "multiple of it: "
                 f"{config.win_length}, {config.n_fft}, {config.hop_length}"
             )
@@ -88,12 +88,24 @@ class GriffinLim(nn.Module):
             mel, audio = mel.float(), audio.float()
             if input_spectra is None or not self.input_phase_below:
                 return self._iterate(audio, self.magnitudes(mel))
-            magnitude = self._floored_magnitudes(input_spectra.bone, FAINT)
-            phase = input_spectra.bone / magnitude
-            missing = (1 - power(phase).sqrt()) / self._floored_magnitudes(input_spectra.compressed, FAINT_HARMONIC)
-            phase = phase + input_spectra.compressed * missing
-            target_phase = phase * (power(phase) + OPPOSED).rsqrt_().mul_(self.trust)
-            return self._iterate(audio, self.magnitudes(mel, magnitude), target_phase)
+            return self._iterate(audio, *self._target(mel, input_spectra))
+
+    def resynthesis(self, mel: Tensor, input_spectra: InputSpectra) -> Tensor:
+        """Audio (B, 1, L * hop_length) from the input's phase alone: it is quiet as far as the input is not trusted.
+
+        It is ``delay`` samples late, as the output of ``forward``.
+        """
+        with torch.autocast(mel.device.type, enabled=False):
+            magnitudes, phase = self._target(mel.float(), input_spectra)
+            return self._waveform(magnitudes * phase, self._coverage(mel.shape[-1]))
+
+    def _target(self, mel: Tensor, input_spectra: InputSpectra) -> tuple[Tensor, Tensor]:
+        """Magnitudes and the phase to keep, both (B, n_fft // 2 + 1, L); the magnitude of the phase is its weight."""
+        magnitude = self._floored_magnitudes(input_spectra.bone, FAINT)
+        phase = input_spectra.bone / magnitude
+        missing = (1 - power(phase).sqrt()) / self._floored_magnitudes(input_spectra.compressed, FAINT_HARMONIC)
+        phase = phase + input_spectra.compressed * missing
+        return self.magnitudes(mel, magnitude), phase * (power(phase) + OPPOSED).rsqrt_().mul_(self.trust)
 
     @staticmethod
     def _floored_magnitudes(spectrum: Tensor, faint: float) -> Tensor:

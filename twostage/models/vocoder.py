@@ -2,12 +2,13 @@
 
 Source: Kong, Kim and Bae, "HiFi-GAN: Generative Adversarial Networks for Efficient and High Fidelity Speech Synthesis",
 NeurIPS 2020, section 2.2 and appendix A.1. Module names are those of the authors' checkpoints. With ``sensor_input``
-the sensor's waveform is an additional input (``models/sensor_encoder.py``).
+the sensor's waveform is an additional input (``models/sensor_encoder.py``), or, with ``resynthesis``, the log-mels'
+magnitudes with its phase.
 """
 
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from math import ceil, prod
+from math import ceil, inf, prod
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ class VocoderConfig:
     resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5))  # of each residual block
     fmax_for_loss: float | None = None  # Hz, upper limit of the log-mels in losses; null: half the sample rate
     sensor_input: bool = False  # the generator also takes the sensor's waveform; see data.sensors, data.silent_prob
+    resynthesis: bool = False  # with sensor_input: of the sensor it takes the phase alone, with the log-mels' magnitudes
     look_ahead: int = 0  # frames of the future that a sample depends on, with mel.causal and without Griffin-Lim
     griffin_lim: int = 0  # iterations applied to the output, except in training; 0: the paper's vocoder
     griffin_lim_below: float = 0.0  # Hz, below which its output replaces the generator's; 0: in the whole band
@@ -76,6 +78,14 @@ class VocoderConfig:
         if self.look_ahead < 0 or (self.look_ahead and (not self.mel.causal or self.griffin_lim)):
             raise ConfigError(
                 f"vocoder.look_ahead is {self.look_ahead}, must be 0, or positive with mel.causal and griffin_lim 0"
+            )
+        if self.resynthesis and not self.sensor_input:
+            raise ConfigError("vocoder.resynthesis needs vocoder.sensor_input")
+        complete = self.mel.n_fft // self.mel.hop_length - 1  # the frames for which a resynthesis waits
+        if self.resynthesis and self.mel.causal and self.look_ahead != complete:
+            raise ConfigError(
+                f"vocoder.look_ahead is {self.look_ahead}, must be mel.n_fft / mel.hop_length - 1, {complete}, "
+                "with mel.causal and resynthesis"
             )
         if self.griffin_lim < 0:
             raise ConfigError(f"vocoder.griffin_lim is {self.griffin_lim}, must not be negative")
@@ -122,8 +132,9 @@ class Vocoder(nn.Module):
         self.encoder = None
         if config.sensor_input:
             self.encoder = SensorEncoder(channels, config.upsample_rates, config.upsample_kernel_sizes, causal=causal)
-        # short kernels at the rate of the samples need the waveform in step with the output
-        delayed = config.look_ahead * config.mel.hop_length if config.sensor_input else 0
+        self.resynthesis = GriffinLim(config.mel, 1, input_phase_below=inf) if config.resynthesis else None
+        # short kernels at the rate of the samples need the waveform in step with the output, as a resynthesis is
+        delayed = config.look_ahead * config.mel.hop_length if config.sensor_input and not config.resynthesis else 0
         self.sensor_delay = DelayLine(delayed) if delayed else None
         self.griffin_lim = None
         if config.griffin_lim:
@@ -132,10 +143,11 @@ class Vocoder(nn.Module):
             )
 
     def forward(self, mel: Tensor, input_spectra: InputSpectra | None = None, sensor: Tensor | None = None) -> Tensor:
-        """``input_spectra``: the spectra of the input before restoration, for Griffin-Lim, if it is used.
+        """``input_spectra``: the spectra of the input before restoration, for Griffin-Lim and ``resynthesis``.
 
         ``sensor`` (B, 1, L * hop_length): the waveform of the input, for a generator with ``sensor_input``; None is
-        silence. In training, the last ``look_ahead`` frames give no samples, because their future is unknown.
+        silence. A resynthesis without ``input_spectra`` uses those of ``sensor``. In training, the last ``look_ahead``
+        frames give no samples, because their future is unknown.
         """
         if not self.delay or not mel.shape[-1]:
             return self.forward_chunk(mel, input_spectra, sensor)
@@ -153,11 +165,14 @@ class Vocoder(nn.Module):
         self, mel: Tensor, input_spectra: InputSpectra | None = None, sensor: Tensor | None = None
     ) -> Tensor:
         """Process the next chunk of a stream, frames as in ``forward``; the output is ``delay`` samples late."""
-        return self.finish(self.generate(mel, sensor), mel, input_spectra)
+        return self.finish(self.generate(mel, input_spectra, sensor), mel, input_spectra)
 
-    def generate(self, mel: Tensor, sensor: Tensor | None = None) -> Tensor:
-        """The output of the generator alone, ``look_ahead`` frames late; ``sensor`` as in ``forward``."""
-        x, (skip, *skips) = self.conv_pre(mel.to(next(self.conv_pre.parameters()).dtype)), self._skips(mel, sensor)
+    def generate(
+        self, mel: Tensor, input_spectra: InputSpectra | None = None, sensor: Tensor | None = None
+    ) -> Tensor:
+        """The output of the generator alone, ``look_ahead`` frames late; the arguments are those of ``forward``."""
+        x = self.conv_pre(mel.to(next(self.conv_pre.parameters()).dtype))
+        skip, *skips = self._skips(mel, input_spectra, sensor)
         x = x if skip is None else x + skip
         for up, blocks, skip in zip(self.ups, self._levels(), skips, strict=True):
             x = up(F.leaky_relu_(x, SLOPE))
@@ -165,13 +180,21 @@ class Vocoder(nn.Module):
             x = reduce(Tensor.add_, (block(x) for block in blocks)).div_(len(blocks))
         return torch.tanh(self.conv_post(F.leaky_relu_(x, LAST_SLOPE)).float())
 
-    def _skips(self, mel: Tensor, sensor: Tensor | None) -> list[Tensor] | list[None]:
+    def _skips(
+        self, mel: Tensor, input_spectra: InputSpectra | None, sensor: Tensor | None
+    ) -> list[Tensor] | list[None]:
         """The activations of the encoder for each rate, from the frame rate upward; None each without an encoder."""
         if self.encoder is None:
             return [None] * (1 + len(self.ups))
         samples = mel.shape[-1] * self.config.mel.hop_length
         sensor = mel.new_zeros(mel.shape[0], 1, samples) if sensor is None else sensor[..., :samples]
-        skips: list[Tensor] = self.encoder(sensor if self.sensor_delay is None else self.sensor_delay(sensor))
+        if self.resynthesis is not None:
+            sensor = self.resynthesis.resynthesis(
+                mel, input_spectra or self.resynthesis.mel.stft.input_spectra(sensor)
+            )
+        elif self.sensor_delay is not None:
+            sensor = self.sensor_delay(sensor)
+        skips: list[Tensor] = self.encoder(sensor)
         return skips
 
     def finish(self, audio: Tensor, mel: Tensor, input_spectra: InputSpectra | None) -> Tensor:
@@ -219,4 +242,4 @@ class Vocoder(nn.Module):
             rate *= up
             frames += widest / rate
         frames = (frames + 3 / rate) * (2 if config.mel.causal else 1)  # if causal, all of them in the past
-        return ceil(frames)
+        return ceil(frames) + (self.resynthesis.context if self.resynthesis else 0)
