@@ -92,11 +92,11 @@ def parts(model: TwoStage, audio: Tensor) -> dict[str, Callable[[], Tensor]]:
     vocoder, finish = model.vocoder, model.vocoder.griffin_lim
     mel, input_spectra, sensor = model.mel(audio), model.mel.stft.input_spectra(audio), audio[:, :1]
     restored = model.restored(input_spectra)
-    generated = vocoder.generate(restored, sensor)
+    generated = vocoder.generate(restored, input_spectra, sensor)
     work = {
         "mel": lambda: model.mel(audio),
         "restorer": lambda: model.restorer(mel),
-        "vocoder": lambda: vocoder.generate(restored, sensor),
+        "vocoder": lambda: vocoder.generate(restored, input_spectra, sensor),
     }
     return work | ({"Griffin-Lim": lambda: finish(generated, restored, input_spectra)} if finish else {})
 

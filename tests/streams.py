@@ -27,7 +27,11 @@ SMALL_VOCODER = {
 
 
 def causal_model(
-    time_strides: tuple[int, ...] = (1, 1), griffin_lim: int = 1, look_ahead: int = 0, vocoder_look_ahead: int = 0
+    time_strides: tuple[int, ...] = (1, 1),
+    griffin_lim: int = 1,
+    look_ahead: int = 0,
+    vocoder_look_ahead: int = 0,
+    resynthesis: bool = False,
 ) -> TwoStage:
     """A small causal two-stage model with random weights, the same at every call."""
     torch.manual_seed(0)
@@ -46,6 +50,8 @@ def causal_model(
         griffin_lim=griffin_lim,
         input_phase_below=phase_below,
         look_ahead=vocoder_look_ahead,
+        sensor_input=resynthesis,
+        resynthesis=resynthesis,
     )
     model = TwoStage(TwoStageConfig(restorer, vocoder)).eval().fold()
     for weight in model.restorer.conv_post.parameters():  # with initial weights, the mask is almost zero

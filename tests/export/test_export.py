@@ -76,6 +76,17 @@ def causal() -> TwoStage:
     return small(CAUSAL_MEL, griffin_lim=1, time_stride=1, look_ahead=1)
 
 
+def resynthesizing(mel: MelConfig) -> TwoStage:
+    """A small model whose vocoder takes the log-mels' magnitudes with the sensor's phase."""
+    torch.manual_seed(0)
+    sensor = {"sensor_input": True, "resynthesis": True, "look_ahead": 2 if mel.causal else 0}
+    restorer = RestorerConfig(mel, channels=(4, 8), time_strides=(1,), dilations=(1,), look_ahead=int(mel.causal))
+    vocoder = small_vocoder(mel, channels=16, resblock=2, **sensor)
+    model = TwoStage(TwoStageConfig(restorer, vocoder)).eval().fold().requires_grad_(False)
+    randomize(model)
+    return model
+
+
 @pytest.fixture(scope="module")
 def whole(centered: TwoStage, folder: Path) -> OnnxEnhancer:
     """A model of whole signals, exported from a file of weights by the command."""
@@ -129,6 +140,16 @@ def test_streaming_steps_equal_the_whole(causal: TwoStage, step: OnnxEnhancer, s
     assert causal(inputs).abs().max() > 0.001
     torch.testing.assert_close(step(inputs), causal(inputs), atol=2e-5, rtol=0)
     assert torch.equal(step(inputs), step(inputs))  # no state is left over
+
+
+@pytest.mark.parametrize("mel", [CAUSAL_MEL, pytest.param(MelConfig(), marks=pytest.mark.slow)], ids=["step", "whole"])
+def test_a_resynthesis_is_exported(mel: MelConfig, folder: Path, speech: Speech) -> None:
+    model, path = resynthesizing(mel), folder / "resynthesis.onnx"
+    export(model, path, stream=mel.causal, provenance={})
+    for hops in (1, 2, 40):
+        inputs = audio_of(speech, hops * 256)
+        torch.testing.assert_close(OnnxEnhancer(path)(inputs), model(inputs), atol=TOLERANCE, rtol=0)
+    assert model(inputs).abs().max() > 0.001
 
 
 def test_batches_arrays_and_empty_outputs(step: OnnxEnhancer, whole: OnnxEnhancer, speech: Speech) -> None:

@@ -37,6 +37,7 @@ MODELS = {
     "causal, looks ahead": lambda: causal_model(griffin_lim=0, look_ahead=2),
     "causal, looks ahead, Griffin-Lim": lambda: causal_model(look_ahead=3),
     "causal, both stages look ahead": lambda: causal_model(griffin_lim=0, look_ahead=1, vocoder_look_ahead=2),
+    "causal, resynthesis": lambda: causal_model(griffin_lim=0, look_ahead=1, vocoder_look_ahead=2, resynthesis=True),
     "windows": centered,
 }
 
@@ -106,6 +107,7 @@ def test_samples_are_returned_within_the_latency(name: str) -> None:
             "causal, looks ahead": 768,
             "causal, looks ahead, Griffin-Lim": 768 + 3 * 256,
             "causal, both stages look ahead": 256 + 3 * 256,
+            "causal, resynthesis": 256 + 3 * 256,
             "windows": 1024 + math.ceil(model.context / model.stride) * model.stride + 1 + highpass_filter.latency,
         }[name]
     )

@@ -179,7 +179,7 @@ def test_invalid_settings_are_errors_that_name_them():
         VocoderConfig(input_phase_below=4000.0)
     with pytest.raises(ConfigError, match=r"vocoder.griffin_lim_below is 2000"):
         VocoderConfig(griffin_lim_below=2000.0)
-    with pytest.raises(ConfigError, match=r"griffin_lim needs mel.win_length equal to mel.n_fft"):
+    with pytest.raises(ConfigError, match=r"griffin_lim and resynthesis need mel.win_length equal to mel.n_fft"):
         GriffinLim(MelConfig(win_length=800), 1)
 
 

@@ -264,7 +264,9 @@ def test_a_window_needs_the_context_of_the_encoder(speech: Speech, monkeypatch: 
 def test_the_vocoder_gets_the_bone_channel(monkeypatch: pytest.MonkeyPatch) -> None:
     model, audio, sensors = two_stages(CENTERED, inputs=2), noise(1, 2, 20 * 256 + 100), []
     generate = model.vocoder.generate
-    monkeypatch.setattr(model.vocoder, "generate", lambda mel, sensor: sensors.append(sensor) or generate(mel, sensor))
+    monkeypatch.setattr(
+        model.vocoder, "generate", lambda mel, spectra, sensor: sensors.append(sensor) or generate(mel, spectra, sensor)
+    )
     assert model(audio).shape == (1, 1, 20 * 256)
     WindowedInference(model)(audio[..., : 20 * 256], 0, 20 * 256)
     assert torch.equal(sensors[0], audio[:, :1])

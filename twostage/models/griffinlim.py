@@ -62,8 +62,8 @@ class GriffinLim(nn.Module):
         divisible = config.n_fft % config.hop_length == 0 and config.n_fft >= 2 * config.hop_length
         if iterations and (not divisible or config.win_length != config.n_fft):  # the window sum must not be 0
             raise ConfigError(
-                "griffin_lim and resynthesis need mel.win_length equal to mel.n_fft and that twice mel.hop_length or more, and a "
-                "multiple of it: "
+                "griffin_lim and resynthesis need mel.win_length equal to mel.n_fft and that twice mel.hop_length or "
+                "more, and a multiple of it: "
                 f"{config.win_length}, {config.n_fft}, {config.hop_length}"
             )
         if config.causal and iterations > 1:
@@ -90,7 +90,7 @@ class GriffinLim(nn.Module):
                 return self._iterate(audio, self.magnitudes(mel))
             return self._iterate(audio, *self._target(mel, input_spectra))
 
-    def resynthesis(self, mel: Tensor, input_spectra: InputSpectra) -> Tensor:
+    def from_input_phase(self, mel: Tensor, input_spectra: InputSpectra) -> Tensor:
         """Audio (B, 1, L * hop_length) from the input's phase alone: it is quiet as far as the input is not trusted.
 
         It is ``delay`` samples late, as the output of ``forward``.

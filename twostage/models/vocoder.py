@@ -43,7 +43,7 @@ class VocoderConfig:
     resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5))  # of each residual block
     fmax_for_loss: float | None = None  # Hz, upper limit of the log-mels in losses; null: half the sample rate
     sensor_input: bool = False  # the generator also takes the sensor's waveform; see data.sensors, data.silent_prob
-    resynthesis: bool = False  # with sensor_input: of the sensor it takes the phase alone, with the log-mels' magnitudes
+    resynthesis: bool = False  # with sensor_input: the encoder takes the log-mels' magnitudes, with the sensor's phase
     look_ahead: int = 0  # frames of the future that a sample depends on, with mel.causal and without Griffin-Lim
     griffin_lim: int = 0  # iterations applied to the output, except in training; 0: the paper's vocoder
     griffin_lim_below: float = 0.0  # Hz, below which its output replaces the generator's; 0: in the whole band
@@ -167,9 +167,7 @@ class Vocoder(nn.Module):
         """Process the next chunk of a stream, frames as in ``forward``; the output is ``delay`` samples late."""
         return self.finish(self.generate(mel, input_spectra, sensor), mel, input_spectra)
 
-    def generate(
-        self, mel: Tensor, input_spectra: InputSpectra | None = None, sensor: Tensor | None = None
-    ) -> Tensor:
+    def generate(self, mel: Tensor, input_spectra: InputSpectra | None = None, sensor: Tensor | None = None) -> Tensor:
         """The output of the generator alone, ``look_ahead`` frames late; the arguments are those of ``forward``."""
         x = self.conv_pre(mel.to(next(self.conv_pre.parameters()).dtype))
         skip, *skips = self._skips(mel, input_spectra, sensor)
@@ -189,9 +187,8 @@ class Vocoder(nn.Module):
         samples = mel.shape[-1] * self.config.mel.hop_length
         sensor = mel.new_zeros(mel.shape[0], 1, samples) if sensor is None else sensor[..., :samples]
         if self.resynthesis is not None:
-            sensor = self.resynthesis.resynthesis(
-                mel, input_spectra or self.resynthesis.mel.stft.input_spectra(sensor)
-            )
+            spectra = input_spectra or self.resynthesis.mel.stft.input_spectra(sensor)
+            sensor = self.resynthesis.from_input_phase(mel, spectra)
         elif self.sensor_delay is not None:
             sensor = self.sensor_delay(sensor)
         skips: list[Tensor] = self.encoder(sensor)
