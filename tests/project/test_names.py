@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_models import small_vocoder
 from trainings import data_overrides
 
 from twostage.models import checkpoint
 from twostage.models.baselines.eben import Eben, EbenConfig
+from twostage.models.features import MelConfig
+from twostage.models.vocoder import Vocoder
 from twostage.training import recipes
 from twostage.training.config import EnhancerRun, RestorerRun, VocoderRun, load_config
 from twostage.utils.errors import ConfigError
@@ -155,14 +158,14 @@ def test_weights_with_old_settings_are_loaded(tmp_path, config, table):
         torch.testing.assert_close(loaded(audio), model.fold()(audio))
 
 
-def test_shipped_weights_with_old_settings_are_loaded():
-    """They were written before settings were renamed, like the files that users have."""
-    path = checkpoint.stage_files("causal/vocoder")[0]
+def test_a_vocoder_with_old_settings_is_loaded(tmp_path):
+    config, path = small_vocoder(MelConfig(), griffin_lim=1, input_phase_below=32000.0), tmp_path / "old.safetensors"
+    checkpoint.save(path, Vocoder(config), provenance={})
+    _rewritten(path, {new: old for old, new in RENAMED["VocoderConfig"].items()})
     with checkpoint.safe_open(path, framework="pt") as file:
         stored = json.loads(file.metadata()["config"])
     assert stored["heard_below"] == 32000
-    assert checkpoint.load_stage("causal/vocoder").config.input_phase_below == 32000
-    assert RENAMED["VocoderConfig"]["heard_below"] in checkpoint.read_header(path).config
+    assert checkpoint.load_stage(path).config == config
 
 
 def test_a_training_with_old_settings_is_resumed(overrides, tmp_path):
