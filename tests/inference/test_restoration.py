@@ -302,9 +302,9 @@ def test_consecutive_windows_generate_only_new_frames(
     inputs, vocoder = speech(120000)[None], tiny.vocoder
     frames_generated: list[int] = []
 
-    def generate(mel: Tensor, sensor: Tensor | None = None) -> Tensor:
+    def generate(mel: Tensor, *inputs: object) -> Tensor:
         frames_generated.append(mel.shape[-1])
-        return type(vocoder).generate(vocoder, mel, sensor)
+        return type(vocoder).generate(vocoder, mel, *inputs)
 
     monkeypatch.setattr(vocoder, "generate", generate)
     output = np.concatenate([block for _, block in enhance(tiny, [inputs], 0.8, [0])], axis=1)

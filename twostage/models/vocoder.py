@@ -19,7 +19,7 @@ from twostage.models.griffinlim import GriffinLim
 from twostage.models.resblocks import RESBLOCKS, SLOPE
 from twostage.models.sensor_encoder import SensorEncoder
 from twostage.nn.layers import Conv1d, ConvTranspose1d, fold_weight_norm, weight_norm
-from twostage.nn.streaming import DelayLine
+from twostage.nn.streaming import DelayLine, continued
 from twostage.utils.errors import ConfigError
 
 LAST_SLOPE = 0.01  # before the output convolution: torch's default, as in the authors' code; their weights require it
@@ -158,7 +158,7 @@ class Vocoder(nn.Module):
         input_spectra = (
             None if input_spectra is None else input_spectra.each(lambda spectrum: F.pad(spectrum, (0, frames)))
         )
-        sensor = None if sensor is None else F.pad(sensor, (0, self.delay))
+        sensor = None if sensor is None else continued(sensor, self.delay)
         return self.forward_chunk(mel, input_spectra, sensor)[..., self.delay :]
 
     def forward_chunk(
