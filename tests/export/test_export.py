@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from shutil import copyfile, copytree
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -42,10 +43,15 @@ Speech = Callable[..., np.ndarray]
 ROOT = Path(__file__).parents[2]
 
 
-def small(mel: MelConfig, griffin_lim: int, time_stride: int, look_ahead: int = 0) -> TwoStage:
+def small(
+    mel: MelConfig, griffin_lim: int, time_stride: int, restorer_look_ahead: int = 0, **settings: Any
+) -> TwoStage:
+    """``settings``: further ones of the vocoder."""
     torch.manual_seed(0)
-    restorer = RestorerConfig(mel, channels=(4, 8), time_strides=(time_stride,), dilations=(1,), look_ahead=look_ahead)
-    vocoder = small_vocoder(mel, channels=16, resblock=2, griffin_lim=griffin_lim, input_phase_below=4000.0)
+    sizes: dict[str, Any] = {"channels": (4, 8), "time_strides": (time_stride,), "dilations": (1,)}
+    restorer = RestorerConfig(mel, **sizes, look_ahead=restorer_look_ahead)
+    settings |= {"griffin_lim": griffin_lim, "input_phase_below": 4000.0 if griffin_lim else 0.0}
+    vocoder = small_vocoder(mel, channels=16, resblock=2, **settings)
     model = TwoStage(TwoStageConfig(restorer, vocoder)).eval().fold().requires_grad_(False)
     randomize(model)
     return model
@@ -73,18 +79,7 @@ def centered() -> TwoStage:
 @pytest.fixture(scope="module")
 def causal() -> TwoStage:
     """A small model like the shipped one, whose restorer looks ahead as well."""
-    return small(CAUSAL_MEL, griffin_lim=1, time_stride=1, look_ahead=1)
-
-
-def resynthesizing(mel: MelConfig) -> TwoStage:
-    """A small model whose vocoder takes the log-mels' magnitudes with the sensor's phase."""
-    torch.manual_seed(0)
-    sensor = {"sensor_input": True, "resynthesis": True, "look_ahead": 2 if mel.causal else 0}
-    restorer = RestorerConfig(mel, channels=(4, 8), time_strides=(1,), dilations=(1,), look_ahead=int(mel.causal))
-    vocoder = small_vocoder(mel, channels=16, resblock=2, **sensor)
-    model = TwoStage(TwoStageConfig(restorer, vocoder)).eval().fold().requires_grad_(False)
-    randomize(model)
-    return model
+    return small(CAUSAL_MEL, griffin_lim=1, time_stride=1, restorer_look_ahead=1)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +139,9 @@ def test_streaming_steps_equal_the_whole(causal: TwoStage, step: OnnxEnhancer, s
 
 @pytest.mark.parametrize("mel", [CAUSAL_MEL, pytest.param(MelConfig(), marks=pytest.mark.slow)], ids=["step", "whole"])
 def test_a_resynthesis_is_exported(mel: MelConfig, folder: Path, speech: Speech) -> None:
-    model, path = resynthesizing(mel), folder / "resynthesis.onnx"
+    path, vocoder = folder / "resynthesis.onnx", {"sensor_input": True, "resynthesis": True}
+    delays = {"restorer_look_ahead": 1, "look_ahead": 2} if mel.causal else {}
+    model = small(mel, griffin_lim=0, time_stride=1, **delays, **vocoder)
     export(model, path, stream=mel.causal, provenance={})
     for hops in (1, 2, 40):
         inputs = audio_of(speech, hops * 256)
