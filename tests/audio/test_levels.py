@@ -20,6 +20,9 @@ def test_speech_is_leveled_and_silence_stays_silent() -> None:
     assert levels.active_level(output, 16000) == pytest.approx(levels.LEVEL, abs=1e-3)
     assert output.dtype == np.float32
     assert not levels.leveled(np.zeros(100, np.float32), 16000).any()
+    almost = (1e-41 * noise(16000, 1)[0].astype(np.float64)).astype(np.float32)
+    assert almost.any()
+    assert np.array_equal(levels.leveled(almost, 16000), almost)
 
 
 def test_the_active_level_ignores_pauses() -> None:

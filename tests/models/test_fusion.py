@@ -107,6 +107,14 @@ def test_the_noise_of_a_part_has_the_level_of_the_whole(speech: Speech) -> None:
     assert np.array_equal(noisy(pause, silence, RATE, 0.0), pause)
 
 
+@pytest.mark.parametrize("level", [-104.0, -820.0])  # rounding to 16 bits; what an Opus decoder makes of silence
+def test_the_pauses_of_a_noise_recording_are_not_amplified(speech: Speech, level: float) -> None:
+    sound = speech(RATE)
+    quiet = (10 ** (level / 20) * np.random.default_rng(0).standard_normal(RATE)).astype(np.float32)
+    assert quiet.any()
+    assert np.array_equal(noisy(sound, quiet, RATE, 0.0), sound)
+
+
 def test_pink_noise_falls_by_3_db_per_octave_and_short_noise_is_repeated() -> None:
     power = np.abs(np.fft.rfft(pink(1 << 16, RATE, np.random.default_rng(0)))) ** 2
     power_of_octaves = [power[n : 2 * n].mean() for n in (1 << 11, 1 << 14)]  # three octaves apart

@@ -20,6 +20,7 @@ Floats = NDArray[np.float64]
 LEVEL = -26.0  # dBFS: active level at which the models are trained, and to which every input channel is scaled
 FRAME = 0.02  # seconds: a frame of the level meter
 RANGE = 20.0  # dB below the loudest frame at which speech counts as a pause
+SILENCE = -700.0  # dB: below, as in what some decoders make of digital silence, no float32 gain reaches LEVEL
 LOWEST = 75.0  # Hz: cutoff of the meter's high-pass; 65 Hz and below are attenuated by 50 dB
 # zeros and poles, without their conjugates, of an elliptic low-pass of order 9 with a ripple of 0.02 dB and a stop band
 # attenuation of 50 dB; computed by scipy.signal.ellipap(9, 0.02, 50)
@@ -110,7 +111,7 @@ def active_level(audio: AnyAudio, sample_rate: int) -> float:
 def _active(powers: Floats) -> float:
     """Level in dB of the speech among frames with powers (L,)."""
     loudest = powers.max()
-    if not loudest > 0:
+    if not loudest > 10 ** (SILENCE / 10):
         return -np.inf
     frames = 10 * np.log10(np.maximum(powers / loudest, 1e-15))
     top = _without_peaks(frames, _without_events(frames))

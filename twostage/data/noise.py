@@ -10,16 +10,18 @@ from twostage.audio.types import Audio
 from twostage.data.aligned_pair import read_mono
 from twostage.data.simulator import seeded
 
+QUIETEST = -100.0  # dB: noise below it is the pause of a recording, the rounding to 16 bits, not the sound of a place
+
 
 def noisy(speech: Audio, noise: Audio, sample_rate: int, snr_db: float, *, level: float | None = None) -> Audio:
     """Speech (T,) plus noise (T,) scaled to an active level ``snr_db`` below that of the speech.
 
     ``level``: active level in dB of the recording that the speech is a part of (default: its own). Silence in either
-    one adds nothing.
+    one adds nothing, and noise below QUIETEST is silence.
     """
     target = (active_level(speech, sample_rate) if level is None else level) - snr_db
     noise_level = active_level(noise, sample_rate)
-    if not (np.isfinite(target) and np.isfinite(noise_level)):
+    if not np.isfinite(target) or noise_level < QUIETEST:
         return speech
     return speech + noise * np.float32(10 ** ((target - noise_level) / 20))
 
