@@ -115,6 +115,16 @@ def test_the_pauses_of_a_noise_recording_are_not_amplified(speech: Speech, level
     assert np.array_equal(noisy(sound, quiet, RATE, 0.0), sound)
 
 
+def test_a_silent_part_of_the_noise_is_drawn_again(speech: Speech, tmp_path: Path) -> None:
+    bark = np.zeros(10 * RATE, np.float32)
+    bark[:RATE] = pink(RATE, RATE, np.random.default_rng(0))
+    sound_files.write(tmp_path / "bark.wav", bark, RATE)
+    clean = speech(RATE)
+    air = Air(0.0, (str(tmp_path / "bark.wav"),))
+    levels_of_noise = [levels.active_level(air.of(clean, RATE, str(name)) - clean, RATE) for name in range(8)]
+    assert levels_of_noise == pytest.approx([levels.active_level(clean, RATE)] * 8, abs=0.1)
+
+
 def test_pink_noise_falls_by_3_db_per_octave_and_short_noise_is_repeated() -> None:
     power = np.abs(np.fft.rfft(pink(1 << 16, RATE, np.random.default_rng(0)))) ** 2
     power_of_octaves = [power[n : 2 * n].mean() for n in (1 << 11, 1 << 14)]  # three octaves apart

@@ -11,6 +11,7 @@ from twostage.data.aligned_pair import read_mono
 from twostage.data.simulator import seeded
 
 QUIETEST = -100.0  # dB: noise below it is the pause of a recording, the rounding to 16 bits, not the sound of a place
+DRAWS = 20  # of a part of the noise; if all of them are silent, the air channel has no noise
 
 
 def noisy(speech: Audio, noise: Audio, sample_rate: int, snr_db: float, *, level: float | None = None) -> Audio:
@@ -53,7 +54,12 @@ class Air:
         return noisy(clean, self._noise(len(clean), sample_rate, rng), sample_rate, self.snr_db)
 
     def _noise(self, samples: int, sample_rate: int, rng: np.random.Generator) -> Audio:
+        """Noise (samples,); a part that is silent, as between the barks of a dog, is drawn again."""
         if not self.noise:
             return pink(samples, sample_rate, rng)
-        recording = read_mono(self.noise[int(rng.integers(len(self.noise)))], sample_rate)
-        return looped(recording, samples, int(rng.integers(len(recording))))
+        for _ in range(DRAWS):
+            recording = read_mono(self.noise[int(rng.integers(len(self.noise)))], sample_rate)
+            part = looped(recording, samples, int(rng.integers(len(recording))))
+            if active_level(part, sample_rate) >= QUIETEST:
+                break
+        return part
