@@ -22,7 +22,7 @@ def noisy(speech: Audio, noise: Audio, sample_rate: int, snr_db: float, *, level
     """
     target = (active_level(speech, sample_rate) if level is None else level) - snr_db
     noise_level = active_level(noise, sample_rate)
-    if not np.isfinite(target) or noise_level < QUIETEST:
+    if not (np.isfinite(target) and QUIETEST <= noise_level < np.inf):
         return speech
     return speech + noise * np.float32(10 ** ((target - noise_level) / 20))
 
